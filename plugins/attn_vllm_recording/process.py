@@ -70,8 +70,8 @@ class ProcessRecording:
             {
                 "index": one.index,
                 "function": one.function,
-                "wrong": one.judgement is not None and not one.judgement.agrees,
-                "message": one.judgement.message if one.judgement is not None else None,
+                "wrong": one.wrong is not None,
+                "message": one.wrong,
                 "case": one.case.name if one.case is not None else None,
                 "error": one.error,
             }

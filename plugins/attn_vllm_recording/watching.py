@@ -17,7 +17,9 @@ import torch
 from attn_contract import AttentionType, ContractError, Layer, UnsupportedError
 from attn_fuzz.shadow import Reader, reader_of
 from attn_vllm.layer import cache_format, layer_of
+from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention import Attention, MLAAttention
+from vllm.model_executor.layers.sparse_attn_indexer import SparseAttnIndexer
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner as SecondModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -25,6 +27,7 @@ from attn_vllm_recording.backends import Backend, backend_of, batch_of, class_of
 from attn_vllm_recording.blocks import Blocks
 from attn_vllm_recording.errors import NotJudgedError
 from attn_vllm_recording.excerpt import Excerpt, cache_of, choose
+from attn_vllm_recording.index_layers import IndexCall
 from attn_vllm_recording.process import LOG, ProcessRecording
 from attn_vllm_recording.settings import Settings
 
@@ -46,6 +49,7 @@ def watch(setting: str) -> None:
     _begin(Settings.of(setting))
     mock.patch.object(Attention, "__init__", _watched_init(Attention.__init__)).start()
     mock.patch.object(MLAAttention, "forward_impl", _counted(MLAAttention.forward_impl)).start()
+    mock.patch.object(SparseAttnIndexer, "forward_hip", _watched_index(SparseAttnIndexer.forward_hip)).start()
     for runner in (GPUModelRunner, SecondModelRunner):
         mock.patch.object(runner, "execute_model", _with_steps(runner.execute_model)).start()
     mock.patch.object(SecondModelRunner, "prepare_inputs", _with_rows(SecondModelRunner.prepare_inputs)).start()
@@ -152,6 +156,38 @@ def _counted(forward_impl: Callable[..., Any]) -> Callable[..., Any]:
     return counted
 
 
+def _watched_index(forward_hip: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward_hip)
+    def watched(self: Any, hidden_states: Any, q_quant: Any, k: Any, weights: Any) -> Any:
+        arguments, steps = (self, hidden_states, q_quant, k, weights), get_forward_context().attn_metadata
+        if not isinstance(steps, dict):  # vLLM measures memory, and nothing is computed
+            return forward_hip(*arguments)
+        process = current()
+        process.calls["SparseAttnIndexer"] += 1
+        if not _is_turn(process):
+            return forward_hip(*arguments)
+        name, record = self.k_cache.prefix, process.recording
+        call = _guarded(process, IndexCall, self, q_quant, k, weights, steps[name], record.judged)
+        if call is None:
+            process.save()
+            return forward_hip(*arguments)
+        with call.watching():
+            selected = forward_hip(*arguments)
+        _guarded(process, lambda: record.note(call.wrong(selected), function=f"SparseAttnIndexer {name}"))
+        process.save()
+        return selected
+
+    return watched
+
+
+def _is_turn(process: ProcessRecording) -> bool:
+    """Count a call, and say whether it is to be judged."""
+    is_due = process.recording.is_due()
+    if is_captured := torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        process.recording.pass_over("it was captured in a CUDA graph, and replays of a graph are not seen")
+    return is_due and not is_captured
+
+
 class WatchedImpl:
     """An implementation of attention whose calls are recorded.
 
@@ -192,10 +228,7 @@ class WatchedImpl:
         return result
 
     def _recorded(self, process: ProcessRecording, arguments: tuple[Any, ...]) -> torch.Tensor:
-        is_due = process.recording.is_due()
-        if is_captured := torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            process.recording.pass_over("it was captured in a CUDA graph, and replays of a graph are not seen")
-        if is_captured or not is_due:
+        if not _is_turn(process):
             return self.original(*arguments)
         before = _guarded(process, self._before, arguments)
         try:

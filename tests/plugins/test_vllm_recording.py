@@ -26,6 +26,7 @@ from attn_vllm_recording.summary import Summary
 from vllm.model_executor.layers.attention import Attention, MLAAttention
 from vllm.model_executor.layers.attention.cross_attention import create_cross_attention_backend
 from vllm.model_executor.layers.attention.encoder_only_attention import create_encoder_only_attention_backend
+from vllm.model_executor.layers.sparse_attn_indexer import SparseAttnIndexer
 from vllm.v1.attention.backends import flash_attn, triton_attn
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec
@@ -49,6 +50,7 @@ def recorded(tmp_path, monkeypatch):
     """The recording of this process, which judges every call of the models that are built from now on."""
     monkeypatch.setattr(Attention, "__init__", Attention.__init__)  # and back, when the test ends
     monkeypatch.setattr(MLAAttention, "forward_impl", MLAAttention.forward_impl)
+    monkeypatch.setattr(SparseAttnIndexer, "forward_hip", SparseAttnIndexer.forward_hip)
     monkeypatch.setattr(GPUModelRunner, "execute_model", lambda self, scheduled: self.run())
     monkeypatch.setattr(SecondModelRunner, "prepare_inputs", lambda self: self.inputs)
     monkeypatch.setattr(SecondModelRunner, "execute_model", lambda self, scheduled: self.prepare_inputs() and self.run())
@@ -70,6 +72,7 @@ def test_outputs_are_those_without_a_recording(layout, tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as undone:
         undone.setattr(Attention, "__init__", Attention.__init__)
         undone.setattr(MLAAttention, "forward_impl", MLAAttention.forward_impl)
+        undone.setattr(SparseAttnIndexer, "forward_hip", SparseAttnIndexer.forward_hip)
         for runner, name in (
             (GPUModelRunner, "execute_model"),
             (SecondModelRunner, "execute_model"),

@@ -107,6 +107,12 @@ class Found:
     """path of the captured case, or None if the call was not captured"""
     error: str | None
     """why the call was not judged or not captured, or None"""
+    wrong: str | None = None
+    """what is wrong, in one line; None if nothing is, or if the call was not judged"""
+
+    @property
+    def is_judged(self) -> bool:
+        return self.judgement is not None or self.wrong is not None
 
 
 @dataclass
@@ -215,15 +221,30 @@ class Recording:
             judgement = msgspec.structs.replace(judgement, of_bound={})  # as large as the output
             if judgement.agrees and self.captures == "wrong":
                 return
-            if self._has_room(judgement):
+            if self._has_room(is_judged=True):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 case = _captured(call, judgement, self.folder, index, out, lse, rounding or self.rounding)
         except (ContractError, CaptureError, OSError, torch.OutOfMemoryError) as reason:
             error = str(reason)
             if judgement is None:
                 self.pass_over(error)
-        if self._has_room(judgement):
-            self.found.append(Found(index, function, judgement, case, error))
+        if self._has_room(is_judged=judgement is not None):
+            wrong = judgement.message if judgement is not None and not judgement.agrees else None
+            self.found.append(Found(index, function, judgement, case, error, wrong))
+
+    def note(self, wrong: str | None, *, function: str = "") -> None:
+        """Count a verdict on the call that was counted last, which is no call of attention. It is not captured.
+
+        Args:
+            wrong: what is wrong, in one line; None: nothing.
+            function: as for `see`.
+        """
+        self.judged += 1
+        if wrong is None:
+            return
+        self.wrong += 1
+        if self._has_room(is_judged=True):
+            self.found.append(Found(self.calls - 1, function, None, None, None, wrong))
 
     def why_nothing_was_judged(self, no_call: str) -> str | None:
         """Why no call was judged, in words; None if one was, or none was to be.
@@ -237,9 +258,9 @@ class Recording:
             return no_call
         return f"{sum(self.not_judged.values())} could not be, the first because of: {next(iter(self.not_judged))}"
 
-    def _has_room(self, judgement: Judgement | None) -> bool:
+    def _has_room(self, *, is_judged: bool) -> bool:
         """True if `found` has room for such a call. What cannot be judged leaves the room of wrong calls free."""
-        return sum((found.judgement is None) == (judgement is None) for found in self.found) < self.limit
+        return sum(found.is_judged == is_judged for found in self.found) < self.limit
 
 
 @contextmanager

@@ -365,3 +365,14 @@ def test_a_rounding_that_is_no_number_is_refused(name, value):
 def test_a_number_of_narrow_sums_that_is_none_is_refused(value):
     with pytest.raises(ValueError, match="narrow_sums, expected an int of at least 0"):
         Rounding(keys_per_tile=16, narrow_sums=value)
+
+
+def test_a_verdict_of_somebody_else_is_counted(tmp_path):
+    recording = attn_fuzz.Recording(tmp_path, limit=1)
+    for wrong in (None, "unit 3 is selected twice", "unit 4 is selected twice"):
+        recording.is_due()
+        recording.note(wrong, function="an index layer")
+    assert (recording.calls, recording.judged, recording.wrong) == (3, 3, 2)
+    assert [(found.index, found.function, found.wrong, found.case) for found in recording.found] == [
+        (1, "an index layer", "unit 3 is selected twice", None)
+    ]

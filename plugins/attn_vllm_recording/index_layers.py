@@ -1,0 +1,212 @@
+"""A call of vLLM's index layer on ROCm (`SparseAttnIndexer.forward_hip`), judged stage by stage, each with what it got.
+
+    written     all bytes of the pages that new index keys go to, as `attn_reference.write_index_cache` writes them. Page 0 is
+                among them: a slot of -1 writes nothing.
+    logits      within the bound of `attn_fuzz.verdict.indexer`, of the keys that the cache holds
+    selection   exactly, by the logits that the layer has computed
+
+A row of q is judged as a request of one query: how many keys it sees and its block table are those of vLLM's metadata. Rows are
+chosen evenly, and begin elsewhere in each call. What is judged is copied to the CPU. vLLM is imported when a call is read.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final, NamedTuple
+from unittest import mock
+
+import torch
+from attn_contract import Batch, Indexer, IndexLayout, ScaleFormat
+from attn_contract.indexer import BYTES_OF_SCALE
+from attn_fuzz.verdict.indexer import index_oracle, wrong_logits, wrong_selection
+from attn_reference import write_index_cache
+
+from attn_vllm_recording.errors import NotJudgedError
+
+MOST_ROWS: Final = 32
+MOST_KEYS: Final = 1 << 19
+"""The most keys of all rows: the judge reads them one row after the other, in float64."""
+MOST_PAGES: Final = 64
+
+
+class Row(NamedTuple):
+    """A row of q: how many keys it sees, the pages of these keys, and where its logits begin in those of its launch."""
+
+    row: int
+    seen: int
+    blocks: list[int]
+    launch: int
+    at: tuple[int, int]
+
+
+class IndexCall:
+    """A call that is to be judged; it is made before the call.
+
+    Args:
+        layer: vLLM's SparseAttnIndexer.
+        q, k, weights: of its forward_hip.
+        metadata: vLLM's DeepseekV32IndexerMetadata of the step.
+        turn: how many calls were judged before.
+
+    Raises:
+        NotJudgedError: with the reason.
+    """
+
+    def __init__(self, layer: Any, q: Any, k: torch.Tensor | None, weights: torch.Tensor, metadata: Any, turn: int) -> None:
+        from vllm.v1.attention.ops import rocm_aiter_mla_sparse
+
+        _refuse(layer, metadata)
+        self.kernels = rocm_aiter_mla_sparse
+        self.cache = layer.k_cache.kv_cache
+        self.indexer = _indexer(layer, q.shape[1], self.cache.shape[1], rocm_aiter_mla_sparse.FP8_DTYPE)
+        self.rows = _rows(metadata, self.cache, turn)
+        rows = [each.row for each in self.rows]
+        self.q, self.weights = q[rows].cpu(), weights[rows].cpu()
+        self.launches: list[dict[int, torch.Tensor]] = []
+        self.written = None
+        if k is not None and not layer.skip_k_cache_insert:
+            self.written = _Written(k, self.cache, self.indexer, metadata.slot_mapping)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Keep the logits of the rows while the layer runs: they lie in memory that later launches share."""
+        with ExitStack() as patches:
+            for name in ("rocm_fp8_mqa_logits", "rocm_fp8_paged_mqa_logits"):
+                patches.enter_context(mock.patch.object(self.kernels, name, self._kept(getattr(self.kernels, name))))
+            yield
+
+    def _kept(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def kept(*arguments: Any, **named: Any) -> torch.Tensor:
+            logits = function(*arguments, **named)
+            own = [each for each in self.rows if each.launch == len(self.launches)]
+            self.launches.append({each.row: _logits_of(each, logits) for each in own})
+            return logits
+
+        return kept
+
+    def wrong(self, buffer: torch.Tensor) -> str | None:
+        """What is wrong with the call, once it has run; `buffer` has what its rows select. None: nothing."""
+        wrong = [] if self.written is None else [self.written.wrong()]
+        pages, batch = self._pages_and_batch()
+        logits = torch.full((1, len(self.rows), batch.max_seq_len), torch.nan)
+        for index, each in enumerate(self.rows):
+            logits[0, index, : each.seen] = self.launches[each.launch][each.row]
+        found = wrong_logits(index_oracle(self.q, self.weights, pages, self.indexer, batch), logits, self.indexer, batch)
+        selected = buffer[[each.row for each in self.rows], : self.indexer.top_k].cpu()[None]
+        wrong += [found and found.message, wrong_selection(selected, logits, self.indexer, batch)]
+        told = "; ".join(filter(None, wrong))
+        return f"{told} (rows are {', '.join(str(each.row) for each in self.rows)} of the step)" if told else None
+
+    def _pages_and_batch(self) -> tuple[torch.Tensor, Batch]:
+        used = sorted({block for each in self.rows for block in each.blocks})
+        place = {block: index for index, block in enumerate(used)}
+        table = torch.zeros(len(self.rows), max(len(each.blocks) for each in self.rows), dtype=torch.int32)
+        for index, each in enumerate(self.rows):
+            table[index, : len(each.blocks)] = torch.tensor([place[block] for block in each.blocks])
+        seen = [each.seen for each in self.rows]
+        return self.cache[used].cpu(), Batch(
+            query_start_loc=torch.arange(len(seen) + 1, dtype=torch.int32),
+            seq_lens=torch.tensor(seen, dtype=torch.int32),
+            max_query_len=1,
+            max_seq_len=max(seen),
+            num_actual_tokens=len(seen),
+            causal=True,
+            block_table=table,
+        )
+
+
+class _Written:
+    """The pages that a step writes index keys to, before the write."""
+
+    def __init__(self, k: torch.Tensor, cache: torch.Tensor, indexer: Indexer, slot_mapping: torch.Tensor) -> None:
+        slots, size = slot_mapping.cpu(), cache.shape[1]
+        self.cache, self.indexer = cache, indexer
+        if len(slots) and not -1 <= int(slots.min()) <= int(slots.max()) < len(cache) * size:
+            raise NotJudgedError("a slot mapping leads out of the index cache")
+        self.blocks = sorted({0, *(slots[slots >= 0] // size).unique()[: MOST_PAGES - 1].tolist()})
+        rows = torch.isin(slots // size, torch.tensor(self.blocks)).nonzero()[:, 0]
+        self.k, slots = k[rows.to(k.device)].cpu(), slots[rows]
+        self.slots = torch.searchsorted(torch.tensor(self.blocks), slots // size) * size + slots % size
+        self.before = cache[self.blocks].cpu()
+
+    def wrong(self) -> str | None:
+        """What is wrong with the pages after the write."""
+        right, got = self.before.clone(), self.cache[self.blocks].cpu()
+        write_index_cache(self.k, right, self.indexer, self.slots)
+        view, size = self.indexer.view_of(right), right.shape[1]
+        slot = torch.arange(right.shape[0] * size)
+        dims, scale = torch.arange(self.indexer.head_size), torch.arange(BYTES_OF_SCALE)
+        numbers = view.element((slot // size)[:, None], (slot % size)[:, None], dims)
+        at = torch.cat((numbers, view.scale(slot // size, slot % size)[:, None] + scale), 1)
+        differ = (right.flatten()[at] != got.flatten()[at]).sum(1)
+        if not len(wrong := differ.nonzero()[:, 0]):
+            return None
+        first = int(wrong[0])
+        place = self.blocks[first // size] * size + first % size
+        expected = "its own key" if (self.slots == first).any() else "what it held before"
+        return f"index key in slot {place}: {int(differ[first])} bytes are not {expected}; {len(wrong)} slots are wrong"
+
+
+def _refuse(layer: Any, metadata: Any) -> None:
+    if layer.compress_ratio != 1:
+        raise NotJudgedError("an index layer whose keys are of several tokens")
+    if layer.candidate_blocks is not None:
+        raise NotJudgedError("an index layer that selects among candidates of another layer")
+    if layer.dcp_world_size > 1 or layer.use_pcp:
+        raise NotJudgedError("context parallelism: a process sees a part of the keys")
+    if metadata.decode is not None and (
+        metadata.decode.requires_padding or metadata.decode.seq_lens.numel() != metadata.num_decode_tokens
+    ):
+        raise NotJudgedError("an index layer's decodes of several lengths, which are padded")
+
+
+def _indexer(layer: Any, num_heads: int, block_size: int, dtype: torch.dtype) -> Indexer:
+    return Indexer(
+        num_heads=num_heads,
+        head_size=layer.head_dim,
+        top_k=layer.topk_tokens,
+        layout=IndexLayout.FLAT if block_size == 1 else IndexLayout.TILED,
+        cache_dtype=dtype,
+        scale_format=ScaleFormat.UE8M0 if layer.scale_fmt == "ue8m0" else ScaleFormat.FLOAT32,
+        largest=224.0 if dtype == torch.float8_e4m3fnuz else None,
+    )
+
+
+def _rows(metadata: Any, cache: torch.Tensor, turn: int) -> list[Row]:
+    """The rows to judge, of those that see a key."""
+    found = list(itertools.islice(_chosen(metadata, cache.shape[1], turn), MOST_ROWS))
+    total = list(itertools.accumulate(each.seen for each in found))
+    found = [each for each, keys in zip(found, total, strict=True) if keys <= MOST_KEYS]
+    if not found:
+        raise NotJudgedError(f"an index layer's step without rows that see keys, or with more than {MOST_KEYS}")
+    if any(not 0 <= block < len(cache) for each in found for block in each.blocks):
+        raise NotJudgedError("a block table leads out of the index cache")
+    return found
+
+
+def _chosen(metadata: Any, size: int, turn: int) -> Iterator[Row]:
+    """Rows of prefills, a launch for each chunk, and then of decodes, which are one launch."""
+    launches = list(_launches(metadata))
+    step = -(-sum(len(seen) for _, seen, *_ in launches) // MOST_ROWS)
+    for launch, (first, seen, starts, tables) in enumerate(launches):
+        for index in range(turn % max(step, 1), len(seen), max(step, 1)):
+            if (n := int(seen[index])) > 0:
+                blocks = tables(index)[: -(-n // size)].tolist()
+                yield Row(first + index, n, blocks, launch, (index, int(starts[index])))
+
+
+def _launches(metadata: Any) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, Callable[[int], torch.Tensor]]]:
+    """Of each launch: its first row of q, the keys that its rows see, where their logits begin, and a row's block table."""
+    for chunk in metadata.prefill.chunks if metadata.prefill is not None else ():
+        starts, seen = chunk.cu_seqlen_ks.cpu(), (chunk.cu_seqlen_ke - chunk.cu_seqlen_ks).cpu()
+        request, tables = chunk.token_to_seq.cpu(), chunk.block_table
+        yield chunk.token_start, seen, starts, lambda index, of=(request, tables, starts): of[1][of[0][of[2][index]]]
+    if metadata.decode is not None:
+        seen, tables = metadata.decode.seq_lens.flatten().cpu(), metadata.decode.block_table
+        drafts = len(seen) // max(len(metadata.decode.decode_lens), 1)
+        yield 0, seen, torch.zeros_like(seen), lambda index: tables[index // drafts]
+
+
+def _logits_of(row: Row, logits: torch.Tensor) -> torch.Tensor:
+    index, start = row.at
+    return logits[index, start : start + row.seen].float().cpu()
