@@ -20,7 +20,7 @@ from attn_fuzz.run.shard import Progress
 from attn_fuzz.run.trial import try_case
 from planted import NAN
 
-from tests.fuzz.reported import failure_of, run_of
+from tests.fuzz.report.reported import failure_of, run_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: tox run -e browser")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python: tox run -e browser")

@@ -15,7 +15,7 @@ from attn_fuzz.run.trial import try_case
 from attn_fuzz.verdict.verdict import Verdict
 from planted import FLASH, NAN
 
-from tests.fuzz import reported
+from tests.fuzz.report import reported
 
 replace = msgspec.structs.replace
 

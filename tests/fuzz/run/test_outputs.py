@@ -21,7 +21,7 @@ from attn_fuzz.verdict.verdict import Verdict
 from attn_parity import keep_going, prove
 from attn_parity.failing import EarlyFiles
 
-from tests.fuzz.reported import failure_of
+from tests.fuzz.report.reported import failure_of
 
 replace = msgspec.structs.replace
 WRONG = Verdict(kind="value", message="wrong")
