@@ -5,6 +5,7 @@ They are made of the declarations of the targets, findings/NAME.toml and NAME.py
 """
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,7 @@ and `aiter-prefill-sparse-sinks`.
 - A script needs torch, Triton and the package's files alone. It exits with 1 where the finding shows, with 0 where it does not,
   and with 2 where it cannot run.
 - Each script that launches kernels was run on a CPU twice: with kernels that Triton's own interpreter runs, and with kernels
-  that were compiled for gfx942 and run on this project's emulator. A script that launches none was run on a CPU once. No script
-  was run on a GPU.
+  that were compiled for gfx942 and run on this project's emulator. A script that launches none was run on a CPU once.
 - A finding that shows on a GPU alone says so, and which GPU showed it. On a CPU its script imitates in Triton's interpreter
   what the GPU does, its stored case agrees, and no failure is explained by it.
 - A run of the fuzzer counts the cases that a finding explains, and goes on. It says when the stored case of a finding no longer
@@ -125,7 +125,14 @@ def index(findings: Shared, speed: dict[str, Speed]) -> str:
 
     columns = ("finding", "what", "kernel", "seen in", "reach", "examples", "confirmed by", "reported")
     rows = (cells(name, finding) for name, (finding, _) in findings.items())
-    return "\n".join([_INTRODUCTION, *table_of(columns, rows, ("examples",))]) + "\n"
+    return "\n".join([_INTRODUCTION, *_on_gpus(), *table_of(columns, rows, ("examples",))]) + "\n"
+
+
+def _on_gpus() -> Iterator[str]:
+    """The number of findings whose folders passed `--check` on each GPU."""
+    for gpu, count in Counter(shown.run_on for shown in finding_scripts.results().values() if shown.run_on).items():
+        yield f"On {gpu}, {count} folders passed `--check`: the script shows the finding and the test fails, and with the patch"
+        yield from ("neither does. The other folders were not shown to pass there.", "")
 
 
 def known() -> Shared:
