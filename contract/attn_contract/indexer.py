@@ -121,9 +121,11 @@ class Indexer:
         for name, kind in (("score", IndexScore), ("layout", IndexLayout), ("scale_format", ScaleFormat)):
             check_type(name, getattr(self, name), kind, f"one of {kind.__name__}: {', '.join(kind)}")
         if self.num_heads % self.num_selections:
-            raise ContractError("num_heads", self.num_heads, f"a multiple of num_selections ({self.num_selections}): groups")
+            expected = f"a multiple of num_selections ({self.num_selections}), so that heads form groups"
+            raise ContractError("num_heads", self.num_heads, expected)
         if self.key_unit not in (1, self.selection_unit):
-            raise ContractError("key_unit", self.key_unit, f"1, or selection_unit ({self.selection_unit}): all of a unit")
+            expected = f"1, or selection_unit ({self.selection_unit}): a key of a token, or of a whole unit"
+            raise ContractError("key_unit", self.key_unit, expected)
         if self.first_units + self.last_units > self.top_k:
             given = f"{self.last_units} beside first_units {self.first_units}"
             raise ContractError("last_units", given, f"both together at most top_k ({self.top_k})")

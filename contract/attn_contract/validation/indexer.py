@@ -1,7 +1,6 @@
 """The three calls of an index layer: logits of units, the selection of units, and the write of index keys.
 
-Arguments have the shapes and dtypes that `attn_reference.indexer` says. Where `values` says so, lengths, blocks and slots are
-checked, too. Each check raises ContractError, naming the first argument that is wrong.
+The values in tensors are checked, too, where `values` says so.
 """
 
 from collections.abc import Collection
@@ -29,7 +28,22 @@ def check_index_logits(
     values: bool,
     dtype: torch.dtype = torch.float32,
 ) -> IndexCacheView:
-    """Check a call that scores units, in a result of `dtype`, and return the addresses of the cache's elements."""
+    """Check a call that scores units.
+
+    Args:
+        q: [T, Hi, D] of a float dtype or float8.
+        weights: [T, Hi] float32, or None where the score is MAX.
+        index_cache: shaped as the layout says.
+        batch: causal, with a block table.
+        out: [HS, T, at least `indexer.num_units(batch.max_seq_len)`] of `dtype`, or None.
+        values: whether to check lengths and blocks, too.
+
+    Returns:
+        The addresses of the cache's elements.
+
+    Raises:
+        ContractError: naming the first argument that is wrong.
+    """
     _check_call(indexer, batch, values)
     check_tensors({"q": q, **given(weights=weights), "index_cache": index_cache}, given(out=out), step=batch)
     _check_tensor("q", q, ("T", indexer.num_heads, indexer.head_size), (*FLOAT_DTYPES, *FLOAT8_DTYPES))
@@ -56,7 +70,17 @@ def check_index_logits(
 def check_select(
     logits: torch.Tensor, indexer: Indexer, batch: Batch, out: torch.Tensor | None = None, *, values: bool
 ) -> None:
-    """Check a call that selects units."""
+    """Check a call that selects units.
+
+    Args:
+        logits: [HS, T, units] float32 or float64, of at least `indexer.num_units(batch.max_seq_len)` units.
+        batch: causal.
+        out: [HS, T, indexer.selected_width] int32, or None.
+        values: whether to check lengths, too.
+
+    Raises:
+        ContractError: naming the first argument that is wrong.
+    """
     _check_call(indexer, batch, values)
     check_tensors({"logits": logits}, given(out=out), step=batch)
     rows, units = _AtLeast(batch.num_actual_tokens), _AtLeast(indexer.num_units(batch.max_seq_len))
@@ -70,7 +94,20 @@ def check_select(
 def check_write_index_cache(
     k: torch.Tensor, index_cache: torch.Tensor, indexer: Indexer, slot_mapping: torch.Tensor, *, values: bool
 ) -> IndexCacheView:
-    """Check a write of index keys, and return the addresses of the cache's elements."""
+    """Check a write of index keys.
+
+    Args:
+        k: [T_k, D] float32, float16 or bfloat16; rows from len(slot_mapping) on are not read.
+        index_cache: shaped as the layout says.
+        slot_mapping: [S] int64, S at most T_k.
+        values: whether to check the slots, too.
+
+    Returns:
+        The addresses of the cache's elements.
+
+    Raises:
+        ContractError: naming the first argument that is wrong.
+    """
     check_type("indexer", indexer, Indexer, "an Indexer")
     check_type("validate", values, bool, "a bool")
     check_tensors({"k": k, "slot_mapping": slot_mapping}, {"index_cache": index_cache})
