@@ -116,14 +116,16 @@ class _Required(NamedTuple):
     Attributes:
         names: of all.
         must_be_tensors: places and names of those that cannot be None.
-        tensors, values: places of those that may describe a layer or a step. Outputs do not, and `max_seq_len` is another
-            one in each step of a decode.
+        tensors, values: places of those that may describe a layer or a step. Outputs do not, and `max_seq_len` is another one
+            in each step of a decode.
+        max_seq_len: its place, or None.
     """
 
     names: list[str]
     must_be_tensors: list[tuple[int, str]]
     tensors: list[int]
     values: list[int]
+    max_seq_len: int | None
 
     def check(self, given: Sequence[Any]) -> None:
         """Refuse None in place of a tensor, for which torch has an undefined tensor and lets the call pass."""
@@ -142,6 +144,7 @@ def _required(op: str) -> _Required:
         must_be_tensors=[(place, name) for place, name in enumerate(names) if types[place] == "Tensor"],
         tensors=[place for place in describing if "Tensor" in types[place]],
         values=[place for place in describing if "Tensor" not in types[place]],
+        max_seq_len=names.index("max_seq_len") if "max_seq_len" in names else None,
     )
 
 
@@ -205,9 +208,9 @@ def _described(op: str, required: Sequence[Any], options: Given) -> list[Any]:
     long as the call of a function. The first call of a signature is described with tensors on meta, so that nothing but shapes,
     strides and dtypes can count.
     """
-    names, _, tensors, values = _required(op)
-    signature = [*[tensor_signature(required[place]) for place in tensors], *[required[place] for place in values]]
-    given = required
+    arguments, given = _required(op), required
+    signature = [tensor_signature(required[place]) for place in arguments.tensors]
+    signature += [required[place] for place in arguments.values]
     if options:
         signature += [_hashable(value) for value in options.values()]
         given = (*required, *options.values())
@@ -220,8 +223,8 @@ def _described(op: str, required: Sequence[Any], options: Given) -> list[Any]:
             memory = {field: (start := given[place].data_ptr(), start + size) for field, place, size in made.tensors}
             vars(holder).update(made.fields, tensors=own, memory=memory, **own)
         holders.append(holder)
-    if "max_seq_len" in names:
-        max_seq_len = vars(holders[-1])["max_seq_len"] = required[names.index("max_seq_len")]
+    if arguments.max_seq_len is not None:
+        max_seq_len = vars(holders[-1])["max_seq_len"] = required[arguments.max_seq_len]
         check_int("max_seq_len", max_seq_len, minimum=0)
     return holders
 
@@ -250,7 +253,7 @@ class _Made(NamedTuple):
 @lru_cache(maxsize=4096)
 def _checked(op: str, options: tuple[str, ...], signature: tuple[Any, ...]) -> list[_Made]:
     """What calls of an op describe with options of such names, and a signature of required tensors, values, and options."""
-    names, _, tensors, values = _required(op)
+    names, _, tensors, values, _ = _required(op)
     of_signature = [*(names[place] for place in (*tensors, *values)), *options]
     given = {name: _on_meta(part) for name, part in zip(of_signature, signature, strict=True)}
     found = []
