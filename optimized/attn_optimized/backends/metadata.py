@@ -51,9 +51,10 @@ class CommonAttentionMetadata:
             ContractError: attention over a cache without `block_table_tensor`, cross-attention without `encoder_seq_lens` and
                 their bound, or what Batch refuses.
         """
-        reads_cache, decoder = attn_type.reads_cache, attn_type is AttentionType.DECODER
+        reads_cache = attn_type.reads_cache
         if reads_cache and self.block_table_tensor is None:
             raise ContractError("block_table_tensor", None, f"a tensor: {attn_type} attention reads the cache")
+        decoder = attn_type is AttentionType.DECODER
         seq_lens, max_seq_len = self.seq_lens, self.max_seq_len
         if attn_type is AttentionType.ENCODER_DECODER:
             if self.encoder_seq_lens is None or self.max_encoder_seq_len is None:
