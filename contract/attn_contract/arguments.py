@@ -67,7 +67,7 @@ def check_dims(argument: str, tensor: torch.Tensor, names: tuple[str, ...]) -> N
 
 
 def check_dense_last(argument: str, tensor: torch.Tensor) -> None:
-    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1 and tensor.numel():
+    if not tensor.is_contiguous() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1 and tensor.numel():
         raise ContractError(argument, f"stride {tensor.stride(-1)} in the last dimension", "1: it must be dense")
 
 

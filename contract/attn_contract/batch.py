@@ -101,7 +101,7 @@ class Batch:
         for name in ("max_query_len", "max_seq_len", "num_actual_tokens"):
             check_int(name, getattr(self, name), minimum=0)
         check_vector("query_start_loc", self.query_start_loc, torch.int32)
-        if len(self.query_start_loc) < 1:
+        if self.num_requests < 0:
             raise ContractError("query_start_loc", "shape (0,)", "shape (R + 1,), a leading 0 and one end per request")
         check_vector("seq_lens", self.seq_lens, torch.int32)
         if not isinstance(self.causal, bool):
@@ -119,20 +119,19 @@ class Batch:
             _check_selected(self.selected, self.num_actual_tokens)
         for name, record in held_rules(self).items():
             object.__setattr__(self, name, record.checked(getattr(self, name), self))
+        requests = self.num_requests
         for name, tensor in self.tensors.items():
-            if name in ("bidirectional_ranges", "seq_lens", "causal", "block_table") and len(tensor) != self.num_requests:
-                raise ContractError(
-                    name, f"{len(tensor)} entries", f"{self.num_requests}: query_start_loc has R + 1 = {self.num_requests + 1}"
-                )
+            if name in ("bidirectional_ranges", "seq_lens", "causal", "block_table") and tensor.shape[0] != requests:
+                raise ContractError(name, f"{len(tensor)} entries", f"{requests}: query_start_loc has R + 1 = {requests + 1}")
 
     @cached_property
     def num_requests(self) -> int:
-        return len(self.query_start_loc) - 1
+        return self.query_start_loc.shape[0] - 1
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
         """The fields that are tensors, by name."""
-        return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), torch.Tensor)}
+        return {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
 
     @cached_property
     def signature(self) -> Signature:

@@ -286,7 +286,7 @@ class Layer:
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
         """The fields that are tensors, by name."""
-        return {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), torch.Tensor)}
+        return {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
 
     @cached_property
     def signature(self) -> Signature:

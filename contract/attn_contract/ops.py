@@ -7,10 +7,11 @@ An op takes the fields of Layer and Batch as arguments of the same names. Its sc
 written by the rules' records, and a call comes back as values by the schema's names.
 """
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from enum import StrEnum
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,7 +24,9 @@ from attn_contract.errors import ContractError
 from attn_contract.indexer import Indexer, IndexLayout, IndexScore, ScaleFormat
 from attn_contract.layer import FLOAT_DTYPES, Layer
 from attn_contract.layouts import Layout
+from attn_contract.memory import memory_of
 from attn_contract.rules import Rule, held_rules
+from attn_contract.signatures import tensor_signature
 
 _SCHEMA_TYPES = {
     tuple[int, int]: "int[]",
@@ -51,7 +54,6 @@ def _options(rules: Iterable[Rule]) -> str:
     return ", ".join(map(option, rules))
 
 
-_INDEXER_FIELDS = tuple(field.name for field in fields(Indexer))
 _RULES = (*held_rules(Layer).values(), *held_rules(Batch).values())
 _ENCODER_RULES = tuple(rule for rule in _RULES if AttentionType.ENCODER in rule.attn_types)
 # A SymInt may change from step to step without a new compilation; an int would be a constant of the compiled graph.
@@ -102,47 +104,69 @@ _SCHEMAS = {
 }
 
 Given = dict[str, Any]
-"""The arguments of one call of an op, by the names of its schema. torch leaves out options that have their default."""
+"""Arguments of a call of an op, by the names of its schema. torch leaves out options that have their default."""
+Described = Layer | Batch | Indexer
+Describe = Callable[[Given], tuple[Described, ...]]
+"""From arguments to the layer and the step that they describe, with all checks of both."""
 
 
-def _named_arguments(op: str, call: Callable[[Given], None]) -> Callable[..., None]:
-    """The function that torch calls, with positions as the op's schema has them.
+class _Required(NamedTuple):
+    """The arguments of an op that are no options: torch passes them by position.
 
-    Raises:
-        ContractError: None in place of a tensor, for which torch has an undefined tensor and lets the call pass.
+    Attributes:
+        names: of all.
+        must_be_tensors: places and names of those that cannot be None.
+        tensors, values: places of those that may describe a layer or a step. Outputs do not, and `max_seq_len` is another one
+            in each step of a decode.
+        max_seq_len: its place, or None.
     """
 
-    def function(*values: Any, **options: Any) -> None:
-        names, must_be_tensors = _arguments_of(op)
-        given = dict(zip(names, values, strict=False)) | options
-        for name in must_be_tensors:
-            if given[name] is None:
-                raise ContractError(name, None, "a tensor")
-        call(given)
+    names: list[str]
+    must_be_tensors: list[tuple[int, str]]
+    tensors: list[int]
+    values: list[int]
+    max_seq_len: int | None
 
-    return function
+    def check(self, given: Sequence[Any]) -> None:
+        """Refuse None in place of a tensor, for which torch has an undefined tensor and lets the call pass."""
+        for place, name in self.must_be_tensors:
+            if given[place] is None:
+                raise ContractError(name, None, "a tensor")
 
 
 @cache
-def _arguments_of(op: str) -> tuple[list[str], list[str]]:
-    """The names of an op's arguments in their order, and of those that must be tensors."""
-    arguments = getattr(torch.ops.attn_parity, op).default._schema.arguments
-    return [one.name for one in arguments], [one.name for one in arguments if isinstance(one.type, torch.TensorType)]
+def _required(op: str) -> _Required:
+    arguments = [one for one in getattr(torch.ops.attn_parity, op).default._schema.arguments if not one.kwarg_only]
+    names, types = [one.name for one in arguments], [str(one.type) for one in arguments]
+    describing = [place for place, name in enumerate(names) if name not in ("out", "lse", "max_seq_len")]
+    return _Required(
+        names,
+        must_be_tensors=[(place, name) for place, name in enumerate(names) if types[place] == "Tensor"],
+        tensors=[place for place in describing if "Tensor" in types[place]],
+        values=[place for place in describing if "Tensor" not in types[place]],
+        max_seq_len=names.index("max_seq_len") if "max_seq_len" in names else None,
+    )
 
 
-def _write_nothing(given: Given) -> None:
+def _fake(op: str) -> Callable[..., None]:
     """An op on tensors without memory. torch calls it where any argument is on meta, even if the outputs have memory."""
-    tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
-    on_meta = [name for name, tensor in tensors.items() if tensor.device.type == "meta"]
-    if on_meta and len(on_meta) < len(tensors):
-        first = next(name for name in tensors if name not in on_meta)
-        raise ContractError(on_meta[0], "a tensor on meta", f"{tensors[first].device}, where {first} is")
+
+    def write_nothing(*required: Any, **options: Any) -> None:
+        _required(op).check(required)
+        given = dict(zip(_required(op).names, required, strict=True)) | options
+        tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+        on_meta = [name for name, tensor in tensors.items() if tensor.device.type == "meta"]
+        if on_meta and len(on_meta) < len(tensors):
+            first = next(name for name in tensors if name not in on_meta)
+            raise ContractError(on_meta[0], "a tensor on meta", f"{tensors[first].device}, where {first} is")
+
+    return write_nothing
 
 
 _library = torch.library.Library("attn_parity", "DEF")
 for _op, _arguments in _SCHEMAS.items():
     _library.define(f"{_op}({_arguments}) -> ()")
-    torch.library.register_fake(f"attn_parity::{_op}", _named_arguments(_op, _write_nothing))
+    torch.library.register_fake(f"attn_parity::{_op}", _fake(_op))
 
 
 def register(implementation: ModuleType, dispatch_key: str) -> None:
@@ -153,131 +177,105 @@ def register(implementation: ModuleType, dispatch_key: str) -> None:
             the first two.
         dispatch_key: "CPU", or "CUDA" (HIP's devices dispatch there too).
     """
-    attention, merges = (_paged_attention, _varlen_attention), (_merge_attn_states, _merge_attn_parts)
-    writes = (_write_kv_cache, _rope_and_write_kv_cache, _write_latent_cache)
-    index_layer = (_write_index_cache, _index_logits, _select)
-    for call in (*attention, *writes, *merges, *index_layer):
-        op = call.__name__.removeprefix("_")
-        kernel = _named_arguments(op, partial(call, implementation))
-        torch.library.impl(f"attn_parity::{op}", dispatch_key, lib=_library)(kernel)
+    for op in _SCHEMAS:
+        torch.library.impl(f"attn_parity::{op}", dispatch_key, lib=_library)(_kernel(op, implementation))
 
 
-def _paged_attention(implementation: ModuleType, given: Given) -> None:
-    layer, batch = _described(_of_paged_attention, given)
-    implementation.paged_attention(given["q"], given["kv_cache"], layer, batch, **_outputs(given))
+def _kernel(op: str, implementation: ModuleType) -> Callable[..., None]:
+    """What torch calls: the function of the op's name, with the layer and the step, and what else it has parameters for."""
+    arguments, parameters = _required(op), inspect.signature(getattr(implementation, op)).parameters
+    names = [*arguments.names, *(name for name in parameters if name in ("layer", "indexer", "batch"))]
+    by_name = [name for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    positional = [names.index(name) for name in parameters if name in names and name not in by_name]
+    required_by_name = [(name, names.index(name)) for name in by_name if name in names]
+    options_by_name = [name for name in by_name if name not in names]
+
+    def kernel(*required: Any, **options: Any) -> None:
+        arguments.check(required)
+        given = (*required, *_described(op, required, options)) if op in _DESCRIBE else required
+        named = {name: given[place] for name, place in required_by_name}
+        if options:
+            named |= {name: options[name] for name in options_by_name if name in options}
+        getattr(implementation, op)(*[given[place] for place in positional], **named)
+
+    return kernel
 
 
-def _varlen_attention(implementation: ModuleType, given: Given) -> None:
-    layer, batch = _described(_of_varlen_attention, given)
-    implementation.varlen_attention(given["q"], given["k"], given["v"], layer, batch, **_outputs(given))
-
-
-def _write_kv_cache(implementation: ModuleType, given: Given) -> None:
-    (layer,) = _described(_of_write, given)
-    implementation.write_kv_cache(given["k"], given["v"], given["kv_cache"], layer, given["slot_mapping"])
-
-
-def _rope_and_write_kv_cache(implementation: ModuleType, given: Given) -> None:
-    (layer,) = _described(_of_rope_and_write, given)
-    tensors = [given[name] for name in ("q", "k", "v", "positions", "cos_sin_cache", "kv_cache")]
-    implementation.rope_and_write_kv_cache(*tensors, layer, given["slot_mapping"], is_neox=given["is_neox"])
-
-
-def _write_latent_cache(implementation: ModuleType, given: Given) -> None:
-    (layer,) = _described(_of_latent_write, given)
-    implementation.write_latent_cache(given["kv_c"], given["k_pe"], given["kv_cache"], layer, given["slot_mapping"])
-
-
-def _merge_attn_states(implementation: ModuleType, given: Given) -> None:
-    implementation.merge_attn_states(**given)
-
-
-def _merge_attn_parts(implementation: ModuleType, given: Given) -> None:
-    implementation.merge_attn_parts(**given)
-
-
-def _write_index_cache(implementation: ModuleType, given: Given) -> None:
-    check_dims("k", given["k"], ("T_k", "head_size"))
-    indexer = _indexer(given, head_size=given["k"].shape[1])
-    implementation.write_index_cache(given["k"], given["index_cache"], indexer, given["slot_mapping"])
-
-
-def _index_logits(implementation: ModuleType, given: Given) -> None:
-    check_dims("q", given["q"], ("T", "num_heads", "head_size"))
-    _, num_heads, head_size = given["q"].shape
-    indexer = _indexer(given, num_heads=num_heads, head_size=head_size)
-    (batch,) = _described(_of_index_layer, given)
-    implementation.index_logits(given["q"], given["weights"], given["index_cache"], indexer, batch, out=given["out"])
-
-
-def _select(implementation: ModuleType, given: Given) -> None:
-    check_dims("logits", given["logits"], ("num_selections", "T", "units"))
-    selections = given["logits"].shape[0]
-    indexer = _indexer(given, num_heads=selections, num_selections=selections)
-    (batch,) = _described(_of_index_layer, given)
-    implementation.select(given["logits"], indexer, batch, out=given["out"])
-
-
-Describe = Callable[[Given], tuple[Layer | Batch, ...]]
-"""From the arguments of a call to its layer and its step, with all checks of both."""
-
-
-def _described(describe: Describe, given: Given) -> list[Any]:
-    """`describe(given)`, with what an earlier call of the same signature has checked.
+def _described(op: str, required: Sequence[Any], options: Given) -> list[Any]:
+    """The layer and the step of a call, with what an earlier call of the same signature has checked.
 
     An op has no Layer or Batch that its caller made once for all steps. To check both in each call took the host five times as
     long as the call of a function. The first call of a signature is described with tensors on meta, so that nothing but shapes,
     strides and dtypes can count.
     """
-    values, tensors = [], []
-    for name, value in given.items():
-        if isinstance(value, torch.Tensor):
-            tensors.append((name, value.shape, value.stride(), value.dtype))
-        elif isinstance(value, list):  # a schema has no tuples
-            values.append((name, tuple(value)))
-        elif name != "max_seq_len":  # each step of a decode has another one
-            values.append((name, value))
+    arguments, given = _required(op), required
+    signature = [tensor_signature(required[place]) for place in arguments.tensors]
+    signature += [required[place] for place in arguments.values]
+    if options:
+        signature += [_hashable(value) for value in options.values()]
+        given = (*required, *options.values())
     holders = []
-    for described in _checked(describe, tuple(values), tuple(tensors)):
-        holder = object.__new__(described.holder)
-        own = {field: given[argument] for field, argument in described.tensors}
-        vars(holder).update(described.fields, tensors=own, **own)
+    for made in _checked(op, tuple(options), tuple(signature)):
+        holder = made.holder
+        if made.tensors:
+            holder = object.__new__(type(holder))
+            own = {field: given[place] for field, place, _ in made.tensors}
+            memory = {field: (start := given[place].data_ptr(), start + size) for field, place, size in made.tensors}
+            vars(holder).update(made.fields, tensors=own, memory=memory, **own)
         holders.append(holder)
-    if "max_seq_len" in given:
-        check_int("max_seq_len", given["max_seq_len"], minimum=0)
-        vars(holders[-1])["max_seq_len"] = given["max_seq_len"]
+    if arguments.max_seq_len is not None:
+        max_seq_len = vars(holders[-1])["max_seq_len"] = required[arguments.max_seq_len]
+        check_int("max_seq_len", max_seq_len, minimum=0)
     return holders
 
 
-class _Described(NamedTuple):
-    """A Layer or a Batch: what all calls of one signature share, and the arguments that its tensors are.
+def _hashable(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return tensor_signature(value)
+    return tuple(value) if isinstance(value, list) else value  # a schema has no tuples
+
+
+class _Made(NamedTuple):
+    """What all calls of one signature share of a Layer, a Batch or an Indexer.
 
     Attributes:
+        holder: it, with tensors on meta. Without tensors it serves every call.
         fields: values by the names of attributes, also of those that Layer and Batch keep once they were asked for: each call
             has new objects.
-        tensors: the names of a field and of the argument.
+        tensors: names of fields, with the place among the arguments, and the bytes from its first to its last one.
     """
 
-    holder: type[Layer | Batch]
+    holder: Described
     fields: Given
-    tensors: list[tuple[str, str]]
+    tensors: list[tuple[str, int, int]]
 
 
 @lru_cache(maxsize=4096)
-def _checked(
-    describe: Describe,
-    values: tuple[tuple[str, Any], ...],
-    tensors: tuple[tuple[str, torch.Size, tuple[int, ...], torch.dtype], ...],
-) -> list[_Described]:
-    given: Given = {name: torch.empty_strided(*sizes, dtype=dtype, device="meta") for name, *sizes, dtype in tensors}
-    argument_of = {id(tensor): name for name, tensor in given.items()}
+def _checked(op: str, options: tuple[str, ...], signature: tuple[Any, ...]) -> list[_Made]:
+    """What calls of an op describe with options of such names, and a signature of required tensors, values, and options."""
+    names, _, tensors, values, _ = _required(op)
+    of_signature = [*(names[place] for place in (*tensors, *values)), *options]
+    given = {name: _on_meta(part) for name, part in zip(of_signature, signature, strict=True)}
     found = []
-    for made in describe({**given, **dict(values), "max_seq_len": 0}):
-        settings = {field.name: getattr(made, field.name) for field in fields(made)}
-        own = [(name, argument_of[id(tensor)]) for name, tensor in made.tensors.items()]
-        kept = {"signature": made.signature} | ({"num_requests": made.num_requests} if isinstance(made, Batch) else {})
-        found.append(_Described(type(made), settings | kept, own))
+    for holder in _DESCRIBE[op](given | {"max_seq_len": 0}):
+        settings = {field.name: getattr(holder, field.name) for field in fields(holder)}
+        own = []
+        if not isinstance(holder, Indexer):
+            settings["signature"] = holder.signature
+            places = {id(given.get(name)): place for place, name in enumerate((*names, *options))}
+            own = [(name, places[id(tensor)], memory_of(tensor)[1]) for name, tensor in holder.tensors.items()]
+        if isinstance(holder, Batch):
+            settings |= {"num_requests": holder.num_requests, "device": None}
+        found.append(_Made(holder, settings, own))
     return found
+
+
+def _on_meta(part: Any) -> Any:
+    """A tensor on meta for its signature, and any other value as it is."""
+    if not isinstance(part, tuple) or not isinstance(part[0], torch.Size):
+        return part
+    shape, stride, dtype = part
+    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
 def _of_paged_attention(given: Given) -> tuple[Layer, Batch]:
@@ -311,23 +309,44 @@ def _of_latent_write(given: Given) -> tuple[Layer]:
     return (_layer({"layout": Layout.LATENT, **given}, **sizes, scale=1.0),)
 
 
-def _of_index_layer(given: Given) -> tuple[Batch]:
-    return (_batch(given, causal=True),)
+def _of_index_write(given: Given) -> tuple[Indexer]:
+    check_dims("k", given["k"], ("T_k", "head_size"))
+    return (_indexer(given, head_size=given["k"].shape[1]),)
+
+
+def _of_index_logits(given: Given) -> tuple[Indexer, Batch]:
+    check_dims("q", given["q"], ("T", "num_heads", "head_size"))
+    _, num_heads, head_size = given["q"].shape
+    return _indexer(given, num_heads=num_heads, head_size=head_size), _batch(given, causal=True)
+
+
+def _of_select(given: Given) -> tuple[Indexer, Batch]:
+    check_dims("logits", given["logits"], ("num_selections", "T", "units"))
+    selections = given["logits"].shape[0]
+    return _indexer(given, num_heads=selections, num_selections=selections), _batch(given, causal=True)
+
+
+_DESCRIBE: dict[str, Describe] = {
+    "paged_attention": _of_paged_attention,
+    "varlen_attention": _of_varlen_attention,
+    "write_kv_cache": _of_write,
+    "rope_and_write_kv_cache": _of_rope_and_write,
+    "write_latent_cache": _of_latent_write,
+    "write_index_cache": _of_index_write,
+    "index_logits": _of_index_logits,
+    "select": _of_select,
+}
+"""The others need no layer and no step."""
 
 
 def _indexer(given: Given, **sizes: int) -> Indexer:
     """The index layer that a call describes: the arguments that are fields of Indexer, and sizes that shapes of tensors say."""
-    terms = {name: given[name] for name in _INDEXER_FIELDS if name in given}
-    return _made_indexer(**terms, **sizes)
-
-
-@cache
-def _made_indexer(**terms: Any) -> Indexer:
-    for name, kind in (("layout", IndexLayout), ("score", IndexScore), ("scale_format", ScaleFormat)):
-        if name in terms:
-            terms[name] = _named(kind, name, terms[name])
     # an op has no argument for a size that it does not use
-    settings: Given = {"num_heads": 1, "head_size": 1, "top_k": 1, **terms}
+    settings: Given = {"num_heads": 1, "head_size": 1, "top_k": 1}
+    settings |= {field.name: given[field.name] for field in fields(Indexer) if field.name in given} | sizes
+    for name, kind in (("layout", IndexLayout), ("score", IndexScore), ("scale_format", ScaleFormat)):
+        if name in settings:
+            settings[name] = _named(kind, name, settings[name])
     return Indexer(**settings)
 
 
@@ -372,10 +391,6 @@ def _causal(given: Given) -> bool | torch.Tensor:
         both = f"{one}, and {'no' if one is None else 'a'} causal_per_request"
         raise ContractError("causal", both, "either a bool or causal_per_request")
     return one if per_request is None else per_request
-
-
-def _outputs(given: Given) -> Given:
-    return {"out": given["out"], "lse": given["lse"], "batch_invariant": given.get("batch_invariant", False)}
 
 
 _Name = TypeVar("_Name", bound=StrEnum)

@@ -1,7 +1,5 @@
 """Choosing keys for attention over a selection: the index cache, the logits of units, and the selection of the best."""
 
-from collections.abc import Callable, Hashable
-
 import torch
 from attn_contract import Batch, Indexer, IndexLayout, IndexScore, ScaleFormat, UnsupportedError
 from attn_contract.signatures import tensor_signature
@@ -23,14 +21,6 @@ from attn_optimized.strides import without_idle_strides
 
 # what the layers of a model and the steps of a decode share
 _LAUNCHES: SignatureCache[Launch] = SignatureCache()
-
-
-def _shared(signature: Hashable, make: Callable[[], Launch]) -> Launch:
-    """The launch of a signature, made once."""
-    launch = _LAUNCHES.get(signature)
-    if launch is None:
-        launch = _LAUNCHES[signature] = make()
-    return launch
 
 
 def write_index_cache(
@@ -89,7 +79,9 @@ def write_index_cache_call(
         indexer,
         *map(tensor_signature, (k, index_cache, slot_mapping)),
     )
-    launch = _shared(signature, lambda: _write_launch(k, stored, cache_format, indexer, len(slot_mapping), architecture))
+    launch = _LAUNCHES.shared(
+        signature, lambda: _write_launch(k, stored, cache_format, indexer, len(slot_mapping), architecture)
+    )
     return KernelCall(launch, {"index_cache_ptr": stored, "k_ptr": k, "slot_mapping_ptr": slot_mapping})
 
 
@@ -204,7 +196,9 @@ def index_logits_call(
         "block_table_ptr": batch.block_table,
     }
     formats = {"q_format": q_format, "cache_format": cache_format, "operand": operand}
-    launch = _shared(signature, lambda: _logits_launch(q, weights, stored, indexer, batch, logits, architecture, **formats))
+    launch = _LAUNCHES.shared(
+        signature, lambda: _logits_launch(q, weights, stored, indexer, batch, logits, architecture, **formats)
+    )
     return KernelCall(launch, tensors)
 
 
@@ -325,7 +319,7 @@ def select_call(
         (logits.shape[:2], logits.stride(), num_units),
         tensor_signature(selected),
     )
-    launch = _shared(signature, lambda: _select_launch(logits, num_units, indexer, batch, selected, architecture))
+    launch = _LAUNCHES.shared(signature, lambda: _select_launch(logits, num_units, indexer, batch, selected, architecture))
     tensors: dict[str, torch.Tensor | None] = {
         "selected_ptr": selected,
         "logits_ptr": logits,

@@ -83,8 +83,8 @@ class Launch:
         # In every launch Triton looks at every argument, to find what is compiled for such arguments. Here they are all alike
         # but for the alignment of tensors.
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-        alignment = tuple(not (pointers[place] or 0) % _ALIGNMENT for place in self._aligned)
-        is_aligned = all(alignment)
+        alignment = tuple([not (pointers[place] or 0) % _ALIGNMENT for place in self._aligned])
+        is_aligned = False not in alignment
         if is_aligned and (launch := self._compiled.get(index)) is not None:
             launch(*pointers, *self._behind_tensors)
             return

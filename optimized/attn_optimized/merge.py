@@ -3,6 +3,7 @@
 import math
 
 import torch
+from attn_contract.signatures import tensor_signature
 from attn_contract.validation import LseBase, check_merge_attn_parts, check_merge_attn_states
 
 from attn_optimized.device import architecture_of
@@ -12,7 +13,11 @@ from attn_optimized.kernels.merge_attn_states import merge_attn_states_kernel
 from attn_optimized.launch.tiles import row_grid, row_tiles
 from attn_optimized.launch.units import in_units
 from attn_optimized.quantization import stored_format
+from attn_optimized.signature_cache import SignatureCache
 from attn_optimized.strides import without_idle_strides
+
+# what the layers of a model share
+_LAUNCHES: SignatureCache[Launch] = SignatureCache()
 
 
 def merge_attn_states(
@@ -83,30 +88,8 @@ def merge_attn_states_call(
     out, out_a, out_b = (without_idle_strides(tensor) for tensor in (out, out_a, out_b))
     num_tokens, num_heads, head_size = out_a.shape
     architecture = architecture or architecture_of(out_a.device, out_a.dtype)
-    tiles = row_tiles(architecture, head_size=head_size)
     stored_out, out_format = stored_format(out, architecture)
-    unit, strides = in_units(
-        out.element_size(),
-        stride_out_row=out.stride(0),
-        stride_out_head=out.stride(1),
-        stride_a_row=out_a.stride(0),
-        stride_a_head=out_a.stride(1),
-        stride_b_row=out_b.stride(0),
-        stride_b_head=out_b.stride(1),
-    )
-    launch = Launch.of(
-        merge_attn_states_kernel,
-        row_grid(tiles, num_tokens * num_heads),
-        {**tiles.constants, "STRIDE_UNIT": unit, "OUT_FORMAT": out_format},
-        tiles.options,
-        num_tokens=num_tokens,
-        num_heads=num_heads,
-        prefill_tokens_with_context=num_tokens if prefill_tokens_with_context is None else prefill_tokens_with_context,
-        stride_lse=0 if lse is None else lse.stride(0),
-        stride_lse_a=lse_a.stride(0),
-        stride_lse_b=lse_b.stride(0),
-        **strides,
-    )
+    prefill_tokens = num_tokens if prefill_tokens_with_context is None else prefill_tokens_with_context
     tensors = {
         "out_ptr": stored_out,
         "lse_ptr": lse,
@@ -116,7 +99,35 @@ def merge_attn_states_call(
         "lse_b_ptr": lse_b,
         "output_scale_ptr": output_scale,
     }
-    return KernelCall(launch, tensors)
+
+    def launch() -> Launch:
+        tiles = row_tiles(architecture, head_size=head_size)
+        unit, strides = in_units(
+            out.element_size(),
+            stride_out_row=out.stride(0),
+            stride_out_head=out.stride(1),
+            stride_a_row=out_a.stride(0),
+            stride_a_head=out_a.stride(1),
+            stride_b_row=out_b.stride(0),
+            stride_b_head=out_b.stride(1),
+        )
+        return Launch.of(
+            merge_attn_states_kernel,
+            row_grid(tiles, num_tokens * num_heads),
+            {**tiles.constants, "STRIDE_UNIT": unit, "OUT_FORMAT": out_format},
+            tiles.options,
+            num_tokens=num_tokens,
+            num_heads=num_heads,
+            prefill_tokens_with_context=prefill_tokens,
+            stride_lse=0 if lse is None else lse.stride(0),
+            stride_lse_a=lse_a.stride(0),
+            stride_lse_b=lse_b.stride(0),
+            **strides,
+        )
+
+    kernel = merge_attn_states_kernel
+    signature = (kernel, architecture, out.device, out.dtype, prefill_tokens, *map(tensor_signature, tensors.values()))
+    return KernelCall(_LAUNCHES.shared(signature, launch), tensors)
 
 
 def merge_attn_parts(
@@ -166,31 +177,36 @@ def merge_attn_parts_call(
     out, outs = without_idle_strides(out), without_idle_strides(outs)
     num_parts, num_tokens, num_heads, head_size = outs.shape
     architecture = architecture or architecture_of(outs.device, outs.dtype)
-    tiles = row_tiles(architecture, head_size=head_size)
     stored_out, out_format = stored_format(out, architecture)
-    unit, strides = in_units(
-        out.element_size(),
-        stride_out_row=out.stride(0),
-        stride_out_head=out.stride(1),
-        stride_outs_part=outs.stride(0),
-        stride_outs_row=outs.stride(1),
-        stride_outs_head=outs.stride(2),
-    )
-    launch = Launch.of(
-        merge_attn_parts_kernel,
-        row_grid(tiles, num_tokens * num_heads),
-        {**tiles.constants, "STRIDE_UNIT": unit, "OUT_FORMAT": out_format},
-        tiles.options,
-        num_parts=num_parts,
-        num_tokens=num_tokens,
-        num_heads=num_heads,
-        to_base_2=1.0 if lse_base == "2" else math.log2(math.e),
-        to_base_e=math.log(2.0) if lse_base == "2" else 1.0,
-        stride_lse=0 if lse is None else lse.stride(0),
-        stride_lses_part=lses.stride(0),
-        stride_lses_head=lses.stride(1),
-        stride_lses_token=lses.stride(2),
-        **strides,
-    )
     tensors = {"out_ptr": stored_out, "lse_ptr": lse, "outs_ptr": outs, "lses_ptr": lses, "output_scale_ptr": output_scale}
-    return KernelCall(launch, tensors)
+
+    def launch() -> Launch:
+        tiles = row_tiles(architecture, head_size=head_size)
+        unit, strides = in_units(
+            out.element_size(),
+            stride_out_row=out.stride(0),
+            stride_out_head=out.stride(1),
+            stride_outs_part=outs.stride(0),
+            stride_outs_row=outs.stride(1),
+            stride_outs_head=outs.stride(2),
+        )
+        return Launch.of(
+            merge_attn_parts_kernel,
+            row_grid(tiles, num_tokens * num_heads),
+            {**tiles.constants, "STRIDE_UNIT": unit, "OUT_FORMAT": out_format},
+            tiles.options,
+            num_parts=num_parts,
+            num_tokens=num_tokens,
+            num_heads=num_heads,
+            to_base_2=1.0 if lse_base == "2" else math.log2(math.e),
+            to_base_e=math.log(2.0) if lse_base == "2" else 1.0,
+            stride_lse=0 if lse is None else lse.stride(0),
+            stride_lses_part=lses.stride(0),
+            stride_lses_head=lses.stride(1),
+            stride_lses_token=lses.stride(2),
+            **strides,
+        )
+
+    kernel = merge_attn_parts_kernel
+    signature = (kernel, architecture, out.device, out.dtype, lse_base, *map(tensor_signature, tensors.values()))
+    return KernelCall(_LAUNCHES.shared(signature, launch), tensors)

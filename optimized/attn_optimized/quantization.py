@@ -15,7 +15,9 @@ def stored_format(tensor: torch.Tensor, architecture: str) -> tuple[torch.Tensor
         tensor: of float32, float16, bfloat16, float8_e4m3fn, float8_e4m3fnuz or int8.
         architecture: see `device.architecture_of`.
     """
-    name = _FORMATS.get(tensor.dtype, "float")
+    name = _FORMATS.get(tensor.dtype)
+    if name is None:
+        return tensor, "float"
     if tensor.dtype in FLOAT8_DTYPES and not _is_converted(tensor.dtype, architecture):
         has_instruction = name == "e4m3fn" and architecture in ("gfx1200", "gfx1201")
         return tensor.view(torch.uint8), f"{name}_byte" if has_instruction else f"{name}_bits"

@@ -1,6 +1,6 @@
 """A cache by signature: a first call's checks and launches, for later calls that are checked and launched alike."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -20,6 +20,13 @@ class SignatureCache(dict[Hashable, T]):
         if len(self) == MOST:
             del self[next(iter(self))]
         super().__setitem__(signature, found)
+
+    def shared(self, signature: Hashable, make: Callable[[], T]) -> T:
+        """What is there for a signature, made once."""
+        found = self.get(signature)
+        if found is None:
+            found = self[signature] = make()
+        return found
 
 
 def forget() -> None:

@@ -51,7 +51,8 @@ class CommonAttentionMetadata:
             ContractError: attention over a cache without `block_table_tensor`, cross-attention without `encoder_seq_lens` and
                 their bound, or what Batch refuses.
         """
-        if attn_type.reads_cache and self.block_table_tensor is None:
+        reads_cache = attn_type.reads_cache
+        if reads_cache and self.block_table_tensor is None:
             raise ContractError("block_table_tensor", None, f"a tensor: {attn_type} attention reads the cache")
         decoder = attn_type is AttentionType.DECODER
         seq_lens, max_seq_len = self.seq_lens, self.max_seq_len
@@ -68,8 +69,8 @@ class CommonAttentionMetadata:
                 max_seq_len=max_seq_len,
                 num_actual_tokens=self.num_actual_tokens,
                 causal=self.causal if decoder else False,
-                block_table=self.block_table_tensor if attn_type.reads_cache else None,
-                slot_mapping=self.slot_mapping if attn_type.reads_cache else None,
+                block_table=self.block_table_tensor if reads_cache else None,
+                slot_mapping=self.slot_mapping if reads_cache else None,
                 bidirectional_ranges=self.bidirectional_ranges if decoder else None,
                 qq_bias=self.qq_bias if decoder else None,
             )
