@@ -767,6 +767,15 @@ GLUON_UNIFIED = (
         cause=f"{_GLUON}/unified_attention_2d.py:2080: the sink is divided by the scale, and becomes infinite.",
         explains=of(("nan", "value"), takes_gluon_2d, lambda case: case.sinks == "above" and abs(case.scale) < 1),
     ),
+    _in_main(
+        name="aiter-gluon-past-table-row",
+        what="A prefill, or a window, reads entries of the block table behind a row, if rows lie further apart than they are "
+        "long: behind the last row, memory that need not be the table's. What is read there is not used.",
+        cause=f"{_GLUON}/unified_attention_2d.py:464-465 and 652-654: the place in a row is bounded by the stride of rows.",
+        explains=lambda case, verdict: (
+            verdict.kind == "sanitizer" and "of block_tables_ptr" in verdict.message and takes_gluon_2d(case)
+        ),
+    ),
 )
 GLUON_SPARSE = (
     _in_main(
