@@ -689,8 +689,8 @@ MLA_PERSISTENT = (
         what="float8, 16 heads and 3 or 4 queries of a request: with a scale of the cache that is not 1 the output lacks it.",
         cause="hsa/gfx942/mla/mla_a8w8_qh16_qseqlen4_gqaratio16_ps.co multiplies by kv_scale once, at 0x2a94, for the logits. "
         "The file for 2 queries multiplies the output by it, too (0x85ec). Main has mla_a8w8_qh64_qseqlen4_gqaratio16_ps.co in "
-        "its place, which does not either.",
-        explains=of(NUMBERS, _has_3_queries, lambda case: case.group_size == 16 and case.is_quantized),
+        "its place, which does not either; 32 and 64 heads are computed as 16 heads of more requests (aiter/mla.py:666-753).",
+        explains=of(NUMBERS, _has_3_queries, lambda case: case.group_size in (16, 32, 64) and case.is_quantized),
     ),
     _in_wheel(
         name="aiter-mla-unmasked-parts",
