@@ -12,7 +12,7 @@ import torch
 from attn_contract import Batch, Layer
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Target
-from attn_fuzz.verdict.rounding import LARGEST, Rounding
+from attn_fuzz.verdict.rounding import LARGEST, U32, Rounding
 from planted import rotate, with_one_key_more, without_last_key, write
 
 DTYPES = {
@@ -69,6 +69,17 @@ class Coarse:
         for x in tensors:
             yield cut_to_tf32(x) if self.does.operands == "tf32" else self.kept(x, "operands")
 
+    def dot(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """a @ b, of which 32 products at once join the sum, all cut to a multiple of `dot_unit` of the largest's power of 2."""
+        if self.does.dot_unit == U32:
+            return a @ b
+        total = a.new_zeros(*a.shape[:-1], 1, b.shape[-1])
+        for places in torch.arange(a.shape[-1]).split(32):
+            summands = torch.cat([a[..., places, None] * b[..., None, places, :], total], -2)
+            step = torch.exp2(torch.frexp(summands.abs().amax(-2, keepdim=True)).exponent - 1.0) * self.does.dot_unit
+            total = ((summands / step).trunc() * step).sum(-2, keepdim=True)
+        return total.squeeze(-2)
+
     def weights(self, p: torch.Tensor) -> torch.Tensor:
         dtype = self.dtype if self.does.weights in (None, "q") else DTYPES[self.does.weights]
         scaled = p * self.does.weight_scale
@@ -83,7 +94,7 @@ class Coarse:
 
     def logits(self, query: torch.Tensor, key: torch.Tensor, layer: Layer, bias: torch.Tensor | None) -> torch.Tensor:
         query, key = self.factors(query, key)
-        logits = self.kept(self.kept(query @ key.transpose(1, 2) * layer.scale, "products"), "logits")
+        logits = self.kept(self.kept(self.dot(query, key.transpose(1, 2)) * layer.scale, "products"), "logits")
         if (cap := layer.logits_soft_cap) is not None:
             logits = self.kept(cap * self.kept(torch.tanh(self.kept(logits / cap, "logits")), "logits"), "logits")
         return logits if bias is None else self.kept(logits + self.kept(bias, "logits"), "logits")
@@ -106,7 +117,7 @@ class Coarse:
                 decay, rounded = decay * before * share, self.weights(p * share[..., None])
             rescaled = self.kept(acc * self.kept(decay, "outputs")[..., None], "outputs")
             rounded, of_keys = self.factors(rounded, value[:, keys])
-            acc = self.kept(rescaled + self.kept(self.kept(rounded @ of_keys, "products"), "outputs"), "outputs")
+            acc = self.kept(rescaled + self.kept(self.kept(self.dot(rounded, of_keys), "products"), "outputs"), "outputs")
             m = self.kept(new, "maximum")
         return m, total, acc
 
@@ -285,10 +296,11 @@ FLOAT8_UNSCALED = _coarse("float8-unscaled", weights="fp8_e4m3fnuz", sums_rounde
 FLOAT8_SATURATED = _coarse("float8-saturated", weights="fp8_e4m3fnuz", weight_scale=256)
 FLOAT8_LATE = _coarse("float8-late", weights="fp8_e5m2", largest_weight=256)
 OPERANDS = _coarse("operands", operands="tf32", dtypes=("float32",))
+DOTS = _coarse("dots", dot_unit=2.0**-13, dtypes=("bfloat16", "float16"))
 SUMS_AND_FLOAT8 = _coarse(
     "sums-and-float8", weights="fp8_e4m3fn", weight_scale=256, dtypes=("bfloat16", "float16"), **_IN_16_BITS
 )
 KERNELS = (
     *(SUMS, SPLIT_SUMS, LOGITS, DECODE, OUTPUTS, NORMALIZED),
-    *(FLOAT8, FLOAT8_UNSCALED, FLOAT8_SATURATED, FLOAT8_LATE, SUMS_AND_FLOAT8, OPERANDS),
+    *(FLOAT8, FLOAT8_UNSCALED, FLOAT8_SATURATED, FLOAT8_LATE, SUMS_AND_FLOAT8, OPERANDS, DOTS),
 )

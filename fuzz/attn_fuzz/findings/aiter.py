@@ -689,8 +689,8 @@ MLA_PERSISTENT = (
         what="float8, 16 heads and 3 or 4 queries of a request: with a scale of the cache that is not 1 the output lacks it.",
         cause="hsa/gfx942/mla/mla_a8w8_qh16_qseqlen4_gqaratio16_ps.co multiplies by kv_scale once, at 0x2a94, for the logits. "
         "The file for 2 queries multiplies the output by it, too (0x85ec). Main has mla_a8w8_qh64_qseqlen4_gqaratio16_ps.co in "
-        "its place, which does not either.",
-        explains=of(NUMBERS, _has_3_queries, lambda case: case.group_size == 16 and case.is_quantized),
+        "its place, which does not either; 32 and 64 heads are computed as 16 heads of more requests (aiter/mla.py:666-753).",
+        explains=of(NUMBERS, _has_3_queries, lambda case: case.group_size in (16, 32, 64) and case.is_quantized),
     ),
     _in_wheel(
         name="aiter-mla-unmasked-parts",
@@ -766,6 +766,15 @@ GLUON_UNIFIED = (
         what="A sink above 3.4e38 times the scale makes the output NaN in a prefill or with a window. It should be 0.",
         cause=f"{_GLUON}/unified_attention_2d.py:2080: the sink is divided by the scale, and becomes infinite.",
         explains=of(("nan", "value"), takes_gluon_2d, lambda case: case.sinks == "above" and abs(case.scale) < 1),
+    ),
+    _in_main(
+        name="aiter-gluon-past-table-row",
+        what="A prefill, or a window, reads entries of the block table behind a row, if rows lie further apart than they are "
+        "long: behind the last row, memory that need not be the table's. What is read there is not used.",
+        cause=f"{_GLUON}/unified_attention_2d.py:464-465 and 652-654: the place in a row is bounded by the stride of rows.",
+        explains=lambda case, verdict: (
+            verdict.kind == "sanitizer" and "of block_tables_ptr" in verdict.message and takes_gluon_2d(case)
+        ),
     ),
 )
 GLUON_SPARSE = (

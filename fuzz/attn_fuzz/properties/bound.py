@@ -107,11 +107,13 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     tiles = rounds.tiles(span, places)  # T + S
     shift = rounds.of_maximum(largest, span, places)
 
+    dot_unit = rounds.rounding.dot_unit
+
     def logit_error(most: torch.Tensor) -> torch.Tensor:
         """e, where no logit that counts is larger than `most`."""
         biases = most + spread + score + 2 * further_bias if bias.any() else None
         further = further_roundings(product, biases, layer, small_tanh=rounds.rounding.small_tanh)
-        rounded = U32 * ((d + 2) * product + 2 * (most + spread) + 2 * spread + 4 + further)
+        rounded = dot_unit * (d + 2) * product + U32 * (2 * (most + spread) + 2 * spread + 4 + further)
         coarse = rounds.of_logits(torch.maximum(product, sink), most + spread, spread, biases) + shift
         return rounded + (rounds.of_operands + rounds.of_cut_products) * product + lost + coarse
 
@@ -119,7 +121,7 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     logit, logit_of_out = logit_error(largest), logit_error(torch.where(is_far, score + bias, largest))
 
     # u_P v_c + 2 u32 (B + 2 T + S) v_c + 2 u32 v_c, and 2 v_c e + eta_P n t
-    constant = rounds.of_weights + rounds.of_cut_weights + U32 * 2 * rounds.terms(places) + rounds.of_scales
+    constant = rounds.of_weights + rounds.of_cut_weights + dot_unit * 2 * rounds.terms(places) + rounds.of_scales
     underflowed = rounds.of_lost_weights * n * _largest_stored(step, largest_value)
     saturated, of_sums = rounds.of_saturated_weights(shift)[..., None], rounds.of_sums(tiles, span, shift.neg().exp())
     moved = torch.expm1(2 * logit_of_out.clamp(max=1)).clamp(max=2)[..., None]  # 2 e, or 2 where e is large

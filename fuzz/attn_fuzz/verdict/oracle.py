@@ -229,7 +229,7 @@ class Oracle:
         head_size, scale = self.query.shape[-1], abs(self.layer.scale)
         magnitudes = self.query.abs() @ self.key.abs().transpose(1, 2)  # A_j / |scale|
         return self._bound(
-            eps=scale * (U32 * (head_size + 2) + self.rounding.of_operands) * magnitudes
+            eps=scale * (self._dot_unit * (head_size + 2) + self.rounding.of_operands) * magnitudes
             + U32 * self._steps_of_logits
             + self._further_errors,
             norm=lambda weights, magnitudes: magnitudes,
@@ -242,7 +242,7 @@ class Oracle:
         head_size, scale = self.query.shape[-1], abs(self.layer.scale)
         magnitudes = LAMBDA * ((self.query**2) @ (self.key**2).transpose(1, 2)).sqrt()  # lam A2_j / |scale|
         bound = self._bound(
-            eps=scale * (U32 * head_size**0.5 + self.rounding.of_operands) * magnitudes
+            eps=scale * (self._dot_unit * head_size**0.5 + self.rounding.of_operands) * magnitudes
             + U32 * self._steps_of_logits
             + self._further_errors,
             norm=lambda weights, magnitudes: LAMBDA * ((weights**2) @ self._squared_value).sqrt(),
@@ -250,6 +250,10 @@ class Oracle:
             accumulation=LAMBDA * self._terms**0.5,
         )
         return Bound(torch.minimum(bound.out, hard.out), torch.minimum(bound.lse, hard.lse))
+
+    @property
+    def _dot_unit(self) -> float:
+        return self.rounding.rounding.dot_unit
 
     @cached_property
     def _terms(self) -> int:
@@ -378,7 +382,7 @@ class Oracle:
             # u_P of weights that are truncated
             rounding.of_cut_weights
             # lam u32 sqrt(B + 2 T + S)
-            + U32 * accumulation
+            + self._dot_unit * accumulation
             # (M - 1) u_out
             + rounding.of_parts
             # of a weight that saturates

@@ -82,6 +82,8 @@ class Rounding:
         exact_division: whether the output is the correctly rounded quotient if numerator and denominator are exact. Cases of
             exact numbers are then compared bitwise.
         small_tanh: whether the tanh of a soft cap is right to a few units of itself where it is small, too, and not of 1.
+        dot_unit: u of the sums of products in both dots, if it is more than that of float32. Matrix units of Hopper keep 13
+            bits behind the first bit of the largest summand of float8 products: 2^-13.
     """
 
     keys_per_tile: int
@@ -100,6 +102,7 @@ class Rounding:
     int8_dots: bool = False
     exact_division: bool = False
     small_tanh: bool = False
+    dot_unit: float = U32
     weights: str | None = None
     weight_scale: float = 1.0
     largest_weight: float = 1.0
@@ -127,7 +130,7 @@ class Rounding:
                 raise ValueError(
                     f"Rounding: got exact_division with {value!r} {name}, whose sums are not exact: expected one of them"
                 )
-        for name, least in (("weight_scale", 2.0**-126), ("largest_weight", 1.0)):
+        for name, least in (("weight_scale", 2.0**-126), ("largest_weight", 1.0), ("dot_unit", U32)):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < math.inf:
                 raise ValueError(f"Rounding: got {value!r} {name}, expected a finite number of at least {least:g}")

@@ -220,6 +220,18 @@ def test_keys_that_are_dense_are_read_where_they_lie(tensor, explained):
 
 
 @pytest.mark.parametrize(
+    ("tensor", "queries", "is_explained"),
+    [("block_tables_ptr", 2, True), ("key_cache_ptr", 2, False), ("block_tables_ptr", 1, False)],
+)
+def test_a_row_of_the_table_is_left_by_the_2d_kernel(tensor, queries, is_explained):
+    finding, case = known("aiter-gluon-past-table-row")
+    requests = tuple(msgspec.structs.replace(each, query_len=queries) for each in case.requests)
+    message = f"KERNEL for gfx1250: 8 bytes at byte 8 of {tensor}, which has 12 bytes"
+    verdict = Verdict(kind="sanitizer", message=message)
+    assert finding.explains(msgspec.structs.replace(case, requests=requests), verdict) == is_explained
+
+
+@pytest.mark.parametrize(
     ("window", "ranges", "is_explained"),
     [(0, ((0, 1),), True), (1, ((0, 1),), False), (0, ((0, 0),), False), (0, ((1, 5),), False), (0, (), False)],
     ids=["before the window", "inside it", "of earlier queries", "begins at the query", "no range"],
