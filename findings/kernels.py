@@ -13,6 +13,9 @@ import torch
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+NVIDIA = DEVICE == "cuda" and torch.version.hip is None
+AMD = ("waves_per_eu", "matrix_instr_nonkdim", "kpack")
+"""Options of a launch that Triton's compiler for NVIDIA refuses."""
 
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
@@ -75,7 +78,7 @@ class Platform(Nothing):
 UNITS = {"multi_processor_count": 16, "compute_capability": (9, 4), "warps_per_sm": 32}
 VALUES = {
     "aiter": {
-        "aiter.dtypes": {"fp8": torch.float8_e4m3fnuz},
+        "aiter.dtypes": {"fp8": torch.float8_e4m3fn if NVIDIA else torch.float8_e4m3fnuz},
         "aiter.ops.triton.utils.device_info": {"get_num_sms": lambda: 16, "get_num_xcds": lambda: 8},
         "aiter.ops.triton.utils._triton.arch_info": {
             "get_arch": lambda: "gfx942",
@@ -131,6 +134,18 @@ class Kernels(SourceFileLoader):
         super().exec_module(module)
         if DEVICE == "cpu" and hasattr(module, "tl_exp2"):  # Triton's interpreter knows its own functions by their own names
             vars(module).update(tl_exp2=exp2, tl_log2=log2)
+
+
+def without_options_of_amd(run):
+    def launch(self, *arguments, **named):
+        refused = {name for name in AMD if name not in self.arg_names}
+        return run(self, *arguments, **{name: value for name, value in named.items() if name not in refused})
+
+    return launch
+
+
+if NVIDIA:
+    triton.JITFunction.run = without_options_of_amd(triton.JITFunction.run)
 
 
 class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -283,6 +283,10 @@ def import_inside_of_a_foreign_function(x, y):
     _load("def launch():\n    import planted_package.beside\nlaunch()")
 
 
+def asks_for_a_gpu(x, y):
+    raise AssertionError("Torch not compiled with CUDA enabled")
+
+
 def says_so_itself(x, y):
     raise LimitError("a cache of 4 bits", "a contract that has them")
 
@@ -309,6 +313,7 @@ LIMITS = {
     foreign_file_that_is_not_named: "planted_package.beside is neither among the files",
     foreign_module_without_a_stub: "module planted_stubbed (lifted by installing planted_stubbed)",
     import_inside_of_a_foreign_function: "planted_package.beside is neither among the files",
+    asks_for_a_gpu: "the call asks for a GPU: Torch not compiled with CUDA enabled",
     says_so_itself: "a cache of 4 bits (lifted by a contract that has them)",
     says_so_as_the_cause: "a cache of 4 bits",
 }

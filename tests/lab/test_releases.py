@@ -7,7 +7,8 @@ import msgspec
 import pytest
 from attn_fuzz.targets import registry
 from attn_lab.findings import scripts
-from attn_lab.releases import machine, page
+from attn_lab.releases import alarms, machine, page
+from attn_lab.releases.alarms import Summary
 from attn_lab.releases.machine import Fix, Results, Run
 
 from tests.mostly_nightly import mostly_nightly
@@ -52,6 +53,22 @@ def test_two_releases_of_a_package_leave_what_is_known_of_the_others(sources, tm
     run = machine.run_fixes(sources, kept, tmp_path / "results.json", examples=0, seconds=600, only=[TARGET], picked=[3])
     assert [line.split()[1] for line in run] == ["1.9.0:", "1.10.0:"]  # of 1.11.0 nothing is there
     assert all(each.extra[0] == 3 for each in kept.runs[TARGET].values())
+
+
+def test_failures_on_a_release_are_read_by_a_person_or_count_as_not_read(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "PACKAGES", (PACKAGE,))
+    monkeypatch.setattr(registry, "packages", lambda: {PACKAGE: SimpleNamespace(places={TARGET: ""})})
+    file, read = tmp_path / "alarms.json", tmp_path / "alarms.toml"
+    monkeypatch.setattr(alarms, "READ", read)
+    assert len(list(alarms.run_all(sources, 6, 600, (), file))) == 3
+    kept = alarms.results(file)[TARGET]
+    assert {release: bool(counted.alarms) for release, counted in kept.items()} == {
+        "1.9.0": True, "1.10.0": False, "1.10.0.post1": False,
+    }  # fmt: skip
+    count, known = len(kept["1.9.0"].alarms), sum(sum(counted.known.values()) for counted in kept.values())
+    for before, what in (("1.9.0", "not read"), ("1.10.0", "mended")):
+        read.write_text(f'[[alarm]]\ntargets = ["{TARGET}"]\nbefore = "{before}"\nwhat = "mended"\nwhy = "as planted"\n')
+        assert alarms.summary({TARGET: kept}) == {TARGET: Summary(3, 18, known, 0, {what: count})}
 
 
 def test_an_adapter_that_never_fits_is_no_failing_kernel(sources, tmp_path):

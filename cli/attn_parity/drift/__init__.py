@@ -21,7 +21,7 @@ SCHEMA = "attn-parity.drift/1"
 EXAMPLES, MINUTES = 100, 60.0
 SHARE = 0.7
 """Of a target's time: it draws cases. In the rest, a process begins, and asks for each known finding."""
-_WORDS = {"failures": "FAILS: ", "still_failing": "still fails: ", "not_judged": "", "findings": "finding ", "sources": ""}
+_WORDS = {"failures": "FAILS: ", "still_failing": "still fails: ", "not_judged": "", "findings": "", "sources": ""}
 """By field of a Change, what its lines begin with."""
 
 
@@ -134,18 +134,20 @@ def _last(file: Path, package: str) -> "Drift | None":
 
 def _told(result: "Drift", targets: Sequence[str], file: Path) -> int:
     """Print what changed, and return the exit code."""
-    found, quiet = result["changes"], []
+    found, quiet, absent = result["changes"], [], []
     for name in targets:
         change: Mapping[str, Any] = found.get(name, {})
         lines = [f"{words}{line}" for field, words in _WORDS.items() for line in change.get(field, ())]
         for line in lines:
             results.print(f"{name}: {line}", soft_wrap=True, markup=False)
         if not lines:
-            quiet.append(name)
+            (absent if result["after"]["looks"][name]["missing"] else quiet).append(name)
     if not result["before"]:
         results.print("nothing to compare with yet: the next call compares with these sources", soft_wrap=True)
     elif quiet:
         results.print(f"unchanged: {', '.join(quiet)}", soft_wrap=True)
+    if absent:
+        results.print(f"not run, as before: {', '.join(absent)}", soft_wrap=True)
     if result["interrupted"]:
         waiting = ", ".join(name for name in targets if _waits(result["after"], name))
         results.print(f"not run yet: {waiting}; the same command goes on", soft_wrap=True)

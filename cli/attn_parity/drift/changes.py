@@ -23,7 +23,7 @@ class Change(TypedDict):
         failures, still_failing: the kernel's: of another kind than before, and of the same.
         not_judged: what says nothing of the kernel: the target does not load, its adapter does not fit, a limit of this tool,
             or a failure where what the adapter calls has changed, so that the adapter may be the cause.
-        findings: known ones whose stored case no longer fails, or fails again.
+        findings: known ones that are gone, as their stored case does not fail, or new; and failures that are gone.
         sources: changed signatures of functions that the adapter names, changed fields of its declaration, and lines that it
             cites, because its declaration is read from them, and that are gone.
     """
@@ -84,10 +84,13 @@ def _compare_runs(change: Change, name: str, before: Side, after: Side, package:
         change["not_judged"].append(f"not run: no example within {ran['seconds']:.0f} s")
     if misfits or ran["error"]:
         return
-    gone, gone_before = ({*each["no_longer_failing"]} if each and not each["interrupted"] else None for each in (ran, earlier))
-    if gone is not None and gone_before is not None:
-        change["findings"] = [f"{each} is gone" for each in sorted(gone - gone_before)]
-        change["findings"] += [f"{each} is back" for each in sorted(gone_before - gone)]
+    there, there_before = _findings(after, name), _findings(before, name)
+    if there is not None and there_before is not None:
+        change["findings"] = [f"finding {each} is gone" for each in sorted(there_before - there)]
+        change["findings"] += [f"finding {each} is new" for each in sorted(there - there_before)]
+    if earlier and not ran["failures"] and ran["examples"] >= earlier["examples"]:
+        gone = [failed for failed in earlier["failures"] if not misfit(failed, package)]
+        change["findings"] += [f"no longer fails: {failed['kind']}: {failed['message']}" for failed in gone]
     kinds = {failed["kind"] for failed in earlier["failures"]} if earlier else ()
     for failed in ran["failures"]:
         told = f"{failed['kind']}: {failed['message']}" + (f" ({failed['case_file']})" if failed["case_file"] else "")
@@ -97,6 +100,12 @@ def _compare_runs(change: Change, name: str, before: Side, after: Side, package:
             change["not_judged"].append(f"it fails, perhaps by its adapter, as {', '.join(breaking)} changed: {told}")
         else:
             change["failures"].append(told)
+
+
+def _findings(side: Side, name: str) -> set[str] | None:
+    """The known findings that these sources show; None if the run did not ask."""
+    ran, known = side["ran"].get(name), side["looks"][name].get("findings")
+    return None if known is None or ran is None or ran["interrupted"] else {*known} - {*ran["no_longer_failing"]}
 
 
 def misfit(failed: Failed, package: str) -> str | None:

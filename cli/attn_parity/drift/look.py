@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from attn_fuzz import foreign
 from attn_fuzz.errors import LimitError
@@ -35,6 +35,7 @@ class Look(TypedDict):
         declared: the fields of its Support and its Rounding.
         cited: by "FILE:FIRST-LAST", as the adapter cites it, digests of these lines. Empty if the sources are not of the
             release whose lines are cited.
+        findings: known ones that may be in these sources. An older file has none.
     """
 
     missing: str | None
@@ -42,6 +43,7 @@ class Look(TypedDict):
     positional: dict[str, int]
     declared: dict[str, str]
     cited: dict[str, list[str]]
+    findings: NotRequired[list[str]]
 
 
 def look(name: str, device: str, folder: Path | None) -> Look:
@@ -53,6 +55,7 @@ def look(name: str, device: str, folder: Path | None) -> Look:
         target = registry.load(name)
         adapter = [*_adapter(name)]
         found["missing"] = target.unavailable(device)
+        found["findings"] = [finding.name for finding in target.findings_on(device)]
         for part in (target.support(device), target.rounding(device)):
             found["declared"] |= {field: one_line(_words(value), 500) for field, value in _fields(part).items()}
         if target.modules is not None:

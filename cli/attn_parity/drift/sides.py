@@ -58,14 +58,14 @@ class Side(TypedDict):
 
 
 def begun(package: str, folder: Path, names: Sequence[str], device: str, kept: Sequence[Side]) -> Side:
-    """A side that was looked at, with what ran on the same sources in an earlier call.
+    """A side that was looked at, with what ran on the same sources in an earlier call. What ran no example waits again.
 
     Raises:
         InputError: the folder does not hold the package, or the process that looks says nothing.
     """
     side: Side = {"folder": str(folder), "digest": _digest(package, folder), "looks": {}, "ran": {}}
     for earlier in (each for each in kept if each["digest"] == side["digest"]):
-        side["ran"] |= {name: ran for name, ran in earlier["ran"].items() if not ran["error"]}
+        side["ran"] |= {name: ran for name, ran in earlier["ran"].items() if ran["examples"] or ran["failures"]}
     side["looks"] = _look(side, package, names, device)
     return side
 

@@ -31,6 +31,8 @@ _ON_PURPOSE = (
 """Types of verdicts on the kernel, whoever raises them."""
 _OF_GPUS = (torch.AcceleratorError, torch.OutOfMemoryError)
 """Exceptions of any later call after a kernel's fault on a GPU."""
+_NO_GPU = ("Torch not compiled with CUDA enabled", "0 active drivers", "Found no NVIDIA driver", "No CUDA GPUs are available")
+"""How torch and Triton begin to tell that there is no GPU."""
 _UNBOUND = re.compile(r"\S+\(\) (missing|takes|got) ")
 """How Python begins to tell that a call does not bind, such as a kernel's call of a function of Triton's."""
 _LATER = {"attn_amdgcn.errors": ("AmdgcnError",), "attn_fuzz.emulated.compiler": ("CompilerError",)}
@@ -57,6 +59,10 @@ def limit_of(error: BaseException | None) -> str | None:
             return LimitError(f"tl.{(*called, each.name)[0]}: Triton's interpreter has no {each.name}").sentence
         if isinstance(each, ValueError) and "Did you forget to add @triton.jit" in str(each) and (function := _builtin(each)):
             return LimitError(f"{function}: Triton's interpreter does not replace it").sentence
+        if str(each).startswith(_NO_GPU):
+            return LimitError(f"the call asks for a GPU: {message_of(each)}", "a machine with one").sentence
+        if isinstance(each, NotImplementedError) and str(each).startswith("Block pointers have been removed"):
+            return LimitError("Triton has no block pointers from 3.9 on", "an older Triton").sentence
         if isinstance(each, ModuleNotFoundError) and (absent := _absent(each.name)):
             return f"module {each.name} (lifted by installing {absent})"
     return None

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import click
+import msgspec
 from attn_lab import written
 from attn_lab.options import check_option
-from attn_lab.releases import machine
+from attn_lab.releases import alarms, machine
 from attn_lab.releases import page as pages
 from attn_parity.console import results
 
@@ -22,16 +23,32 @@ from attn_parity.console import results
     "--example", "picked", type=click.IntRange(0, machine.MOST_EXAMPLES - 1), multiple=True, help="Further examples, from 0 on."
 )
 @click.option("--seconds", type=click.FloatRange(1), default=600.0, show_default=True, help="For a target on a release.")
+@click.option(
+    "--alarms",
+    "alarms_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Run nothing of that, but all interpreted targets on all releases, go on in this file, and count their failures.",
+)
 @check_option
 def command(
-    names: tuple[str, ...], sources: Path | None, examples: int, picked: tuple[int, ...], seconds: float, check: bool
+    names: tuple[str, ...],
+    sources: Path | None,
+    examples: int,
+    picked: tuple[int, ...],
+    seconds: float,
+    alarms_file: Path | None,
+    check: bool,
 ) -> int:
     """Run targets around each fix of lab/attn_lab/releases/fixes.toml, then the findings' scripts, and write the page.
 
     NAME is a target or a finding: then that one alone runs. What has run stays, and is not run again.
     """
     kept = machine.results()
-    if sources:
+    if alarms_file:
+        for line in alarms.run_all(sources, examples, seconds, names, alarms_file) if sources else ():
+            results.print(line, soft_wrap=True, markup=False)
+        alarms.RESULTS.write_bytes(msgspec.json.encode(alarms.summary(alarms.results(alarms_file))) + b"\n")
+    elif sources:
         machine.know(kept, sources)
         options = {"examples": examples, "seconds": seconds, "only": names, "picked": picked}
         for line in machine.run_fixes(sources, kept, machine.RESULTS, **options):

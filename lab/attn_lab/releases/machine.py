@@ -168,7 +168,7 @@ def run_target(
     """Go on with a target's examples on the sources of the environment: those of `first`, and then up to a number or a time."""
     target, until = registry.load(name), time.monotonic() + seconds
     if target.unavailable is not None and (why := target.unavailable("cpu")):
-        found.error = _line(why)
+        found.error = line(why)
         return
     ahead = [index for index in first if index >= found.examples and index not in found.extra]
     raised: list[str] = []
@@ -183,7 +183,7 @@ def run_target(
                     try:
                         verdict = executor.run(cases[index], exactly=False)
                     except ExecutorError as error:
-                        why = _line(str(error).strip().splitlines()[-1])
+                        why = line(str(error).strip().splitlines()[-1])
                         if not raised:  # it does not load
                             found.error = why
                             return
@@ -195,7 +195,7 @@ def run_target(
                 else:
                     found.examples = index + 1
                 if not ahead and len(raised) == HOPELESS and all(raised):
-                    found.error = _line(raised[0])
+                    found.error = line(raised[0])
                     found.failed.clear()
                     return
 
@@ -226,7 +226,7 @@ def _count(found: Run, index: int, verdict: Verdict, finding: Finding | None) ->
         found.failed[index] = verdict.kind
 
 
-def _line(text: str) -> str:
+def line(text: str) -> str:
     """One line, without folders of this machine."""
     return re.sub(r"(?<!\S)/\S+/", "", " ".join(text.split()))[:160]
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import msgspec
 from attn_lab.findings import scripts
-from attn_lab.releases import machine
+from attn_lab.releases import alarms, machine
+from attn_lab.releases.alarms import Summary
 from attn_lab.releases.machine import Fix, Results, Run
 from attn_lab.written import table
 
@@ -96,12 +98,43 @@ def page(kept: Results) -> str:
         for fix in fixes
     ]
     lines += table(("fixed in", "wrong before", "file", "pull request", "examples", "why"), rows)
-    lines += ["", "## Findings", "", _FINDINGS, ""]
+    lines += ["", *_alarms(), "## Findings", "", _FINDINGS, ""]
     lines += table(
         ("finding", "first release with it", "last release with it", "ran on"),
         ((name, *span(codes, kept.releases[name.partition("-")[0]])) for name, codes in sorted(kept.findings.items()) if codes),
     )
     return "\n".join(lines) + "\n"
+
+
+_ALARMS = """## False alarms
+
+{cases} cases of {targets} interpreted targets ran on the releases that they load, {pairs} times a target on a release. Each
+target draws by what it declares of the release. {known} cases failed by a known finding, and {mended} by a defect that a later
+release has not: `lab/attn_lab/releases/alarms.toml` says which. {left_out} were left out, by a limit of a tool or because the
+adapter does not fit the release. **{false} failures were false alarms**{false_of}, and {unread} failures nobody has
+read{unread_of}. `python -m attn_lab releases --sources FOLDER --alarms FILE --examples 25` counts; FILE holds each failure.
+"""
+
+
+def _alarms() -> Iterator[str]:
+    if not alarms.RESULTS.is_file():
+        return
+    found = msgspec.json.decode(alarms.RESULTS.read_bytes(), type=dict[str, Summary])
+    told = {what: {name: n for name, each in found.items() if (n := each.alarms.get(what))} for what in alarms.WHAT}
+    of = {what: f" ({', '.join(f'`{name}` {n}' for name, n in each.items())})" if each else "" for what, each in told.items()}
+    mended, false, unread = alarms.WHAT
+    yield _ALARMS.format(
+        targets=len(found),
+        pairs=sum(each.releases for each in found.values()),
+        cases=sum(each.cases for each in found.values()),
+        known=sum(each.known for each in found.values()),
+        left_out=sum(each.left_out for each in found.values()),
+        mended=sum(told[mended].values()),
+        false=sum(told[false].values()),
+        false_of=of[false],
+        unread=sum(told[unread].values()),
+        unread_of=of[unread],
+    )
 
 
 _FINDINGS = """The script of each finding ran on the oldest and the newest release, and between two that differ. "Or before":

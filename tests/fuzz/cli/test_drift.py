@@ -106,7 +106,7 @@ def test_what_a_target_finds_in_its_sources(tmp_path, monkeypatch):
 
 def looked(*parameters: str, **fields: Any) -> Look:
     given: Any = {"missing": None, "functions": {"ops.attend": ["q", "k", *parameters]}, "positional": {"ops.attend": 2}}
-    return {**given, "declared": {"dtypes": "float16"}, "cited": {}, **fields}
+    return {**given, "declared": {"dtypes": "float16"}, "cited": {}, "findings": ["a-bug"], **fields}
 
 
 def ran(*failures: tuple[str, str], **fields: Any) -> Ran:
@@ -144,7 +144,8 @@ ORDER = looked("scale", functions={"ops.attend": ["k", "q", "scale"]})
         (looked("scale", declared={"dtypes": "bfloat16"}), ran(), {"sources": "declaration: dtypes was float16, is bfloat16"}),
         (looked("scale"), ran(limits={"tl.foo": 9}), {"not_judged": "not run: tl.foo"}),
         (looked("scale"), ran(examples=0), {"not_judged": "not run: no example within 0 s"}),
-        (looked("scale"), ran(no_longer_failing=["a-bug"]), {"findings": "a-bug is gone"}),
+        (looked("scale"), ran(no_longer_failing=["a-bug"]), {"findings": "finding a-bug is gone"}),
+        (looked("scale", findings=["a-bug", "of-today"]), ran(), {"findings": "finding of-today is new"}),
     ],
 )
 def test_what_changed_is_told_of_the_kernel_only_where_it_is_the_kernels(new, later, expected):
@@ -156,6 +157,12 @@ def test_what_changed_is_told_of_the_kernel_only_where_it_is_the_kernels(new, la
 
 def test_a_failure_of_the_night_before_is_no_new_one():
     assert changed(looked(), looked(), ran(WRONG), ran(WRONG)) == {"still_failing": ["value: out is wrong"]}
+
+
+def test_a_failure_that_is_gone_is_told_where_as_many_examples_ran():
+    assert changed(looked(), looked(), ran(WRONG), ran()) == {"findings": ["no longer fails: value: out is wrong"]}
+    assert changed(looked(), looked(), ran(WRONG), ran(examples=8)) == {}
+    assert changed(looked(), looked(), ran(NEW), ran()) == {}, "it was the adapter's"
 
 
 def test_lines_that_an_adapter_cites_are_looked_for_wherever_they_went(tmp_path):

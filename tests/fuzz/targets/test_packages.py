@@ -19,7 +19,7 @@ from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import COMPARED, try_case
 from attn_fuzz.targets import Target, registry
-from attn_fuzz.targets.packages import aiter_package, vllm_flex, vllm_write
+from attn_fuzz.targets.packages import aiter_package, lmdeploy_package, vllm_flex, vllm_write
 from attn_lab.findings import scripts as finding_scripts
 from torch.nn.attention.flex_attention import BlockMask
 from triton.runtime.interpreter import InterpreterBuilder
@@ -219,6 +219,17 @@ def test_what_is_known_hides_nothing_else(name, repaired, attn_parity, monkeypat
         monkeypatch.setenv(f"ATTN_PARITY_{package}", str(repaired))
     run = attn_parity("fuzz", "--target", name, *TWENTY)
     assert run.code == 0, run.out
+
+
+def test_a_release_before_float8_caches_declares_none(tmp_path, monkeypatch):
+    file = tmp_path / "lmdeploy" / lmdeploy_package.KERNELS / "fill_kv_cache.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("def fill_kv_cache(): pass")
+    monkeypatch.setenv("ATTN_PARITY_LMDEPLOY", str(tmp_path))
+    lmdeploy_package.serves_float8.cache_clear()
+    support = registry.load("lmdeploy-decode").support("cpu")
+    assert support.cache_dtypes == support.scales == ()
+    lmdeploy_package.serves_float8.cache_clear()
 
 
 def test_pod_attention_imports_nowhere():

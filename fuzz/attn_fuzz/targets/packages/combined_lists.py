@@ -80,6 +80,12 @@ class Prefill(NamedTuple):
         """N, of a workspace that is not ragged."""
         return int(self.first_keys[0])
 
+    @property
+    def is_short(self) -> bool:
+        """Whether a query's window begins in front of the gathered keys."""
+        firsts = (self.seq_lens - self.query_start_loc.diff() - self.window + 1).clamp(min=0)
+        return bool((self.seq_lens - self.gather_lens > firsts).any())
+
     def lists(self) -> Iterator[list[int]]:
         """The right list of each query, of no request, too."""
         starts = (self.query_start_loc - self.query_start_loc[0]).tolist()

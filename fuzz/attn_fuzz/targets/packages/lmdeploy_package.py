@@ -123,6 +123,16 @@ def kernels() -> dict[str, ModuleType]:
     return {module.__name__.rpartition(".")[2]: module for module in load()}
 
 
+@functools.cache
+def serves_float8() -> bool:
+    """Whether the sources that are here have float8 caches, as releases from 0.14 on."""
+    try:
+        file = foreign.sources("lmdeploy") / f"{KERNELS}fill_kv_cache.py"
+    except foreign.MissingSourcesError:
+        return True
+    return not file.is_file() or "FP8" in file.read_text(encoding="utf-8")
+
+
 def missing(device: str) -> str | None:
     """`Target.unavailable` of a target that loads FILES."""
     return missing_triton(device) or foreign.missing("lmdeploy", FILES[:-1], REQUIREMENT)

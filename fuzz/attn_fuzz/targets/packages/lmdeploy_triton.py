@@ -14,6 +14,7 @@ sources of another release.
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
@@ -160,22 +161,31 @@ _BLOCKS = dataclasses.replace(
     exclude=_has_many_tiles,
     max_tokens=64,
 )
-LMDEPLOY_DECODE = triton_target(
-    name="lmdeploy-decode",
-    description="the Triton paged decode of LMDeploy 0.18.0, as its TritonAttentionImpl calls it",
-    attention=_decode,
-    support=_DECODES,
-    # merged_parts: the output of a float8 cache is rounded once more, after the scale of V
-    rounding=Rounding(keys_per_tile=64, splits=UNITS, merged_parts=2),
-    unavailable=lmdeploy_package.missing,
-    modules=lmdeploy_package.load,
-    findings=DECODE,
+
+
+def _served(support: Support, device: str) -> Support:
+    return support if lmdeploy_package.serves_float8() else dataclasses.replace(support, cache_dtypes=(), scales=())
+
+
+LMDEPLOY_DECODE = dataclasses.replace(
+    triton_target(
+        name="lmdeploy-decode",
+        description="the Triton paged decode of LMDeploy 0.18.0, as its TritonAttentionImpl calls it",
+        attention=_decode,
+        support=_DECODES,
+        # merged_parts: the output of a float8 cache is rounded once more, after the scale of V
+        rounding=Rounding(keys_per_tile=64, splits=UNITS, merged_parts=2),
+        unavailable=lmdeploy_package.missing,
+        modules=lmdeploy_package.load,
+        findings=DECODE,
+    ),
+    support=functools.partial(_served, _DECODES),
 )
 LMDEPLOY_BLOCK_DECODE = dataclasses.replace(
     LMDEPLOY_DECODE,
     name="lmdeploy-block-decode",
     description="the Triton paged decode of LMDeploy 0.18.0, as its TritonAttentionImpl calls it for a block of each request",
-    support=lambda device: _BLOCKS,
+    support=functools.partial(_served, _BLOCKS),
     findings=BLOCK_DECODE,
 )
 LMDEPLOY_PREFILL = dataclasses.replace(
@@ -183,7 +193,7 @@ LMDEPLOY_PREFILL = dataclasses.replace(
     name="lmdeploy-prefill",
     description="the Triton attention of LMDeploy 0.18.0 over a flattened cache, as its TritonAttentionImpl calls it",
     attention=_prefill,
-    support=lambda device: _SUPPORT,
+    support=functools.partial(_served, _SUPPORT),
     unavailable=lmdeploy_package.missing_block_pointers,
     findings=PREFILL,
 )

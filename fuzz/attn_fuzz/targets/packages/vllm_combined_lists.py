@@ -7,9 +7,12 @@ top_k of 0. Spans of images, in which queries see keys that come later, are not 
 """
 
 import functools
+import inspect
 from types import ModuleType
 from typing import Any
 
+import torch
+from attn_fuzz.errors import LimitError
 from attn_fuzz.targets.packages import vllm_package
 from attn_fuzz.targets.packages.combined_lists import Prefill, Terms, lists_target
 from attn_fuzz.targets.packages.declaring import Sources
@@ -25,6 +28,9 @@ def _name_kernel(modules: list[ModuleType]) -> None:
 
 def _combine(step: Prefill, lists, lengths, *, sources: Sources) -> None:
     module, *_ = sources.load()
+    text = inspect.getsource(module)
+    if step.is_short and "swa_start" not in text:
+        raise LimitError("lists of these sources begin at the window, gathered or not", "0.30, whose prefills may gather less")
     into = {} if ROCM in sources.names else {"out": (lists, lengths)}
     found, of_lists = module.combine_topk_swa_indices(
         step.chosen,
@@ -38,6 +44,8 @@ def _combine(step: Prefill, lists, lengths, *, sources: Sources) -> None:
         step.entries_of_a_request,
         **into,
     )
+    if "combined_indices.fill_(-1)" not in text and into:  # before 0.30: readers go by the length
+        found[torch.arange(found.shape[1]) >= of_lists[:, None]] = -1
     lists[:], lengths[:] = found, of_lists
 
 

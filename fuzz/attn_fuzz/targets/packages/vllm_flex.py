@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import inspect
 import logging
+import re
 from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any, Generic, TypeVar
@@ -20,6 +21,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import foreign
+from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.findings.vllm import FLEX
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages.vllm_package import REQUIREMENT
@@ -100,6 +102,8 @@ def _listed(block_mask, num_blocks: int) -> torch.Tensor:
     counts, lists = block_mask.kv_num_blocks[0, 0], block_mask.kv_indices[0, 0]
     listed = torch.zeros(len(counts), num_blocks, dtype=torch.bool)
     for row, blocks, count in zip(listed, lists, counts.tolist(), strict=True):
+        if count and (last := int(blocks[:count].max())) >= num_blocks:
+            raise FailedCheckError("value", "a block mask", f"it lists block {last} of {num_blocks}")
         row[blocks[:count].long()] = True
     return listed
 
@@ -108,8 +112,9 @@ def _attention(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> No
     module, rows = _module(), int(batch.query_start_loc[-1])
     cache = torch.cat([torch.full_like(kv_cache[:1], torch.nan), kv_cache])
     metadata = _build(module, batch, rows, len(cache), kv_cache.shape[2])
-    if "kv_cache.unbind(1)" in inspect.getsource(module.FlexAttentionImpl.forward):  # before 0.26: [NB, 2, BS, HK, D]
-        cache = torch.stack(foreign.keys_and_values(cache, layer)).transpose(0, 1)
+    unbound = re.search(r"kv_cache\.unbind\(([01])\)", inspect.getsource(module.FlexAttentionImpl.forward))
+    if unbound:  # before 0.26: [NB, 2, BS, HK, D], and before 0.23: [2, NB, BS, HK, D]
+        cache = torch.stack(foreign.keys_and_values(cache, layer)).transpose(0, int(unbound[1]))
     else:
         cache = cache.transpose(1, 2).contiguous().transpose(1, 2)
     impl = module.FlexAttentionImpl(

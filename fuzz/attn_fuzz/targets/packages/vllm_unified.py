@@ -18,6 +18,7 @@ engine's table have entries for a multiple of 128 tokens (worker/block_table.py:
 """
 
 import dataclasses
+import inspect
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
@@ -27,6 +28,7 @@ from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.errors import LimitError
 from attn_fuzz.findings.vllm import UNIFIED_ATTENTION
 from attn_fuzz.targets.backend_supports import beyond_vllm_queries
 from attn_fuzz.targets.engine import VLLM
@@ -44,6 +46,8 @@ ENGINE = dataclasses.replace(VLLM, mixed_alibi=False, mixed_ranges=False)
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     module, _ = SOURCES.load()
+    if batch.causal is not True and "Only causal attention is supported" in inspect.getsource(module.unified_attention):
+        raise LimitError("unified_attention of these sources takes no step that is not causal", "a release that takes one")
     foreign.call(
         module.unified_attention,
         max_seqlen_k=batch.max_seq_len,

@@ -1,0 +1,151 @@
+"""Runs every interpreted target of a package on every release of it, and counts the failures that no finding explains.
+
+Each target draws by what it declares of the release, and runs on it, as `attn-parity fuzz` does. A release runs in a process of
+its own, since targets read a release once. alarms.toml says what somebody who read the release's code takes failures for.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+from attn_fuzz.errors import ExecutorError
+from attn_fuzz.findings.finding import explanation
+from attn_fuzz.run import prepared, shard
+from attn_fuzz.run.shard import FuzzPlan
+from attn_fuzz.targets import registry
+from attn_lab.releases import machine
+from attn_parity.drift.changes import misfit
+from attn_parity.drift.sides import Failed
+
+RESULTS = machine.RESULTS.with_name("releases-alarms.json")
+READ = Path(__file__).with_name("alarms.toml")
+SEED = 54
+WHAT = ("mended", "false alarm", "not read")
+"""`mended` is a defect that a later release has not. `not read` is what no entry of alarms.toml is about."""
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What failures of a target are on the releases before one: of WHAT, and why. Kinds are those of verdicts; none: all."""
+
+    targets: list[str]
+    before: str
+    what: str
+    why: str
+    kinds: list[str] = []
+
+
+class Alarm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A failing case that no finding explains: its number in the draw, the kind of its verdict, and what the verdict says."""
+
+    index: int
+    kind: str
+    message: str
+
+
+class Counted(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+    """The first cases of a target's draw on a release.
+
+    Attributes:
+        examples: how many ran.
+        known: how many of them a known finding explains.
+        left_out: how many a limit of this tool kept from running, or the adapter, which does not fit the release.
+        alarms: the others that failed.
+        error: why the target does not load.
+    """
+
+    examples: int = 0
+    known: dict[str, int] = {}
+    left_out: dict[str, int] = {}
+    alarms: list[Alarm] = []
+    error: str = ""
+
+
+Kept = dict[str, dict[str, Counted]]
+"""By target and release."""
+
+
+class Summary(msgspec.Struct, forbid_unknown_fields=True):
+    """Of a target: on how many releases it ran, and its cases there. `alarms` are by WHAT."""
+
+    releases: int
+    cases: int
+    known: int
+    left_out: int
+    alarms: dict[str, int]
+
+
+def results(file: Path) -> Kept:
+    return msgspec.json.decode(file.read_bytes(), type=Kept) if file.is_file() else {}
+
+
+def summary(kept: Kept) -> dict[str, Summary]:
+    """Of the targets that ran anywhere."""
+    entries, found = msgspec.convert(msgspec.toml.decode(READ.read_bytes())["alarm"], list[Entry]), {}
+    for name, by_release in sorted(kept.items()):
+        ran = {release: counted for release, counted in by_release.items() if counted.examples}
+        told = [_read_as(entries, name, release, alarm.kind) for release, each in ran.items() for alarm in each.alarms]
+        known, left_out = (sum(sum(getattr(each, field).values()) for each in ran.values()) for field in ("known", "left_out"))
+        if ran:
+            cases = sum(each.examples for each in ran.values())
+            found[name] = Summary(len(ran), cases, known, left_out, {what: told.count(what) for what in WHAT if what in told})
+    return found
+
+
+def _read_as(entries: Sequence[Entry], name: str, release: str, kind: str) -> str:
+    for each in entries:
+        is_of_kind = kind in (each.kinds or (kind,))
+        if name in each.targets and is_of_kind and machine.version(release) < machine.version(each.before):
+            return each.what
+    return WHAT[-1]
+
+
+def run_all(sources: Path, examples: int, seconds: float, only: Sequence[str], file: Path) -> Iterator[str]:
+    """Go on with each target on each release in a folder, up to a number of cases or a time for each."""
+    for package in machine.PACKAGES:
+        names = [name for name in registry.packages()[package].places if not only or name in only]
+        for release in machine.releases(sources, package) if names else ():
+            with machine.on(sources, package, release):
+                process = prepared.start("cpu", _run_release, package, release, names, examples, seconds, file)
+            process.join()
+            yield f"{package} {release}"
+
+
+def _run_release(package: str, release: str, names: Sequence[str], examples: int, seconds: float, file: Path) -> None:
+    for name in names:
+        kept = results(file)
+        counted = kept.setdefault(name, {}).setdefault(release, Counted())
+        if counted.examples < examples and not counted.error:
+            _run(name, package, counted, examples, seconds)
+            file.write_bytes(msgspec.json.encode(dict(sorted(kept.items()))) + b"\n")
+
+
+def _run(name: str, package: str, counted: Counted, examples: int, seconds: float) -> None:
+    try:
+        target = registry.load(name)
+        counted.error = machine.line((target.unavailable and target.unavailable("cpu")) or "")
+        if counted.error:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            plan = FuzzPlan(
+                target=name, device="cpu", examples=machine.MOST_EXAMPLES, first=examples, seed=SEED, folder=Path(folder)
+            )
+            cases, until = shard.drawn(plan)[counted.examples :], time.monotonic() + seconds
+            with shard.start_executor(plan) as executor:
+                for case in cases:
+                    if time.monotonic() > until:
+                        return
+                    verdict = executor.run(case, exactly=False)
+                    if finding := explanation(target.findings_on("cpu"), case, verdict):
+                        counted.known[finding.name] = counted.known.get(finding.name, 0) + 1
+                    failed = Failed(kind=verdict.kind, message=verdict.message, case_file=None)
+                    why = verdict.about if verdict.kind == "limit" else verdict.failed and misfit(failed, package)
+                    if why:
+                        counted.left_out[machine.line(why)] = counted.left_out.get(machine.line(why), 0) + 1
+                    elif verdict.failed and not finding:
+                        counted.alarms.append(Alarm(counted.examples, verdict.kind, machine.line(verdict.message)))
+                    counted.examples += 1
+    except (Exception, SystemExit) as error:  # of a release that an adapter was not written for
+        why = machine.line(str(error).strip().rpartition("\n")[2])
+        counted.error = why if isinstance(error, ExecutorError) else f"{type(error).__name__}: {why}"
