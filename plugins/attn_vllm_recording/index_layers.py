@@ -169,6 +169,7 @@ def _read(cache: torch.Tensor, indexer: Indexer, slots: torch.Tensor) -> Content
     used, places = (slots // size).unique(return_inverse=True)
     pages = cache[used.to(cache.device)]
     at = _bytes_of(indexer, pages, places * size + slots % size).to(cache.device)
+    assert indexer.cache_dtype is not None
     codes, scales = pages.flatten()[at].split((indexer.head_size, BYTES_OF_SCALE), dim=1)
     return contents_of(codes.contiguous().view(indexer.cache_dtype).float() * scales.contiguous().view(torch.float32))
 
