@@ -3,7 +3,7 @@
 The environment variable ATTN_PARITY_RECORDING switches it on (`settings`). Each process writes into a folder of its own
 (`process`), and `python -m attn_vllm_recording FOLDER` sums them up (`summary`). `watching` wraps vLLM's layers, `backends`
 says which calls of which backends can be judged, and `excerpt` copies the part of a call that is. `index_layers`
-judges the layers that select keys.
+judges the layers that select keys, and `sparse_mla` the attention to what they selected.
 
 Importing the package imports nothing of vLLM, and nothing else while the variable is not set.
 """

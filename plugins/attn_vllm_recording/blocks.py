@@ -69,6 +69,7 @@ class Blocks:
         block_size: int,
         *,
         window: int | None = None,
+        query_start_loc: torch.Tensor | None = None,
         reader: Callable[[], Reader | None] = lambda: None,
     ) -> None:
         """Hold a layer's step to the shadow.
@@ -77,6 +78,7 @@ class Blocks:
             layer: its name, or that of the layer whose cache it shares.
             metadata: of a backend, with `slot_mapping`, and the Batch's other fields, or those of MLA.
             window: how many keys a query of the layer sees, itself among them.
+            query_start_loc: of metadata that have none.
             reader: makes the reader of the layer's cache; see PagedStep. It is called for a layer that is held.
 
         Raises:
@@ -93,7 +95,7 @@ class Blocks:
         batch = _batch(metadata)
         step = PagedStep(
             requests=requests,
-            query_start_loc=batch.query_start_loc,
+            query_start_loc=batch.query_start_loc if query_start_loc is None else query_start_loc,
             seq_lens=batch.seq_lens,
             block_table=batch.block_table,
             block_size=block_size,

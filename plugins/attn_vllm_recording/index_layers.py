@@ -5,10 +5,13 @@
     logits      within the bound of `attn_fuzz.verdict.indexer`, of the keys that the cache holds
     selection   exactly, by the logits that the layer has computed
 
+In every call, judged or not, the index cache is held to the shadow, as the caches of other layers are.
+
 A row of q is judged as a request of one query: how many keys it sees and its block table are those of vLLM's metadata. Rows are
 chosen evenly, and begin elsewhere in each call. What is judged is copied to the CPU. vLLM is imported when a call is read.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,11 +19,13 @@ from typing import Any, Final, NamedTuple
 from unittest import mock
 
 import torch
-from attn_contract import Batch, Indexer, IndexLayout, ScaleFormat
+from attn_contract import Batch, ContractError, Indexer, IndexLayout, ScaleFormat
 from attn_contract.indexer import BYTES_OF_SCALE
+from attn_fuzz.shadow import Contents, contents_of
 from attn_fuzz.verdict.indexer import index_oracle, wrong_logits, wrong_selection
 from attn_reference import write_index_cache
 
+from attn_vllm_recording.blocks import Blocks
 from attn_vllm_recording.errors import NotJudgedError
 
 MOST_ROWS: Final = 32
@@ -133,11 +138,8 @@ class _Written:
         """What is wrong with the pages after the write."""
         right, got = self.before.clone(), self.cache[self.blocks].cpu()
         write_index_cache(self.k, right, self.indexer, self.slots)
-        view, size = self.indexer.view_of(right), right.shape[1]
-        slot = torch.arange(right.shape[0] * size)
-        dims, scale = torch.arange(self.indexer.head_size), torch.arange(BYTES_OF_SCALE)
-        numbers = view.element((slot // size)[:, None], (slot % size)[:, None], dims)
-        at = torch.cat((numbers, view.scale(slot // size, slot % size)[:, None] + scale), 1)
+        size = right.shape[1]
+        at = _bytes_of(self.indexer, right, torch.arange(right.shape[0] * size))
         differ = (right.flatten()[at] != got.flatten()[at]).sum(1)
         if not len(wrong := differ.nonzero()[:, 0]):
             return None
@@ -145,6 +147,38 @@ class _Written:
         place = self.blocks[first // size] * size + first % size
         expected = "its own key" if (self.slots == first).any() else "what it held before"
         return f"index key in slot {place}: {int(differ[first])} bytes are not {expected}; {len(wrong)} slots are wrong"
+
+
+def hold_index_cache(blocks: Blocks, layer: Any, steps: dict[str, Any]) -> None:
+    """Hold a layer's index cache to the shadow, once the keys of the step are written."""
+    from vllm.v1.attention.ops.rocm_aiter_mla_sparse import FP8_DTYPE
+
+    if layer.compress_ratio != 1 or layer.dcp_world_size > 1 or layer.use_pcp:
+        return
+    name, cache = layer.k_cache.prefix, layer.k_cache.kv_cache
+    starts = next(each.query_start_loc for each in steps.values() if hasattr(each, "query_start_loc"))
+    reader = functools.partial(_read, cache, _indexer(layer, 1, cache.shape[1], FP8_DTYPE))
+    blocks.hold(name, steps[name], cache.shape[1], query_start_loc=starts, reader=lambda: reader)
+
+
+def _read(cache: torch.Tensor, indexer: Indexer, slots: torch.Tensor) -> Contents:
+    """The keys in slots, after their scales."""
+    size = cache.shape[1]
+    if len(slots) and not 0 <= int(slots.min()) <= int(slots.max()) < len(cache) * size:
+        raise ContractError("slots", f"{int(slots.min())} to {int(slots.max())}", f"those of {len(cache)} blocks of {size}")
+    used, places = (slots // size).unique(return_inverse=True)
+    pages = cache[used.to(cache.device)]
+    at = _bytes_of(indexer, pages, places * size + slots % size).to(cache.device)
+    assert indexer.cache_dtype is not None
+    codes, scales = pages.flatten()[at].split((indexer.head_size, BYTES_OF_SCALE), dim=1)
+    return contents_of(codes.contiguous().view(indexer.cache_dtype).float() * scales.contiguous().view(torch.float32))
+
+
+def _bytes_of(indexer: Indexer, pages: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """[n, D + 4]: where the bytes of slots lie in pages, the keys' and then their scales'."""
+    view, block, slot = indexer.view_of(pages), slots // pages.shape[1], slots % pages.shape[1]
+    keys = view.element(block[:, None], slot[:, None], torch.arange(indexer.head_size))
+    return torch.cat((keys, view.scale(block, slot)[:, None] + torch.arange(BYTES_OF_SCALE)), 1)
 
 
 def _refuse(layer: Any, metadata: Any) -> None:

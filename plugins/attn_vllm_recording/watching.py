@@ -27,9 +27,10 @@ from attn_vllm_recording.backends import Backend, backend_of, batch_of, class_of
 from attn_vllm_recording.blocks import Blocks
 from attn_vllm_recording.errors import NotJudgedError
 from attn_vllm_recording.excerpt import Excerpt, cache_of, choose
-from attn_vllm_recording.index_layers import IndexCall
+from attn_vllm_recording.index_layers import IndexCall, hold_index_cache
 from attn_vllm_recording.process import LOG, ProcessRecording
 from attn_vllm_recording.settings import Settings
+from attn_vllm_recording.sparse_mla import SparseCall, attends_to_selected
 
 _recordings: dict[int, ProcessRecording] = {}
 """The recording of each process id: a forked process inherits that of its parent, and begins one of its own."""
@@ -148,12 +149,38 @@ def _counted(forward_impl: Callable[..., Any]) -> Callable[..., Any]:
         if metadata is not None and self.impl.dcp_world_size == 1 and kv_cache.dim() == 3:
             _seen(recording.blocks, recording.blocks.hold, self.layer_name, metadata, kv_cache.shape[1])
         recording.calls[type(self.impl).__qualname__] += 1
-        if recording.recording.is_due():
-            recording.recording.pass_over("MLA: its keys and values are one latent vector")
-            recording.save()
+        if not _is_turn(recording):
+            return forward_impl(self, *args, **kwargs)
+        if metadata is not None and attends_to_selected(self.impl):
+            return _selected(recording, self.impl, lambda: forward_impl(self, *args, **kwargs))
+        recording.recording.pass_over("MLA: its keys and values are one latent vector")
+        recording.save()
         return forward_impl(self, *args, **kwargs)
 
     return counted
+
+
+def _selected(process: ProcessRecording, impl: Any, run: Callable[[], Any]) -> Any:
+    """A step of latent attention to selected tokens."""
+    forward_mqa, record, calls = impl.forward_mqa, process.recording, []
+
+    def watched_mqa(q: Any, kv_cache: torch.Tensor, metadata: Any, layer: Any) -> Any:
+        rows = len(q[0] if isinstance(q, tuple) else q)
+        call = _guarded(process, SparseCall, impl, layer, kv_cache, metadata, rows, record.judged)
+        calls.append(call)
+        if call is None:
+            return forward_mqa(q, kv_cache, metadata, layer)
+        with call.watching():
+            result = forward_mqa(q, kv_cache, metadata, layer)
+        _guarded(process, call.judge, record, result[0])
+        return result
+
+    with mock.patch.object(impl, "forward_mqa", watched_mqa):
+        result = run()
+    if not calls:
+        record.pass_over("latent attention to selected tokens whose rows are all expanded: prompts of at most k keys")
+    process.save()
+    return result
 
 
 def _watched_index(forward_hip: Callable[..., Any]) -> Callable[..., Any]:
@@ -164,20 +191,27 @@ def _watched_index(forward_hip: Callable[..., Any]) -> Callable[..., Any]:
             return forward_hip(*arguments)
         process = current()
         process.calls["SparseAttnIndexer"] += 1
-        if not _is_turn(process):
-            return forward_hip(*arguments)
-        name, record = self.k_cache.prefix, process.recording
-        call = _guarded(process, IndexCall, self, q_quant, k, weights, steps[name], record.judged)
-        if call is None:
-            process.save()
-            return forward_hip(*arguments)
-        with call.watching():
-            selected = forward_hip(*arguments)
-        _guarded(process, lambda: record.note(call.wrong(selected), function=f"SparseAttnIndexer {name}"))
-        process.save()
+        selected = _index_call(process, steps, forward_hip, arguments)
+        _seen(process.blocks, hold_index_cache, process.blocks, self, steps)
         return selected
 
     return watched
+
+
+def _index_call(process: ProcessRecording, steps: dict[str, Any], forward_hip: Callable[..., Any], arguments: Any) -> Any:
+    if not _is_turn(process):
+        return forward_hip(*arguments)
+    layer, _, *given = arguments
+    name, record = layer.k_cache.prefix, process.recording
+    call = _guarded(process, IndexCall, layer, *given, steps[name], record.judged)
+    if call is None:
+        process.save()
+        return forward_hip(*arguments)
+    with call.watching():
+        selected = forward_hip(*arguments)
+    _guarded(process, lambda: record.note(call.wrong(selected), function=f"SparseAttnIndexer {name}"))
+    process.save()
+    return selected
 
 
 def _is_turn(process: ProcessRecording) -> bool:

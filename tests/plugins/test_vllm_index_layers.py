@@ -9,6 +9,7 @@ import torch
 pytest.importorskip("vllm", reason="needs vLLM: tox run -e vllm")
 
 import attn_vllm_recording
+from attn_fuzz.shadow import Kind
 from attn_vllm_recording import VARIABLE, index_layers, watching
 from vllm._aiter_ops import rocm_aiter_ops
 from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
@@ -141,7 +142,12 @@ def metadata_of(counts, lengths, slots, *, chunks):
     )
 
 
-def run(layer, steps=(([5, 20], [slice(0, 9), slice(9, 25)]), ([2, 3], [slice(0, 3)]))):
+def run(layer, **steps):
+    for _ in steps_of(layer, **steps):
+        pass
+
+
+def steps_of(layer, steps=(([5, 20], [slice(0, 9), slice(9, 25)]), ([2, 3], [slice(0, 3)]))):
     """A prefill of two requests in two chunks, and a step of a decode with a draft beside a prefill. Slots end in a -1."""
     generator, lengths = torch.Generator().manual_seed(0), [0, 0]
     for counts, chunks in steps:
@@ -151,8 +157,12 @@ def run(layer, steps=(([5, 20], [slice(0, 9), slice(9, 25)]), ([2, 3], [slice(0,
         q = torch.randn(len(slots), HEADS, DIMS, generator=generator).to(kernels.FP8_DTYPE)
         k = torch.randn(len(slots), DIMS, generator=generator).bfloat16()
         weights = torch.randn(len(slots), HEADS, generator=generator)
-        with set_forward_context({NAME: metadata_of(counts, lengths, slots, chunks=chunks)}, layer.config):
+        metadata = metadata_of(counts, lengths, slots, chunks=chunks)
+        metadata.block_table = TABLE
+        beside = SimpleNamespace(query_start_loc=torch.tensor([0, *counts]).cumsum(0))
+        with set_forward_context({"model.layers.0.self_attn.attn": beside, NAME: metadata}, layer.config):
             layer.layer.forward_hip(k, q, k, weights)
+        yield
 
 
 def test_a_right_layer_is_judged_right(layer, recorded):
@@ -222,6 +232,58 @@ def test_a_mistake_is_found(owner, name, mistake, said, layer, recorded, monkeyp
     assert recorded.wrong
     assert not recorded.not_judged
     assert all(said in found.wrong for found in recorded.found)
+
+
+def in_steps(blocks):
+    """What vLLM's scheduler says of two steps: that two requests come, and that they go on."""
+    blocks.rows = lambda: ["a", "b"]
+    none, two = SimpleNamespace(req_ids=[], resumed_req_ids=set(), num_computed_tokens=[]), [5, 20]
+    new = [
+        SimpleNamespace(req_id=name, prompt_token_ids=[1] * n, num_computed_tokens=0, lora_request=None, mm_features=[])
+        for name, n in zip("ab", two, strict=True)
+    ]
+    cached = SimpleNamespace(req_ids=["a", "b"], resumed_req_ids=set(), num_computed_tokens=two)
+    for started, running in ((new, none), ([], cached)):
+        scheduled = SimpleNamespace(
+            finished_req_ids=set(),
+            scheduled_spec_decode_tokens={},
+            scheduled_new_reqs=started,
+            scheduled_cached_reqs=running,
+        )
+        blocks.begin(scheduled, is_async=False)
+        yield
+
+
+def written_flat(writer):
+    """The bytes of each key lie one after the other, as in blocks that are not tiled."""
+
+    def flat(k, cache, slots, *others):
+        own = torch.zeros(len(k) + 1, 1, cache.shape[2], dtype=torch.uint8)
+        writer(k, own, torch.arange(len(k)), *others)
+        for row, slot in enumerate(slots.tolist()[: len(k)]):
+            if slot >= 0:
+                page = cache[slot // SIZE].view(-1)
+                page[slot % SIZE * DIMS : (slot % SIZE + 1) * DIMS] = own[row, 0, :DIMS]
+                page[SIZE * DIMS :][slot % SIZE * 4 : (slot % SIZE + 1) * 4] = own[row, 0, DIMS:]
+
+    return flat
+
+
+@pytest.mark.parametrize(
+    ("mistake", "kinds"),
+    [(lambda writer: writer, set()), (written_flat, {Kind.ALTERED}), (written_elsewhere, {Kind.ALTERED})],
+    ids=["right", "flat", "elsewhere"],
+)
+def test_the_index_cache_is_held_to_the_shadow(mistake, kinds, layer, recorded, monkeypatch):
+    """In calls that are not judged, too. What the second step writes, alters keys of the first step."""
+    monkeypatch.setattr(kernels, "indexer_k_quant_and_cache_triton", mistake(kernels.indexer_k_quant_and_cache_triton))
+    monkeypatch.setattr(recorded, "most", 0)
+    blocks = watching.current().blocks
+    steps = (([5, 20], [slice(0, 25)]), ([12, 3], [slice(0, 15)]))
+    for _ in zip(in_steps(blocks), steps_of(layer, steps), strict=True):
+        pass
+    assert (recorded.judged, blocks.shadow.reads, blocks.shadow.not_seen) == (0, 4, {})
+    assert {fault.kind for fault in blocks.shadow.faults} == kinds
 
 
 def test_the_torch_function_reads_flat_what_the_writer_wrote_in_tiles(layer, recorded, monkeypatch):

@@ -6,7 +6,7 @@ import torch
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import CallTarget, Outputs, relation, same_bits, variant
-from attn_fuzz.properties.slots import elements, rows_of_slots, slots_of_keys, used_entries, with_rows
+from attn_fuzz.properties.slots import elements, rows_of_slots, slots_of_selected_keys, used_entries, with_rows
 
 # A finite number that changes outputs if it is used. The unused memory of a case holds NaN, or another finite number.
 GARBAGE = -7.0
@@ -40,13 +40,14 @@ def block_permutation(step: Step, call_target: CallTarget) -> str | None:
 
 @relation(
     "garbage",
-    says="What unused slots, unused entries of a wider block table and rows that no request owns hold does not matter.",
+    says="What unused slots, slots that no query selects, unused entries of a wider block table and rows that no request owns "
+    "hold does not matter.",
 )
 def garbage(step: Step, call_target: CallTarget) -> str | None:
     owned = int(step.batch.query_start_loc[-1])
     q = step.q.clone()
     q[owned:] = GARBAGE
-    unused = ~slots_of_keys(step)
+    unused = ~slots_of_selected_keys(step)
     k, v = (rows.clone() for rows in rows_of_slots(step))
     for rows in (k, v):
         bits(rows)[unused] = bits(torch.tensor(GARBAGE, device=q.device).to(rows.dtype).reshape(1))

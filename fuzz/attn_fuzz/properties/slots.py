@@ -4,6 +4,7 @@ A slot is `block * block_size + offset` of the cache. In a step without a cache,
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import torch
@@ -60,6 +61,21 @@ def slots_of_keys(step: Step) -> torch.Tensor:
     for r, num_keys in enumerate(step.layer.num_keys(step.batch.seq_lens).tolist()):
         key = torch.arange(num_keys, device=step.q.device)
         holds[table[r].long()[key // size] * size + key % size] = True
+    return holds
+
+
+def slots_of_selected_keys(step: Step) -> torch.Tensor:
+    """[slots] bool: whether a query selects the key in a slot. Without a selection, as `slots_of_keys`."""
+    batch, unit, view = step.batch, step.layer.selection_unit, step.view
+    if batch.selected is None or batch.block_table is None or unit is None or view is None:
+        return slots_of_keys(step)
+    holds = torch.zeros(view.num_blocks * view.block_size, dtype=torch.bool, device=step.q.device)
+    lengths = step.layer.num_keys(batch.seq_lens).tolist()
+    for r, (begin, end) in enumerate(itertools.pairwise(batch.query_start_loc.tolist())):
+        units = batch.selected[:, begin:end].unique().long()
+        key = (units[units >= 0, None] * unit + torch.arange(unit, device=units.device)).flatten()
+        key = key[key < lengths[r]]
+        holds[batch.block_table[r].long()[key // view.block_size] * view.block_size + key % view.block_size] = True
     return holds
 
 

@@ -15,6 +15,8 @@ Stage by stage, each is given what the reference makes of the stage before, or w
                         neighbours in float32. Those that a row does not see hold anything
     choose              logits and selection in one: the selection could be made of some logits within the bound
 
+In some steps, logits were asked for before, while the cache held other keys: nothing of that step may remain.
+
 Nothing is attended to: the output of the step is 0.
 """
 
@@ -46,13 +48,16 @@ from attn_reference.indexer import rows_of as request_rows
 Terms = Mapping[str, Sequence[Any] | Mapping[torch.dtype, Any]]
 """By the name of a field of Indexer: the values that a target serves, or the one that it has with each cache_dtype. None is the
 default, and for key_unit the selection_unit, if it divides a block. A top_k is the most that is drawn. FLAT takes the place of
-TILED where blocks have no whole tiles."""
+TILED where blocks have no whole tiles, and PLAIN that of both where a cache is not float8. "q_dtype" is q's; None: that of the
+cache."""
 NUMBERS: Final = ("random", "equal", "zero", "near", "near", "small", "one")
 """Kinds of numbers. "random": normal ones. "equal": all keys are the same, so all logits of a row are. "zero": no product is
 positive, so all logits of SUM_RELU are 0. "near": scales are neighbours in float32, or one dim is so small, that logits are one
 another's neighbours or the same. "small": small integers, of which many logits are equal. "one": all keys are 0 but a few,
 where units, blocks or tiles of the cache begin and end."""
 GUARD, MOST_PADDING = 64, 48
+EARLIER: Final = 0.25
+"""The share of steps before which another one ran over the same cache."""
 EDGES = (0, 1, 15, 16, 31, 32, 63, 64, 127, 128, 255, 256)
 
 
@@ -84,10 +89,12 @@ class IndexStep:
         """Rows that requests own."""
         return int(self.batch.query_start_loc[-1])
 
-    def written_by(self, write: Callable[..., object]) -> torch.Tensor:
-        """A copy of the buffer, written by a function: see `Stages.write_index_cache`."""
-        buffer = self.buffer.clone()
-        write(self.k, self.cache_in(buffer), self.indexer, self.slot_mapping)
+    def written_by(self, write: Callable[..., object], last: int = 0) -> torch.Tensor:
+        """A copy of the buffer, written by a function: see `Stages.write_index_cache`. The last so many rows have a call of
+        their own, as a decode behind a prefill."""
+        buffer, first = self.buffer.clone(), max(len(self.k) - last, 0)
+        for rows in (slice(first), slice(first, None)) if 0 < last <= first else (slice(None),):
+            write(self.k[rows], self.cache_in(buffer), self.indexer, self.slot_mapping[rows])
         return buffer
 
     def cache_in(self, buffer: torch.Tensor) -> torch.Tensor:
@@ -152,7 +159,7 @@ def check(step: IndexStep, stages: Stages, rng: random.Random, device: torch.dev
     called = step if device is None else step.on(device)
     right = step.written_by(attn_reference.write_index_cache)
     if stages.write_index_cache is not None:
-        written = called.written_by(stages.write_index_cache).cpu()
+        written = called.written_by(stages.write_index_cache, rng.choice((0, 0, 1, 2))).cpu()
         if len(wrong := (written != right).nonzero()):
             at = int(wrong[0])
             numbers = f"got 0x{int(written[at]):02X}, expected 0x{int(right[at]):02X}; {len(wrong)} bytes differ"
@@ -161,6 +168,12 @@ def check(step: IndexStep, stages: Stages, rng: random.Random, device: torch.dev
     cache, arguments = called.cache_in(buffer), (called.indexer, called.batch)
     if stages.gather is not None:
         _check_gathered(step, step.cache_in(right), cache, arguments, stages.gather)
+    if rng.random() < EARLIER:
+        buffer.copy_(step.written_by(lambda k, *others: attn_reference.write_index_cache(-k, *others)))
+        for function in (stages.index_logits, stages.choose):
+            if function is not None:
+                function(called.q, called.weights, cache, *arguments)
+        buffer.copy_(right)
     oracle = index_oracle(step.q, step.weights, step.cache_in(right), step.indexer, step.batch)
     logits = oracle.logits.float()
     if stages.index_logits is not None:
@@ -277,10 +290,11 @@ def index_step(
     mapping = torch.tensor(order, dtype=torch.int64)
     dtype, has_wide_weights = _dtype_of_keys(indexer, kind), rng.choice((False, False, True))
     written = torch.where(mapping[:, None] >= 0, k[mapping.clamp(min=0)], torch.nan).to(dtype)
+    q_dtype = rng.choice(terms.get("q_dtype", (None,))) or indexer.cache_dtype or dtype
     return IndexStep(
         indexer=indexer,
         batch=batch,
-        q=_padded(q_rows, len(q), q.stride(0) > q.shape[1:].numel(), _dtype_of_q(indexer, dtype)),
+        q=_padded(q_rows, len(q), q.stride(0) > q.shape[1:].numel(), q_dtype),
         weights=_padded(weights, len(q), has_wide_weights, torch.float32) if indexer.score is IndexScore.SUM_RELU else None,
         k=written,
         slot_mapping=mapping,
@@ -298,8 +312,11 @@ def _rng(q: torch.Tensor, batch: Batch) -> random.Random:
 def _indexer(layer: Layer, batch: Batch, block_size: int, terms: Terms, rng: random.Random) -> Indexer:
     assert batch.selected is not None
     assert layer.selection_unit is not None
-    chosen = {name: rng.choice(values) for name, values in terms.items() if not isinstance(values, Mapping)}
-    chosen |= {name: values.get(chosen["cache_dtype"]) for name, values in terms.items() if isinstance(values, Mapping)}
+    drawn = {name: values for name, values in terms.items() if name != "q_dtype"}
+    chosen = {name: rng.choice(values) for name, values in drawn.items() if not isinstance(values, Mapping)}
+    chosen |= {name: values.get(chosen["cache_dtype"]) for name, values in drawn.items() if isinstance(values, Mapping)}
+    if chosen.get("cache_dtype") is None:
+        chosen["layout"] = IndexLayout.PLAIN
     if chosen.get("key_unit", 1) is None:
         chosen["key_unit"] = 1 if block_size % layer.selection_unit else layer.selection_unit
     if chosen.get("layout") is IndexLayout.TILED and block_size // chosen.get("key_unit", 1) % TILE:
@@ -350,10 +367,6 @@ def _dtype_of_keys(indexer: Indexer, numbers: str) -> torch.dtype:
     return torch.float32 if numbers == "near" and indexer.layout.has_scales else torch.bfloat16
 
 
-def _dtype_of_q(indexer: Indexer, dtype: torch.dtype) -> torch.dtype:
-    return indexer.cache_dtype or dtype
-
-
 def _numbers(
     kind: str, slots: int, rows: int, indexer: Indexer, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -401,7 +414,8 @@ def _place(step: IndexStep, at: int) -> str:
 FORCED: Final = {"first_units": (0, 0, 0, 1, 2), "last_units": (0, 0, 0, 1, 2)}
 EVERY_TERM: Final[Terms] = {
     "layout": tuple(IndexLayout),
-    "cache_dtype": (torch.float8_e4m3fn, torch.float8_e4m3fnuz),
+    "cache_dtype": (torch.float8_e4m3fn, torch.float8_e4m3fnuz, None),
+    "q_dtype": (None, None, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e4m3fnuz),
     "scale_format": tuple(ScaleFormat),
     "score": tuple(IndexScore),
     "key_unit": (1, None),

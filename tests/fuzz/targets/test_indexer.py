@@ -36,7 +36,11 @@ SMALL: dict[str, Any] = {
     "max_seq_len": 70,
     "description": "a test",
 }
-WITH_SCALES = {**EVERY_TERM, "layout": (IndexLayout.FLAT, IndexLayout.TILED)}
+WITH_SCALES = {
+    **EVERY_TERM,
+    "layout": (IndexLayout.FLAT, IndexLayout.TILED),
+    "cache_dtype": (torch.float8_e4m3fn, torch.float8_e4m3fnuz),
+}
 SMALL_TARGET = index_target("small-indexer", lambda: dataclasses.replace(RIGHT, gather=None), EVERY_TERM, **SMALL)
 SCALED_TARGET = index_target("scaled-indexer", lambda: RIGHT, WITH_SCALES, **SMALL)
 
@@ -128,6 +132,28 @@ def first_row_for_all(q, weights, cache, made: Indexer, batch):
     return logits
 
 
+def of_an_earlier_step() -> Callable[..., torch.Tensor]:
+    """vllm #40018: what the first call over a cache has read is scored again."""
+    caches: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def logits(q, weights, cache, made: Indexer, batch):
+        kept = caches.setdefault(cache.data_ptr(), (cache, cache.as_strided(*_whole(cache)).clone()))[1]
+        return attn_reference.index_logits(q, weights, kept.as_strided(cache.shape, cache.stride()), made, batch)
+
+    return logits
+
+
+def _whole(cache: torch.Tensor) -> tuple[tuple[int], tuple[int]]:
+    last = sum((size - 1) * stride for size, stride in zip(cache.shape, cache.stride(), strict=True))
+    return (last + 1,), (1,)
+
+
+def q_as_the_cache(q, weights, cache, made: Indexer, batch):
+    """sglang #39628: q in one float8, read as that of the cache."""
+    read = q.view(made.cache_dtype) if made.cache_dtype is not None and q.itemsize == 1 else q
+    return attn_reference.index_logits(read, weights, cache, made, batch)
+
+
 def of_rows(choose: Callable[[torch.Tensor, int], list[int]]) -> Callable[..., torch.Tensor]:
     """A selection by a function of the logits that a row sees, and of top_k; forced and open units are right."""
 
@@ -200,6 +226,8 @@ PLANTED = {
     "the newest unit is not scored": ("every", {"index_logits": one_key_less}),
     "rounded to bfloat16": ("every", {"index_logits": rounded_products}),
     "the first draft's logits": ("every", {"index_logits": first_row_for_all}),
+    "keys of an earlier step": ("every", {"index_logits": of_an_earlier_step()}),
+    "q in the float8 of the cache": ("every", {"index_logits": q_as_the_cache}),
     "ties in arrival order": ("every", {"select": of_rows(_in_arrival_order)}),
     "no ties": ("every", {"select": of_rows(_without_ties)}),
     "ranked in float16": ("every", {"select": of_rows(lambda logits, k: _ranked(logits.half()))}),
