@@ -140,7 +140,7 @@ class Batch:
 
     @cached_property
     def device(self) -> torch.device | None:
-        """The device of its tensors; None if they are on several."""
+        """The device of its tensors; None if they are on several, or if an op, which asks each of them, made the batch."""
         devices = {tensor.device for tensor in self.tensors.values()}
         return devices.pop() if len(devices) == 1 else None
 

@@ -4,7 +4,7 @@
 runs the reference without a change of its code. Every op writes into tensors that it is given, and returns nothing.
 
 An op takes the fields of Layer and Batch as arguments of the same names. Its schema is the only list of them: options are
-written by the rules' records, and a call comes back as values by the schema's names.
+written by the rules' records, and a call comes back by the places of the schema's arguments.
 """
 
 import inspect
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from enum import StrEnum
 from functools import cache, lru_cache
+from operator import itemgetter
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,7 +25,6 @@ from attn_contract.errors import ContractError
 from attn_contract.indexer import Indexer, IndexLayout, IndexScore, ScaleFormat
 from attn_contract.layer import FLOAT_DTYPES, Layer
 from attn_contract.layouts import Layout
-from attn_contract.memory import memory_of
 from attn_contract.rules import Rule, held_rules
 from attn_contract.signatures import tensor_signature
 
@@ -116,15 +116,17 @@ class _Required(NamedTuple):
     Attributes:
         names: of all.
         must_be_tensors: places and names of those that cannot be None.
-        tensors, values: places of those that may describe a layer or a step. Outputs do not, and `max_seq_len` is another one
-            in each step of a decode.
+        describing: picks those that may describe a layer or a step, `num_tensors` tensors first. Outputs do not, and
+            `max_seq_len` is another one in each step of a decode.
+        described: the names of these.
         max_seq_len: its place, or None.
     """
 
     names: list[str]
     must_be_tensors: list[tuple[int, str]]
-    tensors: list[int]
-    values: list[int]
+    describing: Callable[[Sequence[Any]], tuple[Any, ...]]
+    num_tensors: int
+    described: list[str]
     max_seq_len: int | None
 
     def check(self, given: Sequence[Any]) -> None:
@@ -139,11 +141,13 @@ def _required(op: str) -> _Required:
     arguments = [one for one in getattr(torch.ops.attn_parity, op).default._schema.arguments if not one.kwarg_only]
     names, types = [one.name for one in arguments], [str(one.type) for one in arguments]
     describing = [place for place, name in enumerate(names) if name not in ("out", "lse", "max_seq_len")]
+    describing.sort(key=lambda place: "Tensor" not in types[place])
     return _Required(
         names,
         must_be_tensors=[(place, name) for place, name in enumerate(names) if types[place] == "Tensor"],
-        tensors=[place for place in describing if "Tensor" in types[place]],
-        values=[place for place in describing if "Tensor" not in types[place]],
+        describing=itemgetter(*describing),
+        num_tensors=sum("Tensor" in types[place] for place in describing),
+        described=[names[place] for place in describing],
         max_seq_len=names.index("max_seq_len") if "max_seq_len" in names else None,
     )
 
@@ -186,7 +190,7 @@ def _kernel(op: str, implementation: ModuleType) -> Callable[..., None]:
     arguments, parameters = _required(op), inspect.signature(getattr(implementation, op)).parameters
     names = [*arguments.names, *(name for name in parameters if name in ("layer", "indexer", "batch"))]
     by_name = [name for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY]
-    positional = [names.index(name) for name in parameters if name in names and name not in by_name]
+    positional = itemgetter(*(names.index(name) for name in parameters if name in names and name not in by_name))
     required_by_name = [(name, names.index(name)) for name in by_name if name in names]
     options_by_name = [name for name in by_name if name not in names]
 
@@ -196,7 +200,7 @@ def _kernel(op: str, implementation: ModuleType) -> Callable[..., None]:
         named = {name: given[place] for name, place in required_by_name}
         if options:
             named |= {name: options[name] for name in options_by_name if name in options}
-        getattr(implementation, op)(*[given[place] for place in positional], **named)
+        getattr(implementation, op)(*positional(given), **named)
 
     return kernel
 
@@ -209,19 +213,21 @@ def _described(op: str, required: Sequence[Any], options: Given) -> list[Any]:
     strides and dtypes can count.
     """
     arguments, given = _required(op), required
-    signature = [tensor_signature(required[place]) for place in arguments.tensors]
-    signature += [required[place] for place in arguments.values]
+    describing, num_tensors = arguments.describing(required), arguments.num_tensors
+    signature = (*map(tensor_signature, describing[:num_tensors]), *describing[num_tensors:])
     if options:
-        signature += [_hashable(value) for value in options.values()]
+        signature += tuple(map(_hashable, options.values()))
         given = (*required, *options.values())
     holders = []
-    for made in _checked(op, tuple(options), tuple(signature)):
+    for made in _checked(op, tuple(options), signature):
         holder = made.holder
         if made.tensors:
             holder = object.__new__(type(holder))
-            own = {field: given[place] for field, place, _ in made.tensors}
-            memory = {field: (start := given[place].data_ptr(), start + size) for field, place, size in made.tensors}
-            vars(holder).update(made.fields, tensors=own, memory=memory, **own)
+            own = {field: given[place] for field, place in made.tensors}
+            vars(holder).update(made.fields, tensors=own, **own)
+            if made.extents:
+                starts = {name: tensor.data_ptr() for name, tensor in own.items()}
+                vars(holder)["memory"] = {name: (start, start + made.extents[name]) for name, start in starts.items()}
         holders.append(holder)
     if arguments.max_seq_len is not None:
         max_seq_len = vars(holders[-1])["max_seq_len"] = required[arguments.max_seq_len]
@@ -242,37 +248,39 @@ class _Made(NamedTuple):
         holder: it, with tensors on meta. Without tensors it serves every call.
         fields: values by the names of attributes, also of those that Layer and Batch keep once they were asked for: each call
             has new objects.
-        tensors: names of fields, with the place among the arguments, and the bytes from its first to its last one.
+        tensors: the names of fields, with their places among the arguments.
+        extents: of a step's tensors, the bytes from the first to the last one.
     """
 
     holder: Described
     fields: Given
-    tensors: list[tuple[str, int, int]]
+    tensors: list[tuple[str, int]]
+    extents: dict[str, int]
 
 
 @lru_cache(maxsize=4096)
 def _checked(op: str, options: tuple[str, ...], signature: tuple[Any, ...]) -> list[_Made]:
     """What calls of an op describe with options of such names, and a signature of required tensors, values, and options."""
-    names, _, tensors, values, _ = _required(op)
-    of_signature = [*(names[place] for place in (*tensors, *values)), *options]
-    given = {name: _on_meta(part) for name, part in zip(of_signature, signature, strict=True)}
+    arguments = _required(op)
+    given = {name: _on_meta(part) for name, part in zip((*arguments.described, *options), signature, strict=True)}
+    places = {id(given.get(name)): place for place, name in enumerate((*arguments.names, *options))}
     found = []
     for holder in _DESCRIBE[op](given | {"max_seq_len": 0}):
         settings = {field.name: getattr(holder, field.name) for field in fields(holder)}
-        own = []
+        own = {name: value for name, value in settings.items() if isinstance(value, torch.Tensor)}
+        extents = {}
         if not isinstance(holder, Indexer):
             settings["signature"] = holder.signature
-            places = {id(given.get(name)): place for place, name in enumerate((*names, *options))}
-            own = [(name, places[id(tensor)], memory_of(tensor)[1]) for name, tensor in holder.tensors.items()]
         if isinstance(holder, Batch):
             settings |= {"num_requests": holder.num_requests, "device": None}
-        found.append(_Made(holder, settings, own))
+            extents = {name: end - start for name, (start, end) in holder.memory.items()}
+        found.append(_Made(holder, settings, [(name, places[id(tensor)]) for name, tensor in own.items()], extents))
     return found
 
 
 def _on_meta(part: Any) -> Any:
     """A tensor on meta for its signature, and any other value as it is."""
-    if not isinstance(part, tuple) or not isinstance(part[0], torch.Size):
+    if not isinstance(part, tuple) or not part or not isinstance(part[0], torch.Size):
         return part
     shape, stride, dtype = part
     return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
