@@ -178,6 +178,8 @@ LIKE = {"head_size_v": None, "is_latent": False}
         (LIKE | {"head_size": 96, "max_query_len": 99}, (64, 32, 64, 32)),
         (LIKE | {"head_size": 80, "max_query_len": 99}, (64, 16, 64, 16)),
         (LIKE | {"head_size": 112, "max_query_len": 99}, (128, 0, 128, 0)),
+        (LIKE | {"head_size": 72, "max_query_len": 99}, (128, 0, 128, 0)),
+        (LIKE | {"head_size": 48, "max_query_len": 99}, (64, 0, 64, 0)),
         ({"head_size": 192, "head_size_v": 96, "is_latent": False, "max_query_len": 99}, (128, 64, 64, 32)),
         ({"head_size": 100, "head_size_v": 72, "is_latent": False}, (128, 0, 128, 0)),
         ({"head_size": 8, "head_size_v": 256, "is_latent": False}, (16, 0, 256, 0)),
