@@ -97,7 +97,7 @@ def class_of(case: Attention, compute_units: int) -> CallClass:
     call = attention_call(case, META, seed=0)
     workload = Workload.of(call.q, call.layer, call.batch)
     phase, widths = phase_of(workload, compute_units), Widths.of(workload)
-    block_d = max(widths.row_block, widths.block_v)
+    block_d = max(widths.row_block, widths.value_row_block)
     most_block_d = next(size for size in HEAD_SIZES if block_d <= size)
     return next(each for each in CLASSES if each == (phase, case.itemsize, most_block_d, case.float8_cache))
 

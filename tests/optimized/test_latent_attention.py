@@ -160,23 +160,35 @@ def workload(**changed) -> Workload:
     return Workload(**({"itemsize": 2, "quantized": False} | sizes | batch | changed))
 
 
+LIKE = {"head_size_v": None, "is_latent": False}
+
+
 @pytest.mark.parametrize(
     ("changed", "blocks"),
     [
-        ({}, (512, 64, 512)),
-        ({"head_size": 288, "head_size_v": 256}, (256, 32, 256)),
-        ({"head_size": 512}, (512, 0, 512)),
-        ({"head_size": 57, "head_size_v": 40}, (64, 32, 64)),
-        ({"head_size": 192, "head_size_v": 128, "is_latent": False}, (128, 64, 128)),
-        ({"head_size": 192, "head_size_v": None, "is_latent": False}, (256, 0, 256)),
-        ({"head_size": 100, "head_size_v": 72, "is_latent": False}, (128, 0, 128)),
-        ({"head_size": 8, "head_size_v": 256, "is_latent": False}, (16, 0, 256)),
+        ({}, (512, 64, 512, 0)),
+        ({"head_size": 288, "head_size_v": 256}, (256, 32, 256, 0)),
+        ({"head_size": 512}, (512, 0, 512, 0)),
+        ({"head_size": 57, "head_size_v": 40}, (64, 32, 64, 0)),
+        ({"head_size": 192, "head_size_v": 128, "is_latent": False}, (128, 64, 128, 0)),
+        (LIKE | {"head_size": 192}, (256, 0, 256, 0)),
+        (LIKE | {"head_size": 192, "max_query_len": 99}, (128, 64, 128, 64)),
+        (LIKE | {"head_size": 192, "batch_invariant": True}, (128, 64, 128, 64)),
+        (LIKE | {"head_size": 192, "max_query_len": 99, "is_x_packed": True}, (256, 0, 256, 0)),
+        (LIKE | {"head_size": 96, "max_query_len": 99}, (64, 32, 64, 32)),
+        (LIKE | {"head_size": 80, "max_query_len": 99}, (64, 16, 64, 16)),
+        (LIKE | {"head_size": 112, "max_query_len": 99}, (128, 0, 128, 0)),
+        (LIKE | {"head_size": 72, "max_query_len": 99}, (128, 0, 128, 0)),
+        (LIKE | {"head_size": 48, "max_query_len": 99}, (64, 0, 64, 0)),
+        ({"head_size": 192, "head_size_v": 96, "is_latent": False, "max_query_len": 99}, (128, 64, 64, 32)),
+        ({"head_size": 100, "head_size_v": 72, "is_latent": False}, (128, 0, 128, 0)),
+        ({"head_size": 8, "head_size_v": 256, "is_latent": False}, (16, 0, 256, 0)),
     ],
 )
 def test_two_dots_pad_little(changed, blocks):
-    """K is cut in two where that pads it less; a model whose V is as wide as K is launched as ever."""
+    """K and V are cut in two where that pads them less; beside few rows, only K that is wider than V is."""
     widths = Widths.of(workload(**changed))
-    assert (widths.block_d, widths.block_rest, widths.block_v) == blocks
+    assert (widths.block_d, widths.block_rest, widths.block_v, widths.block_v_rest) == blocks
 
 
 @pytest.mark.parametrize(

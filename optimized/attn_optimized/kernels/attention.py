@@ -8,7 +8,7 @@ import triton.language as tl
 from attn_optimized.kernels.arguments import Arguments, Flags, Sizes, Strides, Tensors
 from attn_optimized.kernels.compiled_once import compiled_once
 from attn_optimized.kernels.float16_dots import LOG2_UNIT, float16_queries
-from attn_optimized.kernels.key_rest import load_rest_of_keys, load_rest_of_queries
+from attn_optimized.kernels.key_rest import load_rest_of_keys, load_rest_of_queries, load_rest_of_values
 from attn_optimized.kernels.key_tiles import key_tiles, keys_of_tile, loops_over
 from attn_optimized.kernels.load import (
     FEW_ROWS,
@@ -203,8 +203,9 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
         sums *= 2.0**LOG2_UNIT
     if KIND.has_sums_in_columns:
         sums = in_columns(sums, KIND.block_n)
-    # of odd dims, if PAIRS
+    # of odd dims, if PAIRS, and of those behind the first ones; else any sums
     acc_odd = acc
+    acc_rest = tl.full([BLOCK_M, KIND.block_v_rest], 0.0, tl.float32) if KIND.block_v_rest > 0 else acc
     factor, v_scale = load_scales(tile, args)
     if FLOAT16:
         q, q_odd, q_rest, factor = float16_queries(q, q_odd, q_rest, factor, KIND)
@@ -222,19 +223,19 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
         # two ifs: the compiler decides the first
         if MASKED and KIND.skips_masked_loop:
             if begin < end:
-                row_max, sums, acc, acc_odd = attend_keys(
-                    row_max, sums, acc, acc_odd, begin, end, queries, loops, source, args, KIND, BLOCK_M, MASKED
+                row_max, sums, acc, acc_odd, acc_rest = attend_keys(
+                    row_max, sums, acc, acc_odd, acc_rest, begin, end, queries, loops, source, args, KIND, BLOCK_M, MASKED
                 )
         else:
-            row_max, sums, acc, acc_odd = attend_keys(
-                row_max, sums, acc, acc_odd, begin, end, queries, loops, source, args, KIND, BLOCK_M, MASKED
+            row_max, sums, acc, acc_odd, acc_rest = attend_keys(
+                row_max, sums, acc, acc_odd, acc_rest, begin, end, queries, loops, source, args, KIND, BLOCK_M, MASKED
             )
     if PAIRS:
         acc = tl.reshape(tl.join(acc, acc_odd), [BLOCK_M, KIND.block_v])
     row_sum = tl.sum(sums, 1) if KIND.has_sums_in_columns else sums
     if FLOAT16:
-        acc, row_sum = acc * 2.0**-LOG2_UNIT, row_sum * 2.0**-LOG2_UNIT
-    finish(tile, is_part, row_max, row_sum, acc, v_scale, args, KIND, BLOCK_M)
+        acc, acc_rest, row_sum = acc * 2.0**-LOG2_UNIT, acc_rest * 2.0**-LOG2_UNIT, row_sum * 2.0**-LOG2_UNIT
+    finish(tile, is_part, row_max, row_sum, acc, acc_rest, v_scale, args, KIND, BLOCK_M)
 
 
 @triton.jit
@@ -255,13 +256,13 @@ def load_queries_of_tile(rows, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
 
 @triton.jit
 def attend_keys(
-    row_max, sums, acc, acc_odd, begin, end, queries, loops, source, args,
+    row_max, sums, acc, acc_odd, acc_rest, begin, end, queries, loops, source, args,
     KIND: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """One loop over tiles of keys: [begin, end) of those with a mask if MASKED, else of those without.
 
     Returns:
-        row_max, sums, acc, acc_odd: with these keys.
+        row_max, sums, acc, acc_odd, acc_rest: with these keys.
     """
     tile, rows, positions, seen_by_each, q, q_odd, q_rest, factor = queries
     PAIRS: tl.constexpr = KIND.has_value_pairs and BLOCK_M <= FEW_ROWS
@@ -291,6 +292,7 @@ def attend_keys(
             source, first_key, key, block, in_tile, q.dtype, args, KIND, BLOCK_M, PAIRS, MASKED
         )
         k_rest = load_rest_of_keys(source, block, slot, in_tile, q.dtype, args, KIND, MASKED)
+        v_rest = load_rest_of_values(source, block, slot, in_tile, q.dtype, args, KIND, MASKED)
         operands = Operands(q=q, k=k, q_odd=q_odd, k_odd=v_odd, q_rest=q_rest, k_rest=k_rest)
         # [M, N], [M], [N]
         if HIDDEN:
@@ -310,7 +312,9 @@ def attend_keys(
         acc = add_values(acc, decay, weights, v, v_token_scale, KIND.has_token_scales, IN_INTEGERS)
         if PAIRS:
             acc_odd = add_values(acc_odd, decay, weights, v_odd, v_token_scale, KIND.has_token_scales, IN_INTEGERS)
-    return row_max, sums, acc, acc_odd
+        if KIND.block_v_rest > 0:
+            acc_rest = add_values(acc_rest, decay, weights, v_rest, v_token_scale, KIND.has_token_scales, IN_INTEGERS)
+    return row_max, sums, acc, acc_odd, acc_rest
 
 
 @triton.jit

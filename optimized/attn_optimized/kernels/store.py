@@ -10,7 +10,7 @@ from attn_optimized.kernels.query_tiles import recomputed_rows
 
 
 @triton.jit
-def finish(tile, is_part, row_max, row_sum, acc, v_scale, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
+def finish(tile, is_part, row_max, row_sum, acc, acc_rest, v_scale, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
     """Store the state of the rows if it is that of a part of their keys, else the output."""
     tensors = args.tensors
     if KIND.has_dependent:
@@ -22,21 +22,26 @@ def finish(tile, is_part, row_max, row_sum, acc, v_scale, args, KIND: tl.constex
             part = args.sizes.first_part + tile.split
             row, head = rows.row.to(tl.int64), rows.head.to(tl.int64)
             acc_offset = (part * args.strides.acc_part + row * args.strides.acc_row + head) * KIND.value_size
-            dim = tl.arange(0, KIND.block_v)[None, :]
-            saw_keys = row_max > float("-inf")
-            stored = (rows.owned & saw_keys)[:, None] & (dim < KIND.value_size)
-            tl.store(tensors.acc_ptr + acc_offset[:, None] + dim, acc * v_scale, mask=stored)
+            stored = rows.owned & (row_max > float("-inf"))
+            store_dims(tensors.acc_ptr, acc_offset, acc * v_scale, stored, KIND, False)
+            if KIND.block_v_rest > 0:
+                store_dims(tensors.acc_ptr, acc_offset, acc_rest * v_scale, stored, KIND, True)
             tl.store(tensors.row_max_ptr + state_offset, row_max, mask=rows.owned)
             tl.store(tensors.row_sum_ptr + state_offset, row_sum, mask=rows.owned)
             return
         tl.store(tensors.row_max_ptr + state_offset, row_max, mask=rows.owned)
         tl.store(tensors.row_sum_ptr + state_offset, tl.full([BLOCK_M], FINISHED, tl.float32), mask=rows.owned)
-    store_output(tile, row_max, row_sum, acc, v_scale, args, KIND, BLOCK_M)
+    store_output(tile, row_max, row_sum, acc, v_scale, args, KIND, BLOCK_M, False)
+    if KIND.block_v_rest > 0:
+        store_output(tile, row_max, row_sum, acc_rest, v_scale, args, KIND, BLOCK_M, True)
 
 
 @triton.jit
-def store_output(tile, row_max, row_sum, acc, v_scale, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Normalize, scale and round the output, and store it and its LSE."""
+def store_output(
+    tile, row_max, row_sum, acc, v_scale, args,
+    KIND: tl.constexpr, BLOCK_M: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
+    """Normalize, scale and round the first dims of the output, or if REST those behind them; the LSE comes with the first."""
     KV_FORMAT: tl.constexpr = KIND.kv_format
     OUT_FORMAT: tl.constexpr = KIND.out_format
     tensors, strides = args.tensors, args.strides
@@ -46,14 +51,23 @@ def store_output(tile, row_max, row_sum, acc, v_scale, args, KIND: tl.constexpr,
     if args.flags.has_output_scale:
         out = divide(out, tl.full([BLOCK_M], 1.0, tl.float32) * tl.load(tensors.output_scale_ptr))
     rows = recomputed_rows(tile, args.sizes, KIND, BLOCK_M)
-    dim = tl.arange(0, KIND.block_v)[None, :]
-    stored = rows.owned[:, None] & (dim < KIND.value_size)
     head, row = rows.head.to(tl.int64), rows.row.to(tl.int64)
     out_offset = (row * strides.out_row + head * strides.out_head) * KIND.q_unit
-    out_type = tensors.out_ptr.dtype.element_ty
-    tl.store(tensors.out_ptr + out_offset[:, None] + dim, encode(out, OUT_FORMAT).to(out_type), mask=stored)
-    if args.flags.has_lse:
-        tl.store(tensors.lse_ptr + head * strides.lse_head + row, lse, mask=rows.owned)
+    out = encode(out, OUT_FORMAT).to(tensors.out_ptr.dtype.element_ty)
+    store_dims(tensors.out_ptr, out_offset, out, rows.owned, KIND, REST)
+    # two ifs: the compiler decides the first
+    if not REST:  # noqa: SIM102
+        if args.flags.has_lse:
+            tl.store(tensors.lse_ptr + head * strides.lse_head + row, lse, mask=rows.owned)
+
+
+@triton.jit
+def store_dims(ptr, offset, values, stored, KIND: tl.constexpr, REST: tl.constexpr):
+    """The first dims of V, or if REST those behind them, of rows that begin at `offset` [M], where `stored` [M]."""
+    FIRST: tl.constexpr = KIND.first_value_size if REST else 0
+    END: tl.constexpr = KIND.value_size if REST else KIND.first_value_size
+    dim = FIRST + tl.arange(0, KIND.block_v_rest if REST else KIND.block_v)[None, :]
+    tl.store(ptr + offset[:, None] + dim, values, mask=stored[:, None] & (dim < END))
 
 
 @triton.jit

@@ -1,12 +1,13 @@
 """The plan of a call of attention, by which it is launched."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 from attn_contract import UnsupportedError
 
 from attn_optimized.device import INTERPRETER
-from attn_optimized.launch.splits import MOST_PROGRAMS_PER_UNIT, parts_bytes, splits_of
+from attn_optimized.launch.splits import MOST_PROGRAMS_PER_UNIT, MOST_SUMS, parts_bytes, splits_of
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.tiles import AttentionTiles, attention_tiles
 from attn_optimized.launch.workload import Workload
@@ -111,6 +112,7 @@ def attention_plan(
         at_once=at_once,
         compute_units=_INTERPRETED_UNITS if is_interpreted else compute_units,
         most_programs=_MOST_INTERPRETED_PROGRAMS if is_interpreted else MOST_PROGRAMS_PER_UNIT * compute_units,
+        most_sums=math.inf if is_interpreted else MOST_SUMS,
         max_keys=max_keys_of_tile,
         parameters=tiles.parameters,
     )

@@ -50,7 +50,7 @@ def stages_that_fit(architecture: str, workload: Workload, widths: Widths, block
     if architecture not in _MOST_BYTES:
         return stages
     row_bytes = (1 if workload.quantized else workload.itemsize) * (
-        widths.row_block + (0 if workload.is_latent else widths.block_v)
+        widths.row_block + (0 if workload.is_latent else widths.value_row_block)
     )
     pairs = block_m * parameters.block_n
     own_bytes = block_m * widths.row_block * workload.itemsize + (4 * pairs if workload.has_bias else 0)

@@ -117,7 +117,7 @@ def entry_of(workload: Workload, architecture: str, compute_units: int) -> Entry
     """The entry of the architecture's table by which a workload is launched."""
     phase, widths = phase_of(workload, compute_units), Widths.of(workload)
     # of V, where it is wider than K: a tile's sums of values are in registers, which a narrow head's entry may limit
-    block_d = max(widths.row_block, widths.block_v)
+    block_d = max(widths.row_block, widths.value_row_block)
     return entry_for(architecture, phase=phase, itemsize=workload.itemsize, block_d=block_d, quantized=workload.quantized)
 
 

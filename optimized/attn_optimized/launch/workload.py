@@ -139,6 +139,16 @@ class Workload:
         return fitting if fitting * MOST_GROUPS >= self.heads_per_kv_head else MAX_GROUP
 
     @property
+    def rows(self) -> int:
+        """The most rows (pairs of query and head of a group) of a request that a tile can have."""
+        return self.most_queries * group_of(self.heads_per_kv_head, self.most_heads)
+
+    @property
+    def has_few_rows(self) -> bool:
+        """True if each request decodes or speculates. Never of a batch-invariant call, whose phases do not depend on rows."""
+        return not self.batch_invariant and self.rows <= DECODE_TILE_ROWS
+
+    @property
     def has_short_window(self) -> bool:
         """True if queries see few keys, however long their sequences are."""
         return self.window_keys is not None and self.window_keys <= SHORT_WINDOW_KEYS
@@ -154,9 +164,8 @@ def phase_of(workload: Workload, compute_units: int) -> Phase | LatentPhase:
         return "latent_scaled" if workload.has_scaled_rows else "latent"
     if workload.batch_invariant:
         return "rules" if workload.has_slopes else "prefill"
-    rows = workload.most_queries * group_of(workload.heads_per_kv_head, workload.most_heads)
-    if rows <= DECODE_TILE_ROWS:
-        return "decode" if rows <= MIN_DOT else "wide_decode"
+    if workload.has_few_rows:
+        return "decode" if workload.rows <= MIN_DOT else "wide_decode"
     has_many_requests = workload.num_requests >= MIN_REQUESTS_OF_MIXED_BATCH
     if has_many_requests and workload.num_tokens * MIXED_LENGTH_RATIO < workload.max_query_len * workload.num_requests:
         return "mixed"

@@ -311,6 +311,6 @@ THEOREMS = (
     Theorem(
         "addresses.output", "The output is written at the row, head and dims of each row that the tile has, and nowhere else.",
             _rows("out", is_store=True),
-        f"{KERNELS}.store.store_output", "dim < KIND.value_size", "dim < KIND.block_v", _case("KV_FIRST_NHD"),
+        f"{KERNELS}.store.store_dims", "dim < END", "dim <= END", _case("KV_FIRST_NHD"),
     ),
 )  # fmt: skip

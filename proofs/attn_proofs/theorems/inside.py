@@ -124,8 +124,8 @@ def _case(model: Model) -> Case:
 THEOREMS = (
     Theorem(
         "inside.read", "What is read of K and V lies inside of the cache, for all sizes and strides, in each layout.", _read,
-        f"{KERNELS}.load.load_rows", "tl.arange(0, KIND.block_v)[None, :] < KIND.value_size",
-        "tl.arange(0, KIND.block_v)[None, :] <= KIND.value_size", _case,
+        f"{KERNELS}.load.load_rows", "tl.arange(0, KIND.block_v)[None, :] < KIND.first_value_size",
+        "tl.arange(0, KIND.block_v)[None, :] <= KIND.first_value_size", _case,
     ),
     Theorem(
         "inside.written", "What is written of K and V lies inside of the cache, for all sizes and strides, in each layout.",

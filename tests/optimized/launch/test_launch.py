@@ -329,6 +329,20 @@ def test_parts_are_no_more_than_keys_are_worth(architecture, max_keys):
         assert 1 <= chosen.balanced_splits <= chosen.splits <= max(worth, min(chosen.filling_splits, chosen.max_tiles))
 
 
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "queries", "keys", "shares"),
+    [
+        (16, 1, (4, 32), 32768, 528),  # sums of two waves of programs
+        (32, 8, (4, 32), 32768, 129),  # of an eighth of the bytes of K and V
+        (32, 8, (4, 64), 65536, 132),  # of all shares
+    ],
+)
+def test_sums_of_parts_are_few_beside_keys_and_values(heads, kv_heads, queries, keys, shares):
+    number, length = queries
+    sizes = {"num_heads": heads, "num_kv_heads": kv_heads, "num_requests": number, "num_tokens": number * length}
+    assert plan("sm90", **sizes, max_query_len=length, max_seq_len=keys, compute_units=132).work_shares == shares
+
+
 OF_ONE_TILE = {"groups": 8, "queries": 4, "one_tile_per_request": True, "compute_units": 132, "most_programs": 6336}
 
 

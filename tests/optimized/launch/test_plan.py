@@ -121,11 +121,13 @@ def test_a_plan_holds_what_it_is_for(
 def check_tiles(tiles, layer: Layer) -> None:
     """Dims stand in the least powers of two, and the heads of a KV head in groups of much the same size that a tile holds."""
     widths, heads = tiles.widths, layer.num_heads // layer.num_kv_heads
-    rest = layer.head_size - widths.first_size
-    assert 1 <= widths.first_size <= layer.head_size
     assert (widths.head_size, widths.value_size) == (layer.head_size, layer.value_size)
-    assert (widths.block_d, widths.block_v) == (padded(widths.first_size), padded(layer.value_size))
-    assert widths.block_rest == (padded(rest) if rest else 0)
+    for size, first, *blocks in (
+        (layer.head_size, widths.first_size, widths.block_d, widths.block_rest),
+        (layer.value_size, widths.first_value_size, widths.block_v, widths.block_v_rest),
+    ):
+        assert 1 <= first <= size
+        assert blocks == [padded(first), padded(size - first) if first < size else 0]
     assert tiles.heads_per_kv_head == heads
     assert tiles.group == -(-heads // tiles.groups_per_kv_head)
     assert tiles.block_m >= tiles.group
@@ -164,9 +166,9 @@ def check_memory(plan, q: torch.Tensor, layer: Layer) -> None:
     tiles, widths, stages = plan.tiles, plan.tiles.widths, plan.tiles.parameters.num_stages
     if plan.architecture not in SHARED_MEMORY or stages == 1:
         return
-    dims = widths.block_d + widths.block_rest + (0 if layer.layout is Layout.LATENT else widths.block_v)
+    dims = widths.row_block + (0 if layer.layout is Layout.LATENT else widths.value_row_block)
     keys = tiles.block_n * dims * (q.element_size() if layer.kv_cache_dtype is None else 1)
-    rows = tiles.block_m * (widths.block_d + widths.block_rest) * q.element_size()
+    rows = tiles.block_m * widths.row_block * q.element_size()
     logits = 4 * tiles.block_m * tiles.block_n if layer.alibi_slopes is not None else 0
     # dots of many rows of 16 bits (wgmma) run on while the next tile of keys is loaded, and others end before
     buffers = stages - (tiles.block_m < 64 or q.element_size() != 2)

@@ -131,7 +131,7 @@ def test_tiles_of_attention(architecture):
     for workload in workloads():
         tiles = attention_tiles(workload, architecture, COMPUTE_UNITS)
         kind = tiles.kind
-        dims = max(kind["block_d"], kind["block_rest"], kind["block_v"])
+        dims = max(kind["block_d"], kind["block_rest"], kind["block_v"] + kind["block_v_rest"])
         sides = (kind["block_m"], dims), (kind["block_n"], dims), (kind["block_m"], kind["block_n"])
         most = max(map(math.prod, sides)) / tiles.options["num_warps"]
         assert most <= MOST_OF_ATTENTION, workload
