@@ -140,7 +140,7 @@ def _told(result: "Drift", targets: Sequence[str], file: Path) -> int:
         lines = [f"{words}{line}" for field, words in _WORDS.items() for line in change.get(field, ())]
         for line in lines:
             results.print(f"{name}: {line}", soft_wrap=True, markup=False)
-        if not lines:
+        if not lines and not _waits(result["after"], name):
             (absent if result["after"]["looks"][name]["missing"] else quiet).append(name)
     if not result["before"]:
         results.print("nothing to compare with yet: the next call compares with these sources", soft_wrap=True)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from attn_contract import IndexLayout
 from attn_fuzz import foreign
+from attn_fuzz.errors import LimitError
 from attn_fuzz.findings import aiter
 from attn_fuzz.interpreted.aiter import COMPUTE_UNITS
 from attn_fuzz.targets.indexer import (
@@ -110,7 +111,9 @@ def launch_paged(queries, cache, weights, logits, seq_lens, table, units: int) -
 
 def _stage1_logits(q, weights, index_cache, indexer, batch) -> torch.Tensor:
     queries, cache = _decoded(q, index_cache, indexer, batch)
-    [host, _] = load_paged(indexer.cache_dtype)
+    [host, kernels] = load_paged(indexer.cache_dtype)
+    if cache.shape[1] > 1 and "KVBlockSize" not in kernels._deepgemm_fp8_paged_mqa_logits_stage1.arg_names:
+        raise LimitError("blocks of several slots, which these sources do not take", "0.1.20")
     rows, length, heads = queries.shape[0] * queries.shape[1], batch.max_seq_len, indexer.num_heads
     if length == int(batch.seq_lens.max()):
         length = -(-length // CHUNK) * CHUNK

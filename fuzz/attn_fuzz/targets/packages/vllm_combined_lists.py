@@ -8,6 +8,7 @@ top_k of 0. Spans of images, in which queries see keys that come later, are not 
 
 import functools
 import inspect
+import re
 from types import ModuleType
 from typing import Any
 
@@ -29,8 +30,8 @@ def _name_kernel(modules: list[ModuleType]) -> None:
 def _combine(step: Prefill, lists, lengths, *, sources: Sources) -> None:
     module, *_ = sources.load()
     text = inspect.getsource(module)
-    if step.is_short and "swa_start" not in text:
-        raise LimitError("lists of these sources begin at the window, gathered or not", "0.30, whose prefills may gather less")
+    if step.is_short and not re.search(r"swa_start = tl\.maximum\([^=]*gather_start", text):
+        raise LimitError("lists of these sources begin at the window, gathered or not", "0.31, whose prefills may gather less")
     into = {} if ROCM in sources.names else {"out": (lists, lengths)}
     found, of_lists = module.combine_topk_swa_indices(
         step.chosen,
