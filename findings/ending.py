@@ -7,7 +7,7 @@ import torch
 from kernels import DEVICE
 
 
-def ending(call):
+def ending(call) -> float:
     """0 if the call returns true, and 3 if not. On a CPU it runs in a process of its own, which a bad access ends.
 
     A GPU tells of a bad access by an exception, and CUDA survives no fork.
@@ -25,4 +25,4 @@ def ending(call):
     process.join()
     if process.exitcode == 1:
         raise RuntimeError("the call raised")
-    return process.exitcode
+    return float(process.exitcode or 0)

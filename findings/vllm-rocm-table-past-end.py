@@ -7,6 +7,7 @@ ends.
 
 import ctypes
 import mmap
+from typing import Any
 
 import torch
 from calls import chunked_prefill_paged_decode
@@ -19,7 +20,8 @@ pages = mmap.mmap(-1, 2 * mmap.PAGESIZE)
 table = torch.frombuffer(pages, dtype=torch.int32, count=1, offset=mmap.PAGESIZE - 4).view(1, 1)
 behind = ctypes.addressof(ctypes.c_char.from_buffer(pages)) + mmap.PAGESIZE
 if DEVICE == "cuda":
-    torch.cuda.cudart().cudaHostRegister(behind - mmap.PAGESIZE, mmap.PAGESIZE, 0)  # a GPU reads this page, and none behind it
+    runtime: Any = torch.cuda.cudart()
+    runtime.cudaHostRegister(behind - mmap.PAGESIZE, mmap.PAGESIZE, 0)  # a GPU reads this page, and none behind it
 
 
 def decode():
@@ -32,4 +34,4 @@ def decode():
     return torch.equal(out, torch.ones_like(out))
 
 
-compare(torch.zeros(1), torch.tensor([float(ending(decode))]))
+compare(torch.zeros(1), torch.tensor([ending(decode)]))

@@ -290,7 +290,7 @@ def index_step(
     mapping = torch.tensor(order, dtype=torch.int64)
     dtype, has_wide_weights = _dtype_of_keys(indexer, kind), rng.choice((False, False, True))
     written = torch.where(mapping[:, None] >= 0, k[mapping.clamp(min=0)], torch.nan).to(dtype)
-    q_dtype = rng.choice(terms.get("q_dtype", (None,))) or indexer.cache_dtype or dtype
+    q_dtype = rng.choice([*terms.get("q_dtype", (None,))]) or indexer.cache_dtype or dtype
     return IndexStep(
         indexer=indexer,
         batch=batch,
