@@ -1,4 +1,4 @@
-"""docs/generated/performance.json: runs, with each participant's times in a case, in six digits, or a word in place of them."""
+"""docs/generated/performance.json: runs, with each participant's times in a case, in four digits, or a word in place of them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,7 +98,7 @@ def _found(result: Result | None) -> tuple[float, float, float] | str | None:
 
 
 def _short(number: float) -> float:
-    return float(f"{number:.6g}")
+    return float(f"{number:.4g}")
 
 
 def case_of(run: StoredRun, case: StoredCase) -> CaseResult:
