@@ -136,7 +136,8 @@ class SparseCall:
         out = output[self.rows.to(output.device)].detach().cpu()
         # beside sinks, a rounded output is multiplied by the share that they leave
         parts = 1 if self.impl.sinks is None else 2
-        rounding = dataclasses.replace(UNKNOWN_KERNEL, splits=128, merged_parts=parts, float8_weights=True)
+        is_float8 = self.q.element_size() == 1
+        rounding = dataclasses.replace(UNKNOWN_KERNEL, splits=128, merged_parts=parts, float8_weights=is_float8)
         record.judge(self.call(given), out, function=function, rounding=rounding)
 
 
