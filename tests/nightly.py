@@ -84,10 +84,6 @@ def _emulated_drawn() -> Iterator[str]:
     yield f"python -m attn_lab binaries --drawn 60 --arch {','.join(AMD)}"
 
 
-def _release() -> Iterator[str]:
-    yield "python -m tox run -e release"
-
-
 PARTS = {
     "tests": (_tests, "tests marked `nightly`: whole commands, long draws, faults planted in kernels, clusters, storms"),
     "proofs": (_proofs, "all theorems about the kernels' source, their page, and their mutants"),
@@ -98,7 +94,6 @@ PARTS = {
     "engine": (_engine, "continuous batching of ten models, 500 requests each: recordings find nothing"),
     "launches": (_launches, "every launch that ships, compiled and held to budgets"),
     "emulated": (_emulated, "every launch that ships for AMD, run on the emulator"),
-    "release": (_release, "source distribution and wheel, in an environment of their own, used from another folder"),
     "emulated-drawn": (_emulated_drawn, "drawn cases on every emulated architecture"),
 }
 """By name: the commands, and what they check."""
