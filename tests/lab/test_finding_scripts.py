@@ -52,9 +52,8 @@ def test_a_script_passes_with_a_repaired_kernel(name, tmp_path):
     assert finding_scripts.run(name, sources=sources) == (DOES_NOT_SHOW, finding_scripts.results()[name].repaired)
 
 
-def test_all_findings_but_these_have_a_repair():
-    """ROCM_ATTN hands no soft cap on to kernels that have no argument for one: nothing of a few lines repairs that."""
-    assert {*NAMES} - {*REPAIRED} == {"vllm-rocm-soft-cap"}
+def test_all_findings_have_a_repair():
+    assert {*NAMES} == {*REPAIRED}
 
 
 @pytest.mark.parametrize("package", ["aiter", "sglang", "vllm"])
@@ -66,7 +65,7 @@ def test_the_repairs_of_a_package_go_together(package, tmp_path):
     for name in reports:
         for file, repair in reports[name].changes():
             assert repair.new.splitlines()[-1] in (tmp_path / file).read_text(), name
-    unloaded = {"sglang-aiter-decode-window", "sglang-decode-window", "vllm-mla-narrow-lse", "vllm-rocm-soft-cap"}
+    unloaded = {"sglang-aiter-decode-window", "sglang-decode-window", "vllm-mla-narrow-lse"}
     assert {*(tmp_path / package / foreign.REPAIRED).read_text().split()} == {*reports} - unloaded
 
 
