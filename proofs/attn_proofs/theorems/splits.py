@@ -250,7 +250,7 @@ def _same_place(sources: Sources) -> Iterator[Claim]:
     dim = block_of_dims * BLOCK_D + d
     for name, lane, other in (("row_max_ptr", (r, b), (r,)), ("row_sum_ptr", (r, b), (r,)), ("acc_ptr", (r, b, d), (r, dim))):
         (load,) = (load for load in reader.loads if load.pointer.name == name)
-        store = _stores(writer, name, "finish")[0]
+        store = _stores(writer, name, "store_dims" if name == "acc_ptr" else "finish")[0]
         found, at = as_tensor(load.pointer.offset).at(*lane), as_tensor(store.pointer.offset).at(*other)
         assumptions = (d >= 0, d < BLOCK_D, block_of_dims >= 0, block_of_dims < 2, *writer.assumptions, *reader.assumptions)
         yield Claim(f"{name[:-4]} of a part", assumptions, found == at, (), {**writer.lines, **reader.lines})
@@ -287,7 +287,7 @@ def _what_was_written(sources: Sources) -> Iterator[Claim]:
         masks = [as_tensor(store.mask).at(m) == as_tensor(largest.mask).at(m) for store in sums]
         goal = z3.Or(*masks) if masks else z3.BoolVal(False)
         yield Claim(f"the sum is written with the largest logit of line {largest.line}", lane, goal, None, lines)
-    (values,) = _stores(writer, "acc_ptr", "finish")
+    (values,) = _stores(writer, "acc_ptr", "store_dims")
     (largest,) = (store for store in _stores(writer, "row_max_ptr", "finish") if store.path == values.path)
     saw = z3.And(as_tensor(largest.mask).at(m), as_tensor(largest.value).at(m) > NEGATIVE_INFINITY)
     goal = as_tensor(values.mask).at(m, d) == saw
