@@ -59,9 +59,9 @@ def limit_of(error: BaseException | None) -> str | None:
             return LimitError(f"tl.{(*called, each.name)[0]}: Triton's interpreter has no {each.name}").sentence
         if isinstance(each, ValueError) and "Did you forget to add @triton.jit" in str(each) and (function := _builtin(each)):
             return LimitError(f"{function}: Triton's interpreter does not replace it").sentence
-        if str(each).startswith(_NO_GPU):
+        if message_of(each).startswith(_NO_GPU):
             return LimitError(f"the call asks for a GPU: {message_of(each)}", "a machine with one").sentence
-        if isinstance(each, NotImplementedError) and str(each).startswith("Block pointers have been removed"):
+        if isinstance(each, NotImplementedError) and message_of(each).startswith("Block pointers have been removed"):
             return LimitError("Triton has no block pointers from 3.9 on", "an older Triton").sentence
         if isinstance(each, ModuleNotFoundError) and (absent := _absent(each.name)):
             return f"module {each.name} (lifted by installing {absent})"
