@@ -61,4 +61,4 @@ def load_rest(ptr, offset, in_tile, SIZE: tl.constexpr, BLOCK: tl.constexpr, MAS
     """[N, BLOCK]: the SIZE dims from each offset [N] on, as they are stored."""
     dim = tl.arange(0, BLOCK)[None, :]
     in_rest = dim < SIZE
-    return load_dims(ptr + offset[:, None] + dim, in_tile[:, None] & in_rest, in_rest, BLOCK > SIZE, MASKED)
+    return load_dims(ptr + dim + offset[:, None], in_tile[:, None] & in_rest, in_rest, BLOCK > SIZE, MASKED)
