@@ -1,4 +1,4 @@
-"""docs/generated/performance.json: runs, with each participant's times in a case, in four digits, or a word in place of them."""
+"""docs/generated/performance.json: runs, with each participant's times in a case to four digits, or a word in their place."""
 
 from collections.abc import Sequence
 from pathlib import Path
