@@ -304,8 +304,8 @@ def _tell(outcome: Outcome, path: Path) -> None:
         if plan.exactly:
             _tell_exact(list(ended), of)
     if not outcome.is_whole:
-        left = outcome.launches - len(ended)
-        results.print(f"{left:,} launches are left: the same command goes on, by {path}", soft_wrap=True)
+        left = f"{outcome.launches - len(ended):,} launches are left: the same command goes on, by {path}"
+        results.print(f"interrupted, {left}" if outcome.interrupted else left, soft_wrap=True)
 
 
 def _tell_exact(ended: Sequence[Ended], of: str) -> None:
