@@ -80,7 +80,7 @@ def test_a_wrong_kernel_is_told_from_an_adapter_that_does_not_fit(tmp_path, attn
     assert second.code == 1, second
     result = json.loads(Path("attn-parity-runs/drift-planted.json").read_text())
     wrong, misfit = (result["changes"][name] for name in names[1::2])
-    assert [failure.partition(":")[0] for failure in wrong["failures"]] == ["value"]
+    assert "value" in {failure.partition(":")[0] for failure in wrong["failures"]}
     assert misfit["failures"] == misfit["still_failing"] == []
     assert misfit["not_judged"] == ["the adapter does not fit renamed: parameter 'factor' is gone"]
     assert misfit["sources"] == ["signature: ops.renamed: by=1 new; factor=1 gone"]
