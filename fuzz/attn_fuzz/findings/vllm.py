@@ -246,10 +246,10 @@ ROCM_ATTN = (
     ),
     Finding(
         name="vllm-rocm-table-past-end",
-        what="In a decode with a block size that is no power of two, an entry behind a request's last block is loaded, also "
-        "where the table has none.",
+        what="In a decode with a block size that is neither a power of two nor a multiple of 32, such as 80 or 784, an entry "
+        "behind a request's last block may be loaded, also where the table has none.",
         cause="vllm/v1/attention/ops/chunked_prefill_paged_decode.py:162, kernel_paged_attention_2d: a tile of 32 keys can end "
-        "behind the last block, and the load of its entries has no mask.",
+        "behind such a block, and the load of its entries has no mask.",
         seen_in="vllm 0.33.0, and the line in 0.20.0",
         explains=of(("sanitizer", "crashed"), _has_a_tile_past_its_blocks),
     ),
@@ -336,8 +336,8 @@ FLEX = (
     ),
     _in_33(
         name="vllm-flex-range-clamped",
-        what="In a layer whose ranges end at the window, as Gemma 4 has them, a query also sees the keys of its bidirectional "
-        "range that lie before its window.",
+        what="In a layer whose ranges end at the window, as Gemma 4 has them, a query also sees keys of its bidirectional "
+        "range that lie before its window: those of the blocks that its mask keeps.",
         cause="vllm/v1/attention/backends/flex_attention.py:628-631, get_mask_mod adds ranges to what the window shows, and "
         "nothing in the file reads the layer's mm_prefix_clamp_sliding_window, as triton_attn.py:731 does.",
         explains=lambda case, verdict: (
