@@ -1,7 +1,7 @@
 """TritonAttentionImpl: a layer with a window of 2 tokens sees 3 keys, one with a window of 1 token 2.
 
-Windows of 1 and 2 tokens, and none (None, -1). Each goes through the backend's own function to the kernel of decodes. Four keys,
-whose values are 0, 1, 2 and 4. All logits are 0, so the output is the mean of the last values.
+Windows of 1 and 2 tokens, and none (None, -1). Each goes through the backend's own function to the kernel of decodes. Four
+keys, whose values are 0, 1, 2 and 4. All logits are 0, so the output is the mean of the last values.
 """
 
 import torch

@@ -230,8 +230,8 @@ ROCM_ATTN = (
     ),
     _since_29(
         name="vllm-rocm-window-ahead",
-        what="In a step that is not causal, a window has no right edge: a query sees all keys ahead. TRITON_ATTN and the "
-        "contract take the window to both sides.",
+        what="In a step that is not causal, a window has no right edge: a query sees all keys ahead. TRITON_ATTN and "
+        "FLASH_ATTN (flash_attn.py:586-597) take the window to both sides.",
         cause="vllm/v1/attention/ops/prefix_prefill.py: _fwd_kernel: SLIDING_WINDOW bounds `query - key` alone, also where "
         "CAUSAL is false.",
         explains=of(VALUES, _sees_ahead),
@@ -269,7 +269,8 @@ SEGMENTED = (
     _since_32(
         name="vllm-segmented-window-ahead",
         what="In a step that is not causal, a window has no right edge: a query sees all keys ahead. unified_attention, to "
-        "which the same backend hands longer queries and soft caps, takes the window to both sides, as the contract does.",
+        "which the same backend hands longer queries and soft caps, takes the window to both sides, as FLASH_ATTN does "
+        "(flash_attn.py:586-597).",
         cause="vllm/v1/attention/ops/segmented_attention.py:222-225, _segmented_attention_stage: WINDOW bounds a key from "
         "below alone, also where CAUSAL is false.",
         explains=of(VALUES, _sees_ahead),
@@ -367,11 +368,12 @@ PAGED_MQA_LOGITS_TORCH = (_ROWS_OF_DRAFTS,)
 INDEX_DECODE = (
     _in_33(
         name="vllm-index-decode-tiles",
-        what="On ROCm without AITER, a decode scores wrong numbers: index keys are written in tiles of 16 slots and 16 dims "
-        "where blocks have 16 slots or more, and are read one slot after the other.",
-        cause=f"{_INDEXER}:196, indexer_k_quant_and_cache_triton, writes tiles. rocm_fp8_paged_mqa_logits (:859-868) hands the "
-        "cache to fp8_paged_mqa_logits_torch (:458-482), which knows none. Neither does AITER's "
-        "deepgemm_fp8_paged_mqa_logits_stage1, which gets the cache on other GPUs with AITER (:840-858).",
+        what="On ROCm with VLLM_ROCM_USE_AITER off, a decode of one query scores wrong numbers: index keys are written in "
+        "tiles of 16 slots and 16 dims where blocks have 16 slots or more, and are read one slot after the other.",
+        cause=f"{_INDEXER}:196, indexer_k_quant_and_cache_triton, writes tiles, and so does fused_norm_rope of "
+        "DeepSeek-V3.2. rocm_fp8_paged_mqa_logits (:859-868) hands the cache to fp8_paged_mqa_logits_torch (:458-482), "
+        "which knows none. Neither does AITER's deepgemm_fp8_paged_mqa_logits_stage1, which gets the cache on other GPUs "
+        "with AITER (:840-858).",
         explains=of(("value", "nan"), _has_blocks),
     ),
     _ROWS_OF_DRAFTS,
