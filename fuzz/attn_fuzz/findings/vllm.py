@@ -168,15 +168,15 @@ _UNIFIED_ATTENTION = (
     _since_29(
         name="vllm-range-beyond-window",
         what="In a layer with a window, a query sees all keys of its bidirectional range, also keys before its window. The "
-        "values of these keys count as 0, though their weights count.",
+        "values of keys before the window of the first query of a tile count as 0, though their weights count.",
         cause=f"{UNIFIED}:571-585, kernel_unified_attention: V is masked by `dist < SLIDING_WINDOW`, which holds for the "
         "window alone and not for ranges (mm_prefix_range) that win over it.",
         explains=_each(VALUES, _sees_a_range_beyond_its_window, lambda case: not case.ranges_clamped),
     ),
     _since_29(
         name="vllm-scales-outside-window",
-        what="In a layer with a window and a cache that has a scale for each token and head, a scale of NaN or infinity in "
-        "a slot that no query sees, before the window, makes the output NaN.",
+        what="In a layer with a window and a cache that has a scale for each token and head, a scale of V of NaN or "
+        "infinity in a slot before the window, in the tile in which the window begins, makes the output NaN.",
         cause=f"{UNIFIED}:586-589, kernel_unified_attention: the weights are multiplied by the scales of all keys of a tile, "
         "and 0 * NaN is NaN. V alone is masked by the window (571-585).",
         explains=lambda case, verdict: is_nan_before_windows(case, verdict) and _scales_tokens(case),
@@ -250,7 +250,7 @@ ROCM_ATTN = (
         "behind a request's last block may be loaded, also where the table has none.",
         cause="vllm/v1/attention/ops/chunked_prefill_paged_decode.py:162, kernel_paged_attention_2d: a tile of 32 keys can end "
         "behind such a block, and the load of its entries has no mask.",
-        seen_in="vllm 0.33.0, and the line in 0.20.0",
+        seen_in="vllm 0.33.0",
         explains=of(("sanitizer", "crashed"), _has_a_tile_past_its_blocks),
     ),
     _EMPTY_REQUEST,
@@ -286,10 +286,10 @@ SEGMENTED = (
 ENCODER = (
     _since_29(
         name="vllm-encoder-narrow-sinks",
-        what="Sinks of 16 bits are multiplied by log2(e) in 16 bits: a sink of 10 is off by up to 0.02, and all weights of "
-        "its head by up to 2 %.",
-        cause="vllm/v1/attention/ops/triton_prefill_attention.py:110, _fwd_kernel: the product has the dtype of Sinks. "
-        "init_softmax_M of unified attention makes it float32 first.",
+        what="Sinks of 16 bits are multiplied by log2(e) in 16 bits: in bfloat16 a sink of about 10 is off by up to "
+        "0.037, and all weights of its head by up to 3.8 %.",
+        cause="vllm/v1/attention/ops/triton_prefill_attention.py:110, _fwd_kernel: the constant and the product have the "
+        "dtype of Sinks. init_softmax_M of unified attention makes it float32 first.",
         explains=of(VALUES, lambda case: case.sinks is not None and case.narrow_sinks and case.dtype != "float32"),
     ),
     _float32_as_tf32(()),
@@ -307,8 +307,8 @@ DCP_REDUCE_SCATTER = (LARGE_LSE,)
 TRITON_MLA = (
     _in_33(
         name="vllm-mla-narrow-lse",
-        what="The LSE has the dtype of q. Decode context parallelism merges ranks by it: from an LSE of 32 on, bfloat16 rounds "
-        "it by up to 0.125, and the rank's weight by up to 13 %.",
+        what="The LSE has the dtype of q. Decode context parallelism merges ranks by it: from an LSE of 32 to 64, bfloat16 "
+        "rounds it by up to 0.125, and exp of it by up to 13 %; larger ones by more.",
         cause="vllm/v1/attention/backends/mla/triton_mla.py:265, TritonMLAImpl.forward_mqa: torch.zeros(..., dtype=q.dtype). "
         "The kernel computes the LSE in float32, and stores it there.",
         explains=of(("lse",), lambda case: case.dtype != "float32"),

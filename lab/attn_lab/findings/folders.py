@@ -74,6 +74,7 @@ def issue(finding: Finding, report: Report, shown: Shown, package: Path) -> str:
     """
     layout = LAYOUTS[package.name]
     test = layout.test(finding.name)
+    version, _, others = finding.seen_in.partition(", and ")
     sent = [f"- {line}" for line in report.sent_by] or ["- no engine that is known"]
     patched = f"`fix.patch` ends it, and shows that its lines are the cause. `{test}` fails before it and passes after it."
     described = [
@@ -81,9 +82,9 @@ def issue(finding: Finding, report: Report, shown: Shown, package: Path) -> str:
         "",
         finding.what,
         "",
-        f"**Cause.** {_moved(finding.cause, finding.seen_in, package)}",
+        f"**Cause.** {_moved(finding.cause, version, package)}",
         "",
-        f"**Lines** of {finding.seen_in}: {', '.join(f'`{line}`' for line in report.lines)}.",
+        f"**Lines** of {version}: {', '.join(f'`{line}`' for line in report.lines)}.{others and f' Also in {others}.'}",
         *_patched_lines(report, package),
         f"**Since.** {_sentence(report.since)}",
         "",
@@ -116,13 +117,13 @@ def issue(finding: Finding, report: Report, shown: Shown, package: Path) -> str:
     return "\n".join(lines)
 
 
-def _moved(text: str, seen_in: str, package: Path) -> str:
+def _moved(text: str, version: str, package: Path) -> str:
     """A text whose paths are those of the package's sources; lines that it names are those of the version seen."""
 
     def place(found: re.Match[str]) -> str:
         file, lines = Path(found[1]), found[2]
         there = scripts.placed(file, package.parent)
-        return found[0] if there == file else f"{there} ({lines} of {seen_in})" if lines else str(there)
+        return found[0] if there == file else f"{there} ({lines} of {version})" if lines else str(there)
 
     return re.sub(rf"\b({package.name}/[\w/]+\.py)(?::([\d-]+(?:(?:,| and) [\d-]+)*))?", place, text)
 
