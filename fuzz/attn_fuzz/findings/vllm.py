@@ -240,7 +240,8 @@ ROCM_ATTN = (
         name="vllm-rocm-outside-window",
         what="NaN in a slot before the window of all queries makes the output NaN.",
         cause="vllm/v1/attention/ops/prefix_prefill.py, _fwd_kernel, and chunked_prefill_paged_decode.py, "
-        "kernel_paged_attention_2d: V is not masked by the window, its weight is 0, and 0 * NaN is NaN.",
+        "kernel_paged_attention_2d: V is not masked by the window: a hidden key's weight is 0, at once or after a rescaling, "
+        "and 0 * NaN is NaN.",
         link="vllm-project/vllm#53323, and the pull requests #53628 and #49588",
         explains=is_nan_before_windows,
     ),
@@ -277,7 +278,7 @@ SEGMENTED = (
     ),
     _since_32(
         name="vllm-segmented-outside-window",
-        what="NaN in a slot before the window of all queries makes the output NaN.",
+        what="NaN in a slot of the first tile of keys, before the window of all queries, makes the output NaN.",
         cause="vllm/v1/attention/ops/segmented_attention.py:233-282, _segmented_attention_stage: the first tile of keys begins "
         "at a multiple of its size before the window, V is not masked there, its weight is 0, and 0 * NaN is NaN.",
         explains=is_nan_before_windows,
@@ -329,7 +330,8 @@ FLEX = (
     _in_33(
         name="vllm-flex-range-ahead",
         what="In a causal step, a query does not see the keys of its bidirectional range that lie in later blocks than the "
-        "queries of its group of 16. In a layer with a window, it does not see those of blocks before the window either.",
+        "queries of its group of 16. In a layer with a window, it does not see those of blocks before the window either "
+        "(no model is known to show this half: compute_mm_prefix_ranges drops ranges longer than the window).",
         cause="vllm/v1/attention/backends/flex_attention.py:739-751, _build_block_mask_direct: blocks ahead of a query, and "
         "blocks before its window, are taken out of the block mask, also where get_mask_mod (628-631) adds ranges to what is "
         "visible. The compiled kernel visits the blocks of the mask alone.",
