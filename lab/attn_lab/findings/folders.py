@@ -93,7 +93,7 @@ def issue(finding: Finding, report: Report, shown: Shown, package: Path) -> str:
         *sent,
         "",
         patched if report.repair else f"No change of a few lines is known. `{test}` fails.",
-        *([f"It leaves {report.left}."] if report.left else []),
+        *([f"`fix.patch` leaves {report.left}."] if report.left else []),
     ]
     reproduced = [
         "It needs torch and Triton. Where the package cannot be imported, as without a GPU, `stand_ins.py` loads its kernels",
