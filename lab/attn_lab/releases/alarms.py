@@ -46,7 +46,7 @@ class Alarm(msgspec.Struct, forbid_unknown_fields=True):
         index: its number in the draw.
         kind, message: of its verdict.
         case: its file.
-        after: the release that mends it, and the kind of the verdict there.
+        after: the release that mends it, and what the verdict there is of: a known finding, by name, or else its kind.
     """
 
     index: int
@@ -126,9 +126,8 @@ def entry_of(entries: Sequence[Entry], name: str, release: str, kind: str) -> En
 
 def _read_as(entries: Sequence[Entry], name: str, release: str, alarm: Alarm) -> str:
     entry = entry_of(entries, name, release, alarm.kind)
-    if entry is None or (entry.what == WHAT[0] and alarm.after[1] not in ("", "agree")):
-        return WHAT[-1]
-    return entry.what
+    fails_after = alarm.after[1] not in ("", "agree") and "-" not in alarm.after[1]
+    return WHAT[-1] if entry is None or (entry.what == WHAT[0] and fails_after) else entry.what
 
 
 def entries() -> list[Entry]:
@@ -221,5 +220,7 @@ def _run_after(name: str, later: str, cases: Sequence[tuple[str, int]], file: Pa
         with shard.start_executor(plan) as executor:
             for release, counted in kept[name].items():
                 for alarm in (each for each in counted.alarms if (release, each.index) in cases):
-                    alarm.after = later, executor.run(case_file.loads(alarm.case), exactly=False).kind
+                    verdict = executor.run(case := case_file.loads(alarm.case), exactly=False)
+                    finding = explanation(registry.load(name).findings_on("cpu"), case, verdict)
+                    alarm.after = later, finding.name if finding else verdict.kind
     file.write_bytes(msgspec.json.encode(kept) + b"\n")
