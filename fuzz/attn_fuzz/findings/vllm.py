@@ -321,7 +321,7 @@ DCP_ALL_TO_ALL = (
         what="A rank that has no local sequence in a step, as while graphs are warmed up, reads in front of an empty tensor, "
         "which is an illegal access.",
         cause="vllm/v1/attention/ops/dcp.py:677-679, _dcp_a2a_pack_send_kernel: the index of a row's request is at most "
-        "num_seqs - 1, which is -1, and seq_lens is read there. mask_dcp_empty_shards_ (:82-86) returns before that.",
+        "num_seqs - 1, which is -1, and seq_lens is read there. mask_dcp_empty_shards_ (:84-86) returns before that.",
         explains=of(("crashed",), lambda case: not case.requests),
     ),
     LARGE_LSE,
