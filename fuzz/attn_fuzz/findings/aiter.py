@@ -302,8 +302,15 @@ _HEAD_SIZES = _in_wheel(
     "aiter/paged_attn.py:171-172 names 80, 96, 112 and 120 as supported.",
     explains=of(WRONG, lambda case: case.head_size % 64 > 0),
 )
-HIP_PA_RAGGED = (_LARGE_GROUPS, _MAXIMUM_FROM_ZERO, _HEAD_SIZES)
-HIP_PA = (_LARGE_GROUPS, _MAXIMUM_FROM_ZERO, _HEAD_SIZES, _UNUSED_SLOTS)
+_TOO_MUCH_LDS = _in_wheel(
+    name="aiter-hip-lds-of-groups",
+    what="With more than 48 query heads for each KV head and heads of more than 128, the kernel does not compile for gfx942: "
+    "it takes 72 KiB of LDS or more, of which there are 64.",
+    cause=f"{_PA}/pa_kernels.cuh:67, pa.cuh:120: shared_logits has 8 KiB for each 16 heads of a group and each 128 dims.",
+    explains=of(("raised",), lambda case: case.group_size > 48 and case.head_size > 128),
+)
+HIP_PA_RAGGED = (_LARGE_GROUPS, _MAXIMUM_FROM_ZERO, _HEAD_SIZES, _TOO_MUCH_LDS)
+HIP_PA = (_LARGE_GROUPS, _MAXIMUM_FROM_ZERO, _HEAD_SIZES, _UNUSED_SLOTS, _TOO_MUCH_LDS)
 
 
 def _has_short_tail(case: "Case", verdict: "Verdict") -> bool:
@@ -374,6 +381,7 @@ HIP_PA_V1 = (
     _LARGE_GROUPS,
     _MAXIMUM_FROM_ZERO,
     _UNUSED_SLOTS,
+    _TOO_MUCH_LDS,
     _in_wheel(
         name="aiter-hip-alibi-under-soft-cap",
         what="With a soft cap, the cap is applied to the sum of score and ALiBi, and not to the score alone.",
@@ -524,9 +532,11 @@ def _has_empty_split(case: "Case") -> bool:
 
 
 def _has_junk_in_slot_0(case: "Case") -> bool:
-    """Whether slot 0 may hold NaN: no request has a key there."""
+    """Whether slot 0 may hold NaN: no request has a key there, or none that a query sees."""
     if case.cache is None or case.finite_slots:
         return False
+    if case.recycled:
+        return True
     size = case.cache.block_size
     return not any(0 in request.blocks[: -(-request.seq_len // size)] for request in case.requests)
 
@@ -846,6 +856,15 @@ GLUON_PREFILL_SPARSE_GFX1250 = (
         what="In pa_prefill_sparse on gfx1250, heads whose sink is -inf, which has no weight, are NaN.",
         cause=f"{_GLUON}/pa_prefill_sparse.py:186: the sum of weights begins as exp2(sink - sink), which is NaN.",
         explains=lambda case, verdict: is_nan(case, verdict) and case.sinks in ("off", "some"),
+    ),
+    _in_main(
+        name="aiter-gluon-prefill-slot-0",
+        what="In pa_prefill_sparse on gfx1250, NaN in slot 0 of the pool, or in row 0 of the step's own, makes rows NaN whose "
+        "last tile is not full.",
+        cause=f"{_GLUON}/pa_prefill_sparse.py:41-43, 242-246 and 377-381: row 0 is read in the place of -1 and of what is "
+        "behind the end of a list, and V is nowhere masked: its weight is 0, and 0 * NaN is NaN.",
+        # a copy of the pool in another order is the step's own: any slot's NaN may be its row 0
+        explains=lambda case, verdict: is_nan(case, verdict) and not case.finite_slots,
     ),
 )
 
