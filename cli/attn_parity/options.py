@@ -1,4 +1,4 @@
-"""Parts that commands share: consoles, options, and checks before the work starts."""
+"""Options that commands share, checks before the work starts, progress bars and signals."""
 
 import contextlib
 import json
