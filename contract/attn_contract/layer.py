@@ -174,10 +174,14 @@ class Layer:
         (UNLIMITED, UNLIMITED), words="a sliding window", acts_on=VISIBILITY, check=_check_window, **_OF_POSITIONS
     )
     sink_tokens: int = rule(
-        0, words="sink_tokens (keys that stay visible)", acts_on=VISIBILITY, check=_check_sink_tokens, **_OF_POSITIONS
+        0,
+        words="tokens at the start that a window keeps visible (sink_tokens)",
+        acts_on=VISIBILITY,
+        check=_check_sink_tokens,
+        **_OF_POSITIONS,
     )
     chunked_local: int | None = rule(
-        None, words="chunked_local", acts_on=VISIBILITY, check=_check_optional_size, **_OF_POSITIONS
+        None, words="attention in chunks (chunked_local)", acts_on=VISIBILITY, check=_check_optional_size, **_OF_POSITIONS
     )
     selection_unit: int | None = rule(
         None,
@@ -220,7 +224,7 @@ class Layer:
     sinks: torch.Tensor | None = rule(None, words="sinks", acts_on=SOFTMAX, check=_check_sinks)
     head_size_v: int | None = rule(
         None,
-        words="head_size_v (a width of V of its own)",
+        words="a head size of V other than K's (head_size_v)",
         acts_on=VALUES,
         check=_check_optional_size,
     )
