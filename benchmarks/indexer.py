@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.options import commit_option
 from benchmarks.timed import head_of_run, use_device
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Decode(NamedTuple):
 
 @click.command()
 @click.option("--tiny", is_flag=True, help="Two requests of 300 keys, on a CPU too. No result has any value.")
-@click.option("--commit", help="Where git does not know it.")
+@commit_option
 def indexer(tiny: bool, commit: str | None) -> None:
     """Time index logits, selection and attention over the selection, in decodes of 32k to 512k keys.
 
