@@ -20,7 +20,7 @@ from unittest import mock
 
 import torch
 from attn_contract import Batch, ContractError, Indexer, IndexLayout, ScaleFormat
-from attn_contract.indexer import BYTES_OF_SCALE
+from attn_contract.layouts import BYTES_OF_SCALE
 from attn_fuzz.shadow import Contents, contents_of
 from attn_fuzz.verdict.indexer import index_oracle, wrong_logits, wrong_selection
 from attn_reference import write_index_cache

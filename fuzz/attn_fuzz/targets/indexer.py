@@ -32,7 +32,8 @@ from typing import Any, Final, NamedTuple
 import attn_reference
 import torch
 from attn_contract import AttentionType, Batch, Indexer, IndexLayout, IndexScore, Layer, Layout, PhysicalOrder, ScaleFormat
-from attn_contract.indexer import BYTES_OF_SCALE, TILE
+from attn_contract.indexer import TILE
+from attn_contract.layouts import BYTES_OF_SCALE
 from attn_fuzz.cases.poison import bits, canary, poison
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.targets.engine import ANY_ENGINE, Engine
@@ -43,7 +44,7 @@ from attn_fuzz.targets.target import AttentionFunction, Support, Target
 from attn_fuzz.targets.triton import TRITON, missing_triton, modules, planned
 from attn_fuzz.verdict.indexer import index_oracle, wrong_logits, wrong_selection
 from attn_fuzz.verdict.rounding import Rounding
-from attn_reference.indexer import rows_of as request_rows
+from attn_reference.indexer import request_rows
 
 Terms = Mapping[str, Sequence[Any] | Mapping[torch.dtype, Any]]
 """By the name of a field of Indexer: the values that a target serves, or the one that it has with each cache_dtype. None is the
@@ -349,7 +350,7 @@ def _cache(kv_cache: torch.Tensor, indexer: Indexer, rng: random.Random) -> tupl
     own = buffer.view(dtype)
     cache = own.as_strided((blocks, block_size, indexer.row_size), (page, indexer.row_size, 1), before)
     if indexer.layout.has_scales and blocks:
-        scales = buffer.as_strided((blocks, block_size * 4), (page, 1), before + block_size * indexer.head_size)
+        scales = buffer.as_strided((blocks, block_size * BYTES_OF_SCALE), (page, 1), before + block_size * indexer.head_size)
         scales[:] = torch.full((block_size,), torch.nan).view(torch.uint8)
     return buffer, cache
 
@@ -517,7 +518,7 @@ def gathered_keys(index_cache: torch.Tensor, indexer: Indexer, batch: Batch, row
     block, slot = batch.block_table[request, i // view.block_size].long()[:, None], (i % view.block_size)[:, None]
     memory = index_cache.as_strided((index_cache.untyped_storage().nbytes() - index_cache.storage_offset(),), (1,))
     codes = memory[view.element(block, slot, torch.arange(indexer.head_size))].view(indexer.cache_dtype)
-    scales = memory[view.scale(block, slot) + torch.arange(4)].view(torch.float32).flatten()
+    scales = memory[view.scale(block, slot) + torch.arange(BYTES_OF_SCALE)].view(torch.float32).flatten()
     starts, ends = torch.zeros(rows, dtype=torch.int32), torch.zeros(rows, dtype=torch.int32)
     for r in range(batch.num_requests):
         own, p = request_rows(batch, r)

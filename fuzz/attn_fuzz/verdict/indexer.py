@@ -22,9 +22,10 @@ from typing import Literal, NamedTuple
 import torch
 from attn_contract import Batch, Indexer, IndexScore
 from attn_contract.validation import check_index_logits
-from attn_reference.indexer import gather_index_keys, numbers_of, rows_of, score, seen_units
+from attn_reference.indexer import gather_index_keys, numbers_of, request_rows, score, seen_units
 
-U32 = 2.0**-23
+EPS32 = 2.0**-23
+"""float32's epsilon, twice its unit roundoff: terms of second order are left out."""
 SMALLEST_NORMAL = 2.0**-126
 
 
@@ -50,14 +51,14 @@ def index_oracle(
     heads = indexer.num_heads // indexer.num_selections
     roundings = indexer.head_size + (2 if indexer.score is IndexScore.MAX else heads + 4)
     for r in range(batch.num_requests):
-        rows, p = rows_of(batch, r)
+        rows, p = request_rows(batch, r)
         keys = gather_index_keys(index_cache, indexer, batch, r, view)
         own, w = numbers_of(q[rows]), None if weights is None else weights[rows].double()
         of_units = score(own, w, keys, p, indexer)
         magnitudes = score(own.abs(), None if w is None else w.abs(), keys.abs(), p, indexer)
         smallest = SMALLEST_NORMAL * (1 + (0 if w is None else w.abs().sum(1)[:, None]))
         logits[:, rows, : of_units.shape[-1]] = of_units
-        bound[:, rows, : of_units.shape[-1]] = roundings * U32 * magnitudes + smallest
+        bound[:, rows, : of_units.shape[-1]] = roundings * EPS32 * magnitudes + smallest
     return IndexOracle(logits, bound)
 
 
@@ -104,7 +105,7 @@ def wrong_selection(
     """
     entries = selected.tolist()
     for r in range(batch.num_requests):
-        rows, p = rows_of(batch, r)
+        rows, p = request_rows(batch, r)
         seen = seen_units(p, indexer).tolist()
         for row, n, position in zip(range(rows.start, rows.stop), seen, p.tolist(), strict=True):
             has_open = indexer.has_open_unit and position >= 0 and (position + 1) % indexer.selection_unit != 0
@@ -152,7 +153,7 @@ def _forced(logits: torch.Tensor, indexer: Indexer, batch: Batch) -> torch.Tenso
     forced = torch.zeros(logits.shape[1:], dtype=torch.bool, device=logits.device)
     units = torch.arange(logits.shape[-1], device=logits.device)
     for r in range(batch.num_requests):
-        rows, p = rows_of(batch, r)
+        rows, p = request_rows(batch, r)
         n = seen_units(p, indexer)[:, None]
         forced[rows] = (units < indexer.first_units) | ((units >= n - indexer.last_units) & (units < n))
     return forced
