@@ -104,7 +104,7 @@ def decode(requests: int, keys: int, device: "torch.device") -> Decode:
 
 
 def stages_of(step: Decode) -> dict[str, tuple[float, list[tuple[str, Callable[[], Any]]]]]:
-    """By stage, the bytes that it moves and its participants. Logits of others are compared with ours."""
+    """The bytes and the participants of each stage. Logits of other projects are compared with ours."""
     import attn_optimized
     import torch
     from attn_contract import Batch, Indexer, IndexLayout, Layer, Layout

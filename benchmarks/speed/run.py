@@ -149,13 +149,13 @@ def error_of(prepared: Prepared, problem: Problem) -> float:
 
 
 def error_again(prepared: Prepared, problem: Problem) -> float:
-    """Of a call after others: a counter that a kernel leaves behind would let later calls write less."""
+    """The relative error of a repeated call. A kernel that relies on a counter of its first call would write fewer rows."""
     prepared.output(prepared.run()).fill_(torch.nan)
     return error_of(prepared, problem)
 
 
 def everybody(kernels: Kernels, before: SimpleNamespace | None, tries: Mapping[str, Sequence[int]]) -> list[Participant]:
-    """Who takes part in cases of all types.
+    """The participants of cases of all types.
 
     Args:
         before: see `benchmarks.speed.before`.

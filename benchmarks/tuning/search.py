@@ -50,7 +50,7 @@ class ClassSearch:
         return self.cases[:FIRST_CASES] if stage in ("tiles", "options") else self.cases
 
     def contenders(self, stage: str) -> list[Candidate]:
-        """Who is timed in a stage beside today's; new ones are added to what is found."""
+        """The candidates that a stage times beside today's parameters. New ones are added to `found`."""
         if stage == "all":
             return self._finalists()
         bases = {

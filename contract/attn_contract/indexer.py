@@ -38,7 +38,7 @@ SMALLEST_MAGNITUDE = 1e-4
 
 
 class IndexScore(StrEnum):
-    """From the products of a key with the index queries of one selection to the key's logit."""
+    """The function that makes a key's logit of its products with the index queries of one selection."""
 
     SUM_RELU = "sum_relu"
     """`sum_h weights[h] * max(q_h . k, 0)`: the lightning indexer (arXiv:2512.02556, equation 1). Weights may be negative."""

@@ -47,8 +47,8 @@ from attn_fuzz.verdict.rounding import Rounding
 from attn_reference.indexer import request_rows
 
 Terms = Mapping[str, Sequence[Any] | Mapping[torch.dtype, Any]]
-"""By the name of a field of Indexer: the values that a target serves, or the one that it has with each cache_dtype. None is the
-default, and for key_unit the selection_unit, if it divides a block. A top_k is the most that is drawn. FLAT takes the place of
+"""The values that a target serves, by the field of Indexer, or the one value for each cache_dtype. None is the default, and for
+key_unit the selection_unit, if it divides a block. A top_k is the most that is drawn. FLAT takes the place of
 TILED where blocks have no whole tiles, and PLAIN that of both where a cache is not float8. "q_dtype" is q's; None: that of the
 cache."""
 NUMBERS: Final = ("random", "equal", "zero", "near", "near", "small", "one")
@@ -305,7 +305,7 @@ def index_step(
 
 
 def _rng(q: torch.Tensor, batch: Batch) -> random.Random:
-    """Of q's first numbers, which the case's seed draws, so that shorter requests choose alike. Where q is 0, of lengths."""
+    """Random numbers seeded by q's first elements, which are the same for shorter requests. If q is 0, by the lengths."""
     first = q.flatten()[:4].float().tolist()
     return rng_of(first if any(first) else (batch.query_start_loc, batch.seq_lens, q.shape))
 
@@ -364,7 +364,7 @@ def _slots_of_keys(batch: Batch, block_size: int, indexer: Indexer) -> list[int]
 
 
 def _dtype_of_keys(indexer: Indexer, numbers: str) -> torch.dtype:
-    """Of the rows to write: those of the model; of neighbours, whose scales are to differ in their last bit, float32."""
+    """The dtype of the rows to write: bfloat16, or float32 for neighbours, whose scales differ only in their last bit."""
     return torch.float32 if numbers == "near" and indexer.layout.has_scales else torch.bfloat16
 
 
@@ -564,7 +564,7 @@ def unwritten_selection(logits: torch.Tensor, indexer: Indexer) -> torch.Tensor:
 
 
 def _triton_functions() -> tuple[Callable[..., object], Callable[..., torch.Tensor], Callable[..., torch.Tensor]]:
-    """Those of `Stages` that write a cache, score units and select them. Half of the calls are given a tensor to write to."""
+    """The functions of `Stages` that write a cache, score units and select them. Half of the calls get a tensor to write to."""
     import attn_optimized
 
     def index_logits(q, weights, index_cache, indexer: Indexer, batch: Batch) -> torch.Tensor:

@@ -312,7 +312,7 @@ _REFUSED_SIZES: dict[str, tuple[str, Callable[[Case], object]]] = {
     "group_sizes": ("query heads for each KV head:", lambda case: case.group_size),
     "block_sizes": ("block size", lambda case: case.cache and case.cache.block_size),
 }
-"""By key of `Support.refused_sizes`: words for a message, and the size of a case."""
+"""The words for a message and the size of a case, by the keys of `Support.refused_sizes`."""
 _LIMITS_OF_SIZES = ("head_size", "head_size_v", "widths", "group_size", "block_size")
 
 EVERYTHING = Support(
@@ -457,13 +457,13 @@ class Target:
                 raise TypeError(f"Target.{name}: got {getattr(self, name)!r}, expected a function")
 
     def beyond(self, case: Case, device: str) -> str | None:
-        """As `Support.beyond` of what it supports on a device type. It sees nothing of a rotation that the reference makes."""
+        """See `Support.beyond`, for a device type. A rotation that the reference makes is no concern of the target."""
         if self.rope_and_write_kv_cache is None:
             case = msgspec.structs.replace(case, rope=None)
         return self.support(device).beyond(case)
 
     def not_drawn(self, case: Case, device: str) -> str | None:
-        """As `Support.not_drawn`, on a device type; None for a captured call, which is run at any size.
+        """See `Support.not_drawn`, for a device type. It is None for a captured call, which is run at any size.
 
         The sizes of a Support say what is drawn, not what the kernel can do.
         """

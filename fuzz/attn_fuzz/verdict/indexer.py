@@ -63,7 +63,7 @@ def index_oracle(
 
 
 class WrongLogits(NamedTuple):
-    """What is wrong with logits: a kind of verdict, one line, and the largest error / bound of a finite logit."""
+    """The fault of logits: a kind of verdict, one line, and the largest error / bound of a finite logit."""
 
     kind: Literal["value", "nan"]
     message: str
@@ -71,7 +71,7 @@ class WrongLogits(NamedTuple):
 
 
 def wrong_logits(oracle: IndexOracle, got: torch.Tensor, indexer: Indexer, batch: Batch) -> WrongLogits | None:
-    """What is wrong with logits [HS, T, units or more]; None if nothing is. Forced units may have any logit.
+    """The fault of logits [HS, T, units or more]; None if they are right. Forced units may have any logit.
 
     The kind is "nan" if a wrong logit is NaN or infinite.
     """
@@ -95,7 +95,7 @@ def wrong_logits(oracle: IndexOracle, got: torch.Tensor, indexer: Indexer, batch
 def wrong_selection(
     selected: torch.Tensor, logits: torch.Tensor, indexer: Indexer, batch: Batch, bound: torch.Tensor | None = None
 ) -> str | None:
-    """What is wrong with a selection, in one line; None if nothing is.
+    """The fault of a selection, in one line; None if it is right.
 
     Args:
         selected: [HS, T, W] integers; a negative entry is no unit.
@@ -121,7 +121,7 @@ def wrong_selection(
 def _wrong_row(
     units: list[int], logits: list[float], bound: list[float], indexer: Indexer, open_unit: int | None
 ) -> str | None:
-    """What is wrong with the units of one row, of logits [n] of the units that it sees."""
+    """The fault of the units of one row, in one line. The logits [n] are those of the units that it sees."""
     n, chosen = len(logits), set(units)
     if len(chosen) < len(units):
         return f"unit {next(unit for unit in units if units.count(unit) > 1)} is selected twice"

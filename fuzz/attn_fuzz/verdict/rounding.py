@@ -36,7 +36,7 @@ FLUSHED_IN_FLOAT16 = 2.0**-14
 SCALED_TO_INT8 = 8 * U32
 """To int8 and back: 127 over the largest and the reciprocal of that (2 u32 and more each), and products with both."""
 U_TF32 = 2.0**-11
-"""Of a product whose bits beyond TF32's are cut: it loses between 0 and 2 u."""
+"""u of TF32. A factor whose bits beyond TF32's are cut loses between 0 and 2 u."""
 CAP_ROUNDINGS = 8
 LOST_IN_FLOAT16 = 2.0**-39
 """Half of float16's smallest subnormal, relative to a largest number of 2^14."""
@@ -218,7 +218,7 @@ class CallRounding:
 
     @property
     def _weight_scale(self) -> float:
-        """What weights are multiplied by before they are rounded, which only those of float8 are."""
+        """The factor of weights before they are rounded. Only float8 weights have one."""
         return self.rounding.weight_scale if self._weights in FLOAT8_DTYPES else 1.0
 
     @property
@@ -228,7 +228,7 @@ class CallRounding:
 
     @property
     def of_operands(self) -> float:
-        """By how much factors of a score are rounded before their dot: dequantized K, q in float8, q times the scale."""
+        """The relative rounding of a score's factors before their dot: of dequantized K, q in float8, and q times the scale."""
         of_query = SCALED_TO_INT8 if self.makes_int8 else 0.0
         if (narrow := self._narrow_query) is not None:
             of_query = UNIT_ROUNDOFF[narrow]
@@ -379,7 +379,7 @@ class CallRounding:
         return count * (self.unit_roundoff("maximum") * (largest + of_parts) + self.underflow("maximum"))
 
     def of_sums(self, tiles: torch.Tensor, span: torch.Tensor, total: torch.Tensor | float) -> torch.Tensor | float:
-        """By which share a sum of weights is off that is kept in 16 bits, or whose weights are rounded.
+        """The relative error of a sum of weights that is kept in 16 bits, or whose weights are rounded.
 
         Args:
             tiles: T + S.
@@ -396,7 +396,7 @@ class CallRounding:
         return torch.expm1((u * steps + rounded + lost / total) / (1 - u))
 
     def of_outputs(self, tiles: torch.Tensor) -> torch.Tensor:
-        """By which share of its summands an output is off that is summed up in 16 bits, or of products of 16 bits."""
+        """The error, relative to its summands, of an output that is summed up in 16 bits or made of products of 16 bits."""
         u = self.unit_roundoff("outputs")
         return torch.expm1(u * (3 * tiles + 2) / (1 - u)) + self.unit_roundoff("products")
 

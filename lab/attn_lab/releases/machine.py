@@ -77,7 +77,7 @@ class Fix(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """What a target did with the first `examples` of its draw, on one release.
+    """The results of the first `examples` of a target's draw, on one release.
 
     Attributes:
         draw: a digest of the first examples: another one says that the fuzzer draws others now, and the run begins again.

@@ -20,7 +20,7 @@ _MOST_OF_GFX11 = 32, 32
 _MOST_OF_INTERPRETER = 16, 32
 """So few that many heads and large units take several turns."""
 _BYTES_OF_ROWS, _BYTES_OF_KEYS = 16 << 10, 32 << 10
-"""Of the operands of a dot. Both may be in shared memory at once, of which the smallest GPUs have 64 KiB."""
+"""The most bytes of each operand of a dot. Both may be in shared memory at once, and the smallest GPUs have 64 KiB of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,7 @@ def declared(target: Target) -> list[str]:
 
 
 def told(target: Target, place: str) -> dict[str, str]:
-    """By mode, what it makes of a target, or "no" and why the target has no such mode."""
+    """The description of each mode, or "no" and the reason why the target has no such mode."""
     found: dict[str, str] = {}
     for mode in dict.fromkeys((*target.modes, *_ORDER)):
         try:
