@@ -115,7 +115,7 @@ class Support:
     Args:
         attn_types, dtypes: at least one of each.
         layouts: of the KV cache; at least one if one of the attention types reads it. Latent ones (LATENT and
-            those of `attn_contract.layouts.LATENT_FORMATS`) are drawn with the rule head_size_v alone: name both. With this
+            those of `attn_contract.layouts.LATENT_FORMATS`) are drawn only if `rules` names head_size_v. With this
             rule, CONTENT_PACKED is also drawn with K and V of two widths.
         rules: names of the rules of `attn_contract.rules` that the target has, such as "window", "sinks", "lse",
             "non_causal" and "rope". A rule that is not named must be refused.
@@ -337,8 +337,7 @@ WITH_LATENT = dataclasses.replace(
 )
 """A Support of latent caches and of V of another width than K, too.
 
-They are drawn for a target that names them, and for no other one: not even now and then, to be refused. So they have not
-changed what any other target draws. tests/test_silence.py asks everybody else to refuse them.
+They are drawn only for a target that names them. tests/test_silence.py asks all others to refuse them.
 """
 
 FUNCTIONS = ("attention", "write_kv_cache", "write_latent_cache", "rope_and_write_kv_cache")

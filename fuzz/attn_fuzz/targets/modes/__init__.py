@@ -12,9 +12,9 @@ from attn_fuzz.targets.target import Target
 
 MODES = {
     "invariant": "batch-invariant calls: each request also alone, and in other batches, bit by bit",
-    "returned": "called without `out`: the tensor that the call returns",
+    "returned": "called without `out`; the returned tensor is judged",
     "properties": "without an oracle: relations between its own outputs, also at sizes at which the reference is too slow",
-    "planned": "launched as on GPUs that are not here, and interpreted",
+    "planned": "interpreted, with the launch plan of a GPU that this machine lacks",
     "far": "tensors that reach beyond 2^31 elements",
 }
 """A description of each mode, but for those that compile for an architecture."""
