@@ -53,6 +53,8 @@ def indexer(tiny: bool, commit: str | None) -> None:
     are (ATTN_PARITY_VLLM, ATTN_PARITY_AITER).
     """
     device = use_device(tiny=tiny)
+    from attn_parity.timing import side_by_side
+
     from benchmarks.speed import clock, machine
 
     head_of_run(device, {}, commit, console, tiny=tiny)
@@ -69,7 +71,7 @@ def indexer(tiny: bool, commit: str | None) -> None:
                 except Exception as error:
                     table.add_row(f"{stage}: {name}", f"{type(error).__name__}: {error}"[:80])
             floor_us = 1e6 * moved / rate
-            spreads = clock.side_by_side([*loops.values()], seconds=0.1 if tiny else 2.0)
+            spreads = side_by_side([*loops.values()], seconds=0.1 if tiny else 2.0)
             for name, spread in zip(loops, spreads, strict=True):
                 cells = (f"{1e3 * spread.ms:.1f}", f"{1e3 * spread.p10:.1f} to {1e3 * spread.p90:.1f}")
                 table.add_row(f"{stage}: {name}", *cells, f"{1e3 * spread.ms / floor_us:.2f}")

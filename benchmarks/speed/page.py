@@ -4,11 +4,11 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from attn_lab.written import table
+from attn_parity.timing import Spread
 
 from benchmarks import PAGES
 from benchmarks.host.results import HostRun
 from benchmarks.speed.cases import CASES
-from benchmarks.speed.clock import Spread
 from benchmarks.speed.participants import FA3, OURS, PAGED, PEERS, SDPA, TRITON
 from benchmarks.speed.performance import Performance, StoredRun, case_of
 from benchmarks.speed.reach import standing, time_of

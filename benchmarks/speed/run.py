@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import torch
 from attn_contract import UnsupportedError
+from attn_parity.timing import Loop, side_by_side
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.speed import check, compiled, latent
 from benchmarks.speed.calls import attention_call
 from benchmarks.speed.cases import HOST, Attention, Bounded, RowOp, copies
-from benchmarks.speed.clock import Loop, host_us, loop_of, side_by_side
+from benchmarks.speed.clock import host_us, loop_of
 from benchmarks.speed.machine import Rates
 from benchmarks.speed.participants import OURS, Participant, Prepared, participants
 from benchmarks.speed.peers import Kernels
