@@ -1,4 +1,4 @@
-"""Speed, side by side; nothing here is a test."""
+"""Speed beside that of other projects, launch parameters, hashes of binaries, and how sharp the judge is."""
 
 from pathlib import Path
 

@@ -1,25 +1,46 @@
-"""`python -m benchmarks speed` measures, `python -m benchmarks page` writes performance.md from what was measured,
-`python -m benchmarks tune` searches for launch parameters. `python -m benchmarks peers` puts launches of vLLM's and AITER's
-kernels beside ours, without a GPU. `python -m benchmarks indexer` times the stages of a decode that chooses its keys,
-`python -m benchmarks ranks` attention over several GPUs, and `python -m benchmarks host` what a step costs the host."""
+"""`python -m benchmarks`: times beside those of other projects, launch parameters, hashes of binaries, the judge's bound."""
+
+import importlib
 
 import click
+from attn_parity import HELP, Commands
 
-from benchmarks.host.command import host
-from benchmarks.indexer import indexer
-from benchmarks.peers.command import peers
-from benchmarks.ranks.command import ranks
-from benchmarks.speed.command import page, speed
-from benchmarks.tuning.command import tune
+GROUPS = {
+    "Times on a GPU": {
+        "speed": "Time attention beside PyTorch's, vLLM's and AITER's.",
+        "page": "Write performance.md from the results of speed and host.",
+        "host": "Time what a step costs the host.",
+        "indexer": "Time the stages of a decode that selects its keys.",
+        "ranks": "Check and time attention over several GPUs.",
+        "tune": "Search for better launch parameters.",
+    },
+    "Without a GPU": {
+        "peers": "Put compiled launches of vLLM and AITER beside ours: binaries, counts, bounds.",
+        "hashes": "Hash the assembly of every launch that ships, to compare two commits.",
+        "emulator": "Time the emulator.",
+        "judge": "Measure how close correct outputs come to the judge's bound.",
+    },
+}
+PLACES = {
+    **{name: f"benchmarks.{name}.command" for name in ("speed", "host", "peers", "ranks")},
+    **{name: f"benchmarks.{name}" for name in ("hashes", "emulator", "indexer", "judge")},
+    "page": "benchmarks.speed.command",
+    "tune": "benchmarks.tuning.command",
+}
+"""The module of each command, which has it under the command's name."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Benchmarks(Commands):
+    """Commands, each imported when it runs: Triton decides on its first import whether kernels are interpreted."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return getattr(importlib.import_module(PLACES[cmd_name]), cmd_name) if cmd_name in PLACES else None
+
+
+@click.group(cls=Benchmarks, groups=GROUPS, module="", moved={}, context_settings=HELP)
 def cli() -> None:
-    """Speed, side by side."""
+    """Time the attention kernels beside those of other projects, and measure what this project's tools find."""
 
-
-for command in (speed, page, tune, host, indexer, peers, ranks):
-    cli.add_command(command)
 
 if __name__ == "__main__":
     cli()

@@ -1,10 +1,11 @@
-"""How fast the emulator runs: `python -m benchmarks.emulator`. Fixed small launches, in seconds of the CPU."""
+"""`python -m benchmarks emulator`: how fast the emulator runs fixed small launches."""
 
 import platform
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import click
 import torch
 from attn_amdgcn import Schedule, load, prepare
 from attn_contract import Layer, Layout
@@ -33,8 +34,9 @@ class _Named(NamedTuple):
     call: KernelCall
 
 
-def main() -> None:
-    """Print wave instructions in a second, in millions: the fastest of some runs, without races looked for, and with."""
+@click.command()
+def emulator() -> None:
+    """Time the emulator: millions of wave instructions per CPU second, without and with the search for races."""
     columns = ("architecture", "launch", "wave instructions", "M/s", "M/s with races")
     shown = plain_table(*columns, right=columns[2:])
     for architecture in ARCHITECTURES:
@@ -83,7 +85,3 @@ def _processor() -> str:
     with open("/proc/cpuinfo", encoding="utf-8") as lines:
         names = [line.partition(": ")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-if __name__ == "__main__":
-    main()

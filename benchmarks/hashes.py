@@ -1,7 +1,7 @@
 """Whether two commits compile to the same binaries: hashes of the assembly of every launch that ships.
 
-    python -m benchmarks.hashes before.json                             # in a worktree of the older commit
-    python -m benchmarks.hashes after.json --compare before.json        # here
+    python -m benchmarks hashes before.json                             # in a worktree of the older commit
+    python -m benchmarks hashes after.json --compare before.json        # here
 
 A refactoring of a kernel proves with it that nothing has changed. Left out of a hash is what no GPU reads:
 `attn_parity.binaries.assembly` says what. The order of the parameters is not left out: it is where the kernel finds them.
@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from attn_fuzz import inputs
 from attn_fuzz.errors import InputError
-from attn_parity.cpus import usable_cpus
+from attn_parity.options import cpu_workers_option
+from attn_parity.versions import version
 
 if TYPE_CHECKING:  # Triton decides on its first import whether kernels are interpreted
     from attn_optimized.kernel_call import KernelCall
@@ -39,13 +40,18 @@ FACTS = ("vgprs", "agprs", "sgprs", "vgpr_spills", "sgpr_spills", "lds_bytes", "
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
-    "--compare", "before", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Exit 1 if a launch differs."
+    "--compare",
+    "before",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Compare with this file of an earlier commit; exit 1 if a launch differs.",
 )
-@click.option("--arch", "architectures", metavar="A,B,...", help="All, if not given.")
-@click.option("--only", default="", metavar="TEXT", help="Just launches whose names hold this.")
-@click.option("--main", is_flag=True, help="Just those that are compiled on every change.")
-@click.option("--texts", type=click.Path(file_okay=False, path_type=Path), help="Write what is hashed there, for diff.")
-@click.option("--workers", type=click.IntRange(min=1), default=usable_cpus(), help="Processes that compile; a core each.")
+@click.option("--arch", "architectures", metavar="A,B,...", help="Architectures to compile for; default: all.")
+@click.option("--only", default="", metavar="TEXT", help="Only launches whose name contains TEXT.")
+@click.option("--main", is_flag=True, help="Only the launches that every change compiles.")
+@click.option(
+    "--texts", type=click.Path(file_okay=False, path_type=Path), help="Write the hashed texts into this folder, to be compared."
+)
+@cpu_workers_option
 def hashes(
     file: Path, before: Path | None, architectures: str | None, only: str, main: bool, texts: Path | None, workers: int
 ) -> None:
@@ -64,7 +70,7 @@ def hashes(
         texts.mkdir(parents=True, exist_ok=True)
     with sigterm_interrupts(), progress_bar(len(jobs)) as show_bar:
         found, interrupted = in_processes(_hashed, jobs, min(workers, len(jobs)), lambda found: show_bar(len(found), 0))
-    result = {"schema": SCHEMA, "triton": _triton(), "launches": _by_architecture(found)}
+    result = {"schema": SCHEMA, "triton": version("triton"), "launches": _by_architecture(found)}
     file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     failed = [(*job[:2], outcome) for job, outcome in found.items() if isinstance(outcome, str)]
     for architecture, name, error in failed:
@@ -173,13 +179,3 @@ def _read(path: Path) -> dict[str, Any]:
         return inputs.read_record(path, SCHEMA, MAX_BYTES)
     except InputError as error:
         raise click.BadParameter(str(error), param_hint="--compare") from error
-
-
-def _triton() -> str:
-    from importlib.metadata import version
-
-    return version("triton")
-
-
-if __name__ == "__main__":
-    hashes()

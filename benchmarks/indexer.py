@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.options import commit_option
 from benchmarks.timed import head_of_run, use_device
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Decode(NamedTuple):
 
 @click.command()
 @click.option("--tiny", is_flag=True, help="Two requests of 300 keys, on a CPU too. No result has any value.")
-@click.option("--commit", help="Where git does not know it.")
+@commit_option
 def indexer(tiny: bool, commit: str | None) -> None:
     """Time index logits, selection and attention over the selection, in decodes of 32k to 512k keys.
 
@@ -52,6 +53,8 @@ def indexer(tiny: bool, commit: str | None) -> None:
     are (ATTN_PARITY_VLLM, ATTN_PARITY_AITER).
     """
     device = use_device(tiny=tiny)
+    from attn_parity.timing import side_by_side
+
     from benchmarks.speed import clock, machine
 
     head_of_run(device, {}, commit, console, tiny=tiny)
@@ -68,7 +71,7 @@ def indexer(tiny: bool, commit: str | None) -> None:
                 except Exception as error:
                     table.add_row(f"{stage}: {name}", f"{type(error).__name__}: {error}"[:80])
             floor_us = 1e6 * moved / rate
-            spreads = clock.side_by_side([*loops.values()], seconds=0.1 if tiny else 2.0)
+            spreads = side_by_side([*loops.values()], seconds=0.1 if tiny else 2.0)
             for name, spread in zip(loops, spreads, strict=True):
                 cells = (f"{1e3 * spread.ms:.1f}", f"{1e3 * spread.p10:.1f} to {1e3 * spread.p90:.1f}")
                 table.add_row(f"{stage}: {name}", *cells, f"{1e3 * spread.ms / floor_us:.2f}")
@@ -103,7 +106,7 @@ def decode(requests: int, keys: int, device: "torch.device") -> Decode:
 
 
 def stages_of(step: Decode) -> dict[str, tuple[float, list[tuple[str, Callable[[], Any]]]]]:
-    """By stage, the bytes that it moves and its participants. Logits of others are compared with ours."""
+    """The bytes and the participants of each stage. Logits of other projects are compared with ours."""
     import attn_optimized
     import torch
     from attn_contract import Batch, Indexer, IndexLayout, Layer, Layout

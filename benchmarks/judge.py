@@ -1,4 +1,4 @@
-"""How sharp the judge is: `python -m benchmarks.judge`.
+"""How sharp the judge is: `python -m benchmarks judge`.
 
 calibration     how the elements of fuzz runs are spread over error / bound, from the JSON files of those runs
 sensitivity     the smallest effect that is seen: one key among n that a kernel forgets
@@ -26,7 +26,7 @@ from attn_fuzz.cases.case import Cache, Case, Request, Values
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.verdict import ratios
-from attn_fuzz.verdict.judge import judge
+from attn_fuzz.verdict.judge import judge as judged
 from attn_fuzz.verdict.rounding import Rounding
 from attn_lab import written
 from rich.console import Console
@@ -45,13 +45,13 @@ DTYPES = ("float32", "float16", "bfloat16", "fp8_e4m3fn", "fp8_e4m3fnuz")
 
 
 @click.group()
-def cli() -> None:
-    pass
+def judge() -> None:
+    """Measure how close correct outputs come to the judge's bound, and which wrong ones it sees."""
 
 
-@cli.command()
+@judge.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--name", required=True, help="Of the file in docs/generated/judge, such as cpu.")
+@click.option("--name", required=True, help="Name of the file in docs/generated/judge, such as cpu.")
 def calibration(runs: tuple[Path, ...], name: str) -> None:
     """Add up runs of one target on one device that agree (`attn-parity fuzz --json RUN.json`)."""
     read = [inputs.read_json(run) for run in runs]
@@ -84,11 +84,11 @@ def _rows(counts: Mapping[str, Sequence[int]]) -> Iterator[tuple[object, ...]]:
             yield (tensor, dtype, phase, *_edges(bins))
 
 
-@cli.command()
+@judge.command()
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is not what the files make.")
 def page(check: bool) -> None:
-    """Write the page."""
-    sys.exit(written.settle({PAGE: "\n".join(_page()) + "\n"}, "python -m benchmarks.judge page", checks=check))
+    """Write judge-measured.md from the files that the other commands write."""
+    sys.exit(written.settle({PAGE: "\n".join(_page()) + "\n"}, "python -m benchmarks judge page", checks=check))
 
 
 def _runs() -> list[Path]:
@@ -99,7 +99,7 @@ def _page() -> Iterator[str]:
     yield from (
         "# How sharp the judge is, measured",
         "",
-        "`python -m benchmarks.judge page` writes this page from the files in [judge/](judge).",
+        "`python -m benchmarks judge page` writes this page from the files in [judge/](judge).",
         "[judge.md](../reference/judge.md) derives the bound.",
         "",
         "Error over bound of the elements of `out` in runs in which all cases agree:",
@@ -140,7 +140,7 @@ def _one_key_among_n() -> Iterator[str]:
     )
     numbers = [f"n = {n}" for n in LENGTHS]
     yield from written.table(("dtype", "values", *numbers), found["rows"], numbers)
-    yield from ("", f"`python -m benchmarks.judge sensitivity --seeds {found['seeds']}`")
+    yield from ("", f"`python -m benchmarks judge sensitivity --seeds {found['seeds']}`")
 
 
 def _edges(counts: Sequence[int]) -> list[object]:
@@ -153,8 +153,8 @@ def _quantile(counts: Sequence[int], share: float) -> float:
     return ratios.EDGES[bisect.bisect_left(up_to, share * up_to[-1])]
 
 
-@cli.command()
-@click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True)
+@judge.command()
+@click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Number of seeds.")
 def sensitivity(seeds: int) -> None:
     """Forget the last of n keys: the largest error / bound of the output (median over seeds), and how often it is seen.
 
@@ -187,9 +187,9 @@ def forgotten(dtype: str, kind: str, n: int, seed: int) -> tuple[float, bool]:
         values=Values(kind, seed),  # pyright: ignore[reportArgumentType]
     )
     step = tensors.build(case)
-    right = judge(case, _attended(step, n), ROUNDING)
+    right = judged(case, _attended(step, n), ROUNDING)
     assert right.kind == "agree", (case, right.message)
-    wrong = judge(case, _attended(step, n - 1), ROUNDING)
+    wrong = judged(case, _attended(step, n - 1), ROUNDING)
     return wrong.ratio, wrong.kind != "agree"
 
 
@@ -203,7 +203,3 @@ def _attended(step: Step, seq_len: int) -> Step:
 def _cell(found: list[tuple[float, bool]]) -> str:
     ratio, seen = statistics.median(ratio for ratio, _ in found), sum(seen for _, seen in found) / len(found)
     return f"{f'{ratio:.2g}' if ratio else 'bitwise'} ({seen:.0%})"
-
-
-if __name__ == "__main__":
-    cli()

@@ -116,7 +116,7 @@ VALUES = {
         "vllm.v1.attention.ops.cp_common": {},
     },
 }
-"""What stand-ins hold, beside nothing."""
+"""The contents of stand-ins for modules. All others are empty."""
 
 
 @triton.jit

@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,9 @@ import torch
 from tests import processes
 
 ROOT = Path(__file__).parent.parent
+OURS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["root_packages"]
+SOURCES = sorted({path.parent.name for name in OURS for path in ROOT.glob(f"[a-z]*/{name}")})
+"""The project's packages, and the folders that they are in."""
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))

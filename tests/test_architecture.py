@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-SOURCES = ("contract", "reference", "optimized", "fuzz", "proofs", "cli", "plugins")
+from tests.pages import ROOT, SOURCES
 
 
 @pytest.fixture
@@ -46,6 +45,9 @@ THE_OTHER_WAY = [
     ("fuzz/attn_fuzz/verdict/live.py", "import attn_vllm_recording"),
     ("plugins/attn_vllm/layer.py", "import attn_vllm_recording"),
     ("plugins/attn_vllm_recording/summary.py", "import attn_parity"),
+    ("proofs/attn_proofs/errors.py", "import attn_optimized"),
+    ("optimized/attn_optimized/attention.py", "import attn_amdgcn"),
+    ("cli/attn_parity/cpus.py", "import attn_lab"),
 ]
 FROM_ABOVE = [
     ("cases", "verdict"),
@@ -57,17 +59,17 @@ FROM_ABOVE = [
     ("run", "exhaustive"),
     ("patches", "run"),
 ]
-"""A room, and one above it."""
+"""A package of `attn_fuzz`, and one above it."""
 
 
-def test_imports_the_other_way_and_from_rooms_above_are_found(copy):
+def test_imports_the_other_way_and_from_packages_above_are_found(copy):
     """Also inside a function, where they would run only when called. One run finds all: each takes seconds."""
     planted, expected = list(THE_OTHER_WAY), set()
     for module, line in THE_OTHER_WAY:
         expected.add(f"{Path(module).parts[1]} is not allowed to import {line.split()[1].split('.')[0]}")
-    for room, above in FROM_ABOVE:
-        planted.append((f"fuzz/attn_fuzz/{room}/__init__.py", f"import attn_fuzz.{above}"))
-        expected.add(f"attn_fuzz.{room} is not allowed to import attn_fuzz.{above}")
+    for below, above in FROM_ABOVE:
+        planted.append((f"fuzz/attn_fuzz/{below}/__init__.py", f"import attn_fuzz.{above}"))
+        expected.add(f"attn_fuzz.{below} is not allowed to import attn_fuzz.{above}")
     for number, (module, line) in enumerate(planted):
         with (copy / module).open("a") as file:
             file.write(f"\n\ndef planted_{number}():\n    {line}\n")

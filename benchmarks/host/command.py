@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.options import aiter_option, commit_option, only_option, vllm_option
 from benchmarks.timed import cases_named, head_of_run, interruptible, use_device
 
 if TYPE_CHECKING:
@@ -20,11 +21,13 @@ console = Console(highlight=False, width=140)
 
 
 @click.command()
-@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Written after each case.")
-@click.option("--only", multiple=True, metavar="TEXT", help="Cases whose name holds this; all if not given.")
-@click.option("--vllm", type=click.Path(path_type=Path), help="A folder that holds the package `vllm`.")
-@click.option("--aiter", type=click.Path(path_type=Path), help="A folder that holds AMD's package `aiter`.")
-@click.option("--commit", help="Where git does not know it.")
+@click.option(
+    "--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results into this file after each case."
+)
+@only_option
+@vllm_option
+@aiter_option
+@commit_option
 @click.option("--tiny", is_flag=True, help="Two layers of tiny cases, on a CPU too. No result has any value.")
 def host(
     path: Path | None, only: tuple[str, ...], vllm: Path | None, aiter: Path | None, commit: str | None, tiny: bool

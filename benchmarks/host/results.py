@@ -1,9 +1,9 @@
 """The JSON file that `python -m benchmarks host` writes: schema `attn-parity.host-time/1`."""
 
 import msgspec
+from attn_parity.timing import Positive
 
 from benchmarks.speed import results
-from benchmarks.speed.clock import Positive
 
 SCHEMA = "attn-parity.host-time/1"
 

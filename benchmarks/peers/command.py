@@ -7,10 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click
-from attn_parity.cpus import usable_cpus
+from attn_parity.options import cpu_workers_option
 from rich.console import Console
 
 from benchmarks import PAGES
+from benchmarks.options import aiter_option, vllm_option
 
 PAGE, FOLDER = PAGES / "peers.md", PAGES / "peers"
 Peers = dict[str, tuple[Path | None, SimpleNamespace]]
@@ -21,16 +22,20 @@ WIDTH = 180
 
 @click.command()
 @click.argument("kinds", nargs=-1, type=click.Choice(["binaries", "counts", "bounds"]))
-@click.option("--arch", "architectures", metavar="A,B,...", help="Those of the page, if not given.")
-@click.option("--only", multiple=True, metavar="TEXT", help="Cases whose name holds this; those of the page if not given.")
-@click.option("--drawn", "number", type=click.IntRange(min=1), help="So many cases of `speed --drawn` instead.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the drawn cases.")
-@click.option("--vllm", type=click.Path(path_type=Path), help="A folder that holds the package `vllm`.")
-@click.option("--aiter", type=click.Path(path_type=Path), help="A folder that holds AMD's package `aiter`.")
+@click.option("--arch", "architectures", metavar="A,B,...", help="Architectures; default: those of the page.")
+@click.option(
+    "--only", multiple=True, metavar="TEXT", help="Only cases whose name contains TEXT; repeatable. Default: those of the page."
+)
+@click.option("--drawn", "number", type=click.IntRange(min=1), help="Instead, this number of cases of `speed --drawn`.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The seed of the drawn cases.")
+@vllm_option
+@aiter_option
 @click.option("--write", is_flag=True, help=f"Write {PAGE}, and the CSV files that it is made of.")
 @click.option("--check", is_flag=True, help="Compile nothing; exit 1 if the page is not what its CSV files say.")
-@click.option("--workers", type=click.IntRange(min=1), default=usable_cpus(), help="Processes; a core each.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows of one kind here.")
+@cpu_workers_option
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows of one kind into this file."
+)
 def peers(
     kinds: tuple[str, ...],
     architectures: str | None,

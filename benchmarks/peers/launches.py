@@ -1,4 +1,4 @@
-"""Who would launch which kernels for a case, and the facts of these launches: in a process without Triton's interpreter.
+"""The launches that each participant would make for a case, and their facts: in a process without Triton's interpreter.
 
 Ours are known before they are launched. A peer's wrapper is called, and what it launches is kept instead.
 """

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from benchmarks.options import only_option
 from benchmarks.timed import cases_named, check_options
 
 if TYPE_CHECKING:
@@ -22,11 +23,15 @@ SECONDS = 420
 
 
 @click.command()
-@click.option("--ranks", "num_ranks", type=click.IntRange(min=1), default=2, show_default=True, help="A GPU each.")
-@click.option("--only", multiple=True, metavar="TEXT", help="Cases whose name holds this; all if not given.")
-@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Written at the end.")
 @click.option(
-    "--budget", type=click.FloatRange(min=1), default=SECONDS, show_default=True, help="Seconds until ranks are ended."
+    "--ranks", "num_ranks", type=click.IntRange(min=1), default=2, show_default=True, help="Number of ranks, with one GPU each."
+)
+@only_option
+@click.option(
+    "--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results into this file at the end."
+)
+@click.option(
+    "--budget", type=click.FloatRange(min=1), default=SECONDS, show_default=True, help="Stop the ranks after this many seconds."
 )
 @click.option("--tiny", is_flag=True, help="A few small steps over gloo, interpreted, on a CPU. No time has any value.")
 def ranks(num_ranks: int, only: tuple[str, ...], path: Path | None, budget: float, tiny: bool) -> None:

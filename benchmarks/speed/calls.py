@@ -53,7 +53,7 @@ def attention_call(
     cache_bytes: int = 0,
     dtype: torch.dtype | None = None,
 ) -> Call:
-    """On meta without any values, for what is compiled and not run.
+    """The tensors of a case, drawn from a seed. On the device meta they have no values: such a call is only compiled.
 
     Args:
         float8: what a float8 cache is of.

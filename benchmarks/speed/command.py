@@ -8,31 +8,49 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from benchmarks.options import aiter_option, commit_option, only_option, vllm_option
 from benchmarks.timed import begun, cases_named, check_options, saving, use_device
 
 console = Console(highlight=False, width=160)
 
 
 @click.command()
-@click.option("--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Written after each case.")
-@click.option("--only", multiple=True, help="Cases whose name holds this text; all if not given.")
-@click.option("--drawn", "number", type=click.IntRange(min=1), help="So many cases of drawn models and traffic instead.")
-@click.option("--seed", type=click.IntRange(min=0), help="Of the drawn cases.")
+@click.option(
+    "--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results into this file after each case."
+)
+@only_option
+@click.option(
+    "--drawn",
+    "number",
+    type=click.IntRange(min=1),
+    help="Instead of the fixed cases, draw this number of cases from models and traffic.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="The seed of the drawn cases.")
 @click.option(
     "--try",
     "tried",
     multiple=True,
     metavar="NAME=V,V",
-    help="Values of a launch parameter: all combinations are timed in cases of latent attention, too.",
+    help="Values of a launch parameter; repeatable. In cases of latent attention all combinations are timed, too.",
 )
-@click.option("--compilers", type=click.IntRange(min=0), default=0, help="Processes that make each call once beforehand.")
-@click.option("--budget", type=click.FloatRange(min=0, min_open=True), default=360.0, show_default=True, help="Seconds.")
-@click.option("--vllm", type=click.Path(path_type=Path), help="A folder that holds the package `vllm`.")
-@click.option("--aiter", type=click.Path(path_type=Path), help="A folder that holds AMD's package `aiter`.")
 @click.option(
-    "--before", type=click.Path(path_type=Path), help="A folder with this project as it was: `git worktree add` makes one."
+    "--compilers", type=click.IntRange(min=0), default=0, help="Number of processes that compile the calls beforehand."
 )
-@click.option("--commit", help="Where git does not know it.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    default=360.0,
+    show_default=True,
+    help="Stop after this many seconds.",
+)
+@vllm_option
+@aiter_option
+@click.option(
+    "--before",
+    type=click.Path(path_type=Path),
+    help="A folder with an earlier version of this project, which `git worktree add` makes.",
+)
+@commit_option
 @click.option("--tiny", is_flag=True, help="A few requests of some tens of keys, on a CPU too. No result has any value.")
 def speed(
     path: Path | None,

@@ -20,7 +20,7 @@ SIZES, BLOCK = (576, 512), 64
 
 
 def participants(fa3_ops: Any | None, flashmla_ops: Any | None) -> Iterator[Participant]:
-    """Those whose ops were loaded."""
+    """The participants whose ops were loaded."""
     if fa3_ops is not None:
         rows = functools.partial(fa3, fa3_ops)
         yield Participant(FA3, rows, lambda case: isinstance(case, Attention) and not case.is_latent)
@@ -33,7 +33,7 @@ def participants(fa3_ops: Any | None, flashmla_ops: Any | None) -> Iterator[Part
 
 
 def fa3(ops: Any, call: Call) -> Prepared:
-    """As vLLM's `flash_attn_varlen_func` calls it, with the number of splits that it chooses itself."""
+    """FlashAttention 3, called as vLLM's `flash_attn_varlen_func` does; it chooses the number of splits itself."""
     case, layer, batch, out = call.case, call.layer, call.batch, poisoned(call)
     refuse(
         FA3,
@@ -80,7 +80,7 @@ def fa3(ops: Any, call: Call) -> Prepared:
 
 
 def flashmla(ops: Any, call: Call) -> Prepared:
-    """As vLLM's FLASHMLA and FLASHMLA_SPARSE call it. Its kernel for prefills reads the selected tokens of 16 bits."""
+    """FlashMLA, called as vLLM's FLASHMLA and FLASHMLA_SPARSE do. Its kernel for prefills reads selected tokens of 16 bits."""
     case, layer, batch = call.case, call.layer, call.batch
     requests, query_len = len(case.query_lens), case.query_lens[0]
     refuse(

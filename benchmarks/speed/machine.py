@@ -10,8 +10,9 @@ import msgspec
 import torch
 import triton
 import triton.language as tl
+from attn_parity.timing import Positive, side_by_side
 
-from benchmarks.speed.clock import Positive, loop_of, side_by_side
+from benchmarks.speed.clock import loop_of
 
 READ: dict[str, Any] = {"BLOCK": 8192, "num_warps": 8}
 REPEATS = 20

@@ -4,11 +4,11 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from attn_lab.written import table
+from attn_parity.timing import Spread
 
 from benchmarks import PAGES
 from benchmarks.host.results import HostRun
 from benchmarks.speed.cases import CASES
-from benchmarks.speed.clock import Spread
 from benchmarks.speed.participants import FA3, OURS, PAGED, PEERS, SDPA, TRITON
 from benchmarks.speed.performance import Performance, StoredRun, case_of
 from benchmarks.speed.reach import standing, time_of
@@ -229,7 +229,7 @@ def _classes(run: StoredRun, cases: Sequence[CaseResult]) -> Iterator[list[objec
 
 
 def _quantiles(cases: Sequence[CaseResult], names: Sequence[str], percents: Sequence[int]) -> list[str]:
-    """Of the ratios of cases to the best of some participants, percentiles, and at the first of how many cases they are."""
+    """Percentiles of our times over those of the best of some participants. The first cell has the number of cases, too."""
     found = sorted(times for case in cases if (times := ratio(case, names)) is not None)
     cells = [f"{found[round(percent / 100 * (len(found) - 1))]:.2f}" if found else "" for percent in percents]
     return [f"{cells[0]} ({len(found)})", *cells[1:]] if found else cells

@@ -1,4 +1,4 @@
-"""Who is measured, and how a call is put to each: ours, PyTorch's dense attention, vLLM's and AITER's Triton kernels.
+"""The participants, and how each is called: our kernels, PyTorch's dense attention, vLLM's and AITER's Triton kernels.
 
 A participant prepares a call once: whatever an engine does once (views, scratch memory, for the dense ones gathering K and V)
 is done there and not timed. What it cannot express it refuses with an UnsupportedError.

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import msgspec
 from attn_fuzz import inputs
+from attn_parity.timing import Positive, Spread
 
 from benchmarks.host.results import SCHEMA as OF_HOST
 from benchmarks.host.results import HostRun
 from benchmarks.speed import results
-from benchmarks.speed.clock import Positive, Spread
 from benchmarks.speed.machine import Rates
 from benchmarks.speed.results import CaseResult, Head, Result, Run
 

@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
+from attn_parity.timing import Spread
+
 from benchmarks.speed.cases import Reach
-from benchmarks.speed.clock import Spread
 from benchmarks.speed.machine import Rates
 from benchmarks.speed.participants import AITER, OURS, SDPA, TRITON
 from benchmarks.speed.results import CaseResult

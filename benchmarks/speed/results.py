@@ -6,8 +6,8 @@ from typing import Literal, TypeVar
 
 import msgspec
 from attn_fuzz import inputs, outputs
+from attn_parity.timing import Positive, Spread
 
-from benchmarks.speed.clock import Positive, Spread
 from benchmarks.speed.machine import Rates
 
 T = TypeVar("T")

@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import torch
 from attn_contract import UnsupportedError
+from attn_parity.timing import Loop, side_by_side
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.speed import check, compiled, latent
 from benchmarks.speed.calls import attention_call
 from benchmarks.speed.cases import HOST, Attention, Bounded, RowOp, copies
-from benchmarks.speed.clock import Loop, host_us, loop_of, side_by_side
+from benchmarks.speed.clock import host_us, loop_of
 from benchmarks.speed.machine import Rates
 from benchmarks.speed.participants import OURS, Participant, Prepared, participants
 from benchmarks.speed.peers import Kernels
@@ -149,13 +150,13 @@ def error_of(prepared: Prepared, problem: Problem) -> float:
 
 
 def error_again(prepared: Prepared, problem: Problem) -> float:
-    """Of a call after others: a counter that a kernel leaves behind would let later calls write less."""
+    """The relative error of a repeated call. A kernel that relies on a counter of its first call would write fewer rows."""
     prepared.output(prepared.run()).fill_(torch.nan)
     return error_of(prepared, problem)
 
 
 def everybody(kernels: Kernels, before: SimpleNamespace | None, tries: Mapping[str, Sequence[int]]) -> list[Participant]:
-    """Who takes part in cases of all types.
+    """The participants of cases of all types.
 
     Args:
         before: see `benchmarks.speed.before`.

@@ -10,11 +10,12 @@ from attn_fuzz.verdict.rounding import Rounding
 from attn_optimized import plan_of
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.launch.table import Parameters
+from attn_parity.timing import Loop, Spread, side_by_side
 
 from benchmarks.speed import check
 from benchmarks.speed.calls import Call, attention_call
 from benchmarks.speed.cases import Attention, copies
-from benchmarks.speed.clock import Loop, Spread, loop_of, side_by_side
+from benchmarks.speed.clock import loop_of
 from benchmarks.speed.launches import launches
 
 SECONDS, LAST_SECONDS = 0.3, 1.0

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-from attn_parity.cpus import usable_cpus
+from attn_parity.options import cpu_workers_option
 from rich.console import Console
 
+from benchmarks.options import commit_option
 from benchmarks.timed import check_options, head_of_run, interpret, interruptible
 
 if TYPE_CHECKING:
@@ -32,18 +33,36 @@ console = Console(highlight=False, width=160)
 
 
 @click.command()
-@click.option("--arch", metavar="NAME", help="Derive from binaries for an AMD GPU that need not be here, such as gfx942.")
-@click.option("--drawn", "number", type=click.IntRange(min=1), default=100, show_default=True, help="Steps that are drawn.")
-@click.option("--seed", type=click.IntRange(min=0), required=True, help="Of the draw: not that of the published page.")
-@click.option("--only", multiple=True, metavar="TEXT", help="Classes of calls whose name holds this; all if not given.")
 @click.option(
-    "--budget", type=click.FloatRange(min=0, min_open=True), default=BUDGET, show_default=True, help="Seconds, about."
+    "--arch",
+    metavar="NAME",
+    help="Rank candidates by their binaries, for this AMD architecture, such as gfx942; no GPU is needed.",
 )
-@click.option("--workers", type=click.IntRange(min=1), default=usable_cpus(), help="Processes that compile; a core each.")
+@click.option("--drawn", "number", type=click.IntRange(min=1), default=100, show_default=True, help="Number of steps to draw.")
 @click.option(
-    "--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="All that was tried; written after each class."
+    "--seed",
+    type=click.IntRange(min=0),
+    required=True,
+    help="The seed of the drawn steps: another one than the published page has.",
 )
-@click.option("--commit", "of_commit", help="Where git does not know it.")
+@click.option(
+    "--only", multiple=True, metavar="TEXT", help="Only classes of calls whose name contains TEXT; repeatable. Default: all."
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    default=BUDGET,
+    show_default=True,
+    help="Stop after about this many seconds.",
+)
+@cpu_workers_option
+@click.option(
+    "--json",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write all candidates and times into this file after each class.",
+)
+@commit_option
 @click.option("--write", is_flag=True, help="Update the architecture's launch table, after each class.")
 @click.option("--tiny", is_flag=True, help="Few candidates in cases of some tens of keys, on a CPU. No result has any value.")
 def tune(
@@ -54,7 +73,7 @@ def tune(
     budget: float,
     workers: int,
     path: Path | None,
-    of_commit: str | None,
+    commit: str | None,
     write: bool,
     tiny: bool,
 ) -> None:
@@ -73,7 +92,7 @@ def tune(
     gpu = _gpu(arch, tiny=tiny)
     _check_table(arch, write=write)
     by_class, refused = _cases(number, seed, only, gpu, of_all_classes=arch is not None)
-    run = _head(gpu, refused, f"{f' --arch {arch}' if arch else ''} --drawn {number} --seed {seed}", of_commit, tiny=tiny)
+    run = _head(gpu, refused, f"{f' --arch {arch}' if arch else ''} --drawn {number} --seed {seed}", commit, tiny=tiny)
     saved = _Saved(run, path, gpu.architecture if write else None)
 
     def so_far() -> str:
@@ -163,11 +182,11 @@ def _cases(
     return by_class, refused
 
 
-def _head(gpu: _Gpu, refused: dict[str, str], options: str, of_commit: str | None, *, tiny: bool) -> "Tuning":
+def _head(gpu: _Gpu, refused: dict[str, str], options: str, commit: str | None, *, tiny: bool) -> "Tuning":
     """The head of a run's results, which is printed, too."""
     from benchmarks.tuning.results import Tuning
 
-    head = head_of_run(gpu.device, {}, of_commit, console, tiny=tiny)
+    head = head_of_run(gpu.device, {}, commit, console, tiny=tiny)
     head["of_value"] = not tiny  # what is derived from binaries has a value without a GPU
     versions, date = head["versions"], time.strftime("%Y-%m-%d")
     of_machine = f"measured: {head['machine']}, torch {versions['torch']}, " if gpu.is_here else ""

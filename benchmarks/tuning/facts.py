@@ -31,7 +31,7 @@ class Facts(NamedTuple):
     ahead: float | None = None
     """How far the hot loop loads ahead of what it computes (`benchmarks.peers.loops.Pipeline`); of AMD's alone."""
     barriers: float | None = None
-    """Of a turn of the hot loop, per pair of row and key; of AMD's alone."""
+    """Barriers of one iteration of the hot loop, per pair of row and key. Only AMD's code has the count."""
 
     @classmethod
     def worst(cls, found: list["Facts"]) -> "Facts":

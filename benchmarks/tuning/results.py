@@ -4,9 +4,9 @@ from typing import Literal
 
 import msgspec
 from attn_optimized.launch.table import Parameters
+from attn_parity.timing import Spread
 
 from benchmarks.speed import results
-from benchmarks.speed.clock import Spread
 from benchmarks.tuning.facts import Facts
 
 SCHEMA = "attn-parity.tune/3"

@@ -17,9 +17,9 @@ from typing import Literal
 import torch
 from attn_contract import UnsupportedError
 from attn_optimized.launch.table import Entry
+from attn_parity.timing import Loop, side_by_side
 
 from benchmarks.speed.cases import Attention
-from benchmarks.speed.clock import Loop, side_by_side
 from benchmarks.speed.run import check_device, free
 from benchmarks.tuning.bench import LAST_SECONDS, Bench, WrongError, judged
 from benchmarks.tuning.classes import CallClass
@@ -50,7 +50,7 @@ class ClassSearch:
         return self.cases[:FIRST_CASES] if stage in ("tiles", "options") else self.cases
 
     def contenders(self, stage: str) -> list[Candidate]:
-        """Who is timed in a stage beside today's; new ones are added to what is found."""
+        """The candidates that a stage times beside today's parameters. New ones are added to `found`."""
         if stage == "all":
             return self._finalists()
         bases = {

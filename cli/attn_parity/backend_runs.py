@@ -87,4 +87,4 @@ RUNS = {
         ),
     ),
 }
-"""By the name of a backend."""
+"""The runs of each backend's kernel, by the backend's name."""

@@ -15,12 +15,12 @@ from attn_parity.binaries.build import COMPILE_SECONDS, SHIPPED, Launches, Outco
 from attn_parity.console import notes, results
 from attn_parity.options import (
     Positive,
+    Seed,
     check_writable,
-    default_workers,
+    cpu_workers_option,
     json_option,
     progress_bar,
     seconds_option,
-    workers_option,
     write_json,
 )
 from attn_parity.versions import version
@@ -51,9 +51,11 @@ compile_seconds_option = seconds_option("--compile-seconds", COMPILE_SECONDS, "S
     type=click.Path(file_okay=False, path_type=Path),
     help="Write code objects into this folder, with a description of how to launch them.",
 )
-@click.option("--examples", type=Positive, default=EXAMPLES, show_default=True, help="With TARGET: how many calls to draw.")
-@click.option("--seed", type=int, default=0, show_default=True, help="With TARGET: of the drawn calls.")
-@workers_option
+@click.option(
+    "--examples", type=Positive, default=EXAMPLES, show_default=True, help="With TARGET: the number of calls to draw."
+)
+@click.option("--seed", type=Seed, default=0, show_default=True, help="With TARGET: the seed of the drawn calls.")
+@cpu_workers_option
 @json_option
 def command(
     target: str | None,
@@ -63,7 +65,7 @@ def command(
     save: Path | None,
     examples: int,
     seed: int,
-    workers: int | None,
+    workers: int,
     json_file: Path | None,
 ) -> int:
     """Compile every kernel that ships, or that drawn calls of a TARGET launch: registers, spills, LDS, matrix instructions.
@@ -95,7 +97,7 @@ def _of_target(
     compile_seconds: float,
     examples: int,
     seed: int,
-    workers: int | None,
+    workers: int,
     json_file: Path | None,
 ) -> int:
     """Compile what drawn calls of a target launch. Launches with the same code are one row."""
@@ -167,7 +169,7 @@ def chosen_calls(architectures: str | None, *, only: str = "", main: bool = Fals
 
 
 def built(
-    calls: "Mapping[str, Mapping[str, Any]]", workers: int | None, compile_seconds: float, launches: Launches = SHIPPED
+    calls: "Mapping[str, Mapping[str, Any]]", workers: int, compile_seconds: float, launches: Launches = SHIPPED
 ) -> Outcome:
     """Compile launches behind a progress bar.
 
@@ -176,5 +178,5 @@ def built(
     """
     jobs = [(architecture, name) for architecture, some in calls.items() for name in some]
     with progress_bar(len(jobs)) as show_bar:
-        at_once = min(workers or default_workers("cpu"), len(jobs))
+        at_once = min(workers, len(jobs))
         return build(jobs, at_once, lambda done: show_bar(done, 0), launches, compile_seconds)

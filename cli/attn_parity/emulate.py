@@ -10,7 +10,7 @@ from attn_parity import MESSAGE
 from attn_parity.binaries.build import in_processes
 from attn_parity.compile import chosen_architectures
 from attn_parity.console import notes, results
-from attn_parity.options import default_workers, plain_table, progress_bar, seconds_option, workers_option
+from attn_parity.options import cpu_workers_option, plain_table, progress_bar, seconds_option
 
 if TYPE_CHECKING:
     from attn_parity.binaries.build import Job
@@ -35,10 +35,8 @@ FOLDER = "emulated"
     help="Run nothing: compare the buffers that a GPU left in this folder with those of the emulator.",
 )
 @seconds_option("--case-seconds", 600.0, "Seconds that a case of a launch may take.")
-@workers_option
-def command(
-    file: Path, architectures: str | None, only: str, there: Path | None, case_seconds: float, workers: int | None
-) -> int:
+@cpu_workers_option
+def command(file: Path, architectures: str | None, only: str, there: Path | None, case_seconds: float, workers: int) -> int:
     """Run launches that `compile --save` wrote on the emulator, on small ragged batches, from the saved code.
 
     Each launch and case gets a folder in `emulated`, beside LAUNCHES.JSON, with all that it takes to launch the same code on a
@@ -71,7 +69,7 @@ def _chosen(file: Path, architectures: str | None, only: str) -> "dict[Job, Save
     return launches
 
 
-def _emulate(file: Path, launches: "dict[Job, SavedLaunch]", case_seconds: float, workers: int | None) -> int:
+def _emulate(file: Path, launches: "dict[Job, SavedLaunch]", case_seconds: float, workers: int) -> int:
     from attn_parity.binaries.saved_execution import emulate_saved
     from attn_parity.binaries.shipped_calls import CALLS, name_of_call
 
@@ -82,7 +80,7 @@ def _emulate(file: Path, launches: "dict[Job, SavedLaunch]", case_seconds: float
     if unknown := [" ".join(call) for call in names if call[1] not in known]:
         raise click.ClickException(f"{file}: {unknown[0]}: this version has no such launch, and so no cases of it")
     jobs = [(file, file.parent / FOLDER, *call, tuple(of_call), case_seconds) for call, of_call in names.items()]
-    at_once = min(workers or default_workers("cpu"), len(jobs))
+    at_once = min(workers, len(jobs))
     with progress_bar(len(jobs)) as show_bar:
         found, interrupted = in_processes(emulate_saved, jobs, at_once, lambda found: show_bar(len(found), 0), interpreter=True)
     runs = [(job[2], run) for job in jobs if not isinstance(of_job := found.get(job, []), str) for run in of_job]

@@ -56,15 +56,22 @@ from rich.progress import (
 FOLDER = Path("attn-parity-runs")
 REASONS = 4
 """The number of reasons for leaving calls out that are printed for each part."""
-_SCOPES = "; ".join(f"{scope.name}: {scope.what}" for scope in SCOPES.values())
+_SCOPES = " ".join(f"{scope.name}: {scope.what}." for scope in SCOPES.values())
 
 
-@click.command("exhaust")
+@click.command("exhaust", epilog=f"Scopes. {_SCOPES}")
 @click.option("--target", "target_name", default="triton", show_default=True, help="The target to check.")
-@click.option("--scope", "scope_name", type=click.Choice(list(SCOPES)), default="ci", show_default=True, help=f"{_SCOPES}.")
+@click.option(
+    "--scope",
+    "scope_name",
+    type=click.Choice(list(SCOPES)),
+    default="ci",
+    show_default=True,
+    help="The set of calls; see below.",
+)
 @click.option("--shard", type=Shard(), default=(1, 1), help="Run only this share of the launches, on one of N machines.")
 @click.option("--count", "counts_only", is_flag=True, help="Run nothing; print how many calls the scope has on the target.")
-@click.option("--failures", type=Positive, default=1, show_default=True, help="Stop after so many failing launches.")
+@click.option("--failures", type=Positive, default=1, show_default=True, help="Stop after this number of failing launches.")
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
@@ -98,7 +105,7 @@ def command(
 ) -> int:
     """Run every call of a scope on a target, without sampling.
 
-    A run that is interrupted goes on where it was when the same command is given again. Exit 1 if a case fails, and 130 if the
+    The same command continues an interrupted run. Exit 1 if a case fails, and 130 if the
     run is interrupted and nothing has failed.
     """
     check_writable(json_file)

@@ -17,15 +17,16 @@ from attn_parity.options import case_seconds_option, device_option, target_of, u
 @click.option(
     "--target",
     "target_name",
-    help="Run this target instead of the case's; needed if the case names a target as module:attribute. Without it, the output "
-    "that a captured case keeps is explained.",
+    help="Run this target instead of the case's; needed if the case names a target as module:attribute. Without it, "
+    "the stored output of a captured case is explained.",
 )
 @case_seconds_option
 @device_option
 def command(file: Path, target_name: str | None, case_seconds: float, device: str) -> int:
     """Say which rows of a failing case are wrong, and which mistake has just this output; exit 1 if it is wrong.
 
-    The case is run again with other numbers, and in richer forms. Of a captured call the output is explained that it keeps.
+    The case is run again with other numbers, and in richer forms. For a captured call,
+    its stored output is explained.
     """
     case = case_file.load(file)
     verdict = captured_outputs.verdict(case, explains=True) if target_name is None else None

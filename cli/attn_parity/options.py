@@ -1,4 +1,4 @@
-"""Parts that commands share: consoles, options, and checks before the work starts."""
+"""Options that commands share, checks before the work starts, progress bars and signals."""
 
 import contextlib
 import json
@@ -61,10 +61,17 @@ device_option = click.option(
     default="auto",
     help="auto: a GPU if there is one. AMD GPUs are cuda, too.",
 )
+_Workers = click.IntRange(min=1, max=256)
 workers_option = click.option(
     "--workers",
-    type=click.IntRange(min=1, max=256),
+    type=_Workers,
     help="Number of processes; default: one for each CPU that this process may use, and on a GPU for each 2 GiB of memory.",
+)
+cpu_workers_option = click.option(
+    "--workers",
+    type=_Workers,
+    default=usable_cpus,
+    help="Number of processes; default: one for each CPU that this process may use.",
 )
 
 
@@ -180,7 +187,7 @@ def device_name(device: str) -> str:
 
 
 WORKER_BYTES = 2 << 30
-"""Of a GPU's memory, for what CUDA and a case take."""
+"""GPU memory reserved for each worker: for its CUDA context and one case."""
 
 
 def default_workers(device: str) -> int:

@@ -40,7 +40,8 @@ def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for rule in reversed(list(RULES.values())):
         name = f"--{rule.name.replace('_', '-')}"
         kind = _OPTION_TYPES.get(rule.type, {"is_flag": True})
-        command = click.option(name, rule.name, help=f"{rule.words[0].upper()}{rule.words[1:]}.", **kind)(command)
+        words = rule.words.removesuffix(f" ({rule.name})")
+        command = click.option(name, rule.name, help=f"{words[0].upper()}{words[1:]}.", **kind)(command)
     return command
 
 
@@ -51,7 +52,7 @@ def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--heads", "num_heads", type=int, help="Number of query heads.")
 @click.option("--kv-heads", "num_kv_heads", type=int, help="Number of KV heads; default: the number of query heads.")
-@click.option("--head-size", type=int)
+@click.option("--head-size", type=int, help="Head size of q and K.")
 @click.option("--dtype", type=click.Choice(_FLOATS), help="Dtype of q; default: bfloat16.")
 @click.option("--block-size", type=int, help="Slots of a block of the cache; default: 16.")
 @click.option(
@@ -60,14 +61,16 @@ def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--kv-cache-dtype",
     type=click.Choice((*_FLOAT8, "int8", FP8)),
-    help="Of a quantized cache. fp8, as vLLM says it: the architecture's own float8 type, with a scale per tensor.",
+    help="Element type of a quantized cache; fp8: the architecture's own float8, with one scale per tensor.",
 )
-@click.option("--scales", type=click.Choice(get_args(Scales)), help="Of a quantized cache.")
+@click.option("--scales", type=click.Choice(get_args(Scales)), help="What one scale of a quantized cache covers.")
 @click.option(
-    "--sliding-window", type=click.IntRange(min=1), help="Keys that a token sees, itself included, as models give the number."
+    "--sliding-window",
+    type=click.IntRange(min=1),
+    help="Number of keys that a token sees, itself included, as in a model's config.",
 )
 @click.option("--output-dtype", type=click.Choice(_FLOAT8), help="Dtype of a quantized output.")
-@click.option("--top-k", type=int, help="Units that an indexer picks for a query.")
+@click.option("--top-k", type=int, help="Number of units that each query selects, where the layer has --selection-unit.")
 @_rule_options
 @click.option("--tensor-parallel", type=click.IntRange(min=1), help="Devices that share the heads of a model config.")
 @click.option("--arch", metavar="NAME", help="Architecture, such as gfx942 or sm90; default: this machine's.")
@@ -77,7 +80,7 @@ def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="installed|none|VERSION",
     default="installed",
     show_default=True,
-    help="Which AITER there is: this machine's, none, or a version whose signatures are recorded, such as 2026-08.",
+    help="The AITER to plan for: this machine's, none, or a version whose signatures are recorded, such as 2026-08.",
 )
 @click.option(
     "--backend", "backends", multiple=True, metavar="[LAYER=]NAME", help="Use only this backend, for LAYER or for all layers."

@@ -50,7 +50,7 @@ class SelectionInput:
 
 
 MOST_BYTES = 1 << 24
-"""Of a model config, whose quantization may name each of the model's parts."""
+"""The largest size of a model config. Its quantization may name each of the model's parts."""
 
 
 def own_float8(architecture: str) -> str:

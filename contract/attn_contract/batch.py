@@ -95,7 +95,13 @@ class Batch:
     bidirectional_ranges: torch.Tensor | None = rule(
         None, words="bidirectional ranges", acts_on=VISIBILITY, check=_check_ranges, **_OF_DECODERS
     )
-    qq_bias: torch.Tensor | None = rule(None, words="qq_bias", acts_on=LOGITS, check=_check_qq_bias, **_OF_DECODERS)
+    qq_bias: torch.Tensor | None = rule(
+        None,
+        words="a bias between the step's own tokens (qq_bias)",
+        acts_on=LOGITS,
+        check=_check_qq_bias,
+        **_OF_DECODERS,
+    )
 
     def __post_init__(self) -> None:
         for name in ("max_query_len", "max_seq_len", "num_actual_tokens"):

@@ -29,8 +29,8 @@ import torch
 from attn_contract.arguments import check_dense_last, check_int, check_tensor, check_type, named, shown
 from attn_contract.errors import ContractError
 from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES
+from attn_contract.layouts import BYTES_OF_SCALE
 
-BYTES_OF_SCALE = 4
 TILE = 16
 """Keys, and bytes of each key, of a tile of TILED."""
 SMALLEST_MAGNITUDE = 1e-4
@@ -38,7 +38,7 @@ SMALLEST_MAGNITUDE = 1e-4
 
 
 class IndexScore(StrEnum):
-    """From the products of a key with the index queries of one selection to the key's logit."""
+    """The function that makes a key's logit of its products with the index queries of one selection."""
 
     SUM_RELU = "sum_relu"
     """`sum_h weights[h] * max(q_h . k, 0)`: the lightning indexer (arXiv:2512.02556, equation 1). Weights may be negative."""

@@ -42,7 +42,7 @@ class LatentFormat:
         return max(self.scale_dtype.itemsize, 1 if self.kept_dims == 0 else BYTES_OF_KEPT)
 
     def quantized_size(self, head_size: int, head_size_v: int | None) -> int:
-        """Dims of K that are in float8, the first ones. Without head_size_v all dims of K are V."""
+        """The number of leading dims of K that are stored in float8. Without head_size_v all dims of K are V."""
         return (head_size_v or head_size) if self.kept_dims is None else head_size - self.kept_dims
 
     def scales_size(self, head_size: int, head_size_v: int | None) -> int:

@@ -131,8 +131,8 @@ class Layer:
         key_unit: g, at least 2: g tokens share one key of the cache, which a model made of them (DeepSeek-V4's entries of 4 and
             of 128 tokens). Key c stands for the tokens [c * g, (c + 1) * g), at the position of the last of them, and exists
             once all of them do: a request has `seq_len // g` keys, and the query at p sees the first `(p + 1) // g` of them.
-            Lengths and positions of queries count tokens. Slots, block tables and selection_unit count keys. How a key is made
-            is no part of attention: whoever stores it gives its row the slot. Another layer's call sees the tokens of a window,
+            Lengths and positions of queries count tokens. Slots, block tables and selection_unit count keys. How a key
+            is made is not defined here; a cache write stores it in its slot. Another layer's call sees the tokens of a window,
             and `merge_attn_states` makes one softmax of both. It has none of the other rules of positions, and is causal.
         ranges_clamped: whether the left edge of the window also holds inside the batch's `bidirectional_ranges`, as in Gemma 3
             and 4 and transformers. vLLM ignores the window inside a range, except for Gemma 4.
@@ -174,10 +174,14 @@ class Layer:
         (UNLIMITED, UNLIMITED), words="a sliding window", acts_on=VISIBILITY, check=_check_window, **_OF_POSITIONS
     )
     sink_tokens: int = rule(
-        0, words="sink_tokens (keys that stay visible)", acts_on=VISIBILITY, check=_check_sink_tokens, **_OF_POSITIONS
+        0,
+        words="tokens at the start that a window keeps visible (sink_tokens)",
+        acts_on=VISIBILITY,
+        check=_check_sink_tokens,
+        **_OF_POSITIONS,
     )
     chunked_local: int | None = rule(
-        None, words="chunked_local", acts_on=VISIBILITY, check=_check_optional_size, **_OF_POSITIONS
+        None, words="attention in chunks (chunked_local)", acts_on=VISIBILITY, check=_check_optional_size, **_OF_POSITIONS
     )
     selection_unit: int | None = rule(
         None,
@@ -220,7 +224,7 @@ class Layer:
     sinks: torch.Tensor | None = rule(None, words="sinks", acts_on=SOFTMAX, check=_check_sinks)
     head_size_v: int | None = rule(
         None,
-        words="head_size_v (a width of V of its own)",
+        words="a head size of V other than K's (head_size_v)",
         acts_on=VALUES,
         check=_check_optional_size,
     )

@@ -107,7 +107,7 @@ Given = dict[str, Any]
 """Arguments of a call of an op, by the names of its schema. torch leaves out options that have their default."""
 Described = Layer | Batch | Indexer
 Describe = Callable[[Given], tuple[Described, ...]]
-"""From arguments to the layer and the step that they describe, with all checks of both."""
+"""Makes the layer and the step that arguments describe, and checks both."""
 
 
 class _Required(NamedTuple):
@@ -186,7 +186,7 @@ def register(implementation: ModuleType, dispatch_key: str) -> None:
 
 
 def _kernel(op: str, implementation: ModuleType) -> Callable[..., None]:
-    """What torch calls: the function of the op's name, with the layer and the step, and what else it has parameters for."""
+    """The function that torch calls for an op: it calls the implementation's function of that name with a layer and a step."""
     arguments, parameters = _required(op), inspect.signature(getattr(implementation, op)).parameters
     names = [*arguments.names, *(name for name in parameters if name in ("layer", "indexer", "batch"))]
     by_name = [name for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY]
@@ -242,7 +242,7 @@ def _hashable(value: Any) -> Any:
 
 
 class _Made(NamedTuple):
-    """What all calls of one signature share of a Layer, a Batch or an Indexer.
+    """A Layer, a Batch or an Indexer, as far as all calls of one signature share it.
 
     Attributes:
         holder: it, with tensors on meta. Without tensors it serves every call.
@@ -260,7 +260,7 @@ class _Made(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _checked(op: str, options: tuple[str, ...], signature: tuple[Any, ...]) -> list[_Made]:
-    """What calls of an op describe with options of such names, and a signature of required tensors, values, and options."""
+    """The holders that calls of an op describe, with options of these names and this signature of arguments."""
     arguments = _required(op)
     given = {name: _on_meta(part) for name, part in zip((*arguments.described, *options), signature, strict=True)}
     places = {id(given.get(name)): place for place, name in enumerate((*arguments.names, *options))}
@@ -371,7 +371,7 @@ def _layer(given: Given, **sizes: Any) -> Layer:
 
 
 def _written_layer(given: Given, num_heads: int | None = None) -> Layer:
-    """As much of a layer as a cache write knows: it has no scale of logits, and without q no query heads."""
+    """The layer of a cache write. The write knows no scale of logits, and without q no number of query heads."""
     k = given["k"]
     check_dims("k", k, ("T_kv", "num_kv_heads", "head_size"))
     num_kv_heads, head_size = k.shape[1:]

@@ -9,7 +9,7 @@ from attn_contract.arguments import INT32_MAX, check_int, check_tensor, check_ty
 from attn_contract.errors import ContractError
 
 Check = Callable[[str, Any, Any], Any]
-"""From the rule's name, a value, and the Layer or Batch that has it, to the value as it is kept. It raises ContractError.
+"""Takes the rule's name, a value, and the Layer or Batch that has it. Returns the value to keep, or raises ContractError.
 
 An AttentionConfig calls it with None for the Layer or Batch.
 """

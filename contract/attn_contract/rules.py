@@ -2,7 +2,7 @@
 
 A rule of a layer or of a step is a field of Layer or Batch, and the field's declaration carries the record:
 
-    chunked_local: int | None = rule(None, words="chunked_local", acts_on=VISIBILITY, check=...)
+    chunked_local: int | None = rule(None, words="attention in chunks (chunked_local)", acts_on=VISIBILITY, check=...)
 
 Whatever must know of all rules is derived from these records: the border checks, the op schemas, AttentionConfig, the
 declarations of backends and adapters, the fuzzer's cases, targets and tables, the options of the command line.
@@ -57,11 +57,10 @@ class Rule:
 
     Args:
         name: the rule's name everywhere: of the field of Layer or Batch, in declarations, cases, options and tables.
-        holder: the class whose field the rule is. "call" is for what a caller asks for, or what steps of a layer may be, and no
-            field says alone.
+        holder: the class whose field the rule is. "call": the rule is a property of a call, and no field of Layer or Batch.
         off: the value that asks for nothing. It is None for tensors, and False for bools.
         type: of the rule's values, one of RULE_TYPES.
-        words: a noun for people, such as "a sliding window".
+        words: a noun for messages and tables, such as "a sliding window".
         acts_on: the step of attention that the rule changes.
         attn_types: the attention types that have the rule.
         why_not: why the other attention types do not have it; empty if all have it.
@@ -223,8 +222,8 @@ PLAIN_FIELDS: Final = frozenset(
 )
 """The fields of Layer and Batch that are no rules: every implementation reads them, or declares which values it serves.
 
-A field that is missing here and has no record is refused by everybody. So a name that is forgotten costs a refusal, and a name
-that is wrong costs silence: tests/contract/test_rules.py compares the names with the fields.
+A field that is missing here and has no record is refused by everybody. So a missing name only
+causes refusals. A wrong name would hide an unsupported field: tests/contract/test_rules.py compares the names with the fields.
 """
 
 
@@ -281,7 +280,7 @@ def check_together(asked: Collection[str]) -> None:
     for rule in (RULES[name] for name in asked if name in RULES):
         for name in rule.excludes:
             if name in asked:
-                raise ContractError(rule.name, f"one beside {words_of(name)}", f"{rule.off}: {rule.why_excluded}")
+                raise ContractError(rule.name, f"a value together with {words_of(name)}", f"{rule.off}: {rule.why_excluded}")
 
 
 @lru_cache

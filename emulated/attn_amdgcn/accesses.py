@@ -48,7 +48,7 @@ COLUMNS = (
     "LDS phases",
     "LDS conflicts",
 )
-"""What is counted. Each execution by a wave is an access."""
+"""The counts. Each execution by a wave is an access."""
 
 
 class Accesses(Watch):
@@ -64,7 +64,7 @@ class Accesses(Watch):
 
     @property
     def total(self) -> dict[str, int]:
-        """Of all instructions, in the order of COLUMNS."""
+        """The counts of all instructions together, in the order of COLUMNS."""
         return {name: sum(counter[name] for counter in self.of.values()) for name in COLUMNS}
 
     def global_read(self, access: Access) -> None:

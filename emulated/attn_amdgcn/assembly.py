@@ -86,7 +86,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Operand:
-    """What stands between two commas, with the modifiers that are written around it: `-v1`, `|v1|`, `sext(v1)`."""
+    """An operand, with the modifiers that are written around it: `-v1`, `|v1|`, `sext(v1)`."""
 
     of: Register | Literal | Named
     neg: bool = False
@@ -374,7 +374,7 @@ def _read(code: str) -> tuple[str, str, tuple[Operand, ...], Modifiers, str]:
 
 
 def _rest(text: str) -> tuple[list[Operand], dict]:
-    """What follows a mnemonic: operands with commas between them, and modifiers with spaces before them."""
+    """The operands and the modifiers of an instruction: commas separate operands, and spaces precede modifiers."""
     pieces = list(_pieces(text, ","))
     words = list(_pieces(pieces.pop(), " ")) if pieces else []
     if words and not _is_modifier(words[0]):

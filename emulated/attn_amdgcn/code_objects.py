@@ -30,7 +30,7 @@ _LINE = re.compile(r"\t(\S[^\n]*?)\s*// ([0-9A-F]{12}): ((?:[0-9A-F]{8} ?)+)")
 _SYMBOL = re.compile(r"([0-9a-f]{16}) <(\S+)>:")
 _BRANCH = re.compile(r"s_(?:cbranch_\w+|branch) (\S+)")
 _MACHINES = {0x3F: "gfx90a", 0x4C: "gfx942", 0x4F: "gfx950", 0x41: "gfx1100", 0x4E: "gfx1201", 0x49: "gfx1250"}
-"""By EF_AMDGPU_MACH, the low byte of the header's flags."""
+"""Architectures by EF_AMDGPU_MACH, the low byte of the header's flags."""
 _USER_SGPR_COUNT = 0x34
 """The place of COMPUTE_PGM_RSRC2 in a descriptor: bits 5:1 say how many scalar registers are set at the start."""
 
@@ -67,7 +67,7 @@ def text_of(file: Path | str, kernel: str | None = None) -> str:
 
 
 def reader() -> str:
-    """By what texts are made: the releases of LLVM's tools, and this package's own code.
+    """The version of the reader: releases of LLVM's tools, and a digest of this package's own code.
 
     Raises:
         ToolError: LLVM's tools are not here.
@@ -102,7 +102,7 @@ def _tool(name: str) -> tuple[str, int, str]:
 
 
 def _said(name: str, *arguments: str) -> str:
-    """What a tool prints."""
+    """The output of a tool."""
     path = _tool(name)[0]
     try:
         done = subprocess.run([path, *arguments], capture_output=True, timeout=SECONDS, check=False)
@@ -200,7 +200,7 @@ def _read_as(architecture: str) -> str:
 
 
 def _read_further(file: str, said: str, reads: str) -> tuple[str, dict[int, tuple[str, str]]]:
-    """What LLVM says of a copy of the file in which s_nop stands for words of `gfx950_words`, and these by their addresses.
+    """LLVM's text of a copy of the file in which s_nop replaces words of `gfx950_words`, and these words by address.
 
     LLVM takes the second word of an instruction that it does not know for another one's first. So a copy may show new ones.
     """

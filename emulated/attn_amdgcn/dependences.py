@@ -16,7 +16,7 @@ _OF_LANES = ("v_readlane_b32", "v_readfirstlane_b32", "v_writelane_b32")
 
 
 class Effects(NamedTuple):
-    """What instructions touch and write: the bits of `waits.bits_of_register`, and one for memory.
+    """The registers and the memory that instructions touch and write: bits of `waits.bits_of_register`, and one for memory.
 
     SCC has none: scalar instructions alone touch it, and they stay behind each other. Memory stands for whatever has an order:
     what is loaded and stored, what watches see, and which fault is the first one.
@@ -41,7 +41,7 @@ _ANY = Effects(-1, -1)
 
 
 def effects(instruction: Instruction, kernel: Kernel) -> Effects:
-    """What an instruction touches and writes: anything, if its meaning does not say."""
+    """The effects of an instruction; all bits, if its meaning does not say which."""
     name, implicit = instruction.name, ["exec"]
     if INDEXED in instruction.modifiers:
         return _ANY

@@ -85,12 +85,14 @@ class Fault(AmdgcnError):  # noqa: N818 - the hardware's word
 
 
 Hazards = dict[tuple[int, int], Fault]
-"""What is right only if hardware is quick enough: touching what a load has not brought yet, and races in LDS. By the lines of
-the two instructions: the earlier one, and the one that does not wait for it."""
+"""Faults of code that is right only if hardware is quick enough: it reads a register before its load has ended, or LDS races.
+
+The keys are the lines of the two instructions: the earlier one, and the one that does not wait for it.
+"""
 
 
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What the meaning of an instruction raises if the instruction has other operands or modifiers than its name says."""
+"""The exceptions of an instruction whose operands or modifiers are not those that its name requires."""
 
 
 def malformed(instruction: "Instruction", error: BaseException) -> AssemblyError:

@@ -97,7 +97,7 @@ def hot_loop(kernel: Kernel) -> int | None:
 
 
 def _reached(start: int, follow: Callable[[int], Iterable[int]]) -> set[int]:
-    """What follows a start, the start only by a way back."""
+    """The blocks that can follow a start. The start is among them only if a loop leads back to it."""
     seen: set[int] = set()
     waiting = [*follow(start)]
     while waiting:

@@ -103,7 +103,7 @@ class Last:
 
 
 class GlobalRaces(Watch):
-    """What a launch has done to each byte of global memory."""
+    """The last accesses of a launch to each byte of global memory."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory, self._events = memory, Events()
@@ -140,7 +140,7 @@ class GlobalRaces(Watch):
         self._writers.note(index, events, waves)
 
     def _noted(self, access: Access) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each byte that is touched: where it lies, the event, and its wave."""
+        """The place, the event and the wave of each byte that an access touches."""
         events = np.repeat(access.of_lanes(self._events.add(access)), access.size)
         return access.bytes().reshape(-1), events, self._events.waves(events)
 

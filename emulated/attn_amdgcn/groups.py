@@ -86,7 +86,7 @@ def _statements(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
 
 
 def _form(instruction: Instruction) -> tuple[object, ...]:
-    """What instructions have in common that may run together; empty if they may not."""
+    """The common form of instructions that may run together; empty for an instruction that runs alone."""
     if instruction.second:
         return *_form(replace(instruction, second=None)), *_form(instruction.second)
     if not (instruction.name in GROUPED or instruction.name.startswith("v_dual_")) or instruction.encoding.endswith("dpp"):

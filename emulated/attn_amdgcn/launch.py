@@ -29,7 +29,7 @@ ARGUMENTS = "kernel arguments"
 """The name of the buffer that holds them."""
 _ORDERS = ("ascending", "descending", "drawn")
 POINTER = "user_sgpr_kernarg_segment_ptr"
-"""Of the arguments."""
+"""The setting that reserves scalar registers for the pointer to the arguments."""
 DISPATCH = "dispatch packet"
 """The name of the buffer that holds what the hardware was told of the launch, where a kernel asks for its address."""
 DISPATCH_POINTER = "user_sgpr_dispatch_ptr"
@@ -70,7 +70,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Report:
-    """What a launch did.
+    """The report of a launch.
 
     Attributes:
         executed: how many waves ran each instruction, in the order of the text.

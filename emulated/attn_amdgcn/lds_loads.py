@@ -18,7 +18,7 @@ from attn_amdgcn.waves import Waves
 
 Step = Callable[[Waves], None]
 COUNTERS = ("vm", "async", "tensor")
-"""Those that count loads into LDS, by their names in `waits`."""
+"""The counters that count loads into LDS, by their names in `waits`."""
 
 
 def are_in(kernel: Kernel) -> bool:
@@ -61,7 +61,7 @@ class LdsLoads(Watch):
 
     def __init__(self, workgroups: int, num_waves: int, row_bytes: int) -> None:
         self._begun, self._come, self._known = np.zeros((3, len(COUNTERS), workgroups, num_waves), np.int64)
-        """Of each counter, the instructions of each wave: begun, come, and come at the last barrier."""
+        """The instructions of each wave and counter: begun, ended, and ended at the last barrier."""
         self._row_bytes = row_bytes
         self._loader = np.zeros(workgroups * row_bytes, np.int64)  # of each byte, the wave that loads it,
         self._turn = np.zeros(workgroups * row_bytes, np.int64)  # the number of the load among those that the wave has begun,

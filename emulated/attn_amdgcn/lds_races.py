@@ -17,7 +17,7 @@ from attn_amdgcn.waves import Waves
 
 
 class LdsRaces(Watch):
-    """What the waves of some workgroups have done to each byte of LDS since the last barrier.
+    """The accesses of some workgroups to each byte of LDS since the last barrier.
 
     Args:
         workgroups: how many share the LDS array.

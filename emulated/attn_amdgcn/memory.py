@@ -17,13 +17,13 @@ BASE = 0x7F3E_FFFF_C000
 """The first buffer lies a little below a multiple of 4 GiB, so that sums of addresses carry into their upper half."""
 
 Spans = Mapping[str, Sequence[tuple[int, int]] | np.ndarray]
-"""By a buffer's name, bytes [begin, end) of it: pairs, or an array [spans, 2]."""
+"""Spans [begin, end) of a buffer's bytes, by the buffer's name: pairs, or an array [spans, 2]."""
 MOST_COPIED = 256 << 20
 """Bytes of buffers that are copied when a launch starts. Of more, each page is copied when it is first touched."""
 PAGE_BITS = 16
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # a constant of Python 3.13 and later; the number is Linux's
 MOST_TOLD = 4
-"""Of a buffer that has more spans, a fault names the nearest one alone."""
+"""The most spans of a buffer that a fault names. If there are more, it names the nearest one."""
 
 
 class Parts(NamedTuple):
@@ -174,7 +174,7 @@ class Memory(Storage):
         return self._checked(self._reads, place, size, lanes, waves)
 
     def writable(self, place: np.ndarray, size: int, lanes: np.ndarray | None, waves: Waves) -> np.ndarray:
-        """As `readable`, of a store."""
+        """See `readable`; for a store."""
         return self._checked(self._writes, place, size, lanes, waves)
 
     def _checked(self, allowed: "_Allowed", place: np.ndarray, size: int, lanes: np.ndarray | None, waves: Waves) -> np.ndarray:
@@ -231,7 +231,7 @@ class _Allowed:
         return place + size <= self._spans[:, 1].take(which)
 
     def told(self, buffer: slice, byte: int) -> str:
-        """What of a buffer may be touched, in words; empty if all may be. If it has many spans, the one nearest to a byte."""
+        """The spans of a buffer that may be touched, in words; empty if all may be. Of many spans the one nearest to `byte`."""
         of_buffer = (self._spans[:, 0] >= buffer.start) & (self._spans[:, 1] <= buffer.stop)
         spans = self._spans[of_buffer] - buffer.start
         if spans.tolist() == [[0, buffer.stop - buffer.start]]:

@@ -1,4 +1,4 @@
-"""What an operand means: functions that read it from waves and write it, made once for each instruction.
+"""Functions that read operands from waves and write them, made once for each instruction.
 
 A value has a kind: how many bits it has, and how they are read. Values of lanes are arrays that fit [waves, lanes]; a scalar
 operand of a vector instruction is [waves, 1]. Values of waves are [waves].
@@ -52,8 +52,8 @@ KINDS = {
     "i64": Kind(64, np.int64),
     "f64": Kind(64, np.float64),
 }
-"""By the names that the mnemonics use; u5 and i5 are the counts of shifts, and 2bf16 are two bfloat16. A `mask` is a bit for
-each lane in scalar registers, read as bool."""
+"""Kinds by their names in mnemonics: u5 and i5 count shifts, and 2bf16 are two bfloat16. A `mask` is a bit for each lane in
+scalar registers, read as bool."""
 
 _SPECIAL = {"vcc": VCC, "vcc_lo": VCC, "vcc_hi": VCC + 1, "exec": EXEC, "exec_lo": EXEC, "exec_hi": EXEC + 1, "m0": M0}
 
@@ -105,7 +105,7 @@ def bits_of(number: float, kind: Kind) -> int:
 
 
 _SCALARS = {np.uint32: "scalars", np.int32: "scalars_i32", np.float32: "scalars_f32", np.uint64: "scalars64"}
-"""By a type: the attribute of `Waves` that has the scalar registers as numbers of it."""
+"""The attribute of `Waves` that has the scalar registers as numbers of a type."""
 _UNIFORMS = {np.uint32: "uniform", np.int32: "uniform_i32", np.float32: "uniform_f32", np.uint64: "uniform64"}
 """The same of scalar registers as values of lanes."""
 _VECTORS = {np.uint32: "vector", np.int32: "vector_i32", np.float32: "vector_f32"}

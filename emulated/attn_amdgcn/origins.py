@@ -1,4 +1,4 @@
-"""From which argument each access of global memory takes its address: what a compiler lost is found without running the code.
+"""Finds addresses that a compiler lost, without running the code: the argument that each access's address comes from.
 
 An access of a kernel is to one tensor. So there is a pointer among the arguments from which its address was computed, on every
 path to it. A compiler that keeps a part of an address in the lanes of a vector register, and writes something else there,
@@ -24,7 +24,7 @@ from attn_amdgcn.operands import scalar_index, vector_row
 Origin = frozenset[int]
 """The pointers that a value was computed from, by the bytes at which they lie among the arguments."""
 Origins = frozenset[Origin]
-"""Those of the values that may be in a place; empty if no value is known there."""
+"""The origins of the values that may be in a place; empty if no value is known there."""
 Place = tuple[str, int, int]
 """A scalar register ("s"); a vector register ("v") with lane -1, or one of its lanes; a word of scratch ("m"), likewise."""
 State = dict[Place, Origins]
@@ -70,7 +70,7 @@ def lost_addresses(kernel: Kernel, text: str) -> list[LostAddress]:
 
 
 class _Walk:
-    """What is known of a kernel's places, block by block."""
+    """The origins in a kernel's places, block by block."""
 
     def __init__(self, kernel: Kernel, text: str) -> None:
         self.kernel = kernel
@@ -156,7 +156,7 @@ class _Walk:
         return written
 
     def _loaded(self, instruction: Instruction, targets: Sequence[Place], state: State) -> State:
-        """What a scalar load brings: pointers, if it reads the arguments."""
+        """The state after a scalar load, which brings pointers if it reads the arguments."""
         base, offset = instruction.operands[1:3]
         behind = self._behind_arguments(self._places(base)[0], state)
         if behind is None or not isinstance(offset.of, Literal):
@@ -174,7 +174,7 @@ class _Walk:
         return _ARGUMENTS - min(origin) if origin and max(origin) <= _ARGUMENTS else None
 
     def _spilled(self, instruction: Instruction, state: State) -> State:
-        """What goes to words of scratch at a fixed place, or comes from there, lanes included."""
+        """The state after an access of scratch at a fixed place. Lanes go with their words."""
         stores, resource = "store" in instruction.name, self._resource(instruction)
         operands = [self._places(operand) for operand in instruction.operands]
         data = operands.pop(1 if stores and not resource else 0)
@@ -220,7 +220,7 @@ class _Walk:
 
 
 def _copied(sources: Sequence[Place], targets: Sequence[Place], state: State) -> State:
-    """What moves from places to as many others. A vector register, or a word of scratch, has its lanes with it."""
+    """The state after values moved from places to as many others. Lanes go with their vector register or word of scratch."""
     written: State = {}
     for target, source in itertools.zip_longest(targets, sources[: len(targets)]):
         written[target] = _NO_POINTER if source is None else state.get(source, _UNKNOWN)

@@ -38,7 +38,7 @@ class SourceRow(NamedTuple):
 
 
 class Alone(NamedTuple):
-    """What only an instruction that runs alone looks at. Several instructions have that of the first one."""
+    """A value that only an instruction that runs alone reads. Several instructions use that of the first one."""
 
     of: Any
 
@@ -96,14 +96,14 @@ def _joined(statements: Sequence[Piece]) -> tuple[str, tuple[Any, ...]]:
 
 
 def _bound(name: Any) -> Any:
-    """What a name is bound to in the function of one instruction."""
+    """The value of a name in the function of one instruction."""
     if isinstance(name, Row | SourceRow):
         return name.of if isinstance(name.of, int) else _index(name.of)
     return name.of if isinstance(name, Alone) else name
 
 
 def _stacked(names: Sequence[Any]) -> Any:
-    """What the names that several instructions have in one place are bound to; None if they have no common meaning."""
+    """The value of a name in the function of several instructions; None if they have no common meaning."""
     first = names[0]
     if isinstance(first, Alone):
         return first.of
@@ -140,7 +140,7 @@ def _function(source: str, names: Sequence[Any], bound: Sequence[Any], parameter
 
 @cache
 def _binder(source: str, count: int, parameters: str) -> Callable[..., Callable[..., Any]]:
-    """What makes a function of a source, once it gets the objects that the source names: of0, of1 and so on."""
+    """Compiles a source. The result makes a function of the objects that the source names: of0, of1 and so on."""
     names, body = ", ".join([f"of{i}" for i in range(count)]), source.replace("\n", "\n        ")
     scope: dict[str, Any] = {"copyto": np.copyto}
     exec(f"def bind({names}):\n    def step({parameters}):\n        {body}\n    return step", scope)

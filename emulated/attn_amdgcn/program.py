@@ -55,7 +55,7 @@ class Program:
     _after: dict[tuple[int, waits.State], tuple[waits.State, Hazards]] = field(default_factory=dict, repr=False, compare=False)
 
     def after(self, block: int, state: waits.State, hazards: Hazards | None = None) -> waits.State:
-        """What is under way after a block that was entered with a state: found once for all launches.
+        """The loads and stores under way after a block that was entered with a state. The answer is kept for all launches.
 
         Args:
             hazards: where faults are recorded.

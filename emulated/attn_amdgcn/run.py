@@ -14,7 +14,7 @@ from attn_amdgcn.program import Block, Program
 from attn_amdgcn.waves import Waves
 
 MOST_INSTRUCTIONS = 1 << 30
-"""Of all waves of a launch: an hour or so."""
+"""The most instructions that the waves of a launch may execute together: about an hour."""
 
 
 class Runner:

@@ -68,7 +68,7 @@ class Storage:
 
 
 def _each(values: np.ndarray, axes: int) -> np.ndarray:
-    """What several accesses have, one after another: so many axes each."""
+    """The values of several accesses as one sequence of arrays with this number of axes."""
     return values.reshape(-1, *values.shape[-axes:])
 
 

@@ -9,7 +9,7 @@ from attn_amdgcn.watch import Access, Watch
 
 
 class Store(NamedTuple):
-    """What one wave's store wrote.
+    """The store of one wave.
 
     Attributes:
         instruction: the store.

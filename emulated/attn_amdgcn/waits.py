@@ -64,7 +64,7 @@ class Pending(NamedTuple):
 
 
 State = tuple[Pending, ...]
-"""What is under way, the oldest first."""
+"""The loads and stores under way, the oldest first."""
 
 _BEFORE_GFX12 = {"vmcnt": ("vm",), "lgkmcnt": ("ds", "km"), "expcnt": (), "vscnt": ("vs",)}
 _GFX12 = {
@@ -90,7 +90,7 @@ _LOWER = (1 << _UPPER) - 1
 
 
 def after(block: Sequence[Instruction], state: State, kernel: Kernel, hazards: Hazards | None = None) -> State:
-    """What is under way after a block.
+    """The loads and stores under way after a block.
 
     Args:
         hazards: where faults are recorded. Then the load counts as if it had come.
@@ -121,7 +121,7 @@ def after(block: Sequence[Instruction], state: State, kernel: Kernel, hazards: H
 
 
 def begins(instruction: Instruction, kernel: Kernel) -> State:
-    """What an instruction leaves under way: one entry for each counter that it raises."""
+    """The entries that an instruction adds: one for each counter that it raises."""
     counters = counters_of(instruction, kernel)
     if not counters:
         return ()
@@ -147,7 +147,7 @@ def _early(instruction: Instruction, begun: State, state: State, kernel: Kernel)
 
 
 def _touched_halves(instruction: Instruction, kernel: Kernel) -> int:
-    """As `touched`, without the halves of registers that a memory instruction or an operand leaves alone."""
+    """See `touched`. Halves of registers that a memory instruction or an operand leaves alone are not among the bits."""
     bits = _implicit(instruction, kernel)
     for place, operand in enumerate(instruction.operands):
         if isinstance(operand.of, Register):
@@ -197,7 +197,7 @@ def _shortened(state: State) -> State:
 
 
 def waited(state: State, counters: tuple[str, ...], most: int) -> State:
-    """What is under way when at most so many instructions of some counters are."""
+    """The state after a wait that leaves at most `most` instructions of some counters under way."""
     counted = [each for each in state if each.counter in counters]
     if most and not all(each.ordered for each in counted):
         return state
@@ -206,7 +206,7 @@ def waited(state: State, counters: tuple[str, ...], most: int) -> State:
 
 
 def merged(first: State, second: State) -> State:
-    """What may be under way in waves that come from two places: the newest of one beside the newest of the other."""
+    """The state of waves that come from two places. Entries are matched from the newest one back."""
     if first == second:
         return first
     joined: list[Pending] = []

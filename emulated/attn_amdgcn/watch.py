@@ -1,4 +1,4 @@
-"""What looks on while a launch runs: at each access of global memory and of LDS, and at barriers."""
+"""Watches of a launch: they see each access of global memory and of LDS, and barriers."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from attn_amdgcn.waves import Waves
 
 
 class Access(NamedTuple):
-    """What the lanes of some waves load or store by one instruction.
+    """The load or store of one instruction by the lanes of some waves.
 
     Attributes:
         waves: all that run the instruction.

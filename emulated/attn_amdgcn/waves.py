@@ -25,7 +25,7 @@ def masks_at(index: int, count: int) -> range:
 
 @dataclass(frozen=True)
 class Shared:
-    """What the workgroups that run at once share.
+    """The state that workgroups share which run at once.
 
     Attributes:
         memory: global memory.

@@ -54,7 +54,7 @@ def admit(module: str) -> None:
 
 
 def find_spec(module: str, path: Sequence[str] | None) -> ModuleSpec | None:
-    """As `PathFinder.find_spec`, for admitted modules of the current folder, too."""
+    """See `PathFinder.find_spec`. It also finds admitted modules of the current folder."""
     return PathFinder.find_spec(module, path) or _finder.find_spec(module, path)
 
 

@@ -22,7 +22,7 @@ from attn_fuzz.text import one_line
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_DIGITS = 400
-"""As many as the digits of the largest float64, and more."""
+"""The most digits of a number. The largest float64 has 309."""
 MESSAGE = 200
 # a string without an end goes to the end of the text, or of the line: no character is looked at from two begins
 _NUMBER = rf"\b[0-9][0-9A-Fa-f_x]{{{MAX_DIGITS},}}+"
@@ -98,7 +98,7 @@ def read_text(path: Path, most: int = MAX_BYTES) -> str:
 
 
 def read_json(path: Path, most: int = MAX_BYTES, constant: Callable[[str], Any] = _no_number) -> Any:
-    """What a JSON file holds.
+    """The contents of a JSON file.
 
     Args:
         constant: makes a value of Infinity, -Infinity or NaN, which Python writes and JSON has not.
@@ -129,7 +129,7 @@ def read_record(path: Path, schema: str, most: int = MAX_BYTES) -> dict[str, Any
 
 
 def read_toml(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
-    """What a TOML file holds.
+    """The contents of a TOML file.
 
     Raises:
         InputError: as `read_text`, or the text is not TOML, or beyond the bounds. The message begins with the path.

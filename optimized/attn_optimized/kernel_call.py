@@ -102,7 +102,7 @@ class KernelCall(NamedTuple):
 
     launch: Launch
     tensors: dict[str, torch.Tensor | None]
-    """By the kernel's names."""
+    """The tensors, by the names of the kernel's parameters."""
 
     @property
     def arguments(self) -> dict[str, torch.Tensor | int | float | None]:

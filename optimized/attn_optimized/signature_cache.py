@@ -10,7 +10,7 @@ _ALL: list["SignatureCache[Any]"] = []
 
 
 class SignatureCache(dict[Hashable, T]):
-    """By signature, as attn_contract.signatures says. The oldest one leaves where there would be more than MOST."""
+    """Values by signature (attn_contract.signatures). The oldest value is dropped where there would be more than MOST."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class SignatureCache(dict[Hashable, T]):
         super().__setitem__(signature, found)
 
     def shared(self, signature: Hashable, make: Callable[[], T]) -> T:
-        """What is there for a signature, made once."""
+        """The value of a signature, made on the first call."""
         found = self.get(signature)
         if found is None:
             found = self[signature] = make()

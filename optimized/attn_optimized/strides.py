@@ -165,7 +165,7 @@ class ScaleStrides(NamedTuple):
     head: int
 
     def named(self, prefix: str) -> dict[str, int]:
-        """As a kernel's numbers: `{prefix}_block`, `{prefix}_slot` and `{prefix}_head`."""
+        """The strides by the names that kernels have for them: `{prefix}_block`, `{prefix}_slot` and `{prefix}_head`."""
         return {f"{prefix}_{name}": stride for name, stride in self._asdict().items()}
 
 

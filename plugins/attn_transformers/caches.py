@@ -1,4 +1,4 @@
-"""What transformers' caches are given and give back, told to a shadow cache.
+"""A shadow of transformers' caches: it follows what they are given and checks what they give back.
 
 Attention of a model sees new keys before its cache does, and all keys after. A cache of `generate` has a row for each sequence:
 a request of the shadow is a row of a cache, and key j of a layer has the position for which transformers makes its mask, that
@@ -19,7 +19,7 @@ import torch
 from attn_fuzz.shadow import Contents, Shadow, contents_of
 
 QUANTIZED = 0.25
-"""Of the largest element of a token: more than a cache of 4 bits rounds, and less than between two tokens."""
+"""The largest error, relative to a token's largest element. A 4-bit cache rounds by less; two tokens differ by more."""
 
 
 class Row(NamedTuple):
@@ -345,7 +345,7 @@ class _Engine:
 
 
 def _contents(keys: torch.Tensor, values: torch.Tensor) -> Contents:
-    """Of [B, HK, K, D], row after row."""
+    """The contents of keys and values [B, HK, K, D], row after row."""
     return contents_of(*(x.detach().transpose(1, 2).flatten(0, 1) for x in (keys, values)))
 
 

@@ -19,7 +19,7 @@ import torch
 from attn_transformers.biases import split_mask
 
 _running: ContextVar[tuple[dict[str, Any], ...]] = ContextVar("running", default=())
-"""What the models that run were given, by name, the innermost model last."""
+"""The arguments of the models that are running, by name. The innermost model is last."""
 _made: ContextVar[tuple[Any, Any]] = ContextVar("made", default=(None, None))
 """The mask that `generate` made last, and of which one."""
 

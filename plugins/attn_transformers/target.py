@@ -24,7 +24,7 @@ from attn_transformers.registration import IMPLEMENTATIONS, register
 
 QUANTIZED = (torch.int8, torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 LARGEST_ERROR = 1 / 8
-"""Of the largest element of a token and head: more than rounding to any of QUANTIZED leaves, and less than a lost scale."""
+"""The largest error, relative to the largest element of a token and head. QUANTIZED round by less; a lost scale costs more."""
 
 
 class Padded(NamedTuple):
@@ -170,7 +170,7 @@ def _options(head_size: int, dtype: torch.dtype | None, key: torch.Tensor, rng: 
 
 
 def _wrong(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype | None) -> float | None:
-    """By how much what a cache gives back is off; None if it is right. All bits must be, unless the cache is quantized."""
+    """The error of what a cache gives back; None if it is right. Unless the cache is quantized, all bits must be equal."""
     error = (found.float() - expected.float()).abs()
     if dtype is None:
         same = (found == expected) | (found.isnan() & expected.isnan())

@@ -78,7 +78,7 @@ class ParityTritonMlaBackend(MLACommonBackend):
 
 @dataclass
 class ParityMlaDecodeMetadata(MLACommonDecodeMetadata):
-    """The decodes of a step: of a draft, requests have query tokens of different numbers."""
+    """Metadata of a step's decodes. With drafts, requests have different numbers of query tokens."""
 
     query_start_loc: torch.Tensor
     max_query_len: int
@@ -86,7 +86,7 @@ class ParityMlaDecodeMetadata(MLACommonDecodeMetadata):
 
 
 class ParityMlaMetadataBuilder(MLACommonMetadataBuilder[MLACommonMetadata]):
-    """vLLM's builder. What it lacks is told to decodes: where the rows of a request begin."""
+    """vLLM's builder, which also tells decodes where the rows of each request begin."""
 
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.UNIFORM_BATCH
     query_len_support: ClassVar[QueryLenSupport] = QueryLenSupport.VARLEN

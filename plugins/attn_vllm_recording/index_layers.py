@@ -20,7 +20,7 @@ from unittest import mock
 
 import torch
 from attn_contract import Batch, ContractError, Indexer, IndexLayout, ScaleFormat
-from attn_contract.indexer import BYTES_OF_SCALE
+from attn_contract.layouts import BYTES_OF_SCALE
 from attn_fuzz.shadow import Contents, contents_of
 from attn_fuzz.verdict.indexer import index_oracle, wrong_logits, wrong_selection
 from attn_reference import write_index_cache
@@ -90,7 +90,7 @@ class IndexCall:
         return kept
 
     def wrong(self, buffer: torch.Tensor) -> str | None:
-        """What is wrong with the call, once it has run; `buffer` has what its rows select. None: nothing."""
+        """The fault of a call that has run, in words; None if it is right. `buffer` has the units that its rows select."""
         wrong = [] if self.written is None else [self.written.wrong()]
         pages, batch = self._pages_and_batch()
         logits = torch.full((1, len(self.rows), batch.max_seq_len), torch.nan)
@@ -135,7 +135,7 @@ class _Written:
         self.before = cache[self.blocks].cpu()
 
     def wrong(self) -> str | None:
-        """What is wrong with the pages after the write."""
+        """The fault of the pages after the write, in words; None if they are right."""
         right, got = self.before.clone(), self.cache[self.blocks].cpu()
         write_index_cache(self.k, right, self.indexer, self.slots)
         size = right.shape[1]
@@ -230,7 +230,7 @@ def _chosen(metadata: Any, size: int, turn: int) -> Iterator[Row]:
 
 
 def _launches(metadata: Any) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, Callable[[int], torch.Tensor]]]:
-    """Of each launch: its first row of q, the keys that its rows see, where their logits begin, and a row's block table."""
+    """For each launch: its first row of q, the keys that its rows see, where their logits begin, and a row's block table."""
     for chunk in metadata.prefill.chunks if metadata.prefill is not None else ():
         starts, seen = chunk.cu_seqlen_ks.cpu(), (chunk.cu_seqlen_ke - chunk.cu_seqlen_ks).cpu()
         request, tables = chunk.token_to_seq.cpu(), chunk.block_table

@@ -77,7 +77,7 @@ class SparseCall:
         return [slots[int(ends[row]) : int(ends[row + 1])].cpu().long() for row in self.rows.tolist()]
 
     def wrong_slots(self, given: list[torch.Tensor]) -> str | None:
-        """What is wrong with the slots, in words."""
+        """The fault of the slots, in words; None if they are right."""
         size, most = self.metadata.block_size, self.metadata.topk_tokens
         stride = self.cache.stride(0) // self.cache.shape[-1]
         for row, seen, table, selected, slots in zip(

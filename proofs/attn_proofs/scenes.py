@@ -157,8 +157,10 @@ def _run(
 
 
 def _shared(made: Scene) -> list[Term]:
-    """What the contract says where tokens share a key, and two lemmas: key j is apart from the last keys of positions, and keys
-    are no more than their tokens."""
+    """The contract's conditions where tokens share a key, and two lemmas.
+
+    Key j is apart from the last keys of positions, and there are no more keys than tokens.
+    """
     rules, products, unit = made.rules, made.extraction.products, made.rules.key_unit
     assert unit is not None
     made.extraction.local("last_key", "position").value.at(z3.Int("m"))  # of row m: a quotient is known once it is asked for

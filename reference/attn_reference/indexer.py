@@ -30,7 +30,8 @@ PLAIN are rounded once to the cache's dtype. k and q are finite.
 
 import torch
 from attn_contract import Batch, IndexCacheView, Indexer, IndexScore, ScaleFormat
-from attn_contract.indexer import BYTES_OF_SCALE, SMALLEST_MAGNITUDE
+from attn_contract.indexer import SMALLEST_MAGNITUDE
+from attn_contract.layouts import BYTES_OF_SCALE
 from attn_contract.validation import check_index_logits, check_select, check_write_index_cache
 
 from attn_reference.attention import check_precision
@@ -70,7 +71,7 @@ def index_logits(
     units = indexer.num_units(batch.max_seq_len)
     logits = torch.full((indexer.num_selections, len(q), units), -torch.inf, dtype=torch.float64, device=q.device)
     for r in range(batch.num_requests):
-        rows, p = rows_of(batch, r)
+        rows, p = request_rows(batch, r)
         keys = gather_index_keys(index_cache, indexer, batch, r, view)
         of_units = score(numbers_of(q[rows]), None if weights is None else weights[rows].double(), keys, p, indexer)
         logits[:, rows, : of_units.shape[-1]] = of_units
@@ -129,7 +130,7 @@ def select(logits: torch.Tensor, indexer: Indexer, batch: Batch, *, out: torch.T
     check_select(logits, indexer, batch, out, values=True)
     selected = torch.full((*logits.shape[:2], indexer.selected_width), -1, dtype=torch.int32, device=logits.device)
     for r in range(batch.num_requests):
-        rows, p = rows_of(batch, r)
+        rows, p = request_rows(batch, r)
         for row, position in enumerate(p.tolist(), rows.start):
             n = int(seen_units(torch.tensor(position, device="cpu"), indexer))
             selected[:, row, : min(indexer.top_k, n)] = _best(logits[:, row, :n], indexer).int()
@@ -147,7 +148,7 @@ def _best(logits: torch.Tensor, indexer: Indexer) -> torch.Tensor:
     return ranked.sort(dim=-1, descending=True, stable=True).indices[:, : indexer.top_k]
 
 
-def rows_of(batch: Batch, request: int) -> tuple[slice, torch.Tensor]:
+def request_rows(batch: Batch, request: int) -> tuple[slice, torch.Tensor]:
     """The rows of q of a request, and the position of each, [q_len] int64."""
     start, end = batch.query_start_loc[request : request + 2].tolist()
     first = int(batch.seq_lens[request]) - (end - start)

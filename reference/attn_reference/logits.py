@@ -1,4 +1,4 @@
-"""From a scaled dot product to a logit of the softmax: one function per rule, and the three that compose them.
+"""Logits of the softmax, made of scaled dot products: one function per rule, and the three that compose them.
 
 `logit_bias` says what is added, `to_logits` applies the cap and then the bias, and `with_sink` adds one logit to each row. The
 formulas are in `attn_reference.attention`.

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.hashes`: what changes a binary changes its hash, and what only moves or renames does not."""
+"""`python -m benchmarks hashes`: what changes a binary changes its hash, and what only moves or renames does not."""
 
 import json
 from importlib.util import module_from_spec, spec_from_file_location

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from attn_parity.timing import Spread
 from click.testing import CliRunner
 
 from benchmarks.__main__ import cli
 from benchmarks.host.results import HostRun, Step, Times
 from benchmarks.speed import performance, results
 from benchmarks.speed.cases import Reach
-from benchmarks.speed.clock import Spread
 from benchmarks.speed.machine import Rates
 from benchmarks.speed.page import DATA, PAGE
 from benchmarks.speed.participants import AITER, FA3, OURS, VLLM

@@ -236,7 +236,8 @@ class TestAsked:
         with pytest.raises(UnsupportedError) as refused:
             refuse_unnamed("somebody", {"window"}, layer, step(), instead="somebody else")
         assert str(refused.value) == (
-            "somebody: sink_tokens (keys that stay visible) not supported: it does not implement this rule; use somebody else"
+            "somebody: tokens at the start that a window keeps visible (sink_tokens) not supported: "
+            "it does not implement this rule; use somebody else"
         )
 
 

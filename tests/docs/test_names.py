@@ -5,22 +5,10 @@ import inspect
 import re
 from pathlib import Path
 
-from tests.pages import ROOT
+from tests.pages import OURS, ROOT, SOURCES
 
-PACKAGES = (
-    "attn_contract",
-    "attn_reference",
-    "attn_optimized",
-    "attn_amdgcn",
-    "attn_fuzz",
-    "attn_lab",
-    "attn_parity",
-    "attn_transformers",
-    "attn_vllm",
-    "attn_vllm_recording",
-    "benchmarks",
-)
-FOLDERS = ("contract", "reference", "optimized", "emulated", "fuzz", "cli", "plugins", "lab", "examples", "benchmarks")
+PACKAGES = (*OURS, "benchmarks")
+FOLDERS = (*SOURCES, "benchmarks", "examples", "findings")
 NAME = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+")
 PATH = re.compile(rf"(?<![\w/.-])(?:{'|'.join((*FOLDERS, 'tests', 'docs'))})/[\w./-]*\.(?:py|toml|json|csv|md|css)\b")
 KEYS = ("attn_contract.rule", "attn_parity.packages")

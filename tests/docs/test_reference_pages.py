@@ -35,6 +35,7 @@ def test_every_command_is_described_and_every_option_there_is():
             assert command is not None
             assert f"**`{program} {name}" in page
             options |= {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+            assert all(option.help for option in command.params if isinstance(option, click.Option)), name
     assert set(re.findall(r"--[a-z][a-z-]*", page)) <= options
 
 

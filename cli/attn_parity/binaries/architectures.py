@@ -34,4 +34,4 @@ ARCHITECTURES = {
     "gfx1250": Architecture(256, 320 * KI, 320 * KI),
     "sm90": Architecture(132, 227 * KI, 228 * KI),
 }
-"""By name. Launches are compiled for these architectures only."""
+"""The architectures for which launches are compiled, by name."""

@@ -1,17 +1,11 @@
-"""Timing on a GPU: calls in turns, between events."""
+"""Times on a GPU, as doctor's report has them."""
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
-from typing import Annotated
 
 import msgspec
-import torch
+from attn_parity.timing import EventLoop, Positive, side_by_side
 
-FEWEST_ROUNDS, MOST_ROUNDS, SECONDS = 5, 40, 3.0
-
-
-Positive = Annotated[float, msgspec.Meta(gt=0)]
+MOST_ROUNDS, SECONDS = 40, 3.0
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -23,32 +17,8 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 def in_turns(runs: Sequence[Callable[[], object]]) -> list[Spread]:
-    """Call each in every round, so that clocks drift for all alike. The call that is first in a round changes.
-
-    A call before the first one, which does not count, keeps the GPU busy while the others are enqueued: else their times would
-    hold the host's.
-    """
+    """Time calls in turns, each at least 5 times."""
     for run in runs:
         run()  # compiles
-    torch.cuda.synchronize()
-    times: list[list[float]] = [[] for _ in runs]
-    deadline = time.monotonic() + SECONDS
-    for done in range(MOST_ROUNDS):
-        if done >= FEWEST_ROUNDS and time.monotonic() >= deadline:
-            break
-        order = [(done + i) % len(runs) for i in range(len(runs))]
-        runs[order[-1]]()
-        events = {i: _recorded(runs[i]) for i in order}
-        torch.cuda.synchronize()
-        for i, (start, end) in events.items():
-            times[i].append(start.elapsed_time(end))
-    last = len(times[0]) - 1
-    return [Spread(statistics.median(each), each[round(0.1 * last)], each[round(0.9 * last)]) for each in map(sorted, times)]
-
-
-def _recorded(run: Callable[[], object]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    run()
-    end.record()
-    return start, end
+    found = side_by_side([EventLoop(run) for run in runs], seconds=SECONDS, rounds=MOST_ROUNDS)
+    return [Spread(each.ms, each.p10, each.p90) for each in found]

@@ -28,13 +28,13 @@ from attn_parity.doctor.clock import Spread
 from attn_parity.doctor.sections import Section, facts_of
 
 OTHERS = ("attn_parity.doctor.stages",)
-"""As `build.SHIPPED`."""
+"""The modules that make these launches: see `build.SHIPPED`."""
 JUDGED_ROWS = 64
 """Rows of q that the judge sees: whole requests, of which it sees one at least."""
 STD_OF_BYTES = 16.0
 """The standard deviation of a cache's elements of one byte. None of 2^33 normal numbers is above the largest float8 then."""
 OUTPUT_SCALE = 2.0**-10
-"""Of float8 outputs. They are means of some thousand values, so about 2^-6."""
+"""The scale of float8 outputs. Outputs are means of some thousand values, so about 2^-6."""
 SEED = 0
 
 
@@ -74,7 +74,7 @@ class Pair(msgspec.Struct):
 
     @property
     def verdict(self) -> Literal["faster", "slower", "within the spread", "not timed"]:
-        """Of the other variant. It is faster if its slow rounds are faster than the fast rounds of what ships."""
+        """How the other variant compares. It is faster if its slow rounds are faster than the shipped one's fast rounds."""
         shipped, other = self.shipped.times, self.other.times
         if shipped is None or other is None:
             return "not timed"

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 SCHEMA = "attn-parity.drift/1"
 EXAMPLES, MINUTES = 100, 60.0
 SHARE = 0.7
-"""Of a target's time: it draws cases. In the rest, a process begins, and asks for each known finding."""
+"""The share of a target's time in which cases are drawn. In the rest its process starts and runs known findings again."""
 _WORDS = {"failures": "FAILS: ", "still_failing": "still fails: ", "not_judged": "", "findings": "", "sources": ""}
-"""By field of a Change, what its lines begin with."""
+"""How lines about a field of a Change begin."""
 
 
 @click.command("drift")
@@ -57,8 +57,8 @@ def command(
 ) -> int:
     """Say what changed for the targets of PACKAGE, whose sources FOLDER holds: vllm, sglang, lmdeploy, aiter, or triton.
 
-    Which targets load, which signatures and declarations changed, which findings are gone, and which targets fail now. An
-    interrupted call goes on where it ended. Exit 1 if a target fails that did not, and 3 if an adapter does not fit.
+    It reports which targets load, which signatures and declarations changed, which findings are gone, and which targets fail
+    now. The same command continues an interrupted call. Exit 1 if a target fails that did not, 3 if an adapter does not fit.
     """
     from attn_parity.drift import changes, sides  # of the extra `fuzz`
     from attn_parity.drift.sides import Side

@@ -1,4 +1,4 @@
-"""What changed between two sides for a target: in its sources, in what its adapter fits, and in what it computes."""
+"""Changes of a target between two sides: of its sources, of its adapter's fit, and of its results."""
 
 import re
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _NEW = re.compile(r"(\w+)\(\) missing \d+ required .*?arguments?: ('\w+'(?:,? (?
 
 
 class Change(TypedDict):
-    """What changed for a target, in sentences.
+    """The changes of a target, in sentences.
 
     Attributes:
         failures, still_failing: the kernel's: of another kind than before, and of the same.
@@ -36,7 +36,7 @@ class Change(TypedDict):
 
 
 def of_target(name: str, before: Side, after: Side, package: str) -> Change:
-    """What changed for a target that both sides were looked at for. Runs are compared if both ran."""
+    """The changes of a target that both sides looked at. Runs are compared if both ran."""
     old, new = before["looks"][name], after["looks"][name]
     change = Change(failures=[], still_failing=[], not_judged=[], findings=[], sources=[])
     if new["missing"]:

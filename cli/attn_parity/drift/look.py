@@ -1,4 +1,4 @@
-"""What targets rely on in a package's sources. A process of its own looks: it sees one version of the package.
+"""The parts of a package's sources on which targets rely. Each look is a process of its own, with one version of the package.
 
 python -m attn_parity.drift.look PACKAGE DEVICE TARGET...    prints a JSON object of `Look` by target
 """
@@ -25,7 +25,7 @@ _CITED = re.compile(r"([\w/]+\.py):(\d+)(?:-(\d+))?")
 
 
 class Look(TypedDict):
-    """What a target finds in the sources.
+    """The parts of the sources that a target relies on.
 
     Attributes:
         missing: why the target cannot run; None if it can.
@@ -83,7 +83,7 @@ def _name(place: str) -> str:
 
 
 def _given(adapter: list[str]) -> dict[str, int]:
-    """By name of a function or attribute, the most arguments that an adapter gives by position; 0 if it is only named."""
+    """The most arguments that an adapter gives by position, by function or attribute; 0 if the adapter only names it."""
     given: dict[str, int] = {}
     for node in (node for text in adapter for node in ast.walk(ast.parse(text))):
         called = node.func if isinstance(node, ast.Call) else node
@@ -94,7 +94,7 @@ def _given(adapter: list[str]) -> dict[str, int]:
 
 
 def _functions(modules: Iterable[ModuleType]) -> dict[str, list[str]]:
-    """Of host code, by place."""
+    """The parameters of each function of host code, by MODULE.FUNCTION."""
     return {
         f"{module.__name__.rpartition('.')[2]}.{name}": [
             _parameter(each) for each in inspect.signature(value).parameters.values()
@@ -132,7 +132,7 @@ def _adapter(name: str) -> Iterator[str]:
 
 @functools.cache
 def line_digests(file: Path) -> list[str]:
-    """Of each line without its indentation: a line of which only that changes says the same."""
+    """Digests of a file's lines. Indentation is left out, since a line that only moves says the same."""
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     return [hashlib.sha256(line.strip().encode()).hexdigest()[:12] for line in lines]
 

@@ -24,7 +24,7 @@ ENDS_WITHIN = 60.0
 
 
 class Failed(TypedDict):
-    """What `attn-parity fuzz` says of a failure. `case_file` is its smallest case."""
+    """A failure that `attn-parity fuzz` reports. `case_file` is its smallest case."""
 
     kind: str
     message: str
@@ -71,7 +71,7 @@ def begun(package: str, folder: Path, names: Sequence[str], device: str, kept: S
 
 
 def nothing_of(side: Side) -> Side:
-    """What a first call compares with: the same sources, of which every target loads and none has run."""
+    """The side that a first call compares with: the same sources, where every target loads and none has run."""
     return {**side, "ran": {}, "looks": {name: {**look, "missing": None} for name, look in side["looks"].items()}}
 
 

@@ -426,7 +426,7 @@ _OF_ANY_LAYER = re.compile(r"Norm$|Linear$|Dropout$|Activation$")
 
 
 def _without(names: Mapping[Any, str], called: Collection[Any], calling: set[int]) -> dict[int, str]:
-    """By the number of a layer, the classes of its parts that are no attention of ours.
+    """The classes of parts that are no attention of ours, by the number of their layer.
 
     Of a layer that called none: those that layers with calls do not have. Of another layer: those that keep a state, by name.
     """

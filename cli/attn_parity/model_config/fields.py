@@ -27,11 +27,11 @@ _SOUNDS_LIKE_ATTENTION = re.compile("|".join(ATTENTION_WORDS))
 _OTHER_SENSES = re.compile("vision|audio|image|img_|video")
 _OTHER_PARTS = re.compile(f"{_OTHER_SENSES.pattern}|patch|projector|mlp|ffn|moe|expert|router|loss|init|^mtp_")
 _SOUNDS_LIKE_A_MASK = re.compile("attn|attention|causal|bidirectional|mask|prefix_lm")
-"""What a field about another part than the layers that are answered can ask of their attention."""
+"""Words of fields of other parts (vision, projectors) that may change the attention of the layers that are answered."""
 _SOUNDS_LIKE_A_PART = re.compile(
     "position|head|bias|encoder|decoder|index|pattern|mamba|ssm|linear|quantiz|per_layer|layer_type"
 )
-"""What a flag that is off takes from a model, and from no layer of attention that is left."""
+"""Words of flags that, when off, remove a part of the model and change no attention layer that is left."""
 _LONGEST_NAME = 100
 
 FIXED: Mapping[str, tuple[Any, ...]] = {

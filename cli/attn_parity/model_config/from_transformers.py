@@ -61,9 +61,9 @@ def config_of(content: Mapping[str, Any]) -> Any:
 
 
 def _config_class(content: Mapping[str, Any]) -> Any:
-    """By the model type, or by the class of the model: other code may have a type of its own and transformers' class.
+    """The config class of a model type, or else of the model's class: other code may have its own type and transformers' class.
 
-    Of an unknown type, a field that asks for what is out of scope is a better reason than the type.
+    If the type is unknown and a field asks for something out of scope, that field is the reason.
     """
     import transformers
     from transformers import CONFIG_MAPPING

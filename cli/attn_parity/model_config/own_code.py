@@ -53,4 +53,4 @@ READERS: Mapping[str, Callable[[Any, Any], dict[str, Any]]] = {
     "GPTNeoXJapaneseAttention": _gpt_neox_japanese,
     "XGLMAttention": _xglm,
 }
-"""By the name of a module's class, the fields of its call, of the module and the config. All are causal decoders."""
+"""Readers by class name: each makes the fields of a call from the module and the config. All are causal decoders."""

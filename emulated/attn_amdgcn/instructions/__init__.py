@@ -1,4 +1,4 @@
-"""What each instruction does: one function for each meaning, in a module for each family."""
+"""The meanings of instructions: one function for each meaning, in a module for each family."""
 
 from collections.abc import Sequence
 

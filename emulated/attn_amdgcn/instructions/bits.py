@@ -130,7 +130,7 @@ def _permuted(high, low, selectors):
 
 
 def _several_permuted(high, low, selectors):
-    """What several instructions permute: at once for those that have the same selectors."""
+    """The results of several permutations; those with the same selectors are computed together."""
     if _are_alike(selectors):
         return _permuted(high, low, selectors)
     high, low = (np.broadcast_to(each, (len(selectors), *each.shape[-2:])) for each in (high, low))

@@ -55,7 +55,7 @@ def private_offset(waves: Waves) -> np.ndarray:
 
 
 class Range(NamedTuple):
-    """What an instruction may touch: [waves, 1] int64, or [instructions, waves, 1].
+    """The memory that an instruction may touch: [waves, 1] int64, or [instructions, waves, 1].
 
     Attributes:
         begin: the place (address less BASE) of vaddr 0 and `offset` 0, or its byte in each lane's scratch.
@@ -181,7 +181,7 @@ def _offset(instruction: Instruction, operand: Operand, kernel: Kernel) -> Piece
 
 
 def _range(instruction: Instruction, resource: Operand, soffset: Operand, kernel: Kernel) -> Piece:
-    """What an instruction may touch, for vaddr plus `offset`."""
+    """The memory that an instruction may touch, as a range of vaddr plus `offset`."""
     register = resource.of
     is_resource = isinstance(register, Register) and register.bank == "s" and register.count == 4
     first = scalar_index(register) if isinstance(register, Register) and is_resource else None

@@ -54,7 +54,7 @@ FORMATS = {
     ("fp8", True): Format(3, 8, 0x7F, 0x80, 0x80, False),
     ("bf8", True): Format(2, 16, 0x7F, 0x80, 0x80, False),
 }
-"""By the word in the mnemonic, and whether it is the format of gfx940 to gfx942."""
+"""Formats by the word in the mnemonic, and by whether the architecture is gfx940 to gfx942."""
 
 
 _WITHOUT_NEGATIVE_ZERO = ("gfx940", "gfx941", "gfx942")

@@ -98,7 +98,7 @@ def mad(a, b, c):
 @vector("v_ldexp_f16", "f16 = f16 i16", takes=("clamp", "op_sel"))
 @vector("v_ldexp_f64", "f64 = f64 i32", takes=("clamp",))
 def ldexp(a, exponent):
-    """By way of a float64, which is rounded once: no exponent beyond 2500 makes another result of any float64."""
+    """a * 2^exponent, in float64 and rounded once. Exponents beyond 2500 give the same result as 2500."""
     return np.ldexp(a.astype(np.float64), np.clip(exponent, -2500, 2500).astype(np.int32)).astype(a.dtype)
 
 

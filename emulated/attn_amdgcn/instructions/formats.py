@@ -1,4 +1,4 @@
-"""What a load brings and a store takes: how many bytes of each lane, and where they lie in vector registers.
+"""Formats of loads and stores: the number of bytes of each lane, and their places in vector registers.
 
 A load of 8 or 16 bits fills a register with zeros or with the sign; its d16 form writes one half of the register and leaves the
 other half as it is. A GPU whose registers have ECC (gfx90a, gfx940 and later gfx9) would write the other half, too (LLVM: "d16
@@ -43,14 +43,14 @@ _PARTS |= {"u8": (1, False), "i8": (1, True), "u16": (2, False), "i16": (2, True
 _HALVES = {"": "low", "_hi": "high"}
 
 LOADS = {name: Format(size) for name, size in _WORDS.items()} | {name: Format(*part) for name, part in _PARTS.items()}
-"""By what follows "load_" or "read_" in a mnemonic."""
+"""Formats of loads, by the part of the mnemonic behind "load_" or "read_"."""
 for _hi, _half in _HALVES.items():
     for _name, (_size, _signed) in _PARTS.items():
         LOADS[f"{_name}_d16{_hi}"] = LOADS[f"d16{_hi}_{_name}"] = Format(_size, _signed, _half)
     LOADS[f"short_d16{_hi}"] = LOADS[f"d16{_hi}_b16"] = Format(2, False, _half)
 
 STORES = {name: Format(size) for name, size in _WORDS.items()}
-"""By what follows "store_" or "write_" in a mnemonic."""
+"""Formats of stores, by the part of the mnemonic behind "store_" or "write_"."""
 for _name, _size in {"byte": 1, "short": 2, "b8": 1, "b16": 2}.items():
     STORES[_name] = Format(_size)
     STORES[f"{_name}_d16_hi"] = STORES[f"d16_hi_{_name}"] = Format(_size, half="high")

@@ -37,7 +37,7 @@ Step = Callable[[Waves], None]
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a vector instruction does: see `vector` and `made_vector`."""
+    """The meaning of a vector instruction: see `vector` and `made_vector`."""
 
     make: Callable[[Instruction, Kernel], Callable[..., Any]]
     results: tuple[str, ...]
@@ -48,7 +48,7 @@ class Meaning:
 
 @dataclass(frozen=True)
 class ScalarMeaning:
-    """What a scalar instruction does: see `scalar`."""
+    """The meaning of a scalar instruction: see `scalar`."""
 
     function: Callable[..., Any]
     results: tuple[str, ...]
@@ -59,11 +59,11 @@ class ScalarMeaning:
 INDEXED = "gpr_idx"
 """The modifier of a vector instruction whose first source is the register that M0 points at (`instructions.indexing`)."""
 VECTOR: dict[str, Meaning] = {}
-"""By mnemonic: the vector instructions that `vector` registers. The halves of dual instructions are among them."""
+"""The vector instructions that `vector` registers, by mnemonic. The halves of dual instructions are among them."""
 SCALAR: dict[str, ScalarMeaning] = {}
-"""By mnemonic: the scalar instructions that `scalar` registers."""
+"""The scalar instructions that `scalar` registers, by mnemonic."""
 REGISTERED: dict[str, Callable[[Instruction, Kernel], Step]] = {}
-"""By mnemonic without its encoding: what makes the step of an instruction."""
+"""The functions that make an instruction's step, by mnemonic without its encoding."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Grouped:
 
 
 GROUPED: dict[str, Grouped] = {}
-"""By mnemonic."""
+"""The instructions that may run in groups, by mnemonic."""
 
 
 def register(names: str, make: Callable[[Instruction, Kernel], Step]) -> None:
@@ -282,7 +282,7 @@ def _half(half: Instruction) -> Instruction:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a vector instruction's step is made of.
+    """The parts of a vector instruction's step.
 
     Attributes:
         function: from the values of its sources to its results.
@@ -312,7 +312,7 @@ class Parts:
 
 
 def parts_of(instruction: Instruction, kernel: Kernel) -> Parts:
-    """What the step of an instruction that `vector` registers is made of."""
+    """The parts of the step of an instruction that `vector` registers."""
     if instruction.name not in VECTOR:
         raise unknown(instruction)
     meaning = VECTOR[instruction.name]
@@ -418,9 +418,9 @@ def with_signs(operand: Operand, value: Piece, kind: Kind) -> Piece:
 
 
 def finishes(instruction: Instruction, kind: Kind) -> Callable[[np.ndarray], np.ndarray] | None:
-    """What `mul:2`, `mul:4`, `div:2` and `clamp` do to a float result, in this order; None if there is none of them.
+    """The function that applies `mul:2`, `mul:4`, `div:2` and `clamp` to a float result, in this order; None without them.
 
-    What `clamp` does to an integer is not known of the result alone, which has wrapped.
+    Integers cannot be clamped here: their result has already wrapped.
     """
     factor: dict[tuple[str, object], float] = {("mul", 2): 2.0, ("mul", 4): 4.0, ("div", 2): 0.5}
     scale = next((factor[item] for item in instruction.modifiers.items() if item in factor), None)

@@ -49,7 +49,7 @@ def global_store(instruction: Instruction, kernel: Kernel) -> Step:
 def values_at(
     waves: Waves, address: np.ndarray, form: Format, instruction: Instruction, lanes: np.ndarray | None
 ) -> np.ndarray:
-    """What lies at addresses less BASE; of a lane that is none of `lanes` anything."""
+    """The values at addresses less BASE. Lanes that are not in `lanes` get any value."""
     memory = waves.shared.memory
     place = memory.readable(address, form.size, lanes, waves)
     for watch in waves.shared.watches:

@@ -34,11 +34,11 @@ NOWHERE = 0x7FFFFFFF
 """The address of a lane that is to write nothing into LDS."""
 _PAIRS = {"read2": 1, "read2st64": 64, "load_2addr": 1, "load_2addr_stride64": 64}
 _PAIRS |= {"write2": 1, "write2st64": 64, "store_2addr": 1, "store_2addr_stride64": 64}
-"""By the name of a form with two addresses: the factor of its offsets."""
+"""The factor of the offsets of forms with two addresses."""
 
 
 def reads(waves: Waves, place: np.ndarray, form: Format, instruction: Instruction) -> np.ndarray:
-    """What lies at places in LDS."""
+    """The values at places in LDS."""
     for watch in waves.shared.watches:
         for each in place.reshape(-1, *place.shape[-2:]):
             watch.lds_read(Access(waves, each, form.size, waves.lanes, instruction))

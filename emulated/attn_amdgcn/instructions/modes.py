@@ -96,21 +96,21 @@ def _normal(value: np.ndarray) -> np.ndarray:
 
 
 FP16_OVFL = (Named("hwreg(HW_REG_MODE, 23, 1)"), Named("hwreg(HW_REG_WAVE_MODE, 23, 1)"))
-"""By its name before gfx12, and from there on ("MODE Register" in AMD's RDNA4 ISA)."""
+"""Fields of MODE, by their names before gfx12 and from there on ("MODE Register" in AMD's RDNA4 ISA)."""
 _OVERFLOWING = (
     *("v_cvt_f16_f32", "v_add_f16", "v_sub_f16", "v_subrev_f16", "v_mul_f16", "v_fma_f16"),
     *("v_fma_mixlo_f16", "v_fma_mixhi_f16", "v_pk_add_f16", "v_pk_mul_f16", "v_pk_fma_f16"),
 )
-"""Those of 16 bits whose results are known to obey FP16_OVFL here. Of others, such as reciprocals, none is."""
+"""Instructions of 16 bits whose results are known to obey FP16_OVFL. Others, such as reciprocals, are not known to."""
 _PACKING = {
     "v_cvt_pk_bf16_f32": np.uint32(0x7F7F0000).view(np.float32),
     **dict.fromkeys(("v_cvt_pk_f16_f32", "v_cvt_pkrtz_f16_f32", "v_cvt_pk_rtz_f16_f32"), np.float32(65504)),
 }
-"""Those that round two float32, which do so, too: the largest number of their results."""
+"""Instructions that round two float32 and obey it, too, with the largest number of their results."""
 _TO_FLOAT8 = re.compile(r"v_cvt_(scalef32_)?pk8?_(fp8|bf8)_f32")
-"""Those of 8 bits, whose meanings are in `float8`."""
+"""Instructions of 8 bits, whose meanings are in `float8`."""
 _WITHIN = re.compile(r"v_(pk_)?(max|min|med)\w*|\w+_(fp8|bf8)")
-"""Those whose result is one of their sources, or an exact number of float8: it does not overflow."""
+"""Instructions that cannot overflow: their result is one of their sources, or an exact number of float8."""
 _TYPE = re.compile(r"[biu]\d+|b?f\d+|fp8")
 
 

@@ -82,7 +82,7 @@ _LOGIC = {
     "orn2": lambda a, b: a | ~b,
     "or_not1": lambda a, b: a | ~b,
 }
-"""Of two masks. gfx9 writes n2 where later architectures write not1."""
+"""Functions of two masks. gfx9 writes n2 where later architectures write not1."""
 for _name, _combine in _LOGIC.items():
     for _bits in ("b32", "b64"):
         scalar(f"s_{_name}_{_bits}", f"{_bits} scc = {_bits} {_bits}")(_combine)
@@ -168,7 +168,7 @@ for _name, _compare in _COMPARISONS.items():
 
 
 _EXEC = {32: Operand(Register("exec_lo", 0, 1)), 64: Operand(Register("exec", 0, 2))}
-"""By the number of lanes."""
+"""The register EXEC, by the number of lanes."""
 
 
 def _switch_lanes(combine: Callable[..., np.ndarray], saves: bool, instruction: Instruction, kernel: Kernel) -> Step:

@@ -14,7 +14,7 @@ from attn_amdgcn.waves import EXEC, Waves
 _WORDS = {"dword": 1, "dwordx2": 2, "dwordx3": 3, "dwordx4": 4, "dwordx8": 8, "dwordx16": 16}
 _WORDS |= {f"b{32 * words}": words for words in (1, 2, 3, 4, 8, 16)}
 _PARTS = {"u8": np.uint8, "i8": np.int8, "u16": np.uint16, "i16": np.int16}
-"""Of gfx12: parts of a word, which fill a register with zeros or with their sign."""
+"""Parts of a word that gfx12 loads; they fill a register with zeros or with their sign."""
 
 
 @own_step(" ".join(f"s_load_{suffix}" for suffix in (*_WORDS, *_PARTS)))

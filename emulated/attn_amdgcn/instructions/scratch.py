@@ -59,7 +59,7 @@ def scratch_store(instruction: Instruction, kernel: Kernel) -> Step:
 
 
 def values_at(waves: Waves, address: np.ndarray, form: Format) -> np.ndarray:
-    """What lies at [..., waves, lanes] int64 addresses of each lane's scratch.
+    """The values at [..., waves, lanes] int64 addresses of each lane's scratch.
 
     Raises:
         Fault: a byte lies beyond the kernel's scratch, or an address is no multiple of the size of its words.

@@ -34,7 +34,7 @@ _PADDING = 1 << 20
 
 
 class Tile(NamedTuple):
-    """What one instruction moves.
+    """The elements that one instruction moves.
 
     Attributes:
         size: bytes of an element.

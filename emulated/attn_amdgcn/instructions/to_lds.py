@@ -28,9 +28,9 @@ from attn_amdgcn.operands import number, row_of, unknown
 from attn_amdgcn.waves import M0, Waves
 
 SIZES = {"gfx942": ("dword",), "gfx950": ("dword", "dwordx3", "dwordx4")}
-"""What each architecture loads into LDS, beside bytes and halves of words."""
+"""The sizes that each architecture loads into LDS, in addition to bytes and halves of words."""
 BITS_OF_M0 = {"gfx942": 0xFFFF, "gfx950": 0x3FFFF}
-"""Those that a buffer instruction reads."""
+"""The bits of M0 that a buffer instruction reads."""
 
 
 @own_step(" ".join(f"global_load_lds_{size}" for size in SIZES["gfx950"]))

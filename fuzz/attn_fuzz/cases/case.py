@@ -173,7 +173,7 @@ class Values(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
 
     def choice(self, what: str, count: int) -> int:
-        """Which of so many forms something has: 0, the simplest, with the seed 0. Seeds that are CHOICES apart choose alike."""
+        """One of `count` forms of `what`, drawn by the seed: 0, the simplest, by seed 0. Seeds that are CHOICES apart agree."""
         chosen = self.seed % CHOICES
         return random.Random(f"{what} {chosen}").randrange(count) if chosen else 0
 

@@ -41,7 +41,7 @@ def _ready(file: Path, kernel: str, evenly: bool, changed: int) -> CodeObject:
 
 
 def _text(file: Path, kernel: str) -> str:
-    """As `text_of`, and kept."""
+    """See `text_of`. The text is cached in a file."""
     parts = (sha256(file.read_bytes()).hexdigest(), kernel, reader())
     folder = cached("code-objects", parts, lambda made: (made / "kernel.s").write_text(text_of(file, kernel)))
     return (folder / "kernel.s").read_text()

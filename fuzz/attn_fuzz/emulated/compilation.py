@@ -106,7 +106,7 @@ def kernel_of(job: Job) -> Any:
 
 
 def launchable(binary: Any, source: ASTSource) -> Compiled:
-    """What a launch needs of what `compiled_kernel` returns."""
+    """The parts of a result of `compiled_kernel` that a launch needs."""
     names = tuple(name for name, kind in source.signature.items() if kind != "constexpr")
     return Compiled(binary.asm["amdgcn"], names, 2, binary.metadata.shared)
 

@@ -50,7 +50,7 @@ def _program(text: str) -> Program:
 
 @lru_cache(maxsize=KEPT)
 def _compiled(request: bytes) -> Compiled:
-    """What the other process makes of a pickled job."""
+    """The kernel that the other process compiles for a pickled job."""
     process = _process()
     assert process.stdin is not None
     assert process.stdout is not None

@@ -22,7 +22,7 @@ LARGE = 8 << 30
 
 
 class Inputs(NamedTuple):
-    """What a launch gives to its code.
+    """The inputs of a launch's code.
 
     Attributes:
         grid: numbers of workgroups in x, y and z.
@@ -90,7 +90,7 @@ def run_ready(
 def inputs_of(
     arguments: Mapping[str, Any], grid: Sequence[int], names: Iterable[str], regions: Sequence[Region] = ()
 ) -> Inputs:
-    """What a launch on the CPU gives to its code.
+    """The inputs of the code of a launch on the CPU.
 
     Args:
         arguments: of the launch, tensors and numbers, by the kernel's names.
@@ -143,7 +143,7 @@ def run(
 
 
 def job_of(call: KernelCall, architecture: str, sizes: Mapping[str, int] | None = None) -> Job:
-    """What a launch compiles.
+    """The job that compiles a launch.
 
     Args:
         sizes: bytes of the storages that the kernel is compiled for, by the names of tensors. A tensor that is not named has a
@@ -202,7 +202,7 @@ def _contents(storage: torch.UntypedStorage) -> np.ndarray:
 def inputs_at(
     tensors: Mapping[str, torch.Tensor], grid: tuple[int, int, int], numbers: Sequence[int], points: Sequence[bool]
 ) -> Inputs:
-    """What a launch gives to its code, where pointers are addresses on this machine.
+    """The inputs of a launch's code whose pointers are addresses on this machine.
 
     Args:
         tensors: by their names. The code may touch all of their storages.

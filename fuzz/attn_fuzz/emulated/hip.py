@@ -164,7 +164,7 @@ def _shown(kernel: str) -> str:
 
 
 def missing(architecture: str, headers: Sequence[str] = ("hip/hip_runtime.h",)) -> str | None:
-    """What is not here of what compiles HIP for an architecture, in words; None if all is here.
+    """The part that is missing here to compile HIP for an architecture, in words; None if nothing is missing.
 
     Args:
         headers: that are needed of ROCm's include folder.

@@ -47,7 +47,7 @@ class Job(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """What the launch of a kernel needs.
+    """A compiled kernel, with all that its launch needs.
 
     Attributes:
         text: the assembly.

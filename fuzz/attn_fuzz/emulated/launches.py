@@ -67,7 +67,7 @@ class Launches:
     def job(
         self, kernel: Any, values: Mapping[str, Any], named: Mapping[str, Any], is_large: Callable[[torch.Tensor], bool]
     ) -> Job:
-        """What is compiled for a launch.
+        """The job that compiles a launch.
 
         Args:
             values: what each parameter of the kernel gets.
@@ -102,7 +102,7 @@ class Launches:
 
 
 def values_of(kernel: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
-    """What each parameter of a kernel gets from a launch."""
+    """The value of each parameter of a kernel in a launch."""
     parameters = inspect.signature(kernel.fn).parameters.items()
     defaults = {name: each.default for name, each in parameters if each.default is not inspect.Parameter.empty}
     by_name = {name: value for name, value in named.items() if name in kernel.arg_names}

@@ -38,7 +38,7 @@ def launch(kernel: str, architecture: str, arguments: Mapping[str, Any]) -> Iter
 
 
 def parts(regions: Sequence[Region], storages: Mapping[int, str]) -> Parts:
-    """What may be touched of buffers.
+    """The parts of buffers that may be touched.
 
     Args:
         storages: the names of buffers by the addresses of their storages.
@@ -64,7 +64,7 @@ def _tensors(arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _described(fault: Fault, regions: Sequence[Region], arguments: Mapping[str, Any]) -> tuple[str, str]:
-    """What a fault is about, and the element that must not be touched, in words; empty if no region has it."""
+    """The subject of a fault, and the element that must not be touched, in words; empty if no region has it."""
     touch = fault.touch
     if touch is None or touch.buffer not in arguments:
         return "Fault", ""

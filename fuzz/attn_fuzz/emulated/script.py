@@ -15,7 +15,7 @@ from typing import Any
 
 
 def install(architecture: str) -> None:
-    """From now on each launch of a kernel compiles it for the architecture, and runs the code on the emulator.
+    """Have each later launch of a kernel compile it for the architecture and run the code on the emulator.
 
     Call it before the kernels are imported, in a process that did not import Triton with TRITON_INTERPRET.
     """

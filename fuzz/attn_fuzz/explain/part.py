@@ -15,7 +15,7 @@ from attn_reference.logits import logit_bias, to_logits
 from attn_reference.masks import position_of
 
 Outputs = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""From out [q, H, D] and the LSE [q, H] of a part to those of a variant."""
+"""Makes out [q, H, D] and the LSE [q, H] of a variant, from those of a part."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,7 +47,7 @@ WRITES: dict[str, Callable[[Write], Write]] = {
         one, slot_mapping=torch.where(one.slot_mapping < 0, -1, one.slot_mapping + 1)
     ),
 }
-"""What K is, or q, by the mistake of a rotation; and what K is by one of a write."""
+"""Mistakes in a rotation, each with the K or q that it makes, and mistakes in a write, each with the K that it makes."""
 
 
 def explanations(cases: list[Case], target: Target, device: str) -> list[str]:

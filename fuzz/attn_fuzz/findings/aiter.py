@@ -1,4 +1,4 @@
-"""Bugs that the fuzzer has found in AITER's Triton kernel unified_attention, and the backends that launch it."""
+"""Bugs that the fuzzer has found in AITER's attention kernels: Triton, Gluon, HIP and assembly."""
 
 import dataclasses
 import functools

@@ -20,7 +20,7 @@ from attn_fuzz.interpreted.numbers import STORED, cast, decoded
 _MODULES = tuple(f"triton.language.extra.{name}" for name in ("libdevice", "cuda.libdevice", "hip.libdevice"))
 _DIRECTED = ("_rd", "_ru", "_rz")
 _METHODS = {"fma": "create_fma", "fma_rn": "create_fma"}
-"""By name: methods of the interpreter's builder."""
+"""Functions that are methods of the interpreter's builder."""
 called: list[str] = []
 """The functions whose declarations are asking for a symbol, the innermost last: exact mode computes some of them, too."""
 
@@ -122,7 +122,7 @@ FLOATS: dict[str, Callable[..., np.ndarray]] = {
     "div_rn": np.divide,
     "double2float_rn": lambda x: x,
 }
-"""By name: the function of float64, whose result is rounded to the float that Triton declares."""
+"""Functions of float64, by name. Their results are rounded to the float that Triton declares."""
 FLOATS |= {
     f"fast_{name}f": FLOATS[name] for name in ("sin", "cos", "tan", "tanh", "exp", "exp10", "log", "log2", "log10", "pow")
 }
@@ -145,7 +145,7 @@ INTEGERS: dict[str, Callable[..., np.ndarray]] = {
     "nextafter": np.nextafter,
     **{f"{source}2{to}_rn": lambda x: x for source in ("int", "uint", "ll", "ull") for to in ("float", "double")},
 }
-"""By name: functions of integers, or of bits, on what is stored."""
+"""Functions of integers or of bits, by name. They act on the stored numbers."""
 
 TO_INTEGERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     **dict.fromkeys(("isinf",), np.isinf),
@@ -162,7 +162,7 @@ TO_INTEGERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         for way, function in {"rn": np.rint, "rd": np.floor, "ru": np.ceil, "rz": np.trunc}.items()
     },
 }
-"""By name: functions of floats whose whole results become integers, as a cast makes them."""
+"""Functions of floats, by name, whose results are whole and are cast to integers."""
 
 
 UNKNOWN = "it is not computed here"

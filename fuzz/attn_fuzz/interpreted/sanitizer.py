@@ -38,7 +38,7 @@ from attn_fuzz.interpreted.unwritten import Unwritten
 
 Access = Literal["load", "store", "atomic"]
 Checks = Literal["nothing", "bounds", "rights"]
-"""What is checked of a kernel's accesses: nothing; that they lie in its arguments' memory; or what the call allows of them."""
+"""The check of a kernel's accesses: none; that they lie in its arguments' memory; or that the call allows them."""
 
 REGION = "region"
 """The attribute of the interpreter's pointers that holds the Region of the argument from which they were computed."""
@@ -151,7 +151,7 @@ class Fence(_Launches):
     poisons = False
 
     def launch(self, kernel: str, arguments: dict[str, torch.Tensor]) -> None:
-        """As of `Watch`."""
+        """See `Watch`."""
         self._begin(kernel)
         storages = {tensor.untyped_storage().data_ptr(): (name, tensor) for name, tensor in arguments.items()}
         self._begins = np.array(sorted(storages), np.uint64)
@@ -163,7 +163,7 @@ class Fence(_Launches):
         """No argument: an address may lie in the memory of any."""
 
     def check(self, access: Access, pointers: Any, mask: np.ndarray | None, active: Active = None, value: Any = None) -> None:
-        """As of `Watch`.
+        """See `Watch`.
 
         Raises:
             Violation: about the first lane whose address is in no argument's memory.
@@ -421,13 +421,13 @@ class Watch(_Launches):
 
 
 current: Watch | Fence | None = None
-"""What checks the call that is running in this process."""
+"""The object that checks the call which runs in this process."""
 checks: Checks = "nothing"
-"""What `attn_fuzz.interpreted.accesses` was told to have checked."""
+"""The checks that `attn_fuzz.interpreted.accesses` was asked for."""
 
 
 def _at(pointers: Any, value: Any) -> np.ndarray:
-    """What is stored at each of the pointers; of exact mode's elements, the numbers that they are about."""
+    """The numbers that are stored at each of the pointers. In exact mode, those that the elements are about."""
     numbers = getattr(value.data, "order", value.data)
     return np.broadcast_to(numbers, (len(numbers), *pointers.data.shape[1:]))
 

@@ -92,7 +92,7 @@ def taped(function: Callable[..., Any], interpreter: Any) -> Callable[..., Any]:
 
 
 def _kind(operand: Any, tensors: list[Any], tl: Any) -> Any:
-    """What an operation may make of an operand: the type of a tensor, or the constant. Tensors are added to the list.
+    """The kind of an operand for an operation: the type of a tensor, or the constant. Tensors are added to the list.
 
     Raises:
         _UnknownError: it is something else.

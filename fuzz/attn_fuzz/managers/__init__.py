@@ -10,7 +10,7 @@ from attn_fuzz.serving.manager import Manager
 from attn_fuzz.text import nearest
 
 PACKAGES = {"sglang": "sglang==0.5.23", "transformers": "transformers==5.24.0", "vllm": "vllm==0.33.0"}
-"""What installs each. A manager's name begins with that of its package."""
+"""The requirement that installs each package. A manager's name begins with that of its package."""
 NAMES = {
     "sglang": ("tokens", "pages"),
     "transformers": ("dynamic", "dynamic_hybrid", "assisted", "static", "static_hybrid", "batching", "batching_hybrid"),
@@ -35,7 +35,7 @@ MANAGERS = {
 
 
 def load(name: str) -> Callable[[], Manager]:
-    """What makes a manager, by its name or as module:attribute, after one was made.
+    """The function that makes a manager, named or given as module:attribute. It has been called once.
 
     Raises:
         InputError: there is none of that name, it does not load or is not made, or it lacks a method.

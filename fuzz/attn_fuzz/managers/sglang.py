@@ -29,7 +29,7 @@ FILES = (
 
 
 def _stubs() -> dict[str, dict[str, Any]]:
-    """What the files import beside themselves: events, metrics, kernels, and the length of pages."""
+    """Stand-ins for the other imports of the files: events, metrics, kernels, and the length of pages."""
 
     def nothing(*arguments: object, **options: object) -> None: ...
 

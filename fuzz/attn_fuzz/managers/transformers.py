@@ -114,7 +114,7 @@ class GenerateCache:
 
 
 def _recording(config: LlamaConfig) -> DynamicCache:
-    """As assisted generation has it: a sliding layer keeps what a roll-back needs."""
+    """A cache as assisted generation has it: a sliding layer keeps the tokens that a roll-back needs."""
     cache = DynamicCache(config=config)
     for layer in cache.layers:
         if (activate := getattr(layer, "activate_past_recording", None)) is not None:
@@ -200,7 +200,7 @@ class BatchingCache:
         return [None if row == trash else row for row in rows]
 
     def _first_row(self, group: int) -> int:
-        """Of a layer's first page: cache_allocators/full_attention.py has it in register_cache_tensor."""
+        """The first row of a layer's first page: see register_cache_tensor in cache_allocators/full_attention.py."""
         return 2 * self.PAGE_SIZE * self.cache.layer_to_allocator[group].layer_indices.index(group)
 
     def _rows(self, group: int, indices: Sequence[int]) -> list[int]:

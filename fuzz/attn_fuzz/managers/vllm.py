@@ -43,7 +43,7 @@ def _hash(key: object) -> bytes:
 
 
 def _stubs() -> dict[str, dict[str, Any]]:
-    """What the files import beside themselves: logging, events, statistics, and parts of a request that no manager reads."""
+    """Stand-ins for the other imports of the files: logging, events, statistics, parts of a request that no manager reads."""
 
     def silent(*words: object) -> None: ...
 
@@ -194,10 +194,10 @@ hybrid = functools.partial(VllmManager, (Group(), WINDOW, Group("second window",
 hybrid_sizes = functools.partial(VllmManager, (Group(), WINDOW), (2 * BLOCK_SIZE, BLOCK_SIZE), 14)
 """A full group of larger blocks than the sliding one."""
 hybrid_chunked = functools.partial(VllmManager, (Group(), CHUNK), (BLOCK_SIZE,) * 2, 16)
-"""As Llama 4 has them."""
+"""Full and chunked layers, as in Llama 4."""
 eagle = functools.partial(VllmManager, (Group(), WINDOW), (BLOCK_SIZE,) * 2, 16, use_eagle=True)
 """A draft model takes the last block of a hit again."""
 sparse = functools.partial(VllmManager, (Group(), WINDOW), (BLOCK_SIZE,) * 2, 16, retention=0)
-"""Of the windows, those at the ends of prompts alone are kept."""
+"""Only the windows at the ends of prompts are kept."""
 priority = functools.partial(VllmManager, num_blocks=8, by_priority=True)
 uncached = functools.partial(VllmManager, (Group(), WINDOW), (BLOCK_SIZE,) * 2, 16, enable_caching=False)

@@ -246,7 +246,7 @@ class _Source:
 
 @functools.lru_cache(maxsize=64)
 def _tree(text: bytes) -> ast.Module:
-    """Of a module, which many mutants change. Nobody alters it."""
+    """The syntax tree of a module. Many mutants copy it, and nobody alters it."""
     return ast.parse(text)
 
 

@@ -127,14 +127,14 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     moved = torch.expm1(2 * logit_of_out.clamp(max=1)).clamp(max=2)[..., None]  # 2 e, or 2 where e is large
     rest = largest_value * (constant + saturated + moved) + underflowed * shift.exp()[..., None] + rounds.of_flushed
     # of sums in 16 bits, as in `oracle`, with l = exp(-shift)
-    eta, factors = (max(rounds.eta("outputs"), rounds.eta(name)) for name in ("products", "sums"))
+    eta, factors = (max(rounds.underflow("outputs"), rounds.underflow(name)) for name in ("products", "sums"))
     lost_in_sums = eta * (3 * tiles + 2)[..., None] + factors * tiles[..., None] * n * largest_value
     rest = rest + rounds.of_outputs(tiles)[..., None] * (largest_value + rest) + lost_in_sums * shift.exp()[..., None]
     rest = rest + (of_sums + torch.zeros_like(shift))[..., None] * (largest_value + rest)
     # u_out (v_c + rest) + eta_out + rest
     out = rounds.of_output * (largest_value + rest) + rounds.of_underflow + rest
     lse = logit + U32 * (2 * rounds.terms(places) + largest + spread) + of_sums
-    return out, lse + rounds.unit("sums") * (largest + 2 * spread)
+    return out, lse + rounds.unit_roundoff("sums") * (largest + 2 * spread)
 
 
 def _keys_and_values(step: Step, r: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:

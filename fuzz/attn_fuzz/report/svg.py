@@ -161,7 +161,7 @@ def _examples(count: int) -> str:
 
 
 def _shade(count: int, most: int) -> int:
-    """From 1 to PAIR_SHADES. The shades are even in the square roots of counts: most pairs are rare."""
+    """The shade of a count, from 1 to PAIR_SHADES. It grows with the square root of the count, since most pairs are rare."""
     return math.ceil(PAIR_SHADES * (count / most) ** 0.5)
 
 

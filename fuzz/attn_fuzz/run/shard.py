@@ -127,8 +127,9 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         known_after: by known finding, how many examples had run, this one included, when the first failed because of it.
         together: how many examples have a feature or a pair of features (`attn_fuzz.cases.features.count`).
         ratios: elements of outputs by error / bound (`attn_fuzz.verdict.ratios.counts`).
-        rejected, remedies: by reason, cases that were drawn and thrown away, and at the end what says so directly
-            (`attn_fuzz.strategies.tally`). Of plans that differ in their turn alone, the first one tells.
+        rejected: drawn cases that were discarded, by reason.
+        remedies: at the end, restrictions of Support that avoid discarded cases, by reason (`attn_fuzz.strategies.tally`). Of
+            plans that differ only in their turn, the first one has them.
         edges, triples: at the end: what cases had of `attn_fuzz.cases.edges`, and of triples of features.
         shrinking: cases that were tried in order to shrink a failure, or to find what it needs.
         failure: the failure that ended the drawing.

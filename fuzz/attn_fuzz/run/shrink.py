@@ -1,4 +1,4 @@
-"""From a failing case to a small one that fails in the same way: a greedy search that lowers one field after the other.
+"""Shrinks a failing case to a small one that fails in the same way: a greedy search that lowers one field after the other.
 
 Hypothesis does not shrink: it would shrink the choices behind a case, which needs ten times as many calls of the target, and
 most of these choices are entangled. The search ends at a case of which `lowered` offers no smaller one that fails in the same

@@ -28,7 +28,7 @@ Slots = Sequence[int | None]
 
 
 class Manager(Protocol):
-    """What a user adapts a cache manager to. `attn-parity fuzz --manager MODULE:NAME` calls NAME() for each example.
+    """The interface that users give a cache manager. `attn-parity fuzz --manager MODULE:NAME` calls NAME() for each example.
 
     In a step, all requests are appended to, then asked for their slots. The keys are written and read, `roll_back` follows for
     requests with rejected drafts, and `commit` for each.

@@ -6,7 +6,7 @@ import torch
 from attn_fuzz.shadow.faults import Kind
 
 _CLOSE = 0.02
-"""Of a norm, and in radians: more than rounding to bfloat16 leaves."""
+"""The largest difference of equal norms (relative) and angles (radians). Rounding to bfloat16 makes less."""
 
 
 def change_of(written: torch.Tensor, handed: torch.Tensor, position: int) -> tuple[Kind, str]:
@@ -37,7 +37,7 @@ def change_of(written: torch.Tensor, handed: torch.Tensor, position: int) -> tup
 
 
 def _first_angle(old: torch.Tensor, new: torch.Tensor) -> float | None:
-    """By how much the first pair of dims is turned; None if the rows [H, D] are no rotation of each other in either pairing."""
+    """The angle by which the first pair of dims is turned; None if the rows [H, D] are no rotations of each other."""
     changed = (old != new).any(0).nonzero()
     dims = (int(changed.max()) // 2 + 1) * 2 if len(changed) else 0
     for paired in (lambda x: x.unflatten(1, (2, -1)).transpose(1, 2), lambda x: x.unflatten(1, (-1, 2))):

@@ -39,13 +39,13 @@ class Contents:
         return len(self.marks)
 
     def __getitem__(self, rows: Any) -> "Contents":
-        """Those of some tokens: a slice, or indices."""
+        """The contents of some tokens, given as a slice or indices."""
         keys, values = (None if x is None else x[rows] for x in (self.keys, self.values))
         return Contents(self.marks[rows], self.mask, keys, values)
 
     @property
     def nbytes(self) -> int:
-        """Of the tensors."""
+        """The bytes of the tensors."""
         return sum(x.nbytes for x in (self.keys, self.values) if x is not None)
 
     def clone(self) -> "Contents":

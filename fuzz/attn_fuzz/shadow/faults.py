@@ -1,4 +1,4 @@
-"""What can be wrong with the keys that attention is handed."""
+"""Faults of the keys that attention is handed."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Fault:
-    """What attention was handed in place of a key. `str` of it is a line for people.
+    """A key that is wrong, and what attention was handed instead. `str` of it is a line for people.
 
     Args:
         position: the first position of the request that is wrong.

@@ -47,7 +47,7 @@ def _unknown(state: State, read: Read) -> Fault:
 
 
 def _wrong_length(state: State, read: Read, track: Track) -> Fault | None:
-    """What is missing of the positions that the queries of this step see, or is there beyond them."""
+    """The fault of a read that lacks positions which the queries of this step see, or has positions beyond them."""
     is_of_step = track.step == state.step
     end = track.last + 1 if is_of_step else track.end
     last = int(read.positions.max()) if len(read.positions) else -1

@@ -15,7 +15,7 @@ from attn_fuzz.shadow.tables import MOST_SLOT
 
 
 class Shadow:
-    """What each request wrote in each layer: a mark for each position, its slot and its step; and each slot's last write.
+    """A record of what each request wrote in each layer: the mark, slot and step of each position, and each slot's last write.
 
     Three calls are enough for an engine of one's own, layer by layer: `write` the new keys of each request, `read` what
     attention is handed, and `free` requests that end. What else moves keys or requests is told by `fork`, `reorder`, `adopt`,

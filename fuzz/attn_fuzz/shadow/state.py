@@ -1,4 +1,4 @@
-"""What a shadow knows: names, tables, and the keys and values that it keeps."""
+"""The state of a shadow: names, tables, and the keys and values that it keeps."""
 
 import itertools
 from collections import deque
@@ -12,9 +12,9 @@ from attn_fuzz.shadow.faults import Written
 from attn_fuzz.shadow.tables import SLOT, Slots, Track
 
 _FREED_KEPT: Final = 4096
-"""Of how many freed requests the tokens are kept."""
+"""The number of freed requests whose tokens are kept."""
 _DROPPED_KEPT: Final = 16
-"""Of how many freed requests, counted in each layer, the positions are kept, to name a key that is handed yet."""
+"""The number of freed requests whose positions each layer keeps, to name a key that attention is still handed."""
 
 
 class State:
@@ -115,12 +115,12 @@ class State:
         return None if written is None else written[row : row + 1]
 
     def _tracks(self, layer: Hashable) -> list[tuple[int, Track]]:
-        """Those of requests that live, and then the ones that were freed last."""
+        """The tracks of living requests, followed by those that were freed last."""
         freed = [(owner, track) for of, owner, track in reversed(self._dropped) if of == layer]
         return [*self.tracks.get(layer, {}).items(), *freed]
 
     def marks(self, layer: Hashable, position: int) -> list[int]:
-        """Those of a position, of all requests, and of some that were freed."""
+        """The marks of a position, in all requests and in some that were freed."""
         found = (track.get(np.array([position]))["mark"][0] for _, track in self._tracks(layer))
         return [int(mark) for mark in found if mark]
 
@@ -139,7 +139,7 @@ class State:
         return Written(layer, request, position, int(record["step"]))
 
     def writer(self, record: Any) -> Written | None:
-        """Who wrote a record of a slot; None if nobody did."""
+        """The writer of a slot's record; None if nobody wrote it."""
         if record is None or record["mark"] == 0:
             return None
         owner = int(record["request"])

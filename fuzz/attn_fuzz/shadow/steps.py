@@ -12,12 +12,12 @@ from attn_fuzz.shadow.contents import Contents, contents_of
 from attn_fuzz.shadow.shadow import Shadow
 
 Reader = Callable[[torch.Tensor], Contents]
-"""What a cache holds in slots, [n] int64."""
+"""Reads the contents of slots [n] int64 of a cache."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PagedStep:
-    """What a layer of a step is handed, row by row.
+    """The metadata of one layer in a step, row by row.
 
     Args:
         requests: their names. Further rows, as those of padding, are not held.
@@ -85,7 +85,7 @@ class PagedStep:
         return torch.where(numbers < 0, -1, numbers * self.block_size + places % self.block_size)
 
     def _contents(self, slots: Sequence[torch.Tensor]) -> list[Contents | None]:
-        """Those of each request. None, too, where slots lead out of the cache: the shadow says so of the slots."""
+        """The contents of each request's slots. None where slots lead out of the cache, which the shadow reports."""
         if self.reader is None or not slots:
             return [None] * len(slots)
         try:

@@ -9,7 +9,7 @@ MOST_SLOT = 1 << 36
 
 
 class Track:
-    """What one request wrote in one layer, by position. A mark of 0 is a position that was not written.
+    """The writes of one request in one layer, by position. A mark of 0 is a position that was not written.
 
     Attributes:
         begin, end: the positions that are kept. What is before `begin` has slid out.
@@ -97,7 +97,7 @@ class Track:
 
 
 class Slots:
-    """What was written last into each slot of a pool. A mark of 0 is a slot that nobody wrote."""
+    """The last write into each slot of a pool. A mark of 0 is a slot that nobody wrote."""
 
     _PAGE = 64
 

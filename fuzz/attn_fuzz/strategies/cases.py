@@ -231,7 +231,7 @@ def _with_cache(draw: st.DrawFn, support: Support, case: Case, drawn: DrawnLayer
 
 
 FINITE_SLOTS = {"NaN": (False,), "mostly finite": (True, True, True, False), "finite": (True,)}
-"""By `Support.unused_slots`: what is drawn for a case's `finite_slots`."""
+"""The values that are drawn for a case's `finite_slots`, by `Support.unused_slots`."""
 
 
 def _rope(draw: st.DrawFn, head_size: int) -> Rope:

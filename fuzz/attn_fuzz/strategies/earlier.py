@@ -16,7 +16,7 @@ _SAFE = ("same", "requests", CONTENTS)
 """Changes for every target: the call asks for no more than the case's own. A target that does not refuse gets no other change.
 A target whose engine never sends some forms of tensors gets illegal calls beside these, if it refuses."""
 MANY_KEYS = 128
-"""Of a request whose keys kernels split."""
+"""The fewest keys of a request whose keys kernels split."""
 _APPLIES: dict[str, Callable[[Case], object]] = {
     "output strides": lambda case: case.num_rows,
     ILLEGAL: lambda case: case.num_rows,

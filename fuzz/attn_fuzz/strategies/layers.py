@@ -117,7 +117,7 @@ def _selection_unit(
 
 
 def _selection(draw: st.DrawFn, support: Support, chosen: set[str]) -> dict[str, Any]:
-    """What queries select, where they do."""
+    """The fields of a selection; none if the layer has no selection."""
     if "selection_unit" not in chosen:
         return {}
     engine = support.engine

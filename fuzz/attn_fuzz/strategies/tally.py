@@ -102,7 +102,7 @@ class Tally:
         return reason is None
 
     def remedies(self) -> dict[str, list[str]]:
-        """By reason: the restrictions that most of the cases thrown away break, and none of those that were kept."""
+        """Restrictions that most discarded cases break and no kept case does, by the reason for which cases were discarded."""
         kept_to = {name: keeps for name, keeps in RESTRICTIONS.items() if all(map(keeps, self._kept))}
         return {
             reason: [name for name, keeps in kept_to.items() if sum(not keeps(case) for case in cases) >= SURE * len(cases)]

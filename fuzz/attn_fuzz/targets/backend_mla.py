@@ -276,7 +276,7 @@ def rounding(device: str) -> Rounding:
 
 
 def invariant_by(attention: AttentionFunction) -> Mode:
-    """As `invariant.by`, of attention whose chunks are the layer's: see `options_of_layer`."""
+    """See `invariant.by`; here the chunks of attention are the layer's (`options_of_layer`)."""
 
     def of(target: Target) -> Target:
         def merging(device: str) -> Rounding:

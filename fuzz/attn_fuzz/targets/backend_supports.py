@@ -20,7 +20,7 @@ def triton_attn(device: str) -> Support:
 
 
 def beyond_vllm_queries(case: Case) -> str | None:
-    """What vLLM 0.33's Triton backends do not serve of float8 queries."""
+    """The reason why vLLM 0.33's Triton backends do not serve a case's float8 queries; None if they do."""
     is_of_tokens = case.q_scale is not None and case.cache is not None and case.cache.scales_tokens
     return "float8 queries beside scales of tokens" if is_of_tokens else None
 

@@ -226,8 +226,7 @@ _VALUES: Final[Mapping[str, Callable[[Case], Any]]] = {
     },
     "writes": lambda case: case.writes if case.cache is not None else None,
 }
-"""By the name of a field: its value in a case; None where a case has none. Windows, queries and ranges have predicates of
-their own."""
+"""The value of each field in a case; None where a case has none. Windows, queries and ranges have predicates of their own."""
 
 
 def _is_left(case: Case) -> bool:

@@ -32,7 +32,8 @@ from typing import Any, Final, NamedTuple
 import attn_reference
 import torch
 from attn_contract import AttentionType, Batch, Indexer, IndexLayout, IndexScore, Layer, Layout, PhysicalOrder, ScaleFormat
-from attn_contract.indexer import BYTES_OF_SCALE, TILE
+from attn_contract.indexer import TILE
+from attn_contract.layouts import BYTES_OF_SCALE
 from attn_fuzz.cases.poison import bits, canary, poison
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.targets.engine import ANY_ENGINE, Engine
@@ -43,11 +44,11 @@ from attn_fuzz.targets.target import AttentionFunction, Support, Target
 from attn_fuzz.targets.triton import TRITON, missing_triton, modules, planned
 from attn_fuzz.verdict.indexer import index_oracle, wrong_logits, wrong_selection
 from attn_fuzz.verdict.rounding import Rounding
-from attn_reference.indexer import rows_of as request_rows
+from attn_reference.indexer import request_rows
 
 Terms = Mapping[str, Sequence[Any] | Mapping[torch.dtype, Any]]
-"""By the name of a field of Indexer: the values that a target serves, or the one that it has with each cache_dtype. None is the
-default, and for key_unit the selection_unit, if it divides a block. A top_k is the most that is drawn. FLAT takes the place of
+"""The values that a target serves, by the field of Indexer, or the one value for each cache_dtype. None is the default, and for
+key_unit the selection_unit, if it divides a block. A top_k is the most that is drawn. FLAT takes the place of
 TILED where blocks have no whole tiles, and PLAIN that of both where a cache is not float8. "q_dtype" is q's; None: that of the
 cache."""
 NUMBERS: Final = ("random", "equal", "zero", "near", "near", "small", "one")
@@ -304,7 +305,7 @@ def index_step(
 
 
 def _rng(q: torch.Tensor, batch: Batch) -> random.Random:
-    """Of q's first numbers, which the case's seed draws, so that shorter requests choose alike. Where q is 0, of lengths."""
+    """Random numbers seeded by q's first elements, which are the same for shorter requests. If q is 0, by the lengths."""
     first = q.flatten()[:4].float().tolist()
     return rng_of(first if any(first) else (batch.query_start_loc, batch.seq_lens, q.shape))
 
@@ -349,7 +350,7 @@ def _cache(kv_cache: torch.Tensor, indexer: Indexer, rng: random.Random) -> tupl
     own = buffer.view(dtype)
     cache = own.as_strided((blocks, block_size, indexer.row_size), (page, indexer.row_size, 1), before)
     if indexer.layout.has_scales and blocks:
-        scales = buffer.as_strided((blocks, block_size * 4), (page, 1), before + block_size * indexer.head_size)
+        scales = buffer.as_strided((blocks, block_size * BYTES_OF_SCALE), (page, 1), before + block_size * indexer.head_size)
         scales[:] = torch.full((block_size,), torch.nan).view(torch.uint8)
     return buffer, cache
 
@@ -363,7 +364,7 @@ def _slots_of_keys(batch: Batch, block_size: int, indexer: Indexer) -> list[int]
 
 
 def _dtype_of_keys(indexer: Indexer, numbers: str) -> torch.dtype:
-    """Of the rows to write: those of the model; of neighbours, whose scales are to differ in their last bit, float32."""
+    """The dtype of the rows to write: bfloat16, or float32 for neighbours, whose scales differ only in their last bit."""
     return torch.float32 if numbers == "near" and indexer.layout.has_scales else torch.bfloat16
 
 
@@ -517,7 +518,7 @@ def gathered_keys(index_cache: torch.Tensor, indexer: Indexer, batch: Batch, row
     block, slot = batch.block_table[request, i // view.block_size].long()[:, None], (i % view.block_size)[:, None]
     memory = index_cache.as_strided((index_cache.untyped_storage().nbytes() - index_cache.storage_offset(),), (1,))
     codes = memory[view.element(block, slot, torch.arange(indexer.head_size))].view(indexer.cache_dtype)
-    scales = memory[view.scale(block, slot) + torch.arange(4)].view(torch.float32).flatten()
+    scales = memory[view.scale(block, slot) + torch.arange(BYTES_OF_SCALE)].view(torch.float32).flatten()
     starts, ends = torch.zeros(rows, dtype=torch.int32), torch.zeros(rows, dtype=torch.int32)
     for r in range(batch.num_requests):
         own, p = request_rows(batch, r)
@@ -563,7 +564,7 @@ def unwritten_selection(logits: torch.Tensor, indexer: Indexer) -> torch.Tensor:
 
 
 def _triton_functions() -> tuple[Callable[..., object], Callable[..., torch.Tensor], Callable[..., torch.Tensor]]:
-    """Those of `Stages` that write a cache, score units and select them. Half of the calls are given a tensor to write to."""
+    """The functions of `Stages` that write a cache, score units and select them. Half of the calls get a tensor to write to."""
     import attn_optimized
 
     def index_logits(q, weights, index_cache, indexer: Indexer, batch: Batch) -> torch.Tensor:

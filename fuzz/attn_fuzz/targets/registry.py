@@ -124,9 +124,7 @@ def entry(name: str) -> EntryPoint:
             return EntryPoint(base, package.places[base], GROUP)
     if (now := renamed(name)) != name:
         raise UnknownTargetError(f"target: {name} is now {now}")
-    known = names()
-    near = nearest(base, known)
-    raise UnknownTargetError(f"target: got {base!r}, expected one of {', '.join(known)}, or module:attribute{near}")
+    raise UnknownTargetError(f"target: no target {base!r}{nearest(base, names())}; `attn-parity targets` lists them")
 
 
 def load(name: str) -> Target:

@@ -115,7 +115,7 @@ class Support:
     Args:
         attn_types, dtypes: at least one of each.
         layouts: of the KV cache; at least one if one of the attention types reads it. Latent ones (LATENT and
-            those of `attn_contract.layouts.LATENT_FORMATS`) are drawn with the rule head_size_v alone: name both. With this
+            those of `attn_contract.layouts.LATENT_FORMATS`) are drawn only if `rules` names head_size_v. With this
             rule, CONTENT_PACKED is also drawn with K and V of two widths.
         rules: names of the rules of `attn_contract.rules` that the target has, such as "window", "sinks", "lse",
             "non_causal" and "rope". A rule that is not named must be refused.
@@ -312,7 +312,7 @@ _REFUSED_SIZES: dict[str, tuple[str, Callable[[Case], object]]] = {
     "group_sizes": ("query heads for each KV head:", lambda case: case.group_size),
     "block_sizes": ("block size", lambda case: case.cache and case.cache.block_size),
 }
-"""By key of `Support.refused_sizes`: words for a message, and the size of a case."""
+"""The words for a message and the size of a case, by the keys of `Support.refused_sizes`."""
 _LIMITS_OF_SIZES = ("head_size", "head_size_v", "widths", "group_size", "block_size")
 
 EVERYTHING = Support(
@@ -337,8 +337,7 @@ WITH_LATENT = dataclasses.replace(
 )
 """A Support of latent caches and of V of another width than K, too.
 
-They are drawn for a target that names them, and for no other one: not even now and then, to be refused. So they have not
-changed what any other target draws. tests/test_silence.py asks everybody else to refuse them.
+They are drawn only for a target that names them. tests/test_silence.py asks all others to refuse them.
 """
 
 FUNCTIONS = ("attention", "write_kv_cache", "write_latent_cache", "rope_and_write_kv_cache")
@@ -457,13 +456,13 @@ class Target:
                 raise TypeError(f"Target.{name}: got {getattr(self, name)!r}, expected a function")
 
     def beyond(self, case: Case, device: str) -> str | None:
-        """As `Support.beyond` of what it supports on a device type. It sees nothing of a rotation that the reference makes."""
+        """See `Support.beyond`, for a device type. A rotation that the reference makes is no concern of the target."""
         if self.rope_and_write_kv_cache is None:
             case = msgspec.structs.replace(case, rope=None)
         return self.support(device).beyond(case)
 
     def not_drawn(self, case: Case, device: str) -> str | None:
-        """As `Support.not_drawn`, on a device type; None for a captured call, which is run at any size.
+        """See `Support.not_drawn`, for a device type. It is None for a captured call, which is run at any size.
 
         The sizes of a Support say what is drawn, not what the kernel can do.
         """

@@ -286,7 +286,7 @@ def _with_scales(layout: Layout) -> Mode:
 
 
 MODE_OF_FORMAT = {layout: layout.lower().removeprefix("latent_").replace("_", "-") for layout in LATENT_FORMATS}
-"""By latent layouts with scales, their modes of TRITON_LATENT."""
+"""The mode of TRITON_LATENT for each latent layout with scales."""
 TRITON_LATENT = dataclasses.replace(
     TRITON,
     name="triton-latent",

@@ -22,9 +22,10 @@ from typing import Literal, NamedTuple
 import torch
 from attn_contract import Batch, Indexer, IndexScore
 from attn_contract.validation import check_index_logits
-from attn_reference.indexer import gather_index_keys, numbers_of, rows_of, score, seen_units
+from attn_reference.indexer import gather_index_keys, numbers_of, request_rows, score, seen_units
 
-U32 = 2.0**-23
+EPS32 = 2.0**-23
+"""float32's epsilon, twice its unit roundoff: terms of second order are left out."""
 SMALLEST_NORMAL = 2.0**-126
 
 
@@ -50,19 +51,19 @@ def index_oracle(
     heads = indexer.num_heads // indexer.num_selections
     roundings = indexer.head_size + (2 if indexer.score is IndexScore.MAX else heads + 4)
     for r in range(batch.num_requests):
-        rows, p = rows_of(batch, r)
+        rows, p = request_rows(batch, r)
         keys = gather_index_keys(index_cache, indexer, batch, r, view)
         own, w = numbers_of(q[rows]), None if weights is None else weights[rows].double()
         of_units = score(own, w, keys, p, indexer)
         magnitudes = score(own.abs(), None if w is None else w.abs(), keys.abs(), p, indexer)
         smallest = SMALLEST_NORMAL * (1 + (0 if w is None else w.abs().sum(1)[:, None]))
         logits[:, rows, : of_units.shape[-1]] = of_units
-        bound[:, rows, : of_units.shape[-1]] = roundings * U32 * magnitudes + smallest
+        bound[:, rows, : of_units.shape[-1]] = roundings * EPS32 * magnitudes + smallest
     return IndexOracle(logits, bound)
 
 
 class WrongLogits(NamedTuple):
-    """What is wrong with logits: a kind of verdict, one line, and the largest error / bound of a finite logit."""
+    """The fault of logits: a kind of verdict, one line, and the largest error / bound of a finite logit."""
 
     kind: Literal["value", "nan"]
     message: str
@@ -70,7 +71,7 @@ class WrongLogits(NamedTuple):
 
 
 def wrong_logits(oracle: IndexOracle, got: torch.Tensor, indexer: Indexer, batch: Batch) -> WrongLogits | None:
-    """What is wrong with logits [HS, T, units or more]; None if nothing is. Forced units may have any logit.
+    """The fault of logits [HS, T, units or more]; None if they are right. Forced units may have any logit.
 
     The kind is "nan" if a wrong logit is NaN or infinite.
     """
@@ -94,7 +95,7 @@ def wrong_logits(oracle: IndexOracle, got: torch.Tensor, indexer: Indexer, batch
 def wrong_selection(
     selected: torch.Tensor, logits: torch.Tensor, indexer: Indexer, batch: Batch, bound: torch.Tensor | None = None
 ) -> str | None:
-    """What is wrong with a selection, in one line; None if nothing is.
+    """The fault of a selection, in one line; None if it is right.
 
     Args:
         selected: [HS, T, W] integers; a negative entry is no unit.
@@ -104,7 +105,7 @@ def wrong_selection(
     """
     entries = selected.tolist()
     for r in range(batch.num_requests):
-        rows, p = rows_of(batch, r)
+        rows, p = request_rows(batch, r)
         seen = seen_units(p, indexer).tolist()
         for row, n, position in zip(range(rows.start, rows.stop), seen, p.tolist(), strict=True):
             has_open = indexer.has_open_unit and position >= 0 and (position + 1) % indexer.selection_unit != 0
@@ -120,7 +121,7 @@ def wrong_selection(
 def _wrong_row(
     units: list[int], logits: list[float], bound: list[float], indexer: Indexer, open_unit: int | None
 ) -> str | None:
-    """What is wrong with the units of one row, of logits [n] of the units that it sees."""
+    """The fault of the units of one row, in one line. The logits [n] are those of the units that it sees."""
     n, chosen = len(logits), set(units)
     if len(chosen) < len(units):
         return f"unit {next(unit for unit in units if units.count(unit) > 1)} is selected twice"
@@ -152,7 +153,7 @@ def _forced(logits: torch.Tensor, indexer: Indexer, batch: Batch) -> torch.Tenso
     forced = torch.zeros(logits.shape[1:], dtype=torch.bool, device=logits.device)
     units = torch.arange(logits.shape[-1], device=logits.device)
     for r in range(batch.num_requests):
-        rows, p = rows_of(batch, r)
+        rows, p = request_rows(batch, r)
         n = seen_units(p, indexer)[:, None]
         forced[rows] = (units < indexer.first_units) | ((units >= n - indexer.last_units) & (units < n))
     return forced

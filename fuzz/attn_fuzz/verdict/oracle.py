@@ -413,7 +413,7 @@ class Oracle:
         # sum_j w_j e_j + u32 (lam sqrt(B + 2 T + S) + |lse|)
         lse = (weights.total_error + weights.sink_error)[..., 0] + U32 * (accumulation + self.finite_lse.abs())
         # of a denominator in 16 bits: its logarithm is rounded, and so is the sum of that and m
-        lse = lse + self._of_sums + rounding.unit("sums") * (self.finite_lse.abs() + self.denominator.log().abs())
+        lse = lse + self._of_sums + rounding.unit_roundoff("sums") * (self.finite_lse.abs() + self.denominator.log().abs())
         # and, of a sink that counts for all logits, its own error and the roundings from and to base 2
         lse = lse + weights.shared + U32 * rounding.of_base_2 * torch.where(weights.shared > 0, self.finite_lse.abs(), 0.0)
         return Bound(error.transpose(0, 1), lse.T)
@@ -455,8 +455,8 @@ class Oracle:
         """[H, q, D]: (3 (T + S) + 2) eta max(1, sigma) / l of an output, (T + S) eta / l of each weight that is rescaled"""
         scale = value_scale(self.layer)
         largest = 1.0 if scale is None else scale.double().max().clamp(min=1)
-        tiles, eta = self._tiles[..., None], max(self.rounding.eta("outputs"), self.rounding.eta("products"))
-        of_factors = max(self.rounding.eta("outputs"), self.rounding.eta("sums"))
+        tiles, eta = self._tiles[..., None], max(self.rounding.underflow("outputs"), self.rounding.underflow("products"))
+        of_factors = max(self.rounding.underflow("outputs"), self.rounding.underflow("sums"))
         return (eta * largest * (3 * tiles + 2) + of_factors * tiles * stored_norm) / self._divided_later
 
     def _cut_to_int8(self, weights: torch.Tensor) -> torch.Tensor | float:

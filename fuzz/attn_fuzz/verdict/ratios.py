@@ -62,7 +62,7 @@ def added(counts: Mapping[str, list[int]], more: Mapping[str, list[int]]) -> dic
 
 
 def pictures(case: Case, step: Step, judgement: Judgement) -> dict[str, bytes]:
-    """By tensor, a byte per row and head."""
+    """The picture of each tensor: a byte per row and head."""
     got = {"out": step.out if step.out.dim() == 3 else step.out.unflatten(1, (case.num_heads, case.value_size))}
     if step.lse is not None:
         got["lse"] = step.lse.T

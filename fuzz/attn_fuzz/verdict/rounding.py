@@ -36,7 +36,7 @@ FLUSHED_IN_FLOAT16 = 2.0**-14
 SCALED_TO_INT8 = 8 * U32
 """To int8 and back: 127 over the largest and the reciprocal of that (2 u32 and more each), and products with both."""
 U_TF32 = 2.0**-11
-"""Of a product whose bits beyond TF32's are cut: it loses between 0 and 2 u."""
+"""u of TF32. A factor whose bits beyond TF32's are cut loses between 0 and 2 u."""
 CAP_ROUNDINGS = 8
 LOST_IN_FLOAT16 = 2.0**-39
 """Half of float16's smallest subnormal, relative to a largest number of 2^14."""
@@ -84,6 +84,19 @@ class Rounding:
         small_tanh: whether the tanh of a soft cap is right to a few units of itself where it is small, too, and not of 1.
         dot_unit: u of the sums of products in both dots, if it is more than that of float32. Matrix units of Hopper keep 13
             bits behind the first bit of the largest summand of float8 products: 2^-13.
+
+    Each of these is a dtype that the kernel rounds to where others have float32: "q" for that of q, or "float16" or "bfloat16".
+    None, the default, is no such rounding. docs/reference/judge.md derives the term of each.
+        weights: weights before P.V; also "fp8_e4m3fn", "fp8_e4m3fnuz" or "fp8_e5m2". None: they have the dtype of V.
+        weight_scale: the factor that float8 weights are multiplied by before they are rounded.
+        largest_weight: the largest weight before it is scaled, where sums are rescaled late. Above 1, weights may saturate.
+        sums_rounded: whether the denominator sums the rounded weights.
+        operands: the factors of both dots; "tf32" or "bfloat16".
+        products: q.k of a key, and P.V of a tile.
+        logits: logits after they are scaled, capped and biased, and their differences to the maximum.
+        maximum: the running maximum, of which only the rounded number is kept.
+        sums: the denominator.
+        outputs: the output while it is summed up.
     """
 
     keys_per_tile: int
@@ -188,13 +201,13 @@ class CallRounding:
         dtype = self.dtype if value == "q" else (_16_BITS | _FLOAT8).get(value)
         return None if dtype is torch.float32 else dtype
 
-    def unit(self, name: str) -> float:
-        """u of what a field of `COARSE` names; 0 for float32."""
+    def unit_roundoff(self, name: str) -> float:
+        """u of the dtype that a field of `COARSE` names; 0 for float32."""
         dtype = self._dtype(name)
         return 0.0 if dtype is None else UNIT_ROUNDOFF[dtype]
 
-    def eta(self, name: str) -> float:
-        """eta of what a field of `COARSE` names; 0 for float32."""
+    def underflow(self, name: str) -> float:
+        """eta of the dtype that a field of `COARSE` names; 0 for float32."""
         dtype = self._dtype(name)
         return 0.0 if dtype is None else UNDERFLOW[dtype]
 
@@ -205,7 +218,7 @@ class CallRounding:
 
     @property
     def _weight_scale(self) -> float:
-        """What weights are multiplied by before they are rounded, which only those of float8 are."""
+        """The factor of weights before they are rounded. Only float8 weights have one."""
         return self.rounding.weight_scale if self._weights in FLOAT8_DTYPES else 1.0
 
     @property
@@ -215,7 +228,7 @@ class CallRounding:
 
     @property
     def of_operands(self) -> float:
-        """By how much factors of a score are rounded before their dot: dequantized K, q in float8, q times the scale."""
+        """The relative rounding of a score's factors before their dot: of dequantized K, q in float8, and q times the scale."""
         of_query = SCALED_TO_INT8 if self.makes_int8 else 0.0
         if (narrow := self._narrow_query) is not None:
             of_query = UNIT_ROUNDOFF[narrow]
@@ -225,7 +238,7 @@ class CallRounding:
     @property
     def _of_factors(self) -> float:
         """u of `operands`."""
-        return U_TF32 if self.rounding.operands == "tf32" else self.unit("operands")
+        return U_TF32 if self.rounding.operands == "tf32" else self.unit_roundoff("operands")
 
     @property
     def of_cut_products(self) -> float:
@@ -348,8 +361,8 @@ class CallRounding:
             steps = steps + 2 * bias
         if cap is not None or bias is not None:
             steps = steps + logit
-        lost = max(1.0, abs(self.layer.scale)) * (self.eta("products") + 4 * self.eta("logits"))
-        return self.unit("products") * score + self.unit("logits") * steps + lost
+        lost = max(1.0, abs(self.layer.scale)) * (self.underflow("products") + 4 * self.underflow("logits"))
+        return self.unit_roundoff("products") * score + self.unit_roundoff("logits") * steps + lost
 
     def of_maximum(self, largest: torch.Tensor, span: torch.Tensor, keys: int) -> torch.Tensor:
         """The error of a logit by roundings of the running maximum.
@@ -363,29 +376,29 @@ class CallRounding:
         is_exact = self._dtype("logits") is self._dtype("maximum")
         count = self.parts(span) if is_exact else self.tiles(span, keys)
         of_parts = math.log(keys + 1) * (self.rounding.splits > 1)
-        return count * (self.unit("maximum") * (largest + of_parts) + self.eta("maximum"))
+        return count * (self.unit_roundoff("maximum") * (largest + of_parts) + self.underflow("maximum"))
 
     def of_sums(self, tiles: torch.Tensor, span: torch.Tensor, total: torch.Tensor | float) -> torch.Tensor | float:
-        """By which share a sum of weights is off that is kept in 16 bits, or whose weights are rounded.
+        """The relative error of a sum of weights that is kept in 16 bits, or whose weights are rounded.
 
         Args:
             tiles: T + S.
             span: as in `tiles`.
             total: l.
         """
-        u, keys = self.unit("sums"), self.rounding.keys_per_tile
+        u, keys = self.unit_roundoff("sums"), self.rounding.keys_per_tile
         if not (u or self.rounding.sums_rounded):
             return 0.0
         rounded = UNIT_ROUNDOFF[self._weights] * (1 + self.rounding.truncates_weights)
         in_tile = keys - 1 if self.rounding.dot_is_chained else math.ceil(math.log2(keys))
         steps = torch.minimum(span, torch.full_like(span, in_tile)) + 3 * tiles
-        lost = self.of_lost_weights * span + self.eta("sums") * (span + steps)
+        lost = self.of_lost_weights * span + self.underflow("sums") * (span + steps)
         return torch.expm1((u * steps + rounded + lost / total) / (1 - u))
 
     def of_outputs(self, tiles: torch.Tensor) -> torch.Tensor:
-        """By which share of its summands an output is off that is summed up in 16 bits, or of products of 16 bits."""
-        u = self.unit("outputs")
-        return torch.expm1(u * (3 * tiles + 2) / (1 - u)) + self.unit("products")
+        """The error, relative to its summands, of an output that is summed up in 16 bits or made of products of 16 bits."""
+        u = self.unit_roundoff("outputs")
+        return torch.expm1(u * (3 * tiles + 2) / (1 - u)) + self.unit_roundoff("products")
 
     def of_saturated_weights(self, shift: torch.Tensor) -> torch.Tensor:
         """The share that a weight may lose because the largest number of float8 is less.

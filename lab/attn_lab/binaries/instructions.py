@@ -27,9 +27,9 @@ PACKAGES = ("vllm", "sglang", "lmdeploy", "aiter", "conch", "flag_gems")
 _FILE = re.compile(rf'\.file\s+\d+\s+"[^"]*/({"|".join(PACKAGES)})/')
 _WAITS = ("s_delay_alu", "s_waitcnt", "s_waitcnt_depctr", "s_wait_alu")
 BY_NAME = (*BRANCHES, *BARRIERS, *ENDS, *_WAITS)
-"""What `attn_amdgcn.prepare` knows by its name alone."""
+"""Instructions that `attn_amdgcn.prepare` knows by their names alone."""
 _SETS_MODES = "s_setreg_imm32_b32"
-"""What is known or not by all of its kernel."""
+"""An instruction of which the rest of the kernel decides whether it is known."""
 Forms = Mapping[str, frozenset[str]]
 """Instructions as `form` writes them, each with its architectures."""
 
@@ -54,7 +54,7 @@ class Run(NamedTuple):
 
 
 class Of(NamedTuple):
-    """What made texts: a package's kernels, a version of Triton, and an architecture."""
+    """The origin of texts: a package's kernels, a version of Triton, and an architecture."""
 
     package: str
     triton: str
@@ -63,7 +63,7 @@ class Of(NamedTuple):
 
 @dataclass
 class Made:
-    """What Triton made of a package's kernels for an architecture. `unknown` has the reasons by form."""
+    """The texts that Triton made of a package's kernels for an architecture. `unknown` has the reasons by form."""
 
     kernels: set[str] = field(default_factory=set)
     texts: int = 0
@@ -87,7 +87,7 @@ def texts(folders: Iterable[Path]) -> Iterator[Text]:
 
 
 def runs(folders: Iterable[Path]) -> Iterator[Run]:
-    """What the files of `attn-parity fuzz --json` in folders say of targets PACKAGE-...@ARCHITECTURE."""
+    """Runs of targets PACKAGE-...@ARCHITECTURE, from files of `attn-parity fuzz --json` in folders."""
     for path in sorted(path for folder in folders for path in folder.glob("*.json")):
         record = inputs.read_json(path)
         for run in record.get("runs", [record]):
@@ -99,7 +99,7 @@ def runs(folders: Iterable[Path]) -> Iterator[Run]:
 
 
 def read(found: Iterable[Text]) -> tuple[dict[Of, Made], Forms]:
-    """What is in texts, and all forms that the emulator knows."""
+    """The forms of instructions in texts, by origin, and all forms that the emulator knows."""
     made: dict[Of, Made] = defaultdict(Made)
     whys: dict[tuple[str, str], str | None] = {}
     for text in found:
@@ -166,7 +166,7 @@ def chosen(forms: Forms) -> dict[str, frozenset[str]]:
 
 
 def stored() -> dict[str, frozenset[str]]:
-    """What `write` has written."""
+    """The forms that `write` stored, by architecture."""
     found = {}
     for paragraph in FILE.read_text(encoding="utf-8").split("\n\n"):
         architectures, _, text = paragraph.partition(":\n")

@@ -28,10 +28,9 @@ from attn_parity.console import notes, results
 from attn_parity.options import (
     Positive,
     Seed,
-    default_workers,
+    cpu_workers_option,
     plain_table,
     progress_bar,
-    workers_option,
 )
 from attn_parity.versions import version
 
@@ -47,10 +46,12 @@ if TYPE_CHECKING:
 @click.option("--seed", type=Seed, default=0, show_default=True, help="The seed of --drawn.")
 @compile_seconds_option
 @click.option("--run", "runs", is_flag=True, help="Run AMD's launches on the emulator, and judge what they compute.")
-@click.option("--option", default="", metavar="NAME=VALUE", help="With --run: compile so, as with num_stages=3.")
+@click.option(
+    "--option", default="", metavar="NAME=VALUE", help="With --run: compile with this launch option, such as num_stages=3."
+)
 @click.option("--write", "writes", is_flag=True, help="Write docs/generated/binaries.csv, and the page that is made of it.")
 @check_option
-@workers_option
+@cpu_workers_option
 def command(
     architectures: str | None,
     only: str,
@@ -62,7 +63,7 @@ def command(
     option: str,
     writes: bool,
     check: bool,
-    workers: int | None,
+    workers: int,
 ) -> int:
     """Compile the launches that ship, and hold registers, spills, LDS and matrix instructions to budgets.
 
@@ -116,7 +117,7 @@ def _kept(writes: bool, partly: bool) -> Results:
     return kept
 
 
-def _of_drawn(architectures: tuple[str, ...], drawn: tuple[int, int], workers: int | None, compile_seconds: float) -> int:
+def _of_drawn(architectures: tuple[str, ...], drawn: tuple[int, int], workers: int, compile_seconds: float) -> int:
     """Compile the launches of drawn steps, and tell which spill, and what no launch may do. The exit code."""
     from attn_lab.binaries import drawn_calls  # imports Triton
 
@@ -169,7 +170,7 @@ def _print(found: Results, over: list[str], outcome: Outcome, names: Mapping[str
     results.print(f"{begun}{compiled}, {len(over)} over budget, {rows.uncompiled(outcome)}")
 
 
-def _ran(outcome: Outcome, workers: int | None, kept: Results | None, option: str) -> tuple[dict[Job, Execution], bool]:
+def _ran(outcome: Outcome, workers: int, kept: Results | None, option: str) -> tuple[dict[Job, Execution], bool]:
     """Run what was compiled, and tell what came of it, and whether it was interrupted.
 
     Args:
@@ -184,7 +185,7 @@ def _ran(outcome: Outcome, workers: int | None, kept: Results | None, option: st
             if kept is not None:
                 dataclasses.replace(kept, ran=kept.ran | ran).save(DATA)
 
-        found, interrupted = executions.run(calls, workers or default_workers("cpu"), report, option)
+        found, interrupted = executions.run(calls, workers, report, option)
     for architecture in dict.fromkeys(architecture for architecture, _ in found):
         table = plain_table("launch", "run", "error / bound", right=("error / bound",))
         for (one, name), execution in found.items():

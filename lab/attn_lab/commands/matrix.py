@@ -19,9 +19,8 @@ from attn_parity.console import notes, results
 from attn_parity.fuzz import PROFILES
 from attn_parity.options import (
     PAGES,
-    default_workers,
+    cpu_workers_option,
     progress_bar,
-    workers_option,
 )
 
 PAGE = PAGES / "coverage.md"
@@ -36,19 +35,19 @@ SIDES = ("reference-fp32", "triton", "triton-varlen", "triton-cascade", "triton@
 @click.option(
     "--only",
     type=click.Choice(["coverage", "regions", "backends"]),
-    help="Make only one of the two pages, or one of the two parts of the first; backends takes no time, and regions little.",
+    help="Write only backends.md (seconds), or only this part of coverage.md; regions takes less time than coverage.",
 )
-@workers_option
-def command(check: bool, only: str | None, workers: int | None) -> int:
-    """Write the tables of features, sides and drawn pairs, of the contract's regions, and of the backends.
+@cpu_workers_option
+def command(check: bool, only: str | None, workers: int) -> int:
+    """Write coverage.md and backends.md: what is supported, and which features and regions the fuzzer draws.
 
-    Nothing is run; needs no GPU.
+    No kernel runs, and no GPU is needed.
     """
     wrong, texts, parts = [], {}, _parts(PAGE)
     if only in (None, "coverage"):
         if check:
             _check_version(PAGE)
-        ci, nightly = (_draw(profile, device, workers or default_workers("cpu")) for profile, device in DEVICES.items())
+        ci, nightly = (_draw(profile, device, workers) for profile, device in DEVICES.items())
         wrong += [f"never drawn together: {a} and {b}" for a, b in coverage.missing(nightly)]
         wrong += [f"drawn together, though undefined: {a} and {b}" for a, b in coverage.impossible(nightly)]
         parts[0] = _page(ci, nightly)

@@ -15,18 +15,20 @@ ARCHITECTURES = "gfx942,gfx1201,gfx950"
 
 
 @click.command("miscompile")
-@click.option("--arch", "architectures", default=ARCHITECTURES, show_default=True, metavar="A,B,...")
-@click.option("--sample", type=Positive, default=500, show_default=True, help="Mutants.")
-@click.option("--seed", type=Seed, default=0, show_default=True, help="Of cases and of mutants.")
-@click.option("--layers", type=Positive, default=8, show_default=True, help="Drawn layers of each architecture.")
-@click.option("--workers", type=Positive, default=1, show_default=True, help="Processes, each at one layer.")
+@click.option("--arch", "architectures", default=ARCHITECTURES, show_default=True, metavar="A,B,...", help="Architectures.")
+@click.option("--sample", type=Positive, default=500, show_default=True, help="Number of mutants to draw.")
+@click.option("--seed", type=Seed, default=0, show_default=True, help="Seed of the drawn layers and mutants.")
+@click.option("--layers", type=Positive, default=8, show_default=True, help="Number of layers to draw for each architecture.")
+@click.option(
+    "--workers", type=Positive, default=1, show_default=True, help="Number of processes; each runs one layer at a time."
+)
 @click.option(
     "--log",
     "path",
     type=click.Path(dir_okay=False, path_type=Path),
     default=FOLDER / "miscompile.jsonl",
     show_default=True,
-    help="Gets a line for each mutant. A second call runs what is missing.",
+    help="The file of results, one line for each mutant. A second call continues an interrupted one.",
 )
 @click.option("--write", is_flag=True, help="Write docs/generated/miscompiled.csv from the log, and mutants.md.")
 @click.option("--rewrite", is_flag=True, help="Run nothing; write what the log holds.")

@@ -27,7 +27,7 @@ GIVEN: Mapping[str, Mapping[str, Any]] = {
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8, "head_dim": 128},
 }
-"""By its name, fields for a type whose defaults make no model, or one without attention, in transformers itself."""
+"""Fields for types whose defaults make no model in transformers, or a model without attention."""
 
 
 @click.command("model_types")
@@ -63,7 +63,7 @@ def command(names: tuple[str, ...], check: bool) -> int:
 
 
 def answer(name: str) -> ModelConfig | str:
-    """What `select` reads of a type's defaults, or why it refuses them."""
+    """The config that `select` reads from a type's defaults, or the reason why it refuses them."""
     from transformers import CONFIG_MAPPING
 
     try:

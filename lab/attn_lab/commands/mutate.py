@@ -31,17 +31,17 @@ from attn_parity.options import (
     Seed,
     case_seconds_option,
     check_writable,
-    default_workers,
+    cpu_workers_option,
     json_option,
     say_half,
     say_what_runs_kernels,
-    workers_option,
     write_json,
 )
 
 SAMPLE = 600
 RECORDED = 150
 PAGE = PAGES / "mutants.md"
+_PROFILES = ", ".join(f"{name} {PROFILES[name]}" for name in ("ci", "nightly"))
 
 
 @click.command("mutate", epilog=f"Operators: {', '.join(OPERATORS)}.")
@@ -54,9 +54,9 @@ PAGE = PAGES / "mutants.md"
     type=click.Choice(["ci", "nightly"]),
     default="ci",
     show_default=True,
-    help="Cases for each mutant, seed and target, as of `fuzz`.",
+    help=f"Number of cases for each mutant, seed and target: {_PROFILES}.",
 )
-@click.option("--examples", type=Positive, help="At most so many cases for each mutant, seed and target.")
+@click.option("--examples", type=Positive, help="Number of cases for each mutant, seed and target, instead of the profile's.")
 @first_seed_option
 @seeds_option
 @click.option("--target", "chosen", multiple=True, metavar="T", help="Use only this target; default: all that can run here.")
@@ -83,7 +83,7 @@ PAGE = PAGES / "mutants.md"
 @click.option(
     "--of-page",
     is_flag=True,
-    help="With --tests: run the tests alone, on the mutants of the page. What the fuzzer found stays as the page has it.",
+    help="With --tests: run only the tests, on the mutants of the page. Its results of the fuzzer stay.",
 )
 @click.option(
     "--log",
@@ -96,7 +96,7 @@ PAGE = PAGES / "mutants.md"
 @click.option("--write", "writes", is_flag=True, help="Write the page, and its JSON beside it.")
 @click.option("--rewrite", "rewrites", is_flag=True, help="Run nothing; write the page of what the log holds.")
 @check_option
-@workers_option
+@cpu_workers_option
 @case_seconds_option
 @json_option
 def command(
@@ -117,7 +117,7 @@ def command(
     writes: bool,
     rewrites: bool,
     check: bool,
-    workers: int | None,
+    workers: int,
     case_seconds: float,
     json_file: Path | None,
 ) -> int:
@@ -150,7 +150,6 @@ def command(
     numbers = range(seed, seed + seeds)
     at_most = examples or PROFILES[profile]
     plan = FuzzPlan(target="", device="cpu", examples=at_most, seed=seed, folder=path.parent, case_seconds=case_seconds)
-    workers = workers or default_workers("cpu")
     interrupted = False
     try:
         if not rewrites:
@@ -175,7 +174,7 @@ def _tests_of_page(
     only: Sequence[str],
     tests: Path | None,
     tests_seconds: float,
-    workers: int | None,
+    workers: int,
     writes: bool,
     json_file: Path | None,
 ) -> int:
@@ -195,7 +194,7 @@ def _tests_of_page(
             chosen = [mutant for mutant in mutants if not only or mutant.name in only]
             with log.alone() as lines:
                 say_half(lines)
-                _run_tests(chosen, tests, log, workers or default_workers("cpu"), tests_seconds)
+                _run_tests(chosen, tests, log, workers, tests_seconds)
     except KeyboardInterrupt:
         interrupted = True
     met = {mutant.name: mutants_page.of_tests(mutant, log) for mutant in mutants}

@@ -16,7 +16,7 @@ CHECKS = (
     "python -m attn_lab zoo --check",
     "python -m attn_lab mutate --check",
     "python -m attn_lab matrix --check --only backends",
-    "python -m benchmarks.judge page --check",
+    "python -m benchmarks judge page --check",
     "python -m benchmarks page --check",
     "python -m benchmarks peers --check",
     "python -m attn_lab findings --check",

@@ -16,7 +16,14 @@ PAGE = PAGES / "proofs.md"
 @click.command("proofs")
 @click.argument("names", nargs=-1, metavar="[THEOREM]...")
 @click.option("--mutants", "confirms", is_flag=True, help="Put each theorem's mutant in, and write no page.")
-@click.option("--cases", "folder", type=click.Path(file_okay=False, path_type=Path), default=Path("counterexamples"))
+@click.option(
+    "--cases",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("counterexamples"),
+    show_default=True,
+    help="The folder for cases of counterexamples.",
+)
 @check_option
 @json_option
 def command(names: tuple[str, ...], confirms: bool, folder: Path, check: bool, json_file: Path | None) -> int:

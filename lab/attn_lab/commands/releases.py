@@ -17,7 +17,13 @@ from attn_parity.console import results
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="A folder with a folder PACKAGE-RELEASE for each release. Without it, nothing runs.",
 )
-@click.option("--examples", type=click.IntRange(0, machine.MOST_EXAMPLES), default=100, show_default=True)
+@click.option(
+    "--examples",
+    type=click.IntRange(0, machine.MOST_EXAMPLES),
+    default=100,
+    show_default=True,
+    help="Examples of each target on each release.",
+)
 @click.option(
     "--example", "picked", type=click.IntRange(0, machine.MOST_EXAMPLES - 1), multiple=True, help="Further examples, from 0 on."
 )

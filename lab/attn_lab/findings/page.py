@@ -147,7 +147,7 @@ def table() -> str:
 
 
 def of_finding(name: str) -> str:
-    """What the owner of the kernel is told of a finding.
+    """The issue about a finding, for the owner of the kernel.
 
     Raises:
         InputError: there is no such finding.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 FOLDER = Path(__file__).parents[3] / "findings"
 _DICTIONARIES = ("FILES", "VALUES")
-"""Of stand-ins, by package."""
+"""The names of the stand-ins' dictionaries, by package."""
 _LOAD = re.compile(r'\bload\("([\w.]+)"\)')
 """A script loads a module by its name."""
 
@@ -163,7 +163,7 @@ class Source:
         self.loaded = list(dict.fromkeys(_LOAD.findall(self.body)))
 
     def _shared(self, wanted: set[str], files: Sequence[str], without: frozenset[str], effects: str | None) -> list[_Statement]:
-        """What the files define of these names but `without`, and what that uses, with effects whose text holds `effects`."""
+        """The statements that define the wanted names, those that these use, and effects whose text holds `effects`."""
         available = [
             each for file in files for each in _statements(FOLDER / f"{file}.py", self.package) if not _local(each.node)
         ]

@@ -126,7 +126,7 @@ OPERATORS: dict[str, Operator] = {
     "modifier": without_modifier,
     "register": other_register,
 }
-"""By kind."""
+"""The function that makes a mutant, by the mutant's kind."""
 
 
 def mutated(kernel: Kernel, place: int, instruction: Instruction) -> Kernel:

@@ -32,12 +32,12 @@ RESULTS = scripts.ROOT / "docs" / "generated" / "releases.json"
 PACKAGES = ("aiter", "lmdeploy", "sglang", "vllm")
 SEED = 1
 MOST_EXAMPLES = 1000
-HOPELESS = 4
-"""If so many examples all raise, the adapter does not fit."""
+FAILURES_OF_A_WRONG_ADAPTER = 4
+"""If the first examples up to this number all raise, the adapter does not fit."""
 DIGESTED = 100
 SCRIPT_SECONDS = 120.0
 _REFUSALS = ("AssertionError", "NotImplementedError")
-"""An earlier release says so of what it does not take yet."""
+"""The exceptions by which an earlier release refuses a call that it does not support yet."""
 
 
 class Fix(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,9 +64,9 @@ class Fix(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def tried(self) -> list[str]:
-        """The targets, and then each with addresses beyond 32 bits: whatever the fix is about.
+        """Every target as it is, and then every target in the mode @far.
 
-        Code of an architecture is emulated for it.
+        A target for architectures is emulated for each of them.
         """
         return [
             f"{target}{mode}{architecture}"
@@ -77,7 +77,7 @@ class Fix(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """What a target did with the first `examples` of its draw, on one release.
+    """The results of the first `examples` of a target's draw, on one release.
 
     Attributes:
         draw: a digest of the first examples: another one says that the fuzzer draws others now, and the run begins again.
@@ -194,7 +194,7 @@ def run_target(
                     found.extra.append(index)
                 else:
                     found.examples = index + 1
-                if not ahead and len(raised) == HOPELESS and all(raised):
+                if not ahead and len(raised) == FAILURES_OF_A_WRONG_ADAPTER and all(raised):
                     found.error = line(raised[0])
                     found.failed.clear()
                     return

@@ -112,7 +112,7 @@ def _short_tail(batch: Batch, *, values: bool) -> Limit:
 
 
 def _plane_bytes(kv_cache: torch.Tensor) -> int:
-    """From the first byte of K's plane to the last one."""
+    """The bytes from the first element of K's plane to the end of the last one."""
     plane = kv_cache[0]
     last = sum((size - 1) * stride for size, stride in zip(plane.shape, plane.stride(), strict=True))
     return (last + 1) * plane.element_size() if plane.numel() else 0

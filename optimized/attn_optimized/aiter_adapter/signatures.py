@@ -21,7 +21,7 @@ UNIFIED_TRAITS = {
     "tiles of whole blocks": "TILE_SIZE % block_size == 0",
     "the device's own float8": "assert kv_cache_dtype in (",
 }
-"""What no signature tells of unified_attention, and the text of its source that does.
+"""Properties of unified_attention that no signature shows, each with the text of its source that shows it.
 
 A tile is a block, rounded up to a power of two (ROCm/aiter#2393). Where keys are split, a tile must hold whole blocks, and a
 float8 cache must be of the type that AITER takes for the device's own.
@@ -76,7 +76,7 @@ def read_source(path: Path, module: str, function: str) -> Signature | None:
 
 
 def read_unified_traits(path: Path) -> frozenset[str]:
-    """Those of UNIFIED_TRAITS that a source file of unified_attention has; none if it cannot be read."""
+    """The names of UNIFIED_TRAITS whose text a source file of unified_attention has; none if it cannot be read."""
     source = _text(path)
     return frozenset(name for name, text in UNIFIED_TRAITS.items() if text in source)
 

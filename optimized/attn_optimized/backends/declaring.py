@@ -109,7 +109,7 @@ FLOAT8_QUERIES = (
         reason="vLLM quantizes queries beside scales of the whole cache alone (vLLM 0.33, attention.py:471-478)",
     ),
 )
-"""What vLLM's Triton backends say of float8 queries, in `supports_quant_query_input` and in the layer that asks for it."""
+"""What vLLM's Triton backends say of float8 queries: `supports_quant_query_input`, and the layer that asks for it."""
 
 FLOAT8_BEFORE_SM89 = Combination(
     property="a float8 cache on an NVIDIA GPU before sm89",

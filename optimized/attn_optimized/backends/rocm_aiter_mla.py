@@ -85,7 +85,7 @@ def _is_non_causal_float16(config: AttentionConfig) -> bool:
 
 
 class RocmAiterTritonMlaImpl(RocmAiterMlaImpl):
-    """As RocmAiterMlaImpl."""
+    pass
 
 
 class RocmAiterTritonMlaBackend(RocmAiterMlaBackend):

@@ -160,7 +160,7 @@ def _has_bare_window_in_float16(config: AttentionConfig) -> bool:
 
 
 def _block_size(config: AttentionConfig) -> int:
-    """Of a decoder, whose blocks AITER's kernel reads; 64, which it serves, of any other."""
+    """The block size of a decoder, whose blocks AITER's kernel reads. For other types 64, which the kernel serves."""
     return config.block_size if config.block_size is not None and config.attn_type is AttentionType.DECODER else 64
 
 

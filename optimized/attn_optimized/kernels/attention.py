@@ -96,7 +96,7 @@ def attention_kernel(
     request, first_row, query_len, first_query, end_query = find_tile(
         query_start_loc_ptr, num_requests, queries_per_tile, one_tile_per_request, tile_index
     )
-    # these loads begin before the first use of what is loaded by now, so that a program waits for memory once
+    # these loads begin before the results of the loads above are used: all of them are under way together
     seq_len = tl.load(seq_lens_ptr + request).to(tl.int64) if KIND.is_paged else query_len
     if has_causal:
         max_ahead = tl.where(tl.load(causal_ptr + request), 0, max_ahead)
@@ -216,7 +216,7 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
     loops = loops_over(tiles, begin, end, tile, positions, args.rules, KIND)
     for MASKED in tl.static_range(0 if KIND.has_unmasked_loop else 1, 2):
         if MASKED:
-            # the tiles before the unmasked ones and those behind them: `keys_of_tile` steps over the unmasked ones
+            # masked tiles lie before and behind the unmasked ones, which `keys_of_tile` skips
             begin, end = loops.begin, loops.end - (loops.unmasked_end - loops.unmasked_begin)
         else:
             begin, end = loops.unmasked_begin, loops.unmasked_end
@@ -273,7 +273,7 @@ def attend_keys(
     # hidden dots give weights that are rounded already
     IN_INTEGERS: tl.constexpr = KIND.has_integer_bfloat16 and not HIDDEN
     BLOCK_N: tl.constexpr = KIND.block_n
-    # a loop without a turn has no tile to look up, and keys of what would be its first may have no numbers of 32 bits
+    # an empty loop looks up a clamped tile, without keys: its first key may not fit in 32 bits
     first, end_key = tl.minimum(begin, end - 1), tl.where(begin < end, loops.end_key, 0)
     next_block = load_blocks(source, first, end_key, loops, args.rules.sink_tokens, KIND, MASKED, False)
     for i in range(begin, end):

@@ -21,7 +21,7 @@ class IndexLogitsKind:
     cache_unit: int
     """Elements that the strides of the cache count in."""
     layout: str
-    """Of the cache: see index_cache."""
+    """The layout of the cache: see index_cache."""
     q_format: str
     cache_format: str
     """The formats of the elements: see quantization."""

@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-# Of more requests, these stand for all: a loop over them, before the loops over keys, would cost registers there. Under the
-# interpreter, where batches are small, there are few, so that some batch has more.
+# The most requests whose lengths are read: a loop over more would cost registers in the loops over keys. The interpreter reads
+# few, so that some of its small batches have more.
 MOST_LENGTHS = tl.constexpr(4 if knobs.runtime.interpret else 512)
-# keys are cut if some tile has more than so many shares of the work; few under the interpreter, whose sequences are short
+# keys are split if a tile has more than this number of shares of the work; the interpreter's sequences are short
 SHARES_OF_LONGEST = tl.constexpr(1 if knobs.runtime.interpret else 4)
 
 

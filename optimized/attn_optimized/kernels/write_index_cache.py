@@ -22,7 +22,7 @@ class IndexWriteKind:
     cache_unit: int
     """Elements that the strides of the cache count in."""
     layout: str
-    """Of the cache: see index_cache."""
+    """The layout of the cache: see index_cache."""
     cache_format: str
     """The format of the cache's elements: see quantization."""
     has_e8m0_scales: bool

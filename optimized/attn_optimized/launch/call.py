@@ -65,7 +65,7 @@ class PagedKeys(NamedTuple):
     def tensors(self, layer: Layer, architecture: str) -> KeyTensors:
         """The cache twice, in a type that the architecture's compiler knows, and its scales.
 
-        In rows of several types, what stands for V is the dims of the second type.
+        In latent rows of several types, V is the part of the second type.
         """
         stored, _ = stored_format(self.kv_cache, architecture)
         if (row := LatentRow.of(layer)) is not None:

@@ -18,9 +18,9 @@ _MOST = 64, 128
 _MOST_OF_GFX11 = 32, 32
 """Twice as many of either make Triton 3.9 spill 40 to 98 vector registers and more, of layers of `shipped_calls.toml`."""
 _MOST_OF_INTERPRETER = 16, 32
-"""So few that many heads and large units take several turns."""
+"""Small enough that many heads and large units take several iterations."""
 _BYTES_OF_ROWS, _BYTES_OF_KEYS = 16 << 10, 32 << 10
-"""Of the operands of a dot. Both may be in shared memory at once, of which the smallest GPUs have 64 KiB."""
+"""The most bytes of each operand of a dot. Both may be in shared memory at once, and the smallest GPUs have 64 KiB of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

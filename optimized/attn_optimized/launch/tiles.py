@@ -2,7 +2,7 @@
 
 GPUs want tiles that feed their matrix units and fit their registers. The interpreter wants few programs, since an operation
 costs it the same whatever its size. But a sequence of a few hundred tokens must still take several tiles of either kind, and
-several rounds of the reduction: a loop that turns once hides what its second turn gets wrong.
+several rounds of the reduction: a loop with one iteration hides the errors of a second one.
 """
 
 from dataclasses import asdict, dataclass, replace

@@ -7,10 +7,10 @@ import time
 import pytest
 import torch
 from attn_optimized.launch.table import Parameters
+from attn_parity.timing import Spread
 from rich.console import Console
 
 from benchmarks.speed import launches
-from benchmarks.speed.clock import Spread
 from benchmarks.tuning import search, tune
 from benchmarks.tuning.bench import Bench
 from benchmarks.tuning.classes import CLASSES

@@ -113,6 +113,6 @@ def test_calls_take_turns_until_there_are_enough_rounds(monkeypatch):
     monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
     monkeypatch.setattr(clock, "SECONDS", 0.0)
     first, second = clock.in_turns([lambda: called.append("a"), lambda: called.append("b")])
-    # one call of each to compile, then rounds of three, whose first call is not timed
-    assert "".join(called) == "ab" + "bab" + "aba" + "bab" + "aba" + "bab"
-    assert (first, second) == (Spread(19.0, 7.0, 31.0), Spread(21.0, 9.0, 33.0))
+    # one call of each to compile, one that is not timed, and five rounds
+    assert "".join(called) == "ab" + "a" + "ab" + "ba" + "ab" + "ba" + "ab"
+    assert (first, second) == (Spread(15.0, 7.0, 23.0), Spread(17.0, 9.0, 25.0))

@@ -389,7 +389,7 @@ def test_a_rule_that_a_support_requires_is_in_each_layer_and_a_layer_without_it_
     )
     requires = replace(packed, required_rules=("head_size_v",))
     plain = [case for case in draw(packed, refuses=False) if not case.head_size_v]
-    assert {requires.beyond(case) for case in plain} == {"a layer without head_size_v (a width of V of its own)"}
+    assert {requires.beyond(case) for case in plain} == {"a layer without a head size of V other than K's (head_size_v)"}
     assert all(case.head_size_v for case in draw(requires, refuses=False))
     assert any(one.rules == requires.rules and not one.required_rules for one in requires.widenings())
     with pytest.raises(ValueError, match=r"required_rules: got 'sinks', expected names of Support\.rules"):

@@ -19,7 +19,7 @@ from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import indexer
 from attn_fuzz.targets.indexer import EVERY_TERM, Stages, gathered_keys, guarded, index_target
 from attn_fuzz.targets.rng import rng_of
-from attn_reference.indexer import rows_of, seen_units
+from attn_reference.indexer import request_rows, seen_units
 
 EXAMPLES = 60
 RIGHT = Stages(
@@ -112,7 +112,7 @@ def one_key_less(q, weights, cache, made: Indexer, batch):
     """The newest unit of each row is not scored."""
     logits = attn_reference.index_logits(q, weights, cache, made, batch)
     for r in range(batch.num_requests):
-        rows, p = rows_of(batch, r)
+        rows, p = request_rows(batch, r)
         for row, n in zip(range(rows.start, rows.stop), seen_units(p, made).tolist(), strict=True):
             logits[:, row, max(n - 1, 0)] = -torch.inf
     return logits
@@ -126,7 +126,7 @@ def first_row_for_all(q, weights, cache, made: Indexer, batch):
     """A verification of drafts takes the kernel of plain decodes (vllm #55239)."""
     logits = attn_reference.index_logits(q, weights, cache, made, batch)
     for r in range(batch.num_requests):
-        rows, _ = rows_of(batch, r)
+        rows, _ = request_rows(batch, r)
         seen = logits[:, rows] > -torch.inf
         logits[:, rows] = torch.where(seen, logits[:, rows][:, :1], logits[:, rows])
     return logits
@@ -162,7 +162,7 @@ def of_rows(choose: Callable[[torch.Tensor, int], list[int]]) -> Callable[..., t
         if made.first_units or made.last_units:
             return selected
         for r in range(batch.num_requests):
-            rows, p = rows_of(batch, r)
+            rows, p = request_rows(batch, r)
             for row, n in zip(range(rows.start, rows.stop), seen_units(p, made).tolist(), strict=True):
                 for s in range(made.num_selections):
                     units = choose(logits[s, row, :n], made.top_k)[: made.top_k]
@@ -196,7 +196,7 @@ def reads_beyond(logits, made: Indexer, batch) -> torch.Tensor:
     """One unit that the row does not see competes, too."""
     selected = attn_reference.select(logits, made, batch)
     for r in range(batch.num_requests):
-        rows, p = rows_of(batch, r)
+        rows, p = request_rows(batch, r)
         for row, n in zip(range(rows.start, rows.stop), seen_units(p, made).tolist(), strict=True):
             if n < logits.shape[2] and made.top_k > n and not made.has_open_unit:
                 selected[:, row, n] = n

@@ -411,7 +411,7 @@ def test_a_latent_case_is_adapted_to_targets_of_latent_caches_alone():
     adapted, _ = adapting.adapted(case, dataclasses.replace(LATENT, latent=sizes))
     assert (adapted.value_size, adapted.head_size, adapted.group_size, adapted.cache.block_size) == (512, 576, 16, 64)
     nobody, reason = adapting.adapted(case, EVERYTHING)
-    assert (nobody, reason) == (None, "head_size_v (a width of V of its own)")
+    assert (nobody, reason) == (None, "a head size of V other than K's (head_size_v)")
 
 
 @pytest.mark.parametrize("support", [LATENT, SCALED], ids=["latent", "scaled"])

@@ -141,7 +141,7 @@ BLGP = {
     6: lambda lane: lane % 16 + 32,
     7: lambda lane: lane % 16 + 48,
 }
-"""By the modifier `blgp`: the lane from which B is read in a lane's stead. Source: MI300 ISA, "BLGP"."""
+"""The lane from which B is read in a lane's stead, by the modifier `blgp`. Source: MI300 ISA, "BLGP"."""
 
 
 def broadcast_blocks(table: np.ndarray, cbsz: int, abid: int) -> np.ndarray:

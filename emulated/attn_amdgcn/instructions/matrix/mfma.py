@@ -46,7 +46,7 @@ SHAPES: dict[str, str] = {
     "f64 f64": "16x16x4 4x4x4_4b",
     **{f"f32 {kinds}": "32x32x16 16x16x32" for kinds in ("fp8_fp8", "fp8_bf8", "bf8_fp8", "bf8_bf8")},
 }
-"""By the kinds of D and of A and B: rows x columns x k, and the number of blocks, as gfx940 and later write them."""
+"""Shapes by the kinds of D and of A and B: rows x columns x k, and the number of blocks, as gfx940 and later write them."""
 SHAPES_GFX90A: dict[str, str] = {
     "f32 f32": SHAPES["f32 f32"],
     "f32 f16": _16_BITS,
@@ -86,7 +86,7 @@ def shape_of(text: str) -> Shape:
 
 @cache
 def output(shape: Shape, is_f64: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """What layouts.output_table says of D."""
+    """The table of layouts.output_table for D."""
     layout = layouts.mfma_output_f64(shape.columns, shape.blocks) if is_f64 else layouts.mfma_output(shape.rows, shape.columns)
     return layouts.output_table(layout, LANES, shape.results, (shape.blocks, shape.rows, shape.columns))
 

@@ -16,7 +16,7 @@ from attn_amdgcn.pieces import Piece, SourceRow, piece
 
 _UNSIGNED = {8: np.uint8, 16: np.uint16, 32: np.uint32}
 Gather = Callable[[np.ndarray], np.ndarray]
-"""From the words of registers to A [..., waves, blocks, rows, k] or B [..., waves, blocks, k, columns], as floats."""
+"""Makes A [..., waves, blocks, rows, k] or B [..., waves, blocks, k, columns] of the words of registers, as floats."""
 Accumulate = Callable[[Piece], Piece]
 """The statement that adds C to a product [..., elements of a lane, waves, lanes] and writes D."""
 
@@ -24,7 +24,7 @@ Accumulate = Callable[[Piece], Piece]
 def multiplies(
     a: Gather, b: Gather, places: np.ndarray | None, per_lane: int
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """From the registers of A and of B to their product, in the order of D's registers.
+    """The function that makes the product of the registers of A and of B, in the order of D's registers.
 
     Args:
         places: [per_lane * lanes], which of the product's elements each place of D holds; None if they are in this order.

@@ -48,12 +48,12 @@ NAMES = {
         ]
     ),
 }
-"""By the begin of the architecture's name: D's kind, rows x columns x k, and the kinds of A and B, without `v_wmma_`."""
+"""D's kind, rows x columns x k, and the kinds of A and B, without `v_wmma_`, by the beginning of the architecture's name."""
 
 
 @cache
 def tables(generation: str, k: int, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Of A [1, rows, k], the rows in the order of D's registers; of B [1, k, columns]; and the places of D."""
+    """The tables of A [1, rows, k] (rows in the order of D's registers) and of B [1, k, columns], and the places of D."""
     is_gfx11 = generation == "gfx11"
     per_lane = k if is_gfx11 else k // 2
     layout = layouts.gfx11_input if is_gfx11 else layouts.gfx12_input(_run(generation, k, bits))

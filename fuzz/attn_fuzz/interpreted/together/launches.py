@@ -23,7 +23,7 @@ from attn_fuzz.interpreted.together import running
 from attn_fuzz.interpreted.together.running import FewerError, Running
 
 apart: dict[Any, str] = {}
-"""By the code of a kernel whose programs run one by one: why."""
+"""The reasons why the programs of a kernel run one by one, by the kernel's code."""
 
 
 def launching(interpreter: Any) -> Callable[..., None]:
@@ -65,7 +65,7 @@ def _parameters(kernel: Callable[..., Any]) -> tuple[str, ...]:
 
 @functools.cache
 def _integers(kernel: Callable[..., Any]) -> dict[str, str]:
-    """By name, the parameters that are declared to be integers, such as strides of tl.int64: each with its type."""
+    """The types of the parameters that are declared as integers, such as strides of tl.int64."""
     from triton.runtime.jit import _normalize_ty
 
     declared = {name: str(_normalize_ty(given)) for name, given in inspect.get_annotations(kernel).items()}

@@ -12,9 +12,9 @@ from attn_fuzz.targets.target import Target
 
 MODES = {
     "invariant": "batch-invariant calls: each request also alone, and in other batches, bit by bit",
-    "returned": "called without `out`: the tensor that the call returns",
+    "returned": "called without `out`; the returned tensor is judged",
     "properties": "without an oracle: relations between its own outputs, also at sizes at which the reference is too slow",
-    "planned": "launched as on GPUs that are not here, and interpreted",
+    "planned": "interpreted, with the launch plan of a GPU that this machine lacks",
     "far": "tensors that reach beyond 2^31 elements",
 }
 """A description of each mode, but for those that compile for an architecture."""
@@ -82,7 +82,7 @@ def declared(target: Target) -> list[str]:
 
 
 def told(target: Target, place: str) -> dict[str, str]:
-    """By mode, what it makes of a target, or "no" and why the target has no such mode."""
+    """The description of each mode, or "no" and the reason why the target has no such mode."""
     found: dict[str, str] = {}
     for mode in dict.fromkeys((*target.modes, *_ORDER)):
         try:

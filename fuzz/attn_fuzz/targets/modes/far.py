@@ -277,7 +277,7 @@ _CHANGED_BY = {
     "batch": "batch",
     "slot_mapping": "slots",
 }
-"""By parameters of a target's functions: which method gives them far rows, beside `cached`."""
+"""The method that gives far rows to a parameter of a target's functions, in addition to `cached`."""
 
 
 def _with(target: Target, tensors_of: Callable[[Spread], _AnyStrides | _LargeCache]) -> Target:

@@ -91,8 +91,7 @@ def missing(folder: str, architecture: str, device: str) -> str | None:
 
 @functools.cache
 def listed_hazards() -> Mapping[str, Collection[tuple[int, int]]]:
-    """By ARCHITECTURE/FOLDER/FILE and the first 8 digits of the file's SHA-256: hazards that it has, as
-    `attn_amdgcn.errors.Hazards` names them.
+    """Known hazards (`attn_amdgcn.errors.Hazards`), by ARCHITECTURE/FOLDER/FILE and the first 8 digits of the file's SHA-256.
 
     aiter_hazards.json has runs of them: the first instruction's line, how many lines further the other one is, and how many
     pairs follow one another.
@@ -105,7 +104,7 @@ def listed_hazards() -> Mapping[str, Collection[tuple[int, int]]]:
 
 
 def known_hazards(name: str) -> Collection[tuple[int, int]]:
-    """Those of the file NAME below hsa/, with the contents that it has here."""
+    """The known hazards of the file NAME below hsa/, with the contents that it has here."""
     return listed_hazards().get(f"{name} {sha256((files() / name).read_bytes()).hexdigest()[:8]}", ())
 
 

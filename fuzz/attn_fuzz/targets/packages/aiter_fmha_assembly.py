@@ -121,7 +121,7 @@ def _rows(k, v, kv_cache, layer: Layer, batch: Batch) -> tuple[torch.Tensor, tor
 
 
 def _group(architecture, q, k, v, kv_cache, layer, batch, out, lse, *, conversions) -> Iterator[Launch]:
-    """As `fmha_v3_varlen_fwd` (asm_mha_varlen_fwd.cu:153-397)."""
+    """The launches of `fmha_v3_varlen_fwd` (asm_mha_varlen_fwd.cu:153-397)."""
     rows = int(batch.query_start_loc[-1])
     if batch.max_seq_len == 0:  # :345 and :390-394, where the LSE is plus infinity
         out[:rows] = 0
@@ -140,7 +140,7 @@ def _group(architecture, q, k, v, kv_cache, layer, batch, out, lse, *, conversio
 
 
 def _batches(architecture, q, k, v, kv_cache, layer, batch, out, lse, *, conversions) -> Iterator[Launch]:
-    """As `fmha_v3_fwd` (asm_mha_fwd.cu:142-338), once for each run of requests that have equal lengths."""
+    """The launches of `fmha_v3_fwd` (asm_mha_fwd.cu:142-338), for each run of requests of equal lengths."""
     k, v, starts = _rows(k, v, kv_cache, layer, batch)
     file = file_of(architecture, batch, layer.head_size, is_group=False, conversions=conversions)
     for number, queries, keys, first, first_key in _runs(batch, starts):

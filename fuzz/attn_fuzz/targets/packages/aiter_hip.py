@@ -110,7 +110,7 @@ def _loaded(name: str, architecture: str, tensors: dict[str, torch.Tensor], sche
 
 
 def _c_types(*arguments: Any) -> list[Any]:
-    """As csrc/cpp_itfs/torch_utils.py:49-62, whose module defines operators of torch."""
+    """The C arguments, as csrc/cpp_itfs/torch_utils.py:49-62 makes them. That module defines operators of torch."""
     kinds = {int: ctypes.c_int, float: ctypes.c_float}
     return [
         ctypes.c_void_p(each.data_ptr() if isinstance(each, torch.Tensor) else None)

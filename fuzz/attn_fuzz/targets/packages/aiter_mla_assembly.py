@@ -53,8 +53,8 @@ _FILES = {
     ("fp8", "fp8", 16, 4): ("mla_a8w8_qh16_qseqlen4_gqaratio16", 128),
     ("fp8", "fp8", 128, None): ("mla_a8w8_qh128_m32x4_n16x2_msk1", 128),
 }
-"""Of the wheel, without metadata: by the types of q and of the cache, the heads, and the most queries of a request (None: any
-number): the file, and the rows of q that a workgroup has (asm_mla.cu:161-335). The first one that fits counts."""
+"""The wheel's kernels without metadata (asm_mla.cu:161-335). A key has the types of q and of the cache, the heads, and the most
+queries of a request (None: any number). A value has the file and the rows of q of a workgroup. The first that fits counts."""
 _PERSISTENT_FILES = {
     ("bf16", "bf16", 16, 4): ("mla_a16w16_qh16_m16x4_n16x1_coex0_mask1_ps", 128),
     ("bf16", "fp8", 16, 4): ("mla_a16w8_qh16_m16x4_n16x1_coex0_mask1_ps", 128),
@@ -81,7 +81,7 @@ _ASKED = {
     ("fp8", "fp8", 16, 4): (4, 64),
     ("fp8", "fp8", 8, 1): (1, 8),
 }
-"""Of main, by the same: the column qSeqLen of the files, and the rows of q that a workgroup has (asm_mla.cu:853-976)."""
+"""Main's kernels, by the same key: the column qSeqLen of the files, and the rows of q of a workgroup (asm_mla.cu:853-976)."""
 _PERSISTENT_ASKED = {
     ("bf16", "bf16", 16, 4): (4, 128),
     ("bf16", "bf16", 8, 1): (1, 128),
@@ -150,14 +150,14 @@ def _of_table(
     rows: Sequence[Mapping[str, str]], sub_q: int, q: str, kv: str, heads: int,
     *, queries: int, ps: bool = False, prefill: bool = False,
 ) -> list[Choice]:  # fmt: skip
-    """Those that get_heuristic_kernel_mla of main may find (asm_mla.cu:142-178). Decodes are causal, prefills are not."""
+    """The kernels that main's get_heuristic_kernel_mla may find (asm_mla.cu:142-178). Decodes are causal, prefills are not."""
     numbers = {"Gqa": heads, "ps": ps, "qSeqLen": queries, "prefill": prefill, "causal": not prefill, "lse": 0, "cprr": 0}
     wanted = {"qType": q, "kvType": kv} | {name: str(int(number)) for name, number in numbers.items()}
     return [Choice(row["co_name"], row["knl_name"], sub_q) for row in rows if wanted.items() <= {"cprr": "0", **row}.items()]
 
 
 def folds(architecture: str, q: str, kv: str, heads: int, queries: int) -> int:
-    """As how many requests of 16 heads a request is computed with metadata (main's aiter/mla.py:666-753, on gfx942)."""
+    """The number of requests of 16 heads that stand for one request with metadata (main's aiter/mla.py:666-753, on gfx942)."""
     is_native = heads in (8, 16) or (q == kv == "fp8" and (heads == 128 or (heads, queries) == (64, 1)))
     return 1 if is_native or not table(architecture) else heads // 16
 
@@ -300,7 +300,7 @@ def _types(kind: str, *, is_quantized: bool) -> tuple[str, str]:
 
 
 def _spare_bits(q: torch.Tensor, dtype: torch.dtype) -> int:
-    """By which power of two q fits a float8. Engines take a calibrated number, or 1."""
+    """The power of two by which q can be multiplied and still fit a float8. Engines take a calibrated number, or 1."""
     largest = float(q.float().abs().nan_to_num(0.0, posinf=0.0).max())
     return int(torch.tensor(LARGEST[dtype] / max(largest, 2.0**-100)).log2().floor())
 

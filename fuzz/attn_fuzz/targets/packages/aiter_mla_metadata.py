@@ -41,14 +41,14 @@ def metadata(
     qo_indptr: torch.Tensor, kv_indptr: torch.Tensor, heads: int, workgroups: int, most_parts: int,
     *, factor: int = 1, is_main: bool = False,
 ) -> Metadata:  # fmt: skip
-    """As get_mla_metadata_v1 makes them.
+    """The metadata that get_mla_metadata_v1 makes.
 
     Args:
         heads: of q, on one KV head.
         most_parts: max_split_per_batch; -1: as many as there are workgroups.
-        factor: each request is this many of `heads` heads, which follow one another and share its keys.
-        is_main: as main, which plans each tile of queries by itself, and leaves no part of fewer keys than the most queries
-            of a request behind (tail_done_threshold).
+        factor: the number of consecutive requests of `heads` heads as which each request is planned. They share its keys.
+        is_main: whether to plan as main does: each tile of queries by itself, without a last part of fewer keys than the most
+            queries of a request (tail_done_threshold).
     """
     spans = [span for span in itertools.pairwise(kv_indptr.tolist()) for _ in range(factor)]
     lengths = [length for length in qo_indptr.diff().tolist() for _ in range(factor)]
@@ -139,7 +139,7 @@ def _metadata_of_main(queries: list[int], spans: list[tuple[int, int]], heads: i
 
 
 def _tiles(begin: int, end: int, heads: int) -> list[tuple[int, int, int, int]]:
-    """Of a request's rows of q: the first row and the one behind the last, the rows of a tile, and the queries behind it."""
+    """The tiles of a request: the first row of q, the row behind the last, the size of a tile, and the tiles behind it."""
     count = end - begin if heads * 2 > ROWS else max(1, -(-(end - begin) * heads // ROWS))
     size = -(-(end - begin) // count)
     return [(begin + i * size, min(begin + (i + 1) * size, end), size, count - 1 - i) for i in range(count)]

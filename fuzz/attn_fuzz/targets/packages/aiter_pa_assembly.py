@@ -43,7 +43,7 @@ from attn_fuzz.verdict.rounding import Rounding
 
 HEAD_SIZE = 128
 _OF_ONE_LAUNCH = {"ps": "0", "qTile": "0", "quant_type": "0"}
-"""What pa_fwd asks of columns that main alone has: the other files are those of pa_ps_fwd, of which works are a part."""
+"""The values that pa_fwd needs in columns that only main has. Files with other values are those of pa_ps_fwd."""
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 

@@ -97,7 +97,7 @@ def _prefill(q, slots, kv_cache, layer, out, rng) -> None:
 
 
 def _packed(slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `ragged`, without any -1."""
+    """See `ragged`; entries of -1 are left out."""
     return slots[slots >= 0], torch.nn.functional.pad((slots >= 0).sum(1).cumsum(0), (1, 0)).int()
 
 

@@ -28,7 +28,7 @@ ALIGNMENT = 128
 
 
 class Terms(NamedTuple):
-    """What a function takes beside what all take.
+    """The inputs that a function supports in addition to those of all.
 
     Attributes:
         holes: -1 among the chosen entries of a query.
@@ -149,7 +149,7 @@ def _drawn(batch: Batch, ratio: int, top_k: int, terms: Terms, rng: random.Rando
 
 
 def _chosen(count: int, seen: int, width: int, terms: Terms, rng: random.Random) -> list[int]:
-    """Of the entries [0, seen), and of what lies behind the row in memory."""
+    """Entries of [0, seen), followed by what lies behind the row in memory."""
     own = rng.sample(range(seen), count)
     if terms.holes and rng.random() < 0.3:
         own = [-1 if rng.random() < 0.4 else c for c in own]

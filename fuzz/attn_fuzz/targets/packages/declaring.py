@@ -1,4 +1,4 @@
-"""What targets of other packages' Triton kernels declare alike, and how their modules are loaded."""
+"""Declarations that targets of other packages' Triton kernels share, and the loading of their modules."""
 
 import dataclasses
 import functools

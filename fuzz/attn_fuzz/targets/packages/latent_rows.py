@@ -149,7 +149,7 @@ ENTRIES: dict[str, Any] = {
     "rules": ("sinks",),
     "latent": LatentSizes(widths=((512, 0),), group_sizes=(16, 12, 64), block_sizes=(16, 4, 64)),
 }
-"""What a target of DeepSeek-V4's caches of 584 bytes a slot supports, for `selection_target`."""
+"""The support of a target of DeepSeek-V4's caches of 584 bytes a slot, for `selection_target`."""
 
 
 def latent_support(**fields: Any) -> Support:

@@ -22,7 +22,7 @@ from attn_reference.rounding import rounded
 
 INTERLEAVES = (1, 1, 2, 16)
 LARGE_LSE = 256.0
-"""What 16 bits lose of a larger one is too much to be put into an output."""
+"""The largest LSE that is drawn. 16 bits round a larger one too coarsely to write it into an output."""
 HEAD_SIZES = (32, 16, 64, 128, 256)
 """`tl.arange(0, HEAD_DIM)`: powers of two, as Lkv = 512 and the head sizes of models are."""
 Merge = Callable[..., tuple[torch.Tensor, torch.Tensor]]

@@ -22,7 +22,7 @@ HEAD_SIZES = (32, 64, 80, 96, 128)
 LAYOUT = Layout.KV_FIRST_NHD
 """Its pool is a K buffer and a V buffer, each [slots, HK, D] (srt/mem_cache/memory_pool.py)."""
 PLACES = ("kernels/ops/attention/", "srt/layers/attention/triton_ops/")
-"""Of the kernels, and before 0.5.16."""
+"""The folder of the kernels, and their folder before 0.5.16."""
 COMPUTE_UNITS = 132
 """`get_device_core_count` of an H200."""
 ENGINE = Engine(

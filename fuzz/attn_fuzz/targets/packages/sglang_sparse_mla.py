@@ -37,7 +37,7 @@ def _stubs() -> Stubs:
 
 
 def _answer(modules: list[ModuleType]) -> None:
-    """What they ask of a GPU. Triton's interpreter adds no constexpr to a tensor, but a number."""
+    """Answer what the modules ask of a GPU. Triton's interpreter cannot add a constexpr to a tensor, but a number."""
     from triton import knobs
 
     known = {

@@ -92,7 +92,7 @@ class _Attributes(type):
 
 
 class _Anything(metaclass=_Attributes):
-    """What a file imports for its classes and its host code, and a kernel's launch does not need."""
+    """A stand-in for imports of a file's classes and host code, which a kernel's launch does not need."""
 
     def __init__(self, *arguments: object, **options: object) -> None:
         pass

@@ -87,7 +87,7 @@ EARLIER = Sources(VLLM, ("common", "dcp_alltoall"), _stubs, (vllm_package.OPS,))
 
 
 def _module() -> SimpleNamespace:
-    """What the modules define."""
+    """The names that the modules define."""
     modules = (EARLIER if SOURCES.missing("cpu") else SOURCES).load()
     return SimpleNamespace(**{name: value for module in modules for name, value in vars(module).items()})
 
