@@ -29,10 +29,9 @@ from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.judge import judge as judged
 from attn_fuzz.verdict.rounding import Rounding
 from attn_lab import written
+from attn_lab.written import PAGES
 from rich.console import Console
 from rich.table import Table
-
-from benchmarks import PAGES
 
 BLOCK_SIZE, HEAD_SIZE, GROUP_SIZE = 16, 64, 2
 LENGTHS = [128 << (2 * i) for i in range(5)]

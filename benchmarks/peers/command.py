@@ -7,10 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click
+from attn_lab.written import PAGES
 from attn_parity.options import cpu_workers_option
 from rich.console import Console
 
-from benchmarks import PAGES
 from benchmarks.options import aiter_option, vllm_option
 
 PAGE, FOLDER = PAGES / "peers.md", PAGES / "peers"

@@ -6,6 +6,9 @@ from pathlib import Path
 from attn_fuzz import inputs, outputs
 from attn_parity.console import notes, results
 
+PAGES = Path("docs/generated")
+"""The folder in which commands write their pages, relative to the repository's root."""
+
 
 def settle(texts: Mapping[Path, str], again: str, *, checks: bool) -> int:
     """Write the files that are not current. With `checks`, name them instead.

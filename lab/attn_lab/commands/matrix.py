@@ -15,10 +15,10 @@ from attn_lab import written
 from attn_lab.matrix import coverage
 from attn_lab.matrix.coverage import NAMES, Coverage
 from attn_lab.matrix.regions import HEADING, never_drawn, region_counts, region_page
+from attn_lab.written import PAGES
 from attn_parity.console import notes, results
 from attn_parity.fuzz import PROFILES
 from attn_parity.options import (
-    PAGES,
     cpu_workers_option,
     progress_bar,
 )

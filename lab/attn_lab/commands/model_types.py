@@ -8,9 +8,9 @@ from typing import Any
 import click
 from attn_contract import ContractError, UnsupportedError
 from attn_lab import written
+from attn_lab.written import PAGES
 from attn_parity.console import notes
 from attn_parity.model_config import ModelConfig, model_config
-from attn_parity.options import PAGES
 from attn_parity.versions import version
 
 PAGE = PAGES / "model-types.md"

@@ -22,10 +22,10 @@ from attn_lab.mutate.page import Results
 from attn_lab.mutate.reach import Reach, RecordedTests
 from attn_lab.mutate.reasons import EQUIVALENT, NOT_FOUND
 from attn_lab.options import check_option, check_pages_writable, first_seed_option, seeds_option
+from attn_lab.written import PAGES
 from attn_parity.console import notes, results
-from attn_parity.fuzz import FOLDER, PROFILES
+from attn_parity.fuzz import PROFILES
 from attn_parity.options import (
-    PAGES,
     Duration,
     Positive,
     Seed,
@@ -89,7 +89,7 @@ _PROFILES = ", ".join(f"{name} {PROFILES[name]}" for name in ("ci", "nightly"))
     "--log",
     "path",
     type=click.Path(dir_okay=False, path_type=Path),
-    default=FOLDER / "mutants.jsonl",
+    default=outputs.RUNS / "mutants.jsonl",
     show_default=True,
     help="The file of results. A second call with the same file goes on where the first ended.",
 )

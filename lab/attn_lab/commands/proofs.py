@@ -7,8 +7,9 @@ import click
 from attn_fuzz import extras
 from attn_lab import written
 from attn_lab.options import check_option
+from attn_lab.written import PAGES
 from attn_parity.console import results
-from attn_parity.options import PAGES, check_writable, json_option
+from attn_parity.options import check_writable, json_option
 
 PAGE = PAGES / "proofs.md"
 

@@ -19,6 +19,7 @@ from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
 from attn_lab import results_file, written
 from attn_lab.options import check_option, check_pages_writable, first_seed_option, seeds_option
+from attn_lab.written import PAGES
 from attn_lab.zoo import known_bugs
 from attn_lab.zoo import page as zoo_page
 from attn_lab.zoo.known_bugs import KnownBug
@@ -26,7 +27,6 @@ from attn_lab.zoo.page import Results, Row
 from attn_lab.zoo.unreached import is_unreached
 from attn_parity.console import notes, results
 from attn_parity.options import (
-    PAGES,
     Positive,
     case_seconds_option,
     check_exact,
