@@ -53,6 +53,12 @@ KEEPS_TABLE = keeping(
     kept=lambda layer, batch: None if batch.block_table is None else batch.block_table.clone(),
     change=lambda layer, batch, kept: (layer, dataclasses.replace(batch, block_table=kept)),
 )
+KEEPS_SELECTION = keeping(
+    "keeps-selection",
+    key=lambda layer, batch: None if batch.selected is None else (batch.selected.data_ptr(), batch.selected.shape),
+    kept=lambda layer, batch: None if batch.selected is None else batch.selected.clone(),
+    change=lambda layer, batch, kept: (layer, dataclasses.replace(batch, selected=kept)),
+)
 KEEPS_SINKS = keeping(
     "keeps-sinks",
     key=lambda layer, batch: None if layer.sinks is None else (layer.sinks.data_ptr(), layer.sinks.dtype),

@@ -60,7 +60,7 @@ def test_failures_on_a_release_are_read_by_a_person_or_count_as_not_read(sources
     monkeypatch.setattr(registry, "packages", lambda: {PACKAGE: SimpleNamespace(places={TARGET: ""})})
     file, read = tmp_path / "alarms.json", tmp_path / "alarms.toml"
     monkeypatch.setattr(alarms, "READ", read)
-    assert len(list(alarms.run_all(sources, 6, 600, (), file))) == 3
+    assert len(list(alarms.run_all(sources, 6, 600, (), file, seed=1))) == 3
     kept = alarms.results(file)[TARGET]
     assert {release: bool(counted.alarms) for release, counted in kept.items()} == {
         "1.9.0": True, "1.10.0": False, "1.10.0.post1": False,
@@ -69,6 +69,13 @@ def test_failures_on_a_release_are_read_by_a_person_or_count_as_not_read(sources
     for before, what in (("1.9.0", "not read"), ("1.10.0", "mended")):
         read.write_text(f'[[alarm]]\ntargets = ["{TARGET}"]\nbefore = "{before}"\nwhat = "mended"\nwhy = "as planted"\n')
         assert alarms.summary({TARGET: kept}) == {TARGET: Summary(3, 18, known, 0, {what: count})}
+    assert [*alarms.run_after(sources, (TARGET,), file)] == [f"{TARGET} 1.10.0"]
+    kept = alarms.results(file)[TARGET]
+    assert {alarm.after for alarm in kept["1.9.0"].alarms} == {("1.10.0", "agree")}
+    assert not [*alarms.run_after(sources, (TARGET,), file)]  # nothing runs twice
+    kept["1.9.0"].alarms[0].after = ("1.10.0", "value")
+    told = alarms.summary({TARGET: kept})[TARGET].alarms
+    assert told == {"mended": count - 1, "not read": 1}  # what fails there, too, is not mended
 
 
 def test_an_adapter_that_never_fits_is_no_failing_kernel(sources, tmp_path):

@@ -34,7 +34,7 @@ def report(json_file: Path, examples: int, seed: int | None) -> int:
                 interrupted = True
                 break
             interrupted = "interrupted" in done[name]
-            table.add_row(name, f"{done[name]['seconds']:.1f}", _in_words(done[name]))
+            table.add_row(name, f"{done[name]['seconds']:.1f}", in_words(done[name]))
             written = {"schema": SCHEMA, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "sections": done}
             write_json(json_file, written)
             if interrupted:
@@ -46,7 +46,7 @@ def report(json_file: Path, examples: int, seed: int | None) -> int:
     return int(any("error" in section or section.get("failures") for section in done.values()))
 
 
-def _in_words(section: Section) -> str:
+def in_words(section: Section) -> str:
     if "error" in section:
         return f"error: {section['error'].splitlines()[-1][:100] if section['error'] else 'none given'}"
     if "unavailable" in section:

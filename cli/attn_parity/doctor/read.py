@@ -1,4 +1,4 @@
-"""`attn-parity doctor --read FILE`: which number of stages each launch is to ship with, by the times of a report."""
+"""`attn-parity doctor --read FILE`: a report beside what is expected, and with how many stages to ship each launch."""
 
 import difflib
 import json
@@ -14,6 +14,7 @@ from attn_fuzz.errors import InputError
 from attn_optimized.launch import table
 from attn_optimized.launch.table import Entry
 from attn_parity.console import results
+from attn_parity.doctor.full import in_words
 from attn_parity.doctor.sections import SCHEMA
 from attn_parity.doctor.stages import Pair, Variant
 from attn_parity.options import plain_table
@@ -22,7 +23,7 @@ MOST_BYTES = 1 << 24
 
 
 def stages_to_ship(path: Path) -> int:
-    """Print for each launch of a report which variant to ship, and a patch of the table. Returns 0.
+    """Print the sections of a report, for each launch which variant to ship, and a patch of the table. Returns 0.
 
     Raises:
         InputError: the file is no report, or no launch in it has two variants.
@@ -30,6 +31,7 @@ def stages_to_ship(path: Path) -> int:
     record = inputs.read_record(path, SCHEMA, MOST_BYTES)
     try:
         sections = msgspec.convert(record["sections"], dict[str, dict[str, Any]])
+        _print_sections(sections)
         found = {name: section for name, section in sections.items() if "shipped" in section}
         pairs = {name.removeprefix("stages of "): msgspec.convert(section, Pair) for name, section in found.items()}
         if len({pair.architecture for pair in pairs.values()}) != 1:
@@ -43,6 +45,29 @@ def stages_to_ship(path: Path) -> int:
     for line in _patch(pairs.values(), source):
         results.print(line, soft_wrap=True)
     return 0
+
+
+def _print_sections(sections: Mapping[str, Mapping[str, Any]]) -> None:
+    shown = plain_table("section", "result", "expected")
+    for name, section in sections.items():
+        if "shipped" not in section:
+            shown.add_row(
+                name, in_words(section), next((says for kind, says in _EXPECTED.items() if name.startswith(kind)), "-")
+            )
+    results.print(shown)
+    results.print(_REFUTES, soft_wrap=True)
+
+
+_EXPECTED = {
+    "compile": "what `attn-parity compile` counts here",
+    "fuzz": "all agree",
+    "time": "nothing: no time of AMD's is known",
+}
+_REFUTES = (
+    "`attn-parity replay CASE --target NAME@ARCHITECTURE --device cpu` emulates a failing case, as the Triton at hand compiles "
+    "it. If it fails there, too, the kernel or the compiler is wrong. If it agrees with the same Triton, "
+    "the GPU or the emulator is."
+)
 
 
 def _print_pairs(pairs: Mapping[str, Pair], of_today: Collection[Entry]) -> None:

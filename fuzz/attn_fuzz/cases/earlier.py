@@ -142,16 +142,19 @@ def _other_contents(step: Step) -> list[tuple[torch.Tensor, torch.Tensor]]:
         halves = torch.where(shortened, torch.maximum(query_lens, batch.seq_lens // 2), batch.seq_lens)
         contents.append((batch.seq_lens, halves))
         if batch.selected is not None and step.layer.selection_unit is not None:
-            own = batch.selected[:, : int(query_lens.sum())]
-            contents.append((own, _selected_of(own, halves, batch, step.layer)))
+            rows = int(query_lens.sum())  # none in a call without queries, whose rows no request owns
+            owned, others = batch.selected[:, :rows], batch.selected[:, rows:]
+            contents.append((owned, _selected_of(owned, halves, batch, step.layer)))
+            contents.append((others, torch.full_like(others, -1)))
     return contents
 
 
 def _selected_of(own: torch.Tensor, seq_lens: torch.Tensor, batch: Batch, layer: Layer) -> torch.Tensor:
     """The selection [1 or HK, rows, W] of a batch whose requests have other lengths.
 
-    A row that names a unit behind the keys that its query sees then names the first units instead: as many as before, or all.
-    Kernels that count visible units read no entry's sign.
+    A row names the units as far from the last one that its query sees as its own are from the first. One that names a unit
+    behind them all then names the first units instead: as many as before, or all. Kernels that count visible units read no
+    entry's sign.
     """
     assert layer.selection_unit is not None
     ends = batch.query_start_loc[1:]
@@ -163,7 +166,8 @@ def _selected_of(own: torch.Tensor, seq_lens: torch.Tensor, batch: Batch, layer:
     named = torch.minimum((own >= 0).sum(-1), units)
     places = torch.arange(own.shape[2], dtype=own.dtype, device=own.device)
     first = torch.where(places < named[..., None], places, -1)
-    return torch.where((own >= units[:, None]).any(-1, keepdim=True), first, own)
+    mirrored = torch.where(own >= 0, units[:, None] - 1 - own, own)
+    return torch.where((own >= units[:, None]).any(-1, keepdim=True), first, mirrored)
 
 
 def _of_layer(**changes: Any) -> Callable[[Step], Step | None]:

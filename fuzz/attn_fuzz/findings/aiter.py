@@ -134,7 +134,7 @@ UNIFIED_ATTENTION = (
     _in_wheel(
         name="aiter-rows-without-keys",
         what="In a request with more query tokens than keys, rows that see no key are NaN where the kernel visits a tile for "
-        "their neighbours. They should be 0.",
+        "their neighbours, without sinks, and where one program takes all keys. They should be 0.",
         cause=f"{KERNELS}, kernel_unified_attention_2d and _3d: a tile without a visible key leaves the denominator at 0, and "
         "the epilogue of the first divides by it.",
         meets=_is_decoder,
@@ -142,9 +142,9 @@ UNIFIED_ATTENTION = (
     ),
     _in_wheel(
         name="aiter-hidden-tile",
-        what="Where a row sees nothing of a tile, as a window or a split makes them, and its logits are negative, its weights "
-        "underflow: in float16 to 0 below about -17.3, and to a row of NaN below about -88.4. Without a split, a finite "
-        "sink prevents it.",
+        what="Where a row sees nothing of a tile, as a window makes them, and its logits are negative, its weights underflow: "
+        "in float16 to 0 below about -17.3, and to a row of NaN below about -88. A finite sink prevents it. Where keys are "
+        "split, and a row sees nothing of a part, it is 0 where float32 underflows, from about -87 on.",
         cause=f"{KERNELS}, kernel_unified_attention_2d and _3d: after a tile without a visible key the running maximum is 0 "
         "instead of minus infinity, and never falls below that.",
         meets=lambda config: _is_decoder(config) and not (_has_window(config) and config.asks("sinks")),
@@ -152,7 +152,8 @@ UNIFIED_ATTENTION = (
     ),
     _in_wheel(
         name="aiter-soft-cap-overflow",
-        what="A logit of more than about 88 times the soft cap, in either direction, makes the output NaN.",
+        what="A logit of more than about 88 times a soft cap of 1, or 85 times one of 50, makes the output NaN, and so does "
+        "one below -88.7 times the cap.",
         cause=f"{KERNELS}, apply_softcap: tanh by exp2(x) and exp2(-x), one of which overflows; infinity over itself is NaN.",
         link="vllm-project/vllm#56578 (the same lines in vLLM)",
         meets=lambda config: _is_decoder(config) and config.asks("logits_soft_cap"),
@@ -169,7 +170,8 @@ UNIFIED_ATTENTION = (
         name="aiter-split-without-keys",
         what="Where keys are split, a request with query tokens and no keys gets NaN (interpreted; on a GPU an integer "
         "division by 0 is undefined). It should get 0.",
-        cause=f"{KERNELS}, reduce_segments: it divides by tiles_per_segment, which is 0.",
+        cause=f"{KERNELS}, reduce_segments: it divides by tiles_per_segment, which is 0, and all maxima of segments "
+        "are -inf, whose difference is NaN.",
         meets=lambda config: _is_decoder(config) and not _has_window(config),
         explains=lambda case, verdict: is_nan(case, verdict) and _may_split(case) and has_queries_without_keys(case),
     ),
@@ -203,15 +205,16 @@ PAGED_DECODE = (
     _in_wheel(
         name="aiter-decode-one-head",
         what="A decode with one query head for each KV head does not compile (Triton 3.9, for gfx942 and sm90 alike).",
-        cause="aiter/ops/triton/_triton_kernels/pa_decode.py, _paged_attn_decode_v1_wo_dot_kernel and its v2: `alpha[:, "
-        "None]` of a scalar.",
+        cause="aiter/ops/triton/_triton_kernels/pa_decode.py, _paged_attn_decode_v1_wo_dot_kernel, its v2, and the two for "
+        "scales of each token: `alpha[:, None]` of a scalar, which Triton 3.6 to 3.8 compile.",
         explains=of(("raised",), lambda case: case.group_size == 1),
     ),
 )
 EXTEND = (
     _in_both(
         name="aiter-fractional-soft-cap",
-        what="A soft cap that is no whole number, such as 0.5, does not compile (Triton 3.6 to 3.9, for each GPU).",
+        what="A soft cap that is no whole number, such as 0.5, does not compile (Triton 3.6 to 3.9, for each GPU): neither in "
+        "extend_attention nor in mla_decode_rope.",
         cause="aiter/ops/triton/utils/_triton/kernel_repr.py:11, _sanitize_constexpr_value: the dot of the number stands in "
         "the kernel's name, which is then no identifier.",
         explains=of(("raised",), lambda case: (case.logits_soft_cap or 0.0) % 1.0 != 0.0),
@@ -221,8 +224,8 @@ PAGED_PREFILL = (
     _in_wheel(
         name="aiter-prefill-outside-window",
         what="NaN in a slot before the window of all queries makes the output NaN.",
-        cause="aiter/ops/triton/_triton_kernels/pa_prefill.py, _fwd_kernel: V is not masked by the window, its weight is 0, "
-        "and 0 * NaN is NaN.",
+        cause="aiter/ops/triton/_triton_kernels/pa_prefill.py, _fwd_kernel: V is not masked by the window: a hidden key's "
+        "weight ends as 0, and 0 * NaN is NaN.",
         explains=is_nan_before_windows,
     ),
 )
@@ -233,34 +236,34 @@ CHUNKED_PREFILL = (
         name="aiter-chunked-outside-window",
         what="NaN in a slot before the window of a decode makes its output NaN.",
         cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:131-173, _kernel_paged_attention_2d: V is not masked by "
-        "the window, its weight is 0, and 0 * NaN is NaN. A mask of pa_prefill's V does not reach decodes.",
+        "the window: a hidden key's weight ends as 0, and 0 * NaN is NaN. A mask of pa_prefill's V does not reach decodes.",
         explains=lambda case, verdict: is_nan_before_windows(case, verdict) and _is_of_decodes(case, verdict),
     ),
     *PAGED_PREFILL,
     _in_wheel(
         name="aiter-chunked-unused-slots",
-        what="In a step with decodes, NaN in a slot past the end of a sequence makes the output NaN.",
-        cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:122-147, _kernel_paged_attention_2d: K and V of the last "
-        "block are loaded without a mask; a score of -inf plus NaN is NaN, and so is a weight of 0 times NaN. vLLM's kernel of "
-        "this name masks both.",
+        what="NaN in a slot of the last block of a decode, past the end of its sequence, makes its output NaN.",
+        cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:123-147, _kernel_paged_attention_2d: K and V of the "
+        "last block are loaded without a mask by the length of the sequence; a score of -inf plus NaN is NaN, and so is a "
+        "weight of 0 times NaN. vLLM's kernel_paged_attention_2d masks both.",
         explains=lambda case, verdict: is_nan(case, verdict) and not case.finite_slots and _has_decodes(case),
     ),
     _in_wheel(
         name="aiter-chunked-empty-request",
         what="A request without a query, as padding for graphs has them, writes a row of the output: the next request's first "
         "row, or the memory behind the last row.",
-        cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:60-65, _kernel_paged_attention_2d: with "
+        cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:63-68, _kernel_paged_attention_2d: with "
         "filter_by_query_len it returns for more than one query, and not for none.",
         explains=of((*WRONG, "guard", "crashed", "sanitizer"), has_idle_requests),
     ),
     _in_wheel(
         name="aiter-chunked-rounded-products",
-        what="A decode rounds each product of an element of q and one of k to 16 bits before the products are summed, and in "
-        "float16 their sums as well. A logit is off by up to 2^-8 (bfloat16) or 2^-11 (float16) of the sum of the products' "
-        "magnitudes, and by more where float16 sums. Beyond 65504 the output is NaN. Prefills in the same step sum exact "
-        "products in float32.",
+        what="A decode rounds the products of q and k, and their partial sums, to the dtype of q. A logit is off by up to 2^-8 "
+        "(bfloat16) or 2^-11 (float16) of the sum of the products' magnitudes by the products alone, and by more by the sums. "
+        "In float16 a sum above 65504 makes the output NaN, and one below -65504 hides the key. Prefills in the same step sum "
+        "exact products in float32.",
         cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:144, _kernel_paged_attention_2d: `tl.sum(K * Q[:, None], "
-        "axis=0)` multiplies in the dtype of q, and tl.sum adds float16 in float16.",
+        "axis=0)` multiplies in the dtype of q, and tl.sum adds in it. (A compiler may fuse some products with the addition.)",
         explains=lambda case, verdict: _is_of_decodes(case, verdict) and (verdict.kind in NUMBERS or _overflows(case, verdict)),
     ),
 )
@@ -299,8 +302,15 @@ _HEAD_SIZES = _in_wheel(
     "aiter/paged_attn.py:171-172 names 80, 96, 112 and 120 as supported.",
     explains=of(WRONG, lambda case: case.head_size % 64 > 0),
 )
-HIP_PA_RAGGED = (_LARGE_GROUPS, _MAXIMUM_FROM_ZERO, _HEAD_SIZES)
-HIP_PA = (_LARGE_GROUPS, _MAXIMUM_FROM_ZERO, _HEAD_SIZES, _UNUSED_SLOTS)
+_TOO_MUCH_LDS = _in_wheel(
+    name="aiter-hip-lds-of-groups",
+    what="With more than 48 query heads for each KV head and heads of more than 128, the kernel does not compile for gfx942: "
+    "it takes 72 KiB of LDS or more, of which there are 64.",
+    cause=f"{_PA}/pa_kernels.cuh:67, pa.cuh:120: shared_logits has 8 KiB for each 16 heads of a group and each 128 dims.",
+    explains=of(("raised",), lambda case: case.group_size > 48 and case.head_size > 128),
+)
+HIP_PA_RAGGED = (_LARGE_GROUPS, _MAXIMUM_FROM_ZERO, _HEAD_SIZES, _TOO_MUCH_LDS)
+HIP_PA = (_LARGE_GROUPS, _MAXIMUM_FROM_ZERO, _HEAD_SIZES, _UNUSED_SLOTS, _TOO_MUCH_LDS)
 
 
 def _has_short_tail(case: "Case", verdict: "Verdict") -> bool:
@@ -371,6 +381,7 @@ HIP_PA_V1 = (
     _LARGE_GROUPS,
     _MAXIMUM_FROM_ZERO,
     _UNUSED_SLOTS,
+    _TOO_MUCH_LDS,
     _in_wheel(
         name="aiter-hip-alibi-under-soft-cap",
         what="With a soft cap, the cap is applied to the sum of score and ALiBi, and not to the score alone.",
@@ -389,8 +400,8 @@ HIP_PA_V1 = (
 MHA_VARLEN = (
     _in_wheel(
         name="aiter-mha-lse-of-empty-requests",
-        what="A causal call with a request without a key, or with 128 or more queries that see none, writes 0 as the LSE of "
-        "rows behind this request: of later requests, or in the memory behind the last row.",
+        what="A causal call with a request without a key, with queries or without, writes 0 as the LSE of rows behind this "
+        "request: of later requests, or in the memory behind the last row.",
         cause="aiter/ops/triton/_triton_kernels/mha.py:512, _attn_fwd: where no tile of keys is left, the store of the LSE is "
         "masked by the longest request's queries, SEQLEN_Q, and not by this request's. `start_m * BLOCK_M > seqlen_q` (457) "
         "lets a request without a query get there, too.",
@@ -427,10 +438,11 @@ def _is_latent(config: AttentionConfig) -> bool:
 MLA_DECODE_ROPE = (
     _in_wheel(
         name="aiter-mla-rope-past-row",
-        what="Where the number of rotated dims is no power of two, dims behind the row of a request's last key are read, and a "
-        "NaN in them makes the output NaN.",
-        cause="aiter/ops/triton/_triton_kernels/mla_decode_rope.py, _fwd_grouped_kernel_stage1_rope: k_pe_last_token is loaded "
-        "without a mask, BLOCK_R dims of it; q is 0 in those behind the row, and 0 * NaN is NaN.",
+        what="With use_rope, where the number of dims behind the latent ones is no power of two, dims behind the row of a "
+        "request's last key are read, and a NaN in them makes the output NaN.",
+        cause="aiter/ops/triton/_triton_kernels/mla_decode_rope.py, _fwd_grouped_kernel_stage1_rope: k_pe_last_token and "
+        "k_pe_rot_last_token are loaded without a mask, BLOCK_R dims of each; q is 0 in those behind the row, and 0 * NaN is "
+        "NaN.",
         meets=_is_latent,
         explains=lambda case, verdict: (
             (is_nan(case, verdict) or verdict.kind == "sanitizer")
@@ -520,9 +532,11 @@ def _has_empty_split(case: "Case") -> bool:
 
 
 def _has_junk_in_slot_0(case: "Case") -> bool:
-    """Whether slot 0 may hold NaN: no request has a key there."""
+    """Whether slot 0 may hold NaN: no request has a key there, or none that a query sees."""
     if case.cache is None or case.finite_slots:
         return False
+    if case.recycled:
+        return True
     size = case.cache.block_size
     return not any(0 in request.blocks[: -(-request.seq_len // size)] for request in case.requests)
 
@@ -843,6 +857,15 @@ GLUON_PREFILL_SPARSE_GFX1250 = (
         cause=f"{_GLUON}/pa_prefill_sparse.py:186: the sum of weights begins as exp2(sink - sink), which is NaN.",
         explains=lambda case, verdict: is_nan(case, verdict) and case.sinks in ("off", "some"),
     ),
+    _in_main(
+        name="aiter-gluon-prefill-slot-0",
+        what="In pa_prefill_sparse on gfx1250, NaN in slot 0 of the pool, or in row 0 of the step's own, makes rows NaN whose "
+        "last tile is not full.",
+        cause=f"{_GLUON}/pa_prefill_sparse.py:41-43, 242-246 and 377-381: row 0 is read in the place of -1 and of what is "
+        "behind the end of a list, and V is nowhere masked: its weight is 0, and 0 * NaN is NaN.",
+        # a copy of the pool in another order is the step's own: any slot's NaN may be its row 0
+        explains=lambda case, verdict: is_nan(case, verdict) and not case.finite_slots,
+    ),
 )
 
 
@@ -891,8 +914,8 @@ MQA_LOGITS = (
 MQA_LOGITS_STAGE1 = (
     _in_main(
         name="aiter-mqa-logits-stage1-stores",
-        what="Where max_model_len is no multiple of 256, up to 255 columns behind a row are written: the beginning of the rows "
-        "that follow, and the memory behind the last one.",
+        what="Where max_model_len is no multiple of 256, up to 255 columns behind a row are written, if a context reaches "
+        "its last 256: the beginning of the row that follows, or the memory behind the last one.",
         cause="aiter/ops/triton/_triton_kernels/attention/pa_mqa_logits.py:304-311, _deepgemm_fp8_paged_mqa_logits_stage1: the "
         "store of a chunk of 256 columns has no mask. max_model_len is given, and not used.",
         explains=of(("guard", "sanitizer"), lambda case: case.slack > 0),
@@ -912,8 +935,8 @@ MQA_LOGITS_RAGGED = (
 OF_MAIN = (
     _in_main(
         name="aiter-prefill-sparse-sinks",
-        what="On GPUs other than gfx950 and gfx1250, a step of pa_prefill_sparse with sinks raises, and one without sinks gets "
-        "those of memory that nobody wrote.",
+        what="On GPUs other than gfx950 and gfx1250, a step of pa_prefill_sparse with sinks of several heads raises, and one "
+        "without sinks gets those of memory that nobody wrote.",
         cause=f"{_PREFILL_SPARSE}:202-203: `attn_sink or torch.empty(1)` asks whether a tensor of several numbers is true, and "
         "has_attn_sink is what follows from the result.",
         explains=lambda case, verdict: False,

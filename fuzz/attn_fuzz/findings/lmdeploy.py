@@ -24,7 +24,8 @@ WINDOW = _in_release(
     name="lmdeploy-window-one-key-more",
     what="A layer with a window of W tokens sees W + 1 keys, in prefills and in decodes.",
     cause=f"{BACKEND}/__init__.py:83, _normalize_sliding_window: the kernels take the number of keys before the query's own, "
-    "which is W - 1, and get the model's W (models/gpt_oss.py:56, models/mistral.py:58). fa3.py:69 sends it to FlashAttention.",
+    "which is W - 1, and get the model's W (models/gpt_oss.py:56, models/mistral.py:58). Through the same function it "
+    "reaches FlashAttention (fa3.py:402, 449 and 568). The kernels take 0, which a window of 1 token needs, for no window.",
     explains=of(("value", "bitwise", "exact"), has_hidden_keys),
 )
 ALIBI = _in_release(
@@ -42,7 +43,9 @@ BLOCK_DECODE = (
         name="lmdeploy-block-decode-quantized",
         what="A decode of several tokens of each request, as block diffusion models make it, is wrong if the cache is "
         "quantized. Of R requests, row r of the step attends to the keys of request r, and the rows from R on are what the "
-        "memory held. From a second tile of 16 heads and queries on, keys behind the last KV head are read.",
+        "memory held. Where its "
+        "heads of a KV head times its tokens are more than a tile (64, with blocks of 64 slots), keys behind the last KV head "
+        "are read, too.",
         cause=f"{KERNELS}/pagedattention.py:325-364, _fwd_grouped_split_quant_kernel: it has no seq_len, and takes the index "
         "of the request for that of the row. Its sibling for other caches has it (82-92).",
         explains=_decodes_a_quantized_block,

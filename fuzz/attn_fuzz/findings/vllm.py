@@ -168,15 +168,15 @@ _UNIFIED_ATTENTION = (
     _since_29(
         name="vllm-range-beyond-window",
         what="In a layer with a window, a query sees all keys of its bidirectional range, also keys before its window. The "
-        "values of these keys count as 0, though their weights count.",
+        "values of keys before the window of the first query of a tile count as 0, though their weights count.",
         cause=f"{UNIFIED}:571-585, kernel_unified_attention: V is masked by `dist < SLIDING_WINDOW`, which holds for the "
         "window alone and not for ranges (mm_prefix_range) that win over it.",
         explains=_each(VALUES, _sees_a_range_beyond_its_window, lambda case: not case.ranges_clamped),
     ),
     _since_29(
         name="vllm-scales-outside-window",
-        what="In a layer with a window and a cache that has a scale for each token and head, a scale of NaN or infinity in "
-        "a slot that no query sees, before the window, makes the output NaN.",
+        what="In a layer with a window and a cache that has a scale for each token and head, a scale of V of NaN or "
+        "infinity in a slot before the window, in the tile in which the window begins, makes the output NaN.",
         cause=f"{UNIFIED}:586-589, kernel_unified_attention: the weights are multiplied by the scales of all keys of a tile, "
         "and 0 * NaN is NaN. V alone is masked by the window (571-585).",
         explains=lambda case, verdict: is_nan_before_windows(case, verdict) and _scales_tokens(case),
@@ -230,8 +230,8 @@ ROCM_ATTN = (
     ),
     _since_29(
         name="vllm-rocm-window-ahead",
-        what="In a step that is not causal, a window has no right edge: a query sees all keys ahead. TRITON_ATTN and the "
-        "contract take the window to both sides.",
+        what="In a step that is not causal, a window has no right edge: a query sees all keys ahead. TRITON_ATTN and "
+        "FLASH_ATTN (flash_attn.py:586-597) take the window to both sides.",
         cause="vllm/v1/attention/ops/prefix_prefill.py: _fwd_kernel: SLIDING_WINDOW bounds `query - key` alone, also where "
         "CAUSAL is false.",
         explains=of(VALUES, _sees_ahead),
@@ -240,17 +240,18 @@ ROCM_ATTN = (
         name="vllm-rocm-outside-window",
         what="NaN in a slot before the window of all queries makes the output NaN.",
         cause="vllm/v1/attention/ops/prefix_prefill.py, _fwd_kernel, and chunked_prefill_paged_decode.py, "
-        "kernel_paged_attention_2d: V is not masked by the window, its weight is 0, and 0 * NaN is NaN.",
+        "kernel_paged_attention_2d: V is not masked by the window: a hidden key's weight is 0, at once or after a rescaling, "
+        "and 0 * NaN is NaN.",
         link="vllm-project/vllm#53323, and the pull requests #53628 and #49588",
         explains=is_nan_before_windows,
     ),
     Finding(
         name="vllm-rocm-table-past-end",
-        what="In a decode with a block size that is no power of two, an entry behind a request's last block is loaded, also "
-        "where the table has none.",
+        what="In a decode with a block size that is neither a power of two nor a multiple of 32, such as 80 or 784, an entry "
+        "behind a request's last block may be loaded, also where the table has none.",
         cause="vllm/v1/attention/ops/chunked_prefill_paged_decode.py:162, kernel_paged_attention_2d: a tile of 32 keys can end "
-        "behind the last block, and the load of its entries has no mask.",
-        seen_in="vllm 0.33.0, and the line in 0.20.0",
+        "behind such a block, and the load of its entries has no mask.",
+        seen_in="vllm 0.33.0",
         explains=of(("sanitizer", "crashed"), _has_a_tile_past_its_blocks),
     ),
     _EMPTY_REQUEST,
@@ -269,14 +270,15 @@ SEGMENTED = (
     _since_32(
         name="vllm-segmented-window-ahead",
         what="In a step that is not causal, a window has no right edge: a query sees all keys ahead. unified_attention, to "
-        "which the same backend hands longer queries and soft caps, takes the window to both sides, as the contract does.",
+        "which the same backend hands longer queries and soft caps, takes the window to both sides, as FLASH_ATTN does "
+        "(flash_attn.py:586-597).",
         cause="vllm/v1/attention/ops/segmented_attention.py:222-225, _segmented_attention_stage: WINDOW bounds a key from "
         "below alone, also where CAUSAL is false.",
         explains=of(VALUES, _sees_ahead),
     ),
     _since_32(
         name="vllm-segmented-outside-window",
-        what="NaN in a slot before the window of all queries makes the output NaN.",
+        what="NaN in a slot of the first tile of keys, before the window of all queries, makes the output NaN.",
         cause="vllm/v1/attention/ops/segmented_attention.py:233-282, _segmented_attention_stage: the first tile of keys begins "
         "at a multiple of its size before the window, V is not masked there, its weight is 0, and 0 * NaN is NaN.",
         explains=is_nan_before_windows,
@@ -285,10 +287,10 @@ SEGMENTED = (
 ENCODER = (
     _since_29(
         name="vllm-encoder-narrow-sinks",
-        what="Sinks of 16 bits are multiplied by log2(e) in 16 bits: a sink of 10 is off by up to 0.02, and all weights of "
-        "its head by up to 2 %.",
-        cause="vllm/v1/attention/ops/triton_prefill_attention.py:110, _fwd_kernel: the product has the dtype of Sinks. "
-        "init_softmax_M of unified attention makes it float32 first.",
+        what="Sinks of 16 bits are multiplied by log2(e) in 16 bits: in bfloat16 a sink of about 10 is off by up to "
+        "0.037, and all weights of its head by up to 3.8 %.",
+        cause="vllm/v1/attention/ops/triton_prefill_attention.py:110, _fwd_kernel: the constant and the product have the "
+        "dtype of Sinks. init_softmax_M of unified attention makes it float32 first.",
         explains=of(VALUES, lambda case: case.sinks is not None and case.narrow_sinks and case.dtype != "float32"),
     ),
     _float32_as_tf32(()),
@@ -306,8 +308,8 @@ DCP_REDUCE_SCATTER = (LARGE_LSE,)
 TRITON_MLA = (
     _in_33(
         name="vllm-mla-narrow-lse",
-        what="The LSE has the dtype of q. Decode context parallelism merges ranks by it: from an LSE of 32 on, bfloat16 rounds "
-        "it by up to 0.125, and the rank's weight by up to 13 %.",
+        what="The LSE has the dtype of q. Decode context parallelism merges ranks by it: from an LSE of 32 to 64, bfloat16 "
+        "rounds it by up to 0.125, and exp of it by up to 13 %; larger ones by more.",
         cause="vllm/v1/attention/backends/mla/triton_mla.py:265, TritonMLAImpl.forward_mqa: torch.zeros(..., dtype=q.dtype). "
         "The kernel computes the LSE in float32, and stores it there.",
         explains=of(("lse",), lambda case: case.dtype != "float32"),
@@ -319,7 +321,7 @@ DCP_ALL_TO_ALL = (
         what="A rank that has no local sequence in a step, as while graphs are warmed up, reads in front of an empty tensor, "
         "which is an illegal access.",
         cause="vllm/v1/attention/ops/dcp.py:677-679, _dcp_a2a_pack_send_kernel: the index of a row's request is at most "
-        "num_seqs - 1, which is -1, and seq_lens is read there. mask_dcp_empty_shards_ (:82-86) returns before that.",
+        "num_seqs - 1, which is -1, and seq_lens is read there. mask_dcp_empty_shards_ (:84-86) returns before that.",
         explains=of(("crashed",), lambda case: not case.requests),
     ),
     LARGE_LSE,
@@ -328,7 +330,8 @@ FLEX = (
     _in_33(
         name="vllm-flex-range-ahead",
         what="In a causal step, a query does not see the keys of its bidirectional range that lie in later blocks than the "
-        "queries of its group of 16. In a layer with a window, it does not see those of blocks before the window either.",
+        "queries of its group of 16. In a layer with a window, it does not see those of blocks before the window either "
+        "(no model is known to show this half: compute_mm_prefix_ranges drops ranges longer than the window).",
         cause="vllm/v1/attention/backends/flex_attention.py:739-751, _build_block_mask_direct: blocks ahead of a query, and "
         "blocks before its window, are taken out of the block mask, also where get_mask_mod (628-631) adds ranges to what is "
         "visible. The compiled kernel visits the blocks of the mask alone.",
@@ -336,8 +339,8 @@ FLEX = (
     ),
     _in_33(
         name="vllm-flex-range-clamped",
-        what="In a layer whose ranges end at the window, as Gemma 4 has them, a query also sees the keys of its bidirectional "
-        "range that lie before its window.",
+        what="In a layer whose ranges end at the window, as Gemma 4 has them, a query also sees keys of its bidirectional "
+        "range that lie before its window: those of the blocks that its mask keeps.",
         cause="vllm/v1/attention/backends/flex_attention.py:628-631, get_mask_mod adds ranges to what the window shows, and "
         "nothing in the file reads the layer's mm_prefix_clamp_sliding_window, as triton_attn.py:731 does.",
         explains=lambda case, verdict: (
@@ -367,11 +370,12 @@ PAGED_MQA_LOGITS_TORCH = (_ROWS_OF_DRAFTS,)
 INDEX_DECODE = (
     _in_33(
         name="vllm-index-decode-tiles",
-        what="On ROCm without AITER, a decode scores wrong numbers: index keys are written in tiles of 16 slots and 16 dims "
-        "where blocks have 16 slots or more, and are read one slot after the other.",
-        cause=f"{_INDEXER}:196, indexer_k_quant_and_cache_triton, writes tiles. rocm_fp8_paged_mqa_logits (:859-868) hands the "
-        "cache to fp8_paged_mqa_logits_torch (:458-482), which knows none. Neither does AITER's "
-        "deepgemm_fp8_paged_mqa_logits_stage1, which gets the cache on other GPUs with AITER (:840-858).",
+        what="On ROCm with VLLM_ROCM_USE_AITER off, a decode of one query scores wrong numbers: index keys are written in "
+        "tiles of 16 slots and 16 dims where blocks have 16 slots or more, and are read one slot after the other.",
+        cause=f"{_INDEXER}:196, indexer_k_quant_and_cache_triton, writes tiles, and so does fused_norm_rope of "
+        "DeepSeek-V3.2. rocm_fp8_paged_mqa_logits (:859-868) hands the cache to fp8_paged_mqa_logits_torch (:458-482), "
+        "which knows none. Neither does AITER's deepgemm_fp8_paged_mqa_logits_stage1, which gets the cache on other GPUs "
+        "with AITER (:840-858).",
         explains=of(("value", "nan"), _has_blocks),
     ),
     _ROWS_OF_DRAFTS,

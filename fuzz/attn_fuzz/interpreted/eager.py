@@ -1,5 +1,8 @@
 """Torch's operations as they run: the base of modes that note them."""
 
+from typing import Any
+
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -10,3 +13,11 @@ class EagerMode(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         """Whether torch keeps each operation from its compiler. It would import the compiler, in two seconds of a process."""
         return False
+
+
+def returned(result: Any) -> Any:
+    """What an operation has returned, as a mode may hand it on: torch takes no list with None in it back.
+
+    A list has None for each tensor that C++ left undefined, as FlashAttention-3 does with sums of parts that it does not have.
+    """
+    return [torch.empty(0) if each is None else each for each in result] if isinstance(result, list) else result

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from attn_fuzz.cases.case import Case
-from attn_fuzz.interpreted.eager import EagerMode
+from attn_fuzz.interpreted.eager import EagerMode, returned
 
 ALLOCATE = {
     *("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::empty_permuted"),
@@ -51,4 +51,4 @@ class _Numbers(EagerMode):
         schema = getattr(func, "_schema", None)
         if schema is not None and schema.name in ALLOCATE and made.dtype is not torch.bool and made.numel():
             torch.empty(0, dtype=torch.uint8, device=made.device).set_(made.untyped_storage()).fill_(NUMBER)
-        return made
+        return returned(made)

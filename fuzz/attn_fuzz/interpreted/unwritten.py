@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from attn_fuzz.interpreted.eager import EagerMode
+from attn_fuzz.interpreted.eager import EagerMode, returned
 from attn_fuzz.interpreted.new_memory import ALLOCATE
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -66,7 +66,7 @@ class Unwritten(EagerMode):
                         found.by_torch = torch.zeros_like(found.written)
                     for of_bytes in (found.written, found.by_torch):
                         _of_elements(of_bytes, tensor).fill_(True)
-        return result
+        return returned(result)
 
     def written(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """[*shape, bytes of an element] bool, a view: whether each byte of a tensor was written.

@@ -36,7 +36,7 @@ from attn_fuzz.properties.masks import forgotten_keys, last_row, wide_window
 from attn_fuzz.properties.memory import block_permutation, garbage
 from attn_fuzz.properties.parts import split_keys
 from attn_fuzz.properties.relation import CallTarget, ErrorBound, Launch, Property, compared
-from attn_fuzz.properties.selection import order_of_selection
+from attn_fuzz.properties.selection import all_selected, order_of_selection
 from attn_fuzz.properties.values import additivity, doubled_values, weights
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "Launch",
     "Property",
     "additivity",
+    "all_selected",
     "batch_composition",
     "block_permutation",
     "channel_permutation",

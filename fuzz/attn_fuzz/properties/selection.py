@@ -20,3 +20,22 @@ def order_of_selection(step: Step, call_target: CallTarget, error: ErrorBound) -
     moved = torch.nn.functional.pad(selected.flip(-1), (1, 1), value=-1)
     batch = dataclasses.replace(step.batch, selected=moved)
     return Comparison(step, error).differs(variant(step, call_target, batch=batch))
+
+
+@relation(
+    "all selected",
+    says="A query that selects every unit, and names further entries of none, sees what it sees without a selection.",
+    applies="layers with a selection",
+)
+def all_selected(step: Step, call_target: CallTarget, error: ErrorBound) -> str | None:
+    batch, unit = step.batch, step.layer.selection_unit
+    if batch.selected is None or unit is None:
+        return None
+    units = (step.layer.num_keys(batch.seq_lens) + unit - 1) // unit
+    entries = torch.arange(max(units.tolist(), default=0) + 1, dtype=torch.int32, device=step.q.device)
+    rows = units.repeat_interleave(batch.query_start_loc.diff())
+    every = torch.full((1, len(step.q), len(entries)), -1, dtype=torch.int32, device=step.q.device)
+    every[:, : len(rows)] = torch.where(entries < rows[:, None], entries, -1)
+    among_all = variant(step, call_target, batch=dataclasses.replace(batch, selected=every))
+    layer, dense = dataclasses.replace(step.layer, selection_unit=None), dataclasses.replace(batch, selected=None)
+    return Comparison(among_all, error).differs(variant(step, call_target, layer=layer, batch=dense))

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 MAX_REQUESTS = 8
 ONE_IN = 40
 """One step in so many is a long request. A run draws steps that it lacks, and takes twice as many of them."""
-ONE_IN_FAR = 4
-"""Likewise, where the window reaches far back."""
+ONE_IN_FEW, ONE_IN_FAR = 4, 3
+"""Likewise, of one or two requests as long as a step has them. The second where the window reaches far back, or queries select
+keys."""
 ONE_IN_CHUNKS = 2
 """Likewise, where chunks are longer than tiles: over the end of one."""
 DECODE, FEW = (1, 1, 1, 0), (1, 2, 3, 4, 5, 8, 9)
@@ -76,11 +77,11 @@ def batches(
 ) -> tuple[Request, ...]:
     """Up to 8 requests without blocks, within the support's limits on tokens and keys; now and then many, or a long one alone.
 
-    A long one is drawn more often for a window that reaches back beyond a tile: kernels split the keys inside it where there is
-    little else to do. It may have ranges, with which parts before the window are not left out. For a chunk that is longer than
-    a tile (0: there are no chunks), one request is drawn as often whose queries lie over a chunk's end: some see all keys of a
-    tile that is hidden from their neighbours. Where key_unit tokens share a key, requests have as many keys as else, and so
-    many times the tokens.
+    Kernels split keys where there is little else to do: sometimes one or two requests decode, as long as a step has them. They
+    are drawn more often for a window that reaches back beyond a tile, and for queries that select keys, and may have ranges, with
+    which parts before the window are not left out. For a chunk that is longer than a tile (0: there are no chunks), one request
+    is drawn as often whose queries lie over a chunk's end: some see all keys of a tile that is hidden from their neighbours.
+    Where key_unit tokens share a key, requests have as many keys as else, and so many times the tokens.
     """
     is_decoder = attn_type is AttentionType.DECODER
     flags = _causal_flags(support, rules)
@@ -88,10 +89,11 @@ def batches(
     causal = is_decoder and pick(draw, flags)
     if attn_type.reads_cache and support.long_seq_len is not None and pick(draw, range(ONE_IN)) == ONE_IN - 1:
         return (Request(query_len=1, seq_len=support.long_seq_len * key_unit - pick(draw, (0, 1, 37)), causal=causal),)
-    is_far = attn_type.reads_cache and support.engine.contexts and window_left > max(support.tile_sizes) + 1
-    if is_far and pick(draw, range(ONE_IN_FAR)) == ONE_IN_FAR - 1:
-        request = Request(query_len=1, seq_len=support.max_seq_len - pick(draw, (0, 1, 37)), causal=causal)
-        return (_with_ranges(draw, support, block_size, rules, window_left, chunk, request),)
+    is_far = window_left > max(support.tile_sizes) + 1 or "selection_unit" in rules
+    one_in = ONE_IN_FAR if is_far else ONE_IN_FEW
+    if attn_type.reads_cache and support.engine.contexts and pick(draw, range(one_in)) == one_in - 1:
+        few = _few_requests(draw, support, causal, key_unit)
+        return tuple(_with_ranges(draw, support, block_size, rules, window_left, chunk, request) for request in few)
     is_long = is_decoder and support.engine.contexts and chunk > max(support.tile_sizes) + 1
     if is_long and support.engine.several_queries and pick(draw, range(ONE_IN_CHUNKS)) == ONE_IN_CHUNKS - 1:
         request = _over_an_end(draw, support, chunk, causal)
@@ -125,6 +127,13 @@ def _over_an_end(draw: st.DrawFn, support: Support, chunk: int, causal: bool) ->
     context_len = max(0, end - pick(draw, (1, 37)))
     seq_len = min(context_len + support.max_tokens, support.max_seq_len)
     return Request(query_len=min(support.max_tokens, seq_len), seq_len=seq_len, causal=causal)
+
+
+def _few_requests(draw: st.DrawFn, support: Support, causal: bool, key_unit: int) -> list[Request]:
+    """One or two requests that decode: of as many keys as a step has, or of 5/8 of them, which are split into uneven parts."""
+    shorter = (0, 1, 37, support.max_seq_len * 3 // 8)
+    lengths = [support.max_seq_len - pick(draw, shorter) for _ in range(min(pick(draw, (1, 2)), support.max_tokens))]
+    return [Request(query_len=1, seq_len=max(length, 1) * key_unit, causal=causal) for length in lengths]
 
 
 def _many_requests(draw: st.DrawFn, count: int, causal: bool, key_unit: int) -> tuple[Request, ...]:

@@ -12,7 +12,8 @@ Stage by stage, each is given what the reference makes of the stage before, or w
     gather              the keys of all requests, one behind the other: every byte is one of the cache
     index_logits        each logit that a row sees, within a derived bound (`attn_fuzz.verdict.indexer`)
     select              by the very logits that it is given, which are drawn if the target makes none: half of them are
-                        neighbours in float32. Those that a row does not see hold anything
+                        neighbours in float32. Those that a row does not see hold anything. In some steps it is asked for once
+                        more, and gives the same sets if the target promises that, however ties are broken
     choose              logits and selection in one: the selection could be made of some logits within the bound
 
 In some steps, logits were asked for before, while the cache held other keys: nothing of that step may remain.
@@ -119,6 +120,9 @@ class Stages:
 
     `gather` gets the cache, the indexer, the batch and the number of keys, and returns codes and scales as GatheredKeys has
     them. `index_logits` may return more units than the step has, and `select` entries of any width.
+
+    Args:
+        repeats: whether a selection that is made twice is the same set.
     """
 
     write_index_cache: Callable[[torch.Tensor, torch.Tensor, Indexer, torch.Tensor], object] | None = None
@@ -126,6 +130,7 @@ class Stages:
     index_logits: Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor, Indexer, Batch], torch.Tensor] | None = None
     select: Callable[[torch.Tensor, Indexer, Batch], torch.Tensor] | None = None
     choose: Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor, Indexer, Batch], torch.Tensor] | None = None
+    repeats: bool = False
 
 
 def attention_by(stages: Callable[[], Stages], terms: Terms, numbers: Sequence[str] = NUMBERS) -> AttentionFunction:
@@ -189,6 +194,10 @@ def check(step: IndexStep, stages: Stages, rng: random.Random, device: torch.dev
         selected = stages.select(_moved(given, called.q.device), *arguments).cpu()
         if message := wrong_selection(selected, given, step.indexer, step.batch):
             raise FailedCheckError("value", "selected", message)
+        if stages.repeats and rng.random() < EARLIER:
+            again = stages.select(_moved(given, called.q.device), *arguments).cpu()
+            if not torch.equal(*(units[:, : step.rows].sort(-1).values for units in (selected, again))):
+                raise FailedCheckError("property", "selected", "of the same logits, another set was selected the second time")
     if stages.choose is not None:
         chosen = stages.choose(called.q, called.weights, cache, *arguments).cpu()
         if message := wrong_selection(chosen, oracle.logits, step.indexer, step.batch, oracle.bound):
@@ -545,6 +554,7 @@ REFERENCE_INDEXER = index_target(
         write_index_cache=attn_reference.write_index_cache,
         index_logits=attn_reference.index_logits,
         select=attn_reference.select,
+        repeats=True,
     ),
     EVERY_TERM,
     description="the reference's index cache, logits and selection: a check of the judge",
@@ -584,7 +594,7 @@ def _triton_functions() -> tuple[Callable[..., object], Callable[..., torch.Tens
 
 def _triton_stages() -> Stages:
     write, index_logits, select = _triton_functions()
-    return Stages(write_index_cache=write, index_logits=index_logits, select=select)
+    return Stages(write_index_cache=write, index_logits=index_logits, select=select, repeats=True)
 
 
 def _with_far_rows(

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import click
-import msgspec
 from attn_lab import written
 from attn_lab.options import check_option
 from attn_lab.releases import alarms, machine
@@ -30,6 +29,9 @@ from attn_parity.console import results
 )
 @click.option("--seconds", type=click.FloatRange(1), default=600.0, show_default=True, help="For a target on a release.")
 @click.option(
+    "--seed", type=click.IntRange(0), default=alarms.SEEDS[0], show_default=True, help="Of the cases that --alarms counts."
+)
+@click.option(
     "--alarms",
     "alarms_file",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -42,6 +44,7 @@ def command(
     examples: int,
     picked: tuple[int, ...],
     seconds: float,
+    seed: int,
     alarms_file: Path | None,
     check: bool,
 ) -> int:
@@ -51,9 +54,11 @@ def command(
     """
     kept = machine.results()
     if alarms_file:
-        for line in alarms.run_all(sources, examples, seconds, names, alarms_file) if sources else ():
+        for line in alarms.run_all(sources, examples, seconds, names, alarms_file, seed) if sources else ():
             results.print(line, soft_wrap=True, markup=False)
-        alarms.RESULTS.write_bytes(msgspec.json.encode(alarms.summary(alarms.results(alarms_file))) + b"\n")
+        for line in alarms.run_after(sources, names, alarms_file) if sources else ():
+            results.print(line, soft_wrap=True, markup=False)
+        alarms.keep(seed, alarms_file)
     elif sources:
         machine.know(kept, sources)
         options = {"examples": examples, "seconds": seconds, "only": names, "picked": picked}

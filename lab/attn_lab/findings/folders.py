@@ -12,6 +12,7 @@ of the patch.
 
 import difflib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -55,7 +56,7 @@ def write(findings: Mapping[str, Finding], shown: Mapping[str, Shown], folder: P
             continue
         test = layout.test(name)
         files = {"show.py": text.script(package), "stand_ins.py": text.stand_ins(), str(test): text.test(package)}
-        files["issue.md"] = issue(finding, report, shown[name])
+        files["issue.md"] = issue(finding, report, shown[name], package)
         if changes:
             files["fix.patch"] = changes
         for file, content in files.items():
@@ -65,10 +66,15 @@ def write(findings: Mapping[str, Finding], shown: Mapping[str, Shown], folder: P
         yield f"{name}: {', '.join(sorted(files))}"
 
 
-def issue(finding: Finding, report: Report, shown: Shown) -> str:
-    """A title and a body in the owner's template: harm first."""
-    layout = LAYOUTS[finding.name.partition("-")[0]]
+def issue(finding: Finding, report: Report, shown: Shown, package: Path) -> str:
+    """A title and a body in the owner's template: harm first.
+
+    Args:
+        package: the folder of the sources that the patch is of.
+    """
+    layout = LAYOUTS[package.name]
     test = layout.test(finding.name)
+    version, _, others = finding.seen_in.partition(", and ")
     sent = [f"- {line}" for line in report.sent_by] or ["- no engine that is known"]
     patched = f"`fix.patch` ends it, and shows that its lines are the cause. `{test}` fails before it and passes after it."
     described = [
@@ -76,9 +82,10 @@ def issue(finding: Finding, report: Report, shown: Shown) -> str:
         "",
         finding.what,
         "",
-        f"**Cause.** {finding.cause}",
+        f"**Cause.** {_moved(finding.cause, version, package)}",
         "",
-        f"**Lines** of {finding.seen_in}: {', '.join(f'`{line}`' for line in report.lines)}.",
+        f"**Lines** of {version}: {', '.join(f'`{line}`' for line in report.lines)}.{others and f' Also in {others}.'}",
+        *_patched_lines(report, package),
         f"**Since.** {_sentence(report.since)}",
         "",
         "**Who sends such a call.**",
@@ -86,14 +93,19 @@ def issue(finding: Finding, report: Report, shown: Shown) -> str:
         *sent,
         "",
         patched if report.repair else f"No change of a few lines is known. `{test}` fails.",
+        *([f"`fix.patch` leaves {report.left}."] if report.left else []),
     ]
     reproduced = [
-        "`python show.py` needs torch and Triton. Where the package cannot be imported, as without a GPU, `stand_ins.py` loads",
-        f"its kernels alone. {_sentence(report.confirmed)} It prints",
+        "It needs torch and Triton. Where the package cannot be imported, as without a GPU, `stand_ins.py` loads its kernels",
+        "alone. In this folder, with the package in SOURCES: `PYTHONPATH=SOURCES python show.py`. It prints",
         "",
         "```",
         shown.interpreted.rstrip("\n"),
         "```",
+        "",
+        _sentence(report.confirmed),
+        "",
+        f"The test: `PYTHONPATH=.:SOURCES python -m pytest -p stand_ins --rootdir=. -c {os.devnull} {test}`",
         "",
         f"**Run on.** {' '.join(run_on(report, shown))}",
     ]
@@ -105,8 +117,36 @@ def issue(finding: Finding, report: Report, shown: Shown) -> str:
     return "\n".join(lines)
 
 
+def _moved(text: str, version: str, package: Path) -> str:
+    """A text whose paths are those of the package's sources; lines that it names are those of the version seen."""
+
+    def place(found: re.Match[str]) -> str:
+        file, lines = Path(found[1]), found[2]
+        there = scripts.placed(file, package.parent)
+        return found[0] if there == file else f"{there} ({lines} of {version})" if lines else str(there)
+
+    return re.sub(rf"\b({package.name}/[\w/]+\.py)(?::([\d-]+(?:(?:,| and) [\d-]+)*))?", place, text)
+
+
+def _patched_lines(report: Report, package: Path) -> list[str]:
+    """Where the patch changes sources of AITER's repository, of which a wheel has no lines."""
+    if not (package.parent / ".git").exists():
+        return []
+    ask, found = ["git", "-C", package.parent, "rev-parse", "--short=8", "HEAD"], {}
+    commit = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    for named, repair in report.changes():
+        file = scripts.placed(named, package.parent)
+        text = (package.parent / file).read_text(encoding="utf-8")
+        starts = [each.start() for each in re.finditer(re.escape(repair.old.strip("\n")), text)]
+        found |= {f"`{file}:{text.count(chr(10), 0, start) + 1}`": None for start in starts}
+    return [f"**Lines that `fix.patch` changes** in the repository at {commit}: {', '.join(found)}."] if found else []
+
+
 def run_on(report: Report, shown: Shown) -> Iterator[str]:
     """Sentences that say on what the script ran."""
+    if not report.launches:
+        yield "A CPU. The script launches no kernel of the package."
+        return
     yield "A CPU, by Triton's interpreter" + (", which was made to cut operands as the GPU does." if report.gpu else ".")
     if shown.compiled is not None:
         yield f"Compiled for {scripts.ARCHITECTURE}, on an emulator of its instructions."

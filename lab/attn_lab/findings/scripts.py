@@ -75,6 +75,7 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
             does so where there is no GPU. None: the finding shows on a CPU.
         launches: whether the script launches kernels.
         needs: a file that the source must have; a source without it has not the finding. None: any has it.
+        left: what the repair does not change, though it has the bug, too.
         repair: changes with which the script no longer shows the finding. They show that the lines are the cause, and are no
             patch. Empty: no change of a few lines was found.
     """
@@ -90,6 +91,7 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
     gpu: str | None = None
     launches: bool = True
     needs: str | None = None
+    left: str = ""
     repair: list[Repair] = []
 
     def __post_init__(self) -> None:
@@ -220,7 +222,7 @@ def changed(reports: Iterable[Report], sources: Path) -> dict[Path, str]:
     """
     texts: dict[Path, str] = {}
     for named, repair in (each for report in reports for each in report.changes()):
-        file = _placed(named, sources)
+        file = placed(named, sources)
         text = texts.get(file) or (sources / file).read_text(encoding="utf-8")
         if repair.old not in text:
             raise ValueError(f"{file}: there is no {repair.old!r}")
@@ -228,7 +230,7 @@ def changed(reports: Iterable[Report], sources: Path) -> dict[Path, str]:
     return texts
 
 
-def _placed(file: Path, sources: Path) -> Path:
+def placed(file: Path, sources: Path) -> Path:
     """A file of a report where the release in `sources` has it: AITER moved its kernels of attention to a folder."""
     moved = file.with_name("attention") / file.name
     return moved if not (sources / file).is_file() and (sources / moved).is_file() else file

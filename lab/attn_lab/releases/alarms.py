@@ -1,7 +1,8 @@
 """Runs every interpreted target of a package on every release of it, and counts the failures that no finding explains.
 
 Each target draws by what it declares of the release, and runs on it, as `attn-parity fuzz` does. A release runs in a process of
-its own, since targets read a release once. alarms.toml says what somebody who read the release's code takes failures for.
+its own, since targets read a release once. alarms.toml says what somebody who read the release's code takes failures for, and
+which release mends it. Each failing case then runs on that release: it is mended if it agrees there.
 """
 
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+from attn_fuzz.cases import case_file
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.findings.finding import explanation
 from attn_fuzz.run import prepared, shard
@@ -21,7 +23,8 @@ from attn_parity.drift.sides import Failed
 
 RESULTS = machine.RESULTS.with_name("releases-alarms.json")
 READ = Path(__file__).with_name("alarms.toml")
-SEED = 54
+SEEDS = (54, 5477)
+"""False alarms of the first were mended, and its cases ran again. The second was drawn after that, and counted once."""
 WHAT = ("mended", "false alarm", "not read")
 """`mended` is a defect that a later release has not. `not read` is what no entry of alarms.toml is about."""
 
@@ -36,12 +39,21 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kinds: list[str] = []
 
 
-class Alarm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A failing case that no finding explains: its number in the draw, the kind of its verdict, and what the verdict says."""
+class Alarm(msgspec.Struct, forbid_unknown_fields=True):
+    """A failing case that no finding explains.
+
+    Attributes:
+        index: its number in the draw.
+        kind, message: of its verdict.
+        case: its file.
+        after: the release that mends it, and what the verdict there is of: a known finding, by name, or else its kind.
+    """
 
     index: int
     kind: str
     message: str
+    case: str = ""
+    after: tuple[str, str] = ("", "")
 
 
 class Counted(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
@@ -80,12 +92,23 @@ def results(file: Path) -> Kept:
     return msgspec.json.decode(file.read_bytes(), type=Kept) if file.is_file() else {}
 
 
+def keep(seed: int, file: Path) -> None:
+    """Put the summary of what FILE holds in the place of the seed's."""
+    kept = summaries() | {seed: summary(results(file))}
+    RESULTS.write_bytes(msgspec.json.encode(dict(sorted(kept.items()))) + b"\n")
+
+
+def summaries() -> dict[int, dict[str, Summary]]:
+    """By seed and target."""
+    return msgspec.json.decode(RESULTS.read_bytes(), type=dict[int, dict[str, Summary]]) if RESULTS.is_file() else {}
+
+
 def summary(kept: Kept) -> dict[str, Summary]:
     """Of the targets that ran anywhere."""
-    entries, found = msgspec.convert(msgspec.toml.decode(READ.read_bytes())["alarm"], list[Entry]), {}
+    read, found = entries(), {}
     for name, by_release in sorted(kept.items()):
         ran = {release: counted for release, counted in by_release.items() if counted.examples}
-        told = [_read_as(entries, name, release, alarm.kind) for release, each in ran.items() for alarm in each.alarms]
+        told = [_read_as(read, name, release, alarm) for release, each in ran.items() for alarm in each.alarms]
         known, left_out = (sum(sum(getattr(each, field).values()) for each in ran.values()) for field in ("known", "left_out"))
         if ran:
             cases = sum(each.examples for each in ran.values())
@@ -93,35 +116,47 @@ def summary(kept: Kept) -> dict[str, Summary]:
     return found
 
 
-def _read_as(entries: Sequence[Entry], name: str, release: str, kind: str) -> str:
-    for each in entries:
-        is_of_kind = kind in (each.kinds or (kind,))
-        if name in each.targets and is_of_kind and machine.version(release) < machine.version(each.before):
-            return each.what
-    return WHAT[-1]
+def entry_of(entries: Sequence[Entry], name: str, release: str, kind: str) -> Entry | None:
+    def is_about(entry: Entry) -> bool:
+        is_of_kind = kind in (entry.kinds or (kind,))
+        return name in entry.targets and is_of_kind and machine.version(release) < machine.version(entry.before)
+
+    return next(filter(is_about, entries), None)
 
 
-def run_all(sources: Path, examples: int, seconds: float, only: Sequence[str], file: Path) -> Iterator[str]:
+def _read_as(entries: Sequence[Entry], name: str, release: str, alarm: Alarm) -> str:
+    entry = entry_of(entries, name, release, alarm.kind)
+    fails_after = alarm.after[1] not in ("", "agree") and "-" not in alarm.after[1]
+    return WHAT[-1] if entry is None or (entry.what == WHAT[0] and fails_after) else entry.what
+
+
+def entries() -> list[Entry]:
+    return msgspec.convert(msgspec.toml.decode(READ.read_bytes())["alarm"], list[Entry])
+
+
+def run_all(sources: Path, examples: int, seconds: float, only: Sequence[str], file: Path, seed: int) -> Iterator[str]:
     """Go on with each target on each release in a folder, up to a number of cases or a time for each."""
     for package in machine.PACKAGES:
         names = [name for name in registry.packages()[package].places if not only or name in only]
         for release in machine.releases(sources, package) if names else ():
             with machine.on(sources, package, release):
-                process = prepared.start("cpu", _run_release, package, release, names, examples, seconds, file)
+                process = prepared.start("cpu", _run_release, package, release, names, examples, seconds, file, seed)
             process.join()
             yield f"{package} {release}"
 
 
-def _run_release(package: str, release: str, names: Sequence[str], examples: int, seconds: float, file: Path) -> None:
+def _run_release(
+    package: str, release: str, names: Sequence[str], examples: int, seconds: float, file: Path, seed: int
+) -> None:
     for name in names:
         kept = results(file)
         counted = kept.setdefault(name, {}).setdefault(release, Counted())
         if counted.examples < examples and not counted.error:
-            _run(name, package, counted, examples, seconds)
+            _run(name, package, counted, examples, seconds, seed)
             file.write_bytes(msgspec.json.encode(dict(sorted(kept.items()))) + b"\n")
 
 
-def _run(name: str, package: str, counted: Counted, examples: int, seconds: float) -> None:
+def _run(name: str, package: str, counted: Counted, examples: int, seconds: float, seed: int) -> None:
     try:
         target = registry.load(name)
         counted.error = machine.line((target.unavailable and target.unavailable("cpu")) or "")
@@ -129,7 +164,7 @@ def _run(name: str, package: str, counted: Counted, examples: int, seconds: floa
             return
         with tempfile.TemporaryDirectory() as folder:
             plan = FuzzPlan(
-                target=name, device="cpu", examples=machine.MOST_EXAMPLES, first=examples, seed=SEED, folder=Path(folder)
+                target=name, device="cpu", examples=machine.MOST_EXAMPLES, first=examples, seed=seed, folder=Path(folder)
             )
             cases, until = shard.drawn(plan)[counted.examples :], time.monotonic() + seconds
             with shard.start_executor(plan) as executor:
@@ -144,8 +179,48 @@ def _run(name: str, package: str, counted: Counted, examples: int, seconds: floa
                     if why:
                         counted.left_out[machine.line(why)] = counted.left_out.get(machine.line(why), 0) + 1
                     elif verdict.failed and not finding:
-                        counted.alarms.append(Alarm(counted.examples, verdict.kind, machine.line(verdict.message)))
+                        counted.alarms.append(
+                            Alarm(counted.examples, verdict.kind, machine.line(verdict.message), case_file.dumps(case))
+                        )
                     counted.examples += 1
     except (Exception, SystemExit) as error:  # of a release that an adapter was not written for
         why = machine.line(str(error).strip().rpartition("\n")[2])
         counted.error = why if isinstance(error, ExecutorError) else f"{type(error).__name__}: {why}"
+
+
+def run_after(sources: Path, only: Sequence[str], file: Path) -> Iterator[str]:
+    """Run each failing case on the release that mends it, by alarms.toml."""
+    for name in only or [*results(file)]:
+        package = next(package for package in machine.PACKAGES if name in registry.packages()[package].places)
+        waiting = _waiting(name, results(file), machine.releases(sources, package))
+        for later in sorted(set(waiting.values()), key=machine.version):
+            cases = [case for case, release in waiting.items() if release == later]
+            with machine.on(sources, package, later):
+                process = prepared.start("cpu", _run_after, name, later, cases, file)
+            process.join()
+            yield f"{name} {later}"
+
+
+def _waiting(name: str, kept: Kept, known: Sequence[str]) -> dict[tuple[str, int], str]:
+    """The release that mends a failing case and on which it has not run, by its release and number."""
+    read, found = entries(), {}
+    for release, counted in kept.get(name, {}).items():
+        for alarm in counted.alarms:
+            entry = entry_of(read, name, release, alarm.kind)
+            later = next((each for each in known if entry and machine.version(each) >= machine.version(entry.before)), None)
+            if later and alarm.after[0] != later:
+                found[release, alarm.index] = later
+    return found
+
+
+def _run_after(name: str, later: str, cases: Sequence[tuple[str, int]], file: Path) -> None:
+    kept = results(file)
+    with tempfile.TemporaryDirectory() as folder:
+        plan = FuzzPlan(target=name, device="cpu", examples=1, first=1, seed=0, folder=Path(folder))
+        with shard.start_executor(plan) as executor:
+            for release, counted in kept[name].items():
+                for alarm in (each for each in counted.alarms if (release, each.index) in cases):
+                    verdict = executor.run(case := case_file.loads(alarm.case), exactly=False)
+                    finding = explanation(registry.load(name).findings_on("cpu"), case, verdict)
+                    alarm.after = later, finding.name if finding else verdict.kind
+    file.write_bytes(msgspec.json.encode(kept) + b"\n")

@@ -93,6 +93,16 @@ def test_other_contents_keep_the_blocks_of_each_request(case):
             assert found == own if other & {*own} else found == own[::-1][: len(found)]
 
 
+def test_other_contents_select_other_units(step_case):
+    step = tensors.build(replace(step_case, selection_unit=1))
+    own = step.batch.selected.clone()
+    with earlier.changed(step, "contents") as other:
+        assert not torch.equal(other.batch.selected, own)
+    # before an interpreted call no request owns a row
+    with earlier.without_queries(step), earlier.changed(step, "contents") as other:
+        assert (other.batch.selected == -1).all()
+
+
 @few
 @given(case=cases("triton-write", SMALL))
 def test_a_change_of_a_write_is_of_that_write_and_nothing_is_left_behind(case):
@@ -300,6 +310,7 @@ def test_the_shrinker_first_drops_all_earlier_calls(step_case):
     [
         ("KEEPS_WINDOW", {"window", "no window"}),
         ("KEEPS_TABLE", {"contents"}),
+        ("KEEPS_SELECTION", {"contents"}),
         ("KEEPS_SINKS", {"contents"}),
         ("KEEPS_STRIDES", CHANGES),
     ],

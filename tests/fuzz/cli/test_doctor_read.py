@@ -52,7 +52,8 @@ def test_the_patch_gives_the_table_what_is_faster_beyond_the_spread(read, tmp_pa
         d=pair_of(PREFILL, 1.5),
         e=pair_of(PREFILL, 0.8),
     )
-    chosen = {line.split()[0]: line.split()[-1] for line in text.splitlines()[1:6]}
+    rows = [line.split() for line in text.splitlines() if line[:2] in ("a ", "b ", "c ", "d ", "e ")]
+    chosen = {row[0]: row[-1] for row in rows}
     assert chosen == {"a": "2", "b": "1", "c": "1", "d": "2", "e": "1"}
     place = tmp_path / "optimized/attn_optimized/launch/table/gfx942.json"
     place.parent.mkdir(parents=True)
@@ -81,6 +82,12 @@ def test_what_changes_no_table_says_why(pairs, words, read):
     text = read(**pairs)
     assert words in text
     assert "+++" not in text
+
+
+def test_each_section_stands_beside_what_is_expected_of_it(read):
+    text = read(a=pair_of(DECODE, 1.5))
+    assert [line.split()[:2] for line in text.splitlines()[:2]] == [["section", "result"], ["machine", "written"]]
+    assert "the GPU or the emulator is" in text
 
 
 def test_a_launch_with_stages_of_its_own_says_nothing_of_the_entry(read):

@@ -5,7 +5,7 @@ import contextlib
 import msgspec
 import pytest
 import torch
-from attn_fuzz.interpreted import new_memory
+from attn_fuzz.interpreted import eager, new_memory
 from attn_fuzz.run.attempt import own_state
 
 SHAPE = (3, 5)
@@ -68,3 +68,12 @@ def test_half_of_the_seeds_give_numbers_and_0_gives_nan(step_case):
     assert 70 < sum(numbers) < 130
     with own_state(cases[numbers.index(True)]):
         assert (torch.empty(2) > 1).all()
+
+
+def test_a_list_comes_back_from_a_mode_with_an_empty_tensor_for_each_that_is_undefined():
+    """As C++ returns one. Torch raises where a mode hands None back."""
+    given = torch.ones(2)
+    one, none = eager.returned([given, None])
+    assert one is given
+    assert none.numel() == 0
+    assert eager.returned((given, None)) == (given, None)

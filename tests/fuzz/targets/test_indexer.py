@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ RIGHT = Stages(
     gather=lambda cache, made, batch, count: gathered_keys(cache, made, batch, batch.num_actual_tokens)[:2],
     index_logits=attn_reference.index_logits,
     select=attn_reference.select,
+    repeats=True,
 )
 SMALL: dict[str, Any] = {
     "group_sizes": (4, 1),
@@ -192,6 +194,13 @@ def _without_ties(logits: torch.Tensor, k: int) -> list[int]:
     return (logits > least).nonzero().flatten().tolist()
 
 
+def ties_in_turns() -> Callable[..., torch.Tensor]:
+    """The first of equal logits, the next time the last: each set is right."""
+    calls = itertools.count()
+    last_first = of_rows(lambda logits, k: [len(logits) - 1 - unit for unit in _ranked(logits.flip(0))])
+    return lambda *arguments: (last_first if next(calls) % 2 else attn_reference.select)(*arguments)
+
+
 def reads_beyond(logits, made: Indexer, batch) -> torch.Tensor:
     """One unit that the row does not see competes, too."""
     selected = attn_reference.select(logits, made, batch)
@@ -229,6 +238,7 @@ PLANTED = {
     "keys of an earlier step": ("every", {"index_logits": of_an_earlier_step()}),
     "q in the float8 of the cache": ("every", {"index_logits": q_as_the_cache}),
     "ties in arrival order": ("every", {"select": of_rows(_in_arrival_order)}),
+    "other ties each time": ("every", {"select": ties_in_turns(), "repeats": True}),
     "no ties": ("every", {"select": of_rows(_without_ties)}),
     "ranked in float16": ("every", {"select": of_rows(lambda logits, k: _ranked(logits.half()))}),
     "one unit beyond": ("every", {"select": reads_beyond}),

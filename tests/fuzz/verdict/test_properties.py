@@ -15,7 +15,6 @@ from attn_fuzz.cases import contradictions, tensors
 from attn_fuzz.cases.case import Cache, Case, CaseError, Request, Values
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties import Property, batch_composition, chunked_prefill
-from attn_fuzz.properties.memory import GARBAGE
 from attn_fuzz.run.trial import PROPERTIES_OF_CASE, try_case
 from attn_fuzz.targets import registry, triton
 from attn_fuzz.targets.reference import REFERENCE_FP32
@@ -44,6 +43,7 @@ ALL = (
     properties.forgotten_keys(ERROR),
     properties.split_keys(ERROR),
     properties.order_of_selection(ERROR),
+    properties.all_selected(ERROR),
 )
 replace = msgspec.structs.replace
 
@@ -323,14 +323,15 @@ FAULTS: dict[str, tuple[Case, Callable[[Call], object], set[str]]] = {
     "an anchor": (WINDOWED, lambda c: c.anchor_alibi_at_the_first_key(), {"forgotten keys"}),
     "the first entry": (
         SELECTED,
-        lambda c: c.scale_out(1.5, bool((c.batch.selected[..., 0] < 0).all())),
+        lambda c: c.scale_out(1.5, c.batch.selected is not None and bool((c.batch.selected[..., 0] < 0).all())),
         {"order of selection"},
     ),
     "values that nobody selects": (
         replace(SELECTED, selected="some"),
-        lambda c: c.next_up(bool((c.v[c.batch.block_table[0, 0]] == GARBAGE).any())),
+        lambda c: c.next_up(bool(c.v[c.batch.block_table[0, 0]].isnan().any())),
         {"garbage"},
     ),
+    "no selection": (SELECTED, lambda c: c.scale_out(1.5, c.batch.selected is None), {"all selected"}),
     "the number of keys": (SEEN, lambda c: c.count_keys(), {"split keys", "chunked prefill"}),
 }
 

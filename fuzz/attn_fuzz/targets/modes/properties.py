@@ -86,3 +86,5 @@ def _of_support(
         yield properties.split_keys(error)
     if "selection_unit" in rules:
         yield properties.order_of_selection(error)
+    if "selection_unit" in rules and "selection_unit" not in support.required_rules:
+        yield properties.all_selected(error)

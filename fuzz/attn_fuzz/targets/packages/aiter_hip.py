@@ -301,7 +301,8 @@ def _window_with_alibi(case: Case) -> str | None:
 
 
 def _ragged_support(architecture: str) -> Support:
-    engine = dataclasses.replace(sglang_package.ENGINE, query_lens=("one",), other_scales=False)
+    # it takes no stride of heads, and SGLang hands it a view of dense rows (aiter_backend.py:4865)
+    engine = dataclasses.replace(sglang_package.ENGINE, query_lens=("one",), other_scales=False, unlike_strides=(False,))
     return _support(
         architecture,
         layouts=(sglang_package.LAYOUT,),

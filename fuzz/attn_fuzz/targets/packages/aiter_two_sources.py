@@ -21,7 +21,7 @@ from attn_fuzz.findings import aiter
 from attn_fuzz.interpreted.aiter import ARCHITECTURE
 from attn_fuzz.targets.packages import aiter_gluon
 from attn_fuzz.targets.packages.aiter_gluon import GLUON, HOST
-from attn_fuzz.targets.packages.aiter_sparse import AITER_DECODE_SPARSE, sparse_target
+from attn_fuzz.targets.packages.aiter_sparse import AITER_DECODE_SPARSE, ENGINE, sparse_target
 from attn_fuzz.targets.packages.aiter_sparse import FILES as DECODE
 from attn_fuzz.targets.packages.declaring import choose_config
 from attn_fuzz.targets.packages.latent_rows import ENTRIES, dealt, over_slots, ragged, shuffled, two_caches
@@ -123,6 +123,8 @@ AITER_GLUON_PREFILL_SPARSE = _prefill_target(
     "AITER's pa_prefill_sparse in Gluon, over the tokens that each row selects",
     ("gfx950",),
     rounding=Rounding(keys_per_tile=64, splits=256, dot_is_chained=True, merged_parts=5),
+    # as for mla_gluon itself: Triton compiles no loads into LDS of rows that are not aligned
+    engine=dataclasses.replace(ENGINE, empty_selections=False, padding=(0, 32)),
     latent=LatentSizes(widths=((512, 0),), group_sizes=(16, 8, 32, 96), block_sizes=(16, 1, 64)),
     findings=aiter.GLUON_PREFILL_SPARSE,
 )
