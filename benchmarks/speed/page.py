@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterator, Sequence
 
-from attn_lab.written import PAGES, table
+from attn_lab.pages import PAGES, table
 from attn_parity.timing import Spread
 
 from benchmarks.host.results import HostRun

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from attn_lab.binaries.results import Results
-from attn_lab.written import PAGES, table
+from attn_lab.pages import PAGES, table
 from attn_parity.binaries.rows import Execution, shown
 
 PAGE = PAGES / "binaries.md"

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from attn_fuzz.errors import InputError
 from attn_lab import csv_file
-from attn_lab.written import PAGES
+from attn_lab.pages import PAGES
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.build import Job
 from attn_parity.binaries.facts import Facts

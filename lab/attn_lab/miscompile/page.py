@@ -8,7 +8,7 @@ import msgspec
 from attn_fuzz import inputs
 from attn_lab import csv_file
 from attn_lab.miscompile.operators import OPERATORS
-from attn_lab.written import PAGES, table
+from attn_lab.pages import PAGES, table
 
 DATA = PAGES / "miscompiled.csv"
 COLUMNS = ("mutant", "found by", "change", "source")
