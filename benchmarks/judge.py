@@ -28,11 +28,9 @@ from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.judge import judge as judged
 from attn_fuzz.verdict.rounding import Rounding
-from attn_lab import written
+from attn_lab.pages import PAGES, table, write_or_check
 from rich.console import Console
 from rich.table import Table
-
-from benchmarks import PAGES
 
 BLOCK_SIZE, HEAD_SIZE, GROUP_SIZE = 16, 64, 2
 LENGTHS = [128 << (2 * i) for i in range(5)]
@@ -88,7 +86,7 @@ def _rows(counts: Mapping[str, Sequence[int]]) -> Iterator[tuple[object, ...]]:
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is not what the files make.")
 def page(check: bool) -> None:
     """Write judge-measured.md from the files that the other commands write."""
-    sys.exit(written.settle({PAGE: "\n".join(_page()) + "\n"}, "python -m benchmarks judge page", checks=check))
+    sys.exit(write_or_check({PAGE: "\n".join(_page()) + "\n"}, "python -m benchmarks judge page", checks=check))
 
 
 def _runs() -> list[Path]:
@@ -108,7 +106,7 @@ def _page() -> Iterator[str]:
     runs = [inputs.read_json(path) for path in _runs()]
     rows = ((f"`{run['target']}` on {run['device']}", run["examples"], *run["rows"][0][3:]) for run in runs)
     columns = ("run", "examples", "elements", "half are below", "99 % are below", "all are below")
-    yield from written.table(columns, rows, columns[1:])
+    yield from table(columns, rows, columns[1:])
     yield from _one_key_among_n()
     yield from (
         "",
@@ -122,7 +120,7 @@ def _page() -> Iterator[str]:
         yield from ("", f"### `{run['target']}` on {run['device']}: {run['examples']} examples", "")
         yield f"{versions}; seeds {', '.join(map(str, run['seeds']))}."
         columns = ("tensor", "dtype", "phase", "elements", "50 %", "99 %", "largest")
-        yield from ("", *written.table(columns, run["rows"][1:], columns[3:]))
+        yield from ("", *table(columns, run["rows"][1:], columns[3:]))
 
 
 def _one_key_among_n() -> Iterator[str]:
@@ -139,7 +137,7 @@ def _one_key_among_n() -> Iterator[str]:
         "",
     )
     numbers = [f"n = {n}" for n in LENGTHS]
-    yield from written.table(("dtype", "values", *numbers), found["rows"], numbers)
+    yield from table(("dtype", "values", *numbers), found["rows"], numbers)
     yield from ("", f"`python -m benchmarks judge sensitivity --seeds {found['seeds']}`")
 
 

@@ -29,6 +29,11 @@ if _HAS_FUZZER:
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("attn-parity's own tests")
     group.addoption("--malformed", type=_seeds, default=range(20), metavar="A:B", help="seeds of malformed files (0:20)")

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from attn_fuzz.targets.modes import ARCHITECTURES
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "generated" / "nightly.json"
 PAGE = ROOT / "tests" / "README.md"
@@ -23,7 +25,6 @@ NOTES = ROOT / "attn-parity-runs"
 MOST_SECONDS = 150 * 60
 BEGIN, END = "<!-- nightly -->\n", "<!-- end of nightly -->\n"
 ENGINE = ("llama", "mistral", "gemma2", "gemma3", "gpt_oss", "qwen3_moe", "glm4", "cohere2", "gemma3n", "smollm3")
-AMD = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
 
 
 def _tests() -> Iterator[str]:
@@ -73,15 +74,15 @@ def _launches() -> Iterator[str]:
 
 
 def _emulated() -> Iterator[str]:
-    for architecture in AMD:
+    for architecture in ARCHITECTURES:
         yield f"python -m attn_lab binaries --run --write --arch {architecture}"
 
 
 def _emulated_drawn() -> Iterator[str]:
-    for architecture in AMD:
+    for architecture in ARCHITECTURES:
         examples = 300 if architecture == "gfx942" else 100
         yield f"attn-parity fuzz --target triton@{architecture} --examples {examples} --corpus none"
-    yield f"python -m attn_lab binaries --drawn 60 --arch {','.join(AMD)}"
+    yield f"python -m attn_lab binaries --drawn 60 --arch {','.join(ARCHITECTURES)}"
 
 
 PARTS = {

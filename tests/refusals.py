@@ -9,8 +9,14 @@ import pytest
 import torch
 from attn_contract import AttentionType, Layout
 
+
+def every_other(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, with stride 2 in the last dimension."""
+    return torch.stack([tensor, tensor], dim=-1)[..., 0]
+
+
 NAMES: dict[str, Any] = {
-    **{made.__name__: made for made in (torch.zeros, torch.ones, torch.tensor, torch.full)},
+    **{made.__name__: made for made in (torch.zeros, torch.ones, torch.tensor, torch.full, every_other)},
     "np": np,
     "torch": torch,
     **Layout.__members__,

@@ -7,10 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click
+from attn_lab.pages import PAGES
 from attn_parity.options import cpu_workers_option
 from rich.console import Console
 
-from benchmarks import PAGES
 from benchmarks.options import aiter_option, vllm_option
 
 PAGE, FOLDER = PAGES / "peers.md", PAGES / "peers"
@@ -94,7 +94,7 @@ def peers(
 
 def _settle(*, check: bool) -> int:
     from attn_fuzz.errors import InputError
-    from attn_lab import written
+    from attn_lab.pages import write_or_check
 
     from benchmarks.peers import tables
     from benchmarks.peers.results import read
@@ -103,7 +103,7 @@ def _settle(*, check: bool) -> int:
         found = {name: read(FOLDER / f"{name}.csv", kind.facts) for name, kind in tables.KINDS.items()}
     except InputError as error:
         raise click.UsageError(f"{error}; python -m benchmarks peers --write writes it") from error
-    return written.settle({PAGE: tables.page(found)}, "python -m benchmarks peers --write", checks=check)
+    return write_or_check({PAGE: tables.page(found)}, "python -m benchmarks peers --write", checks=check)
 
 
 def _found_peers(vllm: Path | None, aiter: Path | None) -> tuple[Peers, list[str]]:

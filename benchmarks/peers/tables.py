@@ -8,7 +8,7 @@ from statistics import median
 from typing import NamedTuple
 
 from attn_amdgcn.counts import CLASSES, COUNTED
-from attn_lab.written import table
+from attn_lab.pages import table
 from attn_parity.binaries.facts import Facts
 
 from benchmarks.peers.loops import bounds_of, cycles_of

@@ -148,7 +148,7 @@ def page(files: tuple[Path, ...], check: bool) -> None:
 
     Of a run on drawn cases, and of one of other cases, the newest of each machine is kept.
     """
-    from attn_lab import written
+    from attn_lab.pages import write_or_check
 
     from benchmarks.speed import page, performance
 
@@ -159,4 +159,4 @@ def page(files: tuple[Path, ...], check: bool) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     texts = {page.DATA: performance.text(runs), page.PAGE: page.text(runs)}
-    sys.exit(written.settle(texts, "python -m benchmarks page", checks=check))
+    sys.exit(write_or_check(texts, "python -m benchmarks page", checks=check))

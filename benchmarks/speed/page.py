@@ -3,10 +3,9 @@
 import statistics
 from collections.abc import Iterator, Sequence
 
-from attn_lab.written import table
+from attn_lab.pages import PAGES, table
 from attn_parity.timing import Spread
 
-from benchmarks import PAGES
 from benchmarks.host.results import HostRun
 from benchmarks.speed.cases import CASES
 from benchmarks.speed.participants import FA3, OURS, PAGED, PEERS, SDPA, TRITON

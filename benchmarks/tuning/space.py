@@ -7,6 +7,7 @@ from typing import Literal
 
 from attn_contract import ContractError
 from attn_optimized.launch.table import Parameters, Phase
+from attn_parity.binaries.architectures import ARCHITECTURES
 
 from benchmarks.tuning.classes import CallClass
 
@@ -79,14 +80,14 @@ SPACES: dict[Vendor, dict[Phase, Space]] = {
     },
 }
 TILE, OPTIONS = ("block_m", "block_n", "num_warps"), ("num_stages", "maxnreg", "waves_per_eu")
-TOLD = ("num_stages", "waves_per_eu")
-"""The options of which an AMD binary tells something."""
+SHOWN_BY_BINARIES = ("num_stages", "waves_per_eu")
+"""The options whose effect an AMD binary shows."""
 SPLITS = tuple(_SPLITS)
 LANES = {"nvidia": 32, "cdna": 64, "rdna": 32}
 REGISTERS = {"nvidia": 255, "cdna": 512, "rdna": 256}
 """The most registers of a thread, accumulation registers included."""
-DERIVABLE = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
-"""Whose binaries' facts are known to say which is better."""
+DERIVABLE = tuple(name for name in ARCHITECTURES if name.startswith("gfx"))
+"""The architectures whose candidates can be ranked by the facts of their binaries."""
 
 
 def vendor_of(architecture: str) -> Vendor:

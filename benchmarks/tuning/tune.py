@@ -16,7 +16,7 @@ from benchmarks.tuning.facts import Facts
 from benchmarks.tuning.ranking import best, prune, rank
 from benchmarks.tuning.results import Candidate, Search, Tuning
 from benchmarks.tuning.search import BEST_TILES, FIRST_CASES, STAGES, ClassSearch, decide, gain, judge, time_stage
-from benchmarks.tuning.space import TILE, TOLD, variants, with_as_many_waves
+from benchmarks.tuning.space import SHOWN_BY_BINARIES, TILE, variants, with_as_many_waves
 from benchmarks.tuning.table import entry_of
 
 END_OF = {"tiles": 0.3, "options": 0.5, "splits": 0.7, "all": 0.93, "judge": 1.0}
@@ -86,7 +86,7 @@ def derive(
         found = Search(name=call_class.name, candidates=[Candidate(parameters=today)])
         run.classes.append(found)
         deadline = time.monotonic() + left / (len(by_class) - i)
-        for names in (TOLD, TILE, TOLD):
+        for names in (SHOWN_BY_BINARIES, TILE, SHOWN_BY_BINARIES):
             if time.monotonic() >= deadline:
                 break
             bases = [each.parameters for each in best(found, run.architecture, BEST_TILES)] or [today]

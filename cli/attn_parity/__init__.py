@@ -78,7 +78,7 @@ class Commands(click.Group):
         if cmd_name not in self.words:
             return None
         with interrupts_end_the_process():
-            return importlib.import_module(self.module.format(cmd_name)).command
+            return importlib.import_module(self.module.format(cmd_name.replace("-", "_"))).command
 
     def invoke(self, ctx: click.Context) -> Any:
         """click would make an interruption of an EOFError, and a mismatch, exit code 1, of a broken pipe."""

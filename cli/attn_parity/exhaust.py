@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from attn_fuzz import report
+from attn_fuzz import outputs, report
 from attn_fuzz.errors import ExecutorError, InputError
 from attn_fuzz.exhaustive import ledger, run
 from attn_fuzz.exhaustive.ledger import Ended, Ledger, RunOf
@@ -53,7 +53,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-FOLDER = Path("attn-parity-runs")
 REASONS = 4
 """The number of reasons for leaving calls out that are printed for each part."""
 _SCOPES = " ".join(f"{scope.name}: {scope.what}." for scope in SCOPES.values())
@@ -75,7 +74,7 @@ _SCOPES = " ".join(f"{scope.name}: {scope.what}." for scope in SCOPES.values())
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
-    default=FOLDER,
+    default=outputs.RUNS,
     show_default=True,
     help="Where failing cases go, and the ledger from which an interrupted run goes on.",
 )

@@ -51,7 +51,6 @@ from attn_parity.options import (
 from hypothesis.database import ExampleDatabase
 
 PROFILES = {"ci": 300, "nightly": 40_000, "soak": 1_000_000}
-FOLDER = Path("attn-parity-runs")
 MOST_EXAMPLES, MINUTES = 100_000, 10.0
 """Minutes of a run that keeps going, by default."""
 DRAWING = 2 / 3
@@ -101,7 +100,7 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
     "--report",
     "report_folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help=f"Write a page about the run and failing cases into this folder; default: no page, cases into {FOLDER}.",
+    help=f"Write a page about the run and failing cases into this folder; default: no page, cases into {outputs.RUNS}.",
 )
 @corpus_option
 @click.option(
@@ -148,7 +147,7 @@ def command(
         return managers.fuzz(manager, examples or PROFILES[profile], seed)
     if len(names) > 1 and not keep_going:
         raise click.UsageError("--target: several targets take turns in a run with --keep-going")
-    folder = report_folder or FOLDER
+    folder = report_folder or outputs.RUNS
     check_writable(json_file, made=folder)
     with executors.chosen(address, needs, working_dir, names, device, workers) as executor:
         check_exact(bool(exactly), executor.device)

@@ -17,9 +17,6 @@ from attn_parity.cpus import usable_cpus
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-PAGES = Path("docs/generated")
-"""The folder in which commands write their pages, relative to the repository's root."""
-
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
     from attn_fuzz.targets.target import Target

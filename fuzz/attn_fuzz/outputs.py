@@ -17,6 +17,9 @@ from attn_fuzz import inputs
 from attn_fuzz.errors import InputError
 from attn_fuzz.text import one_line
 
+RUNS = Path("attn-parity-runs")
+"""The folder in which commands leave the files of their runs, unless they are told another one."""
+
 
 def write(path: Path, content: bytes | str) -> None:
     """Write a file in one step. If the disk is full, an old file stays as it was, and a new file is not created.

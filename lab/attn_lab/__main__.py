@@ -12,7 +12,7 @@ GROUPS = {
     "Pages of docs/generated": {
         "binaries": "Compile the launches that ship, hold them to budgets, and run AMD's on the emulator.",
         "instructions": "Say which instructions of other packages' kernels the emulator does not know.",
-        "model_types": "Write the table of transformers' model types that `attn-parity select` answers.",
+        "model-types": "Write the table of transformers' model types that `attn-parity select` answers.",
         "matrix": "Write coverage.md and backends.md: what is supported, and what the fuzzer draws.",
         "findings": "Run the scripts of findings, and write the table of findings.",
         "releases": "Say which fixes of others the fuzzer shows, on releases of their packages.",

@@ -39,19 +39,11 @@ def refuse_miscompiled(assembly: str, architecture: str) -> None:
         UnsupportedError: pyyaml is missing, or the code has what nobody can read, so nobody can look.
     """
     if early := early_writes(assembly):
-        raise MiscompiledError(
-            "attn_optimized.miscompiled",
-            f"what Triton {triton.__version__} makes of a kernel for {architecture}",
-            f"LLVM writes registers while lanes are off, the first by `{early[0]}`",
-            "another release of Triton",
-        )
+        why = f"LLVM writes registers while lanes are off, the first by `{early[0]}`"
+        raise _refusal("a kernel", architecture, why, "another release of Triton")
     if unwaited := unwaited_stores(assembly):
-        raise MiscompiledError(
-            "attn_optimized.miscompiled",
-            f"what Triton {triton.__version__} makes of a kernel for {architecture}",
-            f"LLVM lets waves pass a barrier before their stores into LDS are done, the first by `{unwaited[0]}`",
-            "another release of Triton, or num_stages=1",
-        )
+        why = f"LLVM lets waves pass a barrier before their stores into LDS are done, the first by `{unwaited[0]}`"
+        raise _refusal("a kernel", architecture, why, "another release of Triton, or num_stages=1")
     if _release() < _FIRST_THAT_LOSES or not _SPILLS.search(assembly):
         return
     what = f"code of Triton {triton.__version__} for {architecture} that spills registers"
@@ -65,12 +57,13 @@ def refuse_miscompiled(assembly: str, architecture: str) -> None:
     except AmdgcnError as error:
         raise UnsupportedError("attn_optimized", what, f"it may be wrong, and cannot be checked: {error}") from None
     if lost:
-        raise MiscompiledError(
-            "attn_optimized.miscompiled",
-            f"what Triton {triton.__version__} makes of {kernel.name} for {architecture}",
-            f"LLVM loses the address of {len(lost)} accesses, the first of {lost[0].instruction.source or 'an unknown line'}",
-            "Triton 3.8",
-        )
+        why = f"LLVM loses the address of {len(lost)} accesses, the first of {lost[0].instruction.source or 'an unknown line'}"
+        raise _refusal(kernel.name, architecture, why, "Triton 3.8")
+
+
+def _refusal(kernel: str, architecture: str, why: str, instead: str) -> MiscompiledError:
+    what = f"what Triton {triton.__version__} makes of {kernel} for {architecture}"
+    return MiscompiledError("attn_optimized.miscompiled", what, why, instead)
 
 
 def early_writes(assembly: str) -> list[str]:

@@ -42,11 +42,6 @@ def inline(dtype: torch.dtype = torch.int8) -> dict[str, object]:
     return {"kv_cache_dtype": dtype, "layout": Layout.CONTENT_PACKED_SCALED}
 
 
-def every_other(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values, with stride 2 in the last dimension."""
-    return torch.stack([tensor, tensor], dim=-1)[..., 0]
-
-
 REFUSED = [one for one in refusals.of(__file__) if one.call == "layer"]
 
 ACCEPTED = [

@@ -41,11 +41,6 @@ def cache(
     return torch.zeros(num_blocks, 2, block_size, num_kv_heads, head_size, dtype=dtype)
 
 
-def every_other(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values, with stride 2 in the last dimension."""
-    return torch.stack([tensor, tensor], dim=-1)[..., 0]
-
-
 def paged() -> Arguments:
     """Three requests of 2, 1 and 3 queries; H 4, HK 2, D 8, blocks of 4 slots; two rows that no request owns."""
     return {

@@ -24,6 +24,14 @@ MERGE = ("binaries", "--run", "--arch", "gfx942", "--only", "merge, fp32")
 JOB = ("gfx942", "decode")
 
 
+EMULATE = execute.emulate
+
+
+def off_by_a_little(call, *arguments, **named) -> None:
+    EMULATE(call, *arguments, **named)
+    call.tensors["out_ptr"].mul_(1.001)
+
+
 def call_named(name: str) -> ShippedCall:
     (found,) = (call for call in CALLS if call.name == name)
     return found
@@ -117,12 +125,6 @@ def test_one_source_is_compiled_once_at_a_time(other, waits, tmp_path, monkeypat
 
 def test_a_wrong_launch_does_not_agree(monkeypatch):
     """The code runs, and what it wrote is changed."""
-    emulate = execute.emulate
-
-    def off_by_a_little(call, *arguments, **named) -> None:
-        emulate(call, *arguments, **named)
-        call.tensors["out_ptr"].mul_(1.001)
-
     monkeypatch.setattr(execute, "emulate", off_by_a_little)
     monkeypatch.setattr(execute, "digest", lambda assembly, kernel: "the digest")
     found = execute.execute(call_named("merge, fp32"), "gfx942", {"merge, fp32": "the digest"})
@@ -181,11 +183,5 @@ def test_a_launch_is_compiled_with_an_option_and_judged(monkeypatch):
     other = execute._with_option(call, "wgp_cu_mode=cu")
     assert other.launch.options == call.launch.options | {"wgp_cu_mode": "cu"}
     assert other.launch.constants == call.launch.constants
-    emulate = execute.emulate
-
-    def off_by_a_little(call, *arguments, **named) -> None:
-        emulate(call, *arguments, **named)
-        call.tensors["out_ptr"].mul_(1.001)
-
     monkeypatch.setattr(execute, "emulate", off_by_a_little)
     assert execute.execute(shipped, "gfx942", digests, "waves_per_eu=2")["merge, fp32"].verdict == "value"

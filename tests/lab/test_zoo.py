@@ -26,6 +26,7 @@ from attn_fuzz.run.shard import Progress
 from attn_fuzz.verdict.verdict import Kind
 from attn_lab import results_file
 from attn_lab.commands import zoo as zoo_command
+from attn_lab.finders import PARTS_OF_FUZZER
 from attn_lab.zoo import known_bugs as mutants
 from attn_lab.zoo import page as zoo_page
 from attn_lab.zoo import unreached
@@ -224,7 +225,7 @@ def test_what_needs_a_gpu_is_not_run_without_one(attn_lab):
 
 def test_every_kind_of_failure_is_of_one_judge():
     failures = set(get_args(Kind)) - {"agree", "refused", "limit"}
-    counted = Counter(kind for kinds in zoo_page.JUDGES.values() for kind in kinds)
+    counted = Counter(kind for kinds in PARTS_OF_FUZZER.values() for kind in kinds)
     assert failures <= counted.keys()
     assert set(counted.values()) == {1}
 

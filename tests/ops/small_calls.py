@@ -252,3 +252,7 @@ CALLS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
 }
 IN_EACH_RUN = {name for name in CALLS if " " not in name or "rule" in name}
 """Of each op one call, and those with every rule: torch traces each call for half a second."""
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.clone().flatten().view(torch.uint8)

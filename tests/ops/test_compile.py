@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.mostly_nightly import mostly_nightly
-from tests.ops.small_calls import CALLS, IN_EACH_RUN
+from tests.ops.small_calls import CALLS, IN_EACH_RUN, bits
 
 ops = torch.ops.attn_parity
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE = 4, 2, 16
@@ -26,10 +26,6 @@ def backend(request, device) -> str:
 def forget_what_was_compiled():
     yield
     torch.compiler.reset()
-
-
-def bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.clone().flatten().view(torch.uint8)
 
 
 def assert_same_bits(function: Callable, compiled: Callable, arguments: dict[str, Any]) -> None:

@@ -8,11 +8,7 @@ from attn_contract import ContractError
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.mostly_nightly import mostly_nightly
-from tests.ops.small_calls import CALLS, IN_EACH_RUN
-
-
-def bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.clone().flatten().view(torch.uint8)
+from tests.ops.small_calls import CALLS, IN_EACH_RUN, bits
 
 
 def is_float8(value: object) -> bool:

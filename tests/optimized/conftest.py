@@ -21,11 +21,6 @@ GUARD = 5
 """Elements after each row of an output that a kernel must not write."""
 
 
-@pytest.fixture(scope="session")
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every dtype that is right here: the interpreter multiplies bfloat16 wrongly."""
     if "dtype" in metafunc.fixturenames:

@@ -39,11 +39,6 @@ STEPS = [[5, 9, 1], [1, 6, 3], [1, 1, 4], [0, 1, 1]]
 pytestmark = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.get_name())
 
 
-@pytest.fixture
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 class LoadedLayer(SimpleNamespace):
     """The attributes of vLLM's Attention module once its weights are loaded."""
 

@@ -100,11 +100,6 @@ def test_prefills_hold_v_no_wider_than_k(sizes, served):
     assert (reasons == []) == served
 
 
-@pytest.fixture(scope="module")
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def config_on(device: torch.device) -> VllmConfig:
     return VllmConfig(device_config=DeviceConfig(device=device.type))
 

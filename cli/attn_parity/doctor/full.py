@@ -4,6 +4,7 @@ import secrets
 import time
 from pathlib import Path
 
+from attn_fuzz import outputs
 from attn_parity.console import notes, results
 from attn_parity.doctor import sections
 from attn_parity.doctor.sections import SCHEMA, Section
@@ -19,9 +20,8 @@ def report(json_file: Path, examples: int, seed: int | None) -> int:
     seed = secrets.randbelow(1 << 31) if seed is None else seed
     done: dict[str, Section] = {}
     table = plain_table("section", "seconds", "result", right=("seconds",))
-    folder = Path("attn-parity-runs")
-    folder.mkdir(exist_ok=True)
-    work = sections.sections(device, examples=examples, workers=default_workers(device), seed=seed, folder=folder)
+    outputs.RUNS.mkdir(exist_ok=True)
+    work = sections.sections(device, examples=examples, workers=default_workers(device), seed=seed, folder=outputs.RUNS)
     interrupted = False
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as progress:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 from attn_fuzz import inputs
 from attn_fuzz.errors import NOT_RUN, InputError
+from attn_fuzz.outputs import RUNS
 from attn_parity.console import notes, results
-from attn_parity.fuzz import FOLDER
 from attn_parity.options import Duration, Positive, Seed, check_writable, device_option, use_device, write_json
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _WORDS = {"failures": "FAILS: ", "still_failing": "still fails: ", "not_judged":
     "--json",
     "json_file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help=f"The file for the result, from which the next call goes on; default: {FOLDER}/drift-PACKAGE.json.",
+    help=f"The file for the result, from which the next call goes on; default: {RUNS}/drift-PACKAGE.json.",
 )
 def command(
     package: str,
@@ -64,8 +64,8 @@ def command(
     from attn_parity.drift.sides import Side
     from attn_parity.json_types import Drift
 
-    file = json_file or FOLDER / f"drift-{package}.json"
-    FOLDER.mkdir(exist_ok=True)
+    file = json_file or RUNS / f"drift-{package}.json"
+    RUNS.mkdir(exist_ok=True)
     check_writable(file)
     device = use_device(device)
     last = _last(file, package)
@@ -107,7 +107,7 @@ def _run(result: "Drift", waiting: Sequence[tuple["Side", str]], seconds: float,
     options = {"examples": result["examples"], "seed": result["seed"], "device": device}
     for left, (side, name) in zip(range(len(waiting), 0, -1), waiting, strict=True):
         share = SHARE * (until - time.monotonic()) / left
-        place = FOLDER / f"drift-{result['package']}" / side["digest"]
+        place = RUNS / f"drift-{result['package']}" / side["digest"]
         place.mkdir(parents=True, exist_ok=True)
         ran = sides.fuzz(side, result["package"], name, options, share, place) if share > 0 else None
         if ran is None:

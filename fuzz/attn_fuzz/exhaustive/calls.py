@@ -17,7 +17,7 @@ from attn_fuzz.exhaustive.scope import Part
 from attn_fuzz.exhaustive.symmetry import Batch
 from attn_fuzz.targets.target import LatentSizes, Support, Target
 
-DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 EMPTY_RANGE = (1, 0)
 
 

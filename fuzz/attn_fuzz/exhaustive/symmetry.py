@@ -26,7 +26,6 @@ keys, take different ways through a kernel.
 """
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -75,13 +74,6 @@ def tables(batch: Sequence[Request], block_size: int, key_unit: int) -> Iterator
 
     for table in rows(0, 0):
         yield tuple(msgspec.structs.replace(r, blocks=row) for r, row in zip(batch, table, strict=True))
-
-
-def orbit_size(batch: Sequence[Request], num_blocks: int) -> int:
-    """How many batches of a cache of so many blocks are in the orbit of a batch."""
-    orders = {renamed(order) for order in _orders(batch)}
-    named = {block for request in batch for block in request.blocks}
-    return len(orders) * math.perm(num_blocks, len(named))
 
 
 def numbered(groups: Sequence[Batch]) -> tuple[Batch, int]:

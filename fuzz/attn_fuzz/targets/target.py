@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 import msgspec
 import torch
 from attn_contract import RULES, AttentionType, Batch, Capabilities, Layer, Layout
 from attn_contract.rules import words_of
-from attn_fuzz.cases.case import Case, ScaleKind
+from attn_fuzz.cases.case import Case, Dtype, Float8, Quantized, ScaleKind
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.errors import InputError
 from attn_fuzz.findings.finding import Finding
@@ -317,12 +317,12 @@ _LIMITS_OF_SIZES = ("head_size", "head_size_v", "widths", "group_size", "block_s
 
 EVERYTHING = Support(
     attn_types=tuple(AttentionType),
-    dtypes=("float32", "float16", "bfloat16"),
+    dtypes=get_args(Dtype),
     layouts=tuple(layout for layout in Layout if not layout.has_latent_value),
     rules=tuple(name for name in RULES if hasattr(Case, name) and name != "head_size_v"),
-    cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz", "int8"),
-    scales=("tensor", "head", "token"),
-    output_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
+    cache_dtypes=get_args(Quantized),
+    scales=get_args(ScaleKind),
+    output_dtypes=get_args(Float8),
     head_sizes=(32, 16, 64, 80, 96, 128, 20, 36, 256, 512),
 )
 """A Support of everything that a case with one head size can have."""

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from attn_lab.binaries.results import Results
-from attn_lab.written import table
+from attn_lab.pages import PAGES, table
 from attn_parity.binaries.rows import Execution, shown
-from attn_parity.options import PAGES
 
 PAGE = PAGES / "binaries.md"
 _PREFACE = """\

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
-from attn_lab import results_file, written
+from attn_lab import results_file
 from attn_lab.binaries import budgets, executions, page
 from attn_lab.binaries.budgets import Budgets
 from attn_lab.binaries.results import DATA, FAULTS, Results, differences, load, updated
 from attn_lab.options import check_option, check_pages_writable
+from attn_lab.pages import write_or_check
 from attn_parity.binaries import rows
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.build import Job, Outcome
@@ -213,10 +214,10 @@ def _check(*, rewrites: bool = False) -> int:
     found = load(DATA)
     texts = {page.PAGE: page.text(found, main_names())}
     if rewrites:
-        return written.settle(texts, "", checks=False)
+        return write_or_check(texts, "", checks=False)
     calls = _all_calls()
     wrong = [*differences(found, _names(calls)), *_over(found, calls, budgets.load())]
-    code = written.settle(texts, "python -m attn_lab binaries --write", checks=True)
+    code = write_or_check(texts, "python -m attn_lab binaries --write", checks=True)
     return max(code, results_file.checked(wrong, "0 wrong"))
 
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from attn_lab import written
 from attn_lab.findings import folders as folders_of
 from attn_lab.findings import page, scripts
 from attn_lab.options import check_option
+from attn_lab.pages import write_or_check
 from attn_parity.console import results
 
 
@@ -63,4 +63,4 @@ def command(
         scripts.run_all(names)
     if speed:
         page.write_speed(speed)
-    return written.settle({page.PAGE: page.table()}, "python -m attn_lab findings", checks=check)
+    return write_or_check({page.PAGE: page.table()}, "python -m attn_lab findings", checks=check)

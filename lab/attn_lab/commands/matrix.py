@@ -11,14 +11,13 @@ from attn_fuzz import inputs
 from attn_fuzz.cases.features import undefined
 from attn_fuzz.run import runner
 from attn_fuzz.run.shard import FuzzPlan
-from attn_lab import written
 from attn_lab.matrix import coverage
 from attn_lab.matrix.coverage import NAMES, Coverage
 from attn_lab.matrix.regions import HEADING, never_drawn, region_counts, region_page
+from attn_lab.pages import PAGES, table, write_or_check
 from attn_parity.console import notes, results
 from attn_parity.fuzz import PROFILES
 from attn_parity.options import (
-    PAGES,
     cpu_workers_option,
     progress_bar,
 )
@@ -63,7 +62,7 @@ def command(check: bool, only: str | None, workers: int) -> int:
         texts[PAGES / "backends.md"] = backend_page()
     for line in wrong:
         results.print(line, soft_wrap=True)
-    return max(written.settle(texts, "python -m attn_lab matrix", checks=check), int(bool(wrong)))
+    return max(write_or_check(texts, "python -m attn_lab matrix", checks=check), int(bool(wrong)))
 
 
 def _parts(page: Path) -> list[str]:
@@ -141,7 +140,7 @@ def _sides(ci: Coverage, nightly: Coverage) -> list[str]:
         return [name, *marks, ci.single.get(name, 0), nightly.single.get(name, 0), _rarest(name, nightly)]
 
     columns = ("feature", *SIDES, "ci", "nightly", "rarest partner")
-    return written.table(columns, map(cells, NAMES), columns[-3:-1])
+    return table(columns, map(cells, NAMES), columns[-3:-1])
 
 
 def _refusals(drawn: Coverage) -> list[str]:

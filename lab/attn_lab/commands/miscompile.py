@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import click
+from attn_fuzz.outputs import RUNS
 from attn_lab.commands.mutate import write_page
 from attn_lab.miscompile import page
 from attn_parity.binaries.build import in_processes
 from attn_parity.console import results
-from attn_parity.fuzz import FOLDER
 from attn_parity.options import Positive, Seed, progress_bar
 from attn_parity.versions import version
 
@@ -26,7 +26,7 @@ ARCHITECTURES = "gfx942,gfx1201,gfx950"
     "--log",
     "path",
     type=click.Path(dir_okay=False, path_type=Path),
-    default=FOLDER / "miscompile.jsonl",
+    default=RUNS / "miscompile.jsonl",
     show_default=True,
     help="The file of results, one line for each mutant. A second call continues an interrupted one.",
 )

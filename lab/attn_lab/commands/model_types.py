@@ -1,4 +1,4 @@
-"""`python -m attn_lab model_types`: which model types of transformers `attn-parity select` answers, and why not the others."""
+"""`python -m attn_lab model-types`: which model types of transformers `attn-parity select` answers, and why not the others."""
 
 import warnings
 from collections import defaultdict
@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 from attn_contract import ContractError, UnsupportedError
-from attn_lab import written
+from attn_lab.pages import PAGES, table, write_or_check
 from attn_parity.console import notes
 from attn_parity.model_config import ModelConfig, model_config
-from attn_parity.options import PAGES
 from attn_parity.versions import version
 
 PAGE = PAGES / "model-types.md"
@@ -30,7 +29,7 @@ GIVEN: Mapping[str, Mapping[str, Any]] = {
 """Fields for types whose defaults make no model in transformers, or a model without attention."""
 
 
-@click.command("model_types")
+@click.command("model-types")
 @click.argument("names", nargs=-1)
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is out of date.")
 def command(names: tuple[str, ...], check: bool) -> int:
@@ -54,12 +53,12 @@ def command(names: tuple[str, ...], check: bool) -> int:
     lines = [
         "# Which model types are answered",
         "",
-        "`python -m attn_lab model_types` asks `attn-parity select` about the defaults of each config class of",
+        "`python -m attn_lab model-types` asks `attn-parity select` about the defaults of each config class of",
         f"transformers {version('transformers')}, and writes this page. {given}",
     ]
     for heading, types in sections.items():
         lines += ["", f"## {heading}", "", *_section({name: answer(name) for name in sorted(types)})]
-    return written.settle({PAGE: "\n".join((*lines, ""))}, "python -m attn_lab model_types", checks=check)
+    return write_or_check({PAGE: "\n".join((*lines, ""))}, "python -m attn_lab model-types", checks=check)
 
 
 def answer(name: str) -> ModelConfig | str:
@@ -82,8 +81,6 @@ def _section(answers: Mapping[str, ModelConfig | str]) -> Iterator[str]:
     yield f"{len(whole)} are answered, {len(parts)} in part, {len(answers) - len(whole) - len(parts)} refused."
     yield from ("", f"**Answered**: {', '.join(f'`{name}`' for name in whole)}.", "")
     rows = ((f"`{name}`", "; ".join(one.not_answered)) for name, one in parts.items())
-    yield from written.table(("in part", "layers that are not answered"), rows)
+    yield from table(("in part", "layers that are not answered"), rows)
     yield ""
-    yield from written.table(
-        ("refused", "why"), ((", ".join(f"`{one}`" for one in of_it), why) for why, of_it in refused.items())
-    )
+    yield from table(("refused", "why"), ((", ".join(f"`{one}`" for one in of_it), why) for why, of_it in refused.items()))

@@ -12,7 +12,7 @@ from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
-from attn_lab import results_file, written
+from attn_lab import results_file
 from attn_lab.mutate import campaign, generate, reach, reasons, suite
 from attn_lab.mutate import page as mutants_page
 from attn_lab.mutate.campaign import Log
@@ -22,10 +22,10 @@ from attn_lab.mutate.page import Results
 from attn_lab.mutate.reach import Reach, RecordedTests
 from attn_lab.mutate.reasons import EQUIVALENT, NOT_FOUND
 from attn_lab.options import check_option, check_pages_writable, first_seed_option, seeds_option
+from attn_lab.pages import PAGES, write_or_check
 from attn_parity.console import notes, results
-from attn_parity.fuzz import FOLDER, PROFILES
+from attn_parity.fuzz import PROFILES
 from attn_parity.options import (
-    PAGES,
     Duration,
     Positive,
     Seed,
@@ -89,7 +89,7 @@ _PROFILES = ", ".join(f"{name} {PROFILES[name]}" for name in ("ci", "nightly"))
     "--log",
     "path",
     type=click.Path(dir_okay=False, path_type=Path),
-    default=FOLDER / "mutants.jsonl",
+    default=outputs.RUNS / "mutants.jsonl",
     show_default=True,
     help="The file of results. A second call with the same file goes on where the first ended.",
 )
@@ -285,7 +285,7 @@ def _print(found: Results) -> None:
 
 def write_page() -> None:
     found = results_file.kept(PAGE, Results, "mutate").values()
-    written.settle({PAGE: mutants_page.text(found)}, "", checks=False)
+    write_or_check({PAGE: mutants_page.text(found)}, "", checks=False)
 
 
 def _check() -> int:
@@ -295,5 +295,5 @@ def _check() -> int:
     equivalent, _ = reasons.load(EQUIVALENT), reasons.load(NOT_FOUND)
     known = generate.of_package()
     wrong = [line for each in found for line in mutants_page.differences(each, known, equivalent)]
-    code = written.settle({PAGE: mutants_page.text(found)}, "python -m attn_lab mutate --rewrite", checks=True)
+    code = write_or_check({PAGE: mutants_page.text(found)}, "python -m attn_lab mutate --rewrite", checks=True)
     return max(code, results_file.checked(wrong, "; ".join(mutants_page.summary(each.mutants) for each in found)))

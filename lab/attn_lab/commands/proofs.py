@@ -5,10 +5,10 @@ from typing import Any
 
 import click
 from attn_fuzz import extras
-from attn_lab import written
 from attn_lab.options import check_option
+from attn_lab.pages import PAGES, write_or_check
 from attn_parity.console import results
-from attn_parity.options import PAGES, check_writable, json_option
+from attn_parity.options import check_writable, json_option
 
 PAGE = PAGES / "proofs.md"
 
@@ -45,7 +45,7 @@ def command(names: tuple[str, ...], confirms: bool, folder: Path, check: bool, j
     if names:
         raise click.UsageError("the page is of all theorems: give no names without --mutants")
     proved = prove_all(THEOREMS, folder, json_file)
-    return 1 if proved is None else written.settle({PAGE: page.text(proved)}, "python -m attn_lab proofs", checks=check)
+    return 1 if proved is None else write_or_check({PAGE: page.text(proved)}, "python -m attn_lab proofs", checks=check)
 
 
 def _confirm(theorems: list[Any], folder: Path) -> int:

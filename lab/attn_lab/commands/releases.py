@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import click
-from attn_lab import written
 from attn_lab.options import check_option
+from attn_lab.pages import write_or_check
 from attn_lab.releases import alarms, machine
 from attn_lab.releases import page as pages
 from attn_parity.console import results
@@ -66,4 +66,4 @@ def command(
             results.print(line, soft_wrap=True, markup=False)
         for line in machine.run_findings(sources, kept, machine.RESULTS, names):
             results.print(line, soft_wrap=True, markup=False)
-    return written.settle({pages.PAGE: pages.page(kept)}, "python -m attn_lab releases", checks=check)
+    return write_or_check({pages.PAGE: pages.page(kept)}, "python -m attn_lab releases", checks=check)

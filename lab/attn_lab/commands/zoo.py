@@ -17,8 +17,9 @@ from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
-from attn_lab import results_file, written
+from attn_lab import results_file
 from attn_lab.options import check_option, check_pages_writable, first_seed_option, seeds_option
+from attn_lab.pages import PAGES, write_or_check
 from attn_lab.zoo import known_bugs
 from attn_lab.zoo import page as zoo_page
 from attn_lab.zoo.known_bugs import KnownBug
@@ -26,7 +27,6 @@ from attn_lab.zoo.page import Results, Row
 from attn_lab.zoo.unreached import is_unreached
 from attn_parity.console import notes, results
 from attn_parity.options import (
-    PAGES,
     Positive,
     case_seconds_option,
     check_exact,
@@ -306,7 +306,7 @@ def _check(found: Mapping[Path, Results], all_bugs: list[KnownBug], *, rewrites:
     """
     of_runs = [(each, _on_target(all_bugs, each.target) if each.target else (all_bugs, {})) for each in found.values()]
     texts = {PAGE: zoo_page.text([(each, left_out) for each, (_, left_out) in of_runs], all_bugs)}
-    code = written.settle(texts, "python -m attn_lab zoo --rewrite", checks=not rewrites)
+    code = write_or_check(texts, "python -m attn_lab zoo --rewrite", checks=not rewrites)
     if rewrites:
         return code
     wrong = [line for each, (bugs, _) in of_runs for line in zoo_page.differences(each, bugs)]

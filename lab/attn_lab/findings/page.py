@@ -19,7 +19,7 @@ from attn_fuzz.text import nearest
 from attn_lab.findings import folders
 from attn_lab.findings import scripts as finding_scripts
 from attn_lab.findings.scripts import ROOT
-from attn_lab.written import table as table_of
+from attn_lab.pages import table as table_of
 
 PAGE = ROOT / "docs" / "generated" / "findings.md"
 SPEED = PAGE.with_name("findings-speed.json")

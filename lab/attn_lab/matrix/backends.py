@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from attn_contract import RULES, Answer, AttentionType, Capabilities, No
 from attn_contract.capabilities import Values
-from attn_lab.written import table
+from attn_lab.pages import table
 from attn_optimized.aiter_adapter import RECORDED, Aiter, recorded
 from attn_optimized.backends import BACKENDS
 from attn_optimized.selector import PRIORITIES

@@ -24,7 +24,7 @@ from attn_fuzz.cases.dimensions import DIMENSIONS, Dimension, Value
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.run import runner, shard
 from attn_fuzz.run.shard import FuzzPlan
-from attn_lab.written import table
+from attn_lab.pages import table
 
 _BORDERS = (
     check_paged_attention,

@@ -8,8 +8,7 @@ import msgspec
 from attn_fuzz import inputs
 from attn_lab import csv_file
 from attn_lab.miscompile.operators import OPERATORS
-from attn_lab.written import table
-from attn_parity.options import PAGES
+from attn_lab.pages import PAGES, table
 
 DATA = PAGES / "miscompiled.csv"
 COLUMNS = ("mutant", "found by", "change", "source")

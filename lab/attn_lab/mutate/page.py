@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
 import msgspec
+from attn_lab.finders import PARTS_OF_FUZZER
 from attn_lab.miscompile import page as miscompiled
 from attn_lab.mutate import reach, suite
 from attn_lab.mutate.campaign import Log, Trial, order
 from attn_lab.mutate.generate import Generated
-from attn_lab.written import table
+from attn_lab.pages import table
 
 SCHEMA = "attn-parity.mutants/2"
 SURVIVED, NOT_RUN_BY_ANY, UNFINISHED = "survived", "no target runs it", "unfinished"
@@ -54,7 +55,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
         return self.name.split(":")[1]
 
     @property
-    def room(self) -> str:
+    def package(self) -> str:
         """The folder of the module, or the module where it lies in none."""
         module = self.name.split(":")[0].split(".")[1:]
         return module[0] if module else "attn_optimized"
@@ -195,28 +196,27 @@ def suite_of(log: Log) -> Suite | None:
     )
 
 
+_PARTS = PARTS_OF_FUZZER
 FINDERS = {
-    "judge": ("value", "lse", "nan", "bitwise", "unwritten", "cache", "rope", "input", "guard"),
-    "property": ("property",),
-    "sanitizer": ("sanitizer",),
-    "exact": ("exact",),
-    "exception": ("raised", "crashed", "hung"),
-    "refusal": ("served",),
+    "judge": (*_PARTS["value"], *_PARTS["poison"], *_PARTS["stray writes"]),
+    **{name: _PARTS[name] for name in ("property", "sanitizer", "exact")},
+    "exception": (*_PARTS["exception"], *_PARTS["dead process"]),
+    "refusal": _PARTS["no refusal"],
 }
 """The kinds of verdicts by what finds a mutant in drawn calls. A user's own kernel gets all of these checks."""
 _ON_OUTPUTS = (*FINDERS["judge"], *FINDERS["property"], *FINDERS["sanitizer"], *FINDERS["exact"])
 
 
 KERNELS_OR_HOST: dict[str, Callable[[Row], bool]] = {
-    "kernels and launches": lambda row: row.room in ("kernels", "launch"),
-    "other host code": lambda row: row.room not in ("kernels", "launch"),
+    "kernels and launches": lambda row: row.package in ("kernels", "launch"),
+    "other host code": lambda row: row.package not in ("kernels", "launch"),
 }
 
 
 Judge = Callable[[Row], list[bool] | None]
 """Whether each seed found a mutant; None if that is not known."""
 
-JUDGES: dict[str, Judge] = {
+RATES: dict[str, Judge] = {
     "fuzzer": lambda row: [each is not None for each in row.examples] or None,
     "judge, property and sanitizer": lambda row: [each is not None and row.by in _ON_OUTPUTS for each in row.examples] or None,
     "tests": lambda row: None if row.tests is None else [row.tests],
@@ -234,13 +234,13 @@ def rate(rows: Iterable[Row], judge: str) -> str:
 
 def _judged(rows: Iterable[Row], judge: str) -> list[float]:
     """The share of seeds that found a mutant, for each mutant that counts and that a judge judged."""
-    return [sum(found) / len(found) for row in rows if row.counts and (found := JUDGES[judge](row)) is not None]
+    return [sum(found) / len(found) for row in rows if row.counts and (found := RATES[judge](row)) is not None]
 
 
 def summary(rows: Sequence[Row]) -> str:
     """All in one line."""
     reached = [row for row in rows if row.state != NOT_RUN_BY_ANY]
-    parts = [f"{judge} {found}" for judge in JUDGES if (found := rate(rows, judge))]
+    parts = [f"{judge} {found}" for judge in RATES if (found := rate(rows, judge))]
     if found := rate(reached, "fuzzer"):
         parts.append(f"of those that a target runs fuzzer {found}")
     examples = [count for row in rows for count in row.examples if count is not None]
@@ -333,7 +333,7 @@ def _of_sample(results: Results) -> list[str]:
         lines += GONE.format(gone=gone).splitlines()
     lines += [*_of_unfinished(rows), *_of_suite(results), "", summary(rows) + ".", ""]
     lines += [*_finders(rows), "", *_rates("operator", rows, lambda row: row.operator), ""]
-    lines += _rates("room", rows, lambda row: row.room)
+    lines += _rates("package", rows, lambda row: row.package)
     for state in ("", NOT_RUN_BY_ANY, BROKEN, UNFINISHED):
         lines += _survivors(state, [row for row in rows if row.state == state and row.is_listed])
     return lines
@@ -362,8 +362,8 @@ def _finders(rows: Sequence[Row]) -> list[str]:
     """A table of the checks that find mutants first, for kernels with their launches and for all other host code."""
     columns = ("code", "mutants", *FINDERS, "tests alone", "nobody")
     cells = []
-    for code, rooms in KERNELS_OR_HOST.items():
-        counted = [row for row in rows if row.counts and rooms(row)]
+    for code, is_counted in KERNELS_OR_HOST.items():
+        counted = [row for row in rows if row.counts and is_counted(row)]
         by = [sum(row.by in kinds for row in counted) for kinds in FINDERS.values()]
         alone = sum(row.by is None and bool(row.tests) for row in counted)
         cells.append([code, len(counted), *by, alone, len(counted) - sum(by) - alone])
@@ -371,7 +371,7 @@ def _finders(rows: Sequence[Row]) -> list[str]:
 
 
 def _rates(name: str, rows: Sequence[Row], key: Callable[[Row], str]) -> list[str]:
-    judges = [judge for judge in JUDGES if rate(rows, judge)]
+    judges = [judge for judge in RATES if rate(rows, judge)]
     groups = {group: [row for row in rows if key(row) == group] for group in sorted(set(map(key, rows)))} | {"all": rows}
     cells = ([group, len(members), *(rate(members, judge) for judge in judges)] for group, members in groups.items())
     return table((name, "mutants", *judges), cells, ("mutants", *judges))

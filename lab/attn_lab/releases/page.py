@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from attn_lab.findings import scripts
+from attn_lab.pages import table
 from attn_lab.releases import alarms, machine
 from attn_lab.releases.alarms import Summary
 from attn_lab.releases.machine import Fix, Results, Run
-from attn_lab.written import table
 
 PAGE = machine.RESULTS.with_suffix(".md")
 _INTRODUCTION = """# Releases of others: fixes that nobody here chose

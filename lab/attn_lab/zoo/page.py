@@ -11,23 +11,12 @@ import msgspec
 from attn_fuzz.cases.case import Case
 from attn_fuzz.patches.mutant import MutantError
 from attn_fuzz.run.shard import Progress
-from attn_lab.written import table
+from attn_lab.finders import PARTS_OF_FUZZER
+from attn_lab.pages import table
 from attn_lab.zoo.known_bugs import KnownBug
 
 SCHEMA = "attn-parity.zoo/3"
 SURVIVED, NEEDS_GPU, UNFINISHED, DOES_NOT_RUN = "SURVIVED", "needs a GPU", "unfinished", "DOES NOT RUN"
-JUDGES = {
-    "value": ("value", "bitwise", "lse", "rope"),
-    "poison": ("nan", "unwritten"),
-    "stray writes": ("cache", "guard", "input"),
-    "exact": ("exact",),
-    "property": ("property",),
-    "sanitizer": ("sanitizer", "fence"),
-    "exception": ("raised",),
-    "no refusal": ("served",),
-    "dead process": ("crashed", "hung"),
-}
-"""The kinds of verdicts that find a mutant, by the part of the fuzzer that gives them."""
 _REAL = re.compile(r"[\w.-]+/[\w.-]+#\d+")
 
 
@@ -56,7 +45,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
             ValueError: of a file: no verdict is of the kind that found the mutant.
         """
         is_found = any(count is not None for count in self.found)
-        if (is_found or self.by is not None) and self.by not in (kind for kinds in JUDGES.values() for kind in kinds):
+        if (is_found or self.by is not None) and self.by not in (kind for kinds in PARTS_OF_FUZZER.values() for kind in kinds):
             raise ValueError(f"mutant {self.name!r}: by: got {self.by!r}, expected a kind of verdict")
 
     @property
@@ -163,9 +152,9 @@ def summary(rows: Sequence[Row], mutants: Sequence[KnownBug]) -> str:
     text = f"{len(caught)} of {len(run)} found: {len(classes)} classes, {len(origins)} real bugs"
     if caught:
         examples = [row.examples for row in caught if row.examples is not None]
-        judges = Counter(next(judge for judge, kinds in JUDGES.items() if row.by in kinds) for row in caught)
+        parts = Counter(next(part for part, kinds in PARTS_OF_FUZZER.items() if row.by in kinds) for row in caught)
         text += f"; examples until found: median {median(examples):g}, most {max(examples):g}"
-        text += "; by " + ", ".join(f"{judge} {judges[judge]}" for judge in JUDGES if judges[judge])
+        text += "; by " + ", ".join(f"{part} {parts[part]}" for part in PARTS_OF_FUZZER if parts[part])
     return text
 
 

@@ -8,6 +8,7 @@ from attn_fuzz.exact import algebra, elements, fields
 from attn_fuzz.exact.elements import Elements
 from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
+from exact_by_hand import image
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,11 +18,6 @@ numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
 exponents = st.floats(-500_000, 500_000, width=32)
 small = st.floats(-100, 100, width=32)
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # a launch is without them
-
-
-def image(number, modulus):
-    number = Fraction(number)
-    return number.numerator * pow(number.denominator, -1, modulus) % modulus
 
 
 def block(*floats):

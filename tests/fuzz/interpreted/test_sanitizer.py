@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import attn_optimized
 import click
@@ -19,7 +20,7 @@ from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import PROGRAM_ORDERS, Cache, Case, Request, Rope
 from attn_fuzz.interpreted import accesses, program_order, sanitizer, unwritten
 from attn_fuzz.interpreted.permissions import READ, WRITE, Region, region
-from attn_fuzz.interpreted.together.running import programs_at_once
+from attn_fuzz.interpreted.together import running
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets.reference import REFERENCE_FP32
@@ -424,7 +425,7 @@ def mixed_kernel(sum_ptr, copy_ptr, FIRST: tl.constexpr, SECOND: tl.constexpr):
     ],
 )
 def test_an_atomic_update_and_another_program_s_access_are_a_race(sanitized, first, second, message):
-    with programs_at_once(1):  # together, each of the two may be named
+    with mock.patch.object(running, "at_once", 1):  # together, each of the two may be named
         text = violation(list, lambda: mixed_kernel[(2,)](torch.zeros(1), torch.zeros(1), first, second))
     assert re.search(message, text)
     violation(list, lambda: mixed_kernel[(2,)](torch.zeros(1), torch.zeros(1), first, second))
@@ -674,7 +675,7 @@ FAULTS = {
 def test_a_fault_is_a_verdict_that_names_it(sanitized, fault):
     case, changes, message = FAULTS[fault]
     assert try_case(case, handed(**changes), "cpu").kind == "sanitizer"
-    with programs_at_once(1):  # together, another of the faulty programs may be named first
+    with mock.patch.object(running, "at_once", 1):  # together, another of the faulty programs may be named first
         verdict = try_case(case, handed(**changes), "cpu")
     assert verdict.kind == "sanitizer", verdict
     assert re.search(message, verdict.message), verdict.message

@@ -1,6 +1,7 @@
 """Programs that run together compute what they compute one by one: they part at branches, loops and returns, and meet again."""
 
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ import triton
 import triton.language as tl
 from attn_fuzz.interpreted import interpreter
 from attn_fuzz.interpreted.together import launches, running
-from attn_fuzz.interpreted.together.running import programs_at_once
 from attn_fuzz.run import runner, shard
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import try_case
@@ -168,7 +168,7 @@ KERNELS = [records_kernel, branches_kernel, loops_kernel, returns_kernel, atomic
 def launched(kernel, at_once, size=4):
     numbers = torch.tensor([3, 0, 7, 1, 5, 9, 2, 4, 0, 8, 6], dtype=torch.int32)
     out = torch.arange(PROGRAMS * size, dtype=torch.float32)
-    with programs_at_once(at_once):
+    with mock.patch.object(running, "at_once", at_once):
         kernel[(PROGRAMS,)](numbers, out, SIZE=size)
     return out
 
@@ -199,7 +199,7 @@ def asserting_kernel(numbers_ptr, out_ptr, SIZE: tl.constexpr):
 def test_an_error_is_that_of_the_program_alone():
     out = torch.zeros(4)
     numbers = torch.arange(PROGRAMS, dtype=torch.int32)
-    with pytest.raises(Exception, match="Assume failed"), programs_at_once(PROGRAMS):
+    with pytest.raises(Exception, match="Assume failed"), mock.patch.object(running, "at_once", PROGRAMS):
         asserting_kernel[(PROGRAMS,)](numbers, out, SIZE=4)
     assert out[0] == 8, "the programs 0 to 7, once each"
     assert not launches.apart, "the next launch may run together again"

@@ -5,14 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from attn_contract import KVCacheView
+from attn_contract import FLOAT8_DTYPES, KVCacheView
 from attn_fuzz.explain.part import Part
 from attn_fuzz.explain.variants.keys import TILES
 from attn_fuzz.explain.variants.variant import Change, mistake
 
 _Table = Callable[[torch.Tensor, int, Part], torch.Tensor | None]
 _Scales = dict[str, torch.Tensor]
-_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 
 
 def _heads(of: Callable[[torch.Tensor, int, int], torch.Tensor]) -> Change:
@@ -163,7 +162,7 @@ def _times(factor: float) -> Change:
     """Float8 numbers of another type."""
     return lambda part: (
         part.having(key=part.request.key * factor, value=part.request.value * factor)
-        if part.layer.kv_cache_dtype in _FLOAT8
+        if part.layer.kv_cache_dtype in FLOAT8_DTYPES
         else None
     )
 

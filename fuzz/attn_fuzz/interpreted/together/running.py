@@ -4,8 +4,6 @@ Every block of an interpreted kernel has a first axis: one entry for each progra
 nothing tells them apart, as in constants, arguments and ranges.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -66,17 +64,6 @@ current = Running(np.zeros((1, 3), np.int32), None)
 """The programs that run in this process."""
 at_once = AT_ONCE
 """How many programs of the next launch run together, at most."""
-
-
-@contextmanager
-def programs_at_once(count: int) -> Iterator[None]:
-    """Run at most so many programs together in the launches inside the `with`: 1 to run them one after the other."""
-    global at_once
-    before, at_once = at_once, count
-    try:
-        yield
-    finally:
-        at_once = before
 
 
 def apart(why: str) -> ApartError:

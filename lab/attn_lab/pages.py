@@ -1,4 +1,4 @@
-"""Texts of generated files: their tables, and whether the files are current."""
+"""Generated pages: where they are, their tables, and whether they are current."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -6,8 +6,11 @@ from pathlib import Path
 from attn_fuzz import inputs, outputs
 from attn_parity.console import notes, results
 
+PAGES = Path("docs/generated")
+"""The folder in which commands write their pages, relative to the repository's root."""
 
-def settle(texts: Mapping[Path, str], again: str, *, checks: bool) -> int:
+
+def write_or_check(texts: Mapping[Path, str], again: str, *, checks: bool) -> int:
     """Write the files that are not current. With `checks`, name them instead.
 
     Args:
