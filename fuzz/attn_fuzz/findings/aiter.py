@@ -125,7 +125,7 @@ def _has_window(config: AttentionConfig) -> bool:
 UNIFIED_ATTENTION = (
     _in_wheel(
         name="aiter-unused-slots",
-        what="NaN in a slot that no query sees, past the end of a sequence or outside its window, makes the output NaN.",
+        what="NaN in V of a slot that no query sees, past the end of a sequence or outside its window, makes the output NaN.",
         cause=f"{KERNELS}, kernel_unified_attention_2d and _3d: where a tile is a block, K and V are loaded without a mask, "
         "and nowhere is V masked by what a query sees; its weight is 0, and 0 * NaN is NaN.",
         meets=_is_decoder,
