@@ -78,10 +78,10 @@ def batches(
     """Up to 8 requests without blocks, within the support's limits on tokens and keys; now and then many, or a long one alone.
 
     Kernels split keys where there is little else to do: sometimes one or two requests decode, as long as a step has them. They
-    are drawn more often for a window that reaches back beyond a tile, and for queries that select keys, and may have ranges, with
-    which parts before the window are not left out. For a chunk that is longer than a tile (0: there are no chunks), one request
-    is drawn as often whose queries lie over a chunk's end: some see all keys of a tile that is hidden from their neighbours.
-    Where key_unit tokens share a key, requests have as many keys as else, and so many times the tokens.
+    are drawn more often for a window that reaches back beyond a tile, and for queries that select keys, and may have ranges,
+    with which parts before the window are not left out. For a chunk that is longer than a tile (0: there are no chunks), one
+    request is drawn as often whose queries lie over a chunk's end: some see all keys of a tile that is hidden from their
+    neighbours. Where key_unit tokens share a key, requests have as many keys as else, and so many times the tokens.
     """
     is_decoder = attn_type is AttentionType.DECODER
     flags = _causal_flags(support, rules)
