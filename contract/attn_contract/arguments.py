@@ -71,6 +71,16 @@ def check_dense_last(argument: str, tensor: torch.Tensor) -> None:
         raise ContractError(argument, f"stride {tensor.stride(-1)} in the last dimension", "1: it must be dense")
 
 
+def check_int32(argument: str, value: object, names: tuple[str, ...]) -> None:
+    """Check a tensor of int32 whose rows are dense, and whose dimensions have these names."""
+    check_tensor(argument, value)
+    assert isinstance(value, torch.Tensor)
+    check_dims(argument, value, names)
+    if value.dtype != torch.int32:
+        raise ContractError(argument, value.dtype, "torch.int32")
+    check_dense_last(argument, value)
+
+
 def check_vector(argument: str, value: object, dtype: torch.dtype) -> None:
     check_tensor(argument, value)
     assert isinstance(value, torch.Tensor)

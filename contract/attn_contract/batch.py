@@ -6,7 +6,15 @@ from typing import Any
 
 import torch
 
-from attn_contract.arguments import check_dense_last, check_dims, check_int, check_tensor, check_type, check_vector
+from attn_contract.arguments import (
+    check_dense_last,
+    check_dims,
+    check_int,
+    check_int32,
+    check_tensor,
+    check_type,
+    check_vector,
+)
 from attn_contract.errors import ContractError
 from attn_contract.memory import memory_of
 from attn_contract.rules import DECODER_ONLY, LOGITS, VISIBILITY, held_rules, holds_rules, rule
@@ -32,16 +40,6 @@ def _check_qq_bias(name: str, value: Any, batch: "Batch") -> torch.Tensor:
     if len(value) < batch.max_query_len:
         raise ContractError(name, f"shape {tuple(value.shape)}", f"Q at least max_query_len ({batch.max_query_len})")
     return value
-
-
-def _check_selected(selected: torch.Tensor, num_tokens: int) -> None:
-    check_tensor("selected", selected)
-    check_dims("selected", selected, ("1 or num_kv_heads", "T", "max_units"))
-    if selected.dtype != torch.int32:
-        raise ContractError("selected", selected.dtype, "torch.int32")
-    check_dense_last("selected", selected)
-    if selected.shape[1] < num_tokens:
-        raise ContractError("selected", f"{selected.shape[1]} rows", f"at least num_actual_tokens ({num_tokens})")
 
 
 _OF_DECODERS: dict[str, Any] = {"attn_types": DECODER_ONLY, "why_not": "only DECODER has it"}
@@ -116,13 +114,11 @@ class Batch:
         if self.slot_mapping is not None:
             check_vector("slot_mapping", self.slot_mapping, torch.int64)
         if self.block_table is not None:
-            check_tensor("block_table", self.block_table)
-            check_dims("block_table", self.block_table, ("R", "max_blocks"))
-            if self.block_table.dtype != torch.int32:
-                raise ContractError("block_table", self.block_table.dtype, "torch.int32")
-            check_dense_last("block_table", self.block_table)
+            check_int32("block_table", self.block_table, ("R", "max_blocks"))
         if self.selected is not None:
-            _check_selected(self.selected, self.num_actual_tokens)
+            check_int32("selected", self.selected, ("1 or num_kv_heads", "T", "max_units"))
+            if (rows := self.selected.shape[1]) < self.num_actual_tokens:
+                raise ContractError("selected", f"{rows} rows", f"at least num_actual_tokens ({self.num_actual_tokens})")
         for name, record in held_rules(self).items():
             object.__setattr__(self, name, record.checked(getattr(self, name), self))
         requests = self.num_requests

@@ -1,7 +1,7 @@
 """The parameters of one attention layer of a model that no step changes."""
 
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -53,15 +53,9 @@ def _check_sink_tokens(name: str, value: Any, _: object) -> int:
     return value
 
 
-def _check_optional_size(name: str, value: Any, _: object) -> int | None:
+def _check_optional_size(name: str, value: Any, _: object, minimum: int = 1) -> int | None:
     if value is not None:
-        check_int(name, value, minimum=1)
-    return value
-
-
-def _check_key_unit(name: str, value: Any, _: object) -> int | None:
-    if value is not None:
-        check_int(name, value, minimum=2)
+        check_int(name, value, minimum=minimum)
     return value
 
 
@@ -195,7 +189,7 @@ class Layer:
         None,
         words="keys of several tokens (key_unit)",
         acts_on=VISIBILITY,
-        check=_check_key_unit,
+        check=partial(_check_optional_size, minimum=2),
         attn_types=DECODER_ONLY,
         why_not="only DECODER has keys of several tokens",
         excludes=(

@@ -19,6 +19,7 @@ from attn_optimized.launch.parts import Parts, reduce_launch, reduce_tensors
 from attn_optimized.launch.plan import AttentionPlan, attention_plan
 from attn_optimized.launch.rules import IMPLEMENTED_RULES
 from attn_optimized.launch.table import Parameters
+from attn_optimized.launch.warp_specialized import warp_specialized_launch
 from attn_optimized.launch.workload import Workload, rounded
 from attn_optimized.signature_cache import SignatureCache
 from attn_optimized.strides import offset_of_scales
@@ -217,9 +218,12 @@ _LAUNCHES: SignatureCache[AttentionLaunches] = SignatureCache()
 
 
 def attention_launches(plan: AttentionPlan, call: AttentionCall) -> AttentionLaunches:
-    """The launches of a plan: the attention kernel, and the reduction of the parts if keys are split."""
+    """The launches of a plan: the warp specialized kernel where it serves the call; else the attention kernel, and the
+    reduction of the parts if keys are split."""
     if not plan.num_programs:
         return AttentionLaunches(plan, None, None)
+    if (specialized := warp_specialized_launch(plan, call)) is not None:
+        return AttentionLaunches(plan, specialized, None)
     reduction = reduce_launch(plan, call, plan.splits) if plan.splits > 1 else None
     return AttentionLaunches(plan, attention_launch(plan, call), reduction)
 
@@ -255,8 +259,8 @@ def _signature(
     batch_invariant: bool,
 ) -> Hashable:
     """All that checks and launches depend on, but for what `check_attention_tensors` looks at in every call."""
-    # dims are loaded in pairs from even addresses alone
-    alignment = (offset_of_scales(keys[0], layer), keys[0].data_ptr() % 2 == 0)
+    # dims are loaded in pairs from even addresses alone, and descriptors begin at multiples of 16
+    alignment = (offset_of_scales(keys[0], layer), keys[0].data_ptr() % 16 + q.data_ptr() % 16 * 16)
     tensors = (tensor_signature(q), *map(tensor_signature, keys), tensor_signature(out), tensor_signature(lse))
     return (*tensors, layer.signature, batch.signature, rounded(batch.max_seq_len), batch_invariant, q.device, alignment)
 

@@ -102,12 +102,13 @@ class KernelCall(NamedTuple):
 
     launch: Launch
     tensors: dict[str, torch.Tensor | None]
-    """The tensors, by the names of the kernel's parameters."""
+    """The tensors, by the names of the kernel's parameters, perhaps among others."""
 
     @property
     def arguments(self) -> dict[str, torch.Tensor | int | float | None]:
         """All but the constants, by name."""
-        return self.tensors | self.launch.numbers
+        names = self.launch.kernel.arg_names
+        return {name: tensor for name, tensor in self.tensors.items() if name in names} | self.launch.numbers
 
     def run(self, device: torch.device) -> None:
         """Launch on the device of the tensors."""

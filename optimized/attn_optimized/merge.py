@@ -1,6 +1,8 @@
 """Merging attention over disjoint sets of keys: over two, and over any number."""
 
 import math
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from attn_contract.signatures import tensor_signature
@@ -86,48 +88,32 @@ def merge_attn_states_call(
         architecture: of the GPU to launch on, which need not be here if the tensors are on meta; None: of out_a's device.
     """
     out, out_a, out_b = (without_idle_strides(tensor) for tensor in (out, out_a, out_b))
-    num_tokens, num_heads, head_size = out_a.shape
-    architecture = architecture or architecture_of(out_a.device, out_a.dtype)
-    stored_out, out_format = stored_format(out, architecture)
-    prefill_tokens = num_tokens if prefill_tokens_with_context is None else prefill_tokens_with_context
-    tensors = {
-        "out_ptr": stored_out,
-        "lse_ptr": lse,
-        "out_a_ptr": out_a,
-        "lse_a_ptr": lse_a,
-        "out_b_ptr": out_b,
-        "lse_b_ptr": lse_b,
-        "output_scale_ptr": output_scale,
-    }
-
-    def launch() -> Launch:
-        tiles = row_tiles(architecture, head_size=head_size)
-        unit, strides = in_units(
-            out.element_size(),
-            stride_out_row=out.stride(0),
-            stride_out_head=out.stride(1),
-            stride_a_row=out_a.stride(0),
-            stride_a_head=out_a.stride(1),
-            stride_b_row=out_b.stride(0),
-            stride_b_head=out_b.stride(1),
-        )
-        return Launch.of(
-            merge_attn_states_kernel,
-            row_grid(tiles, num_tokens * num_heads),
-            {**tiles.constants, "STRIDE_UNIT": unit, "OUT_FORMAT": out_format},
-            tiles.options,
-            num_tokens=num_tokens,
-            num_heads=num_heads,
-            prefill_tokens_with_context=prefill_tokens,
-            stride_lse=0 if lse is None else lse.stride(0),
-            stride_lse_a=lse_a.stride(0),
-            stride_lse_b=lse_b.stride(0),
-            **strides,
-        )
-
-    kernel = merge_attn_states_kernel
-    signature = (kernel, architecture, out.device, out.dtype, prefill_tokens, *map(tensor_signature, tensors.values()))
-    return KernelCall(_LAUNCHES.shared(signature, launch), tensors)
+    prefill_tokens = len(out) if prefill_tokens_with_context is None else prefill_tokens_with_context
+    return _merge_call(
+        merge_attn_states_kernel,
+        architecture or architecture_of(out_a.device, out_a.dtype),
+        out,
+        {
+            "lse_ptr": lse,
+            "out_a_ptr": out_a,
+            "lse_a_ptr": lse_a,
+            "out_b_ptr": out_b,
+            "lse_b_ptr": lse_b,
+            "output_scale_ptr": output_scale,
+        },
+        prefill_tokens,
+        lambda: {
+            "stride_a_row": out_a.stride(0),
+            "stride_a_head": out_a.stride(1),
+            "stride_b_row": out_b.stride(0),
+            "stride_b_head": out_b.stride(1),
+        },
+        lambda: {
+            "prefill_tokens_with_context": prefill_tokens,
+            "stride_lse_a": lse_a.stride(0),
+            "stride_lse_b": lse_b.stride(0),
+        },
+    )
 
 
 def merge_attn_parts(
@@ -175,38 +161,63 @@ def merge_attn_parts_call(
 ) -> KernelCall:
     """The launch of `merge_attn_parts`: see `merge_attn_states_call`."""
     out, outs = without_idle_strides(out), without_idle_strides(outs)
-    num_parts, num_tokens, num_heads, head_size = outs.shape
-    architecture = architecture or architecture_of(outs.device, outs.dtype)
+    return _merge_call(
+        merge_attn_parts_kernel,
+        architecture or architecture_of(outs.device, outs.dtype),
+        out,
+        {"lse_ptr": lse, "outs_ptr": outs, "lses_ptr": lses, "output_scale_ptr": output_scale},
+        lse_base,
+        lambda: {
+            "stride_outs_part": outs.stride(0),
+            "stride_outs_row": outs.stride(1),
+            "stride_outs_head": outs.stride(2),
+        },
+        lambda: {
+            "num_parts": len(outs),
+            "to_base_2": 1.0 if lse_base == "2" else math.log2(math.e),
+            "to_base_e": math.log(2.0) if lse_base == "2" else 1.0,
+            "stride_lses_part": lses.stride(0),
+            "stride_lses_head": lses.stride(1),
+            "stride_lses_token": lses.stride(2),
+        },
+    )
+
+
+def _merge_call(
+    kernel: Any,
+    architecture: str,
+    out: torch.Tensor,
+    tensors: dict[str, torch.Tensor | None],
+    chosen: Hashable,
+    strides_in_units: Callable[[], dict[str, int]],
+    numbers: Callable[[], dict[str, int | float]],
+) -> KernelCall:
+    """The launch of a merge, which calls of one signature share, with its tensors.
+
+    Args:
+        tensors: all but the output, by the kernel's names.
+        chosen: what the launch depends on beside tensors.
+        strides_in_units, numbers: of the kernel, by its names, beside those of `out` and `lse`.
+    """
     stored_out, out_format = stored_format(out, architecture)
-    tensors = {"out_ptr": stored_out, "lse_ptr": lse, "outs_ptr": outs, "lses_ptr": lses, "output_scale_ptr": output_scale}
+    tensors = {"out_ptr": stored_out, **tensors}
 
     def launch() -> Launch:
+        (num_tokens, num_heads, head_size), lse = out.shape, tensors["lse_ptr"]
         tiles = row_tiles(architecture, head_size=head_size)
-        unit, strides = in_units(
-            out.element_size(),
-            stride_out_row=out.stride(0),
-            stride_out_head=out.stride(1),
-            stride_outs_part=outs.stride(0),
-            stride_outs_row=outs.stride(1),
-            stride_outs_head=outs.stride(2),
-        )
+        rows = {"stride_out_row": out.stride(0), "stride_out_head": out.stride(1)} | strides_in_units()
+        unit, strides = in_units(out.element_size(), **rows)
         return Launch.of(
-            merge_attn_parts_kernel,
+            kernel,
             row_grid(tiles, num_tokens * num_heads),
             {**tiles.constants, "STRIDE_UNIT": unit, "OUT_FORMAT": out_format},
             tiles.options,
-            num_parts=num_parts,
             num_tokens=num_tokens,
             num_heads=num_heads,
-            to_base_2=1.0 if lse_base == "2" else math.log2(math.e),
-            to_base_e=math.log(2.0) if lse_base == "2" else 1.0,
             stride_lse=0 if lse is None else lse.stride(0),
-            stride_lses_part=lses.stride(0),
-            stride_lses_head=lses.stride(1),
-            stride_lses_token=lses.stride(2),
             **strides,
+            **numbers(),
         )
 
-    kernel = merge_attn_parts_kernel
-    signature = (kernel, architecture, out.device, out.dtype, lse_base, *map(tensor_signature, tensors.values()))
+    signature = (kernel, architecture, out.device, out.dtype, chosen, *map(tensor_signature, tensors.values()))
     return KernelCall(_LAUNCHES.shared(signature, launch), tensors)

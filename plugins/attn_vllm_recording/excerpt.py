@@ -204,6 +204,26 @@ class Excerpt:
         return pages.contiguous(), torch.nn.utils.rnn.pad_sequence(rows_of_table, batch_first=True)
 
 
+def requests_of_rows(lengths: list[int], tables: list[torch.Tensor]) -> tuple[torch.Tensor, Batch]:
+    """The blocks in use, in order, and a batch in whose cache they alone are: each row of q is a request of one query.
+
+    Args:
+        lengths: how many keys each row sees.
+        tables: [blocks] of each row, with the numbers of blocks of the whole cache.
+    """
+    used = torch.cat(tables).unique()
+    places = [torch.searchsorted(used, table).int() for table in tables]
+    return used, Batch(
+        query_start_loc=torch.arange(len(lengths) + 1, dtype=torch.int32),
+        seq_lens=torch.tensor(lengths, dtype=torch.int32),
+        max_query_len=1,
+        max_seq_len=max(lengths),
+        num_actual_tokens=len(lengths),
+        causal=True,
+        block_table=torch.nn.utils.rnn.pad_sequence(places, batch_first=True),
+    )
+
+
 def cache_of(kv_cache: torch.Tensor, layer: Layer) -> torch.Tensor:
     """vLLM's cache, shaped as the layer's layout says.
 

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from unittest import mock
 
 import torch
-from attn_contract import Batch, ContractError, Indexer, IndexLayout, ScaleFormat
+from attn_contract import ContractError, Indexer, IndexLayout, ScaleFormat
 from attn_contract.layouts import BYTES_OF_SCALE
 from attn_fuzz.shadow import Contents, contents_of
 from attn_fuzz.verdict.indexer import index_oracle, wrong_logits, wrong_selection
@@ -27,6 +27,7 @@ from attn_reference import write_index_cache
 
 from attn_vllm_recording.blocks import Blocks
 from attn_vllm_recording.errors import NotJudgedError
+from attn_vllm_recording.excerpt import requests_of_rows
 
 MOST_ROWS: Final = 32
 MOST_KEYS: Final = 1 << 19
@@ -39,7 +40,7 @@ class Row(NamedTuple):
 
     row: int
     seen: int
-    blocks: list[int]
+    blocks: torch.Tensor
     launch: int
     at: tuple[int, int]
 
@@ -92,7 +93,8 @@ class IndexCall:
     def wrong(self, buffer: torch.Tensor) -> str | None:
         """The fault of a call that has run, in words; None if it is right. `buffer` has the units that its rows select."""
         wrong = [] if self.written is None else [self.written.wrong()]
-        pages, batch = self._pages_and_batch()
+        used, batch = requests_of_rows([each.seen for each in self.rows], [each.blocks for each in self.rows])
+        pages = self.cache[used.to(self.cache.device)].cpu()
         logits = torch.full((1, len(self.rows), batch.max_seq_len), torch.nan)
         for index, each in enumerate(self.rows):
             logits[0, index, : each.seen] = self.launches[each.launch][each.row]
@@ -101,23 +103,6 @@ class IndexCall:
         wrong += [found and found.message, wrong_selection(selected, logits, self.indexer, batch)]
         told = "; ".join(filter(None, wrong))
         return f"{told} (rows are {', '.join(str(each.row) for each in self.rows)} of the step)" if told else None
-
-    def _pages_and_batch(self) -> tuple[torch.Tensor, Batch]:
-        used = sorted({block for each in self.rows for block in each.blocks})
-        place = {block: index for index, block in enumerate(used)}
-        table = torch.zeros(len(self.rows), max(len(each.blocks) for each in self.rows), dtype=torch.int32)
-        for index, each in enumerate(self.rows):
-            table[index, : len(each.blocks)] = torch.tensor([place[block] for block in each.blocks])
-        seen = [each.seen for each in self.rows]
-        return self.cache[used].cpu(), Batch(
-            query_start_loc=torch.arange(len(seen) + 1, dtype=torch.int32),
-            seq_lens=torch.tensor(seen, dtype=torch.int32),
-            max_query_len=1,
-            max_seq_len=max(seen),
-            num_actual_tokens=len(seen),
-            causal=True,
-            block_table=table,
-        )
 
 
 class _Written:
@@ -213,7 +198,8 @@ def _rows(metadata: Any, cache: torch.Tensor, turn: int) -> list[Row]:
     found = [each for each, keys in zip(found, total, strict=True) if keys <= MOST_KEYS]
     if not found:
         raise NotJudgedError(f"an index layer's step without rows that see keys, or with more than {MOST_KEYS}")
-    if any(not 0 <= block < len(cache) for each in found for block in each.blocks):
+    blocks = torch.cat([each.blocks for each in found])
+    if not 0 <= int(blocks.min()) <= int(blocks.max()) < len(cache):
         raise NotJudgedError("a block table leads out of the index cache")
     return found
 
@@ -225,7 +211,7 @@ def _chosen(metadata: Any, size: int, turn: int) -> Iterator[Row]:
     for launch, (first, seen, starts, tables) in enumerate(launches):
         for index in range(turn % max(step, 1), len(seen), max(step, 1)):
             if (n := int(seen[index])) > 0:
-                blocks = tables(index)[: -(-n // size)].tolist()
+                blocks = tables(index)[: -(-n // size)].cpu()
                 yield Row(first + index, n, blocks, launch, (index, int(starts[index])))
 
 

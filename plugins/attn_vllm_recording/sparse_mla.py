@@ -15,12 +15,12 @@ from typing import Any, Final
 from unittest import mock
 
 import torch
-from attn_contract import Batch, Layer, Layout
+from attn_contract import Layer, Layout
 from attn_fuzz import Call, Recording
 from attn_fuzz.verdict.live import UNKNOWN_KERNEL
 
 from attn_vllm_recording.errors import NotJudgedError
-from attn_vllm_recording.excerpt import MOST_WORK
+from attn_vllm_recording.excerpt import MOST_WORK, requests_of_rows
 
 MOST_ROWS: Final = 32
 _IMPL: Final = "vllm.v1.attention.backends.mla.rocm_aiter_mla_sparse.ROCMAiterMLASparseImpl"
@@ -96,10 +96,8 @@ class SparseCall:
     def call(self, given: list[torch.Tensor]) -> Call:
         """Attention of each row to its slots."""
         impl, size = self.impl, self.cache.shape[-1]
-        used = torch.cat(given).unique()
+        used, batch = requests_of_rows([len(slots) for slots in given], given)
         flat = self.cache.as_strided((int(used.max()) + 1, size), (size, 1))
-        lengths = [len(slots) for slots in given]
-        tables = [torch.searchsorted(used, slots).int() for slots in given]
         scales = {}
         pages = flat[used.to(flat.device)].cpu()[:, None]
         if self.q.element_size() == 1:
@@ -115,15 +113,6 @@ class SparseCall:
             layout=Layout.LATENT,
             sinks=None if impl.sinks is None else impl.sinks.detach().cpu(),
             **scales,
-        )
-        batch = Batch(
-            query_start_loc=torch.arange(len(given) + 1, dtype=torch.int32),
-            seq_lens=torch.tensor(lengths, dtype=torch.int32),
-            max_query_len=1,
-            max_seq_len=max(lengths),
-            num_actual_tokens=len(given),
-            causal=True,
-            block_table=torch.nn.utils.rnn.pad_sequence(tables, batch_first=True),
         )
         return Call(q=self.q, layer=asked, batch=batch, kv_cache=pages)
 

@@ -54,12 +54,12 @@ def batch_composition(step: Step, call_target: CallTarget, error: ErrorBound | N
 @relation(
     "neighbour's rules",
     says="A request gives beside one that has a range and the other causal flag what it gives in its batch.",
-    applies="decoders",
+    applies="decoders without key_unit",
 )
 def neighbours_rules(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:
     """For targets that take ranges and a causal flag of each request."""
     lengths = [end - start for start, end in request_rows(step.batch)]
-    if step.layer.attn_type is not AttentionType.DECODER or not any(lengths):
+    if step.layer.attn_type is not AttentionType.DECODER or step.layer.key_unit is not None or not any(lengths):
         return None
     neighbour = min((r for r, length in enumerate(lengths) if length), key=lengths.__getitem__)
     num_rows = int(step.batch.query_start_loc[-1])

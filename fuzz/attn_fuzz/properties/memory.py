@@ -3,20 +3,13 @@
 import dataclasses
 
 import torch
-from attn_fuzz.cases.poison import bits, poison
+from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import CallTarget, Outputs, relation, same_bits, variant
-from attn_fuzz.properties.slots import (
-    elements,
-    rows_of_slots,
-    slots_of_keys,
-    slots_of_selected_keys,
-    used_entries,
-    with_rows,
-)
+from attn_fuzz.properties.slots import elements, rows_of_slots, slots_of_selected_keys, used_entries, with_rows
 
-# A finite number that changes outputs if it is used. The unused memory of a case holds NaN, or another finite number.
-# Slots of keys that no query selects hold numbers, and NaN in the variant.
+# A finite number that changes outputs if it is used. The unused memory of a case holds NaN, or another finite number. So do
+# slots that no query selects, in half of the cases (`Case.recycled`).
 GARBAGE = -7.0
 
 
@@ -55,16 +48,14 @@ def garbage(step: Step, call_target: CallTarget) -> str | None:
     owned = int(step.batch.query_start_loc[-1])
     q = step.q.clone()
     q[owned:] = GARBAGE
-    unused = ~slots_of_keys(step)
-    unselected = ~unused & ~slots_of_selected_keys(step)
+    unused = ~slots_of_selected_keys(step)
     k, v = (rows.clone() for rows in rows_of_slots(step))
     for rows in (k, v):
         bits(rows)[unused] = bits(torch.tensor(GARBAGE, device=q.device).to(rows.dtype).reshape(1))
-        bits(rows)[unselected] = bits(poison((1,), rows.dtype, q.device))
     changes = {"q": q, **with_rows(step, k, v)}
     if step.batch.block_table is not None and step.view is not None:
         scales = {
-            name: torch.where((unused | unselected).view(scale.shape[:2])[..., None], GARBAGE, scale)
+            name: torch.where(unused.view(scale.shape[:2])[..., None], GARBAGE, scale)
             for name, scale in step.layer.tensors.items()
             if name.endswith("_scale_cache")
         }

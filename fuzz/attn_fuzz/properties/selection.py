@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.relation import CallTarget, Comparison, ErrorBound, relation, variant
+from attn_fuzz.properties.relation import CallTarget, Comparison, ErrorBound, Outputs, relation, variant
 
 
 @relation(
@@ -25,7 +25,7 @@ def order_of_selection(step: Step, call_target: CallTarget, error: ErrorBound) -
 @relation(
     "all selected",
     says="A query that selects every unit, and names further entries of none, sees what it sees without a selection.",
-    applies="layers with a selection",
+    applies="layers with a selection, if keys that no query selects are no NaN",
 )
 def all_selected(step: Step, call_target: CallTarget, error: ErrorBound) -> str | None:
     batch, unit = step.batch, step.layer.selection_unit
@@ -36,6 +36,11 @@ def all_selected(step: Step, call_target: CallTarget, error: ErrorBound) -> str 
     rows = units.repeat_interleave(batch.query_start_loc.diff())
     every = torch.full((1, len(step.q), len(entries)), -1, dtype=torch.int32, device=step.q.device)
     every[:, : len(rows)] = torch.where(entries < rows[:, None], entries, -1)
-    among_all = variant(step, call_target, batch=dataclasses.replace(batch, selected=every))
-    layer, dense = dataclasses.replace(step.layer, selection_unit=None), dataclasses.replace(batch, selected=None)
-    return Comparison(among_all, error).differs(variant(step, call_target, layer=layer, batch=dense))
+    without = {
+        "layer": dataclasses.replace(step.layer, selection_unit=None),
+        "batch": dataclasses.replace(batch, selected=None),
+    }
+    dense = variant(step, call_target, **without)
+    if Outputs.read(dense).out.isnan().any():
+        return None
+    return Comparison(dense, error).differs(variant(step, call_target, batch=dataclasses.replace(batch, selected=every)))

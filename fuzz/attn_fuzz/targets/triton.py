@@ -23,6 +23,7 @@ from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, Gpu, LatentSizes, 
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
+    from attn_optimized.attention import AttentionLaunches
     from attn_optimized.launch.plan import AttentionPlan
     from attn_optimized.launch.table import Parameters
     from attn_optimized.launch.workload import Workload
@@ -101,7 +102,8 @@ def missing_triton(device: str) -> str | None:
 def _triton_events(step: Step) -> Iterable[str]:
     import attn_optimized
 
-    return ["split"] if attn_optimized.plan_of(step.q, step.layer, step.batch).splits > 1 else []
+    launches = _launches(step, attn_optimized.plan_of(step.q, step.layer, step.batch))
+    return ["split"] if launches.reduction is not None else []
 
 
 def _triton_rounding(device: str) -> Rounding:
@@ -188,33 +190,70 @@ def launch_of(step: Step, architecture: str | None = None, compute_units: int | 
         architecture, compute_units: of a GPU; None: those of the step's device.
     """
     import attn_optimized
-    from attn_optimized.launch.attention import attention_launch
-    from attn_optimized.launch.call import AttentionCall, DenseKeys, PagedKeys
 
     plan = attn_optimized.plan_of(step.q, step.layer, step.batch, architecture=architecture, compute_units=compute_units)
-    if step.kv_cache is not None:
-        keys = PagedKeys(step.kv_cache)
-    else:
-        assert step.k is not None
-        assert step.v is not None
-        keys = DenseKeys(step.k, step.v)
-    launch = attention_launch(plan, AttentionCall(step.q, keys, step.layer, step.batch, step.out, step.lse))
+    launches = _launches(step, plan)
     # these cut keys into parts, and do nothing where there is one part
     parts = (
         (
             *(plan.splits, plan.balanced_splits, plan.filling_splits, plan.work_shares),
             *(plan.min_tiles_per_split, plan.max_tiles),
         )
-        if plan.splits > 1
+        if launches.reduction is not None
         else ()
     )
-    return plan.tiles, plan.one_tile_per_request, parts, launch.constants["KIND"]
+    constants = () if launches.attention is None else (*launches.attention.constants.values(),)
+    return plan.tiles, plan.one_tile_per_request, parts, constants
+
+
+def _launches(step: Step, plan: "AttentionPlan") -> "AttentionLaunches":
+    from attn_optimized.attention import attention_launches
+    from attn_optimized.launch.call import AttentionCall, DenseKeys, PagedKeys
+
+    if step.kv_cache is not None:
+        keys = PagedKeys(step.kv_cache)
+    else:
+        assert step.k is not None
+        assert step.v is not None
+        keys = DenseKeys(step.k, step.v)
+    return attention_launches(plan, AttentionCall(step.q, keys, step.layer, step.batch, step.out, step.lse))
+
+
+def _prompts(target: Target) -> Target:
+    """What the warp specialized kernel serves, and what is next to it."""
+
+    def support(device: str) -> Support:
+        return dataclasses.replace(
+            target.support(device),
+            attn_types=(AttentionType.DECODER,),
+            layouts=(Layout.BLOCKS_FIRST_NHD, Layout.BLOCKS_FIRST_HND, Layout.KV_FIRST_NHD, Layout.KV_FIRST_HND),
+            rules=("sinks", "lse"),
+            cache_dtypes=(),
+            scales=(),
+            output_dtypes=(),
+            head_sizes=(32, 16, 64, 128) if device == "cpu" else (256,),
+            block_sizes=(16, 32, 48, 64, 80) if device == "cpu" else (64, 128),
+            long_seq_len=None,
+            many_requests=None,
+            max_tokens=128 if device == "cpu" else 2048,  # fewer do not fill a GPU
+        )
+
+    return dataclasses.replace(
+        target,
+        description="the warp specialized kernel: prompts of plain layers",
+        attention=_unchecked_attention,
+        support=support,
+        siblings=(),
+        checks_arguments=False,
+        refuses=False,
+    )
 
 
 _MODES_OF_ATTENTION: dict[str, Mode | str] = {
     "invariant": invariant.by(_invariant_attention, queries_per_tile),
     "returned": returned.by(_unchecked_attention),
     "properties": properties.by(launch_of),
+    "prompts": _prompts,
     "far": far.with_any_strides,
 }
 

@@ -134,9 +134,10 @@ def needs_matrix_unit(call: "KernelCall", architecture: str) -> bool:
     """True if a launch has dots for which the architecture has matrix instructions: 16-bit dots, and float32 dots on CDNA."""
     from attn_optimized.kernels.attention import attention_kernel  # imports Triton
     from attn_optimized.kernels.index_logits import index_logits_kernel
+    from attn_optimized.kernels.warp_specialized import warp_specialized_kernel
 
     q: Any = call.tensors.get("q_ptr")
-    has_dots = call.launch.kernel in (attention_kernel, index_logits_kernel)
+    has_dots = call.launch.kernel in (attention_kernel, index_logits_kernel, warp_specialized_kernel)
     return has_dots and (q.element_size() == 2 or architecture.startswith("gfx9"))
 
 

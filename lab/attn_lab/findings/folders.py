@@ -182,6 +182,8 @@ def check(folder: Path) -> Checked:
         prefix = LAYOUTS[package.name].prefix
         if (patched := folder / "fix.patch").is_file():
             scripts.copied(package, Path(scratch, prefix), patched_files(patched, prefix))
+            is_part = 'raise ImportError("a part of the package, which needs its stand-ins on a GPU, too")\n'
+            Path(scratch, prefix, package.name, "__init__.py").write_text(is_part, encoding="utf-8")
             apply = ["git", "apply", str(patched.absolute())]
             if subprocess.run(apply, cwd=scratch, env=os.environ | {"GIT_DIR": "none"}).returncode == 0:
                 after = [_run(command, folder, Path(scratch, prefix)) for command in commands]

@@ -30,13 +30,21 @@ WHAT = ("mended", "false alarm", "not read")
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What failures of a target are on the releases before one: of WHAT, and why. Kinds are those of verdicts; none: all."""
+    """What failures of a target are on the releases before one: of WHAT, and why.
+
+    Attributes:
+        kinds: of verdicts; none: all.
+        says: what the message of the verdict holds.
+        asked: the release on which the failing cases run; "": the first one that does not fail so.
+    """
 
     targets: list[str]
     before: str
     what: str
     why: str
     kinds: list[str] = []
+    says: str = ""
+    asked: str = ""
 
 
 class Alarm(msgspec.Struct, forbid_unknown_fields=True):
@@ -116,16 +124,16 @@ def summary(kept: Kept) -> dict[str, Summary]:
     return found
 
 
-def entry_of(entries: Sequence[Entry], name: str, release: str, kind: str) -> Entry | None:
+def entry_of(entries: Sequence[Entry], name: str, release: str, alarm: Alarm) -> Entry | None:
     def is_about(entry: Entry) -> bool:
-        is_of_kind = kind in (entry.kinds or (kind,))
-        return name in entry.targets and is_of_kind and machine.version(release) < machine.version(entry.before)
+        is_so = alarm.kind in (entry.kinds or (alarm.kind,)) and entry.says in alarm.message
+        return name in entry.targets and is_so and machine.version(release) < machine.version(entry.before)
 
     return next(filter(is_about, entries), None)
 
 
 def _read_as(entries: Sequence[Entry], name: str, release: str, alarm: Alarm) -> str:
-    entry = entry_of(entries, name, release, alarm.kind)
+    entry = entry_of(entries, name, release, alarm)
     fails_after = alarm.after[1] not in ("", "agree") and "-" not in alarm.after[1]
     return WHAT[-1] if entry is None or (entry.what == WHAT[0] and fails_after) else entry.what
 
@@ -206,8 +214,9 @@ def _waiting(name: str, kept: Kept, known: Sequence[str]) -> dict[tuple[str, int
     read, found = entries(), {}
     for release, counted in kept.get(name, {}).items():
         for alarm in counted.alarms:
-            entry = entry_of(read, name, release, alarm.kind)
-            later = next((each for each in known if entry and machine.version(each) >= machine.version(entry.before)), None)
+            entry = entry_of(read, name, release, alarm)
+            asked = entry and entry.what == WHAT[0] and machine.version(entry.asked or entry.before)
+            later = next((each for each in known if asked and machine.version(each) >= asked), None)
             if later and alarm.after[0] != later:
                 found[release, alarm.index] = later
     return found

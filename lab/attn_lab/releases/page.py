@@ -109,11 +109,11 @@ _ALARMS = """## False alarms
 
 Each interpreted target draws by what it declares of a release, and runs there. A failure is a known finding's, or a defect
 that a later release has not, as somebody read who compared the two: `lab/attn_lab/releases/alarms.toml` says which release.
-Of a seed other than {mended_on} the same case also ran there, and agreed. Or it is a false alarm, or nobody has read it. Left
-out is what a limit of a tool kept from running, and what an adapter does not fit. A first count, of seed {mended_on}, had
-some 700 false alarms, of targets that did not fit older releases. They read more of their sources since, and the row of seed
-{mended_on} counts the same cases after that. The other row is of a seed that nobody had looked at before: it stays as it was
-first counted.
+Of a seed other than {mended_on} the same case also ran there, and agreed, or failed by a known finding. Or it is a false
+alarm, or nobody has read it. Left out is what a limit of a tool kept from running, and what an adapter does not fit. A first
+count, of seed {mended_on}, had some 700 false alarms, of targets that did not fit older releases. They read more of their
+sources since, and the row of seed {mended_on} counts the same cases after that. The other row is of a seed that nobody had
+looked at before: it stays as it was first counted.
 `python -m attn_lab releases --sources FOLDER --alarms FILE --seed N --examples 25` counts; FILE holds each failure.
 """
 
@@ -126,6 +126,9 @@ def _alarms() -> Iterator[str]:
     heads = ("seed", "targets", "a target on a release", "cases", "left out", "known findings", "mended later")
     yield from table((*heads, "false alarms", "not read"), map(_row, summaries.values(), summaries))
     yield ""
+    for each in (entry for entry in alarms.entries() if entry.what == alarms.WHAT[1]):
+        yield f"False alarms of {', '.join(f'`{name}`' for name in each.targets)} before {each.before}: {each.why}."
+        yield ""
 
 
 def _row(found: Mapping[str, Summary], seed: int) -> tuple[object, ...]:

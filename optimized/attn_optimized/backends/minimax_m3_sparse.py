@@ -20,11 +20,12 @@ from attn_contract import (
     No,
     Only,
 )
+from attn_contract.arguments import check_int32
 
 from attn_optimized.aiter_adapter import Aiter
 from attn_optimized.backends.base import AttentionBackend, BatchBuilder
 from attn_optimized.backends.declaring import NOT_OVER_RANKS, triton_capabilities
-from attn_optimized.backends.topk_indices import NAME, check_buffer, selecting
+from attn_optimized.backends.topk_indices import NAME, selecting
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 
 BLOCK = 128
@@ -47,7 +48,7 @@ class MiniMaxM3SparseImpl(TritonAttentionImpl):
 
     def __init__(self, layer: Layer, *, topk_indices_buffer: torch.Tensor, **arguments: Any) -> None:
         super().__init__(layer, **arguments)
-        check_buffer(topk_indices_buffer, ("HK", "max tokens", "k"))
+        check_int32(NAME, topk_indices_buffer, ("HK", "max tokens", "k"))
         if len(topk_indices_buffer) != layer.num_kv_heads:
             got = f"shape {tuple(topk_indices_buffer.shape)}"
             raise ContractError(NAME, got, f"num_kv_heads ({layer.num_kv_heads}) in its first dimension")

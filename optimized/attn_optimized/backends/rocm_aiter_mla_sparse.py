@@ -24,13 +24,14 @@ from attn_contract import (
     Only,
     UnsupportedError,
 )
+from attn_contract.arguments import check_int32
 
 import attn_optimized
 from attn_optimized.aiter_adapter import Aiter
 from attn_optimized.backends.base import AttentionBackend, AttentionMetadataBuilder, MLAAttentionImpl
 from attn_optimized.backends.metadata import CommonAttentionMetadata
 from attn_optimized.backends.rocm_aiter_mla import UNPADDED_HEADS
-from attn_optimized.backends.topk_indices import check_buffer, selecting
+from attn_optimized.backends.topk_indices import selecting
 from attn_optimized.backends.triton_mla import MlaMetadata
 from attn_optimized.backends.triton_mla.declaration import TOO_WIDE, WIDEST, mla_capabilities
 from attn_optimized.backends.triton_mla.metadata import MlaDecodeMetadata
@@ -79,7 +80,7 @@ class RocmAiterMlaSparseImpl(MLAAttentionImpl[MlaMetadata]):
 
     def __init__(self, layer: Layer, *, topk_indices_buffer: torch.Tensor, **arguments: Any) -> None:
         super().__init__(layer, **arguments)
-        check_buffer(topk_indices_buffer, ("max tokens", "k"))
+        check_int32("topk_indices_buffer", topk_indices_buffer, ("max tokens", "k"))
         self._refuse(dataclasses.replace(self.config, top_k=topk_indices_buffer.shape[1]))
         self.topk_indices_buffer = topk_indices_buffer[None]
 

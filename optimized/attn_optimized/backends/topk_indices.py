@@ -4,17 +4,8 @@ import dataclasses
 
 import torch
 from attn_contract import Batch, ContractError
-from attn_contract.arguments import check_dims, check_tensor
 
 NAME = "topk_indices_buffer"
-
-
-def check_buffer(buffer: torch.Tensor, dims: tuple[str, ...]) -> None:
-    """Refuse what layers cannot read in any step."""
-    check_tensor(NAME, buffer)
-    check_dims(NAME, buffer, dims)
-    if buffer.dtype != torch.int32:
-        raise ContractError(NAME, buffer.dtype, "torch.int32")
 
 
 def selecting(step: Batch, buffer: torch.Tensor) -> Batch:

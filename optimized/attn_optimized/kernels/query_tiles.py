@@ -45,19 +45,10 @@ class Rows(NamedTuple):
 @triton.jit
 def find_tile(query_start_loc_ptr, num_requests, queries_per_tile, one_tile_per_request, tile):
     """The request that a tile belongs to, its first row, its query length, and the tile's first and end query in it."""
-    if one_tile_per_request:
+    if one_tile_per_request:  # noqa: SIM108
         request = tile
     else:
-        # all requests are loaded at once: each step of a binary search would wait for memory
-        request = -1
-        # at least once: no program runs without requests
-        for first in range(0, num_requests, REQUESTS_AT_ONCE):
-            candidate = first + tl.arange(0, REQUESTS_AT_ONCE)
-            row = tl.load(query_start_loc_ptr + candidate, mask=candidate < num_requests, other=0)
-            begins = (candidate < num_requests) & (row // queries_per_tile + candidate <= tile)
-            request += tl.sum(begins.to(tl.int32), 0)
-        # unchecked, the first request may begin behind all tiles
-        request = tl.maximum(request, 0)
+        request = request_of_tile(query_start_loc_ptr, num_requests, queries_per_tile, tile)
     first_row = tl.load(query_start_loc_ptr + request)
     query_len = tl.load(query_start_loc_ptr + request + 1) - first_row
     first_query = 0
@@ -72,6 +63,24 @@ def find_tile(query_start_loc_ptr, num_requests, queries_per_tile, one_tile_per_
         first_query.to(tl.int64),
         end_query.to(tl.int64),
     )
+
+
+@triton.jit
+def request_of_tile(query_start_loc_ptr, num_requests, queries_per_tile, tile):
+    """The last request whose first tile is not above a tile.
+
+    All requests are loaded at once: each step of a binary search would wait for memory.
+    """
+    request = -1
+    # at least once: no program runs without requests
+    for first in range(0, num_requests, REQUESTS_AT_ONCE):
+        candidate = first + tl.arange(0, REQUESTS_AT_ONCE)
+        row = tl.load(query_start_loc_ptr + candidate, mask=candidate < num_requests, other=0)
+        begins = (candidate < num_requests) & (row // queries_per_tile + candidate <= tile)
+        request += tl.sum(begins.to(tl.int32), 0)
+    # unchecked, the first request may begin behind all tiles
+    request = tl.maximum(request, 0)
+    return request  # noqa: RET504
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """The launch of the attention kernel: its Kind, its numbers and its tensors."""
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -95,7 +95,7 @@ def attention_tensors(plan: AttentionPlan, call: AttentionCall, parts: Parts | N
     q, keys, layer, batch, out, lse = call
     k, v, k_scale, v_scale = keys.tensors(layer, plan.architecture)
     any_ints = batch.query_start_loc
-    any_floats, any_bools = _stand_ins(any_ints)
+    any_floats, any_bools = _stand_ins(any_ints.device)
     return {
         "out_ptr": stored_format(out, plan.architecture)[0],
         "lse_ptr": any_floats if lse is None else lse,
@@ -121,14 +121,14 @@ def attention_tensors(plan: AttentionPlan, call: AttentionCall, parts: Parts | N
     }
 
 
-# the layers of a step share its batch
-@lru_cache(maxsize=1)
-def _stand_ins(ints: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+@cache
+def _stand_ins(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Some memory as floats and as bools, for optional tensors that are not there, as a flag says, and are not read.
 
-    If None stood for them, the kernel would be compiled anew for each combination.
+    If None stood for them, the kernel would be compiled anew for each combination. Each device has its own for good: no tensor
+    of a step is kept.
     """
-    return ints.view(torch.float32), ints.view(torch.bool)
+    return torch.zeros(1, device=device), torch.zeros(1, dtype=torch.bool, device=device)
 
 
 def _value_pairs(plan: AttentionPlan, call: AttentionCall, form: KeyForm, kv_unit: int) -> dict[str, Any]:

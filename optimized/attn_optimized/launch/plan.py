@@ -7,12 +7,12 @@ from functools import lru_cache
 from attn_contract import UnsupportedError
 
 from attn_optimized.device import INTERPRETER
-from attn_optimized.launch.splits import MOST_PROGRAMS_PER_UNIT, MOST_SUMS, parts_bytes, splits_of
+from attn_optimized.launch.splits import MOST_PROGRAMS_PER_UNIT, MOST_SUMS, least_work, parts_bytes, splits_of
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.tiles import AttentionTiles, attention_tiles
-from attn_optimized.launch.workload import Workload
+from attn_optimized.launch.workload import Workload, phase_of
 
-_MAX_GRID_Y = 65535
+MAX_GRID_Y = 65535
 _INTERPRETED_PROGRAMS = 2
 """So many programs fill the interpreter, as far as splits go: keys of few requests are split there, too."""
 _INTERPRETED_UNITS, _MOST_INTERPRETED_PROGRAMS = 1, 24
@@ -20,6 +20,9 @@ _INTERPRETED_UNITS, _MOST_INTERPRETED_PROGRAMS = 1, 24
 millisecond or more there."""
 _MANY_WAVES = 8
 """So many waves of programs that the last one is a small part of the time, and what counts is that neighbours share keys."""
+
+PROMPT_QUERIES = 128
+"""Queries of a tile of one head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,7 @@ class AttentionPlan:
         batch_invariant: whether a request's output must not depend on the rest of the batch.
         has_short_window: whether a loop for tiles without a mask is not worth its start.
         one_tile_per_request: whether each request has one tile of queries.
+        has_full_tiles: whether nearly all tiles of PROMPT_QUERIES queries of one head are full: launch/warp_specialized.py.
         heads_first: whether neighbouring programs are heads of one tile, so that all programs begin in the order of their
             work, or tiles of one head, which read the same keys.
         splits: the most parts of the keys of a tile of queries, each a program of its own.
@@ -53,6 +57,7 @@ class AttentionPlan:
     batch_invariant: bool
     has_short_window: bool
     one_tile_per_request: bool
+    has_full_tiles: bool
     heads_first: bool
     splits: int
     balanced_splits: int
@@ -63,10 +68,10 @@ class AttentionPlan:
     scratch_bytes: int
 
     def __post_init__(self) -> None:
-        if self.launch_grid[1] > _MAX_GRID_Y:
+        if self.launch_grid[1] > MAX_GRID_Y:
             tiles, heads = self.grid
             programs = f"{heads} groups of query heads beside {tiles} tiles of queries"
-            reason = f"a GPU's grid has at most {_MAX_GRID_Y} programs in its second dimension"
+            reason = f"a GPU's grid has at most {MAX_GRID_Y} programs in its second dimension"
             raise UnsupportedError("attn_optimized", programs, reason, "attn_reference")
 
     @property
@@ -117,7 +122,7 @@ def attention_plan(
         parameters=tiles.parameters,
     )
     # in heads_first the tiles are the grid's second dimension, which holds fewer programs than the first
-    heads_first = grid[0] <= _MAX_GRID_Y and (one_tile_per_request or num_programs <= _MANY_WAVES * at_once)
+    heads_first = grid[0] <= MAX_GRID_Y and (one_tile_per_request or num_programs <= _MANY_WAVES * at_once)
     return AttentionPlan(
         architecture=architecture,
         tiles=tiles,
@@ -125,6 +130,7 @@ def attention_plan(
         batch_invariant=workload.batch_invariant,
         has_short_window=workload.has_short_window,
         one_tile_per_request=one_tile_per_request,
+        has_full_tiles=has_full_tiles(workload, architecture, compute_units),
         heads_first=heads_first,
         splits=splits.most,
         balanced_splits=splits.balanced,
@@ -134,6 +140,24 @@ def attention_plan(
         max_tiles=-(-max_keys_of_tile // tiles.block_n),
         scratch_bytes=parts_bytes(splits.most, workload) if splits.most > 1 else 0,
     )
+
+
+def has_full_tiles(workload: Workload, architecture: str, compute_units: int) -> bool:
+    """True for prompts and chunks of prompts, among which a few requests may decode.
+
+    A request that decodes takes a whole tile of each head. The host does not know how many do, nor over how many keys: as many
+    as the other requests leave room for, if those are as long as the longest. For nothing they compute at most as many pairs of
+    a query and a key as the step has at least.
+    """
+    if workload.batch_invariant or phase_of(workload, compute_units) not in ("prefill", "short"):
+        return False
+    if architecture == INTERPRETER:
+        return True
+    # a program for each multiprocessor, which holds one
+    if architecture != "sm90" or workload.num_tokens * workload.num_heads < PROMPT_QUERIES * compute_units:
+        return False
+    most_decodes = workload.num_requests - -(-workload.num_tokens // workload.max_query_len)
+    return PROMPT_QUERIES * most_decodes * workload.max_seq_len <= least_work(workload, workload.max_seq_len)
 
 
 def attention_grid(workload: Workload, tiles: AttentionTiles) -> tuple[tuple[int, int], bool]:

@@ -157,13 +157,13 @@ def _by_work(workload: Workload, most_splits: int, shares: int, queries: int, ma
     fewest = parameters.keys_per_split
     most_parts = min(PARTS_BYTES_PER_KEY * max_keys, MOST_PARTS_BYTES) // parts_bytes(1, workload)
     most = min(max_keys // fewest, most_splits, most_parts, MOST_SHARES)
-    least_share = max(_least_work(workload, max_keys) // queries // shares, fewest)
+    least_share = max(least_work(workload, max_keys) // queries // shares, fewest)
     if most < LEAST_SHARES or max_keys <= SHARES_OF_LONGEST.value * least_share:
         return Splits()
     return Splits(most, most, shares=shares)
 
 
-def _least_work(workload: Workload, max_keys: int) -> int:
+def least_work(workload: Workload, max_keys: int) -> int:
     """The fewest pairs of a query and a key that a batch of these sizes can have.
 
     Each request may have no keys but its own. One of them has max_query_len queries.

@@ -81,7 +81,7 @@ class Search:
 
     def __init__(self, sources: Sources, *, interprets: bool, owns: bool) -> None:
         self.at_once = 4 if interprets else 256
-        self.extraction = Extraction(sources, interprets=interprets, invariants={"find_tile": self._invariant})
+        self.extraction = Extraction(sources, interprets=interprets, invariants={"request_of_tile": self._invariant})
         self.queries = symbol("queries_per_tile", "int32", least=1)
         # any tile, or that of query t of request r
         self.tile = self.start(REQUEST) + self.extraction.quotient(T, Q) if owns else TILE
@@ -127,7 +127,7 @@ class Search:
         behind the requests."""
         (reduction,) = self.extraction.reductions
         ones, total = reduction.operand, reduction.result.term
-        first = self.extraction.local("find_tile", "first").value.term
+        first = self.extraction.local("request_of_tile", "first").value.term
         lanes = (REQUEST - first, R - first)
         inside = [z3.And(lane >= 0, lane < self.at_once) for lane in lanes]
         counted = [
@@ -153,7 +153,7 @@ def _search(sources: Sources, *, steps: bool) -> Iterator[Claim]:
     for interprets in (True, False):
         search = Search(sources, interprets=interprets, owns=not steps)
         extraction = search.extraction
-        first = extraction.local("find_tile", "first").value.term
+        first = extraction.local("request_of_tile", "first").value.term
         (reduction,) = extraction.reductions
         a, b = integers("lane_a lane_b")
         lanes = [a >= 0, a <= b, b < search.at_once, *search.rising(first + a, first + b)]
@@ -380,8 +380,8 @@ THEOREMS = (
     Theorem(
         "programs.search", "find_tile finds the last request whose first tile is not above the tile, among any number.",
             lambda sources: _search(sources, steps=True),
-        f"{QUERY_TILES}.find_tile", "row // queries_per_tile + candidate <= tile", "row // queries_per_tile + candidate < tile",
-            _ragged,
+        f"{QUERY_TILES}.request_of_tile", "row // queries_per_tile + candidate <= tile",
+            "row // queries_per_tile + candidate < tile", _ragged,
     ),
     Theorem(
         "programs.query",

@@ -89,6 +89,7 @@ def main(examples: int) -> None:
     from attn_fuzz.strategies.independent import INDEPENDENT
     from attn_fuzz.targets.indexer import TRITON_INDEXER
     from attn_fuzz.targets.merge import TRITON_MERGE_PARTS
+    from attn_fuzz.targets.modes import applied
     from attn_fuzz.targets.triton import TRITON
     from hypothesis import HealthCheck, given, seed, settings
 
@@ -104,6 +105,7 @@ def main(examples: int) -> None:
         run()
 
     draw(TRITON, examples)
+    draw(applied(TRITON, ["prompts"], ""), examples)
     draw(TRITON_MERGE_PARTS, examples // 4)
     draw(TRITON_INDEXER, 3 * examples)  # few layers have many index heads
     _select_without_requests()

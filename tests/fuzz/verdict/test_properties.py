@@ -15,6 +15,7 @@ from attn_fuzz.cases import contradictions, tensors
 from attn_fuzz.cases.case import Cache, Case, CaseError, Request, Values
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties import Property, batch_composition, chunked_prefill
+from attn_fuzz.properties.memory import GARBAGE
 from attn_fuzz.run.trial import PROPERTIES_OF_CASE, try_case
 from attn_fuzz.targets import registry, triton
 from attn_fuzz.targets.reference import REFERENCE_FP32
@@ -328,7 +329,7 @@ FAULTS: dict[str, tuple[Case, Callable[[Call], object], set[str]]] = {
     ),
     "values that nobody selects": (
         replace(SELECTED, selected="some"),
-        lambda c: c.next_up(bool(c.v[c.batch.block_table[0, 0]].isnan().any())),
+        lambda c: c.next_up(bool((c.v[c.batch.block_table[0, 0]] == GARBAGE).any())),
         {"garbage"},
     ),
     "no selection": (SELECTED, lambda c: c.scale_out(1.5, c.batch.selected is None), {"all selected"}),

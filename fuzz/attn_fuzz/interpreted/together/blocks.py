@@ -21,9 +21,11 @@ inner: dict[str, Method] = {}
 # methods of the builder that have no meaning for several programs at once: for one they run as they are, with the blocks' first
 # axis taken away, and given back to what they return
 _OF_ONE = (
-    *("create_histogram", "create_descriptor_load", "create_descriptor_store", "create_descriptor_gather"),
-    *("create_descriptor_scatter", "create_atomic_poll", "create_print", "create_inline_asm"),
+    *("create_histogram", "create_descriptor_gather", "create_descriptor_scatter"),
+    *("create_atomic_poll", "create_print", "create_inline_asm"),
 )
+_DESCRIBED_BYTES = 16
+"""What a descriptor's base, strides and boxes are multiples of."""
 
 
 def install(interpreter: Any) -> None:
@@ -34,7 +36,7 @@ def install(interpreter: Any) -> None:
     if hasattr(interpreter, "BlockPointerHandle"):  # Triton 3.9 has none
         interpreter.BlockPointerHandle.materialize_pointers = _addresses(handle, tl)
     descriptor = interpreter.TensorDescHandle
-    descriptor.materialize_pointers = _with_block_of_mask(handle, tl, descriptor.materialize_pointers)
+    descriptor.materialize_pointers, descriptor.validate = _described(handle, tl), _check_described
     for name, method in found.items():
         if hasattr(builder, name):
             inner[name] = getattr(builder, name)
@@ -207,14 +209,38 @@ def _addresses(handle: Any, tl: Any) -> Method:
     return materialize_pointers
 
 
-def _with_block_of_mask(handle: Any, tl: Any, materialize_pointers: Method) -> Method:
-    """`materialize_pointers` of a descriptor, whose mask is an array in Triton 3.6."""
+def _described(handle: Any, tl: Any) -> Method:
+    """A replacement of `materialize_pointers` of a descriptor: addresses and mask have the first axis."""
 
-    def materialize(self: Any, offsets: Any) -> tuple[Handle, Handle]:
-        pointers, mask = materialize_pointers(self, offsets)
-        return pointers, mask if isinstance(mask, handle) else handle(mask, tl.int1)
+    def materialize_pointers(self: Any, offsets: Any) -> tuple[Handle, Handle]:
+        shape, size = tuple(self.block_shape), self.base.dtype.element_ty.primitive_bitwidth // 8
+        assert not (offsets[-1].data * size % _DESCRIBED_BYTES).any(), (
+            f"a descriptor's box begins at no multiple of {_DESCRIBED_BYTES} bytes"
+        )
+        address, mask = _to_rank(self.base.data, len(shape) + 1), np.ones(1, bool)
+        for axis, length in enumerate(shape):
+            offset, stride, end = (
+                _to_rank(np.asarray(each.data), len(shape) + 1)
+                for each in (offsets[axis], self.strides[axis], self.shape[axis])
+            )
+            index = offset.astype(np.int64) + np.arange(length).reshape(-1, *[1] * (len(shape) - 1 - axis))
+            address = address + (size * index * stride).astype(np.uint64)
+            mask = mask & (index >= 0) & (index < end)
+        mask = np.broadcast_to(mask, address.shape) if len(mask) == 1 else mask
+        return handle(np.broadcast_to(address, mask.shape), self.base.dtype.scalar), handle(mask, tl.int1)
 
-    return materialize
+    return materialize_pointers
+
+
+def _check_described(self: Any) -> None:
+    """`validate` of a descriptor, for all programs."""
+    size = self.base.dtype.element_ty.primitive_bitwidth // 8
+    assert not (self.base.data % _DESCRIBED_BYTES).any(), f"a descriptor begins at no multiple of {_DESCRIBED_BYTES} bytes"
+    for stride in self.strides[:-1]:
+        assert not (stride.data * size % _DESCRIBED_BYTES).any(), (
+            f"a descriptor's stride is no multiple of {_DESCRIBED_BYTES} bytes"
+        )
+    assert (self.strides[-1].data == 1).all(), "the last dimension of a descriptor is not dense"
 
 
 def _runs_alone(programs: Running) -> bool:

@@ -40,6 +40,14 @@ def load(dtype: torch.dtype) -> ModuleType:
     return module
 
 
+def _missing(device: str) -> str | None:
+    """Of the writer. vLLM 0.20 has one that is flat (`"NHD",`), and calls another."""
+    if why := vllm_sparse_mla.SOURCES.missing(device):
+        return why
+    file = foreign.sources("vllm") / "v1/attention/ops/rocm_aiter_mla_sparse.py"
+    return "the vLLM here writes index keys in no tiles" if '"NHD",' in file.read_text(encoding="utf-8") else None
+
+
 def _written(k, index_cache, indexer, slot_mapping) -> None:
     load(indexer.cache_dtype).indexer_k_quant_and_cache_triton(
         k[: len(slot_mapping)], index_cache, slot_mapping, indexer.head_size, indexer.scale_format.value
@@ -104,7 +112,7 @@ VLLM_INDEXER = index_target(
     QUANTIZED | {"layout": (TILED,)},
     description="the writer of index keys of vLLM 0.33.0 for ROCm, and the gathering of keys",
     engine=index_engine(**_SIZES),
-    **_FIELDS,
+    **(_FIELDS | {"unavailable": _missing}),
 )
 VLLM_PAGED_MQA_LOGITS = index_target(
     "vllm-paged-mqa-logits",
@@ -137,7 +145,7 @@ VLLM_INDEX_DECODE = index_target(
     description="a decode of the index layer of vLLM 0.33.0 on gfx950 while AITER is off: its writer, and what it reads by",
     engine=index_engine(query_lens=("equal",), **_SIZES),
     findings=vllm.INDEX_DECODE,
-    **_FIELDS,
+    **(_FIELDS | {"unavailable": _missing}),
 )
 VLLM_MQA_LOGITS_TORCH = index_target(
     "vllm-mqa-logits-torch",
