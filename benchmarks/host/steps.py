@@ -62,7 +62,7 @@ def participants(
         yield from _of_latent(case, num_layers, device, peers)
         return
     for name, backend in BACKENDS.items():
-        if not name.endswith(("MLA", "SPARSE")):  # these have latent caches, or attend to picked keys
+        if not name.endswith(("MLA", "SPARSE")):  # these have latent caches, or attend to selected keys
             yield name, _or_why(functools.partial(_backend, backend, case, num_layers, device))
     calls = [attention_call(case, device, seed=0) for _ in range(num_layers)]
     yield FUNCTIONS, _our_functions(calls)

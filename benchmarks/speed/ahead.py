@@ -18,7 +18,7 @@ from benchmarks.speed.before import load_before
 from benchmarks.speed.calls import attention_call
 from benchmarks.speed.cases import Attention, Bounded
 from benchmarks.speed.participants import Participant
-from benchmarks.speed.run import everybody, free
+from benchmarks.speed.run import all_participants, free
 
 Tries = Mapping[str, Sequence[int]]
 _participants: list[Participant] = []
@@ -66,7 +66,7 @@ def compile_ahead(
 
 def _load(vllm: Path | None, aiter: Path | None, before: Path | None, tries: Tries) -> None:
     found = peers.load_all(vllm, aiter, lambda _: None)
-    _participants.extend(everybody(found, before and load_before(before), tries))
+    _participants.extend(all_participants(found, before and load_before(before), tries))
 
 
 def _call_once(case: Bounded) -> Fatal | None:

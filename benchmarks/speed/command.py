@@ -98,7 +98,7 @@ def speed(
         run.measure(
             found,
             [case.tiny() for case in chosen] if tiny else chosen,
-            run.everybody(kernels, earlier, tries),
+            run.all_participants(kernels, earlier, tries),
             device,
             sizes=run.TINY if tiny else run.WHOLE,
             budget=budget,

@@ -84,10 +84,10 @@ def measure(
             if left <= 0:
                 break
             progress.update(task, description=case.name)
-            box = left / (len(cases) - i)
+            case_seconds = left / (len(cases) - i)
             out = {name: why for (of_case, name), why in (fatal or {}).items() if of_case == case.name}
             joining = [participant for participant in participants if participant.name not in out]
-            run.cases.append(measured(case, joining, device, run.rates, sizes=sizes, box=box))
+            run.cases.append(measured(case, joining, device, run.rates, sizes=sizes, case_seconds=case_seconds))
             run.cases[-1].results.update({name: Result(verdict="failed", why=why) for name, why in out.items()})
             run.unmeasured.remove(case.name)
             free()
@@ -100,10 +100,10 @@ def measure(
 
 
 def measured(
-    case: Bounded, participants: Sequence[Participant], device: torch.device, rates: Rates, *, sizes: Sizes, box: float
+    case: Bounded, participants: Sequence[Participant], device: torch.device, rates: Rates, *, sizes: Sizes, case_seconds: float
 ) -> CaseResult:
-    """Check every participant, and time those that are right, within about `box` seconds."""
-    deadline = time.monotonic() + box
+    """Check every participant, and time those that are right, within about `case_seconds` seconds."""
+    deadline = time.monotonic() + case_seconds
     flops, moved = case.flops, case.bytes
     floor = rates.floor_ms(flops, moved)
     found: dict[str, Result] = {}
@@ -155,7 +155,7 @@ def error_again(prepared: Prepared, problem: Problem) -> float:
     return error_of(prepared, problem)
 
 
-def everybody(kernels: Kernels, before: SimpleNamespace | None, tries: Mapping[str, Sequence[int]]) -> list[Participant]:
+def all_participants(kernels: Kernels, before: SimpleNamespace | None, tries: Mapping[str, Sequence[int]]) -> list[Participant]:
     """The participants of cases of all types.
 
     Args:

@@ -61,8 +61,8 @@ def spans(numbers: Sequence[int]) -> str:
 def _asks_for(group: Group, layer: AttentionConfig) -> str:
     heads = f"{layer.num_heads} heads, {layer.num_kv_heads} KV heads of {layer.head_size}"
     rules = (name if value is True else f"{name} {value}" for name, value in group.rules.items())
-    picks = () if group.top_k is None else (f"top_k {group.top_k}",)
-    return ", ".join((str(group.attn_type), heads, f"scale {group.scale:.4g}", *rules, *picks))
+    top_k = () if group.top_k is None else (f"top_k {group.top_k}",)
+    return ", ".join((str(group.attn_type), heads, f"scale {group.scale:.4g}", *rules, *top_k))
 
 
 def print_assignments(assignments: dict[str, "Assignment"]) -> None:

@@ -174,7 +174,7 @@ def vllm_arguments(
             ours, handed = BACKENDS[chosen].capabilities(aiter), _without_chunks(config)
             for refusal in (*ours.refusals(handed, architecture), *VLLM_BACKENDS[chosen].refusals(handed)):
                 reasons[str(refusal)] = None
-            reasons |= dict.fromkeys(_unspeakable(config, DTYPES[engine.float8]))
+            reasons |= dict.fromkeys(_without_an_argument(config, DTYPES[engine.float8]))
         if not reasons:
             if any(config.asks("chunked_local") for config in layers.values()):
                 later = (other for other in priorities(architecture, kind) if other != name and other not in why_not)
@@ -192,7 +192,7 @@ def _without_chunks(config: AttentionConfig) -> AttentionConfig:
     return dataclasses.replace(config, rules={name: value for name, value in config.rules.items() if name != "chunked_local"})
 
 
-def _unspeakable(config: AttentionConfig, float8: torch.dtype) -> list[str]:
+def _without_an_argument(config: AttentionConfig, float8: torch.dtype) -> list[str]:
     """Requirements that no argument of vLLM expresses."""
     reasons = []
     if config.layout is not None:

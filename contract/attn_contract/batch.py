@@ -50,8 +50,8 @@ _OF_DECODERS: dict[str, Any] = {"attn_types": DECODER_ONLY, "why_not": "only DEC
 class Batch:
     """R requests of one step. Request r owns query rows `[query_start_loc[r], query_start_loc[r + 1])`.
 
-    The queries of a request are the last tokens of its sequence: query i of q_len stands at position `seq_len - q_len + i`.
-    Creating a Batch reads no value in a tensor. The checks of `attn_contract.validation` do so on demand.
+    The queries of a request are the last tokens of its sequence: query i stands at position `seq_len - query_len + i`. Creating
+    a Batch reads no value in a tensor. The checks of `attn_contract.validation` do so on demand.
 
     Args:
         query_start_loc: [R + 1] int32, prefix sum of the query lengths, from 0.

@@ -140,7 +140,7 @@ class Capabilities:
         layouts: of the KV cache, in order of preference; empty for a backend without a cache.
         kv_cache_dtypes, scales: of quantized caches.
         output_dtypes: of an output that is quantized with output_scale.
-        top_ks: units that an indexer picks for a query at most, of a backend that serves selection_unit.
+        top_ks: units that an indexer selects for a query at most, of a backend that serves selection_unit.
         rules: an answer by the name of each rule that the author has thought of. Any other rule is refused as not declared.
         combinations: what it does not support together.
 

@@ -12,7 +12,7 @@ _STATE = "its layers keep a state instead of keys and values, and have no softma
 _RELATIVE = ("relative position embeddings", "a logit has a product with an embedding of the distance, which no rule computes")
 _INDEXER = (
     "an indexer",
-    "attn_contract.Indexer has its terms, and a layer with a selection_unit attends to keys that were picked",
+    "attn_contract.Indexer has its terms, and a layer with a selection_unit attends to keys that were selected",
 )
 _COMPRESSED = (
     "compressed keys",
@@ -42,7 +42,7 @@ OUT_OF_SCOPE = {
     "compress_ratios": _COMPRESSED,
     "index_kpool": (
         "an indexer of pools",
-        "the tokens of the open pool are seen beside index_topk picked ones, and vLLM's backends on ROCm take index_topk",
+        "the tokens of the open pool are seen beside index_topk selected ones, and vLLM's backends on ROCm take index_topk",
     ),
     "indexer_budget": (
         "an indexer of groups of tokens (QSA)",

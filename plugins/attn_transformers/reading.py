@@ -22,7 +22,7 @@ class Request:
     row: int
     """of transformers' batch"""
     queries: list[int]
-    """q_len indices of the mask's queries"""
+    """query_len indices of the mask's queries"""
     keys: list[int]
     """seq_len indices of the mask's keys"""
     ranges: tuple[tuple[int, int], ...] = ()

@@ -1,9 +1,9 @@
 """Attention: the specification, and the code that computes it step by step.
 
-Request r has `q_len = query_start_loc[r + 1] - query_start_loc[r]` queries and `seq_len = seq_lens[r]` keys. Its query i
-stands at position `p = seq_len - q_len + i`: the new tokens are the last ones of the sequence. Key j stands at position j. The
-keys from `context_len = seq_len - q_len` on are this step's own tokens. With a key_unit g, a request has `seq_len // g` keys:
-`attn_reference.masks` says where they stand.
+Request r has `query_len = query_start_loc[r + 1] - query_start_loc[r]` queries and `seq_len = seq_lens[r]` keys. Its query i
+stands at position `p = seq_len - query_len + i`: the new tokens are the last ones of the sequence. Key j stands at position j.
+The keys from `context_len = seq_len - query_len` on are this step's own tokens. With a key_unit g, a request has `seq_len // g`
+keys: `attn_reference.masks` says where they stand.
 
 **Visibility.** `visible(p, j)` says whether the query at p sees the key at j: causality, windows, chunks and all other rules of
 visibility are one formula, which `attn_reference.masks` defines.
@@ -29,8 +29,8 @@ ALiBi is anchored at the query. Kernels that add `slope * j` instead shift all l
 notice, but the LSE, a sink and a merge do.
 
 **Empty rows.** A row that sees no key gives out = 0, and lse = the sink, or -inf without one. With seq_len 0 all rows are
-empty. In causal attention with q_len > seq_len the first `q_len - seq_len` rows are, unless a range begins before position 0.
-A request with q_len 0 is padding.
+empty. In causal attention with query_len > seq_len the first `query_len - seq_len` rows are, unless a range begins before
+position 0. A request with query_len 0 is padding.
 
 **What may hold anything.** Keys from seq_len on and query rows that no request owns are not used, and block table entries past
 `ceil(seq_len / block_size)` are not followed. The K and V of a key that none of the request's queries sees do not matter
@@ -160,19 +160,19 @@ class Request:
     rows: slice
     """the rows of q that hold the queries"""
     query: torch.Tensor
-    """[q_len, H, D]"""
+    """[query_len, H, D]"""
     key: torch.Tensor
     """[seq_len, HK, D]"""
     value: torch.Tensor
     """[seq_len, HK, Dv]"""
     visible: torch.Tensor
-    """[q_len, seq_len] bool, or [H, q_len, seq_len] if heads see unlike keys: see `visible`"""
+    """[query_len, seq_len] bool, or [H, query_len, seq_len] if heads see unlike keys: see `visible`"""
     query_positions: torch.Tensor
-    """[q_len] int64, p of each query"""
+    """[query_len] int64, p of each query"""
     bias: torch.Tensor | None
-    """[H, q_len, seq_len], what step 3 adds to a logit; None where it adds nothing"""
+    """[H, query_len, seq_len], what step 3 adds to a logit; None where it adds nothing"""
     selected: torch.Tensor | None = None
-    """[1 or H, q_len, W], the units that the queries select; None where all keys may be seen"""
+    """[1 or H, query_len, W], the units that the queries select; None where all keys may be seen"""
 
     @property
     def seen(self) -> torch.Tensor:
@@ -210,17 +210,17 @@ class Attention(NamedTuple):
     """Attention of one request, or of a slice of its rows, in the dtype of the arithmetic."""
 
     out: torch.Tensor
-    """[q_len, H, Dv]"""
+    """[query_len, H, Dv]"""
     lse: torch.Tensor
-    """[H, q_len], natural logarithm, sink included"""
+    """[H, query_len], natural logarithm, sink included"""
     scores: torch.Tensor
-    """[H, q_len, seq_len], scale * q.k, before the cap; arbitrary where the key is not visible"""
+    """[H, query_len, seq_len], scale * q.k, before the cap; arbitrary where the key is not visible"""
     bias: torch.Tensor | None
-    """[H, q_len, seq_len], what was added after the cap, or None"""
+    """[H, query_len, seq_len], what was added after the cap, or None"""
     logits: torch.Tensor
-    """[H, q_len, seq_len], whose softmax is taken; -inf where the key is not visible"""
+    """[H, query_len, seq_len], whose softmax is taken; -inf where the key is not visible"""
     weights: torch.Tensor
-    """[H, q_len, seq_len], 0 where the key is not visible"""
+    """[H, query_len, seq_len], 0 where the key is not visible"""
 
 
 def attend(request: Request, layer: Layer) -> Attention:
@@ -317,7 +317,7 @@ def _requests(
 
 
 def query_numbers(q: torch.Tensor, layer: Layer, precision: torch.dtype) -> torch.Tensor:
-    """Rows of q [q_len, H, D] in the dtype of the arithmetic: each number times the scale of its KV head, if there is one."""
+    """Rows of q [query_len, H, D] in the dtype of the arithmetic: each number times its KV head's scale, if there is one."""
     if layer.q_scale is None:
         return q.to(precision)
     of_kv_heads = layer.q_scale.expand(layer.num_kv_heads)

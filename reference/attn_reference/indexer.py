@@ -79,13 +79,13 @@ def index_logits(
 
 
 def score(q: torch.Tensor, weights: torch.Tensor | None, keys: torch.Tensor, p: torch.Tensor, indexer: Indexer) -> torch.Tensor:
-    """[HS, q_len, units]: the logits of a request's units; -inf where a query does not see the unit.
+    """[HS, query_len, units]: the logits of a request's units; -inf where a query does not see the unit.
 
     Args:
-        q: [q_len, Hi, D] float64.
-        weights: [q_len, Hi] float64 of SUM_RELU, None of MAX.
+        q: [query_len, Hi, D] float64.
+        weights: [query_len, Hi] float64 of SUM_RELU, None of MAX.
         keys: [keys, D] float64.
-        p: [q_len] integers, the position of each query.
+        p: [query_len] integers, the position of each query.
     """
     products = (q @ keys.T).transpose(0, 1).unflatten(0, (indexer.num_selections, -1))
     if indexer.score is IndexScore.MAX or weights is None:
@@ -149,7 +149,7 @@ def _best(logits: torch.Tensor, indexer: Indexer) -> torch.Tensor:
 
 
 def request_rows(batch: Batch, request: int) -> tuple[slice, torch.Tensor]:
-    """The rows of q of a request, and the position of each, [q_len] int64."""
+    """The rows of q of a request, and the position of each, [query_len] int64."""
     start, end = batch.query_start_loc[request : request + 2].tolist()
     first = int(batch.seq_lens[request]) - (end - start)
     return slice(start, end), torch.arange(first, first + end - start, device=batch.seq_lens.device)

@@ -12,7 +12,7 @@ LOGIT_RULES = frozenset({"logits_soft_cap", "alibi_slopes", "qq_bias", "sinks"})
 
 
 def to_logits(scores: torch.Tensor, bias: torch.Tensor | None, layer: Layer) -> torch.Tensor:
-    """Scaled dot products [H, q_len, k_len], capped, then biased: steps 2 and 3.
+    """Scaled dot products [H, query_len, k_len], capped, then biased: steps 2 and 3.
 
     Args:
         bias: as `logit_bias` gives it.
@@ -28,14 +28,14 @@ def logit_bias(
     """The biases that step 3 adds to the capped logits of a request.
 
     Args:
-        query_positions: [q_len] integers.
+        query_positions: [query_len] integers.
         key_positions: [k_len] integers.
         layer, batch: their alibi_slopes and qq_bias.
         request: r, the index of the request in the batch.
         dtype: of the arithmetic and of the result.
 
     Returns:
-        [H, q_len, k_len], or None where nothing is added.
+        [H, query_len, k_len], or None where nothing is added.
     """
     biases = []
     if layer.alibi_slopes is not None:
@@ -47,10 +47,10 @@ def logit_bias(
 
 
 def with_sink(logits: torch.Tensor, layer: Layer) -> torch.Tensor:
-    """[H, q_len, k_len + 1]: the logits of each row and, behind them, the sink of its head: -inf where the layer has none."""
-    num_heads, q_len, _ = logits.shape
+    """[H, query_len, k_len + 1]: the logits of each row, then the sink of its head: -inf where the layer has none."""
+    num_heads, query_len, _ = logits.shape
     sink = logits.new_full((num_heads,), -torch.inf) if layer.sinks is None else layer.sinks.to(logits.dtype)
-    return torch.cat([logits, sink[:, None, None].expand(-1, q_len, 1)], dim=-1)
+    return torch.cat([logits, sink[:, None, None].expand(-1, query_len, 1)], dim=-1)
 
 
 def soft_cap(scores: torch.Tensor, cap: float) -> torch.Tensor:
@@ -65,12 +65,12 @@ def alibi(query_positions: torch.Tensor, key_positions: torch.Tensor, slopes: to
     """`-slope * abs(j - p)`: each head discounts keys by their distance (Press et al., arXiv:2108.12409).
 
     Args:
-        query_positions: [q_len] integers.
+        query_positions: [query_len] integers.
         key_positions: [k_len] integers.
         slopes: [H], in the dtype of the arithmetic.
 
     Returns:
-        [H, q_len, k_len] of slopes' dtype.
+        [H, query_len, k_len] of slopes' dtype.
     """
     distance = (key_positions[None, :] - query_positions[:, None]).abs()
     return -slopes[:, None, None] * distance
@@ -82,13 +82,13 @@ def place_qq_bias(query_positions: torch.Tensor, key_positions: torch.Tensor, ba
     Row i and column i of `batch.qq_bias` belong to the request's token at position context_len + i.
 
     Args:
-        query_positions: [q_len] integers.
+        query_positions: [query_len] integers.
         key_positions: [k_len] integers.
         batch: has a qq_bias.
         request: r, the index of the request in the batch.
 
     Returns:
-        [q_len, k_len] float32: 0 for the keys of the context, which stand before those of the step.
+        [query_len, k_len] float32: 0 for the keys of the context, which stand before those of the step.
     """
     assert batch.qq_bias is not None
     query_len = batch.query_start_loc[request + 1] - batch.query_start_loc[request]

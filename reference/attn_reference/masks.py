@@ -22,20 +22,20 @@ causality, window and chunks say (vLLM's `mm_prefix_range`). With ranges_clamped
 range too, as in Gemma 3's own code (`create_attention_mask` in google/gemma_pytorch), in transformers
 (`create_masks_for_vision_model`) and in Gemma 4. A range with b < a is none.
 
-A selection is what an indexer picked for each query: tokens (DeepSeek-V3.2, arXiv:2512.02556), or blocks of tokens (MiniMax-M3;
-NSA, arXiv:2502.11089). It hides keys, and shows none that another rule hides: of a unit that the query stands in, causality
-leaves the tokens up to its own. Each KV head may have a selection of its own; its query heads share it.
+A selection names keys that an indexer chose for a query: tokens (DeepSeek-V3.2, arXiv:2512.02556), or blocks of tokens
+(MiniMax-M3; NSA, arXiv:2502.11089). It hides keys, and shows none that another rule hides: of a unit that the query stands in,
+causality leaves the tokens up to its own. Each KV head may have a selection of its own; its query heads share it.
 
 Where key_unit tokens share a key, `j <= p` says that all of them are the query's own or earlier ones, and `j < seq_len` that
 they are there: the query sees the first `(p + 1) // key_unit` keys, of the `seq_len // key_unit` that the request has. A layer
 of DeepSeek-V4 attends to such keys and to the tokens of a window in one softmax: two calls, and `merge_attn_states` of both.
 
 A key whose qq_bias is -inf is hidden by it, even in a range (tree drafts: a token of another branch). Cross-attention
-(ENCODER_DECODER) sees all keys, for any number of queries, 1 or more (vLLM #38450, #39119: causality is invisible at q_len 1
-and wrong above it). A key past seq_len is never visible, causal or not (vLLM #40176: the tail of the last tile).
+(ENCODER_DECODER) sees all keys, for any number of queries, 1 or more (vLLM #38450, #39119: causality is invisible at query_len
+1 and wrong above it). A key past seq_len is never visible, causal or not (vLLM #40176: the tail of the last tile).
 
-In the functions, p is [q_len, 1] and j is [1, k_len]. A rule gives a bool tensor that broadcasts to [q_len, k_len]; a selection
-of each head, to [H, q_len, k_len].
+In the functions, p is [query_len, 1] and j is [1, k_len]. A rule gives a bool tensor that broadcasts to [query_len, k_len]; a
+selection of each head, to [H, query_len, k_len].
 """
 
 import torch
@@ -56,13 +56,13 @@ def visible(
     """The mask of a request: the keys that its queries see.
 
     Args:
-        query_positions: [q_len] integers, p of each query; negative where q_len > seq_len.
+        query_positions: [query_len] integers, p of each query; negative where query_len > seq_len.
         key_positions: [k_len] integers, j of each key.
         layer, batch: their rules, and the request's seq_len, causal flag, ranges, selection and qq_bias.
         request: r, the index of the request in the batch.
 
     Returns:
-        [q_len, k_len] bool, or [H, q_len, k_len] if each KV head has a selection of its own.
+        [query_len, k_len] bool, or [H, query_len, k_len] if each KV head has a selection of its own.
 
     Raises:
         ContractError: an argument is of another type or shape, the batch has no such request, or its step no such query.
@@ -154,7 +154,7 @@ def is_selected(c: torch.Tensor, units: torch.Tensor, selection_unit: int) -> to
 
 
 def selected_units(query_positions: torch.Tensor, layer: Layer, batch: Batch, request: int) -> torch.Tensor:
-    """[1 or H, q_len, W]: the units that the step selects for the queries at these positions of a request.
+    """[1 or H, query_len, W]: the units that the step selects for the queries at these positions of a request.
 
     Raises:
         ContractError: the layer has a selection_unit and the step no selection, or no query of the request is at a position.
@@ -179,7 +179,7 @@ def is_hidden(qq_bias: torch.Tensor) -> torch.Tensor:
 def _check_visible(
     query_positions: torch.Tensor, key_positions: torch.Tensor, layer: Layer, batch: Batch, request: int
 ) -> None:
-    for name, positions, dim in (("query_positions", query_positions, "q_len"), ("key_positions", key_positions, "k_len")):
+    for name, positions, dim in (("query_positions", query_positions, "query_len"), ("key_positions", key_positions, "k_len")):
         check_tensor(name, positions)
         check_dims(name, positions, (dim,))
         if positions.dtype not in (torch.int32, torch.int64):

@@ -42,7 +42,7 @@ def reference(*, tables_rolled: bool = False, **forgotten) -> Participant:
 
 
 def measured(case, *participants):
-    return run.measured(case, participants, CPU, RATES, sizes=run.TINY, box=1.0).results
+    return run.measured(case, participants, CPU, RATES, sizes=run.TINY, case_seconds=1.0).results
 
 
 @pytest.mark.parametrize("case", [case for case in BY_NAME.values() if isinstance(case, Attention)], ids=lambda case: case.name)

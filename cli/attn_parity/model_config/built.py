@@ -221,7 +221,7 @@ def _call(
         if key_size != head_size or num_heads % num_kv_heads or value.shape[1] != num_kv_heads:
             raise NotAnsweredError(Reason.SHAPE, f"q {tuple(query.shape)}, k {tuple(key.shape)}, v {tuple(value.shape)}")
         options = dict(options)
-        unit, top_k = _picked(module, options)
+        unit, top_k = _selection_of(module, options)
         rules, ahead = _asked(module, mask, options)
         attn_type = _attn_type(ahead, key.shape[2] != query.shape[2], path.partition(".")[0] if in_two_parts else None)
     except NotAnsweredError as error:
@@ -328,17 +328,17 @@ def _asked(module: Any, mask: Any, options: dict[str, Any]) -> tuple[dict[str, A
     return rules, ahead
 
 
-def _picked(module: Any, options: dict[str, Any]) -> tuple[int | None, int | None]:
-    """Tokens of a unit that the indexer of a layer picked, or that of a layer before it, and how many units it picks.
+def _selection_of(module: Any, options: dict[str, Any]) -> tuple[int | None, int | None]:
+    """The tokens of a unit that the indexer of a layer, or of a layer before it, selects, and the number of units.
 
     Nothing: the call is for all keys.
     """
     tokens, blocks = options.pop("indices", None), options.pop("block_indices", None)
     if tokens is None and blocks is None:
         return None, None
-    picks = [pick for pick in (tokens, blocks) if pick is not None]
-    if len(picks) > 1 or (tokens is not None and tokens.dim() != 3):
-        shapes = " and ".join(str(tuple(pick.shape)) for pick in picks)
+    selections = [each for each in (tokens, blocks) if each is not None]
+    if len(selections) > 1 or (tokens is not None and tokens.dim() != 3):
+        shapes = " and ".join(str(tuple(each.shape)) for each in selections)
         raise NotAnsweredError(Reason.ARGUMENT, f"indices or block_indices ({shapes})")
     if tokens is not None:
         return 1, getattr(module.config, "index_topk", None)

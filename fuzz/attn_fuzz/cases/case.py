@@ -199,7 +199,7 @@ class Case(
         selection_unit, key_unit: as in `attn_contract.Layer`. Where tokens share a key, the row of k and v of the last of them
             is the key that the step writes, and the rows of the others have slot -1.
         selected: units that each query selects. "some": a few of those that it sees, in any order, and no unit behind them.
-            "top": as many for each query as a row has entries, or all that it sees, as an indexer picks the best. "holes": as
+            "top": as many for each query as a row has entries, or all that it sees, as an indexer selects the best. "holes": as
             "some", with entries of no unit anywhere. "all": all of those. "ahead": as "holes", but of all units of the
             request, of which causality may hide some.
         selected_width: only of a captured call with a selection: how many entries a row of it has.

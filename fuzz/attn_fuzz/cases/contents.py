@@ -209,7 +209,7 @@ def selected(case: Case, generator: torch.Generator) -> torch.Tensor:
 
 
 def _most_units(case: Case, generator: torch.Generator) -> int:
-    """How many units an indexer picks for a query: from one to two more than the longest request has."""
+    """How many units an indexer selects for a query: from one to two more than the longest request has."""
     assert case.selection_unit is not None
     longest = max(map(case.num_keys, case.requests), default=0)
     return int(torch.randint(1, -(-longest // case.selection_unit) + 3, (), generator=generator))

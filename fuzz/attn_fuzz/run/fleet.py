@@ -285,8 +285,8 @@ class Task:
                 self.nodes.hear(str(error.__cause__))
             raise
 
-    def thank(self) -> None:
-        """The node's own process has thanked the worker already."""
+    def acknowledge(self) -> None:
+        """The node's own process has acknowledged the case already."""
 
 
 @dataclass

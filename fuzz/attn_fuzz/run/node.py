@@ -100,7 +100,7 @@ def _messages(workers: Workers, worker: Worker) -> Iterator[Message]:
             message = worker.receive()
             yield message
             if isinstance(message, Progress) and message.failure is not None:
-                worker.thank()
+                worker.acknowledge()
 
 
 def _thinned(messages: Iterator[Message]) -> Iterator[Message]:

@@ -33,7 +33,7 @@ class Worker(Protocol):
 
     def run(self, plan: FuzzPlan) -> None: ...
     def receive(self) -> Message: ...
-    def thank(self) -> None: ...
+    def acknowledge(self) -> None: ...
 
 
 W = TypeVar("W", bound=Worker)
@@ -248,7 +248,7 @@ class _Pool(Generic[W]):
                     self.outcome.progress[index] = message
                     self.report(index, message)
                     if message.failure is not None:
-                        worker.thank()
+                        worker.acknowledge()
                 elif message is None:
                     self._end(index)
                     del self.busy[worker]

@@ -60,7 +60,7 @@ class Worker:
                 raise prepared.LostError from None
             raise
 
-    def thank(self) -> None:
+    def acknowledge(self) -> None:
         """Tell the worker that its failing case is on the disk. Until then, the file of its case in flight holds that case."""
         with contextlib.suppress(ConnectionError):
             self.connection.send(RECEIVED)

@@ -1,4 +1,4 @@
-"""The backends whose layers attend to what an indexer picked, as targets: ROCM_AITER_MLA_SPARSE and MINIMAX_M3_SPARSE.
+"""The backends whose layers attend to what an indexer selected, as targets: ROCM_AITER_MLA_SPARSE and MINIMAX_M3_SPARSE.
 
 The metadata of a step has no selection. A case's selection is written into a buffer before each call, as an indexer does, and
 what else the buffer holds must not be followed: rows behind the step's, and elements between rows. All layers share the buffer.
@@ -17,7 +17,7 @@ from attn_fuzz.targets.target import LatentSizes, Support
 from attn_fuzz.targets.triton import TRITON, TRITON_LATENT
 
 BLOCK = 128
-"""vLLM 0.33: tokens of a block that MiniMax-M3's indexer picks."""
+"""vLLM 0.33: tokens of a block that MiniMax-M3's indexer selects."""
 _INVALID = 1 << 30
 _MAX_TOKENS = 2048
 _BEHIND_ROWS = 3
@@ -28,8 +28,8 @@ class SparseLayers(BackendLayers):
     """A backend, the layers that were made of it, and the buffers that they read.
 
     Args:
-        multiple: the picked ids of a row of a buffer are a multiple of it.
-        by_head: whether each KV head has picks of its own.
+        multiple: the selected ids of a row of a buffer are a multiple of it.
+        by_head: whether each KV head has a selection of its own.
     """
 
     multiple: int = 1
@@ -134,7 +134,7 @@ _BLOCKS = SparseLayers(named("MINIMAX_M3_SPARSE"), installed, by_head=True)
 BACKEND_ROCM_AITER_MLA_SPARSE = backend_target(
     "backend-rocm-aiter-mla-sparse",
     _MLA,
-    description="the backend ROCM_AITER_MLA_SPARSE: layers of latent attention to picked tokens, every row absorbed",
+    description="the backend ROCM_AITER_MLA_SPARSE: layers of latent attention to selected tokens, every row absorbed",
     support=rocm_aiter_mla_sparse,
     write_kv_cache=None,
     rope_and_write_kv_cache=None,
@@ -145,7 +145,7 @@ BACKEND_ROCM_AITER_MLA_SPARSE = backend_target(
 BACKEND_MINIMAX_M3_SPARSE = backend_target(
     "backend-minimax-m3-sparse",
     _BLOCKS,
-    description="the backend MINIMAX_M3_SPARSE: whole layers over picked blocks of 128 tokens",
+    description="the backend MINIMAX_M3_SPARSE: whole layers over selected blocks of 128 tokens",
     support=minimax_m3_sparse,
     modules=TRITON.modules,
     planned=TRITON.planned,

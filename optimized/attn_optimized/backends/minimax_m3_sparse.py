@@ -1,4 +1,4 @@
-"""MINIMAX_M3_SPARSE: decoders whose indexer picks blocks of 128 tokens, for each KV head its own (MiniMax-M3).
+"""MINIMAX_M3_SPARSE: decoders whose indexer selects blocks of 128 tokens, for each KV head its own (MiniMax-M3).
 
 The name is vLLM's, and so is its promise: what is served here, vLLM's backend of that name serves too (as of vLLM 0.33). vLLM's
 model of MiniMax-M3 chooses it for its sparse layers, whatever `--attention-backend` says.
@@ -29,7 +29,7 @@ from attn_optimized.backends.topk_indices import NAME, selecting
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 
 BLOCK = 128
-"""Tokens of a block that is picked, and slots of a block of the cache: one is the other."""
+"""Tokens of a block that is selected, and slots of a block of the cache: one is the other."""
 _WITHOUT_PARAMETER = (
     *("window", "sink_tokens", "chunked_local", "bidirectional_ranges", "ranges_clamped"),
     *("logits_soft_cap", "alibi_slopes", "sinks", "qq_bias", "kv_sharing"),
@@ -41,7 +41,7 @@ class MiniMaxM3SparseImpl(TritonAttentionImpl):
 
     Args:
         topk_indices_buffer: [HK, max tokens, k] int32: for each row of a step, the blocks of its request that the indexer
-            picked. A negative entry is no block. The indexer writes it before `forward`, which reads the step's rows.
+            selected. A negative entry is no block. The indexer writes it before `forward`, which reads the step's rows.
 
     The other arguments are AttentionImplBase's.
     """
@@ -82,7 +82,7 @@ class MiniMaxM3SparseBackend(AttentionBackend):
             attn_types={**dict.fromkeys(AttentionType, No("vLLM's backend is for decoders alone")), AttentionType.DECODER: YES},
             dtypes=Only((torch.float16, torch.bfloat16), "vLLM declares no other dtype"),
             head_sizes=Only((128,), "vLLM declares no other"),
-            block_sizes=Only((BLOCK,), "a block of the cache is a block that is picked"),
+            block_sizes=Only((BLOCK,), "a block of the cache is a block that is selected"),
             layouts=Only((Layout.CONTENT_PACKED,), "vLLM's kernels take K and V from one row"),
             kv_cache_dtypes=Only(FLOAT8_DTYPES, "vLLM declares no other quantized cache that this project has"),
             scales=Only(("tensor",), "vLLM's kernels take one scale of K and one of V"),

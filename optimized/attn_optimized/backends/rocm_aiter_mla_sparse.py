@@ -1,8 +1,9 @@
-"""ROCM_AITER_MLA_SPARSE: latent attention (MLA) to the tokens that an indexer picked (DeepSeek-V3.2, GLM-5).
+"""ROCM_AITER_MLA_SPARSE: latent attention (MLA) to the tokens that an indexer selected (DeepSeek-V3.2, GLM-5).
 
 The name is vLLM's, and so is its promise: what is served here, vLLM's backend of that name serves too (as of vLLM 0.33). It
-differs in two things. Where a row sees no more keys than an indexer picks, vLLM expands a prefill; here every row is absorbed.
-vLLM takes a picked id of -1 for slot 0 of the cache, if it stands among the first min(k, p + 1); here it is no token, anywhere.
+differs in two things. Where a row sees no more keys than an indexer selects, vLLM expands a prefill; here every row is
+absorbed. vLLM takes a selected id of -1 for slot 0 of the cache, if it stands among the first min(k, p + 1); here it is no
+token, anywhere.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ NAME = "ROCM_AITER_MLA_SPARSE"
 
 
 class SparseMlaMetadataBuilder(AttentionMetadataBuilder[MlaMetadata]):
-    """Every request is a decode: expanded keys of its own tokens alone are no use to a row that picks others.
+    """Every request is a decode: expanded keys of its own tokens alone are no use to a row that selects others.
 
     Raises:
         UnsupportedError: another `attn_type` than DECODER.
@@ -68,8 +69,8 @@ class RocmAiterMlaSparseImpl(MLAAttentionImpl[MlaMetadata]):
 
     Args:
         topk_indices_buffer: [max tokens, k] int32: for each row of a step, the positions in its request that the indexer
-            picked, for all heads. A negative entry is no position. The indexer writes it before `forward_mqa`, which reads the
-            step's rows. A layer without an indexer is given the buffer of the layer whose picks it takes (GLM-5.2).
+            selected, for all heads. A negative entry is no position. The indexer writes it before `forward_mqa`, which reads
+            the step's rows. A layer without an indexer is given the buffer of the layer whose selection it takes (GLM-5.2).
 
     The other arguments are AttentionImplBase's.
 
@@ -118,7 +119,7 @@ class RocmAiterMlaSparseBackend(AttentionBackend):
             ),
             head_sizes=Multiples(1, "a tile holds whole rows", at_most=WIDEST),
             block_sizes=ANY,
-            top_ks=Multiples(128, "vLLM's kernel converts so many picked ids at a time, and its backend drops what is over"),
+            top_ks=Multiples(128, "vLLM's kernel converts so many selected ids at a time, and its backend drops what is over"),
             rules={
                 "selection_unit": YES,
                 "sinks": YES,
@@ -148,7 +149,7 @@ _COMBINATIONS = (
     Combination(
         property="a selection of other units than tokens",
         applies=lambda config, _: config.value_of("selection_unit") not in (None, 1),
-        reason="vLLM's kernel takes each picked id for a token's",
+        reason="vLLM's kernel takes each selected id for a token's",
     ),
     Combination(
         property="latent attention to all keys",

@@ -1,4 +1,4 @@
-"""The units that an indexer picked in a step, in a buffer that an engine makes once for all layers (vLLM's name for it)."""
+"""The units that an indexer selected in a step, in a buffer that an engine makes once for all layers (vLLM's name for it)."""
 
 import dataclasses
 

@@ -93,7 +93,7 @@ def test_the_line_for_vllm_is_of_the_layers_whose_backend_it_can_choose(select):
     assert "MINIMAX_M3_SPARSE: vLLM's model chooses it for indexed_attention, whatever the argument says" in ended.out
     ended, result = select(CONFIGS["minimax-m3"], "--block-size", "64")
     assert ended.code == 1
-    assert "indexed_attention: block size 64 not supported: a block of the cache is a block that is picked" in result["error"]
+    assert "indexed_attention: block size 64 not supported: a block of the cache is a block that is selected" in result["error"]
 
 
 @pytest.mark.parametrize(

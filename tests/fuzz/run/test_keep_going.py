@@ -228,7 +228,7 @@ class AtOnce:
     def receive(self) -> Progress | None:
         return self.messages.pop(0)
 
-    def thank(self) -> None:
+    def acknowledge(self) -> None:
         pass
 
 

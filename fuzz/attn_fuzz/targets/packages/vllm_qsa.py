@@ -1,6 +1,6 @@
 """vLLM's sparse attention of Qwen4 on ROCm (models/qwen4_exp/amd/ops/qsa.py), as models/qwen4_exp/amd/qsa.py:296-347 calls it.
 
-An indexer picks groups of 4 tokens, and each query also sees the tokens of its own, open group. The kernel gets tokens: those
+An indexer selects groups of 4 tokens, and each query also sees the tokens of its own, open group. The kernel gets tokens: those
 of the groups, then the open ones, then -1 (ops/qsa.py:135-185). It divides by sqrt(D), and takes bfloat16 and a cache of K
 beside V.
 """
