@@ -51,6 +51,8 @@ def test_what_ships_is_within_its_budget():
     allowed = budgets.load()
     for (architecture, name), binary in done.binaries.items():
         assert budgets.over(allowed, architecture, name, shipped[name], binary.facts, triton.__version__) == [], name
+        is_specialized = "setmaxnreg" in binary.assembly
+        assert is_specialized == (binary.name == "warp_specialized_kernel"), f"{name}: Triton says nothing if it does not"
 
 
 @pytest.mark.nightly
