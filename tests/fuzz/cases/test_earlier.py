@@ -180,7 +180,7 @@ def asked_of(step: Step) -> list[str]:
 
 @pytest.fixture(scope="module")
 def drawn() -> list[Case]:
-    return shard.drawn(FuzzPlan(target="triton", device="cpu", examples=200, seed=1, folder=Path()))
+    return shard.drawn(FuzzPlan(target="triton", device="cpu", examples=400, seed=1, folder=Path()))
 
 
 def test_half_of_the_cases_have_an_earlier_call(drawn):

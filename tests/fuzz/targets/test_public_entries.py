@@ -130,7 +130,7 @@ def _raise(*args, **options) -> None:
 
 @functools.cache
 def drawn(target: str) -> list[Case]:
-    return shard.drawn(FuzzPlan(target=target, device="cpu", examples=30, seed=1, folder=Path()))
+    return shard.drawn(FuzzPlan(target=target, device="cpu", examples=60, seed=1, folder=Path()))
 
 
 @pytest.mark.parametrize("entry", TARGETS)
