@@ -47,7 +47,7 @@ def stages_to_ship(path: Path) -> int:
     return 0
 
 
-def _print_sections(sections: Mapping[str, Mapping[str, Any]]) -> None:
+def _print_sections(sections: Mapping[str, dict[str, Any]]) -> None:
     shown = plain_table("section", "result", "expected")
     for name, section in sections.items():
         if "shipped" not in section:

@@ -42,7 +42,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 def command(
     names: tuple[str, ...], runs: bool, folder: Path | None, repaired: Path | None, speed: tuple[Path, ...], check: bool
 ) -> int:
-    """Write docs/generated/findings.md. With a NAME, print instead what the owner of its kernel is told.
+    """Write docs/generated/findings.md.
 
     `--check FOLDER` runs the script and the test of each finding in a folder of --write, on the package and with the patch.
     """
@@ -56,9 +56,7 @@ def command(
         results.print(f"repaired: {', '.join(scripts.all_repaired(repaired))}", soft_wrap=True)
         return 0
     if names and not runs:
-        for name in names:
-            results.print(page.of_finding(name), soft_wrap=True, markup=False)
-        return 0
+        raise click.UsageError("names go with --run, --write FOLDER or --check")
     if runs:
         scripts.run_all(names)
     if speed:

@@ -146,16 +146,6 @@ def table() -> str:
     return index(known(), msgspec.json.decode(SPEED.read_bytes(), type=dict[str, Speed]))
 
 
-def of_finding(name: str) -> str:
-    """The issue about a finding, for the owner of the kernel.
-
-    Raises:
-        InputError: there is no such finding.
-    """
-    [(finding, _)] = _named([name]).values()
-    return folders.issue(finding, finding_scripts.report(name), finding_scripts.results()[name])
-
-
 def write(folder: Path, names: Sequence[str]) -> Iterator[str]:
     """Write the folders of the named findings, or of all, beside the sources of their packages. Yields a line for each.
 
