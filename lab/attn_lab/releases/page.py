@@ -112,8 +112,8 @@ that a later release has not, as somebody read who compared the two: `lab/attn_l
 Of a seed other than {mended_on} the same case also ran there, and agreed, or failed by a known finding. Or it is a false
 alarm, or nobody has read it. Left out is what a limit of a tool kept from running, and what an adapter does not fit. A first
 count, of seed {mended_on}, had some 700 false alarms, of targets that did not fit older releases. They read more of their
-sources since, and the row of seed {mended_on} counts the same cases after that. The other row is of a seed that nobody had
-looked at before: it stays as it was first counted.
+sources since, and the row of seed {mended_on} counts the same cases after that. The other rows are of seeds that nobody had
+looked at before, each drawn after the false alarms of the row above were mended: they stay as they were first counted.
 `python -m attn_lab releases --sources FOLDER --alarms FILE --seed N --examples 25` counts; FILE holds each failure.
 """
 
