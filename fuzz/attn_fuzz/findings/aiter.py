@@ -801,6 +801,16 @@ GLUON_SPARSE = (
         "in the reduction of parts (:981).",
         explains=of(WRONG, lambda case: case.values.kind in FAR_LOGITS),
     ),
+    _in_main(
+        name="aiter-gluon-full-tile-slot-0",
+        what="NaN in slot 0 of a cache makes rows NaN that have an index of -1 in a full tile.",
+        cause="aiter/ops/triton/_gluon_kernels/gfx950/attention/pa_decode_sparse.py:67-71 and 143-175: in a full tile slot 0 "
+        "is read in the place of -1, and V is not masked, as it is in the last tile: its weight is 0, and 0 * NaN is NaN.",
+        # a copy of the cache in another order is the second one: any slot's NaN may be in its slot 0
+        explains=lambda case, verdict: (
+            is_nan(case, verdict) and not case.finite_slots and any(one.seq_len > 64 for one in case.requests)
+        ),
+    ),
 )
 GLUON_SPARSE_GFX1250 = (
     _in_main(

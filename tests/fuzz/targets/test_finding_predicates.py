@@ -197,6 +197,7 @@ def test_blocks_of_one_slot_have_no_tiles_and_their_scales_behind_each_key():
         ("aiter-gluon-hidden-tile", "value", {"selected": "some"}),
         ("aiter-gluon-slot-0", "nan", {"requests": {"blocks": (0,)}}),
         ("aiter-gluon-prefill-slot-0", "nan", {"finite_slots": True}),
+        ("aiter-gluon-full-tile-slot-0", "nan", {"finite_slots": True}),
         ("aiter-gluon-mla-one-part", "value", {"requests": {"query_len": 2}}),
         ("aiter-gluon-tile-without-keys", "nan", {"values": Values("random", 0)}),
         ("aiter-gluon-negative-scales", "value", {"cache": {"scales": "tensor"}}),
