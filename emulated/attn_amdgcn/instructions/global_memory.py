@@ -8,7 +8,8 @@ other, here in the order of the waves and of their lanes; each may get what it f
 tmp = MEM[addr], MEM[addr] = tmp + DATA, RETURN_DATA = tmp.
 
 Source: "FLAT, Scratch and Global Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA; LLVM's GCNSubtarget
-(hasSignedGVSOffset, hasScaleOffset) for gfx1250.
+(hasSignedGVSOffset, hasScaleOffset) for gfx1250. Atomics at no multiple of their size are a memory violation: "Memory Alignment
+and Out-of-Range Behavior" in AMD's RDNA4 ISA.
 """
 
 from collections.abc import Callable
