@@ -5,15 +5,16 @@ value. The fuzzer holds programs of Triton's interpreter to the same rule. Waves
 between them. Between two barriers, waves of one workgroup may write one value into a byte, as those do that hold copies of it.
 Whether a store has ended at a barrier is not looked at: waves of a workgroup share a cache.
 
-The order in which the waves happened to run does not matter. No instruction is known that orders workgroups, such as an atomic
-one.
+The order in which the waves happened to run does not matter. Atomic instructions on one byte do not race with each other, and
+with loads and stores they do. Whether they order workgroups is not known: a workgroup that got a value from one may go on with
+what others wrote before theirs. What would be its race with another workgroup is no fault, and ends the launch, too.
 
-This takes 8 bytes for a byte that is read, 12 for one that is written, and 8 for each access of a wave.
+This takes 8 bytes for a byte that is read or atomically updated, 12 for one that is written, and 8 for each access of a wave.
 """
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction
-from attn_amdgcn.errors import Fault, described
+from attn_amdgcn.errors import Fault, UnknownInstructionError, described
 from attn_amdgcn.memory import Memory
 from attn_amdgcn.watch import Access, Watch
 
@@ -107,7 +108,7 @@ class GlobalRaces(Watch):
 
     def __init__(self, memory: Memory) -> None:
         self._memory, self._events = memory, Events()
-        self._readers, self._writers = Last(memory, self._events), Last(memory, self._events)
+        self._readers, self._writers, self._updaters = (Last(memory, self._events) for _ in range(3))
         self._storing = memory.zeros_of(len(memory.bytes), np.int32)  # the event that a store left last at each byte
 
     def barrier(self) -> None:
@@ -120,6 +121,7 @@ class GlobalRaces(Watch):
         """
         index, events, waves = self._noted(access)
         self._check(access, index, self._writers.unordered(index, waves), "reads", "wrote")
+        self._check(access, index, self._updaters.unordered(index, waves), "reads", "updated")
         self._readers.note(index, events, waves)
 
     def global_written(self, access: Access, values: np.ndarray) -> None:
@@ -134,10 +136,21 @@ class GlobalRaces(Watch):
         copies = (_groups(self._events.waves(writers)) == _groups(waves)) & (self._memory.bytes.take(index) == data)
         self._check(access, index, np.where(copies, 0, writers), "writes", "wrote")
         self._check(access, index, self._readers.unordered(index, waves), "writes", "read")
+        self._check(access, index, self._updaters.unordered(index, waves), "writes", "updated")
         self._storing[index] = events
         if (self._storing.take(index) != events).any():
             self._check(access, index, _clashes(index, events, waves, data), "writes", "wrote")
         self._writers.note(index, events, waves)
+
+    def global_updated(self, access: Access, values: np.ndarray) -> None:
+        """
+        Raises:
+            Fault: another workgroup has loaded or stored one of the bytes, or another wave has since the last barrier.
+        """
+        index, events, waves = self._noted(access)
+        self._check(access, index, self._writers.unordered(index, waves), "updates", "wrote")
+        self._check(access, index, self._readers.unordered(index, waves), "updates", "read")
+        self._updaters.note(index, events, waves)
 
     def _noted(self, access: Access) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The place, the event and the wave of each byte that an access touches."""
@@ -151,13 +164,15 @@ class GlobalRaces(Watch):
         position, lane = access.position(at // access.size)
         workgroup, wave = divmod(int(self._events.waves(earlier[at : at + 1])[0]), WAVES)
         buffer, byte = self._memory.named(int(index[at]))
-        is_near = workgroup == access.waves.workgroup[position]
+        number, group = int(access.waves.number[position]), int(access.waves.workgroup[position])
+        is_near = workgroup == group
+        if not is_near and group in self._memory.told:
+            raise UnknownInstructionError("a race of workgroups, unless an atomic instruction orders them")
         order = "with no barrier between" if is_near else "and nothing orders workgroups"
         what = (
             f"a race: it {does} byte {byte} of {buffer.name}, which wave {wave} of workgroup {workgroup} {did} by "
             f"{described(self._events.instruction(int(earlier[at])))}, {order}"
         )
-        number, group = int(access.waves.number[position]), int(access.waves.workgroup[position])
         raise Fault(what, wave=number, workgroup=group, lane=lane)
 
 

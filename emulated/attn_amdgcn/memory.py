@@ -69,6 +69,9 @@ class Memory(Storage):
         contents: bytes of each buffer, by name. They are copied: nobody may change them while the memory is used.
         seed: of what lies between the buffers.
         parts: what may be touched; None: all.
+
+    Attributes:
+        told: the workgroups that got a value from an atomic instruction: it may order them behind others.
     """
 
     def __init__(self, contents: dict[str, np.ndarray], seed: int = 0, parts: Parts | None = None) -> None:
@@ -81,6 +84,7 @@ class Memory(Storage):
         end = sum(map(_taken, sizes.values()), GUARD)
         self._given, self._missing = contents, np.ones((end >> PAGE_BITS) + 1, bool)
         self._is_paged = end > MOST_COPIED
+        self.told: set[int] = set()
         if self._is_paged:
             super().__init__(self.zeros_of(end, np.uint8))
         else:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from attn_amdgcn import waits
-from attn_amdgcn.errors import MALFORMED, Fault, malformed
+from attn_amdgcn.errors import MALFORMED, Fault, UnknownInstructionError, malformed
 from attn_amdgcn.program import Block, Program
 from attn_amdgcn.waves import Waves
 
@@ -89,6 +89,8 @@ class Runner:
         place = 0
         try:
             if self._left < 0:
+                if waves.shared.memory.told:
+                    raise UnknownInstructionError("a launch without an end, unless it waits for another's atomic instruction")
                 raise Fault(f"the launch has run {self.most} instructions without an end")
             waves.pending = self.program.after(waves.block, waves.pending, waves.shared.hazards)
             for place, step in block.steps:  # noqa: B007 - the handler needs the place

@@ -37,7 +37,7 @@ from typing import NamedTuple
 
 from attn_amdgcn.assembly import Instruction, Kernel, Named, Operand, Register
 from attn_amdgcn.errors import Fault, Hazards
-from attn_amdgcn.instructions.formats import LOADS, STORES
+from attn_amdgcn.instructions.formats import LOADS, STORES, returns_value
 from attn_amdgcn.operands import scalar_index, unknown, vector_row
 from attn_amdgcn.waves import SCALARS, VCC
 
@@ -235,21 +235,15 @@ def counters_of(instruction: Instruction, kernel: Kernel) -> tuple[str, ...]:
         return ("async",)
     stores = "vm" if kernel.architecture.startswith("gfx9") else "vs"
     if found := re.match(r"(buffer|global|scratch|flat)_(load|store|atomic)", name):
-        returns = found[2] == "load" or (found[2] == "atomic" and _returns(instruction))
+        returns = found[2] == "load" or (found[2] == "atomic" and returns_value(instruction))
         return ("vm" if returns else stores, *(("ds",) if found[1] == "flat" else ()))
     return ()
-
-
-def _returns(instruction: Instruction) -> bool:
-    """Whether an atomic instruction brings what was in memory: gfx9's glc and sc0, gfx11's glc, gfx12's th."""
-    modifiers = instruction.modifiers
-    return bool(modifiers.get("glc") or modifiers.get("sc0")) or "RETURN" in str(modifiers.get("th", ""))
 
 
 def loaded(instruction: Instruction, kernel: Kernel) -> int:
     """The registers that a memory instruction writes: its first operand, if it is a load."""
     brings = re.search(r"load|read|permute|swizzle|rtn", instruction.name) or (
-        "atomic" in instruction.name and _returns(instruction)
+        "atomic" in instruction.name and returns_value(instruction)
     )
     if not brings or loads_into_lds(instruction) or not counters_of(instruction, kernel):
         return 0

@@ -57,6 +57,10 @@ class Watch:
     def global_written(self, access: Access, values: np.ndarray) -> None:
         """Waves store [words, waves, lanes], or the lowest 1 or 2 bytes of them, to global memory."""
 
+    def global_updated(self, access: Access, values: np.ndarray) -> None:
+        """Waves change words of global memory by atomic instructions: they are seen as stores of values [1, waves, lanes]."""
+        self.global_written(access, values)
+
     def lds_read(self, access: Access) -> None:
         """Waves load from LDS."""
 

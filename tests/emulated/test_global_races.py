@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from attn_amdgcn import Fault, Schedule
+from attn_amdgcn import Fault, Schedule, UnknownInstructionError
 from attn_amdgcn.assembly import Instruction
 from attn_amdgcn.global_races import GlobalRaces
 from attn_amdgcn.memory import Memory
@@ -101,6 +101,56 @@ def test_workgroups_that_run_in_different_batches_race():
     with pytest.raises(Fault, match="reads byte 0 of out, which wave 0 of workgroup 0 wrote"):
         checked_run(*body, grid=(65, 1, 1), schedules=RACES)
     checked_run(*body, grid=(64, 1, 1), schedules=RACES)
+
+
+ADD, TOLD = "global_atomic_add v3, v5, s[4:5]", "global_atomic_add v6, v3, v5, s[4:5] sc0"
+PLAIN_LOAD, PLAIN_STORE = "global_load_dword v6, v3, s[4:5]", "global_store_dword v3, v5, s[4:5]"
+
+
+def chosen(first, second):
+    """Lines of workgroup 0, and those of the others. v3 is 0, v4 is 4, and v5 is 1."""
+    begin = ["v_mov_b32_e32 v3, 0", "v_mov_b32_e32 v4, 4", "v_mov_b32_e32 v5, 1", "s_cmp_eq_u32 s2, 0", "s_cbranch_scc0 .L"]
+    return [*begin, *first, "s_endpgm", ".L:", *second]
+
+
+def test_atomic_instructions_on_one_word_are_no_race():
+    memory, _ = checked_run(*chosen([ADD, ADD], [ADD, TOLD]), grid=(70, 1, 1))
+    assert memory.contents("out").view(np.uint32)[0] == 2 * 128 * 70
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "does"),
+    [
+        (ADD, PLAIN_LOAD, "reads byte 0 of out, which wave . of workgroup 0 updated"),
+        (ADD, PLAIN_STORE, "writes byte 0 of out, which wave . of workgroup 0 updated"),
+        (PLAIN_LOAD, TOLD, "updates byte 0 of out, which wave . of workgroup 0 read"),
+        (PLAIN_STORE, ADD, "updates byte 0 of out, which wave . of workgroup 0 wrote"),
+        (TOLD, PLAIN_LOAD, "reads byte 0 of out, which wave . of workgroup 0 updated"),
+    ],
+)
+def test_an_atomic_instruction_races_with_a_plain_access(first, second, does):
+    later = ["s_nop 0"] * 40 + [second]
+    with pytest.raises(Fault, match=f"a race: it {does}.*, and nothing orders workgroups"):
+        checked_run(*chosen([first], ["s_barrier", *later]), grid=(2, 1, 1), schedules=RACES)
+    with pytest.raises(Fault, match=r"a race: .*, with no barrier between"):
+        checked_run(*chosen([first, WAIT, second], []), grid=(1, 1, 1), schedules=RACES)
+
+
+def test_whether_an_atomic_instruction_orders_workgroups_is_no_fault():
+    """The last workgroup goes on with what another one stored; workgroups note when they came; one waits without an end."""
+    store, wait = PLAIN_STORE.replace("v3", "v4"), ["s_waitcnt vmcnt(0)", "s_barrier"]
+    merge = chosen([store, *wait, ADD], [TOLD, *wait, PLAIN_LOAD.replace("v3", "v4")])
+    own = ["v_mov_b32_e32 v7, s2", "v_lshlrev_b32_e32 v7, 7, v7", "v_add_u32_e32 v7, v7, v0"]
+    when = [*own, "v_mov_b32_e32 v3, 0", "v_mov_b32_e32 v5, 1", TOLD, WAIT, "global_store_byte v7, v6, s[4:5] offset:512"]
+    endless = chosen([".A:", TOLD, "s_branch .A"], [])
+    orders = (*RACES, Schedule(workgroups="descending"))
+    for body, schedules, what in (
+        (merge, RACES, "a race of workgroups, unless an atomic"),
+        (when, orders, "a result that changes with the order of a launch's atomic"),
+        (endless, RACES, "a launch without an end, unless"),
+    ):
+        with pytest.raises(UnknownInstructionError, match=what):
+            checked_run(*body, grid=(2, 1, 1), schedules=schedules, most=5000)
 
 
 @dataclass

@@ -56,6 +56,12 @@ for _name, _size in {"byte": 1, "short": 2, "b8": 1, "b16": 2}.items():
     STORES[f"{_name}_d16_hi"] = STORES[f"d16_hi_{_name}"] = Format(_size, half="high")
 
 
+def returns_value(instruction: Instruction) -> bool:
+    """Whether an atomic instruction brings what was in memory: gfx9's glc and sc0, gfx11's glc, gfx12's th."""
+    modifiers = instruction.modifiers
+    return bool(modifiers.get("glc") or modifiers.get("sc0")) or "RETURN" in str(modifiers.get("th", ""))
+
+
 def loaded(storage: Storage, place: np.ndarray, form: Format) -> np.ndarray:
     """[..., registers, waves, lanes]: what lies at places, as registers get it; in the lower half, if the format has one."""
     if form.size >= 4:

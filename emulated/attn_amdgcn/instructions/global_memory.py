@@ -1,19 +1,23 @@
-"""Loads and stores of global memory, by addresses of 64 bits.
+"""Loads, stores and atomic changes of global memory, by addresses of 64 bits.
 
 An address is vaddr, 64 bits, plus the signed `offset`. With saddr it is saddr, 64 bits, plus vaddr, 32 bits, plus `offset`.
 vaddr is unsigned then, from gfx1250 on signed, and with `scale_offset` it counts elements of the instruction's size.
 
-Modifiers that choose a cache's policy or a scope change nothing here.
+Modifiers that choose a cache's policy or a scope change nothing here. Lanes that change one word atomically do so one after the
+other, here in the order of the waves and of their lanes; each may get what it found. From GLOBAL_ATOMIC_ADD in AMD's manuals:
+tmp = MEM[addr], MEM[addr] = tmp + DATA, RETURN_DATA = tmp.
 
 Source: "FLAT, Scratch and Global Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA; LLVM's GCNSubtarget
-(hasSignedGVSOffset, hasScaleOffset) for gfx1250.
+(hasSignedGVSOffset, hasScaleOffset) for gfx1250. Atomics at no multiple of their size are a memory violation: "Memory Alignment
+and Out-of-Range Behavior" in AMD's RDNA4 ISA.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Named, Operand, Register
-from attn_amdgcn.instructions.formats import LOADS, STORES, Format, loaded, reads_data, stored, writes_data
+from attn_amdgcn.errors import Fault
+from attn_amdgcn.instructions.formats import LOADS, STORES, Format, loaded, reads_data, returns_value, stored, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.memory import BASE
 from attn_amdgcn.operands import KINDS, number, reads_scalar, row_of, scalar_index, unknown
@@ -22,6 +26,11 @@ from attn_amdgcn.waves import Waves
 
 CACHE = ("glc", "slc", "dlc", "sc0", "sc1", "nt", "nv", "scope", "th")
 """Modifiers of caches."""
+CHANGES: dict[str, Callable[[np.uint32, np.uint32], np.uint32]] = {
+    **dict.fromkeys(("add", "add_u32"), lambda old, given: old + given),
+    **dict.fromkeys(("swap", "swap_b32"), lambda old, given: given),
+}
+"""What atomic instructions leave in a word."""
 
 
 @own_step(" ".join(f"global_load_{name}" for name in LOADS))
@@ -44,6 +53,44 @@ def global_store(instruction: Instruction, kernel: Kernel) -> Step:
     places = places_of(instruction, address, base, form, kernel)
     read = reads_data(instruction, source, form, kernel)
     return lambda waves: store_at(waves, places(waves), read(waves), form, instruction, waves.lanes)
+
+
+@own_step(" ".join(f"global_atomic_{name}" for name in CHANGES))
+def global_atomic(instruction: Instruction, kernel: Kernel) -> Step:
+    returns, form = returns_value(instruction), LOADS["b32"]
+    check_count(instruction, 3 + returns)
+    check_modifiers(instruction, "offset", "scale_offset", *CACHE)
+    address, source, base = instruction.operands[-3:]
+    places = places_of(instruction, address, base, form, kernel)
+    read = reads_data(instruction, source, form, kernel)
+    write = writes_data(instruction, instruction.operands[0], form, kernel) if returns else None
+
+    def step(waves: Waves) -> None:
+        on = np.ones(waves.shape, bool) if waves.lanes is None else waves.lanes
+        found = changed_at(waves, places(waves), read(waves), instruction, on)
+        if write:
+            write(waves, found)
+            waves.shared.memory.told.update(waves.workgroup[on.any(axis=1)].tolist())
+
+    return step
+
+
+def changed_at(waves: Waves, place: np.ndarray, given: np.ndarray, instruction: Instruction, on: np.ndarray) -> np.ndarray:
+    """[1, waves, lanes]: what the lanes that are on find at addresses less BASE, which they change."""
+    memory, change = waves.shared.memory, CHANGES[instruction.name.removeprefix("global_atomic_")]
+    place = memory.writable(memory.readable(place, 4, on, waves), 4, on, waves)
+    if (misplaced := on & (place % 4 != 0)).any():
+        wave, lane = np.argwhere(misplaced)[0].tolist()
+        what = "an atomic instruction at an address that is no multiple of its 4 bytes"
+        raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
+    for watch in waves.shared.watches:
+        watch.global_updated(Access(waves, place, 4, on, instruction), given)
+    words, found = memory.bytes.view(np.uint32), np.zeros_like(given)
+    for wave, lane in np.argwhere(on).tolist():
+        word = place[wave, lane] // 4
+        found[0, wave, lane] = words[word]
+        words[word] = change(words[word], given[0, wave, lane])
+    return found
 
 
 def values_at(

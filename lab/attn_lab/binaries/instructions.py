@@ -142,7 +142,7 @@ def _why_unknown_in(kernel: Kernel, instruction: Instruction) -> str | None:
 
 def form(instruction: Instruction) -> str:
     """An instruction with the first registers of their banks, and one number for all of a kind."""
-    if "swap" in instruction.name:  # of two registers
+    if instruction.name.startswith("v_") and "swap" in instruction.name:  # of two registers
         return re.sub(r"v\d+, v\d+", "v0, v1", instruction.text)
     text = re.sub(r"\b(v|s|a|ttmp)\[(\d+):(\d+)\]", lambda at: f"{at[1]}[0:{int(at[3]) - int(at[2])}]", instruction.text)
     text = re.sub(r"\b(v|s|a|ttmp)\d+\b", r"\g<1>0", text)

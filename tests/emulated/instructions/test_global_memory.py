@@ -1,4 +1,4 @@
-"""Loads and stores of global memory, buffers and scratch against Python's slices of bytes."""
+"""Loads, stores and atomic changes of global memory, buffers and scratch against Python's slices of bytes."""
 
 from types import SimpleNamespace
 from typing import cast
@@ -343,6 +343,65 @@ def test_scratch_beyond_the_frame_is_a_fault(text):
 def test_what_has_no_meaning_here_is_refused(text):
     with pytest.raises(UnknownInstructionError):
         ran(text, buffers={"data": DATA})
+
+
+RETURNED = {"gfx90a": " glc", "gfx942": " sc0 sc1", "gfx1100": " glc", "gfx1201": " th:TH_ATOMIC_RETURN scope:SCOPE_DEV"}
+
+
+@pytest.mark.parametrize("architecture", RETURNED)
+@pytest.mark.parametrize("returns", [True, False])
+@pytest.mark.parametrize("is_add", [True, False])
+def test_each_lane_finds_what_the_lanes_before_it_left(architecture, returns, is_add):
+    """Lanes of two waves to 16 words, so that several come to one; lane 1 is off."""
+    lanes, name = (64, ["swap", "add"][is_add]) if architecture.startswith("gfx9") else (32, ["swap_b32", "add_u32"][is_add])
+    rng = np.random.default_rng(7)
+    places, given = rng.integers(0, 16, (2, lanes)) * 4, rng.integers(0, 1 << 32, (2, lanes), np.uint32)
+    for base, offset in (("v0, v5, s[100:101]", 24), ("v[2:3], v5, off", 8)):
+        after = ran(
+            f"global_atomic_{name} {'v4, ' * returns}{base} offset:{offset}{RETURNED[architecture] * returns}",
+            architecture,
+            v={0: places, 2: places + ADDRESS % (1 << 32), 3: ADDRESS >> 32, 5: given},
+            exec=~2,
+            buffers={"data": DATA},
+            num_waves=2,
+            races=True,
+        )
+        expected, found = bytearray(DATA.tobytes()), np.full((2, lanes), JUNK, np.uint32)
+        for wave, lane in np.ndindex(2, lanes):
+            if lane == 1:
+                continue
+            at = slice(int(places[wave, lane]) + offset, int(places[wave, lane]) + offset + 4)
+            before = int.from_bytes(expected[at], "little")
+            expected[at] = ((before * is_add + int(given[wave, lane])) % (1 << 32)).to_bytes(4, "little")
+            found[wave, lane] = before if returns else JUNK
+        assert after.shared.memory.contents("data").tobytes() == bytes(expected)
+        assert (after.vector[4] == found).all()
+        assert after.shared.memory.told == ({0} if returns else set())
+
+
+def test_operands_of_an_atomic_fit_and_what_it_brings_is_waited_for():
+    for text in ("v4, v0, v5, s[100:101]", "v0, v5, s[100:101] sc0"):
+        with pytest.raises(UnknownInstructionError):
+            ran(f"global_atomic_add {text}", buffers={"data": DATA})
+    with pytest.raises(Fault, match="no wait stands before its use"):
+        ran("global_atomic_add v4, v0, v5, s[100:101] sc0\nv_mov_b32_e32 v6, v4", v={0: 0}, buffers={"data": DATA})
+
+
+@pytest.mark.parametrize(
+    ("reads", "writes", "place", "what"),
+    [
+        (4, 8, 4, r"byte 4 of x, which has 8 bytes: of these \[0, 4\) may be read"),
+        (8, 4, 4, r"byte 4 of x, which has 8 bytes: of these \[0, 4\) may be written"),
+        (8, 8, 8, "4 bytes at byte 8 of x, which has 8 bytes"),
+        (8, 8, 2, "at an address that is no multiple of its 4 bytes"),
+    ],
+)
+def test_an_atomic_reads_and_writes_what_may_be_and_whole_words(reads, writes, place, what):
+    body = [f"v_mov_b32_e32 v1, {place}", "s_load_dwordx2 s[4:5], s[0:1], 0x0", "s_waitcnt lgkmcnt(0)"]
+    program = prepare(load(kernel_text(*body, "global_atomic_add v1, v1, s[4:5]", arguments=[POINTER])))
+    parts = Parts({"x": [(0, reads)]}, {"x": [(0, writes)]})
+    with pytest.raises(Fault, match=what):
+        launch(program, (1, 1, 1), [("x", 0)], {"x": np.zeros(8, np.uint8)}, parts=parts)
 
 
 def only(spans):
