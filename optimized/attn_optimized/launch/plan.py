@@ -94,7 +94,7 @@ def attention_plan(
 
     Args:
         architecture, compute_units: of the GPU; see `device.architecture_of`.
-        parameters: in place of those of the architecture's table.
+        parameters: of the attention kernel, which then serves any call, in place of those of the architecture's table.
 
     Raises:
         UnsupportedError: the head size is too large for a tile, or no GPU has a grid of so many programs.
@@ -130,7 +130,7 @@ def attention_plan(
         batch_invariant=workload.batch_invariant,
         has_short_window=workload.has_short_window,
         one_tile_per_request=one_tile_per_request,
-        has_full_tiles=has_full_tiles(workload, architecture, compute_units),
+        has_full_tiles=parameters is None and has_full_tiles(workload, architecture, compute_units),
         heads_first=heads_first,
         splits=splits.most,
         balanced_splits=splits.balanced,
