@@ -268,7 +268,7 @@ def step_for(name: str) -> Step:
     changes: dict[str, Any] = {"scale": 0.25, "values": Values("random", 3)}
     if name == "forgotten keys":
         changes["window"] = (0, -1)
-    if name == "order of selection":
+    if name in ("order of selection", "all selected"):
         changes |= {"selection_unit": 1, "selected": "all"}
     case = case_of(2, **changes)
     if name == "chunked prefill":
