@@ -115,8 +115,8 @@ MERGE = (
 UNIFIED_KV = (
     _in_release(
         name="sglang-unified-kv-far-rows",
-        what="In a pool of more than 2^31 elements, 4 GiB of a layer, keys in rows from 2^22 on are read 2^32 elements before "
-        "their place: up to row 2^23 - 1 in front of the pool, and from 2^23 on, from 8 to 12 GiB, in rows of other requests.",
+        what="In a pool of more than 2^31 elements, 4 GiB of a layer, keys in rows 2^22 to 3 * 2^22 - 1 are read 2^32 elements "
+        "before their place: up to row 2^23 - 1 in front of the pool, and from there on in rows of other requests.",
         cause="sglang/kernels/ops/attention/dsv4/unified_kv_kernels/paged_decode.py:345 and 511, and paged_prefill.py:135: the "
         "int32 number of a row is multiplied by the 512 elements of a row in 32 bits.",
         explains=of((*vllm.VALUES, "nan"), lambda case: case.target.endswith("@far")),
