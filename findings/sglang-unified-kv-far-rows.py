@@ -1,4 +1,4 @@
-"""sparse_attn_v4_paged_decode and _prefill: keys in rows from 2^22 on are read 2^32 elements before their place.
+"""sparse_attn_v4_paged_decode and _prefill: rows 2^22 to 3 * 2^22 - 1 are read 2^32 elements before their place.
 
 One query, whose logits are all 0, with one key: the last of the 2^23 + 1 rows of 512 dims that a pool has. All dims of that row
 are 2, and those of the first row 1. No other row is touched, so the system gives the pool no memory for it.

@@ -125,7 +125,8 @@ def _has_window(config: AttentionConfig) -> bool:
 UNIFIED_ATTENTION = (
     _in_wheel(
         name="aiter-unused-slots",
-        what="NaN in V of a slot that no query sees, past the end of a sequence or outside its window, makes the output NaN.",
+        what="NaN in V of a slot that no query sees makes the output NaN: past the end of a sequence, where a tile is a block, "
+        "or before the window, in a tile that holds a key of the window.",
         cause=f"{KERNELS}, kernel_unified_attention_2d and _3d: where a tile is a block, K and V are loaded without a mask, "
         "and nowhere is V masked by what a query sees; its weight is 0, and 0 * NaN is NaN.",
         meets=_is_decoder,
@@ -153,8 +154,10 @@ UNIFIED_ATTENTION = (
     _in_wheel(
         name="aiter-soft-cap-overflow",
         what="A logit of more than about 88 times a soft cap of 1, or 85 times one of 50, makes the output NaN, and so does "
-        "one below -88.7 times the cap.",
-        cause=f"{KERNELS}, apply_softcap: tanh by exp2(x) and exp2(-x), one of which overflows; infinity over itself is NaN.",
+        "one below -88.7 times the cap. With a cap of 50, a key whose logit is below -85 times the cap loses its weight. "
+        "The row is NaN where it has no other key.",
+        cause=f"{KERNELS}, apply_softcap: tanh by exp2(x) and exp2(-x), one of which overflows, or its product with the cap "
+        "does. Infinity over itself is NaN, and so is infinity minus itself in the softmax.",
         link="vllm-project/vllm#56578 (the same lines in vLLM)",
         meets=lambda config: _is_decoder(config) and config.asks("logits_soft_cap"),
         explains=lambda case, verdict: is_nan(case, verdict) and case.logits_soft_cap is not None,
@@ -259,9 +262,10 @@ CHUNKED_PREFILL = (
     _in_wheel(
         name="aiter-chunked-rounded-products",
         what="A decode rounds the products of q and k, and their partial sums, to the dtype of q. A logit is off by up to 2^-8 "
-        "(bfloat16) or 2^-11 (float16) of the sum of the products' magnitudes by the products alone, and by more by the sums. "
-        "In float16 a sum above 65504 makes the output NaN, and one below -65504 hides the key. Prefills in the same step sum "
-        "exact products in float32.",
+        "(bfloat16) or 2^-11 (float16) of the sum of the products' magnitudes, times the scale, by the products alone, and by "
+        "more by the sums. Products of float16 below 2^-14 lose more. In float16 a sum of 65520 or more makes the output NaN. "
+        "One of -65520 or less hides the key, or makes the output NaN where no key up to its block is visible. Prefills in the "
+        "same step sum exact products in float32.",
         cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:144, _kernel_paged_attention_2d: `tl.sum(K * Q[:, None], "
         "axis=0)` multiplies in the dtype of q, and tl.sum adds in it. (A compiler may fuse some products with the addition.)",
         explains=lambda case, verdict: _is_of_decodes(case, verdict) and (verdict.kind in NUMBERS or _overflows(case, verdict)),
@@ -463,7 +467,7 @@ SPARSE_MLA = (
     _in_wheel(
         name="aiter-sparse-mla-hidden-tile",
         what="A row whose first tile of chosen indices is all -1 loses its weights where its logits are negative: it is 0, "
-        "less exact or NaN.",
+        "less exact, infinite or NaN.",
         cause=f"{_SPARSE_MLA}: after a tile without a key the running maximum is 0 instead of -inf, and weights are taken "
         "relative to it.",
         meets=_is_latent,
@@ -935,7 +939,7 @@ MQA_LOGITS_RAGGED = (
     _in_main(
         name="aiter-mqa-logits-ragged-drafts",
         what="Query n of the N queries of a request sees the keys of query N - n: the first one sees a column behind the last "
-        "key, and from three queries on the last one does not see its own key.",
+        "key, if the key's chunk of 64 columns has one, and from three queries on the last one does not see its own key.",
         cause="aiter/ops/triton/_triton_kernels/attention/pa_mqa_logits.py:191, _deepgemm_fp8_paged_mqa_logits_ragged_k: of L "
         "keys, query n sees i <= L - n. It should be i <= L - N + n, as in the kernels beside it (:300 and :455). "
         "_deepgemm_fp8_paged_mqa_logits_stage1_ragged_k has the same line (:96).",

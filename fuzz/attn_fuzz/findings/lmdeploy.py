@@ -25,7 +25,7 @@ WINDOW = _in_release(
     what="A layer with a window of W tokens sees W + 1 keys, in prefills and in decodes.",
     cause=f"{BACKEND}/__init__.py:83, _normalize_sliding_window: the kernels take the number of keys before the query's own, "
     "which is W - 1, and get the model's W (models/gpt_oss.py:56, models/mistral.py:58). Through the same function it "
-    "reaches FlashAttention (fa3.py:402, 449 and 568). The kernels take 0, which a window of 1 token needs, for no window.",
+    "reaches FlashAttention 3 (fa3.py:402 and 568). The kernels take 0, which a window of 1 token needs, for no window.",
     explains=of(("value", "bitwise", "exact"), has_hidden_keys),
 )
 ALIBI = _in_release(

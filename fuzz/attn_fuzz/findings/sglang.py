@@ -73,10 +73,10 @@ TRITON = (
         name="sglang-decode-window",
         what="A decode of a layer with a window of W tokens sees W - 1 keys, of models that hand W - 1 to the layer, as "
         "Gemma 2 and gpt-oss do. An extend sees W.",
-        cause="sglang/srt/layers/attention/triton_backend.py:2869-2872, update_sliding_window_buffer: a decode gets the "
-        "last `sliding_window_size` keys, its own included. This number is W - 1 (models/gemma2.py:53, "
+        cause="sglang/srt/layers/attention/triton_backend.py:573-583 and 921-931 ask update_sliding_window_buffer for the last "
+        "`sliding_window_size` keys of a decode, its own included. This number is W - 1 (models/gemma2.py:53, "
         "models/gpt_oss.py:132). flashinfer_backend.py:1688 takes `sliding_window_size + 1`, and so does the mask of "
-        "extend_attention.py:566-568.",
+        "extend_attention.py:566-568. Extends ask for keys before their own, of which W - 1 is right.",
         link="sgl-project/sglang#32087 and #34354, both closed",
         explains=of(
             vllm.VALUES, _is_decode, lambda case: any(0 <= case.window[0] < request.seq_len for request in case.requests)
@@ -115,8 +115,8 @@ MERGE = (
 UNIFIED_KV = (
     _in_release(
         name="sglang-unified-kv-far-rows",
-        what="In a pool of more than 2^31 elements, 4 GiB of a layer, keys in rows from 2^22 on are read 2^32 elements before "
-        "their place: up to row 2^23 - 1 in front of the pool, and from 2^23 on, behind 8 GiB, in rows of other requests.",
+        what="In a pool of more than 2^31 elements, 4 GiB of a layer, keys in rows 2^22 to 3 * 2^22 - 1 are read 2^32 elements "
+        "before their place: up to row 2^23 - 1 in front of the pool, and from there on in rows of other requests.",
         cause="sglang/kernels/ops/attention/dsv4/unified_kv_kernels/paged_decode.py:345 and 511, and paged_prefill.py:135: the "
         "int32 number of a row is multiplied by the 512 elements of a row in 32 bits.",
         explains=of((*vllm.VALUES, "nan"), lambda case: case.target.endswith("@far")),
@@ -137,8 +137,9 @@ HOST = (
     _in_release(
         name="sglang-aiter-decode-window",
         what="On AMD GPUs with the aiter backend and AITER's unified attention (a pool of windows, or "
-        "SGLANG_USE_AITER_UNIFIED_ATTN=1), each step of a layer with a window of W tokens sees W - 1 keys, of models that hand "
-        "W - 1 to the layer, as Gemma 2 and gpt-oss do.",
+        "SGLANG_USE_AITER_UNIFIED_ATTN=1), a layer with a window of W tokens sees W - 1 keys, of models that hand W - 1 to the "
+        "layer, as Gemma 2 and gpt-oss do: in decodes, in extends, and in verifications with a topk of 1. A cache of layout "
+        "vectorized_5d takes other kernels.",
         cause="sglang/srt/layers/attention/aiter_backend.py:4793, 4150, 4302 and 1230 hand AITER's unified_attention "
         "`sliding_window_size - 1` keys behind a query's own. The field is W - 1 already (models/gemma2.py:53, "
         "models/gpt_oss.py:132).",

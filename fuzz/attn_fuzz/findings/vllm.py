@@ -189,7 +189,7 @@ _UNIFIED_ATTENTION = (
         "as the scales are. A factor for each tile would keep them normal.",
         explains=_each(NUMBERS, _is_denormal, _scales_tokens, lambda case: case.dtype == "float16"),
     ),
-    _since_29(
+    _in_33(
         name="vllm-split-without-keys",
         what="Where keys are split (the 3D kernel), a request with query tokens and no keys, as cross-attention may have, "
         "leaves its rows of the output unwritten. Where they are not split, the rows are 0.",
@@ -330,8 +330,9 @@ FLEX = (
     _in_33(
         name="vllm-flex-range-ahead",
         what="In a causal step, a query does not see the keys of its bidirectional range that lie in later blocks than the "
-        "queries of its group of 16. In a layer with a window, it does not see those of blocks before the window either "
-        "(no model is known to show this half: compute_mm_prefix_ranges drops ranges longer than the window).",
+        "queries of its group of 16. In a layer with a window, it does not see those of blocks before the window either. No "
+        "model is known to show this half: compute_mm_prefix_ranges drops ranges longer than the window, except of models that "
+        "clamp them to it (Gemma 4), which should not see keys before it.",
         cause="vllm/v1/attention/backends/flex_attention.py:739-751, _build_block_mask_direct: blocks ahead of a query, and "
         "blocks before its window, are taken out of the block mask, also where get_mask_mod (628-631) adds ranges to what is "
         "visible. The compiled kernel visits the blocks of the mask alone.",

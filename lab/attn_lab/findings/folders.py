@@ -132,14 +132,19 @@ def _patched_lines(report: Report, package: Path) -> list[str]:
     """Where the patch changes sources of AITER's repository, of which a wheel has no lines."""
     if not (package.parent / ".git").exists():
         return []
-    ask, found = ["git", "-C", package.parent, "rev-parse", "--short=8", "HEAD"], {}
+    ask, found = ["git", "-C", package.parent, "rev-parse", "--short=8", "HEAD"], []
     commit = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
-    for named, repair in report.changes():
-        file = scripts.placed(named, package.parent)
-        text = (package.parent / file).read_text(encoding="utf-8")
-        starts = [each.start() for each in re.finditer(re.escape(repair.old.strip("\n")), text)]
-        found |= {f"`{file}:{text.count(chr(10), 0, start) + 1}`": None for start in starts}
+    for file, after in scripts.changed([report], package.parent).items():
+        before = (package.parent / file).read_text(encoding="utf-8").splitlines()
+        changes = difflib.SequenceMatcher(None, before, after.splitlines(), autojunk=False).get_opcodes()
+        found += [f"`{file}:{_lines(first, last)}`" for kind, first, last, *_ in changes if kind in ("replace", "delete")]
+        found += [f"behind `{file}:{last}`" for kind, _, last, *_ in changes if kind == "insert"]
     return [f"**Lines that `fix.patch` changes** in the repository at {commit}: {', '.join(found)}."] if found else []
+
+
+def _lines(first: int, last: int) -> str:
+    """As difflib counts lines: from 0, without the last one."""
+    return f"{last}" if first + 1 == last else f"{first + 1}-{last}"
 
 
 def run_on(report: Report, shown: Shown) -> Iterator[str]:

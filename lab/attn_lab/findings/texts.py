@@ -161,6 +161,7 @@ class Source:
         self.body = "\n".join(text.splitlines()[first - 1 :])
         self.imitates = "tf32" in shared
         self.loaded = list(dict.fromkeys(_LOAD.findall(self.body)))
+        self.registers = re.findall(r"(?m)^from (\S+)", LAYOUTS[package].registered)
 
     def _shared(self, wanted: set[str], files: Sequence[str], without: frozenset[str], effects: str | None) -> list[_Statement]:
         """The statements that define the wanted names, those that these use, and effects whose text holds `effects`."""
@@ -198,10 +199,13 @@ class Source:
         return f'"""{self.docstring}"""\n\n{try_stand_ins}\n\n{imports}\n\n{shared}\n\n\n{body}\n'
 
     def stand_ins(self) -> str:
-        """stand_ins.py: what is imported before the modules of the script where the package cannot be."""
+        """stand_ins.py: what is imported before the modules of the script where the package cannot be.
+
+        What registers the test comes first: a part of the package may have the script's modules and not that one.
+        """
         files = ["kernels", *(["tf32"] if self.imitates else [])]
         shared = self._shared({"load"}, files, frozenset(["cannot_run"]), "")
-        loads = (f'load("{name}")' for name in self.loaded)
+        loads = (f'load("{name}")' for name in [*self.registers, *self.loaded])
         says = f"Stand-ins for what the kernels of {self.package} import, where it cannot be imported, as without a GPU."
         return "\n".join([f'"""{says}"""', "", _joined(shared), "", "", *loads, ""])
 
