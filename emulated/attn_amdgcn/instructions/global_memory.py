@@ -26,11 +26,11 @@ from attn_amdgcn.waves import Waves
 
 CACHE = ("glc", "slc", "dlc", "sc0", "sc1", "nt", "nv", "scope", "th")
 """Modifiers of caches."""
-CHANGES: dict[str, Callable[[np.uint32, np.uint32], np.uint32]] = {
+CHANGES: dict[str, Callable[[int, int], int]] = {
     **dict.fromkeys(("add", "add_u32"), lambda old, given: old + given),
     **dict.fromkeys(("swap", "swap_b32"), lambda old, given: given),
 }
-"""What atomic instructions leave in a word."""
+"""What atomic instructions leave in a word, of whose sum the low 32 bits are kept."""
 
 
 @own_step(" ".join(f"global_load_{name}" for name in LOADS))
@@ -89,7 +89,7 @@ def changed_at(waves: Waves, place: np.ndarray, given: np.ndarray, instruction: 
     for wave, lane in np.argwhere(on).tolist():
         word = place[wave, lane] // 4
         found[0, wave, lane] = words[word]
-        words[word] = change(words[word], given[0, wave, lane])
+        words[word] = change(int(words[word]), int(given[0, wave, lane])) & 0xFFFFFFFF
     return found
 
 
