@@ -155,7 +155,7 @@ UNIFIED_ATTENTION = (
         name="aiter-soft-cap-overflow",
         what="A logit of more than about 88 times a soft cap of 1, or 85 times one of 50, makes the output NaN, and so does "
         "one below -88.7 times the cap. With a cap of 50, a key whose logit is below -85 times the cap loses its weight. "
-        "The row is NaN where it has no other key.",
+        "A row that has no other key is NaN, or 0 where keys are split or it has a sink.",
         cause=f"{KERNELS}, apply_softcap: tanh by exp2(x) and exp2(-x), one of which overflows, or its product with the cap "
         "does. Infinity over itself is NaN, and so is infinity minus itself in the softmax.",
         link="vllm-project/vllm#56578 (the same lines in vLLM)",
@@ -263,9 +263,9 @@ CHUNKED_PREFILL = (
         name="aiter-chunked-rounded-products",
         what="A decode rounds the products of q and k, and their partial sums, to the dtype of q. A logit is off by up to 2^-8 "
         "(bfloat16) or 2^-11 (float16) of the sum of the products' magnitudes, times the scale, by the products alone, and by "
-        "more by the sums. Products of float16 below 2^-14 lose more. In float16 a sum of 65520 or more makes the output NaN. "
-        "One of -65520 or less hides the key, or makes the output NaN where no key up to its block is visible. Prefills in the "
-        "same step sum exact products in float32.",
+        "more by the sums. Products of float16 below 2^-14 lose more. In float16 a sum of 65520 or more of a visible key makes the "
+        "output NaN. One of -65520 or less hides the key. Where no other key up to its block is visible, it makes the output "
+        "NaN, or with a window the value of keys before it. Prefills in the same step sum exact products in float32.",
         cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:144, _kernel_paged_attention_2d: `tl.sum(K * Q[:, None], "
         "axis=0)` multiplies in the dtype of q, and tl.sum adds in it. (A compiler may fuse some products with the addition.)",
         explains=lambda case, verdict: _is_of_decodes(case, verdict) and (verdict.kind in NUMBERS or _overflows(case, verdict)),
@@ -408,7 +408,7 @@ MHA_VARLEN = (
         "request: of later requests, or in the memory behind the last row.",
         cause="aiter/ops/triton/_triton_kernels/mha.py:512, _attn_fwd: where no tile of keys is left, the store of the LSE is "
         "masked by the longest request's queries, SEQLEN_Q, and not by this request's. `start_m * BLOCK_M > seqlen_q` (457) "
-        "lets a request without a query get there, too.",
+        "lets a request without a query get there, too, and a further block of a request whose queries fill theirs.",
         explains=of(("lse", "sanitizer"), _sees_no_tile),
     ),
 )
