@@ -139,7 +139,7 @@ HOST = (
         what="On AMD GPUs with the aiter backend and AITER's unified attention (a pool of windows, or "
         "SGLANG_USE_AITER_UNIFIED_ATTN=1), a layer with a window of W tokens sees W - 1 keys, of models that hand W - 1 to the "
         "layer, as Gemma 2 and gpt-oss do: in decodes, in extends, and in verifications with a topk of 1. With a cache of "
-        "layout vectorized_5d, decodes and extends, but for those of drafts, take other kernels.",
+        "layout vectorized_5d, decodes and extends take other kernels, but for extends of drafts with a topk of 1.",
         cause="sglang/srt/layers/attention/aiter_backend.py:4793, 4150, 4302 and 1230 hand AITER's unified_attention "
         "`sliding_window_size - 1` keys behind a query's own. The field is W - 1 already (models/gemma2.py:53, "
         "models/gpt_oss.py:132).",
