@@ -264,8 +264,8 @@ CHUNKED_PREFILL = (
         what="A decode rounds the products of q and k, and their partial sums, to the dtype of q. A logit is off by up to 2^-8 "
         "(bfloat16) or 2^-11 (float16) of the sum of the products' magnitudes, times the scale, by the products alone, and by "
         "more by the sums. Products of float16 below 2^-14 lose more. In float16 a sum of 65520 or more of a visible key makes "
-        "the output NaN, and a sum of -65520 or less of a visible key hides the key, among others that are visible. Prefills in "
-        "the same step sum exact products in float32.",
+        "the output NaN, and a sum of -65520 or less of a visible key hides the key, among others that are visible. Prefills "
+        "in the same step sum exact products in float32.",
         cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:144, _kernel_paged_attention_2d: `tl.sum(K * Q[:, None], "
         "axis=0)` multiplies in the dtype of q, and tl.sum adds in it. (A compiler may fuse some products with the addition.)",
         explains=lambda case, verdict: _is_of_decodes(case, verdict) and (verdict.kind in NUMBERS or _overflows(case, verdict)),
