@@ -3,10 +3,12 @@
 import re
 
 import pytest
+from attn_amdgcn.program import ARCHITECTURES
 from attn_fuzz import renamed
 from attn_fuzz.cases import case_file
 from attn_fuzz.corpus import database
 from attn_fuzz.targets import modes, registry
+from attn_parity import backend_runs
 from click import unstyle
 
 
@@ -69,3 +71,9 @@ def test_a_target_is_told_in_full(name, told, attn_parity, monkeypatch):
 def test_a_mode_that_a_target_has_not_is_refused_with_a_sentence(mode):
     told = modes.told(registry.load("triton-merge"), registry.entry("triton-merge").value)[mode]
     assert told == modes.MODES[mode] or re.match("no: .* ", told)
+
+
+def test_the_architectures_are_those_of_the_emulator():
+    """They are written out where importing the emulator would ask for an extra."""
+    assert modes.ARCHITECTURES == ARCHITECTURES
+    assert f"emulated as {', '.join(ARCHITECTURES)}, interpreted" in backend_runs._OWN
