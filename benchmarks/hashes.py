@@ -58,7 +58,7 @@ def hashes(
     """Compile the launches that ship, and write hashes of their assembly to FILE."""
     from attn_parity.binaries.build import in_processes
     from attn_parity.binaries.shipped_calls import chosen
-    from attn_parity.compile import chosen_architectures
+    from attn_parity.commands.compile import chosen_architectures
     from attn_parity.options import progress_bar, sigterm_interrupts
 
     earlier = None if before is None else _read(before)

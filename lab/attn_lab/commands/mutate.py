@@ -23,8 +23,8 @@ from attn_lab.mutate.reach import Reach, RecordedTests
 from attn_lab.mutate.reasons import EQUIVALENT, NOT_FOUND
 from attn_lab.options import check_option, check_pages_writable, first_seed_option, seeds_option
 from attn_lab.pages import PAGES, write_or_check
+from attn_parity.commands.fuzz import PROFILES
 from attn_parity.console import notes, results
-from attn_parity.fuzz import PROFILES
 from attn_parity.options import (
     Duration,
     Positive,

@@ -18,8 +18,8 @@ from attn_fuzz.run import prepared, shard
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_lab.releases import machine
-from attn_parity.drift.changes import misfit
-from attn_parity.drift.sides import Failed
+from attn_parity.commands.drift.changes import misfit
+from attn_parity.commands.drift.sides import Failed
 
 RESULTS = machine.RESULTS.with_name("releases-alarms.json")
 READ = Path(__file__).with_name("alarms.toml")

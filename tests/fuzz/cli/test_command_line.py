@@ -51,7 +51,7 @@ def test_sigterm_interrupts_a_command_that_knows_nothing_of_signals(child_enviro
         "    child = 'import pathlib, time; pathlib.Path(\"running\").touch(); time.sleep(600)'\n"
         "    subprocess.run([sys.executable, '-c', child])\n"
     )
-    program = "import attn_parity; attn_parity.cli.words['waits'] = ''; attn_parity.__path__.append('.'); "
+    program = "import attn_parity.commands; attn_parity.cli.words['waits'] = ''; attn_parity.commands.__path__.append('.'); "
     ended = processes.signalled(
         *(["-c", program + "attn_parity.main(['waits'])"], lambda _: (tmp_path / "running").exists(), signal.SIGTERM),
         cwd=tmp_path,

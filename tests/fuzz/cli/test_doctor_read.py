@@ -9,9 +9,9 @@ import pytest
 from attn_optimized.launch import table
 from attn_optimized.launch.table import Entry
 from attn_parity import main
-from attn_parity.doctor import sections
-from attn_parity.doctor.clock import Spread
-from attn_parity.doctor.stages import Pair, Variant
+from attn_parity.commands.doctor import sections
+from attn_parity.commands.doctor.clock import Spread
+from attn_parity.commands.doctor.stages import Pair, Variant
 
 DECODE, DECODE_256, PREFILL = (
     next(each for each in table.entries("gfx942") if (each.phase, each.most_block_d, each.itemsize, each.quantized) == key)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from attn_fuzz import current_folder
-from attn_parity.drift import changes
-from attn_parity.drift.look import Look, look
-from attn_parity.drift.sides import Failed, Ran, Side
+from attn_parity.commands.drift import changes
+from attn_parity.commands.drift.look import Look, look
+from attn_parity.commands.drift.sides import Failed, Ran, Side
 
 KERNELS = """
 def scaled(run, q, kv_cache, layer, batch, *, out, factor=1):
@@ -166,7 +166,7 @@ def test_a_failure_that_is_gone_is_told_where_as_many_examples_ran():
 
 
 def test_lines_that_an_adapter_cites_are_looked_for_wherever_they_went(tmp_path):
-    from attn_parity.drift.look import line_digests, still_there
+    from attn_parity.commands.drift.look import line_digests, still_there
 
     before = tmp_path / "ops.py"
     before.write_text("a\nif window:\n    window -= 1\nb\n")

@@ -7,7 +7,7 @@ from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_parity import main
 from attn_parity.binaries import shipped_calls
-from attn_parity.doctor import sections
+from attn_parity.commands.doctor import sections
 
 
 def full(monkeypatch, tmp_path, work):

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 from attn_parity.binaries.build import Outcome
 from attn_parity.binaries.shipped_calls import chosen
-from attn_parity.doctor import clock, sections, stages
-from attn_parity.doctor.clock import Spread
-from attn_parity.doctor.stages import Pair
+from attn_parity.commands.doctor import clock, sections, stages
+from attn_parity.commands.doctor.clock import Spread
+from attn_parity.commands.doctor.stages import Pair
 
 from tests.facts import GOOD
 

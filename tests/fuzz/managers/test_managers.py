@@ -221,7 +221,7 @@ def test_an_interruption_without_a_fault_is_exit_code_130(monkeypatch):
 
 
 def test_options_of_kernels_are_refused_with_a_manager():
-    from attn_parity.fuzz import command as fuzz
+    from attn_parity.commands.fuzz import command as fuzz
     from click.testing import CliRunner
 
     done = CliRunner().invoke(fuzz, ["--manager", "vllm-full", "--workers", "2"])

@@ -8,7 +8,7 @@ import jsonschema
 import msgspec
 import pytest
 from attn_parity import COMMANDS, cli
-from attn_parity.doctor import sections
+from attn_parity.commands.doctor import sections
 from attn_parity.json_types import OUTPUTS
 
 from tests.pages import PAGES, ROOT

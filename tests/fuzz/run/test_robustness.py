@@ -146,8 +146,8 @@ def test_a_signal_while_modules_are_imported_ends_the_command_without_a_tracebac
         "    raise ImportError('cannot load module more than once per process')\n"
     )
     program = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import attn_parity; "
-        "attn_parity.cli.words['swallows'] = ''; attn_parity.__path__.append('.'); "
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import attn_parity.commands; "
+        "attn_parity.cli.words['swallows'] = ''; attn_parity.commands.__path__.append('.'); "
         "attn_parity.main(['swallows'])"
     )
     process = subprocess.Popen(

@@ -1,6 +1,6 @@
 """The parts of a package's sources on which targets rely. Each look is a process of its own, with one version of the package.
 
-python -m attn_parity.drift.look PACKAGE DEVICE TARGET...    prints a JSON object of `Look` by target
+python -m attn_parity.commands.drift.look PACKAGE DEVICE TARGET...    prints a JSON object of `Look` by target
 """
 
 import ast

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
-from attn_parity.drift.look import Look, still_there
-from attn_parity.drift.sides import TRITON, Failed, Side
+from attn_parity.commands.drift.look import Look, still_there
+from attn_parity.commands.drift.sides import TRITON, Failed, Side
 
 _PLACE = re.compile(r"\(([^()]*):\d+, in \w+\)$")
 """The file in which an exception was raised: `attn_fuzz.run.exceptions` ends a message with it."""

@@ -15,7 +15,7 @@ from attn_fuzz.errors import InputError
 from attn_fuzz.foreign.loading import variable
 from attn_fuzz.targets import registry
 from attn_fuzz.text import one_line
-from attn_parity.drift.look import Look
+from attn_parity.commands.drift.look import Look
 
 TRITON = "triton"
 """The package that no target loads as sources: it runs their kernels."""
@@ -103,7 +103,7 @@ def is_pinned(package: str, folder: Path) -> bool:
 
 def _look(side: Side, package: str, names: Sequence[str], device: str) -> dict[str, Look]:
     pinned = "pinned" if is_pinned(package, Path(side["folder"])) else "other"
-    module = [sys.executable, "-m", "attn_parity.drift.look", package, device, pinned, *names]
+    module = [sys.executable, "-m", "attn_parity.commands.drift.look", package, device, pinned, *names]
     done = subprocess.run(module, capture_output=True, text=True, env=_environment(side, package, device))
     if done.returncode:
         raise InputError(f"{side['folder']}: {_last_line(done.stderr)}")

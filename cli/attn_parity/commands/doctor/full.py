@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 
 from attn_fuzz import outputs
+from attn_parity.commands.doctor import sections
+from attn_parity.commands.doctor.sections import SCHEMA, Section
 from attn_parity.console import notes, results
-from attn_parity.doctor import sections
-from attn_parity.doctor.sections import SCHEMA, Section
 from attn_parity.options import check_writable, default_workers, plain_table, say_what_runs_kernels, use_device, write_json
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

@@ -38,11 +38,11 @@ def command(full: bool, examples: int | None, seed: int | None, json_file: Path 
     if report_file is not None:
         if full or (examples, seed, json_file) != (None, None, None):
             raise click.UsageError("--read goes with no other option")
-        from attn_parity.doctor.read import stages_to_ship  # of the extra
+        from attn_parity.commands.doctor.read import stages_to_ship  # of the extra
 
         return stages_to_ship(report_file)
     if full:
-        from attn_parity.doctor.full import report  # of the extra
+        from attn_parity.commands.doctor.full import report  # of the extra
 
         return report(json_file or REPORT, examples or EXAMPLES, seed)
     if (examples, seed, json_file) != (None, None, None):

@@ -14,7 +14,7 @@ from attn_parity.console import notes, results
 from attn_parity.options import Duration, Positive, Seed, check_writable, device_option, use_device, write_json
 
 if TYPE_CHECKING:
-    from attn_parity.drift.sides import Side
+    from attn_parity.commands.drift.sides import Side
     from attn_parity.json_types import Drift
 
 SCHEMA = "attn-parity.drift/1"
@@ -60,8 +60,8 @@ def command(
     It reports which targets load, which signatures and declarations changed, which findings are gone, and which targets fail
     now. The same command continues an interrupted call. Exit 1 if a target fails that did not, 3 if an adapter does not fit.
     """
-    from attn_parity.drift import changes, sides  # of the extra `fuzz`
-    from attn_parity.drift.sides import Side
+    from attn_parity.commands.drift import changes, sides  # of the extra `fuzz`
+    from attn_parity.commands.drift.sides import Side
     from attn_parity.json_types import Drift
 
     file = json_file or RUNS / f"drift-{package}.json"
@@ -101,7 +101,7 @@ def command(
 
 def _run(result: "Drift", waiting: Sequence[tuple["Side", str]], seconds: float, device: str, file: Path) -> None:
     """Run targets, each for a share of the time that is left, and write the result after each."""
-    from attn_parity.drift import sides
+    from attn_parity.commands.drift import sides
 
     until = time.monotonic() + seconds
     options = {"examples": result["examples"], "seed": result["seed"], "device": device}

@@ -23,11 +23,11 @@ from attn_optimized.launch.workload import Workload
 from attn_parity.binaries import shipped_calls
 from attn_parity.binaries.build import SHIPPED, Job, Outcome, build
 from attn_parity.binaries.shipped_calls import ShippedCall
-from attn_parity.doctor import clock
-from attn_parity.doctor.clock import Spread
-from attn_parity.doctor.sections import Section, facts_of
+from attn_parity.commands.doctor import clock
+from attn_parity.commands.doctor.clock import Spread
+from attn_parity.commands.doctor.sections import Section, facts_of
 
-OTHERS = ("attn_parity.doctor.stages",)
+OTHERS = ("attn_parity.commands.doctor.stages",)
 """The modules that make these launches: see `build.SHIPPED`."""
 JUDGED_ROWS = 64
 """Rows of q that the judge sees: whole requests, of which it sees one at least."""

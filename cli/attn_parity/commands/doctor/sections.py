@@ -17,8 +17,8 @@ from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.build import Outcome, build
+from attn_parity.commands.doctor import clock
 from attn_parity.cpus import usable_cpus
-from attn_parity.doctor import clock
 from attn_parity.versions import version
 
 SCHEMA = "attn-parity.doctor/1"
@@ -57,7 +57,7 @@ def sections(
     for name, sizes in TIMED.items():
         yield f"time {name}", lambda sizes=sizes: timed(device, *sizes)
     if device == "cuda" and not _not_compiled(architecture := _this_architecture()):
-        from attn_parity.doctor import stages
+        from attn_parity.commands.doctor import stages
 
         yield from stages.sections(architecture, workers)
 
@@ -150,7 +150,7 @@ def timed(device: str, requests: int, query_len: int, seq_len: int) -> Section:
         return {"unavailable": "no GPU in use: an interpreter's speed says nothing"}
     import attn_optimized
     from attn_parity.binaries.shipped_calls import ShippedCall
-    from attn_parity.doctor.stages import tensors_on
+    from attn_parity.commands.doctor.stages import tensors_on
 
     shipped = ShippedCall(name="timed", requests=requests, query_len=query_len, seq_len=seq_len)
     call, out = tensors_on(torch.device(device), shipped)

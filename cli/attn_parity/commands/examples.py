@@ -7,8 +7,8 @@ import click
 from attn_fuzz import outputs
 from attn_parity.console import results
 
-_IN_WHEEL = Path(__file__).with_name("example_files")
-_IN_CHECKOUT = Path(__file__).parents[2] / "examples"
+_IN_WHEEL = Path(__file__).parents[1] / "example_files"
+_IN_CHECKOUT = Path(__file__).parents[3] / "examples"
 
 
 @click.command("examples")

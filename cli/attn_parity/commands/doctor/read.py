@@ -13,10 +13,10 @@ from attn_fuzz import inputs
 from attn_fuzz.errors import InputError
 from attn_optimized.launch import table
 from attn_optimized.launch.table import Entry
+from attn_parity.commands.doctor.full import in_words
+from attn_parity.commands.doctor.sections import SCHEMA
+from attn_parity.commands.doctor.stages import Pair, Variant
 from attn_parity.console import results
-from attn_parity.doctor.full import in_words
-from attn_parity.doctor.sections import SCHEMA
-from attn_parity.doctor.stages import Pair, Variant
 from attn_parity.options import plain_table
 
 MOST_BYTES = 1 << 24
