@@ -158,7 +158,8 @@ def _agrees(run: Callable[[], Any], ours: "torch.Tensor", name: str) -> bool:
 def others_logits(step: Decode) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Kernels of a decode over a flat index cache: vLLM's for ROCm, and AITER's where it has no Gluon."""
     import torch
-    from attn_fuzz.targets.packages import aiter_mqa_logits, vllm_indexer
+    from attn_fuzz.targets.packages.aiter import mqa_logits as aiter_mqa_logits
+    from attn_fuzz.targets.packages.vllm import indexer as vllm_indexer
 
     logits = torch.empty(step.requests, step.keys, dtype=torch.float32, device=step.q.device)
     cache, q = step.index_cache.unsqueeze(2), step.q.unsqueeze(1)

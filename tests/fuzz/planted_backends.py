@@ -3,7 +3,7 @@
 import dataclasses
 
 from attn_contract import YES, Capabilities
-from attn_fuzz.targets.backends import BackendLayers, backend_target, declared_by, fa_sizes
+from attn_fuzz.targets.backends.plain import BackendLayers, backend_target, declared_by, fa_sizes
 from attn_optimized.backends.rocm_aiter_fa import AiterFlashAttentionBackend, AiterFlashAttentionImpl
 from planted_aiter import documented, rounding
 

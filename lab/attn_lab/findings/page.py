@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 from attn_fuzz.errors import InputError
-from attn_fuzz.findings import aiter, sglang
+from attn_fuzz.findings import sglang
+from attn_fuzz.findings.aiter.sparse import OF_MAIN
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.targets import registry
 from attn_fuzz.text import nearest
@@ -138,7 +139,7 @@ def _on_gpus() -> Iterator[str]:
 def known() -> Shared:
     """All findings but those in compilers: of targets, and two that no target meets."""
     found = shared((name, registry.load(name).findings) for name in registry.names())
-    return found | {finding.name: (finding, []) for finding in (*aiter.OF_MAIN, *sglang.HOST)}
+    return found | {finding.name: (finding, []) for finding in (*OF_MAIN, *sglang.HOST)}
 
 
 def table() -> str:

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from attn_contract import AttentionType, ContractError, UnsupportedError
-from attn_fuzz.targets.backend_mla import BACKEND_TRITON_MLA
+from attn_fuzz.targets.backends.mla import BACKEND_TRITON_MLA
 from attn_optimized.backends import BACKENDS
 from attn_optimized.context_parallel import Dealing
 
