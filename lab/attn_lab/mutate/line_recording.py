@@ -25,7 +25,7 @@ def install(package: str) -> None:
     """
     sources = {module: _noting(module) for module in modules_of(package)}
     LINES.update({module: set() for module in sources})
-    installation.import_from(sources, "reached")
+    installation.import_from(sources, "recorded")
 
 
 def take() -> dict[str, set[int]]:

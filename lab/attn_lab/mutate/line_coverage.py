@@ -14,7 +14,7 @@ from attn_fuzz.run import prepared, runner, shard
 from attn_fuzz.run.executor import use_interpreter
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
-from attn_lab.mutate import reached
+from attn_lab.mutate import line_recording
 
 
 class Reach(msgspec.Struct, frozen=True, omit_defaults=True, tag="reach"):
@@ -88,7 +88,7 @@ def targets_of(module: str, line: int, reaches: list[Reach]) -> list[str]:
 
 def _record(connection: Connection, plan: FuzzPlan, package: str) -> None:
     use_interpreter("cpu")
-    reached.install(package)
+    line_recording.install(package)
     import torch
     from attn_fuzz.run.trial import try_case
 
@@ -100,7 +100,7 @@ def _record(connection: Connection, plan: FuzzPlan, package: str) -> None:
     started = time.perf_counter()
     for case in cases:
         try_case(case, target, "cpu")
-        count.update((module, line) for module, lines in reached.take().items() for line in lines)
+        count.update((module, line) for module, lines in line_recording.take().items() for line in lines)
     seconds = (time.perf_counter() - started) / len(cases)
     lines: dict[str, dict[int, int]] = {}
     for (module, line), number in count.items():

@@ -1,4 +1,7 @@
-"""Load kernels of a package of which nothing else is imported, and end a script of this folder."""
+"""Load kernels of a package of which nothing else is imported, and end a script of findings/.
+
+A script runs by itself with this folder in the path: `PYTHONPATH=findings/shared python findings/PACKAGE/NAME.py`.
+"""
 
 import functools
 import importlib.abc

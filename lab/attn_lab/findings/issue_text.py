@@ -1,6 +1,7 @@
-"""The texts that a finding's owner gets, made of findings/NAME.py: a script, its stand-ins, and a test in the owner's layout.
+"""The texts that a finding's owner gets, made of findings/PACKAGE/NAME.py: a script, its stand-ins, and a test in the owner's
+layout.
 
-A text holds what it uses of the files beside NAME.py, and of the stand-ins those of one package.
+A text holds what it uses of findings/shared, and of the stand-ins those of one package.
 """
 
 import ast
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 FOLDER = Path(__file__).parents[3] / "findings"
+SHARED = FOLDER / "shared"
 _DICTIONARIES = ("FILES", "VALUES")
 """The names of the stand-ins' dictionaries, by package."""
 _LOAD = re.compile(r'\bload\("([\w.]+)"\)')
@@ -139,19 +141,29 @@ def _used(statements: Iterable[ast.AST]) -> set[str]:
 
 
 def _local(node: ast.stmt) -> str | None:
-    """The file of the folder that a statement imports."""
+    """The file of findings/shared that a statement imports."""
     name = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name if isinstance(node, ast.Import) else None
-    return name if name and (FOLDER / f"{name}.py").is_file() else None
+    return name if name and (SHARED / f"{name}.py").is_file() else None
+
+
+def package_of(name: str) -> str:
+    """The package that a finding's name begins with."""
+    return name.partition("-")[0]
+
+
+def file_of(name: str, suffix: str) -> Path:
+    """findings/PACKAGE/NAME.py, or NAME.toml beside it."""
+    return FOLDER / package_of(name) / f"{name}{suffix}"
 
 
 class Source:
-    """findings/NAME.py, and what it shares with others."""
+    """findings/PACKAGE/NAME.py, and what it shares with others."""
 
     def __init__(self, name: str, package: str) -> None:
-        text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+        text = file_of(name, ".py").read_text(encoding="utf-8")
         tree = ast.parse(text)
         self.name, self.package, self.docstring = name, package, ast.get_docstring(tree, clean=False) or ""
-        statements = _statements(FOLDER / f"{name}.py", package)
+        statements = _statements(file_of(name, ".py"), package)
         imports = [each for each in statements if isinstance(each.node, ast.Import | ast.ImportFrom)]
         shared = {file for each in imports if (file := _local(each.node))}
         self.shared = ["kernels", *sorted(shared - {"kernels"})]
@@ -166,7 +178,7 @@ class Source:
     def _shared(self, wanted: set[str], files: Sequence[str], without: frozenset[str], effects: str | None) -> list[_Statement]:
         """The statements that define the wanted names, those that these use, and effects whose text holds `effects`."""
         available = [
-            each for file in files for each in _statements(FOLDER / f"{file}.py", self.package) if not _local(each.node)
+            each for file in files for each in _statements(SHARED / f"{file}.py", self.package) if not _local(each.node)
         ]
         chosen = [each for each in available if effects is not None and not each.names and effects in each.text]
         chosen = [each for each in chosen if not _used([each.node]) & without]

@@ -124,7 +124,7 @@ def results(file: Path = RESULTS) -> Results:
     return msgspec.json.decode(file.read_bytes(), type=Results) if file.is_file() else Results()
 
 
-def keep(kept: Results, file: Path = RESULTS) -> None:
+def save(kept: Results, file: Path = RESULTS) -> None:
     file.write_bytes(msgspec.json.encode(kept) + b"\n")
 
 
@@ -139,7 +139,7 @@ def releases(sources: Path, package: str) -> list[str]:
     return sorted(found, key=version)
 
 
-def know(kept: Results, sources: Path) -> None:
+def add_releases(kept: Results, sources: Path) -> None:
     """Add the releases in a folder to those that results know."""
     for package in PACKAGES:
         kept.releases[package] = sorted({*kept.releases.get(package, []), *releases(sources, package)}, key=version)
@@ -151,7 +151,7 @@ def before(known: Sequence[str], release: str) -> str | None:
 
 
 @contextlib.contextmanager
-def on(sources: Path, package: str, release: str) -> Iterator[None]:
+def using_release(sources: Path, package: str, release: str) -> Iterator[None]:
     """While this lasts, new processes take a package's sources from this release."""
     name = loading.variable(package)
     os.environ[name], earlier = str(sources / f"{package}-{release}"), os.environ.get(name)
@@ -266,16 +266,16 @@ def run_fixes(
             to_run = {*range(run.examples, examples), *(index for index in failed if index >= run.examples)} - {*run.extra}
             if to_run and not run.error:
                 cases = _drawn(target, max([examples, *(index + 1 for index in failed)]))  # of no release
-                with on(sources, fix.package, release):
+                with using_release(sources, fix.package, release):
                     run_target(target, run, cases, examples=examples, seconds=seconds, first=failed)
-                keep(kept, file)
+                save(kept, file)
                 yield f"{target} {release}: {run}"
             failed = sorted({*picked, *run.failed})
 
 
 def run_findings(sources: Path, kept: Results, file: Path, only: Sequence[str] = ()) -> Iterator[str]:
     """Run the findings' scripts: on the newest release in the folder and the oldest, and between two that differ."""
-    for name in sorted(each.stem for each in scripts.FOLDER.glob("*.toml")):
+    for name in sorted(each.stem for each in scripts.FOLDER.glob("*/*.toml")):
         package, codes = name.partition("-")[0], kept.findings.setdefault(name, {})
         known = releases(sources, package)
         if not known or (only and name not in only):
@@ -286,7 +286,7 @@ def run_findings(sources: Path, kept: Results, file: Path, only: Sequence[str] =
             for at in (high, low):
                 if known[at] not in codes:
                     codes[known[at]] = scripts.run(name, sources=sources / f"{package}-{known[at]}", seconds=SCRIPT_SECONDS)[0]
-                    keep(kept, file)
+                    save(kept, file)
                     yield f"{name} {known[at]}: {codes[known[at]]}"
             if codes[known[low]] != codes[known[high]] and high - low > 1:
                 middle = (low + high) // 2
