@@ -5,7 +5,7 @@ import inspect
 import re
 from pathlib import Path
 
-from tests.pages import OURS, ROOT, SOURCES
+from tests.support.pages import OURS, ROOT, SOURCES
 
 PACKAGES = (*OURS, "benchmarks")
 FOLDERS = (*SOURCES, "benchmarks", "examples", "findings")

@@ -16,8 +16,8 @@ from attn_parity.binaries.build import Outcome
 from attn_parity.binaries.rows import Execution, Row
 from attn_parity.binaries.shipped_calls import chosen, main_names
 
-from tests.facts import GOOD
-from tests.pages import ROOT
+from tests.support.facts import GOOD
+from tests.support.pages import ROOT
 
 DECODE = ("gfx942", "decode")
 BUDGETS = Budgets(vgpr_spills=0, sgpr_spills_in_loops=0, waves={"gfx942": 2})

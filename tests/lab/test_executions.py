@@ -18,7 +18,7 @@ from attn_parity.binaries.rows import Execution
 from attn_parity.binaries.shipped_calls import CALLS, ShippedCall, chosen, name_of_call
 from attn_parity.binaries.small_cases import small_cases
 
-from tests.pages import ROOT
+from tests.support.pages import ROOT
 
 MERGE = ("binaries", "--run", "--arch", "gfx942", "--only", "merge, fp32")
 JOB = ("gfx942", "decode")

@@ -11,7 +11,7 @@ from attn_lab.releases import alarms, page, runner
 from attn_lab.releases.alarms import Summary
 from attn_lab.releases.runner import Fix, Results, Run
 
-from tests.mostly_nightly import mostly_nightly
+from tests.support.mostly_nightly import mostly_nightly
 
 WRONG = "def error(layer, batch):\n    return int(batch.num_requests > 1)\n"
 RIGHT = "def error(layer, batch):\n    return 0\n"

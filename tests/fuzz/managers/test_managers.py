@@ -18,7 +18,7 @@ from attn_parity import managers as command
 from hypothesis import Phase
 
 from tests.fuzz.managers.mutants import MUTANTS, Mutant
-from tests.pages import PAGES, blocks
+from tests.support.pages import PAGES, blocks
 
 ACTIONS = 30
 (EXAMPLE,) = (block for block in blocks(PAGES["docs/guide/fuzz-your-kernel.md"]) if block.file == "my_manager.py")

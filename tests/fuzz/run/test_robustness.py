@@ -19,8 +19,8 @@ from attn_fuzz.run import runner
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
 
-from tests import processes
-from tests.mostly_nightly import mostly_nightly
+from tests.support import processes
+from tests.support.mostly_nightly import mostly_nightly
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")

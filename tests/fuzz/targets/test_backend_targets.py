@@ -22,7 +22,7 @@ from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 from hypothesis import HealthCheck, given, settings
 
-from tests.mostly_nightly import mostly_nightly
+from tests.support.mostly_nightly import mostly_nightly
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from attn_lab.findings import scripts as finding_scripts
 from torch.nn.attention.flex_attention import BlockMask
 from triton.runtime.interpreter import InterpreterBuilder
 
-from tests.pages import PAGES, ROOT, blocks
+from tests.support.pages import PAGES, ROOT, blocks
 
 FOREIGN = [
     name for package in registry.packages().values() for name, place in package.places.items() if ".targets.packages." in place

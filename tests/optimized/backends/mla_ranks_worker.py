@@ -14,8 +14,8 @@ from attn_optimized.backends.triton_mla import MlaMetadata, over_ranks
 from attn_optimized.context_parallel import Dealing
 from attn_reference import context_parallel
 
-from tests import calls
 from tests.optimized.context_parallel.ranks_worker import LONG, device_of
+from tests.support import calls
 
 HEADS, LATENT, ROPE, BLOCK_SIZE = 6, 32, 8, 16
 """Two and three ranks have as many heads each."""

@@ -8,11 +8,11 @@ import pytest
 from attn_contract import ContractError, UnsupportedError
 from attn_parity.model_config import model_config
 
-from tests.fuzz.answers import IN_PART
-from tests.mostly_nightly import mostly_nightly
+from tests.cli.answers import IN_PART
+from tests.support.mostly_nightly import mostly_nightly
 
 transformers = pytest.importorskip("transformers")
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parent / "configs"
 TINY = {
     "hidden_size": 64,
     "num_attention_heads": 4,

@@ -10,7 +10,7 @@ from attn_parity.commands.doctor import clock, sections, stages
 from attn_parity.commands.doctor.clock import Spread
 from attn_parity.commands.doctor.stages import Pair
 
-from tests.facts import GOOD
+from tests.support.facts import GOOD
 
 SMALL = {"requests": 3, "seq_len": 100, "num_heads": 4, "num_kv_heads": 2, "head_size": 32, "cache_bytes": 1 << 20}
 

@@ -22,7 +22,7 @@ from attn_fuzz.run.executor import Executor
 from attn_lab.__main__ import lab
 from hypothesis.database import InMemoryExampleDatabase
 
-from tests import processes
+from tests.support import processes
 
 NOTE = "no GPU in use: Triton interprets the kernels on the CPU"
 
@@ -72,7 +72,7 @@ def test_a_command_is_refused(command, names, refused, step_case, tmp_path):
     (tmp_path / "broken.py").write_text("TARGET = (")
     (tmp_path / "quits.py").write_text("import sys\nsys.exit(0)")
     (tmp_path / "case.json").write_text(case_file.dumps(replace(step_case, head_size=16)))
-    (tmp_path / "config.json").write_text((Path(__file__).parents[1] / "configs" / "llama-3.1-8b.json").read_text())
+    (tmp_path / "config.json").write_text((Path(__file__).parent / "configs" / "llama-3.1-8b.json").read_text())
     refused(*shlex.split(command), names=names)
 
 

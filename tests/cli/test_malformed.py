@@ -16,7 +16,7 @@ from attn_fuzz.targets import registry
 from attn_lab.__main__ import lab
 from attn_parity import cli, main
 
-from tests.malformed import (
+from tests.support.malformed import (
     CONFIG_DRAWS,
     JSON_DRAWS,
     NO_FILES,
@@ -26,7 +26,7 @@ from tests.malformed import (
     run_in_fork,
 )
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 NOTE = "no GPU in use: Triton interprets the kernels on the CPU"
 
 
@@ -56,7 +56,7 @@ JSON_READERS = (
     Reader("show --no-run {}", CASE, "case.json"),
     Reader("fuzz --target reference-fp32 --corpus {}", CASE, "case.json"),
     Reader("select {}", ROOT / "examples/models/gpt-oss-120b.json", "model.json"),
-    Reader("select {}", ROOT / "tests/fuzz/configs/gpt-oss-120b.json", "config.json", says_anything=True),
+    Reader("select {}", ROOT / "tests/cli/configs/gpt-oss-120b.json", "config.json", says_anything=True),
     Reader("emulate {}", CASE, "launches.json", takes_unknown_fields=True),
     Reader("zoo --check", PAGES / "zoo.json", "docs/generated/zoo.json"),
     Reader("mutate --check", PAGES / "mutants.json", "docs/generated/mutants.json"),

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import torch
 
-from tests import processes
+from tests.support import processes
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 OURS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["root_packages"]
 SOURCES = sorted({path.parent.name for name in OURS for path in ROOT.glob(f"[a-z]*/{name}")})
 """The project's packages, and the folders that they are in."""

@@ -18,7 +18,7 @@ from attn_parity.binaries.kernarg import kernarg_of
 from attn_parity.binaries.shipped_calls import chosen
 from attn_parity.commands import compile as compile_command
 
-from tests.facts import GOOD
+from tests.support.facts import GOOD
 
 MERGE = ("compile", "--arch", "gfx942", "--only", "merge, fp32")
 

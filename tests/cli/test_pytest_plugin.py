@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from tests import processes
+from tests.support import processes
 
-# a process of tests.processes has imported the package of the plugin
+# a process of tests.support.processes has imported the package of the plugin
 OPTIONS = ("-p", "no:cacheprovider", "-W", "ignore:Module already imported so cannot be rewritten")
 KERNEL = """
 import attn_reference

@@ -14,8 +14,8 @@ from attn_fuzz import extras
 from attn_fuzz.targets import registry
 from attn_parity import COMMANDS
 
-from tests import processes
-from tests.pages import PAGES, ROOT
+from tests.support import processes
+from tests.support.pages import PAGES, ROOT
 
 BLOCKED = """
 import sys

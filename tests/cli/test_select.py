@@ -130,7 +130,7 @@ def test_where_there_is_no_rocm_the_backends_are_said_to_be_this_projects_and_no
 
 
 def test_where_there_is_no_rocm_vllm_has_no_backend_of_amd(attn_parity):
-    config = Path(__file__).parents[1] / "configs" / "llama-3.1-8b.json"
+    config = Path(__file__).parent / "configs" / "llama-3.1-8b.json"
     run = attn_parity("select", config, "--arch", "sm90", "--backend", "ROCM_ATTN")
     assert run.code == 0
     assert "vllm serve" not in run.out

@@ -12,7 +12,7 @@ from attn_fuzz.emulated import compiler
 from attn_fuzz.emulated.jobs import Job
 from attn_fuzz.targets import registry
 
-from tests.pages import ROOT
+from tests.support.pages import ROOT
 
 POISON = """
 import importlib, os, pathlib, sys
@@ -48,7 +48,7 @@ import os, sys
 sys.path[:] = [entry for entry in sys.path if entry]  # a command is a script of another folder
 from attn_parity import main
 for command in (
-    "select {ROOT}/tests/fuzz/configs/gpt-oss-120b.json",
+    "select {ROOT}/tests/cli/configs/gpt-oss-120b.json",
     "fuzz --target reference-fp32 --examples 2 --corpus none --seed 1 --workers 1",
     "targets", "doctor", "emulate nothing.json",
     "replay {ROOT}/fuzz/attn_fuzz/corpus/vllm-945.json", "show {ROOT}/fuzz/attn_fuzz/corpus/vllm-945.json",
@@ -96,7 +96,7 @@ def test_no_module_of_the_current_folder_runs(tmp_path):
 def test_a_folder_that_python_put_on_the_path_is_taken_off(tmp_path, how, python_path):
     folder = tmp_path / "model"
     folder.mkdir()
-    config = str(ROOT / "tests/fuzz/configs/gpt-oss-120b.json")
+    config = str(ROOT / "tests/cli/configs/gpt-oss-120b.json")
     if how[0] == "-c":
         how = ("-P", *how)
     done = poisoned(folder, *how, "select", config, python_path=python_path)

@@ -4,7 +4,7 @@ import torch
 from attn_fuzz.cases.call import Call
 from attn_fuzz.verdict.judge import Rounding, judge_call
 
-from tests.calls import PagedCall, VarlenCall
+from tests.support.calls import PagedCall, VarlenCall
 
 
 def assert_within_bound(

@@ -28,8 +28,8 @@ from attn_parity.binaries.saved_execution import Emulated, OutOfTimeError, emula
 from attn_parity.binaries.saving import save_binaries
 from attn_parity.binaries.shipped_calls import chosen
 
-from tests.malformed import KNOWN_FIELDS_DRAWS, TEXT_DRAWS, damage, run_in_fork
-from tests.pages import ROOT
+from tests.support.malformed import KNOWN_FIELDS_DRAWS, TEXT_DRAWS, damage, run_in_fork
+from tests.support.pages import ROOT
 
 NAME, WRITE = "merge, fp32", "cache write, int8 cache"
 RANDOM = "gfx942-merge-fp32-random"
@@ -533,7 +533,7 @@ def test_a_tensor_that_cannot_be_is_named(tmp_path, tensor, words):
 @pytest.mark.skipif(shutil.which("g++") is None or not HEADERS.is_dir(), reason="needs g++ and HIP's headers of Triton")
 def test_the_loader_puts_bytes_where_they_belong(saved, attn_parity, tmp_path):
     """HIP is a stub, which prints what it is given, and flips a bit of the first argument's tensor."""
-    sources = [ROOT / "examples" / "launch.cpp", ROOT / "tests" / "fuzz" / "hip_stub.cpp"]
+    sources = [ROOT / "examples" / "launch.cpp", ROOT / "tests" / "cli" / "hip_stub.cpp"]
     options = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-D__HIP_PLATFORM_AMD__", "-isystem", HEADERS]
     subprocess.run(["g++", *options, *sources, "-o", tmp_path / "launch"], check=True)
     shutil.rmtree(tmp_path / "out")

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from attn_fuzz.run import prepared
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def run(arguments: Sequence[object], *, cwd: Path, env: Mapping[str, str] = os.environ) -> subprocess.CompletedProcess[str]:

@@ -18,8 +18,8 @@ import torch
 from attn_fuzz.cases import case_file
 from attn_parity import COMMANDS, MOVED, cpus, executors, options
 
-from tests import processes
-from tests.pages import PAGES, ROOT
+from tests.support import processes
+from tests.support.pages import PAGES, ROOT
 
 PROGRAM = "import sys; sys.argv[0] = 'attn-parity'; from attn_parity import main; main()"
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 transformers = pytest.importorskip("transformers")
-CONFIGS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parents[1] / "configs").glob("*.json")}
+CONFIGS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "configs").glob("*.json")}
 LLAMA = {**CONFIGS["llama-3.1-8b"], "num_hidden_layers": 2}
 MIMO = {"hybrid_layer_pattern": [0, 1]}
 ON_MI300 = ("--arch", "gfx942", "--aiter", "2026-08")

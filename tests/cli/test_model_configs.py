@@ -14,11 +14,11 @@ from attn_parity.model_config.deployed import Engine, deployed
 from attn_parity.selected import print_vllm, spans
 from attn_parity.vllm_arguments import VllmArguments
 
-from tests.fuzz.answers import ANSWERS, IN_PART, REFUSED, VLLM
-from tests.mostly_nightly import mostly_nightly
+from tests.cli.answers import ANSWERS, IN_PART, REFUSED, VLLM
+from tests.support.mostly_nightly import mostly_nightly
 
 pytest.importorskip("transformers")
-CONFIGS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parents[1] / "configs").glob("*.json")}
+CONFIGS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "configs").glob("*.json")}
 ON_MI300 = ("--arch", "gfx942", "--aiter", "2026-08")
 
 
