@@ -151,8 +151,6 @@ def has_full_tiles(workload: Workload, architecture: str, compute_units: int) ->
     """
     if workload.batch_invariant or phase_of(workload, compute_units) not in ("prefill", "short"):
         return False
-    if architecture == INTERPRETER:
-        return True
     # a program for each multiprocessor, which holds one
     if architecture != "sm90" or workload.num_tokens * workload.num_heads < PROMPT_QUERIES * compute_units:
         return False
