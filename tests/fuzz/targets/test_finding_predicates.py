@@ -19,7 +19,7 @@ FINDINGS = {
         *(aiter.UNIFIED_ATTENTION, aiter.CHUNKED_PREFILL, aiter.MHA_VARLEN, aiter.PREFILL),
         *(aiter.MQA_LOGITS, aiter.MQA_LOGITS_STAGE1, aiter.MQA_LOGITS_RAGGED, sglang.DECODE),
         *(aiter.GLUON_UNIFIED, aiter.GLUON_DECODE, aiter.GLUON_SPARSE, aiter.GLUON_SPARSE_GFX1250, aiter.GLUON_MLA),
-        *(aiter.GLUON_PREFILL_SPARSE, aiter.GLUON_PREFILL_SPARSE_GFX1250),
+        *(aiter.GLUON_PREFILL_SPARSE, aiter.GLUON_PREFILL_SPARSE_GFX1250, aiter.HIP_PA),
     )
     for finding in findings
 }
@@ -262,3 +262,15 @@ def test_an_empty_request_of_a_decode_moves_the_rows_behind_it(query_lens, slack
         msgspec.structs.replace(each, query_len=n, seq_len=1) for each, n in zip(case.requests, query_lens, strict=True)
     )
     assert finding.explains(msgspec.structs.replace(case, requests=requests), verdict) == is_explained
+
+
+@pytest.mark.parametrize(
+    ("head_size", "of_float8", "of_16_bits"),
+    [(64, False, False), (96, True, True), (128, False, False), (192, True, False), (256, False, False)],
+)
+def test_a_step_of_float8_takes_64_dims_of_a_part_of_a_head(head_size, of_float8, of_16_bits):
+    finding, case = known("aiter-hip-head-sizes", head_size=head_size)
+    assert case.cache is not None
+    for dtype, is_explained in (("fp8_e4m3fnuz", of_float8), (None, of_16_bits)):
+        cache = msgspec.structs.replace(case.cache, dtype=dtype)
+        assert finding.explains(msgspec.structs.replace(case, cache=cache), wrong(2.0)) == is_explained
