@@ -1,7 +1,12 @@
 """Bugs in AITER's HIP paged attention."""
 
+from typing import TYPE_CHECKING
+
 from attn_fuzz.findings.aiter.shared import in_wheel, reads_unused_slots
 from attn_fuzz.findings.finding import NUMBERS, WRONG, has_hidden_keys, of
+
+if TYPE_CHECKING:
+    from attn_fuzz.cases.case import Case
 
 _PA = "aiter_meta/csrc/cpp_itfs/pa"
 _UNUSED_SLOTS = in_wheel(
@@ -30,13 +35,23 @@ _MAXIMUM_FROM_ZERO = in_wheel(
     "first element to -FLT_MAX, and C++ sets the others to 0.",
     explains=of(NUMBERS, lambda case: case.group_size > 16),
 )
+
+
+def _has_unread_dims(case: "Case") -> bool:
+    """Whether dims are left over: V's are in steps of 64; those of the scores in ceil(D / 128) parts, in steps of 32, or 64."""
+    part = -(-case.head_size // -(-case.head_size // 128))
+    return case.head_size % 64 > 0 or part % (64 if case.is_quantized else 32) > 0
+
+
 _HEAD_SIZES = in_wheel(
     name="aiter-hip-head-sizes",
     what="Heads whose size is no multiple of 64: dims behind the last multiple are never computed, and the scores lack those "
-    "behind the last multiple of 32.",
+    "behind the last multiple of 32, or of 64 beside a float8 cache. There the scores of heads of 192 lack dims 64 to 95 and "
+    "160 to 191.",
     cause=f"{_PA}/pa_kernels.cuh:79 and 269, pa.cuh:132 and 303: QKHELOOP and VHELOOP are quotients that are rounded down. "
-    "aiter/paged_attn.py:171-172 names 80, 96, 112 and 120 as supported.",
-    explains=of(WRONG, lambda case: case.head_size % 64 > 0),
+    "QKHELOOP is of a part of at most 128 dims: two of 96 (pa.cuh:76-77), of which a step of float8 takes 64. "
+    "aiter/paged_attn.py:171-172 names 80, 96, 112, 120 and 192 as supported.",
+    explains=of(WRONG, _has_unread_dims),
 )
 _TOO_MUCH_LDS = in_wheel(
     name="aiter-hip-lds-of-groups",
