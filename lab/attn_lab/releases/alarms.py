@@ -87,14 +87,14 @@ Kept = dict[str, dict[str, Counted]]
 """By target and release."""
 
 
-class Summary(msgspec.Struct, forbid_unknown_fields=True):
+class Summary(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """Of a target: on how many releases it ran, and its cases there. `alarms` are by WHAT."""
 
     releases: int
     cases: int
-    known: int
-    left_out: int
-    alarms: dict[str, int]
+    known: int = 0
+    left_out: int = 0
+    alarms: dict[str, int] = {}
 
 
 def results(file: Path) -> Kept:
