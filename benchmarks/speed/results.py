@@ -50,7 +50,7 @@ class Head(msgspec.Struct, kw_only=True):
     """Where the results of a run come from, whatever it measured.
 
     Attributes:
-        of_value: whether the times mean anything: full sizes, on a GPU.
+        of_value: True if the times mean anything: full sizes, on a GPU.
         commit: of the code that was measured.
     """
 

@@ -60,7 +60,7 @@ class Batch:
         max_query_len, max_seq_len: upper bounds, possibly loose (graph capture pads them).
         num_actual_tokens: rows of q that count; `query_start_loc[R] <= num_actual_tokens <= T`. Rows that no request owns
             are neither read nor written.
-        causal: whether a query sees only keys at or before its own position; a bool, or [R] bool, one per request.
+        causal: True if a query sees only keys at or before its own position; a bool, or [R] bool, one per request.
             DECODER only: it must be False for the other types.
         block_table: [R, max_blocks] int32, physical block of each logical block; entries past
             `ceil(seq_len / block_size)` are garbage and never followed. None exactly where there is no cache.

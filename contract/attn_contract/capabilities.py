@@ -117,7 +117,7 @@ class Combination:
 
     Args:
         property: what is not supported, in words.
-        applies: whether a config asks for it, on an architecture. The architecture is None where it is not known yet.
+        applies: True if a config asks for it, on an architecture. The architecture is None where it is not known yet.
         reason: why it is not supported.
     """
 

@@ -128,7 +128,7 @@ class Layer:
             Lengths and positions of queries count tokens. Slots, block tables and selection_unit count keys. How a key
             is made is not defined here; a cache write stores it in its slot. Another layer's call sees the tokens of a window,
             and `merge_attn_states` makes one softmax of both. It has none of the other rules of positions, and is causal.
-        ranges_clamped: whether the left edge of the window also holds inside the batch's `bidirectional_ranges`, as in Gemma 3
+        ranges_clamped: True if the left edge of the window also holds inside the batch's `bidirectional_ranges`, as in Gemma 3
             and 4 and transformers. vLLM ignores the window inside a range, except for Gemma 4.
         logits_soft_cap: c of `c * tanh(s / c)`, applied to scaled logits (Gemma 2), from 2^-126 to 2^32. None or 0 is off.
         alibi_slopes: [H] float32: the logit of key j is lowered by `slope * abs(j - p)` (Press et al., arXiv:2108.12409).

@@ -55,7 +55,7 @@ class Schedule:
         waves: "together", "ascending", "descending" or "drawn": the order of a workgroup's waves between barriers.
         workgroups: "ascending", "descending" or "drawn": the order of workgroups.
         seed: of what is drawn, and of what lies in registers, LDS and scratch that nobody has written.
-        races: whether to look for races (`attn_amdgcn.global_races` and `lds_races`), which takes longer.
+        races: True if to look for races (`attn_amdgcn.global_races` and `lds_races`), which takes longer.
     """
 
     waves: str = "together"

@@ -25,7 +25,7 @@ class Kind(NamedTuple):
         bits: 16, 32 or 64.
         dtype: of numpy.
         mask: the bits that are kept, where others are dropped.
-        is_bfloat: whether a float in the text stands for the bits of its bfloat16.
+        is_bfloat: True if a float in the text stands for the bits of its bfloat16.
     """
 
     bits: int
@@ -258,7 +258,7 @@ def vector_result(operand: Operand, kind: Kind, kernel: Kernel, *, keeps_half: b
     """The statement that writes a value of a kind for each lane that is `on`.
 
     Args:
-        keeps_half: whether a value of 16 bits leaves the other half of the register as it is; else the upper half becomes 0.
+        keeps_half: True if a value of 16 bits leaves the other half of the register as it is; False: the upper half becomes 0.
     """
     if not isinstance(operand.of, Register) or (row := vector_row(operand.of, kernel)) is None:
         raise UnknownInstructionError(f"a vector result in {operand.of}")

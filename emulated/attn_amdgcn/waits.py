@@ -48,9 +48,9 @@ class Pending(NamedTuple):
     Attributes:
         counter: "vm" (vector memory), "vs" (its stores, where they have their own counter), "ds" (LDS), "km" (scalar memory),
             "async" (gfx1250's loads into LDS by lanes) or "tensor" (those by tiles, and stores).
-        ordered: whether the counter's instructions end in their order.
+        ordered: True if the counter's instructions end in their order.
         registers: two bits for each register that it will write: of its lower half and, `_UPPER` bits further, of the other.
-        lds: whether it reads or writes LDS.
+        lds: True if it reads or writes LDS.
         line: of the instruction.
         text: of the instruction.
     """

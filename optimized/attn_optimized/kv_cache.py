@@ -92,7 +92,7 @@ def rope_and_write_kv_cache(
             rotary_dim on are not rotated.
         kv_cache, layer: as in write_kv_cache.
         slot_mapping: [S] int64 with S <= P, as in write_kv_cache.
-        is_neox: whether dims (i, i + rotary_dim / 2) rotate together, as in GPT-NeoX, else dims (2i, 2i + 1), as in GPT-J.
+        is_neox: True if dims (i, i + rotary_dim / 2) rotate together, as in GPT-NeoX; False: dims (2i, 2i + 1), as in GPT-J.
         validate: also check the positions, slots and scales, which waits for the device.
 
     Raises:

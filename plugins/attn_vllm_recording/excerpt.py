@@ -58,7 +58,7 @@ def choose(batch: Batch, layer: Layer, turn: int, *, decodes_only: bool) -> Choi
 
     Args:
         turn: the seed of the choice. The choice must not follow from it alone: every so manieth call is one of the same layer.
-        decodes_only: whether to leave out requests of several queries.
+        decodes_only: True if to leave out requests of several queries.
 
     Raises:
         NotJudgedError: there is nothing to choose.

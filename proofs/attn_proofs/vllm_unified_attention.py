@@ -34,7 +34,7 @@ class Mask:
         causality: of the launch; per request, the kernel reads a flag.
         window: SLIDING_WINDOW, a number of tokens with the query's own; 0: none.
         ranges: MAX_MM_RANGES, ranges of positions of each request; (0, 0) is none.
-        clamped: whether the window clamps the ranges.
+        clamped: True if the window clamps the ranges.
         chunk: CHUNK_LOOKBACK and CHUNK_SIZE, which take the place of the window.
     """
 

@@ -98,7 +98,7 @@ def in_processes(
         work: called in other processes. It must not return a str, because a str is an error.
         workers: the number of processes.
         report: called after each job, with the results so far.
-        interpreter: whether these processes have Triton's interpreter. Without it they can compile.
+        interpreter: True if these processes have Triton's interpreter. Without it they can compile.
         seconds: after which the jobs that are left are given up.
     """
     found: dict[Work, Result | str] = {}

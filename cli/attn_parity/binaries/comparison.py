@@ -133,7 +133,7 @@ def _of_tensor(tensor: Tensor, one: np.ndarray, other: np.ndarray, wrong: np.nda
 
     Args:
         one, other: [elements that differ, bytes of an element]
-        wrong: whether each element of the tensor differs.
+        wrong: True if each element of the tensor differs.
     """
     dtype = DTYPES[tensor.dtype]
     pairs = zip(_ranks(one, dtype), _ranks(other, dtype), strict=True)

@@ -30,7 +30,7 @@ class Argument(msgspec.Struct, frozen=True):
     """An argument of the kernel: its Triton type, and the attributes on which the code relies.
 
     Attributes:
-        may_be_null: whether it is a pointer to nothing. Scratch memory of no bytes is.
+        may_be_null: True if it is a pointer to nothing. Scratch memory of no bytes is.
     """
 
     name: Text

@@ -48,17 +48,17 @@ class ShippedCall:
 
     Attributes:
         name: the name of the launch in budgets and tables.
-        main: whether every change compiles this launch.
+        main: True if every change compiles this launch.
         cache_bytes: the size of the layer's allocation.
-        token_scales: whether a quantized cache has a scale per token and head. The layout says whether the cache holds them.
+        token_scales: True if a quantized cache has a scale per token and head. The layout says whether the cache holds them.
         requests, query_len: the number of requests, and the queries of each.
         longest: the queries of one longer request, which replaces one of the requests; 0 for none.
         prefix: the number of keys that all requests share, for "cascade".
         head_size_v: the width of V, as in Layer.
         window: the number of keys that a query sees, with its own.
         bidirectional_ranges: the number of ranges of each request.
-        float8_output: whether the output is e4m3fn, with a scale.
-        float8_queries: whether q is of kv_cache_dtype, with a scale.
+        float8_output: True if the output is e4m3fn, with a scale.
+        float8_queries: True if q is of kv_cache_dtype, with a scale.
         indexer: the index layer of an op of INDEX_OPS, which of the other fields has cache_bytes, dtype, block_size and the
             lengths.
     """

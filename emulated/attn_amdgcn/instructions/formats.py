@@ -24,7 +24,7 @@ class Format:
 
     Attributes:
         size: in bytes: 1, 2 or a multiple of 4.
-        signed: whether 1 or 2 bytes are extended by their sign.
+        signed: True if 1 or 2 bytes are extended by their sign.
         half: "low" or "high" if the data is one half of a register.
     """
 

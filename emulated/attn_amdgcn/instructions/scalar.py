@@ -175,7 +175,7 @@ def _switch_lanes(combine: Callable[..., np.ndarray], saves: bool, instruction: 
     """EXEC becomes its combination with the source, and SCC says whether a lane is on.
 
     Args:
-        saves: whether the result is EXEC as it was, or else as it becomes.
+        saves: True if the result is the old EXEC; False: the new one.
     """
     check_count(instruction, 2)
     kind = KINDS[instruction.name[-3:]]

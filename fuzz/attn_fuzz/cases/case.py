@@ -145,7 +145,7 @@ class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
     Attributes:
         rotary_dim: even number of dims that are rotated; the other dims stay as they are.
-        neox: whether dims i and i + rotary_dim / 2 are a pair, instead of 2i and 2i + 1.
+        neox: True if dims i and i + rotary_dim / 2 are a pair, instead of 2i and 2i + 1.
         narrow_cache: cos_sin_cache is of the layer's dtype instead of float32.
         all_rows: positions are given for all rows of q, as in a captured graph with padding. There are then fewer slots than
             positions.
@@ -214,7 +214,7 @@ class Case(
         rows_past: rows of q after num_actual_tokens.
         kv_rows_past: rows of k and v after the last slot.
         unwritten: query rows whose slot is -1, because an earlier step has written their K and V.
-        writes: whether this step writes K and V. Cross-attention writes only in its first step.
+        writes: True if this step writes K and V. Cross-attention writes only in its first step.
         recycled: keys that no query sees hold NaN. An engine gives blocks outside every window to other requests.
         ordinary_writes: the second layer writes ordinary numbers, instead of also NaN, infinities and the numbers where a
             dtype's range ends.

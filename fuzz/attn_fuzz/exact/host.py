@@ -32,7 +32,7 @@ class Host(EagerMode):
     The mode keeps all memory that is allocated, so that no other tensor gets the address of a tensor that is gone.
 
     Attributes:
-        launches: whether a launch is running. The interpreter uses torch, too, and torch then computes nothing for the host.
+        launches: True if a launch is running. The interpreter uses torch, too, and torch then computes nothing for the host.
     """
 
     def __init__(self, memory: Memory, quantities: Quantities) -> None:
@@ -95,7 +95,7 @@ class Host(EagerMode):
         """The elements of what is moved, and where its bits are those of elements, of the result's shape.
 
         Args:
-            floats: whether floats are moved, or the bits of floats.
+            floats: True if floats are moved; False: the bits of floats.
         """
         shape, computed = movement.places.shape, np.zeros(movement.places.size, np.bool_)
         parts = [(np.arange(0), elements.of_floats(np.zeros(0)))]

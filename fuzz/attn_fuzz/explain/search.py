@@ -36,7 +36,7 @@ class Explained(NamedTuple):
 
     Args:
         outputs: how many of the outputs it explains, from the first on.
-        everywhere: whether the output is the variant's in all rows. If not, it is so in all wrong rows, and the other rows are
+        everywhere: True if the output is the variant's in all rows. If not, it is so in all wrong rows, and the other rows are
             right although the variant would change them.
     """
 

@@ -40,11 +40,11 @@ class Finding:
         link: of the bug's report; None while the bug is not reported.
         folder: where NAME.json is; the default is the folder of the findings that come with the fuzzer. A finding of your own
             target is in a folder of your own.
-        meets: whether a layer can meet the bug, for `attn-parity select`. The default is that every layer can.
-        explains: whether a case that fails with a verdict fails because of this finding. Only failing cases are asked about.
-        needs_gpu: whether code that is compiled for a GPU alone shows the bug, and Triton's interpreter does not. Such a
+        meets: True if a layer can meet the bug, for `attn-parity select`. The default is that every layer can.
+        explains: True if a case that fails with a verdict fails because of this finding. Only failing cases are asked about.
+        needs_gpu: True if code that is compiled for a GPU alone shows the bug, and Triton's interpreter does not. Such a
             finding explains nothing on a CPU (`Target.findings_on`).
-        is_in_sources: whether the sources that a run takes have the lines of the bug, which came after the release that the
+        is_in_sources: True if the sources that a run takes have the lines of the bug, which came after the release that the
             target is declared for. It explains nothing on others, likewise.
     """
 

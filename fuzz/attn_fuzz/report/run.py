@@ -34,7 +34,7 @@ class Found(NamedTuple):
         case_file, script: of the smallest case.
         first_file: of the case as it was found.
         past: the name of the past case that fails, if it is one.
-        while_shrinking: whether the failure was met while another failure was shrunk.
+        while_shrinking: True if the failure was met while another failure was shrunk.
         entry: what a run that keeps going knows of the failure's cause; None in any other run.
         name: the name of this failure and of its files, in a run that keeps going.
         met_in: the name of the failure whose shrinking met this one, in such a run, if no drawn case did.
@@ -96,9 +96,9 @@ class Run:
         failures: failing cases, shrunk ones first. A failure that was met while another one was shrunk follows that one.
         fixed: known findings whose stored case no longer fails.
         restarted: number of shards that ran again because their worker process died.
-        interrupted: whether Ctrl-C or SIGTERM ended the run.
+        interrupted: True if Ctrl-C or SIGTERM ended the run.
         error: the error that ended the run, or None.
-        keeps_going: whether the run went on past failures, so that each of `failures` has its entry.
+        keeps_going: True if the run went on past failures, so that each of `failures` has its entry.
     """
 
     target: str

@@ -58,7 +58,7 @@ class Attempt:
         prepare: Callable[[Step], None] | None = None,
     ) -> None:
         """Args:
-        follows: whether the case's own call computes with elements (`attn_fuzz.exact`).
+        follows: True if the case's own call computes with elements (`attn_fuzz.exact`).
         fenced: where the target's tensors lie against unmapped pages. Then the attempt knows no more than its error: `step`
             is not to be asked for.
         prepare: changes the step before the target gets it.
@@ -184,7 +184,7 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
         step: the step of the case's own call. A change of the layer keeps the step's Batch, because the layers of a model share
             a Batch.
         name: name of the change.
-        in_full: whether the requests of the earlier call have their queries. They have none for an interpreted kernel, which is
+        in_full: True if the requests of the earlier call have their queries. They have none for an interpreted kernel, which is
             slow.
 
     Raises:

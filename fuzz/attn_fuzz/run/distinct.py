@@ -39,9 +39,9 @@ class Entry:
         after: how many cases of the target had run, this one included, when it was first hit.
         failure: with the smallest case so far.
         explained: how many later failing cases the entry explains.
-        again: whether the case failed again when it was run once more.
+        again: True if the case failed again when it was run once more.
         met_in: the entry whose shrinking met this failure; None if the failing case was drawn.
-        is_open: whether its case is still being shrunk.
+        is_open: True if its case is still being shrunk.
     """
 
     target: str

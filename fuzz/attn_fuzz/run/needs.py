@@ -36,9 +36,9 @@ def needed(
 
     Args:
         support: the target's. Only cases within the support are tried.
-        fails: whether a case fails in the same way as the given one.
+        fails: True if a case fails in the same way as the given one.
         may_go_on: asked before each call of `fails`. What is undecided when it ends the search is taken to be needed.
-        is_minimal: whether no case of `shrink.lowered` fails in the same way.
+        is_minimal: True if no case of `shrink.lowered` fails in the same way.
     """
     undecided = aspects(case)
     shown: set[str] = set()

@@ -303,7 +303,7 @@ def end_with_parent(*, group: bool = False) -> None:
     that a kernel keeps in C code. On other systems a thread watches the pipe.
 
     Args:
-        group: whether all processes of this process's group end, too.
+        group: True if all processes of this process's group end, too.
     """
     ignore_interrupts()
     parent = multiprocessing.parent_process()

@@ -29,7 +29,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
         result: "cannot tell": the target does not load, does not admit the case or rightly refuses it, or the process died.
         words: the verdict, or why there is none, in one line.
         verdict: of the case, if it ran.
-        is_of_worktree: whether a module that was imported lies in the worktree.
+        is_of_worktree: True if a module that was imported lies in the worktree.
     """
 
     result: Result
@@ -76,7 +76,7 @@ def replay(case: Case, target: str, place: Place, device: str, case_seconds: flo
         target: its name.
         device: "cpu" or "cuda".
         case_seconds: seconds that the case may take.
-        sanitize: whether accesses of interpreted kernels are checked, where the target declares such kernels.
+        sanitize: True if accesses of interpreted kernels are checked, where the target declares such kernels.
     """
     seconds = START_SECONDS + RUNS * case_seconds
     try:

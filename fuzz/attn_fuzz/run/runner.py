@@ -59,7 +59,7 @@ class Outcome:
     Attributes:
         progress: of each shard, by its index; a shard that never started has no examples.
         restarted: indices of shards that ran again because their worker process died before it had found a failure.
-        interrupted: whether Ctrl-C or SIGTERM ended the run.
+        interrupted: True if Ctrl-C or SIGTERM ended the run.
         error: the error that ended the run, or None.
         finished: indices of shards that ran to their end.
     """
@@ -262,7 +262,7 @@ class _Pool(Generic[W]):
         """Start another worker in place of a dead one, whose plan is run again unless it has already found a failure.
 
         Args:
-            is_lost: whether the server has died: that is no death of the plan, and there may be only so many of them.
+            is_lost: True if the server has died: that is no death of the plan, and there may be only so many of them.
         """
         index = self.busy.pop(worker)
         if self.outcome.interrupted or self.outcome.error is not None:

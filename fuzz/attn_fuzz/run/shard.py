@@ -60,10 +60,10 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
         until: stop drawing at this time (`time.time()`), if given.
         folder: where the running case is written.
         mutant: a bug that is put back before the target is imported.
-        sanitize: whether to check every memory access of a target that can be sanitized (`attn_fuzz.interpreted.sanitizer`).
+        sanitize: True if to check every memory access of a target that can be sanitized (`attn_fuzz.interpreted.sanitizer`).
         exact_every: every so many examples, the case gets dense random numbers and is compared in exact mode, too
             (`attn_fuzz.exact`). 1: each case is, past ones included. 0: none is.
-        fenced: whether cases run with unmapped pages beside their tensors, too; see `Executor.fenced`.
+        fenced: True if cases run with unmapped pages beside their tensors, too; see `Executor.fenced`.
         on_failure: what follows a failure.
     """
 
@@ -92,7 +92,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
         first, first_verdict: the case as it was found, and its verdict.
         found_after, found_seconds: the number of examples and the seconds until it was found. A shard that goes on counts past
             cases among the examples.
-        minimal: whether no field can be lowered further.
+        minimal: True if no field can be lowered further.
         path: the sizes of the failing cases from the first to the smallest.
         kinds: the kinds of verdicts of all cases that failed in this way.
         needed_parts: rules without which the first case does not fail so, and `shrink.EARLIER` if it needs earlier calls; None
@@ -136,7 +136,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         others: failures of other kinds that were met while `failure` was shrunk.
         passed: failures past which the shard went on.
         broken: why the shard's mutant does not run.
-        never_ran: whether that is because the mutant raised in every case that has something to compute.
+        never_ran: True if that is because the mutant raised in every case that has something to compute.
     """
 
     replayed: int = 0
@@ -258,7 +258,7 @@ class _Shard:
     Attributes:
         failures: the failure that ended the drawing, and then failures of other kinds that were met while it was shrunk.
         unexpected: an error of the fuzzer itself. Hypothesis takes it for a failing example, and runs the example again.
-        has_run: whether the target has run a case that has queries and keys.
+        has_run: True if the target has run a case that has queries and keys.
     """
 
     def __init__(self, plan: FuzzPlan, executor: "Executor", report: Callable[[Progress], None], target: Target) -> None:

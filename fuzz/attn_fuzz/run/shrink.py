@@ -32,7 +32,7 @@ def shrink(case: Case, support: Support, fails: Callable[[Case], bool], may_go_o
 
     Args:
         support: the target's. Only cases within the support are tried.
-        fails: whether a case fails in the same way as the given one.
+        fails: True if a case fails in the same way as the given one.
         may_go_on: asked before each call of `fails`.
 
     Returns:

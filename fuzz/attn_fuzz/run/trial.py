@@ -47,7 +47,7 @@ def try_case(case: Case, target: Target, device: str, judge_step: Judge = judge,
 
     Args:
         judge_step: judges the outputs.
-        exactly: whether the case's own call is made a second time if nothing is wrong with the first, followed in exact mode
+        exactly: True if the case's own call is made a second time if nothing is wrong with the first, followed in exact mode
             and compared with the formula of attention (`attn_fuzz.exact`). What exact mode cannot carry becomes an event.
 
     Raises:

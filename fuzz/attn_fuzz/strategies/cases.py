@@ -48,7 +48,7 @@ def families(
 
     Args:
         target, support: of the target.
-        refuses: whether the target promises refusals. A case that it must refuse is sometimes drawn then.
+        refuses: True if the target promises refusals. A case that it must refuse is sometimes drawn then.
         tally: what the run has drawn so far. What it lacks is drawn next, and cases that are thrown away are counted there.
             None: each draw is independent of the others.
     """

@@ -29,7 +29,7 @@ class SparseLayers(BackendLayers):
 
     Args:
         multiple: the selected ids of a row of a buffer are a multiple of it.
-        by_head: whether each KV head has a selection of its own.
+        by_head: True if each KV head has a selection of its own.
     """
 
     multiple: int = 1

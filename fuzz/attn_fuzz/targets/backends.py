@@ -171,8 +171,8 @@ class BackendLayers:
         that is wrong unless the layer reinterprets it.
 
         Args:
-            validate: whether the layer checks values in tensors; None: its scale and its sizes choose.
-            reads: whether another layer writes the cache.
+            validate: True if the layer checks values in tensors; None: its scale and its sizes choose.
+            reads: True if another layer writes the cache.
         """
         block_size = allocation_layout = None
         if kv_cache is not None and layer.layout is not None:

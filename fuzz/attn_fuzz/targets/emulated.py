@@ -96,7 +96,7 @@ def schedules(rng: random.Random, *, races: bool = True) -> "list[Schedule]":
     """Orders of what a launch may run in any order: one, or for a share of the launches two, with other junk.
 
     Args:
-        races: whether races are looked for in a launch that runs in two orders.
+        races: True if races are looked for in a launch that runs in two orders.
     """
     from attn_amdgcn import Schedule
 

@@ -40,7 +40,7 @@ class Engine:
         selection_units: tokens of the units that queries select.
         selections: kinds of selections; see Case.
         empty_selections: queries that see keys and select none.
-        selected_per_head: whether each KV head has a selection of its own.
+        selected_per_head: True if each KV head has a selection of its own.
         signed_slopes: ALiBi slopes that are negative or 0.
         mixed_alibi: ALiBi with sinks or with ranges, or in steps that are not causal.
         mixed_ranges: bidirectional ranges in steps that are not causal.
@@ -51,13 +51,13 @@ class Engine:
         empty_requests: requests without a query, or without a key.
         empty_batches: steps without a request, or without a query in any request.
         shared_blocks: requests that share the blocks of a common prefix.
-        planes: whether the cache is a K plane and a V plane.
+        planes: True if the cache is a K plane and a V plane.
         orders, num_layers, padding: the order of dimensions in memory, layers that share the allocation, and unused elements
             after each block.
         other_views: other layers see the allocation through another layout, to write this layer's keys or their own.
-        writes: whether the step writes K and V.
+        writes: True if the step writes K and V.
         unwritten: query tokens that have slot -1, since an earlier step wrote their keys.
-        ordinary_writes: whether a second layer that shares the allocation writes no special numbers such as NaN.
+        ordinary_writes: True if a second layer that shares the allocation writes no special numbers such as NaN.
         saturated: infinite elements of k and v, which a quantized cache saturates.
         least_scales: scales of 2^-127 in caches of ue8m0 ones. The contract's writer writes none, nor does an engine's.
         recycled: NaN in keys outside all windows.

@@ -122,7 +122,7 @@ class Stages:
     them. `index_logits` may return more units than the step has, and `select` entries of any width.
 
     Args:
-        repeats: whether a selection that is made twice is the same set.
+        repeats: True if a selection that is made twice is the same set.
     """
 
     write_index_cache: Callable[[torch.Tensor, torch.Tensor, Indexer, torch.Tensor], object] | None = None

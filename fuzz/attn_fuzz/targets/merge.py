@@ -33,8 +33,8 @@ class Merges(NamedTuple):
 
     Attributes:
         empty_lses: what a part without a key may have as its LSE.
-        has_prefix_bound: whether it takes `prefill_tokens_with_context`.
-        has_output_scale: whether it takes `output_scale`, and gives float8.
+        has_prefix_bound: True if it takes `prefill_tokens_with_context`.
+        has_output_scale: True if it takes `output_scale`, and gives float8.
     """
 
     empty_lses: tuple[float, ...] = (-torch.inf,)

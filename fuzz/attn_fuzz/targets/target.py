@@ -121,7 +121,7 @@ class Support:
             "non_causal" and "rope". A rule that is not named must be refused.
         required_rules: those of them that every layer has which the target serves, as "head_size_v" of kernels for K and V of
             two widths. A layer without one must be refused.
-        causal: whether a DECODER may be causal.
+        causal: True if a DECODER may be causal.
         cache_dtypes, scales: of quantized caches; rows with inline scales are of layout CONTENT_PACKED_SCALED, or one of
             `LATENT_FORMATS`, instead.
         output_dtypes: of `out` where there is an output_scale.
@@ -143,7 +143,7 @@ class Support:
             step has more than 8.
         steps_per_layer: how many cases in a row share a layer. Raise it if a kernel is compiled for each layer, and compiling
             takes longer than running many cases.
-        own_numbers: whether kernels take a layer's scale, number of KV heads and the numbers of its rules as arguments, and are
+        own_numbers: True if kernels take a layer's scale, number of KV heads and the numbers of its rules as arguments, and are
             not compiled for them. Then each of the cases that share a layer has its own.
 
     Raises:
@@ -352,7 +352,7 @@ class Gpu(NamedTuple):
         compute_units: few enough that splitting keys over them does not make more programs than are quickly run here.
         parameters: fields of a plan in place of those of the architecture's table, which gives a program so many keys that
             hardly any drawn request would be split.
-        batch_invariant: whether to plan as for batch-invariant calls.
+        batch_invariant: True if to plan as for batch-invariant calls.
     """
 
     architecture: str
@@ -376,7 +376,7 @@ class Target:
         write_kv_cache, write_latent_cache, rope_and_write_kv_cache: see WriteFunction, WriteLatentFunction and RopeFunction. If
             None, the reference writes the cache, and the write is not checked.
         support: returns what the target supports on a device type, "cpu" or "cuda".
-        refuses: whether the target refuses cases beyond its support. If not, such cases are not drawn.
+        refuses: True if the target refuses cases beyond its support. If not, such cases are not drawn.
         rounding: returns where the target rounds on a device type.
         unavailable: returns why the target cannot run on a device type here, or None if it can.
         dense_keys: returns for each request of a case whether the target reads the keys and values of this step's tokens from k
@@ -388,17 +388,17 @@ class Target:
             kernels. Earlier calls of a case may be theirs (`attn_fuzz.cases.earlier`).
         declares: returns the Capabilities by which it is selected on a device type. A call that they serve must not be refused
             with UnsupportedError, and a call that they refuse must be.
-        checks_arguments: whether `attention` and its siblings refuse a tensor of another dtype, shape or device with a
+        checks_arguments: True if `attention` and its siblings refuse a tensor of another dtype, shape or device with a
             ValueError or a NotImplementedError, before they write anything. Earlier calls of a case are then such calls, too
             (`attn_fuzz.cases.wrong_arguments`). Functions with a parameter `validate` that is on by default must refuse wrong
             values, too (`attn_fuzz.cases.wrong_values`).
         forget: drops what is kept between calls in this process: launches, plans, layers. It is called before each case, so
             that a case depends on its own calls alone. If the target keeps something that is not dropped, a failure may not
             come again when its case is replayed.
-        repeats: whether a call gives the same bits whatever was called before it.
+        repeats: True if a call gives the same bits whatever was called before it.
         properties: relations between outputs that the target promises (`attn_fuzz.properties`). A case checks two of the
             properties that apply to it.
-        oracle: whether the reference judges the outputs. Without an oracle only memory and properties are checked, and sizes
+        oracle: True if the reference judges the outputs. Without an oracle only memory and properties are checked, and sizes
             may be too large for the reference.
         findings: known bugs of the target (`attn_fuzz.findings.finding`).
         modules: returns the modules of its Triton kernels, or modules that import the kernels by their names. `NAME@gfx942` is
@@ -413,10 +413,10 @@ class Target:
             `modules` say what is compiled.
         architectures: those that its kernels are written for, if these are Gluon, which no interpreter runs. The target runs as
             `NAME@gfx950` alone, which has the findings.
-        compiles: whether it compiles kernels for a GPU that is emulated. Compiling takes longer than the rest of a case, so
+        compiles: True if it compiles kernels for a GPU that is emulated. Compiling takes longer than the rest of a case, so
             `python -m attn_lab mutate` leaves the target out unless it is named.
-        sanitizes: whether its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.
-        exact: whether it computes the formula of attention and nothing beside it, such as a small number that is added to a
+        sanitizes: True if its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.
+        exact: True if it computes the formula of attention and nothing beside it, such as a small number that is added to a
             divisor. Every so many examples are then compared in exact mode (`attn_fuzz.run.shard.EXACT_EVERY`).
     """
 

@@ -56,32 +56,32 @@ class Rounding:
 
     Args:
         keys_per_tile: the number of keys in one step of the online softmax.
-        dot_is_chained: whether a dot adds its products to the accumulator one after the other, instead of summing the tile
+        dot_is_chained: True if a dot adds its products to the accumulator one after the other, instead of summing the tile
             first.
         splits: the most parts into which the keys are split.
-        rounds_dequantized: whether K and V of a quantized cache are rounded to q's dtype before the dots.
+        rounds_dequantized: True if K and V of a quantized cache are rounded to q's dtype before the dots.
         merged_parts: the number of parts of the keys whose outputs are rounded to q's dtype and then merged, one after the
             other. 1: the output is rounded once. Parts that are all merged at once count as 2: one rounding more. Beside a
             float8 q their dtype is that of `out`.
-        normalizes_first: whether weights are divided by the denominator before they are rounded to V's dtype, instead of the
+        normalizes_first: True if weights are divided by the denominator before they are rounded to V's dtype, instead of the
             output after the dots.
         narrow_sums: how often the sum of a tile's weights is rounded to the dtype of q: the sums that follow one another from a
             weight to the total. 0: weights are summed in float32.
-        truncates_weights: whether weights are cut to the dtype of q toward 0, instead of rounded to the nearest number.
-        truncates_output: whether the output is cut to its dtype so.
-        rounds_scaled_query: whether q is multiplied by the scale, or by the scale and log2(e), and rounded to its dtype again.
-        float16_dots: whether q of bfloat16, and the weights, may be float16 in the dots with an e4m3fn cache, scaled so that
+        truncates_weights: True if weights are cut to the dtype of q toward 0, instead of rounded to the nearest number.
+        truncates_output: True if the output is cut to its dtype so.
+        rounds_scaled_query: True if q is multiplied by the scale, or by the scale and log2(e), and rounded to its dtype again.
+        float16_dots: True if q of bfloat16, and the weights, may be float16 in the dots with an e4m3fn cache, scaled so that
             the largest number of a row is 2^14 or more. Each number may lose LOST_IN_FLOAT16 of the largest.
-        float8_dots: whether q and the weights are rounded to the cache's dtype, where that is float8, each number by itself.
-        float8_weights: whether the weights alone are rounded to the float8 of q, where q is float8 and nothing is dequantized.
-        int8_dots: whether q and the weights become int8 where the cache is int8: multiples of 1/127 of the largest number of a
+        float8_dots: True if q and the weights are rounded to the cache's dtype, where that is float8, each number by itself.
+        float8_weights: True if the weights alone are rounded to the float8 of q, where q is float8 and nothing is dequantized.
+        int8_dots: True if q and the weights become int8 where the cache is int8: multiples of 1/127 of the largest number of a
             row of q, or of a tile's weights times the scales of their values, that are cut toward 0. LEAST_OF_INT8 is the
             least such largest number.
-        flushes_float16: whether matrix units take float16's subnormal operands for 0, as those of gfx90a do (MIOpen, "MI200
+        flushes_float16: True if matrix units take float16's subnormal operands for 0, as those of gfx90a do (MIOpen, "MI200
             MFMA behavior specifics").
-        exact_division: whether the output is the correctly rounded quotient if numerator and denominator are exact. Cases of
+        exact_division: True if the output is the correctly rounded quotient if numerator and denominator are exact. Cases of
             exact numbers are then compared bitwise.
-        small_tanh: whether the tanh of a soft cap is right to a few units of itself where it is small, too, and not of 1.
+        small_tanh: True if the tanh of a soft cap is right to a few units of itself where it is small, too, and not of 1.
         dot_unit: u of the sums of products in both dots, if it is more than that of float32. Matrix units of Hopper keep 13
             bits behind the first bit of the largest summand of float8 products: 2^-13.
 
@@ -90,7 +90,7 @@ class Rounding:
         weights: weights before P.V; also "fp8_e4m3fn", "fp8_e4m3fnuz" or "fp8_e5m2". None: they have the dtype of V.
         weight_scale: the factor that float8 weights are multiplied by before they are rounded.
         largest_weight: the largest weight before it is scaled, where sums are rescaled late. Above 1, weights may saturate.
-        sums_rounded: whether the denominator sums the rounded weights.
+        sums_rounded: True if the denominator sums the rounded weights.
         operands: the factors of both dots; "tf32" or "bfloat16".
         products: q.k of a key, and P.V of a tile.
         logits: logits after they are scaled, capped and biased, and their differences to the maximum.

@@ -73,7 +73,7 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
         sent_by: lines of engines that send such a call, "file:line what". Empty: no engine is known to send one.
         gpu: of a finding that needs a GPU (`Finding.needs_gpu`), which GPU showed it, and how a CPU imitates it. Its script
             does so where there is no GPU. None: the finding shows on a CPU.
-        launches: whether the script launches kernels.
+        launches: True if the script launches kernels.
         needs: a file that the source must have; a source without it has not the finding. None: any has it.
         left: what the repair does not change, though it has the bug, too.
         repair: changes with which the script no longer shows the finding. They show that the lines are the cause, and are no

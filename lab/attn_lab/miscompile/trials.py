@@ -55,7 +55,7 @@ class Trial(msgspec.Struct, frozen=True):
         source: the line of the kernel's source.
         by: "memory", "wait", "race", "order", "endless", or a kind of verdict; empty if the mutant survives.
         message: of what found it.
-        bits: whether a survivor computes other bits than the kernel, which the judge accepts.
+        bits: True if a survivor computes other bits than the kernel, which the judge accepts.
         launches: how many ran, the last one included.
     """
 

@@ -140,8 +140,8 @@ class Trial(msgspec.Struct, frozen=True, omit_defaults=True, tag="trial"):
         by: the kind of the verdict that found the mutant; None if no case did.
         message: what the verdict says, or why the mutant does not run.
         together: how many mutants were installed, this one included.
-        always: whether the mutant raised in every case.
-        broken: whether the mutant does not import, or its kernels do not compile.
+        always: True if the mutant raised in every case.
+        broken: True if the mutant does not import, or its kernels do not compile.
     """
 
     key: Key

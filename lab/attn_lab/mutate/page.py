@@ -27,8 +27,8 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
             nothing of one that equivalent.toml tells.
         examples: for each seed, after how many examples it was found; None where it survived.
         by: the kind of the verdict that found it first.
-        tests: whether the test suite found it; None if the suite was not run to its end.
-        always: whether it raised in every case.
+        tests: True if the test suite found it; None if the suite was not run to its end.
+        always: True if it raised in every case.
         state: why it is in no rate, or why no target could find it; empty if there is nothing to say.
         why: the reason in words: of an equivalent mutant, of one that does not run, or of one that is not found.
     """

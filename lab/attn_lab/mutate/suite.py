@@ -214,7 +214,7 @@ def _first_stop(
     """How many of the tests pass, one after another, and what stops the next one; None if nothing does.
 
     Args:
-        harmless: whether the modules that the mutant patches are installed as they are.
+        harmless: True if the modules that the mutant patches are installed as they are.
 
     Raises:
         MutantError: the mutant cannot be installed or imported.

@@ -82,7 +82,7 @@ class AttentionImplBase(ABC, Generic[Metadata]):
             `layer.layout`. Where they keep K and V in planes, all methods reinterpret a blocks-first kv_cache as planes, so
             that a block id covers the same bytes for everyone (vLLM #43945).
         kv_sharing_target_layer_name: the layer whose cache this one reads; it then writes nothing itself.
-        batch_invariant: whether outputs must not depend on the rest of the batch; see attn_optimized.paged_attention.
+        batch_invariant: True if outputs must not depend on the rest of the batch; see attn_optimized.paged_attention.
         validate: check the values in tensors too, in every call, which waits for the device.
         aiter: AMD's AITER; the installed one if None.
 

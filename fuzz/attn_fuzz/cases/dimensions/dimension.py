@@ -60,12 +60,12 @@ class Value(NamedTuple):
         name: unlike that of every other feature and aspect, and of every other value of its dimension.
         kind: A "feature" is counted alone and in pairs, and drawn to meet others. An "aspect" is what a failure may need: see
             `attn_fuzz.findings.aspects`. A "region" is only counted.
-        holds: whether a case has it. Of a rule, only cases are asked that have the rule.
+        holds: True if a case has it. Of a rule, only cases are asked that have the rule.
         in_step: of a region, the same of a case and its tensors. A region with neither is not drawn.
         settings: ways to have it.
         asks: by a field of Support or Engine, whether the field's value lets a case have it.
         reason: why it is not drawn.
-        legal: whether the contract allows it.
+        legal: True if the contract allows it.
     """
 
     name: str
@@ -90,8 +90,8 @@ class Dimension:
         values: of it.
         rule: the rule that all its values are about, if they are.
         choice: the name under which settings exclude each other in a scope; empty: the dimension's own.
-        needs_cache: whether only cases with a cache have its features.
-        is_total: whether every case has one of its features.
+        needs_cache: True if only cases with a cache have its features.
+        is_total: True if every case has one of its features.
         left_out: why no scope sets its fields; empty if one does.
     """
 

@@ -90,7 +90,7 @@ class Entry:
             hold scales; latent_scaled: other requests over such rows; latent: the others. See `workload.phase_of`.
         itemsize: bytes of an element of q.
         most_block_d: the largest head size, K's or V's, padded to a power of two; of a latent cache, to two of them: 512 + 64.
-        quantized: whether the cache's elements are of one byte.
+        quantized: True if the cache's elements are of one byte.
         parameters: see Parameters.
         source: "measured: ..." with machine and date, or "derived: ..." with from what.
 
