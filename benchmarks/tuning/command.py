@@ -204,7 +204,7 @@ class _Saved:
     """Writes what a run has found so far, and what it has chosen for a class into the launch table.
 
     Args:
-        path: of the JSON file; None: nothing is written.
+        path: the path of the JSON file; None: nothing is written.
         table: the architecture whose launch table is updated; None: none is.
     """
 

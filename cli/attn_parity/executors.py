@@ -23,10 +23,10 @@ class Executor:
     Args:
         device: "cpu" or "cuda".
         device_name: for people.
-        supports: of each target, there.
+        supports: the support of each target on these machines.
         workers: how many shards run at once.
         nodes: how many nodes of Ray there are; None: this machine.
-        run: of the runner: starts workers there.
+        run: passed to the runner: it starts workers on these machines.
         fixed: returns the names of a target's findings whose stored cases no longer fail there. It takes the target and the
             seconds that a case may take.
     """
@@ -64,12 +64,12 @@ def chosen(
     """The executor that the options --ray, --needs, --working-dir, --device and --workers name.
 
     Args:
-        address: of a Ray cluster, "auto" or HOST:PORT; None: this machine.
+        address: the address of a Ray cluster, "auto" or HOST:PORT; None: this machine.
         needs: resources that a node must have.
         folder: what nodes get a copy of, for the targets' modules.
         targets: their names.
         device: "auto", "cpu" or "cuda".
-        number: of workers, if asked for.
+        number: the number of workers, if asked for.
 
     Raises:
         UnknownTargetError: a target cannot run there.

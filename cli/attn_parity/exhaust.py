@@ -161,7 +161,7 @@ class Outcome:
     Attributes:
         parts: the parts of the scope, whole, with what is left out of them.
         ended: the launches that have their verdict, by number, those of earlier runs too.
-        calls, seconds: of this run alone.
+        calls, seconds: the calls and the seconds of this run only.
     """
 
     plan: Plan

@@ -29,8 +29,8 @@ class EarlyFiles:
     """The files that a failure is written to before the run ends. A file that could not be written is None.
 
     Args:
-        first: of the case as it was found. The file stays.
-        smallest: of the smallest case so far. The file goes when the run has written all failures.
+        first: the file of the case as it was found. It stays.
+        smallest: the file of the smallest case so far. It is removed when the run has written all failures.
     """
 
     first: Path | None = None

@@ -31,8 +31,8 @@ class Files:
     """The files of distinct failures, and what is said of a failure when it is found.
 
     Args:
-        folder: of all files.
-        prefixes: of the names of a target's files, by target.
+        folder: the folder of all files.
+        prefixes: the prefixes of the names of a target's files, by target.
         earlier: what lay in the folder before the run.
     """
 

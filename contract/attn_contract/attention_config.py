@@ -40,8 +40,8 @@ class AttentionConfig:
 
     Args:
         num_heads, num_kv_heads, head_size, attn_type: as in Layer.
-        dtype: of q, k and v: float32, float16 or bfloat16. With the rule q_scale that of k, v and the output: q is of
-            kv_cache_dtype.
+        dtype: the dtype of q, k and v: float32, float16 or bfloat16. With the rule q_scale it is the dtype
+            of k, v and the output, and q has kv_cache_dtype.
         block_size: slots of a block; None exactly for the types that have no cache.
         layout: how the cache is laid out, if the engine has decided; None leaves the choice to the backend. With a head_size_v
             and one KV head that choice is among latent layouts, unless V is wider than K: name CONTENT_PACKED for another one.
@@ -204,10 +204,10 @@ class AttentionConfig:
         """Requirements of a layer, or of a layer in one step.
 
         Args:
-            dtype: of q, k and v.
+            dtype: the dtype of q, k and v.
             block_size: slots of a block; None for the types that have no cache.
             batch: the step; None: what the layer asks for in all steps.
-            output_dtype: of a float8 output.
+            output_dtype: the dtype of a float8 output.
             rules: what the caller asks for besides: lse, batch_invariant, rope, kv_sharing, over_ranks; without a batch also
                 non_causal and per_request_causal.
 

@@ -37,7 +37,7 @@ class Only:
     """These values and no other.
 
     Args:
-        values: of any type that compares by equality.
+        values: values of any type that compares by equality.
         why: what forbids all other values.
 
     Raises:
@@ -135,11 +135,11 @@ class Capabilities:
         available: YES, or why it serves no layer at all, and what would change that.
         architectures: prefixes of the names of architectures that it runs on, such as "gfx94".
         attn_types: an answer about every attention type.
-        dtypes: of q, k and v.
+        dtypes: the dtypes of q, k and v.
         head_sizes, group_sizes, block_sizes: head size D, query heads of each KV head, slots of a block.
-        layouts: of the KV cache, in order of preference; empty for a backend without a cache.
-        kv_cache_dtypes, scales: of quantized caches.
-        output_dtypes: of an output that is quantized with output_scale.
+        layouts: the layouts of the KV cache, in order of preference; empty for a backend without a cache.
+        kv_cache_dtypes, scales: the element types and the scales of quantized caches.
+        output_dtypes: the dtypes of an output that is quantized with output_scale.
         top_ks: units that an indexer selects for a query at most, of a backend that serves selection_unit.
         rules: an answer by the name of each rule that the author has thought of. Any other rule is refused as not declared.
         combinations: what it does not support together.

@@ -89,9 +89,9 @@ class Indexer:
         score: how a key's logit is made of products.
         first_units, last_units: of the units that have a logit, so many of the first and of the last are always selected, and
             count among the top_k.
-        layout: of the index cache.
+        layout: the layout of the index cache.
         cache_dtype: torch.float8_e4m3fn or torch.float8_e4m3fnuz; FLAT and TILED have one. None: PLAIN keys of k's dtype.
-        scale_format: of scales that are written. Only FLAT and TILED have scales.
+        scale_format: the format of scales that are written. Only FLAT and TILED have scales.
         largest: the magnitude that a row's largest number is stored as: 0 < largest. None: the largest of cache_dtype. vLLM
             takes 224 for float8_e4m3fnuz, whose largest number is 240.
 

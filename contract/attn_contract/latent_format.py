@@ -19,7 +19,7 @@ class LatentFormat:
 
     Args:
         scale_dims: neighbouring dims that share a scale.
-        scale_dtype: of a scale: torch.float32, or torch.float8_e8m0fnu, the byte of a power of two (ue8m0).
+        scale_dtype: the dtype of a scale: torch.float32, or torch.float8_e8m0fnu, the byte of a power of two (ue8m0).
         kept_dims: how many of the last dims of K are kept in bfloat16, without a scale: 0 or scale_dims; all dims of K are V.
             None: those behind V, however many.
         scales_apart: True if scales lie behind the rows of a page; pages then begin at multiples of a row.

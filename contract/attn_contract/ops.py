@@ -114,7 +114,7 @@ class _Required(NamedTuple):
     """The arguments of an op that are no options: torch passes them by position.
 
     Attributes:
-        names: of all.
+        names: the names of all arguments.
         must_be_tensors: places and names of those that cannot be None.
         describing: picks those that may describe a layer or a step, `num_tensors` tensors first. Outputs do not, and
             `max_seq_len` is another one in each step of a decode.
@@ -249,7 +249,7 @@ class _Made(NamedTuple):
         fields: values by the names of attributes, also of those that Layer and Batch keep once they were asked for: each call
             has new objects.
         tensors: the names of fields, with their places among the arguments.
-        extents: of a step's tensors, the bytes from the first to the last one.
+        extents: the bytes from the first to the last one of each of a step's tensors.
     """
 
     holder: Described

@@ -130,7 +130,7 @@ def passes(place: np.ndarray, size: int, on: np.ndarray, phases: np.ndarray) -> 
 
     Args:
         place: [waves, lanes] bytes of LDS.
-        size: of the access, at most 4 or a multiple of 4.
+        size: the size of the access, at most 4 or a multiple of 4.
         on: [waves, lanes] bool.
         phases: [phases, lanes of a phase].
     """

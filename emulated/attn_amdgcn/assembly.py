@@ -141,16 +141,16 @@ class Kernel:
     """One kernel.
 
     Attributes:
-        name: of the function.
+        name: the name of the function.
         architecture: "gfx942" and its like.
         instructions: in the order of the text.
         labels: the number of the instruction behind each label.
         arguments: what lies in the memory that the kernel's first scalar registers point to.
-        argument_bytes: of that memory.
+        argument_bytes: the number of bytes of that memory.
         wave_size: lanes of a wave, 32 or 64.
         threads: lanes of a workgroup.
         lds_bytes: static LDS; Triton gives its LDS at the launch, so it is 0.
-        scratch_bytes: of one lane.
+        scratch_bytes: the bytes of scratch of one lane.
         settings: the `.amdhsa_` directives, without that prefix.
     """
 
@@ -173,7 +173,7 @@ def load(text: str, name: str | None = None) -> Kernel:
 
     Args:
         text: `asm["amdgcn"]` of a binary that Triton compiled, or the assembly that clang wrote for a GPU.
-        name: of the kernel, where the text has several, as clang's may.
+        name: the name of the kernel, where the text has several, as clang's may.
 
     Raises:
         AssemblyError: the text is something else.

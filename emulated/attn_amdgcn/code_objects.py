@@ -239,7 +239,7 @@ def _section(file: str, name: str) -> tuple[int, int]:
 
 
 def _is_label(symbol: str) -> bool:
-    """Whether a symbol is a place within a function: assemblers name them so."""
+    """True if a symbol is a place within a function: assemblers name them so."""
     return bool(re.match(r"(label|L|BB|\.L)[_\d]", symbol))
 
 

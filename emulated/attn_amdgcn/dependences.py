@@ -26,11 +26,11 @@ class Effects(NamedTuple):
     written: int = 0
 
     def order(self, later: "Effects") -> bool:
-        """Whether a later one must stay behind these."""
+        """True if a later one must stay behind these."""
         return bool(self.written & later.touched or self.touched & later.written)
 
     def feed(self, later: "Effects") -> bool:
-        """Whether a later one needs that these have written. It may write what these read."""
+        """True if a later one needs that these have written. It may write what these read."""
         return bool(self.written & later.touched & ~_MEMORY)
 
     def __or__(self, other: "Effects") -> "Effects":

@@ -56,7 +56,7 @@ class Events:
         return self._instructions[int(self._lines[event])]
 
     def unordered(self, earlier: np.ndarray, waves: np.ndarray) -> np.ndarray:
-        """Whether nothing orders an earlier event and what a wave does now. A wave is ordered with itself."""
+        """True if nothing orders an earlier event and what a wave does now. A wave is ordered with itself."""
         before = self.waves(earlier)
         return (earlier != 0) & (before != waves) & ((_groups(before) != _groups(waves)) | (earlier >= self.since))
 

@@ -112,7 +112,7 @@ class _Run:
     Attributes:
         form: empty if the instruction runs alone.
         places: in the block.
-        effects: of all.
+        effects: the effects of all instructions.
     """
 
     form: tuple[object, ...]

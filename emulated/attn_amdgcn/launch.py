@@ -54,7 +54,7 @@ class Schedule:
     Attributes:
         waves: "together", "ascending", "descending" or "drawn": the order of a workgroup's waves between barriers.
         workgroups: "ascending", "descending" or "drawn": the order of workgroups.
-        seed: of what is drawn, and of what lies in registers, LDS and scratch that nobody has written.
+        seed: the seed of what is drawn, and of what registers, LDS and scratch hold before they are written.
         races: True if to look for races (`attn_amdgcn.global_races` and `lds_races`), which takes longer.
     """
 
@@ -104,8 +104,8 @@ def launch(
         arguments: of the kernel without hidden ones, in order. A pointer is None, or the name of a buffer and a byte of it;
             a number fills its 1 to 8 bytes.
         buffers: uint8 bytes of each buffer; they are copied.
-        lds_bytes: of dynamic LDS of each workgroup.
-        schedule: of waves and workgroups.
+        lds_bytes: the bytes of dynamic LDS of each workgroup.
+        schedule: the order of waves and workgroups.
         watches: what looks on.
         parts: the bytes of buffers that may be touched; None: all.
         most: how many instructions all waves together may run.

@@ -38,8 +38,8 @@ class Buffer:
     """One buffer.
 
     Attributes:
-        name: of the tensor or of the argument.
-        address: of its first byte.
+        name: the name of the tensor or of the argument.
+        address: the address of its first byte.
         size: in bytes.
     """
 
@@ -52,7 +52,7 @@ def addresses(sizes: Mapping[str, int]) -> dict[str, int]:
     """Where the buffers of a launch lie, by their names: for host code that writes a pointer into a buffer.
 
     Args:
-        sizes: of the launch's buffers in bytes, in their order.
+        sizes: the sizes of the launch's buffers in bytes, in their order.
     """
     ends = itertools.accumulate(map(_taken, sizes.values()), initial=BASE + GUARD)
     return dict(zip(sizes, ends, strict=False))
@@ -67,7 +67,7 @@ class Memory(Storage):
 
     Args:
         contents: bytes of each buffer, by name. They are copied: nobody may change them while the memory is used.
-        seed: of what lies between the buffers.
+        seed: the seed of the bytes between the buffers.
         parts: what may be touched; None: all.
 
     Attributes:
@@ -225,12 +225,12 @@ class _Allowed:
         self._ends: list[int] = spans[:, 1].tolist()
 
     def cover(self, begin: int, end: int) -> bool:
-        """Whether one span has all bytes [begin, end)."""
+        """True if one span has all bytes [begin, end)."""
         which = bisect_right(self._begins, begin) - 1
         return which >= 0 and end <= self._ends[which]
 
     def cover_each(self, place: np.ndarray, size: int) -> np.ndarray:
-        """Whether a span has all of the `size` bytes from each place on."""
+        """True if a span has all of the `size` bytes from each place on."""
         which = self._spans[:, 0].searchsorted(place, "right") - 1
         return place + size <= self._spans[:, 1].take(which)
 

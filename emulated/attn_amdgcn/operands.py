@@ -23,7 +23,7 @@ class Kind(NamedTuple):
 
     Attributes:
         bits: 16, 32 or 64.
-        dtype: of numpy.
+        dtype: a dtype of numpy.
         mask: the bits that are kept, where others are dropped.
         is_bfloat: True if a float in the text stands for the bits of its bfloat16.
     """

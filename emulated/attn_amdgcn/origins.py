@@ -51,7 +51,7 @@ class LostAddress(NamedTuple):
 
     Attributes:
         instruction: the load, store or atomic.
-        origins: of the values that each word of its address may have.
+        origins: the origins of the values that each word of the address may have.
     """
 
     instruction: Instruction

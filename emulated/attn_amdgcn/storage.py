@@ -73,7 +73,7 @@ def _each(values: np.ndarray, axes: int) -> np.ndarray:
 
 
 def _misplaced(place: np.ndarray, mask: int) -> bool:
-    """Whether an offset has one of these bits."""
+    """True if an offset has one of these bits."""
     return bool(np.bitwise_or.reduce(place, axis=None) & mask)
 
 

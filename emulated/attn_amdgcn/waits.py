@@ -51,8 +51,8 @@ class Pending(NamedTuple):
         ordered: True if the counter's instructions end in their order.
         registers: two bits for each register that it will write: of its lower half and, `_UPPER` bits further, of the other.
         lds: True if it reads or writes LDS.
-        line: of the instruction.
-        text: of the instruction.
+        line: the line of the instruction.
+        text: the text of the instruction.
     """
 
     counter: str
@@ -251,7 +251,7 @@ def loaded(instruction: Instruction, kernel: Kernel) -> int:
 
 
 def loads_into_lds(instruction: Instruction) -> bool:
-    """Whether a load of global memory brings its data into LDS: it writes no register."""
+    """True if a load of global memory brings its data into LDS: it writes no register."""
     return instruction.name.startswith(_INTO_LDS) or "lds" in instruction.modifiers
 
 

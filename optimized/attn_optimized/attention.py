@@ -186,7 +186,7 @@ def plan_of(
     """The plan of a call: its tiles, programs and splits. Only shapes and host values are read.
 
     Args:
-        architecture, compute_units: of the GPU to plan for, which need not be in this machine; None: of q's device.
+        architecture, compute_units: those of the GPU to plan for, which need not be in this machine; None: those of q's device.
         parameters: launch parameters to use instead of those of the architecture's table.
 
     Raises:

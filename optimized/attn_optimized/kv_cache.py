@@ -125,7 +125,8 @@ def write_kv_cache_call(
     """The launch of `write_kv_cache`. No argument is checked, and no element is read.
 
     Args:
-        architecture: of the GPU to launch on, which need not be here if the tensors are on meta; None: of k's device.
+        architecture: that of the GPU to launch on, which need not be in this machine if the tensors are on meta; None: that of
+            k's device.
     """
     return _call(_Write(k, v, kv_cache, layer, slot_mapping, None), architecture)
 

@@ -74,7 +74,8 @@ def write_latent_cache_call(
     """The launch of `write_latent_cache`. No argument is checked, and no element is read.
 
     Args:
-        architecture: of the GPU to launch on, which need not be here if the tensors are on meta; None: of kv_c's device.
+        architecture: that of the GPU to launch on, which need not be in this machine if the tensors are on meta; None: that of
+            kv_c's device.
     """
     stored = _as_stored(_Write(kv_c, k_pe, kv_cache, layer, slot_mapping))
     architecture = architecture or architecture_of(stored.kv_c.device, stored.kv_c.dtype)

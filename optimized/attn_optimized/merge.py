@@ -85,7 +85,8 @@ def merge_attn_states_call(
     """The launch of `merge_attn_states`. No argument is checked, and no element is read.
 
     Args:
-        architecture: of the GPU to launch on, which need not be here if the tensors are on meta; None: of out_a's device.
+        architecture: that of the GPU to launch on, which need not be in this machine if the tensors are on meta; None: that of
+            out_a's device.
     """
     out, out_a, out_b = (without_idle_strides(tensor) for tensor in (out, out_a, out_b))
     prefill_tokens = len(out) if prefill_tokens_with_context is None else prefill_tokens_with_context

@@ -119,7 +119,7 @@ def unwaited_stores(assembly: str) -> list[str]:
 
 
 def _is_newer(one: tuple[str, int] | None, other: tuple[str, int] | None) -> bool:
-    """Whether fewer accesses of LDS lie behind a store than behind another: a wait that covers it covers the other one, too."""
+    """True if fewer accesses of LDS lie behind a store than behind another: a wait that covers it covers the other one, too."""
     return one is not None and (other is None or one[1] < other[1])
 
 

@@ -12,7 +12,7 @@ def stored_format(tensor: torch.Tensor, architecture: str) -> tuple[torch.Tensor
     """A cache or an output as kernels take it, and its FORMAT: see kernels/quantization.py.
 
     Args:
-        tensor: of float32, float16, bfloat16, float8_e4m3fn, float8_e4m3fnuz or int8.
+        tensor: a tensor of float32, float16, bfloat16, float8_e4m3fn, float8_e4m3fnuz or int8.
         architecture: see `device.architecture_of`.
     """
     name = _FORMATS.get(tensor.dtype)

@@ -30,7 +30,7 @@ class Backend:
     """How to read the calls of one implementation of attention.
 
     Args:
-        name: of the backend, as `--attention-backend` takes it.
+        name: the name of the backend, as `--attention-backend` takes it.
         pages: the layout of the cache's pages, from the implementation; None: as vLLM's `--kv-cache-dtype` says.
         merged_parts: for the metadata of a step, the number of parts whose rounded outputs are merged (see Rounding).
         quantizes_new_tokens: True if the keys of a prompt's new tokens are read from the cache.

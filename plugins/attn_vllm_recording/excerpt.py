@@ -41,7 +41,7 @@ class Choice:
     """The part of a call that is judged.
 
     Args:
-        rows: of some requests.
+        rows: the rows of some requests.
         heads, kv_heads: [begin, end) of the query heads and of the KV heads that they read.
     """
 

@@ -67,7 +67,7 @@ def build(
 
     Args:
         report: called with the number of finished jobs.
-        launches: of which the jobs are.
+        launches: the launches that jobs are for.
         compile_seconds: seconds that each job may take.
     """
     outcome = Outcome()

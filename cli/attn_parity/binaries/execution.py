@@ -54,7 +54,7 @@ class Shipped:
 
     Attributes:
         launches: by name, in their order.
-        plans: of its launches of attention, in their order.
+        plans: the plans of its launches of attention, in their order.
         run: runs the launches of small cases.
     """
 

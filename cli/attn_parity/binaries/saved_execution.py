@@ -31,7 +31,7 @@ class Emulated(NamedTuple):
     """The result of a launch on one case.
 
     Attributes:
-        execution: of the whole call.
+        execution: the execution of the whole call.
         launch: as it was written; None if it did not come to its end.
     """
 
@@ -53,7 +53,8 @@ def emulate_saved(
     Args:
         file: launches.json. It must have all launches of the call, because a launch may read what an earlier one wrote.
         folder: in which folders are written.
-        names: of the launches that are asked for. Where a call runs one launch several times, the first time is written.
+        names: the names of the launches that are asked for. Where a call runs one launch several times, the first time is
+            written.
         case_seconds: seconds that a case may take.
 
     Raises:

@@ -104,7 +104,7 @@ def _may_read_scc(instruction: Instruction) -> bool:
 
 
 def changes_nothing(instruction: Instruction) -> bool:
-    """Whether an instruction is among those that change time or caches alone."""
+    """True if an instruction is among those that change time or caches alone."""
     return instruction.name in _PASSIVE
 
 

@@ -210,7 +210,7 @@ def bitop3(instruction: Instruction, kernel: Kernel):
 
 
 def _is_summand(table: int, factors: int) -> bool:
-    """Whether a table's normal form has the product of these sources: the parity of the table below it (Moebius transform)."""
+    """True if a table's normal form has the product of these sources: the parity of the table below it (Moebius transform)."""
     return sum(table >> place & 1 for place in range(8) if place & factors == place) % 2 == 1
 
 

@@ -28,7 +28,7 @@ BARRIERS = ("s_barrier", "s_barrier_wait")
 
 
 def _any(waves: Waves, index: int) -> np.ndarray:
-    """Whether a bit is set in a mask. A wave of 32 lanes has no second half."""
+    """True if a bit is set in a mask. A wave of 32 lanes has no second half."""
     return (waves.scalar[:, index : index + waves.shape[1] // 32] != 0).any(axis=1)
 
 

@@ -286,9 +286,9 @@ class Parts:
 
     Attributes:
         function: from the values of its sources to its results.
-        values: of its sources.
-        finish: of each result what changes it before it is written, or None.
-        writes: of each result the statement that writes a value.
+        values: the values of its sources.
+        finish: for each result, the function that changes it before it is written, or None.
+        writes: for each result, the statement that writes a value.
         lanes: which lanes are written; None: those that are on.
     """
 

@@ -67,7 +67,7 @@ def capture(
 
     Args:
         call: tensors on any device.
-        path: of the case, *.json; the tensors go into a file of the same name, *.safetensors.
+        path: the file of the case, *.json; the tensors go into a file of the same name, *.safetensors.
         target: name of the target on which `replay` runs the case by default.
         requests: indices of the requests to keep; None keeps all.
         out, lse: what a kernel gave, [T, H, Dv] or [T, H * Dv], and [H, T], to be kept beside the call. An output of more than

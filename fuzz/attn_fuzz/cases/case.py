@@ -109,7 +109,7 @@ class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             if the scales of a page lie behind its rows. Or after each row of K and of V, in layouts that have them apart.
         order, num_layers, layer: only for layouts whose rows hold K and V side by side. `order` is the order of dimensions in
             memory, `num_layers` layers share the allocation, and `layer` is the index of the layer under test.
-        dtype: of a quantized cache; None: the cache has the layer's dtype.
+        dtype: the dtype of a quantized cache; None: the cache has the layer's dtype.
         scales: kind of a quantized cache's scales. None if the cache is not quantized, or if its rows hold their own scales.
         writer: another layout through which this step's K and V are written. Both views address the same elements.
         neighbour: layout of a second layer, which owns all blocks that no request owns. Both layouts have the same footprint.
@@ -161,7 +161,7 @@ class Values(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """The contents of tensors. `attn_fuzz.cases.contents` explains the kinds, and `captures` the kind "captured".
 
     Attributes:
-        seed: of all numbers that are drawn.
+        seed: the seed of all numbers that are drawn.
         file, sha256: only of a captured call: the file that holds its tensors, and the hash of this file. A case file gives the
             plain name of a file in its folder; in memory, `file` is a path. The case's fields sinks, alibi_slopes, qq_bias and
             scales then say only that the file holds such tensors.

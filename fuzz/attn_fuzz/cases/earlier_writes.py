@@ -22,7 +22,7 @@ def chosen(case: Case, number: int) -> tuple[str, ...]:
     """The changes that come before a write of a case, as many as the case has earlier calls: names of CHANGES.
 
     Args:
-        number: of the write.
+        number: the number of the write.
     """
     names = tuple(CHANGES)
     return tuple(names[(case.values.seed + number + i) % len(names)] for i in range(len(case.earlier)))

@@ -17,7 +17,7 @@ class Feature(NamedTuple):
 
     Attributes:
         name, has: of the value. For a kind of a rule, `has` is only asked of cases that have the rule.
-        group, rule: of the dimension.
+        group, rule: the group and the rule of the feature's dimension.
         value, dimension: themselves.
     """
 

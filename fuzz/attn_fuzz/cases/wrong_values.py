@@ -21,7 +21,7 @@ _SCALES = (0.0, -1.0, math.inf, math.nan)
 
 
 def are_checked(function: Callable[..., Any]) -> bool:
-    """Whether a function looks at values: it has a parameter `validate`, which is True by default."""
+    """True if a function looks at values: it has a parameter `validate`, which is True by default."""
     parameter = inspect.signature(function).parameters.get("validate")
     return parameter is not None and parameter.default is True
 
@@ -32,7 +32,7 @@ def of_attention(
     """The wrong value in words, and a context in which the call's tensors hold it; its value is the batch to call with.
 
     Args:
-        layer, batch, kv_cache: of a legal call.
+        layer, batch, kv_cache: the arguments of a legal call.
     """
     for words, tensor, value, at in (*_of_lengths(batch), *_of_blocks(layer, batch, kv_cache), *_of_layer(layer, batch)):
         yield f"{words} of {value}", _holding(tensor, value, at, batch)

@@ -103,7 +103,7 @@ def numbered(scope: Scope, name: str, target: Target, device: str, counts: list[
 
 
 def in_shard(number: int, shard: tuple[int, int]) -> bool:
-    """Whether a shard has the launch of a number. Each launch is in one shard of n, and neighbours are in different ones."""
+    """True if a shard has the launch of a number. Each launch is in one shard of n, and neighbours are in different ones."""
     return number % shard[1] == shard[0] - 1
 
 

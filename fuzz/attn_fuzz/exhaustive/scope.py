@@ -40,7 +40,7 @@ class Part:
 
     Args:
         what: for people.
-        num_requests: of each call.
+        num_requests: the number of requests of each call.
         query_lens, seq_lens, block_sizes: all combinations are enumerated. A target that does not serve a block size gets the
             next larger one that it serves.
         choices: of layers.

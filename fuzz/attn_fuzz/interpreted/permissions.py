@@ -61,7 +61,7 @@ class Region:
         return offset < np.uint64(self.tensor.untyped_storage().nbytes())
 
     def contains(self, address: int) -> bool:
-        """Whether an address is the address of an element of the tensor, not only of its storage."""
+        """True if an address is the address of an element of the tensor, not only of its storage."""
         return self._index((address - self.address) // self.tensor.element_size())[1] == 0
 
     def describe(self, element: int) -> str:

@@ -79,7 +79,7 @@ def broken_declaration(attempt: Attempt) -> Wrong | None:
 
 
 def _is_of_an_architecture(declared: Capabilities, config: AttentionConfig) -> bool:
-    """Whether some architecture that runs the backend has its own refusal of a config: which one runs, a call knows alone."""
+    """True if some architecture that runs the backend has its own refusal of a config: which one runs, a call knows alone."""
     return any(
         not refusal.property.startswith("architecture ")
         for architecture in (*ARCHITECTURES, "sm80", "sm90")
@@ -183,7 +183,7 @@ CHECKS: tuple[tuple[Kind, Callable[[Attempt], Wrong | None]], ...] = (
 
 
 def _rotates(attempt: Attempt) -> bool:
-    """Whether a cache write that the target has made rotates q."""
+    """True if a cache write that the target has made rotates q."""
     return any(cache_write.rotation is not None for cache_write in attempt.step.writes[: attempt.num_written])
 
 
@@ -229,8 +229,8 @@ def _place_around_out(row: int, column: int, step: Step, case: Case) -> str:
     """Name an element of the buffer around `out` [T, H, value_size].
 
     Args:
-        row: of the buffer, where 0 is the first row of `out`. It may be negative.
-        column: of the buffer, whose rows may be longer than those of `out`.
+        row: a row of the buffer, where 0 is the first row of `out`. It may be negative.
+        column: a column of the buffer, whose rows may be longer than those of `out`.
     """
     head_step = step.out.stride(1) if step.out.dim() == 3 and case.num_heads > 1 else case.value_size
     width = (case.num_heads - 1) * head_step + case.value_size

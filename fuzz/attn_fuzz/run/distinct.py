@@ -65,7 +65,7 @@ class Entry:
         return (self.failure.needs or frozenset()) - self._lacking
 
     def explains(self, case: Case, verdict: Verdict, needed_parts: frozenset[str] | None) -> bool:
-        """Whether a failure has this entry's cause, as far as can be told.
+        """True if a failure has this entry's cause, as far as can be told.
 
         The verdict is about the same thing and of a kind that was met while the entry was shrunk. The case has all aspects that
         the entry needs. And it needs the same parts: a case that has a rule of the entry and fails without it has another
@@ -130,7 +130,7 @@ class DistinctFailures:
     """The failures of a run that keeps going. The runner runs `plans`, and calls `report` and `ended`.
 
     Args:
-        shards: of each target, its plans in order. They go on past failures.
+        shards: the shards of each target, its plans in order. They go on after failures.
         until: no failure begins to be shrunk after this time (`time.time()`), if given.
         changed: called with an entry when its case is about to be shrunk, when the case became smaller, and when the entry is
             made.
@@ -138,7 +138,7 @@ class DistinctFailures:
 
     Attributes:
         plans: all plans. Plans that shrink a failure are added at the end.
-        progress: of each plan that was reported, by its index.
+        progress: the progress of each plan that was reported, by its index.
     """
 
     def __init__(

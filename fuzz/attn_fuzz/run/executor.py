@@ -203,7 +203,7 @@ class Executor:
         return Verdict(kind="hung", message=message)
 
     def _fuzzer_can(self, case: Case) -> bool:
-        """Whether the fuzzer can run a case with the reference as target, in a process that this target has not touched."""
+        """True if the fuzzer can run a case with the reference as target, in a process that this target has not touched."""
         with Executor(HARMLESS, self.device, self.case_seconds, self.ahead.with_suffix(".again.json")) as sound:
             try:
                 return not sound.run(case).failed

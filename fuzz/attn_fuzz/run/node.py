@@ -39,7 +39,7 @@ def task(identity: Mapping[str, str], target: str, call: bytes) -> Iterator[Any]
 
     Args:
         identity: of the machine whose run this is.
-        target: of the run.
+        target: the target of the run.
         call: the function and its arguments, pickled. They are not looked at on a node of another identity.
 
     Raises:

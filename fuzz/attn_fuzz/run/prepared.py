@@ -209,12 +209,12 @@ def _call_patched(environment: dict[str, str], mutant: Mutant, held: _Pickled) -
 
 
 def is_lost(process: BaseProcess) -> bool:
-    """Whether nobody knows how a process has ended, because its server died before it. If it ran, it is killed."""
+    """True if nobody knows how a process has ended, because its server died before it. If it ran, it is killed."""
     return process.exitcode == _LOST
 
 
 def is_killed(process: BaseProcess) -> bool:
-    """Whether a process that has closed its connection was ended from outside: by SIGKILL, or because it is lost."""
+    """True if a process that has closed its connection was ended from outside: by SIGKILL, or because it is lost."""
     process.join(_PATIENCE_SECONDS)
     return is_lost(process) or process.exitcode == -signal.SIGKILL
 
@@ -325,7 +325,7 @@ def _exit_after(parent: BaseProcess) -> None:
 
 
 def _is_fork() -> bool:
-    """Whether this process is a fork of a server, which starts the processes of its forks, too: Python has told it where."""
+    """True if this process is a fork of a server, which starts the processes of its forks, too: Python has told it where."""
     server: Any = forkserver._forkserver
     has_key = getattr(server, "_forkserver_authkey", "needs none") is not None  # a Python that asks for a key may withhold it
     return server._forkserver_address is not None and server._forkserver_pid is None and has_key

@@ -28,7 +28,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         result: "cannot tell": the target does not load, does not admit the case or rightly refuses it, or the process died.
         words: the verdict, or why there is none, in one line.
-        verdict: of the case, if it ran.
+        verdict: the verdict of the case, if it ran.
         is_of_worktree: True if a module that was imported lies in the worktree.
     """
 

@@ -57,7 +57,7 @@ class Outcome:
     """The results of a run's shards.
 
     Attributes:
-        progress: of each shard, by its index; a shard that never started has no examples.
+        progress: the progress of each shard, by its index; a shard that never started has no examples.
         restarted: indices of shards that ran again because their worker process died before it had found a failure.
         interrupted: True if Ctrl-C or SIGTERM ended the run.
         error: the error that ended the run, or None.
@@ -88,7 +88,7 @@ def in_turns(plans: Sequence[FuzzPlan], support: Support) -> list[FuzzPlan]:
     workers have nothing to do.
 
     Args:
-        support: of the target.
+        support: the support of the target.
     """
 
     def turns(plan: FuzzPlan) -> int:
@@ -149,7 +149,7 @@ def run(
 
 @dataclass
 class _Noting:
-    """Whether a signal raises KeyboardInterrupt, too: while workers are being started, which takes seconds."""
+    """True if a signal raises KeyboardInterrupt, too: while workers are being started, which takes seconds."""
 
     raises: bool = True
 

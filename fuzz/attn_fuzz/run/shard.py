@@ -55,7 +55,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
         turn: two numbers, such as 1 of 5: of the families of the examples (`attn_fuzz.strategies.families`) every fifth runs,
             from the second one on. All families are drawn, because each depends on those before it.
         past: cases of earlier runs, which run before any case is drawn.
-        seed: of Hypothesis. The same plan draws the same cases.
+        seed: the seed of Hypothesis. The same plan draws the same cases.
         case_seconds: seconds that one case may take.
         until: stop drawing at this time (`time.time()`), if given.
         folder: where the running case is written.
@@ -383,7 +383,7 @@ class _Shard:
         self.tell(passed=(*self.progress.passed, msgspec.structs.replace(failure, needed_parts=needed)))
 
     def _fails_like(self, at: int, case: Case) -> bool:
-        """Whether a case fails in the same way as the failure `at`. Then it is kept as this failure's smallest case."""
+        """True if a case fails in the same way as the failure `at`. Then it is kept as this failure's smallest case."""
         verdict = self._verdict_like(at, case)
         if verdict is not None:
             path = (*self.failures[at].path, Size.of(case, self.progress.shrinking))

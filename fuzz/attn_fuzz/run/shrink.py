@@ -91,7 +91,7 @@ def lowered(case: Case, support: Support) -> Iterator[Case]:
 
 
 def is_valid(case: Case, support: Support) -> bool:
-    """Whether a case is a valid call, and within a support."""
+    """True if a case is a valid call, and within a support."""
     return contradiction(case) is None and support.not_drawn(case) is None and support.beyond(case) is None
 
 

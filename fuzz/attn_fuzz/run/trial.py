@@ -96,7 +96,7 @@ def try_fenced(case: Case, target: Target, device: str, fences: Sequence[Fence])
 
 
 def _may_be_chance(verdict: Verdict, judgement: Judgement | None) -> bool:
-    """Whether the only fault is an error beyond the statistical bound. Independent roundings break it once in many millions."""
+    """True if the only fault is an error beyond the statistical bound. Independent roundings break it once in many millions."""
     return judgement is not None and verdict.failed and verdict.kind == judgement.kind and not judgement.breaks_hard
 
 

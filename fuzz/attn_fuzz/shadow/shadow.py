@@ -68,7 +68,7 @@ class Shadow:
         return 0 if track is None else track.end
 
     def has_written(self, layer: Hashable, slots: Any) -> bool:
-        """Whether anything was written into any of these slots of the layer's pool."""
+        """True if anything was written into any of these slots of the layer's pool."""
         return bool(self._state.slots(layer).get(_numbers("slots", slots))["mark"].any())
 
     def next_step(self) -> None:

@@ -34,7 +34,7 @@ class Tally:
     Attributes:
         kept: cases that were drawn and run.
         edges: that these cases have.
-        triples: of features, that these cases have.
+        triples: the triples of features that these cases have.
         rejected: by reason, how many cases were drawn and thrown away.
     """
 
@@ -91,7 +91,7 @@ class Tally:
 
         Args:
             case: drawn.
-            support: of the target.
+            support: the support of the target.
             refused: True if the case is to be refused.
         """
         reason = _why_not(case, support, refused)

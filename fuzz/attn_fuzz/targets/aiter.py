@@ -112,7 +112,7 @@ def _beyond(case: Case) -> str | None:
 
 
 def _takes_block(size: int) -> bool:
-    """Whether the AITER takes a block size that is no power of two; without one, whether the newest does."""
+    """True if the AITER takes a block size that is no power of two; without one, whether the newest does."""
     from attn_optimized.aiter_adapter import is_beside_tiles, unified_block_sizes
 
     aiter = _declared("cpu")

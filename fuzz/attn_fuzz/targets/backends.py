@@ -238,9 +238,9 @@ def backend_target(name: str, layers: BackendLayers, **fields: Any) -> Target:
     """A backend as a target.
 
     Args:
-        name: of the target.
+        name: the name of the target.
         layers: of the backend.
-        fields: of Target, where they are not those of the target `triton`. `support` is one of them.
+        fields: fields of Target that differ from those of the target `triton`. `support` is one of them.
     """
     modes = ({"validate": True}, {"validate": False}, {"batch_invariant": True})
     own = {

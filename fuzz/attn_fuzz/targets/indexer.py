@@ -282,9 +282,9 @@ def index_step(
     """The step of an index layer that a step of attention over a selection stands for.
 
     Args:
-        q: of the case: its first numbers are the seed.
-        kv_cache: of the case: its sizes are used.
-        layer, batch: of the case.
+        q: the case's q: its first numbers are the seed.
+        kv_cache: the case's KV cache: its sizes are used.
+        layer, batch: the layer and the step of the case.
         terms, numbers: see `attention_by`.
     """
     rows = int(batch.query_start_loc[-1])
@@ -458,7 +458,7 @@ def index_target(name: str, stages: Callable[[], Stages], terms: Terms, **fields
     """A target that chooses keys.
 
     Args:
-        name: of the target.
+        name: the name of the target.
         stages, terms: see `attention_by`.
         fields: for `judged_target`.
     """
@@ -469,7 +469,7 @@ def judged_target(name: str, attention: AttentionFunction, **fields: Any) -> Tar
     """A target whose function judges what it calls, for a step of attention over a selection.
 
     Args:
-        name: of the target.
+        name: the name of the target.
         attention: sets the output to 0, or raises FailedCheckError.
         fields: other fields of Target, and those of its Support beside the ones that all such targets have.
     """

@@ -223,7 +223,7 @@ def merge_target(name: str, load_merge: Callable[[], MergeFunction], takes: Merg
     """A merge of two states as a target.
 
     Args:
-        name: of the target.
+        name: the name of the target.
         load_merge: imports and returns the function.
         takes: what the function takes beside two states.
         fields: other fields of Target.

@@ -114,7 +114,7 @@ class Support:
 
     Args:
         attn_types, dtypes: at least one of each.
-        layouts: of the KV cache; at least one if one of the attention types reads it. Latent ones (LATENT and
+        layouts: the layouts of the KV cache; at least one if one of the attention types reads it. Latent ones (LATENT and
             those of `attn_contract.layouts.LATENT_FORMATS`) are drawn only if `rules` names head_size_v. With this
             rule, CONTENT_PACKED is also drawn with K and V of two widths.
         rules: names of the rules of `attn_contract.rules` that the target has, such as "window", "sinks", "lse",
@@ -124,7 +124,7 @@ class Support:
         causal: True if a DECODER may be causal.
         cache_dtypes, scales: of quantized caches; rows with inline scales are of layout CONTENT_PACKED_SCALED, or one of
             `LATENT_FORMATS`, instead.
-        output_dtypes: of `out` where there is an output_scale.
+        output_dtypes: the dtypes of `out` with an output_scale.
         engine: what the engine that calls the target sends, such as windows of one kind, no K and V planes or no request
             without a query (`attn_fuzz.targets.engine`). `VLLM` is what vLLM sends.
         exclude: returns why the target does not support a case, or None. It is for what no field can express, such as two

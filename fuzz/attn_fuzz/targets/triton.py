@@ -187,7 +187,7 @@ def launch_of(step: Step, architecture: str | None = None, compute_units: int | 
     """A key of the order of sums: tiles, splits, and the constants that the kernel is compiled for.
 
     Args:
-        architecture, compute_units: of a GPU; None: those of the step's device.
+        architecture, compute_units: those of a GPU; None: those of the step's device.
     """
     import attn_optimized
 

@@ -100,8 +100,8 @@ def wrong_selection(
     Args:
         selected: [HS, T, W] integers; a negative entry is no unit.
         logits: [HS, T, units or more] that it was made of, or, with a bound, the right ones.
-        indexer, batch: of the call.
-        bound: of the logits; None: they are the very ones.
+        indexer, batch: the terms and the step of the call.
+        bound: the bound of the logits' errors; None: the logits are exact.
     """
     entries = selected.tolist()
     for r in range(batch.num_requests):

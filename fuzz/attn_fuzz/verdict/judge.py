@@ -112,7 +112,7 @@ def judge_call(
         call: what was attended to.
         out: [T, H, D] or [T, H * D] of q's dtype, or float8 with an output_scale.
         lse: [H, T] float32, or None.
-        rounding: of what attended.
+        rounding: the rounding of the kernel that attended.
         generic: True if the numbers are independent of each other. Then the bound with statistics decides, else HARD.
         exact: True if all weights of a row are equal and every sum is exact, so that `out` is compared bitwise.
 

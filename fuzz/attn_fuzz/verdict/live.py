@@ -208,7 +208,7 @@ class Recording:
 
         Args:
             call, out, lse, function: as for `see`.
-            rounding: of this call; None: the recording's.
+            rounding: the rounding of this call; None: the recording's.
         """
         index = self.calls - 1
         judgement, case, error = None, None, None

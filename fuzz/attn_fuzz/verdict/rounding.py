@@ -158,7 +158,7 @@ class CallRounding:
     Args:
         rounding: where the kernel rounds.
         layer: says whether the cache and the output are quantized.
-        dtype: of q, and of the weights that are multiplied by V. Beside a float8 q they are float16, unless
+        dtype: the dtype of q, and of the weights that are multiplied by V. Beside a float8 q they are float16, unless
             `float8_dots` or `float8_weights` says that they are float8.
         out_dtype: dtype of the stored output.
     """
@@ -370,7 +370,7 @@ class CallRounding:
         Args:
             largest: the largest magnitude of a row's logits and its sink.
             span: as in `parts`.
-            keys: of the request.
+            keys: the number of keys of the request.
         """
         # a maximum of logits of its own dtype is exact, and an LSE of a part is not
         is_exact = self._dtype("logits") is self._dtype("maximum")

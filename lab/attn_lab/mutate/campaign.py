@@ -48,7 +48,7 @@ class Log:
     """The file of a campaign. Its first line says what it is of; each other line is a result, or what a target or tests run.
 
     Args:
-        path: of the file. Without one the first entry makes it.
+        path: the path of the file. Without one the first entry makes it.
         package: whose mutants these are.
 
     Raises:
@@ -167,7 +167,7 @@ class Trial(msgspec.Struct, frozen=True, omit_defaults=True, tag="trial"):
 
     @property
     def is_last(self) -> bool:
-        """Whether nothing more is to be learnt of the mutant and the seed."""
+        """True if nothing more is to be learnt of the mutant and the seed."""
         return self.by is not None or self.broken
 
 
@@ -224,7 +224,7 @@ class _Campaign:
     """A campaign that is running.
 
     Attributes:
-        outcome: of the runner's last call.
+        outcome: the outcome of the runner's last call.
         ended: mutants and seeds of which nothing more is to be learnt.
     """
 

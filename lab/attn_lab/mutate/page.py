@@ -65,17 +65,17 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
         return self.change if self.change.startswith("#") else digest_of(self.change)
 
     def is_of(self, mutant: Generated) -> bool:
-        """Whether a mutant of this name makes the same change."""
+        """True if a mutant of this name makes the same change."""
         return self.digest == digest_of(mutant.change)
 
     @property
     def counts(self) -> bool:
-        """Whether it is in the rates."""
+        """True if it is in the rates."""
         return self.state in ("", NOT_RUN_BY_ANY)
 
     @property
     def is_listed(self) -> bool:
-        """Whether a page lists it: a seed of the fuzzer does not find it or it is in no rate, and no test finds it."""
+        """True if a page lists it: a seed of the fuzzer does not find it or it is in no rate, and no test finds it."""
         return not self.tests and (bool(self.state) or None in self.examples)
 
 

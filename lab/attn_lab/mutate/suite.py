@@ -98,7 +98,7 @@ def run(
     Args:
         log: holds the tests; results are added as they come.
         workers: mutants at once.
-        seconds: of tests for each mutant. The next call goes on with those that have not ended.
+        seconds: the most seconds of tests for each mutant. The next call goes on with the tests that have not ended.
         report: called after each mutant.
     """
     recorded = [*log.tests.values()]

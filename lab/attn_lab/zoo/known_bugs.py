@@ -82,7 +82,7 @@ class KnownBug(Mutant, frozen=True, kw_only=True, forbid_unknown_fields=True, re
 
     @property
     def in_kernel(self) -> bool:
-        """Whether it changes the source of a kernel, and so what a compiler makes of the kernel."""
+        """True if it changes the source of a kernel, and so what a compiler makes of the kernel."""
         return any(patch.place.startswith(KERNELS) for patch in self.patches)
 
 

@@ -76,7 +76,7 @@ class AttentionImplBase(ABC, Generic[Metadata]):
 
     Args:
         layer: what is fixed for the layer; `layout` is that of the tensors handed to the methods as kv_cache.
-        dtype: of query, key and value; with a q_scale of key, value and an output that is not quantized.
+        dtype: the dtype of query, key and value. With a q_scale it is the dtype of key, value and an output without a scale.
         block_size: slots of a block; None for types without a cache.
         allocation_layout: the layout by which other layers read the same raw allocation, None if nobody does or all use
             `layer.layout`. Where they keep K and V in planes, all methods reinterpret a blocks-first kv_cache as planes, so
@@ -233,7 +233,7 @@ class AttentionImpl(AttentionImplBase[Metadata]):
             key, value: this step's tokens [T, HK, D] and [T, HK, Dv], or None: layers with a cache read it alone. Dv is D but
                 for a head_size_v.
             kv_cache: as the layer's layout says; None for types without a cache.
-            attn_metadata: of this backend's builder.
+            attn_metadata: metadata of this backend's builder.
             output: [T, H, Dv] or [T, H * Dv], written in the rows that a request owns.
             lse: [H, T] float32, written likewise.
 
@@ -330,7 +330,7 @@ class MLAAttentionImpl(AttentionImplBase[Metadata]):
         Args:
             query: [T_d, N, Lkv + R], the rows `attn_metadata.decode.rows` of the step, in this order.
             kv_cache: [NB, BS, Lkv + R].
-            attn_metadata: of this backend's builder.
+            attn_metadata: metadata of this backend's builder.
             output: [T_d, N, Lkv] or [T_d, N * Lkv], written in the rows that a request owns.
             lse: [N, T_d] float32, written likewise.
 
@@ -360,7 +360,7 @@ class MLAAttentionImpl(AttentionImplBase[Metadata]):
             query: [T_p, N, P + R], the rows `attn_metadata.prefill.rows` of the step, in this order.
             kv_c, k_pe: [T_p, Lkv] and [T_p, R] of the same rows; k_pe is rotated already.
             kv_cache: [NB, BS, Lkv + R].
-            attn_metadata: of this backend's builder.
+            attn_metadata: metadata of this backend's builder.
             output: [T_p, N, V] or [T_p, N * V].
             lse: [N, T_p] float32.
 

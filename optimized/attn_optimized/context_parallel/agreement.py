@@ -110,7 +110,7 @@ def compare_calls(
 
     Args:
         call: what must be the same on all ranks, by name; or why this rank refuses its call.
-        names: of the numbers, in one order on all ranks. They tell one kind of call from another.
+        names: the names of the numbers, in one order on all ranks. They tell one kind of call from another.
         timeout: how long a rank waits for the others.
 
     Raises:

@@ -91,10 +91,10 @@ def attend_over_ranks(
             GPU never completes: create the group with a short one. The process's current GPU is that of q.
         q: [T, H / N, D], the queries of this rank's heads, which are the rank-th part of all heads.
         kv_cache: this rank's keys and values.
-        layer: of all H heads, with this rank's cache scales.
-        step: of `local_step`.
+        layer: the layer of all H heads, with this rank's cache scales.
+        step: the result of `local_step`.
         exchange: how the outputs meet.
-        out_dtype: of the output if the layer has an output_scale.
+        out_dtype: the dtype of the output if the layer has an output_scale.
         compare: first compare the call with those of the other ranks, which waits for all of them, and for the device. Without
             it, ranks whose calls differ wait until a timeout, or return wrong numbers.
         timeout: how long a rank waits for the others, where a process waits at all: when calls are compared, and in gloo. From

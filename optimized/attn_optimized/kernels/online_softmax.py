@@ -43,7 +43,7 @@ def softmax_step(row_max, sums, logits, to_base_2, IN_COLUMNS: tl.constexpr, LOG
     """Add a tile of keys: row_max [M], sums, the weights [M, N] of its keys, and the decay [M] of earlier weights.
 
     Args:
-        sums: of weights, [M]; see `in_columns` if IN_COLUMNS.
+        sums: sums of weights, [M]; see `in_columns` if IN_COLUMNS.
         logits: [M, N], -inf where a row does not see a key.
         to_base_2: a positive factor of logits, which is applied in one instruction with the subtraction of the maximum.
         LOG2_UNIT: weights and their sums are multiplied by 2 to this power. If it is not 0, to_base_2 is [M].

@@ -79,7 +79,7 @@ def attention_tiles(
     """Tiles of the attention kernel.
 
     Args:
-        architecture, compute_units: of the GPU; see `device.architecture_of`.
+        architecture, compute_units: those of the GPU; see `device.architecture_of`.
         parameters: launch parameters to use instead of those of the architecture's table.
 
     Raises:

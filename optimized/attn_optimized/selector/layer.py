@@ -32,7 +32,7 @@ class Selection:
 
     Attributes:
         backend: its name, a key of `attn_optimized.backends.BACKENDS`.
-        layout: of the layer's KV cache; None for the types that have none.
+        layout: the layout of the layer's KV cache; None for the types that have none.
         why: a sentence.
         skipped: the backends that were tried before, in that order.
     """

@@ -83,11 +83,11 @@ class Dimension:
     """One thing in which calls differ.
 
     Args:
-        name: of the dimension.
-        group: of its features and aspects, for pages, and for the triples of `attn_fuzz.strategies.tally`.
+        name: the name of the dimension.
+        group: the group of its features and aspects, for pages, and for the triples of `attn_fuzz.strategies.tally`.
         fields: of Case, as "window"; of Cache, a request, Rope and Values, as "cache.padding". Each field is of one dimension.
         contract: the fields and arguments of the contract that it is about, as `attn_lab.matrix.regions.fields` names them.
-        values: of it.
+        values: the values of the dimension.
         rule: the rule that all its values are about, if they are.
         choice: the name under which settings exclude each other in a scope; empty: the dimension's own.
         needs_cache: True if only cases with a cache have its features.

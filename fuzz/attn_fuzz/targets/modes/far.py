@@ -127,7 +127,7 @@ def spread(rng: random.Random) -> Iterator[Spread]:
 
 
 _is_far = False
-"""Whether a call of this mode runs."""
+"""True if a call of this mode runs."""
 
 
 def parts(shape: Sequence[int], device: torch.device, width: int | None = None) -> torch.Tensor:

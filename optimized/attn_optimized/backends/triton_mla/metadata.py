@@ -89,7 +89,8 @@ class MlaMetadataBuilder(AttentionMetadataBuilder[MlaMetadata]):
 
     Args:
         attn_type: DECODER.
-        num_speculative_tokens: of a draft, each request's query tokens beyond the first: up to so many more are a decode.
+        num_speculative_tokens: the most draft tokens of a request. A request of one query token more than that is still a
+            decode.
         context_chunk_keys: keys of one request that a chunk of its context has. It does not depend on the other requests, so
             that a request's output does not either.
 
