@@ -19,7 +19,7 @@ BASE = 0x7F3E_FFFF_C000
 Spans = Mapping[str, Sequence[tuple[int, int]] | np.ndarray]
 """Spans [begin, end) of a buffer's bytes, by the buffer's name: pairs, or an array [spans, 2]."""
 MOST_COPIED = 256 << 20
-"""Bytes of buffers that are copied when a launch starts. Of more, each page is copied when it is first touched."""
+"""The most bytes of buffers that are copied when a launch starts. Above that, each page is copied when it is first touched."""
 PAGE_BITS = 16
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # a constant of Python 3.13 and later; the number is Linux's
 MOST_TOLD = 4
@@ -27,7 +27,7 @@ MOST_TOLD = 4
 
 
 class Parts(NamedTuple):
-    """The bytes of buffers that may be read, and those that may be written. All bytes of a buffer that is not named."""
+    """The bytes of buffers that may be read, and those that may be written. All bytes of other buffers may be."""
 
     reads: Spans
     writes: Spans
@@ -49,7 +49,7 @@ class Buffer:
 
 
 def addresses(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Where the buffers of a launch lie, by their names: for host code that writes a pointer into a buffer.
+    """The addresses of a launch's buffers by their names, for host code that writes a pointer into a buffer.
 
     Args:
         sizes: the sizes of the launch's buffers in bytes, in their order.
@@ -178,7 +178,7 @@ class Memory(Storage):
         return self._checked(self._reads, place, size, lanes, waves)
 
     def writable(self, place: np.ndarray, size: int, lanes: np.ndarray | None, waves: Waves) -> np.ndarray:
-        """See `readable`; for a store."""
+        """The places of a store: as `readable`."""
         return self._checked(self._writes, place, size, lanes, waves)
 
     def _checked(self, allowed: "_Allowed", place: np.ndarray, size: int, lanes: np.ndarray | None, waves: Waves) -> np.ndarray:
@@ -208,7 +208,7 @@ class Memory(Storage):
 
 
 _NOTHING = np.full((1, 2), np.iinfo(np.int64).min)
-"""A span that has no byte, below all places."""
+"""A span without a byte, below all places."""
 
 
 class _Allowed:

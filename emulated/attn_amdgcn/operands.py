@@ -105,11 +105,11 @@ def bits_of(number: float, kind: Kind) -> int:
 
 
 _SCALARS = {np.uint32: "scalars", np.int32: "scalars_i32", np.float32: "scalars_f32", np.uint64: "scalars64"}
-"""The attribute of `Waves` that has the scalar registers as numbers of a type."""
+"""The attribute of `Waves` that holds the scalar registers as numbers of a type."""
 _UNIFORMS = {np.uint32: "uniform", np.int32: "uniform_i32", np.float32: "uniform_f32", np.uint64: "uniform64"}
-"""The same of scalar registers as values of lanes."""
+"""The attribute of `Waves` that holds the scalar registers as values of lanes, by type."""
 _VECTORS = {np.uint32: "vector", np.int32: "vector_i32", np.float32: "vector_f32"}
-"""The same of vector registers."""
+"""The attribute of `Waves` that holds the vector registers, by type."""
 _UNSIGNED = {16: np.uint16, 32: np.uint32, 64: np.uint64}
 
 
@@ -316,7 +316,7 @@ def put(waves: Waves, row: int, value: np.ndarray, lanes: np.ndarray | None = No
 
 
 def joined(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """uint64 of two halves."""
+    """uint64 from two halves."""
     both = np.empty((*low.shape, 2), np.uint32)
     both[..., 0], both[..., 1] = low, high
     return both.view(np.uint64)[..., 0]

@@ -14,7 +14,7 @@ from attn_amdgcn.operands import label_of, unknown, vector_row
 from attn_amdgcn.waves import Waves
 
 ARCHITECTURES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
-"""Others have instructions of the same names, but nobody has looked whether they mean the same."""
+"""The architectures that are known. Others have instructions of the same names, whose meanings were not compared."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Program:
 
     Attributes:
         loads_into_lds: True if it has loads from memory into LDS (`attn_amdgcn.lds_loads`).
-        evenly: as of `prepare`.
+        evenly: see `prepare`.
     """
 
     kernel: Kernel

@@ -1,4 +1,4 @@
-"""Which registers a memory instruction has not written yet: what a program must wait for before it touches them.
+"""Pending registers: a memory instruction has not written them yet, and a program must wait before it touches them.
 
 Hardware does not wait by itself. A load writes its registers when its data comes, and until then they hold what they held.
 The program counts the loads that are under way, and waits until a counter has fallen. Here a load writes at once, so a
@@ -80,12 +80,12 @@ _GFX12 = {
     "tensorcnt": ("tensor",),
 }
 _MOST = 64
-"""No counter of any architecture counts further."""
+"""The highest count of a counter of any architecture."""
 FULL_VM_GFX9 = 63
 _FULL_GFX9 = ((("vm",), FULL_VM_GFX9), (("ds", "km"), 15))
-"""The most that may be under way on gfx9, by its counters."""
+"""The most instructions that may be under way on gfx9, by its counters."""
 _UPPER = 2048
-"""More than there are registers."""
+"""A number above that of all registers."""
 _LOWER = (1 << _UPPER) - 1
 
 
