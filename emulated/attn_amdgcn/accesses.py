@@ -16,8 +16,7 @@ one of a phase is a conflict. Phases are counted where AMD documents which lanes
   "Understanding AMD GPU LDS and Bank Conflicts").
 
 Conflicts of all other accesses are not counted: 8 and 12 bytes, two addresses, stores of parts of a word, transposing loads,
-    and 16
-bytes on RDNA. Neither are those of gfx950, which has 64 banks and no documented phases, nor those of gfx1250.
+and 16 bytes on RDNA. Neither are those of gfx950, which has 64 banks and no documented phases, nor those of gfx1250.
 """
 
 import re

@@ -19,8 +19,7 @@ class Effects(NamedTuple):
     """The registers and the memory that instructions touch and write: bits of `waits.bits_of_register`, and one for memory.
 
     SCC has no bit: only scalar instructions touch it, and they keep their order. The bit of memory stands for everything that
-        has
-    an order: loads and stores, what watches see, and which fault is the first one.
+    has an order: loads and stores, what watches see, and which fault is the first one.
     """
 
     touched: int = 0

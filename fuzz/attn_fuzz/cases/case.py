@@ -45,7 +45,7 @@ PROGRAM_ORDERS: tuple[ProgramOrder, ...] = get_args(ProgramOrder)
 CONTENTS, MODE, ILLEGAL = "contents", "mode", "illegal"
 MAX_EARLIER = 3
 CHOICES = 1009
-"""Seeds of values choose as many combinations of forms."""
+"""The number of combinations of forms that seeds of values choose from."""
 _HELD_RULES = {**held_rules(Layer), **held_rules(Batch)}
 CHANGES = (
     *("same", "output strides", "output dtype", "lse", "lse strides", "q strides", "k strides", "v strides"),
@@ -173,7 +173,8 @@ class Values(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
 
     def choice(self, what: str, count: int) -> int:
-        """One of `count` forms of `what`, drawn by the seed: 0, the simplest, by seed 0. Seeds that are CHOICES apart agree."""
+        """Choose one of `count` forms of `what` by the seed. Seed 0 gives 0, the simplest. Seeds that are CHOICES apart
+        agree."""
         chosen = self.seed % CHOICES
         return random.Random(f"{what} {chosen}").randrange(count) if chosen else 0
 

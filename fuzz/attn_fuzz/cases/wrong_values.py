@@ -1,7 +1,7 @@
 """Values that tensors of a call must not hold: see `attn_contract.validation.values`.
 
-A function whose `validate` is on by default refuses each of them, after a legal call of the same form as well. The tensors of
-both calls are the same objects: what a function keeps by form or address says nothing about values.
+A function whose `validate` is on by default refuses each of them, also after a legal call of the same form. The tensors of both
+calls are the same objects, so a cache by form or address says nothing about their values.
 """
 
 import contextlib

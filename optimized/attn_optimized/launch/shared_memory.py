@@ -43,8 +43,7 @@ def stages_that_fit(architecture: str, workload: Workload, widths: Widths, block
     """The most of the parameters' stages whose tiles fit shared memory; at least one, and all on other GPUs.
 
     Triton keeps a tile of q, a tile of logits if something is added to them, and tiles of K and V: as many as there are stages,
-        or
-    one less for dots of few rows, which have read their operand before the next one is loaded. A bias that is loaded has as
+    or one less for dots of few rows, which have read their operand before the next one is loaded. A bias that is loaded has as
     many tiles as K, and a byte of mask for each element of a tile.
     """
     stages = parameters.num_stages
