@@ -13,9 +13,9 @@ The documents themselves were not at hand. A module that names one of them names
 and the meaning is this project's reading. So is everything about waits, DPP, SDWA, the bounds of buffers and the layouts of
 matrices, and about gfx90a, gfx942 and gfx1250 where they differ from the three documents.
 
-Results may differ from hardware where the ISA is not exact: sums of matrix instructions (here in numpy's order; hardware's order
-and rounding are not published), transcendental functions (here the nearest float; hardware promises 1 ulp), and division (where
-this project departs from AMD's pseudocode: `instructions.division`).
+Results may differ from hardware where the ISA is not exact: sums of matrix instructions (here in numpy's order; hardware's
+order and rounding are not published), transcendental functions (here the nearest float; hardware promises 1 ulp), and division
+(where this project departs from AMD's pseudocode: `instructions.division`).
 """
 
 from attn_amdgcn.accesses import Accesses

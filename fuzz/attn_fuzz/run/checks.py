@@ -128,10 +128,10 @@ def changed_input(attempt: Attempt) -> Wrong | None:
 
 
 def write_around_an_input(attempt: Attempt) -> Wrong | None:
-    """A change in the allocation that an input is a part of."""
+    """A change in the allocation that contains an input."""
     compared, expected = _compared(attempt), attempt.expected.inputs()
     for name, tensor in attempt.step.inputs().items():
-        # an input that was compared by a check of its own may hold another NaN
+        # an input with a check of its own may hold another NaN
         memory = _around if name in compared else _storage
         if not torch.equal(memory(expected[name]), memory(tensor)):
             return Wrong(name, f"it wrote outside of its input {name}")
@@ -166,7 +166,7 @@ CHECKS_OF_ERRORS: tuple[tuple[Kind, Callable[[Attempt], Wrong | None]], ...] = (
     ("sanitizer", forbidden_access),
     ("raised", wrong_error),
 )
-"""The checks that look at no tensor."""
+"""The checks that read no tensor."""
 CHECKS: tuple[tuple[Kind, Callable[[Attempt], Wrong | None]], ...] = (
     ("sanitizer", forbidden_access),
     ("served", broken_declaration),
@@ -179,7 +179,7 @@ CHECKS: tuple[tuple[Kind, Callable[[Attempt], Wrong | None]], ...] = (
     ("guard", write_around_an_input),
     ("guard", stray_write),
 )
-"""Each check with the kind of verdict that it leads to. The first check that finds something decides."""
+"""Each check with the kind of verdict that it gives. The first check that finds something decides."""
 
 
 def _rotates(attempt: Attempt) -> bool:

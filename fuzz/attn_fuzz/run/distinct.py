@@ -22,10 +22,10 @@ from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 from attn_fuzz.verdict.verdict import Verdict, what_failed
 
 SHARD_EXAMPLES = 25
-"""Examples of a shard: targets take turns, one shard each."""
+"""The examples of a shard. Targets take turns, one shard each."""
 
 Way = tuple[str, tuple[str, str]]
-"""A target, and in which way it fails."""
+"""A target, and the way in which it fails."""
 
 
 @dataclass(eq=False)
@@ -34,10 +34,10 @@ class Entry:
 
     Args:
         target: name of the target.
-        way: in which way it fails.
-        number: among the target's entries of this way, from 1.
-        after: how many cases of the target had run, this one included, when it was first hit.
-        failure: with the smallest case so far.
+        way: the way in which it fails.
+        number: its number among the target's entries of this way, from 1.
+        after: the number of the target's cases that had run, this one included, when it was first hit.
+        failure: the failure, with the smallest case so far.
         explained: how many later failing cases the entry explains.
         again: True if the case failed again when it was run once more.
         met_in: the entry whose shrinking met this failure; None if the failing case was drawn.
@@ -61,7 +61,7 @@ class Entry:
 
     @property
     def needs(self) -> frozenset[str]:
-        """The aspects that a case needs in order to fail so; none where that is not known."""
+        """The aspects that a case needs in order to fail in this way; none if that is not known."""
         return (self.failure.needs or frozenset()) - self._lacking
 
     def explains(self, case: Case, verdict: Verdict, needed_parts: frozenset[str] | None) -> bool:

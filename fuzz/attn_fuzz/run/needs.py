@@ -20,7 +20,7 @@ from attn_fuzz.targets.engine import window_by_causality
 from attn_fuzz.targets.target import Support
 
 _KEPT = ("dtype", "lse", "values", *fields_of_layers())
-"""Fields that a case of another kind of attention has, too."""
+"""Fields that cases of all kinds of attention have."""
 LENGTHS = ((1, 0), (1, 1), (2, 0), (2, 2), (9, 9))
 """Other lengths of a request: its queries, and how many keys are added to its own. They make a decode a prefill, and so on."""
 

@@ -44,9 +44,9 @@ _IMPORTED = [
 ]
 
 _STARTS = threading.Lock()
-"""Held while the environment of this process is that of the server."""
+"""Held while this process has the environment of the server."""
 MOST_DEATHS = 10
-"""So many servers of a run may die."""
+"""The most servers of a run that may die."""
 _LOST = 256
 """The exit code of a process whose server died before it. No process ends with it."""
 KILLS = 2

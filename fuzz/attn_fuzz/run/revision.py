@@ -42,9 +42,9 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     """Where a target is imported from.
 
     Attributes:
-        checkout: of the user, which is not to be imported from.
-        worktree: of the same repository, in its place.
-        folders: of the repository, relative to its root, that are imported from before all others.
+        checkout: the user's checkout, from which nothing may be imported.
+        worktree: the worktree of the same repository that takes its place.
+        folders: folders of the repository, relative to its root, which come first in the search for modules.
     """
 
     checkout: Path
@@ -59,7 +59,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         return str(self.worktree / whole.relative_to(self.checkout))
 
     def import_path(self, path: Sequence[str]) -> list[str]:
-        """The `sys.path` of a process there, made of the one here."""
+        """The `sys.path` of a process in the worktree, made from this process's own."""
         first = [str(self.worktree / folder) for folder in self.folders]
         return [*first, *(self.moved(entry or os.getcwd()) for entry in path)]
 

@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 SHRINK_SECONDS = 240.0
 MOST_OTHERS = 4
-"""The most failures of other kinds that are kept beside the first one."""
+"""The most failures of other kinds that are kept in addition to the first one."""
 OTHERS_SECONDS = 30.0
-"""The time to shrink all of them. A failure that kills its process takes seconds for each case that is tried."""
+"""The time to shrink all other failures. One that kills its process takes seconds for each case that is tried."""
 NEEDS_SECONDS = 60.0
 """The time to find what a smallest case needs."""
 
 EXACT_EVERY = 25
-"""Every so many examples of a target that is `exact` are compared in exact mode, unless a run asks for others. It takes an
-eighth of the time."""
+"""One in this many examples of a target that is `exact` is compared in exact mode, unless a run asks for another share. It
+takes an eighth of the time."""
 
 OnFailure = Literal["stop", "shrink", "explain", "go on"]
-"""A shard's action when a case fails. "stop": it ends. "shrink": it ends with the smallest case. "explain": likewise, and it
+"""A shard's action when a case fails. "stop": it ends. "shrink": it ends with the smallest case. "explain": it also
 finds what the smallest case needs. "go on": it notes the case and the parts that the case needs, and runs the next case."""
 
 
@@ -61,8 +61,8 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
         folder: where the running case is written.
         mutant: a bug that is put back before the target is imported.
         sanitize: True if to check every memory access of a target that can be sanitized (`attn_fuzz.interpreted.sanitizer`).
-        exact_every: every so many examples, the case gets dense random numbers and is compared in exact mode, too
-            (`attn_fuzz.exact`). 1: each case is, past ones included. 0: none is.
+        exact_every: one in this many examples gets dense random numbers and is also compared in exact mode
+            (`attn_fuzz.exact`). 1: all cases, past ones included. 0: none.
         fenced: True if cases run with unmapped pages beside their tensors, too; see `Executor.fenced`.
         on_failure: what follows a failure.
     """

@@ -30,10 +30,10 @@ from attn_fuzz.verdict.verdict import COMPARED, NOT_CARRIED, Kind, Verdict
 PROPERTIES_OF_CASE = 2
 SEEDS_OF_SECOND_LOOK = (8 * CHOICES, 16 * CHOICES)
 PLANNED_ANEW = {"max_query_len", "max_seq_len", "num_actual_tokens", "requests", MODE}
-"""Changes of an earlier call for which a call may be cut into other parts."""
+"""Changes of an earlier call after which the keys of a call may be split into other parts."""
 MOST_CAPS, LEAST_SCALE = 2.0**64, 2.0**-100
 Judge = Callable[[Case, Step, Rounding], Judgement]
-"""Compares the outputs of a step with the right ones, by where the target rounds."""
+"""Compares the outputs of a step with the right ones, given where the target rounds."""
 
 
 def try_case(case: Case, target: Target, device: str, judge_step: Judge = judge, *, exactly: bool = False) -> Verdict:

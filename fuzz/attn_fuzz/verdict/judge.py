@@ -74,7 +74,7 @@ class Judgement(msgspec.Struct, frozen=True):
 
     @property
     def message(self) -> str:
-        """One line for a person; empty if they agree."""
+        """The worst difference in one line; empty if the outputs agree."""
         return str(self.differences[0]) if self.differences else ""
 
     def raise_for_differences(self) -> None:
@@ -230,7 +230,7 @@ def check_scores(case: Case) -> None:
 
 
 def judge_finite(step: Step) -> Judgement:
-    """Judge without an oracle: each row of a request must be written, and hold finite numbers. An LSE may also be -inf."""
+    """Judge without an oracle: each row of a request must be written and hold finite numbers. An LSE may also be -inf."""
     out = step.out.reshape(-1, step.layer.num_heads, step.layer.value_size)
     outputs: dict[Literal["out", "lse"], torch.Tensor] = {"out": out} if step.lse is None else {"out": out, "lse": step.lse.T}
     differences: list[Difference] = []
