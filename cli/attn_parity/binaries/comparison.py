@@ -26,8 +26,8 @@ class Difference:
     """A difference in a tensor, or in bytes of a buffer that belong to no tensor.
 
     Attributes:
-        where: the tensor; or the buffer, where no tensor lies.
-        count, of: how many elements or bytes differ, and how many there are.
+        where: the tensor, or the buffer if the bytes belong to no tensor.
+        count, of: the number of elements or bytes that differ, and the number of all.
         first: the first one that differs: an index, or a byte of the file.
         worst: the one with the largest absolute difference, and a NaN on one side before all others; of bytes, the first one.
         here, there: the values of the worst one.

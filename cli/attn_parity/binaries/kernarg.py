@@ -1,4 +1,4 @@
-"""The memory of a kernel's arguments on AMD GPUs, as whoever launches the kernel must fill it."""
+"""The memory of a kernel's arguments on AMD GPUs, as the code that launches the kernel must fill it."""
 
 import re
 from collections.abc import Sequence

@@ -34,12 +34,12 @@ from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
 from attn_parity.binaries.architectures import ARCHITECTURES
 
 CACHE_BYTES = 8 << 30
-"""Bytes of a layer's cache: more than AMD's buffer instructions reach, as on GPUs that serve."""
+"""The bytes of a layer's cache: more than AMD's buffer instructions reach, as on GPUs in service."""
 MAX_POSITION = 32768
 INDEX_OPS = ("index write", "index logits", "index select")
 """The ops of an index layer."""
 MERGED_PARTS = 8
-"""Parts of a merge: the ranks of a node."""
+"""The number of parts of a merge: the ranks of a node."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def name_of_call(launch: str) -> str:
 
 
 class Step(NamedTuple):
-    """The arguments of a call on meta, but for its cache. k and v are of the tokens of the step."""
+    """The arguments of a call on meta, without its cache. k and v hold the tokens of the step."""
 
     q: torch.Tensor
     k: torch.Tensor

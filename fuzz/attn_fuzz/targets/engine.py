@@ -17,15 +17,15 @@ WindowKind = Literal["any", "left", "symmetric", "by causality"]
 RangeKind = Literal["any", "inside"]
 QueryKind = Literal["any", "equal", "one"]
 NUMBERS: Final = ("num_layers", "padding", "unowned_rows", "rows_past", "kv_rows_past", "table_padding", "slack")
-"""Fields of Engine whose values are numbers, and stand for all numbers up to the largest of them."""
+"""Fields of Engine whose values are numbers; they stand for all numbers up to the largest one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     """The calls that an engine sends. The defaults are all that the contract allows.
 
-    A bool says whether the engine ever sends what the field names. Every other field holds the values that are drawn, the
-    simplest first, which a third of the drawn layers have alone; a number stands for all numbers up to the largest one. Most
+    A bool says whether the engine ever sends what the field names. Every other field holds the values to draw, the simplest
+    first; a third of the drawn layers have only this one. A number stands for all numbers up to the largest one. Most
     fields have the name of the field of Case or Cache that they restrict. A case beyond an Engine is not run on the target, and
     the target does not have to refuse it.
 
@@ -129,7 +129,7 @@ class Engine:
 
     @property
     def idle_requests(self) -> bool:
-        """True if a request may have no query. Where all have as many, such a step has none."""
+        """True if a request may have no query. If all requests have the same number, such a step has no query."""
         return self.empty_requests and ("any" in self.query_lens or (self.empty_batches and self.several_queries))
 
     @property
@@ -268,7 +268,7 @@ def _is_inside(case: Case, r: int) -> bool:
 
 
 ANY_ENGINE: Final = Engine()
-"""All that the contract allows."""
+"""The Engine that sends everything that the contract allows."""
 
 VLLM: Final = Engine(
     windows=("by causality",),
@@ -304,4 +304,4 @@ RESTRICTIONS: Final[Mapping[str, Callable[[Case], bool]]] = {
     for field in dataclasses.fields(Engine)
     for value in _NARROWER.get(field.name, (False,) if isinstance(field.default, bool) else ((False,), (True,)))
 }
-"""Restrictions of an Engine, as a user writes them, each with a function that says if a case meets it."""
+"""Restrictions of an Engine, as a user writes them, each with a function that is True for cases that meet it."""
