@@ -89,7 +89,7 @@ class _Process(ForkServerProcess):
         while True:
             if not _is_fork():
                 with _STARTS:
-                    _have_server()
+                    have_server()
             try:
                 return super().start()
             except (EOFError, ConnectionError):
@@ -136,7 +136,7 @@ def context(device: str) -> SpawnContext | ForkServerContext:
     return _Context()
 
 
-def _have_server() -> None:
+def have_server() -> None:
     """Start a server, unless this process has one that runs."""
     global _deaths
     server: Any = forkserver._forkserver

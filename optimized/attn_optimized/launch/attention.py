@@ -134,7 +134,7 @@ def _stand_ins(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _value_pairs(plan: AttentionPlan, call: AttentionCall, form: KeyForm, kv_unit: int) -> dict[str, Any]:
     """Constants by which tiles of few rows load V, and K of a latent cache, by two dims at once, and convert them."""
-    has_pairs = _has_value_pairs(plan, call.layer, form, kv_unit)
+    has_pairs = has_value_pairs(plan, call.layer, form, kv_unit)
     is_e4m3fn = call.layer.kv_cache_dtype is torch.float8_e4m3fn
     return {
         "has_value_pairs": has_pairs,
@@ -142,7 +142,7 @@ def _value_pairs(plan: AttentionPlan, call: AttentionCall, form: KeyForm, kv_uni
     }
 
 
-def _has_value_pairs(plan: AttentionPlan, layer: Layer, form: KeyForm, kv_unit: int) -> bool:
+def has_value_pairs(plan: AttentionPlan, layer: Layer, form: KeyForm, kv_unit: int) -> bool:
     """True if pairs of dims can be loaded, and are faster: see kernels/load.py.
 
     Pairs can be loaded if elements have one byte, the dims of a slot are a row, and each row begins at an even address. AMD's
