@@ -109,7 +109,7 @@ class AttentionConfig:
                 raise ContractError("top_k", self.top_k, "None without a selection_unit: the layer attends to all keys")
 
     def _check_rules(self) -> None:
-        """Check values as Layer and Batch do, as far as they are known without tensors; drop those that are off."""
+        """Check values as Layer and Batch do, as far as that needs no tensor, and drop the values that are off."""
         check_type("rules", self.rules, Mapping, "values by the name of a rule")
         kept = {}
         for name, value in self.rules.items():
@@ -142,7 +142,7 @@ class AttentionConfig:
             raise ContractError("rope", True, "False with a latent cache: write_latent_cache takes k_pe rotated")
 
     def _check_inline_scales(self, block_size: int) -> None:
-        """Check what rows with scales ask of sizes and dtypes, also where the backend chooses the layout."""
+        """Check the sizes and dtypes for rows with scales, also if the backend chooses the layout."""
         if not self.has_latent_cache:
             Layout.CONTENT_PACKED_SCALED.check_sizes(self.head_size, block_size, itemsize=1)
             return
@@ -167,15 +167,16 @@ class AttentionConfig:
 
     @property
     def has_latent_cache(self) -> bool:
-        """True if the cache is latent, also where the backend chooses the layout.
+        """True if the cache is latent.
 
-        Then it is latent if it has a head_size_v and one KV head, and V is no wider than K.
+        If the backend chooses the layout, the cache is latent if it has a head_size_v and one KV head, and V is no wider than
+        K.
         """
         return has_latent_value(self, self.rules.get("head_size_v"))
 
     @property
     def has_two_widths(self) -> bool:
-        """True if the cache's rows hold K, and then V of another width, also where the backend chooses the layout."""
+        """True if the cache's rows hold K and then V of another width, also if the backend chooses the layout."""
         return self.attn_type.reads_cache and self.asks("head_size_v") and not self.has_latent_cache
 
     def asks(self, name: str) -> bool:
@@ -183,7 +184,7 @@ class AttentionConfig:
         return rule_named("name", name).name in self.rules
 
     def value_of(self, name: str) -> Any:
-        """The value of a rule; its off value if it is not on. An unknown name is a ContractError."""
+        """The value of a rule, or its off value. An unknown name is a ContractError."""
         return self.rules.get(name, rule_named("name", name).off)
 
     def with_rules(self, **rules: Any) -> "AttentionConfig":

@@ -51,7 +51,7 @@ class Batch:
     """R requests of one step. Request r owns query rows `[query_start_loc[r], query_start_loc[r + 1])`.
 
     The queries of a request are the last tokens of its sequence: query i stands at position `seq_len - query_len + i`. Creating
-    a Batch reads no value in a tensor. The checks of `attn_contract.validation` do so on demand.
+    a Batch reads no value of a tensor; the checks of `attn_contract.validation` do on demand.
 
     Args:
         query_start_loc: [R + 1] int32, prefix sum of the query lengths, from 0.
