@@ -149,7 +149,7 @@ def rope_and_write_kv_cache_call(
 
 
 class _Rotation(NamedTuple):
-    """The queries that are rotated in place, and by what they and the keys are rotated: see `rope_and_write_kv_cache`."""
+    """The queries to rotate in place, and the angles for queries and keys: see `rope_and_write_kv_cache`."""
 
     q: torch.Tensor
     positions: torch.Tensor
@@ -168,12 +168,12 @@ class _Write(NamedTuple):
     rotation: _Rotation | None
 
 
-# what the layers of a model and the steps of a decode share: an architecture, and the launch on it
+# one for all layers of a model and many steps of a decode: an architecture, and the launch on it
 _LAUNCHES: SignatureCache[tuple[str, Launch]] = SignatureCache()
 
 
 def _signature(write: _Write) -> Hashable:
-    """All that checks and launches depend on, but for what `check_write_tensors` looks at in every call."""
+    """Everything that checks and launches depend on, except for what `check_write_tensors` looks at in every call."""
     k, v, kv_cache, layer, slot_mapping, rotation = write
     tensors = (tensor_signature(k), tensor_signature(v), tensor_signature(kv_cache), tensor_signature(slot_mapping))
     rotated = None if rotation is None else (*map(tensor_signature, rotation[:3]), rotation.is_neox)
@@ -237,7 +237,7 @@ def _launch(write: _Write, architecture: str) -> Launch:
         write_kv_cache_kernel,
         (num_query_tiles + num_key_tiles,),
         {"KIND": kind},
-        # a product that is not rounded before it is added would be another rotation
+        # with fused multiply-adds, products would not be rounded, and the rotation would differ
         {**tiles.options, "enable_fp_fusion": False},
         num_query_tiles=num_query_tiles,
         num_positions=num_positions,
@@ -272,7 +272,7 @@ def _tensors(write: _Write, architecture: str) -> dict[str, torch.Tensor | None]
 def _strides(
     k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, cache: KVCacheStrides, rotation: _Rotation | None
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """The kernel's strides, and the units that they count in, by name."""
+    """The kernel's strides and their units, by name."""
     row_unit, of_rows = in_units(
         k.element_size(),
         stride_q_row=rotation.q.stride(0) if rotation else 0,

@@ -29,7 +29,7 @@ from attn_optimized.aiter_adapter import Aiter, find_aiter
 from attn_optimized.backends.metadata import CommonAttentionMetadata
 
 PLANES_FIRST = tuple(layout for layout in Layout if layout.dims[0] == "kv")
-"""Layouts whose K and V lie in planes of their own; the others have K and V of a block side by side."""
+"""Layouts with a plane of K and a plane of V; in other layouts K and V of a block are neighbours."""
 
 
 Metadata = TypeVar("Metadata")
@@ -63,7 +63,7 @@ class AttentionMetadataBuilder(ABC, Generic[Metadata]):
 
 
 class BatchBuilder(AttentionMetadataBuilder[Batch]):
-    """For backends whose kernels take the whole step as it is: their metadata is the contract's Batch."""
+    """A builder for backends whose kernels take the whole step as it is: their metadata is the contract's Batch."""
 
     metadata = Batch
 
@@ -72,10 +72,10 @@ class BatchBuilder(AttentionMetadataBuilder[Batch]):
 
 
 class AttentionImplBase(ABC, Generic[Metadata]):
-    """One layer as a backend computes it: what it serves, and the checks of its calls.
+    """One layer of a backend: the check that it is served, and the checks of its calls.
 
     Args:
-        layer: what is fixed for the layer; `layout` is that of the tensors handed to the methods as kv_cache.
+        layer: the parameters of the layer; its `layout` is that of the tensors passed as kv_cache.
         dtype: the dtype of query, key and value. With a q_scale it is the dtype of key, value and an output without a scale.
         block_size: slots of a block; None for types without a cache.
         allocation_layout: the layout by which other layers read the same raw allocation, None if nobody does or all use
@@ -129,7 +129,7 @@ class AttentionImplBase(ABC, Generic[Metadata]):
         self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
         self._reinterprets = _must_reinterpret(layer.layout, allocation_layout)
         self.layer = dataclasses.replace(layer, layout=Layout.KV_FIRST_NHD) if self._reinterprets else layer
-        # what was found right in a step: another one asks again only when it brings something new
+        # results of checks of a step: another step is checked again only if it brings something new
         self._served: set[tuple[object, ...]] = set()
         self._cache_shapes: set[torch.Size] = set()
 
@@ -141,7 +141,7 @@ class AttentionImplBase(ABC, Generic[Metadata]):
             raise ContractError("attn_metadata", type(attn_metadata).__name__, expected)
 
     def _check_step(self, query: torch.Tensor, batch: Batch, output: torch.Tensor, lse: torch.Tensor | None) -> None:
-        """Refuse what a step is or asks for that the layer was not made for."""
+        """Refuse properties and rules of a step that the layer was not made for."""
         if self.layer.q_scale is None:
             self._check_dtype("query", query)
         check_tensor("output", output)
@@ -393,13 +393,13 @@ class AttentionBackend(ABC):
     builder: ClassVar[type[AttentionMetadataBuilder[Any]]]
 
     def __init_subclass__(cls) -> None:
-        if "impl" in vars(cls):  # one that is inherited stays its own backend's
+        if "impl" in vars(cls):  # an inherited impl stays that of its own backend
             cls.impl.backend = cls
 
     @classmethod
     @abstractmethod
     def capabilities(cls, aiter: Aiter) -> Capabilities:
-        """The one declaration, given what is known of AITER: for the selector, the check of `impl`, and the docs."""
+        """The one declaration, for a given AITER. The selector, the check of `impl` and the docs use it."""
 
     @classmethod
     def over_ranks(cls) -> type["AttentionBackend"]:
