@@ -104,7 +104,7 @@ _SCHEMAS = {
 }
 
 Given = dict[str, Any]
-"""Arguments of a call of an op, by the names of its schema. torch leaves out options that have their default."""
+"""The arguments of a call of an op, by the names of its schema. torch leaves out options with their default."""
 Described = Layer | Batch | Indexer
 Describe = Callable[[Given], tuple[Described, ...]]
 """Makes the layer and the step that arguments describe, and checks both."""
@@ -114,11 +114,11 @@ class Required(NamedTuple):
     """The arguments of an op that are no options: torch passes them by position.
 
     Attributes:
-        names: of all.
-        tensors, values: places of those that are tensors, and of the others but `max_seq_len`.
+        names: the names of all arguments.
+        tensors, values: places of arguments that are tensors, and of the others but `max_seq_len`.
         written: the names of written tensors, of options too.
-        must_be_tensors: places and names of those that cannot be None.
-        describing: picks those that may describe a layer or a step, `num_tensors` tensors first. Outputs do not, and
+        must_be_tensors: places and names of arguments that cannot be None.
+        describing: takes the arguments that may describe a layer or a step, `num_tensors` tensors first. Outputs do not, and
             `max_seq_len` is another one in each step of a decode.
         described: the names of these.
         max_seq_len: its place, or None.
@@ -135,7 +135,7 @@ class Required(NamedTuple):
     max_seq_len: int | None
 
     def check(self, given: Sequence[Any]) -> None:
-        """Refuse None in place of a tensor, for which torch has an undefined tensor and lets the call pass."""
+        """Refuse None in place of a tensor: torch makes an undefined tensor of it, and lets the call pass."""
         for place, name in self.must_be_tensors:
             if given[place] is None:
                 raise ContractError(name, None, "a tensor")
@@ -256,9 +256,9 @@ def _arrange(op: str, implementation: ModuleType) -> Arrange:
 def _described(op: str, required: Sequence[Any], options: Given) -> list[Any]:
     """The layer and the step of a call, with what an earlier call of the same signature has checked.
 
-    An op has no Layer or Batch that its caller made once for all steps. To check both in each call took the host five times as
-    long as the call of a function. The first call of a signature is described with tensors on meta, so that nothing but shapes,
-    strides and dtypes can count.
+    The caller of an op makes no Layer or Batch that could be checked once for all steps, and checking both in each call would
+    take five times as long as a call of the function. So the first call of a signature is checked with tensors on meta, where
+    only shapes, strides and dtypes matter.
     """
     arguments, given = _required(op), required
     describing, num_tensors = arguments.describing(required), arguments.num_tensors
@@ -290,14 +290,14 @@ def _hashable(value: Any) -> Any:
 
 
 class _Made(NamedTuple):
-    """A Layer, a Batch or an Indexer, as far as all calls of one signature share it.
+    """The parts of a Layer, a Batch or an Indexer that all calls of one signature share.
 
     Attributes:
-        holder: it, with tensors on meta. Without tensors it serves every call.
+        holder: the object, with tensors on meta. Without tensors it serves every call.
         fields: values by the names of attributes, also of those that Layer and Batch keep once they were asked for: each call
             has new objects.
         tensors: the names of fields, with their places among the arguments.
-        extents: of a step's tensors, the bytes from the first to the last one.
+        extents: the bytes from the first to the last one of each of a step's tensors.
     """
 
     holder: Described

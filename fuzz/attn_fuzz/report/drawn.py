@@ -147,7 +147,7 @@ def _remedies(reason: str, progress: Sequence[Progress]) -> list[str]:
 
 
 def can_have(support: Support, feature: Feature) -> bool:
-    """Whether a case that the support allows can have a feature."""
+    """True if a case that the support allows can have a feature."""
     if feature.rule not in (None, *support.rules) or (feature.dimension.needs_cache and not _has_cache(support)):
         return False
     asked = {name: getattr(support if hasattr(support, name) else support.engine, name) for name in feature.value.asks}
