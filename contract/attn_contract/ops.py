@@ -373,7 +373,7 @@ def _written_layer(given: Given, num_heads: int | None = None) -> Layer:
 
 def _batch(given: Given, *, causal: bool | torch.Tensor) -> Batch:
     """The step that a call describes: the arguments that are fields of Batch."""
-    return Batch(**_fields_of(Batch, given, {}) | {"causal": causal})
+    return Batch(**{**_fields_of(Batch, given, {}), "causal": causal})
 
 
 def _causal(given: Given) -> bool | torch.Tensor:
