@@ -11,6 +11,7 @@ from attn_contract.attention_type import AttentionType
 from attn_contract.errors import ContractError
 from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layouts import Layout
+from attn_contract.rule_types import check_number, check_optional_number, check_pair
 from attn_contract.rules import (
     CACHED,
     DECODER_ONLY,
@@ -40,23 +41,8 @@ LARGEST_SCALE, LARGEST_SOFT_CAP = 2.0**64, 2.0**32
 Count = TypeVar("Count", int, torch.Tensor)
 
 
-def _check_window(name: str, value: Any, _: object) -> tuple[int, int]:
-    if not isinstance(value, tuple) or len(value) != 2:
-        raise ContractError(name, shown(value), "a tuple (left, right)")
-    for side, distance in enumerate(value):
-        check_int(f"{name}[{side}]", distance, minimum=UNLIMITED)
-    return value
-
-
-def _check_sink_tokens(name: str, value: Any, _: object) -> int:
-    check_int(name, value, minimum=0)
-    return value
-
-
-def _check_optional_size(name: str, value: Any, _: object, minimum: int = 1) -> int | None:
-    if value is not None:
-        check_int(name, value, minimum=minimum)
-    return value
+_check_window = partial(check_pair, minimum=UNLIMITED, expected="a tuple (left, right)")
+_check_optional_size = partial(check_optional_number, minimum=1)
 
 
 def _check_soft_cap(name: str, value: Any, _: object) -> float | None:
@@ -172,7 +158,7 @@ class Layer:
         0,
         words="tokens at the start that a window keeps visible (sink_tokens)",
         acts_on=VISIBILITY,
-        check=_check_sink_tokens,
+        check=partial(check_number, minimum=0),
         **_OF_POSITIONS,
     )
     chunked_local: int | None = rule(
@@ -190,7 +176,7 @@ class Layer:
         None,
         words="keys of several tokens (key_unit)",
         acts_on=VISIBILITY,
-        check=partial(_check_optional_size, minimum=2),
+        check=partial(check_optional_number, minimum=2),
         attn_types=DECODER_ONLY,
         why_not="only DECODER has keys of several tokens",
         excludes=(

@@ -211,12 +211,22 @@ def launch_of(step: Step, architecture: str | None = None, compute_units: int | 
         (
             *(plan.splits, plan.balanced_splits, plan.filling_splits, plan.work_shares),
             *(plan.min_tiles_per_split, plan.max_tiles),
+            *_lengths_looked_at(step.batch),
         )
         if launches.reduction is not None
         else ()
     )
     constants = () if launches.attention is None else (*launches.attention.constants.values(),)
     return plan.tiles, plan.one_tile_per_request, parts, constants
+
+
+def _lengths_looked_at(batch: Batch) -> list[tuple[int, int]]:
+    """The lengths by which the kernel cuts keys into parts, where it looks at those of the first requests alone."""
+    from attn_optimized.kernels.split_keys import MOST_LENGTHS
+
+    most = MOST_LENGTHS.value
+    lengths = zip(batch.query_start_loc.diff()[:most].tolist(), batch.seq_lens[:most].tolist(), strict=True)
+    return sorted(lengths) if batch.num_requests > most else []
 
 
 def _launches(step: Step, plan: "AttentionPlan") -> "AttentionLaunches":
