@@ -9,6 +9,7 @@ from attn_proofs.theorems import (
     mask,
     programs,
     rules,
+    select_units,
     selection,
     splits,
     tiles,
@@ -16,5 +17,5 @@ from attn_proofs.theorems import (
     writer,
 )
 
-FAMILIES = (mask, rules, tiles, keys, selection, programs, splits, addresses, beside, inside, writer, widths)
+FAMILIES = (mask, rules, tiles, keys, selection, select_units, programs, splits, addresses, beside, inside, writer, widths)
 THEOREMS: tuple[Theorem, ...] = tuple(theorem for family in FAMILIES for theorem in family.THEOREMS)
