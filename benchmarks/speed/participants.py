@@ -13,6 +13,7 @@ import attn_optimized
 import torch
 from attn_contract import Layout, UnsupportedError
 from attn_contract.layouts import K, V
+from attn_optimized.cascade import cascade_pays
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
@@ -29,7 +30,7 @@ class Prepared(NamedTuple):
 
     Attributes:
         run: makes it.
-        output: of what run returns, the rows [T, H, D] that are checked.
+        output: takes what run returns, and gives the rows [T, H, D] that are checked.
     """
 
     run: Callable[[], Any]
@@ -45,7 +46,7 @@ class Participant(NamedTuple):
 
 
 def _has_rows(case: object) -> bool:
-    """Whether K and V of a case are rows of one width."""
+    """True if K and V of a case are rows of one width."""
     return isinstance(case, Attention) and case.head_size_v is None
 
 
@@ -84,7 +85,7 @@ def ours(kernels: ModuleType | SimpleNamespace, call: Call) -> Prepared:
     prefix, out = call.case.common_prefix_len, poisoned(call)
     if call.k is not None and call.v is not None:
         run = functools.partial(kernels.varlen_attention, call.q, call.k, call.v, call.layer, call.batch, out=out)
-    elif prefix and call.kv_cache is not None:
+    elif call.kv_cache is not None and cascade_pays(call.kv_cache, call.layer, call.batch, prefix):
         arguments = (call.q, call.kv_cache, call.layer, call.batch, prefix)
         run = functools.partial(kernels.cascade_attention, *arguments, out=out)
     else:

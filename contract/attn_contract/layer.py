@@ -35,7 +35,7 @@ QUANTIZED_DTYPES = (*FLOAT8_DTYPES, torch.int8)
 UNLIMITED = -1
 Q_SCALE_BESIDE = "None, or a float8 kv_cache_dtype, which q then has, too: engines quantize queries for float8 dots alone"
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
-"""2^-126. GPUs may take a smaller number for 0, and kernels multiply and divide by these."""
+"""2^-126, the least scale: GPUs may take a smaller number for 0, and kernels multiply and divide by scales."""
 LARGEST_SCALE, LARGEST_SOFT_CAP = 2.0**64, 2.0**32
 
 Count = TypeVar("Count", int, torch.Tensor)
@@ -115,7 +115,7 @@ class Layer:
             is made is not defined here; a cache write stores it in its slot. Another layer's call sees the tokens of a window,
             and `merge_attn_states` makes one softmax of both, in which a token of the window counts beside the key that it
             shares, as in DeepSeek-V4. It has none of the other rules of positions, and is causal.
-        ranges_clamped: whether the left edge of the window also holds inside the batch's `bidirectional_ranges`, as in Gemma 3
+        ranges_clamped: True if the left edge of the window also holds inside the batch's `bidirectional_ranges`, as in Gemma 3
             and 4 and transformers. vLLM ignores the window inside a range, except for Gemma 4.
         logits_soft_cap: c of `c * tanh(s / c)`, applied to scaled logits (Gemma 2), from 2^-126 to 2^32. None or 0 is off.
         alibi_slopes: [H] float32: the logit of key j is lowered by `slope * abs(j - p)` (Press et al., arXiv:2108.12409).
@@ -250,11 +250,11 @@ class Layer:
 
     @property
     def tokens_per_key(self) -> int:
-        """The tokens that share a key, or 1."""
+        """The number of tokens that share a key; 1 if each has its own."""
         return self.key_unit or 1
 
     def num_keys(self, num_tokens: Count) -> Count:
-        """How many keys so many tokens of a request have in the cache."""
+        """The number of keys in the cache for a number of tokens of a request."""
         return num_tokens // self.tokens_per_key
 
     def view_of(self, kv_cache: torch.Tensor) -> KVCacheView:
@@ -345,7 +345,7 @@ def checked_value_size(head_size_v: int | None, asking: Any) -> int | None:
     """The width of V, checked against the other sizes and the layout of a Layer or an AttentionConfig.
 
     Returns:
-        None where V is stored apart from K and is as wide: that is what None says.
+        None if V is stored apart from K and is as wide as K.
 
     Raises:
         ContractError: the layout holds K and V in one width; V is wider than the row that it begins, or its rows cannot have
@@ -373,7 +373,7 @@ def checked_value_size(head_size_v: int | None, asking: Any) -> int | None:
 def has_latent_value(asking: Any, head_size_v: int | None) -> bool:
     """True if V is the beginning of K in the cache of a Layer or an AttentionConfig.
 
-    A head_size_v without a layout says so wherever it can: with one KV head, and with a V that is no wider than K.
+    Without a layout, a head_size_v means so if it can: with one KV head, and with a V that is no wider than K.
     """
     if asking.layout is not None:
         return asking.layout.has_latent_value
@@ -383,7 +383,7 @@ def has_latent_value(asking: Any, head_size_v: int | None) -> bool:
 
 
 def why_not_stored(name: str) -> str:
-    """Why no cache holds elements of a type, by its name in torch or an engine; empty for a type without a known reason."""
+    """The reason why no cache holds elements of a type, by its name in torch or an engine; empty if none is known."""
     if "e5m2" in name:
         return "two bits of mantissa are too few for keys and values"
     for form, reason in _FOUR_BITS.items():

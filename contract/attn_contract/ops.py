@@ -14,7 +14,7 @@ from enum import StrEnum
 from functools import cache, lru_cache
 from operator import itemgetter
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -104,25 +104,30 @@ _SCHEMAS = {
 }
 
 Given = dict[str, Any]
-"""Arguments of a call of an op, by the names of its schema. torch leaves out options that have their default."""
+"""The arguments of a call of an op, by the names of its schema. torch leaves out options with their default."""
 Described = Layer | Batch | Indexer
 Describe = Callable[[Given], tuple[Described, ...]]
 """Makes the layer and the step that arguments describe, and checks both."""
 
 
-class _Required(NamedTuple):
+class Required(NamedTuple):
     """The arguments of an op that are no options: torch passes them by position.
 
     Attributes:
-        names: of all.
-        must_be_tensors: places and names of those that cannot be None.
-        describing: picks those that may describe a layer or a step, `num_tensors` tensors first. Outputs do not, and
+        names: the names of all arguments.
+        tensors, values: places of arguments that are tensors, and of the others but `max_seq_len`.
+        written: the names of written tensors, of options too.
+        must_be_tensors: places and names of arguments that cannot be None.
+        describing: takes the arguments that may describe a layer or a step, `num_tensors` tensors first. Outputs do not, and
             `max_seq_len` is another one in each step of a decode.
         described: the names of these.
         max_seq_len: its place, or None.
     """
 
     names: list[str]
+    tensors: list[int]
+    values: list[int]
+    written: frozenset[str]
     must_be_tensors: list[tuple[int, str]]
     describing: Callable[[Sequence[Any]], tuple[Any, ...]]
     num_tensors: int
@@ -130,20 +135,25 @@ class _Required(NamedTuple):
     max_seq_len: int | None
 
     def check(self, given: Sequence[Any]) -> None:
-        """Refuse None in place of a tensor, for which torch has an undefined tensor and lets the call pass."""
+        """Refuse None in place of a tensor: torch makes an undefined tensor of it, and lets the call pass."""
         for place, name in self.must_be_tensors:
             if given[place] is None:
                 raise ContractError(name, None, "a tensor")
 
 
 @cache
-def _required(op: str) -> _Required:
-    arguments = [one for one in getattr(torch.ops.attn_parity, op).default._schema.arguments if not one.kwarg_only]
+def _required(op: str) -> Required:
+    schema = getattr(torch.ops.attn_parity, op).default._schema.arguments
+    arguments = [one for one in schema if not one.kwarg_only]
     names, types = [one.name for one in arguments], [str(one.type) for one in arguments]
+    tensors = [place for place, kind in enumerate(types) if "Tensor" in kind]
     describing = [place for place, name in enumerate(names) if name not in ("out", "lse", "max_seq_len")]
     describing.sort(key=lambda place: "Tensor" not in types[place])
-    return _Required(
+    return Required(
         names,
+        tensors,
+        values=[place for place, name in enumerate(names) if place not in tensors and name != "max_seq_len"],
+        written=frozenset(one.name for one in schema if one.alias_info is not None and one.alias_info.is_write),
         must_be_tensors=[(place, name) for place, name in enumerate(names) if types[place] == "Tensor"],
         describing=itemgetter(*describing),
         num_tensors=sum("Tensor" in types[place] for place in describing),
@@ -173,20 +183,59 @@ for _op, _arguments in _SCHEMAS.items():
     torch.library.register_fake(f"attn_parity::{_op}", _fake(_op))
 
 
-def register(implementation: ModuleType, dispatch_key: str) -> None:
+Arrange = Callable[[Sequence[Any], Given], tuple[tuple[Any, ...], Given]]
+"""Makes of an op's required arguments and options those of the function of its name: by place, and by name."""
+
+
+class Repeats(Protocol):
+    """Makes calls of an op that are like an earlier one in a shorter way; see `attn_optimized.repeats`."""
+
+    def read(self, required: Sequence[Any], options: Given) -> Any: ...
+    def made(self, call: Any) -> bool: ...
+    def note(self, call: Any, required: Sequence[Any], options: Given) -> None: ...
+
+
+def register(
+    implementation: ModuleType, dispatch_key: str, repeats: Callable[[str, Required, Arrange], Repeats] | None = None
+) -> None:
     """Make a package's functions the ops of a device.
 
     Args:
         implementation: has a function of the name of each op with the signature of `attn_reference`, and `batch_invariant` for
             the first two.
         dispatch_key: "CPU", or "CUDA" (HIP's devices dispatch there too).
+        repeats: of an op that describes a layer or a step. None: all calls are made in one way.
     """
     for op in _SCHEMAS:
-        torch.library.impl(f"attn_parity::{op}", dispatch_key, lib=_library)(_kernel(op, implementation))
+        torch.library.impl(f"attn_parity::{op}", dispatch_key, lib=_library)(kernel_of(op, implementation, repeats))
 
 
-def _kernel(op: str, implementation: ModuleType) -> Callable[..., None]:
-    """The function that torch calls for an op: it calls the implementation's function of that name with a layer and a step."""
+def kernel_of(
+    op: str, implementation: ModuleType, repeats: Callable[[str, Required, Arrange], Repeats] | None = None
+) -> Callable[..., None]:
+    """The function that torch calls for an op, with its required arguments by place and its options by name."""
+    arguments, arrange = _required(op), _arrange(op, implementation)
+
+    def whole(*required: Any, **options: Any) -> None:
+        arguments.check(required)
+        by_place, by_name = arrange(required, options)
+        getattr(implementation, op)(*by_place, **by_name)
+
+    if repeats is None or op not in _DESCRIBE:
+        return whole
+    of_op = repeats(op, arguments, arrange)
+
+    def repeating(*required: Any, **options: Any) -> None:
+        call = of_op.read(required, options)
+        if not of_op.made(call):
+            whole(*required, **options)
+            of_op.note(call, required, options)
+
+    return repeating
+
+
+def _arrange(op: str, implementation: ModuleType) -> Arrange:
+    """How an op's arguments, with the layer and the step that they describe, are those of the implementation's function."""
     arguments, parameters = _required(op), inspect.signature(getattr(implementation, op)).parameters
     names = [*arguments.names, *(name for name in parameters if name in ("layer", "indexer", "batch"))]
     by_name = [name for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY]
@@ -194,23 +243,22 @@ def _kernel(op: str, implementation: ModuleType) -> Callable[..., None]:
     required_by_name = [(name, names.index(name)) for name in by_name if name in names]
     options_by_name = [name for name in by_name if name not in names]
 
-    def kernel(*required: Any, **options: Any) -> None:
-        arguments.check(required)
+    def arrange(required: Sequence[Any], options: Given) -> tuple[tuple[Any, ...], Given]:
         given = (*required, *_described(op, required, options)) if op in _DESCRIBE else required
         named = {name: given[place] for name, place in required_by_name}
         if options:
             named |= {name: options[name] for name in options_by_name if name in options}
-        getattr(implementation, op)(*positional(given), **named)
+        return positional(given), named
 
-    return kernel
+    return arrange
 
 
 def _described(op: str, required: Sequence[Any], options: Given) -> list[Any]:
     """The layer and the step of a call, with what an earlier call of the same signature has checked.
 
-    An op has no Layer or Batch that its caller made once for all steps. To check both in each call took the host five times as
-    long as the call of a function. The first call of a signature is described with tensors on meta, so that nothing but shapes,
-    strides and dtypes can count.
+    The caller of an op makes no Layer or Batch that could be checked once for all steps, and checking both in each call would
+    take five times as long as a call of the function. So the first call of a signature is checked with tensors on meta, where
+    only shapes, strides and dtypes matter.
     """
     arguments, given = _required(op), required
     describing, num_tensors = arguments.describing(required), arguments.num_tensors
@@ -242,14 +290,14 @@ def _hashable(value: Any) -> Any:
 
 
 class _Made(NamedTuple):
-    """A Layer, a Batch or an Indexer, as far as all calls of one signature share it.
+    """The parts of a Layer, a Batch or an Indexer that all calls of one signature share.
 
     Attributes:
-        holder: it, with tensors on meta. Without tensors it serves every call.
+        holder: the object, with tensors on meta. Without tensors it serves every call.
         fields: values by the names of attributes, also of those that Layer and Batch keep once they were asked for: each call
             has new objects.
         tensors: the names of fields, with their places among the arguments.
-        extents: of a step's tensors, the bytes from the first to the last one.
+        extents: the bytes from the first to the last one of each of a step's tensors.
     """
 
     holder: Described

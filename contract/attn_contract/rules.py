@@ -59,7 +59,7 @@ class Rule:
         name: the rule's name everywhere: of the field of Layer or Batch, in declarations, cases, options and tables.
         holder: the class whose field the rule is. "call": the rule is a property of a call, and no field of Layer or Batch.
         off: the value that asks for nothing. It is None for tensors, and False for bools.
-        type: of the rule's values, one of RULE_TYPES.
+        type: the type of the rule's values, one of RULE_TYPES.
         words: a noun for messages and tables, such as "a sliding window".
         acts_on: the step of attention that the rule changes.
         attn_types: the attention types that have the rule.

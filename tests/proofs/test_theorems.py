@@ -20,7 +20,7 @@ from attn_proofs.sources import Sources
 from attn_proofs.theorem import Claim, Model, decide, prove
 from attn_proofs.theorems import THEOREMS
 
-from tests.mostly_nightly import mostly_nightly
+from tests.support.mostly_nightly import mostly_nightly
 
 QUICK = ("rules", "keys", "select", "splits", "writer")
 """Families whose theorems are proved in seconds."""

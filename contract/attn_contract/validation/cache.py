@@ -45,7 +45,7 @@ def check_write_kv_cache(
     Args:
         k, v: [T_kv, HK, D] and [T_kv, HK, value_size].
         slot_mapping: [S] int64, S at most T_kv.
-        values: whether to check the slots and scales, too.
+        values: True if to check the slots and scales, too.
     """
     return _check_write({"k": k, "v": v}, kv_cache, layer, slot_mapping, written={}, values=values)
 
@@ -71,7 +71,7 @@ def check_rope_and_write_kv_cache(
         positions: [P] int64, of the first P rows of q and of k; S <= P <= T.
         cos_sin_cache: [max_position, rotary_dim], float32 or q's dtype; rotary_dim is even and at most D.
         slot_mapping: [S] int64, S at most T_kv.
-        values: whether to check positions, slots and scales, too.
+        values: True if to check positions, slots and scales, too.
     """
     check_type("is_neox", is_neox, bool, "a bool")
     check_vector("positions", positions, torch.int64)
@@ -107,7 +107,7 @@ def check_write_latent_cache(
         kv_c: [T_kv, Lkv], Lkv = layer.head_size_v.
         k_pe: [T_kv, R], Lkv + R = layer.head_size. R may be 0.
         slot_mapping: [S] int64, S at most T_kv.
-        values: whether to check the slots and the scale, too.
+        values: True if to check the slots and the scale, too.
     """
     check_type("validate", values, bool, "a bool")
     check_write_tensors({"kv_c": kv_c, "k_pe": k_pe}, kv_cache, layer, slot_mapping)

@@ -1,4 +1,4 @@
-"""Values in tensors. Each check copies what it looks at to the host, which waits for the device."""
+"""Checks of values in tensors. Each check copies the values to the host, which waits for the device."""
 
 from collections.abc import Mapping
 
@@ -14,8 +14,8 @@ LARGEST_LOGIT = 2.0**126
 """The largest finite sink or bias. A softmax in base 2 multiplies logits by log2(e), and float32 ends at 2^128: beyond
 it, an infinity would stand for a finite logit. -inf, and not a very negative number, is what hides a key."""
 LARGEST_VALUES = 2.0**100
-"""The largest product of a request's number of keys and magnitude of V. A softmax that divides by the weights' sum at the end
-adds up so much before, and more where its weights are not at most 1: float32 ends at 2^128."""
+"""The largest product of a request's number of keys and magnitude of V. A softmax that divides by the sum of weights at the end
+adds up that much before, and more if its weights are above 1: float32 ends at 2^128."""
 
 
 def check_lengths(batch: Batch, names: tuple[str, str] = ("query_start_loc", "seq_lens")) -> torch.Tensor:

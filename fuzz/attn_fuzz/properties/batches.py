@@ -163,7 +163,7 @@ def _rearranged(
     Args:
         order: indices of requests. A request may come more than once.
         unowned: rows of the given step that follow, and that no request owns.
-        num_actual_tokens: of the new batch.
+        num_actual_tokens: the new batch's number of tokens.
     """
     rows, device = request_rows(step.batch), step.q.device
     owned = [row for r in order for row in range(*rows[r])]

@@ -78,7 +78,7 @@ def _of_support(
     if "window" in rules and engine.windows == ("any",):
         yield properties.wide_window(error, launch)
     if {"non_causal", "per_request_causal"} <= rules and support.causal:
-        # a float8 cache with scales of tokens gave another last bit on an H200: other rows of the tile see other keys then
+        # on an H200 a float8 cache with scales of tokens gave another last bit: other rows of the tile see other keys
         yield properties.last_row(error)
     if engine.more_queries_than_keys or engine.empty_requests:
         yield properties.forgotten_keys(error)
