@@ -21,7 +21,7 @@ from attn_proofs.extract import Extraction, Reduction
 from attn_proofs.loops import Turn
 from attn_proofs.sources import Sources
 from attn_proofs.theorem import Claim, Model, Term, Theorem, obligations
-from attn_proofs.values import Record, Tensor, as_tensor, integers, number, symbol
+from attn_proofs.values import Record, Tensor, as_tensor, integers, memory, number, symbol
 
 SELECT = "attn_optimized.kernels.select_units"
 KERNEL = "select_units_kernel"
@@ -31,7 +31,7 @@ BLOCKS = (64, 4096)
 """Units of a turn, of the interpreter and of GPUs; less than 2^15, so that two counts are in one number."""
 POSITION, TOP_K, TIES, THRESHOLD, NUM_UNITS = integers("position top_k ties_of_last threshold num_units")
 U, V, LANE = integers("u v lane")
-CODE, ABOVE, TIED = (z3.Function(name, z3.IntSort(), z3.IntSort()) for name in ("code", "above", "tied"))
+CODE, ABOVE, TIED = memory("code"), memory("above"), memory("tied")
 """Of a unit: its code, and how many units before it are above the threshold, and tie with it."""
 
 
@@ -225,14 +225,15 @@ def _rest(sources: Sources) -> Iterator[Claim]:
     (e,) = integers("e")
     for name, made in _made(sources):
         counted, fill = as_tensor(made.local("count").value).term, made.extraction.stores[1]
-        end = z3.If(made.count > 0, (made.count + made.block - 1) / made.block, 0) * made.block
+        turns: Term = z3.If(made.count > 0, (made.count + made.block - 1) / made.block, 0)
+        end = turns * made.block
         yield _claim(
             f"the entry behind those of units, {name}", made, (), z3.And(counted == made.entry(end), end >= made.count)
         )
         known = (*_ROW, *made.extraction.assumptions, U >= 0, CODE(U) >= 0, made.count <= TOP_K)
         goal = z3.Implies(_sees_all(made, U), _sees_all(made, U + 1))
         yield Claim(f"a unit counts once, {name}", (*known, *made.next(U)), goal, (), made.extraction.lines)
-        few = (counted == made.entry(end), _sees_all(made, end), TIED(end) <= made.count, made.count >= 0)
+        few = (counted == made.entry(end), _sees_all(made, end), ABOVE(end) >= 0, made.count >= 0)
         yield _claim(f"all units of a few, {name}", made, (*few, made.count <= TOP_K), counted == made.count)
         exact = (counted == made.entry(end), ABOVE(end) < TOP_K, TIED(end) >= TIES, TOP_K - ABOVE(end) == TIES)
         yield _claim(f"top_k of more, {name}", made, (*exact, made.count > TOP_K), counted == TOP_K)
