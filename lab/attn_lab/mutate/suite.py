@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.patches.mutant import Mutant, MutantError
 from attn_fuzz.run import prepared
-from attn_lab.mutate import reached, suite_process
+from attn_lab.mutate import line_recording, suite_process
 from attn_lab.mutate.campaign import Key, Log, Trial
 from attn_lab.mutate.generate import Generated
-from attn_lab.mutate.reach import RecordedTests
+from attn_lab.mutate.line_coverage import RecordedTests
 from attn_lab.mutate.suite_process import Told
 
 TESTS = -1
@@ -98,7 +98,7 @@ def run(
     Args:
         log: holds the tests; results are added as they come.
         workers: mutants at once.
-        seconds: of tests for each mutant. The next call goes on with those that have not ended.
+        seconds: the most seconds of tests for each mutant. The next call goes on with the tests that have not ended.
         report: called after each mutant.
     """
     recorded = [*log.tests.values()]
@@ -188,7 +188,9 @@ def _runs(file: str, part: int, count: int, told: Sequence[Told]) -> RecordedTes
     """The record of a file's tests, from the messages of their process. The first message has the statements run at import."""
     modules = {module for one in told for module in one.lines}
     noted = {module: [one.lines.get(module, set()) for one in told] for module in modules}
-    imported = {module: lines[0] | (reached.outside_functions(module) & set().union(*lines)) for module, lines in noted.items()}
+    imported = {
+        module: lines[0] | (line_recording.outside_functions(module) & set().union(*lines)) for module, lines in noted.items()
+    }
     passed = [one for one in told[1:] if one.outcome == "passed"]
     runs: dict[str, dict[int, list[int]]] = {}
     for number, one in enumerate(passed):
@@ -214,7 +216,7 @@ def _first_stop(
     """How many of the tests pass, one after another, and what stops the next one; None if nothing does.
 
     Args:
-        harmless: whether the modules that the mutant patches are installed as they are.
+        harmless: True if the modules that the mutant patches are installed as they are.
 
     Raises:
         MutantError: the mutant cannot be installed or imported.

@@ -1,4 +1,4 @@
-"""Which calls the warp specialized kernel serves, and its launch. All others are served by the attention kernel."""
+"""The launch of the warp specialized kernel for the calls that it serves. The attention kernel serves all others."""
 
 from collections.abc import Callable
 from contextvars import copy_context
@@ -8,20 +8,18 @@ import torch
 import triton
 from attn_contract.rules import active_rules
 
-from attn_optimized.device import INTERPRETER
 from attn_optimized.kernel_call import Launch
 from attn_optimized.kernels.warp_specialized import warp_specialized_kernel
 from attn_optimized.launch.call import AttentionCall, PagedKeys
 from attn_optimized.launch.parts import rows_by_head
 from attn_optimized.launch.plan import MAX_GRID_Y, PROMPT_QUERIES, AttentionPlan
-from attn_optimized.launch.workload import MIN_DOT
 from attn_optimized.strides import KVCacheStrides, kv_cache_strides, without_idle_strides
 
 _RULES = frozenset({"sinks"})
 _BYTES_AT_ONCE = 16
-"""Rows that a descriptor names begin at multiples of so many bytes."""
+"""A descriptor addresses rows that begin at multiples of this number of bytes."""
 _MOST_ROWS = (1 << 31) - 1024
-"""Rows of the cache are numbers of 32 bits."""
+"""The most rows of a cache: the kernel's numbers of rows have 32 bits."""
 
 
 class _Tiles(NamedTuple):
@@ -30,14 +28,14 @@ class _Tiles(NamedTuple):
 
 
 _MEASURED = {256: _Tiles(PROMPT_QUERIES, 64)}
-"""By head sizes: those that were faster than the attention kernel in all drawn steps on an H200 (docs/guide/speed.md)."""
+"""The served head sizes, with tiles: on an H200 they were faster than the attention kernel in all drawn steps (speed.md)."""
 
 
 def warp_specialized_launch(plan: AttentionPlan, call: AttentionCall) -> Launch | None:
     """The launch of a call in place of the attention kernel's; None if the kernel does not serve the call."""
     cache = _served_cache(plan, call)
-    tiles = None if cache is None else _tiles(plan.architecture, call.layer.head_size, cache.block_size)
-    if cache is None or tiles is None:
+    tiles = _MEASURED.get(call.layer.head_size)
+    if cache is None or tiles is None or cache.block_size % tiles.block_n != 0:
         return None
     layer, batch, q, out = call.layer, call.batch, without_idle_strides(call.q), rows_by_head(call)
     heads, most_tiles = layer.num_heads, -(-batch.num_actual_tokens // tiles.block_m) + batch.num_requests - 1
@@ -75,12 +73,12 @@ def warp_specialized_launch(plan: AttentionPlan, call: AttentionCall) -> Launch 
 
 
 def _served_cache(plan: AttentionPlan, call: AttentionCall) -> KVCacheStrides | None:
-    """The strides of a call's cache, if the kernel serves the call as far as its tiles do."""
+    """The strides of a call's cache, or None if the kernel does not serve the call, its tiles aside."""
     q, keys, layer, batch, out, _ = call
     if not (plan.has_full_tiles and isinstance(keys, PagedKeys) and batch.causal is True and layer.scale > 0):
         return None
     scales = (layer.k_scale, layer.v_scale, layer.k_scale_cache, layer.v_scale_cache, layer.output_scale)
-    has_one_type = q.dtype == keys.kv_cache.dtype == out.dtype and (q.element_size() == 2 or plan.architecture == INTERPRETER)
+    has_one_type = q.dtype == keys.kv_cache.dtype == out.dtype and q.element_size() == 2
     if not has_one_type or any(scale is not None for scale in scales) or not _RULES.issuperset(active_rules(layer, batch)):
         return None
     cache, row = kv_cache_strides(without_idle_strides(keys.kv_cache), layer), without_idle_strides(q)
@@ -93,25 +91,15 @@ def _served_cache(plan: AttentionPlan, call: AttentionCall) -> KVCacheStrides | 
 
 
 def _num_rows(cache: KVCacheStrides) -> int:
-    """Rows from the first of K to the last of V, in steps of a slot."""
+    """The number of rows from the first row of K to the last row of V, in steps of a slot."""
     return ((cache.num_blocks - 1) * cache.block + cache.kv) // cache.slot + cache.block_size
-
-
-def _tiles(architecture: str, head_size: int, block_size: int) -> _Tiles | None:
-    """Tiles, of which a page has whole ones; None if there are none."""
-    if architecture == INTERPRETER:
-        block_n = min(block_size & -block_size, 64)
-        is_served = block_n >= MIN_DOT and head_size >= MIN_DOT and head_size.bit_count() == 1
-        return _Tiles(64, block_n) if is_served else None
-    tiles = _MEASURED.get(head_size)
-    return tiles if tiles is not None and block_size % tiles.block_n == 0 else None
 
 
 class _WithDescriptors(Launch):
     """A launch of a kernel that makes tensor descriptors, in memory that Triton asks for in each launch."""
 
     def _run_on_gpu(self, tensors: list[torch.Tensor | None], index: int) -> None:
-        # the caller's own allocator stays: this one is set in a context of the launch's
+        # the caller's own allocator stays: this one is set in a context of the launch
         run: Callable[..., None] = super()._run_on_gpu
         context = copy_context()
         context.run(triton.set_allocator, _memory)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 from attn_contract import Batch, Layer
-from attn_fuzz.targets.backend_mla import (
+from attn_fuzz.targets.backends.mla import (
     MlaStep,
     Weights,
     attend_phases,
@@ -22,7 +22,7 @@ from attn_fuzz.targets.backend_mla import (
     support,
     weights_of,
 )
-from attn_fuzz.targets.backends import common_metadata
+from attn_fuzz.targets.backends.plain import common_metadata
 from attn_fuzz.targets.ranks.attend_over_ranks import MOST_RANKS, TRITON_OVER_RANKS, on_all_ranks
 from attn_fuzz.targets.ranks.processes import TIMEOUT
 from attn_fuzz.targets.ranks.shards import INTERLEAVES, Shard, shard
@@ -38,9 +38,9 @@ class RankStep(NamedTuple):
         q: [T, N, Lkv + R], absorbed, of this rank's heads.
         latent: [T, Lkv + R], this step's rows.
         own: this rank's part of the cache, with all of its tokens.
-        weights: of this rank's heads.
+        weights: the weights of this rank's heads.
         common: the step as an engine makes it. Its `slot_mapping` has the slots of this rank's tokens.
-        builder, options: of the builder and of the layer.
+        builder, options: arguments of the builder, and of the layer.
     """
 
     q: torch.Tensor
