@@ -193,7 +193,7 @@ def _kernel_numbers(numbers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _contract(rules: Rules, num_ranges: Term, request: Term) -> list[Term]:
-    """The facts that the border checks of a layer and a batch ensure: contract/attn_contract/layer.py and batch.py."""
+    """The facts that the argument checks of a layer and a batch ensure: contract/attn_contract/layer.py and batch.py."""
     numbers = [rules.seq_len, num_ranges, request, rules.sink_tokens]
     chunk = rules.chunked_local
     return [

@@ -43,7 +43,7 @@ the seconds of each theorem. `python -m attn_lab proofs --mutants` puts each mut
   family `selection`, the loop without a mask is left out, as in each launch over a selection, and units have 1, 2, 3, 4,
   16 or 128 tokens. In the family `keys`, any number of tokens share a key. The other families are about calls without a
   selection, in which each token has its own key.
-* **The contract** gives ranges: lengths, rows and rules as the border checks leave them (`contract/attn_contract`). A
+* **The contract** gives ranges: lengths, rows and rules as the argument checks leave them (`contract/attn_contract`). A
   tile has at least one query, and its queries are the request's: the theorems of the family `programs` say so.
 
 ## What is not proved

@@ -78,9 +78,9 @@ class Kind:
     """dims of q and K"""
     first_size: int
     """those of them that the first of two dots takes; all of them if there is one dot: see key_rest"""
-    value_size: int
+    v_head_size: int
     """dims of V and of the output"""
-    first_value_size: int
+    first_v_head_size: int
     """those of them that the first of two sums of values has; all of them if there is one: see key_rest"""
     groups_per_kv_head: int
     """into how many groups, each with tiles of its own, the query heads of a KV head are cut"""
@@ -95,7 +95,7 @@ class Kind:
     block_rest: int
     """the other dims of q and K, padded to a power of two; 0 if there is one dot"""
     block_v: int
-    """first_value_size, padded to a power of two"""
+    """first_v_head_size, padded to a power of two"""
     block_v_rest: int
     """the other dims of V, padded to a power of two; 0 if there is one sum of values"""
 

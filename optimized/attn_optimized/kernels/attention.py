@@ -63,7 +63,7 @@ def attention_kernel(
     group, group_inverse,
     # see split_keys
     num_splits, balanced_splits, filling_splits, work_shares, min_tiles_per_split, max_tiles, first_part,
-    # in rows of KIND.value_size elements: the compiler knows by how many bytes they are divisible, and stores 16 at once
+    # in rows of KIND.v_head_size elements: the compiler knows by how many bytes they are divisible, and stores 16 at once
     stride_acc_part, stride_acc_row,
     # in KIND.q_unit elements
     stride_out_row, stride_out_head, stride_q_row, stride_q_head,

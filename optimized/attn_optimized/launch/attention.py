@@ -152,7 +152,7 @@ def _has_value_pairs(plan: AttentionPlan, layer: Layer, form: KeyForm, kv_unit: 
         return False
     # a dot over half of the dims of a latent key has at least MIN_DOT of them
     has_rows = form.interior == "rows" or (form.interior == "latent" and plan.tiles.widths.block_d >= 2 * MIN_DOT)
-    is_even = kv_unit % 2 == 0 and layer.value_size % 2 == 0 and form.begins_even
+    is_even = kv_unit % 2 == 0 and layer.v_head_size % 2 == 0 and form.begins_even
     return form.x == 16 and has_rows and is_even
 
 

@@ -1,6 +1,7 @@
 """Numbers of 32 bits: the statements about integers hold of the machine, because each sum, product and cast fits its type.
 
-Of any sizes that the border accepts: lengths, rows and numbers of heads are int32 (contract/attn_contract/arguments.py).
+They hold for any sizes that the argument checks accept: lengths, rows and numbers of heads are int32
+(contract/attn_contract/arguments.py).
 """
 
 from collections.abc import Callable, Iterator
