@@ -138,8 +138,8 @@ class Sizes(NamedTuple):
     split_keys.py and selection.py."""
 
     num_tokens: tl.tensor
-    group: tl.tensor
-    group_inverse: tl.tensor
+    heads_per_group: tl.tensor
+    inverse_heads_per_group: tl.tensor
     num_splits: tl.tensor
     tiles_per_split: tl.tensor
     first_part: tl.tensor
