@@ -1,4 +1,4 @@
-"""Whether two commits compile to the same binaries: hashes of the assembly of every launch that ships.
+"""True if two commits compile to the same binaries: hashes of the assembly of every launch that ships.
 
     python -m benchmarks hashes before.json                             # in a worktree of the older commit
     python -m benchmarks hashes after.json --compare before.json        # here
@@ -132,7 +132,7 @@ def differences(before: dict[str, Any], after: dict[str, Any], jobs: set[tuple[s
 
 
 def comes_again(launch: tuple[str, str], earlier: dict[str, Any]) -> bool:
-    """Whether a launch that differs is as it was before in one of TRIES more compilations, each in a process of its own."""
+    """True if a launch that differs is as it was before in one of TRIES more compilations, each in a process of its own."""
     from attn_parity.binaries.build import in_processes
 
     architecture, name = launch

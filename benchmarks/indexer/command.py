@@ -143,7 +143,7 @@ def stages_of(step: Decode) -> dict[str, tuple[float, list[tuple[str, Callable[[
 
 
 def _agrees(run: Callable[[], Any], ours: "torch.Tensor", name: str) -> bool:
-    """Whether another's logits are ours; if not, why it is not timed is printed."""
+    """True if another's logits are ours; if not, why it is not timed is printed."""
     try:
         got = run()[: len(ours), : ours.shape[1]]
     except Exception as error:

@@ -38,9 +38,9 @@ class Cost(NamedTuple):
     Attributes:
         instructions: their number.
         matrix: the number of matrix instructions.
-        matrix_cycles, vector_cycles: of the SIMD's units.
-        lds_bytes, l1_bytes: of all lanes.
-        loaded_bytes: of those, from global memory into registers or LDS.
+        matrix_cycles, vector_cycles: cycles of the SIMD's matrix unit and of its vector unit.
+        lds_bytes, l1_bytes: bytes of all lanes.
+        loaded_bytes: the bytes that come from global memory into registers or LDS.
     """
 
     instructions: int = 0

@@ -80,7 +80,7 @@ class Way(NamedTuple):
     Args:
         run: makes [T, H / N, D], the output of this rank's heads. The argument says whether ranks compare their calls first.
         build: makes the metadata of a step.
-        captures: whether a CUDA graph can hold `run`.
+        captures: True if a CUDA graph can hold `run`.
     """
 
     run: Callable[[bool], torch.Tensor]

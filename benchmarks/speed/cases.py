@@ -35,7 +35,7 @@ class Attention:
         is_expanded: prompts of a latent layer, without a cache: a query sees the keys of its request up to its own.
         selection: tokens of a unit, and the units that a query selects. Each KV head has a selection of its own.
         common_prefix_len: leading keys that all requests have in the same blocks; cascade attention reads them once.
-        traffic: of a drawn case, a key of `traffic.TRAFFIC`.
+        traffic: the traffic of a drawn case, a key of `traffic.TRAFFIC`.
     """
 
     name: str

@@ -30,7 +30,7 @@ class Prepared(NamedTuple):
 
     Attributes:
         run: makes it.
-        output: of what run returns, the rows [T, H, D] that are checked.
+        output: takes what run returns, and gives the rows [T, H, D] that are checked.
     """
 
     run: Callable[[], Any]
@@ -46,7 +46,7 @@ class Participant(NamedTuple):
 
 
 def _has_rows(case: object) -> bool:
-    """Whether K and V of a case are rows of one width."""
+    """True if K and V of a case are rows of one width."""
     return isinstance(case, Attention) and case.head_size_v is None
 
 

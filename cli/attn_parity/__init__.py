@@ -54,7 +54,7 @@ COMMANDS = {name: words for group in GROUPS.values() for name, words in group.it
 
 ENDED = "a process of this run ended before it had answered: it was killed, or memory is short"
 MESSAGE = 1500
-"""The most characters of an error: it may quote a file."""
+"""The most characters of an error, which may quote a file."""
 
 
 class Commands(click.Group):
@@ -95,7 +95,7 @@ class Commands(click.Group):
                 formatter.write_dl([*group.items()])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that the arguments name. It gets its defaults of pyproject.toml, which are printed."""
+        """The command that the arguments name. Its defaults in pyproject.toml apply, and are printed."""
         if args[0] in self.moved:
             raise click.UsageError(f"{args[0]} is {self.moved[args[0]]}")
         if args[0] not in self.words and not args[0].startswith("-"):

@@ -18,13 +18,13 @@ NOT_RUN = "not run"
 
 
 class Run(NamedTuple):
-    """One kind of a backend's kernels.
+    """The kernels of one kind that a backend calls.
 
     Attributes:
-        kernels: what they are.
+        kernels: the kernels, in words.
         how: how they were run; NOT_RUN if they were not.
         target: the target that runs them, if there is one.
-        findings: what is known of the kernels as this target runs them.
+        findings: known bugs of the kernels, as this target runs them.
     """
 
     kernels: str
@@ -38,7 +38,7 @@ class Run(NamedTuple):
         return ", ".join(finding.name for finding in self.findings) or ("unknown" if self.how == NOT_RUN else "none")
 
 
-# written out: what `select` imports needs no extra
+# a copy, because `select` must import nothing that needs an extra
 _EMULATED = "emulated as gfx90a, gfx942, gfx950, gfx1100, gfx1201, gfx1250"
 _OWN = f"run on an H200, {_EMULATED}, interpreted"
 _UNIFIED = Run("AITER's Triton unified_attention", "run on an H200, interpreted", "aiter-unified-attention", UNIFIED_ATTENTION)

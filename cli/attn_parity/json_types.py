@@ -24,7 +24,7 @@ class AsFound(TypedDict):
 
 
 class Failure(TypedDict):
-    """A failing case: found after so many examples, and minimal if shrinking ended by itself."""
+    """A failing case: the number of examples until it was found, and True for `minimal` if shrinking ended by itself."""
 
     kind: Kind
     message: str

@@ -40,8 +40,8 @@ class AttentionConfig:
 
     Args:
         num_heads, num_kv_heads, head_size, attn_type: as in Layer.
-        dtype: of q, k and v: float32, float16 or bfloat16. With the rule q_scale that of k, v and the output: q is of
-            kv_cache_dtype.
+        dtype: the dtype of q, k and v: float32, float16 or bfloat16. With the rule q_scale it is the dtype
+            of k, v and the output, and q has kv_cache_dtype.
         block_size: slots of a block; None exactly for the types that have no cache.
         layout: how the cache is laid out, if the engine has decided; None leaves the choice to the backend. With a head_size_v
             and one KV head that choice is among latent layouts, unless V is wider than K: name CONTENT_PACKED for another one.
@@ -109,7 +109,7 @@ class AttentionConfig:
                 raise ContractError("top_k", self.top_k, "None without a selection_unit: the layer attends to all keys")
 
     def _check_rules(self) -> None:
-        """Check values as Layer and Batch do, as far as they are known without tensors; drop those that are off."""
+        """Check values as Layer and Batch do, as far as that needs no tensor, and drop the values that are off."""
         check_type("rules", self.rules, Mapping, "values by the name of a rule")
         kept = {}
         for name, value in self.rules.items():
@@ -142,7 +142,7 @@ class AttentionConfig:
             raise ContractError("rope", True, "False with a latent cache: write_latent_cache takes k_pe rotated")
 
     def _check_inline_scales(self, block_size: int) -> None:
-        """Check what rows with scales ask of sizes and dtypes, also where the backend chooses the layout."""
+        """Check the sizes and dtypes for rows with scales, also if the backend chooses the layout."""
         if not self.has_latent_cache:
             Layout.CONTENT_PACKED_SCALED.check_sizes(self.head_size, block_size, itemsize=1)
             return
@@ -167,15 +167,16 @@ class AttentionConfig:
 
     @property
     def has_latent_cache(self) -> bool:
-        """True if the cache is latent, also where the backend chooses the layout.
+        """True if the cache is latent.
 
-        Then it is latent if it has a head_size_v and one KV head, and V is no wider than K.
+        If the backend chooses the layout, the cache is latent if it has a head_size_v and one KV head, and V is no wider than
+        K.
         """
         return has_latent_value(self, self.rules.get("head_size_v"))
 
     @property
     def has_two_widths(self) -> bool:
-        """True if the cache's rows hold K, and then V of another width, also where the backend chooses the layout."""
+        """True if the cache's rows hold K and then V of another width, also if the backend chooses the layout."""
         return self.attn_type.reads_cache and self.asks("head_size_v") and not self.has_latent_cache
 
     def asks(self, name: str) -> bool:
@@ -183,7 +184,7 @@ class AttentionConfig:
         return rule_named("name", name).name in self.rules
 
     def value_of(self, name: str) -> Any:
-        """The value of a rule; its off value if it is not on. An unknown name is a ContractError."""
+        """The value of a rule, or its off value. An unknown name is a ContractError."""
         return self.rules.get(name, rule_named("name", name).off)
 
     def with_rules(self, **rules: Any) -> "AttentionConfig":
@@ -204,10 +205,10 @@ class AttentionConfig:
         """Requirements of a layer, or of a layer in one step.
 
         Args:
-            dtype: of q, k and v.
+            dtype: the dtype of q, k and v.
             block_size: slots of a block; None for the types that have no cache.
             batch: the step; None: what the layer asks for in all steps.
-            output_dtype: of a float8 output.
+            output_dtype: the dtype of a float8 output.
             rules: what the caller asks for besides: lse, batch_invariant, rope, kv_sharing, over_ranks; without a batch also
                 non_causal and per_request_causal.
 

@@ -43,4 +43,4 @@ class UnsupportedError(NotImplementedError):
 
 
 class MiscompiledError(UnsupportedError):
-    """A valid call that an implementation serves, and that the compiler at hand makes wrong code of."""
+    """A valid call that an implementation serves, and for which the compiler at hand makes wrong code."""

@@ -18,10 +18,10 @@ from attn_amdgcn.pieces import Piece, function_of, function_of_several
 from attn_amdgcn.waves import Waves
 
 MOST_WAVES = 16
-"""With more waves numpy works longer than Python does, and copies of registers take longer than further steps."""
+"""The most waves for groups: with more, numpy takes longer than Python, and copying registers takes longer than more steps."""
 MOST_INSTRUCTIONS = 32
 MOST_BETWEEN = 50
-"""Runs that an instruction may change places with."""
+"""The most runs that an instruction may change places with."""
 Placed = tuple[int, Step]
 """The step of an instruction, and its place in a block."""
 
@@ -112,7 +112,7 @@ class _Run:
     Attributes:
         form: empty if the instruction runs alone.
         places: in the block.
-        effects: of all.
+        effects: the effects of all instructions.
     """
 
     form: tuple[object, ...]

@@ -22,7 +22,7 @@ COUNTERS = ("vm", "async", "tensor")
 
 
 def are_in(kernel: Kernel) -> bool:
-    """Whether a kernel loads into LDS."""
+    """True if a kernel loads into LDS."""
     return any(map(waits.loads_into_lds, kernel.instructions))
 
 
@@ -55,8 +55,8 @@ class LdsLoads(Watch):
 
     Args:
         workgroups: how many share the LDS array.
-        num_waves: of a workgroup.
-        row_bytes: of each workgroup's row in the LDS array.
+        num_waves: the number of waves of a workgroup.
+        row_bytes: the bytes of each workgroup's row in the LDS array.
     """
 
     def __init__(self, workgroups: int, num_waves: int, row_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""Watches of a launch: they see each access of global memory and of LDS, and barriers."""
+"""Watches of a launch see each access of global memory and of LDS, and barriers."""
 
 from typing import NamedTuple
 

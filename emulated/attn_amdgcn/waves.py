@@ -30,12 +30,12 @@ class Shared:
     Attributes:
         memory: global memory.
         lds: [workgroups, words] uint32, the LDS of each workgroup.
-        lds_bytes: of each workgroup's LDS; `lds` may have a few more.
-        scratch_bytes: of each lane's private memory.
+        lds_bytes: the bytes of each workgroup's LDS; `lds` may have a few more.
+        scratch_bytes: the bytes of each lane's private memory.
         watches: what looks on.
         hazards: where faults of that kind are recorded; None: each of them ends the launch.
         lds_storage: `lds`, row behind row.
-        ranges: of buffers, by their resources (`instructions.buffer_memory`).
+        ranges: the ranges of buffers, by their resources (`instructions.buffer_memory`).
     """
 
     memory: "Memory"

@@ -80,7 +80,7 @@ def held(path: Path, most: int, starts: bytes) -> Iterator[Lines]:
     """Hold a file of lines, which is made if it is not there. Its lines stay where they are, and half a line is cut off.
 
     Args:
-        path: of the file, in a folder that is there.
+        path: a file, in a folder that exists.
         most: bytes that it may have.
         starts: how the first line of such a file starts.
 
@@ -154,7 +154,7 @@ def keep(paths: Iterable[Path], content: bytes | str) -> Path:
 
 
 def holds(path: Path, content: bytes | str) -> bool:
-    """Whether a path is a file with this content. One that cannot be read is another's."""
+    """True if a path is a file with this content. One that cannot be read is another's."""
     try:
         return path.is_file() and path.read_bytes() == _bytes(content)
     except OSError:
@@ -231,11 +231,11 @@ def _name(partial: Path, path: Path) -> None:
 
 
 def _is_pipe(path: Path) -> bool:
-    """Whether a path names a pipe. /dev/stdout does not, although it may lead to one."""
+    """True if a path names a pipe. /dev/stdout does not, although it may lead to one."""
     real = Path(os.path.realpath(path))
     return real.exists() and stat.S_ISFIFO(real.stat().st_mode)
 
 
 def _is_device(path: Path) -> bool:
-    """Whether what a path leads to is written as it is, such as /dev/null and /dev/stdout."""
+    """True if what a path leads to is written as it is, such as /dev/null and /dev/stdout."""
     return path.exists() and not stat.S_ISREG(path.stat().st_mode)

@@ -1,4 +1,4 @@
-"""Cascade attention: the prefix that all requests share is attended to once, for all of their queries together."""
+"""Cascade attention: one pass attends to the prefix that all requests share, for all of their queries together."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -39,12 +39,12 @@ def cascade_attention(
 ) -> torch.Tensor:
     """`paged_attention` where the first keys of all requests are the same blocks (Hydragen, arXiv 2402.05099).
 
-    The prefix's keys are read once for all queries instead of once for each request. The rest of each request is attended to by
-    itself, and both parts are reduced to one softmax.
+    The prefix's keys are read once for all queries instead of once for each request. A second pass attends to the other keys of
+    each request, and both parts are reduced to one softmax.
 
     Args:
-        common_prefix_len: how many leading keys request 0 and every request with a query have in the same blocks. It is a
-            multiple of the block size, and all these keys are context.
+        common_prefix_len: the number of leading keys that request 0 and every request with a query have in the same blocks. It
+            is a multiple of the block size, and all these keys are context.
         q, kv_cache, layer, batch, out, lse, validate: as for `paged_attention`.
 
     Returns:
@@ -52,8 +52,8 @@ def cascade_attention(
 
     Raises:
         ContractError: the arguments contradict the contract. Nothing was written.
-        UnsupportedError: the layer is no decoder, has a rule of positions, which the prefix is attended to without, or has a
-            latent cache; or as `paged_attention`. Nothing was written.
+        UnsupportedError: the layer is no decoder, has a latent cache, or has a rule of positions, which attention to the prefix
+            ignores; or as `paged_attention`. Nothing was written.
     """
     view = check_paged_attention(q, kv_cache, layer, batch, out, lse, values=validate)
     check_int("common_prefix_len", common_prefix_len, minimum=0)
@@ -84,7 +84,7 @@ def cascade_attention_calls(
     architecture: str | None = None,
     compute_units: int | None = None,
 ) -> Iterator[KernelCall]:
-    """The launches of `cascade_attention`: see `paged_attention_calls`. The batch is cut in two on its device at once."""
+    """The launches of `cascade_attention`: see `paged_attention_calls`. The batch is cut in two on its device immediately."""
     if not batch.num_requests:
         return
     assert batch.block_table is not None
@@ -113,7 +113,7 @@ def cascade_attention_calls(
     )
     parts = Parts.empty(prefix_plan.splits + suffix_plan.splits, q, layer, batch)
     keys = PagedKeys(kv_cache)
-    # the sink joins exactly one part; q stands for an output, which these two calls do not write
+    # the sink joins exactly one part; q takes the place of an output, which these two calls do not write
     attend_prefix = AttentionCall(q, keys, dataclasses.replace(layer, sinks=None), prefix, q, None)
     attend_suffix = AttentionCall(q, keys, layer, suffix, q, None)
     yield part_call(prefix_plan, attend_prefix, parts, 0)
@@ -124,7 +124,8 @@ def cascade_attention_calls(
 IMPLEMENTED_RULES = frozenset(
     {"logits_soft_cap", "q_scale", "sinks", "sink_tokens", "ranges_clamped", "qq_bias", "head_size_v"}
 )
-"""The rules that need no position of a key. Without a window `sink_tokens` does nothing, without ranges `ranges_clamped`."""
+"""The rules that need no position of a key. `sink_tokens` has no effect without a window, nor `ranges_clamped` without
+ranges."""
 
 
 def _refuse_unserved(layer: Layer, batch: Batch) -> None:

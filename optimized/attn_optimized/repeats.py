@@ -94,7 +94,8 @@ class _Noted(NamedTuple):
         for launch, (places, types) in self.launches:
             taken = [there[place] for place in places]
             for place, dtype in types:
-                taken[place] = taken[place].view(dtype)
+                if (tensor := taken[place]) is not None:
+                    taken[place] = tensor.view(dtype)
             launch.run(taken, self.device)
 
 
@@ -190,7 +191,8 @@ def _places(call: KernelCall, there: list[torch.Tensor | None]) -> _Places | Non
             there.append(tensor)
         if place is None:
             return None
-        if tensor is not None and tensor.dtype != there[place].dtype:
+        other = there[place]
+        if tensor is not None and other is not None and tensor.dtype != other.dtype:
             types.append((len(places), tensor.dtype))
         places.append(place)
     return _Places(places, types)

@@ -104,7 +104,7 @@ def arguments_of(
     """The checked arguments of transformers' call of a function of attention.
 
     Args:
-        none_is_causal: whether the queries of a causal layer without a mask, if they are several, are causal and begin a
+        none_is_causal: True if the queries of a causal layer without a mask, if they are several, are causal and begin a
             sequence, as for `sdpa`; for `eager` they see all keys.
 
     Raises:

@@ -370,7 +370,7 @@ def _rounding(layer: Any) -> float:
 
 
 def _is_static(layer: Any) -> bool:
-    """Whether a layer gives room that is not written yet, too, which the mask hides."""
+    """True if a layer gives room that is not written yet, too, which the mask hides."""
     from transformers.cache_utils import StaticLayer
 
     return isinstance(layer, StaticLayer)

@@ -59,7 +59,7 @@ def pages_of(cache: Any, layer_index: int, arguments: dict[str, Any]) -> EngineP
 
     Args:
         cache: transformers' PagedAttentionCache, after the step's keys and values were written.
-        arguments: of the step: `read_index` and `write_index`, for each group of layers.
+        arguments: the arguments of the step: `read_index` and `write_index`, for each group of layers.
     """
     of_group = getattr(cache, "layer_to_allocator", {}).get(layer_index)
     if of_group is None or of_group.layer_type != FULL_ATTENTION:

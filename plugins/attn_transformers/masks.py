@@ -26,7 +26,7 @@ def read(
 
     Args:
         seen: [B, Q, K] bool, on the CPU.
-        is_causal: whether the layer calls itself causal: which of two readings that show the same comes first.
+        is_causal: True if the layer calls itself causal: which of two readings that show the same comes first.
         sliding_window: W of the layer. The window (W - 1, W - 1) comes first where it shows the mask.
         packed: in a batch of one row, where the queries and the keys of each request begin, and where the last ones end.
 
@@ -70,7 +70,7 @@ def _whole(seen: torch.Tensor, *, from_start: bool = False) -> list[Request]:
     """One request for each row, of the queries that see a key and of the keys that a query sees.
 
     Args:
-        from_start: whether the keys before the first one that is seen are kept: a window may be what hides them.
+        from_start: True if the keys before the first one that is seen are kept: a window may be what hides them.
     """
     requests = []
     for b, rows in enumerate(seen):

@@ -21,7 +21,7 @@ class PagedCache(Cache):
     cache, the rounded numbers. Rows of beam search share the pages that are full, as in a serving engine.
 
     Args:
-        layout: of the pages.
+        layout: the layout of the pages.
         block_size: tokens of a page.
         kv_cache_dtype: None: the model's dtype; or torch.int8, torch.float8_e4m3fn or torch.float8_e4m3fnuz, with one scale per
             token and head, which are computed when tokens are written.

@@ -263,7 +263,7 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
             layer: vLLM's layer, which has the scales of a float8 cache.
             positions: [P] int64.
             cos_sin_cache: [max_position, rotary_dim].
-            is_neox: whether a pair of dims is (i, i + rotary_dim / 2), and not (2 * i, 2 * i + 1).
+            is_neox: True if a pair of dims is (i, i + rotary_dim / 2), and not (2 * i, 2 * i + 1).
             layer_slot_mapping: [S] int64.
         """
         self.kernels.rope_and_write_kv_cache(

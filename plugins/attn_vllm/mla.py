@@ -187,7 +187,7 @@ class ParityTritonMlaImpl(MLACommonImpl[MLACommonMetadata]):
         Args:
             q: [T_d, N, Lkv + R], or its two parts; under DCP N is the number of heads of all ranks.
             kv_c_and_k_pe_cache: [NB, BS, Lkv + R].
-            attn_metadata: of ParityMlaMetadataBuilder.
+            attn_metadata: metadata of ParityMlaMetadataBuilder.
             layer: vLLM's layer, which has the scale of a float8 cache.
 
         Returns:

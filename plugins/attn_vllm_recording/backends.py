@@ -30,12 +30,12 @@ class Backend:
     """How to read the calls of one implementation of attention.
 
     Args:
-        name: of the backend, as `--attention-backend` takes it.
+        name: the name of the backend, as `--attention-backend` takes it.
         pages: the layout of the cache's pages, from the implementation; None: as vLLM's `--kv-cache-dtype` says.
         merged_parts: for the metadata of a step, the number of parts whose rounded outputs are merged (see Rounding).
-        quantizes_new_tokens: whether the keys of a prompt's new tokens are read from the cache.
-        has_symmetric_window: whether a window ends on the right, too, where nothing is causal.
-        is_ours: whether float32 products are exact to float32.
+        quantizes_new_tokens: True if the keys of a prompt's new tokens are read from the cache.
+        has_symmetric_window: True if a window ends on the right, too, where nothing is causal.
+        is_ours: True if float32 products are exact to float32.
     """
 
     name: str

@@ -41,7 +41,7 @@ class Choice:
     """The part of a call that is judged.
 
     Args:
-        rows: of some requests.
+        rows: the rows of some requests.
         heads, kv_heads: [begin, end) of the query heads and of the KV heads that they read.
     """
 
@@ -58,7 +58,7 @@ def choose(batch: Batch, layer: Layer, turn: int, *, decodes_only: bool) -> Choi
 
     Args:
         turn: the seed of the choice. The choice must not follow from it alone: every so manieth call is one of the same layer.
-        decodes_only: whether to leave out requests of several queries.
+        decodes_only: True if to leave out requests of several queries.
 
     Raises:
         NotJudgedError: there is nothing to choose.

@@ -50,7 +50,7 @@ class IndexCall:
 
     Args:
         layer: vLLM's SparseAttnIndexer.
-        q, k, weights: of its forward_hip.
+        q, k, weights: arguments of its forward_hip.
         metadata: vLLM's DeepseekV32IndexerMetadata of the step.
         turn: how many calls were judged before.
 

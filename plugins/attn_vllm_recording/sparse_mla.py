@@ -36,8 +36,8 @@ class SparseCall:
 
     Args:
         impl: vLLM's ROCMAiterMLASparseImpl.
-        layer, kv_cache, metadata: of its forward_mqa.
-        num_rows: of q.
+        layer, kv_cache, metadata: arguments of its forward_mqa.
+        num_rows: the number of rows of q.
         turn: how many calls were judged before.
 
     Raises:

@@ -226,7 +226,7 @@ class WatchedImpl:
     """An implementation of attention whose calls are recorded.
 
     Args:
-        impl: of one layer.
+        impl: the implementation of one layer.
         given: the arguments of the layer's `Attention`.
     """
 

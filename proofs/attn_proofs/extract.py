@@ -409,7 +409,7 @@ class Extraction:
 
 
 def is_kernel(node: ast.FunctionDef) -> bool:
-    """Whether Triton compiles a function: then `//` truncates."""
+    """True if Triton compiles a function: then `//` truncates."""
     decorators = {ast.unparse(decorator).split("(")[0] for decorator in node.decorator_list}
     return bool(decorators & {"triton.jit", "compiled_once"})
 

@@ -38,7 +38,7 @@ class Scene:
 
     @property
     def owned(self) -> Term:
-        """Whether the tile has row m."""
+        """True if the tile has row m."""
         return self.extraction.local("rows_of_tile", "owned", 0).value.at(z3.Int("m"))
 
     def given(self, *more: Term) -> tuple[Term, ...]:

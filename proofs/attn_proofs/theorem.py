@@ -112,7 +112,7 @@ class Result:
 
 
 def decide(claim: Claim, *, effort: int = EFFORT) -> Result:
-    """Whether a claim holds."""
+    """True if a claim holds."""
     started = time.monotonic()
     solver = _solver(effort, claim.assumptions)
     possible = _answer(solver)

@@ -94,8 +94,8 @@ def paged_attention(
 
     Args:
         q: [T, H, D] float32, float16 or bfloat16, or of the cache's float8 type if there is a `layer.q_scale`.
-        kv_cache: of q's dtype or `layer.kv_cache_dtype`, shaped as `layer.layout` says, of any strides; this step's keys are
-            already written.
+        kv_cache: a tensor of q's dtype or `layer.kv_cache_dtype`, shaped as `layer.layout` says, of any strides; this step's
+            keys are already written.
         layer, batch: what is fixed for the layer, and what changes every step.
         out: [T, H, Dv] or [T, H * Dv] of q's dtype, or float8 if there is a `layer.output_scale`, where Dv is
             `layer.v_head_size`, the width of V; only rows that a request owns are written. None: a new [T, H, Dv] of q's dtype,

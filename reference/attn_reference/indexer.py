@@ -58,7 +58,7 @@ def index_logits(
         indexer: the terms of the index layer.
         batch: causal.
         out: [HS, T, units or more] of the precision, whose first units are written; None: a new tensor.
-        precision: of the result: torch.float32, or torch.float64, in which every product and sum of float8 is exact.
+        precision: the dtype of the result: torch.float32, or torch.float64, in which every product and sum of float8 is exact.
 
     Returns:
         out, or [HS, T, units] for `indexer.num_units(batch.max_seq_len)` units; -inf where a row does not see the unit.

@@ -82,7 +82,7 @@ def gather_kv_cache(
         layer: its layout, kv_cache_dtype and scales are used.
         block_table: [max_blocks] int32, the request's row; entries past `ceil(seq_len / block_size)` are never followed.
         seq_len: how many keys to read.
-        dtype: of the result: float64, which is exact for every cache, float32, float16 or bfloat16.
+        dtype: the dtype of the result: float64, which is exact for every cache, float32, float16 or bfloat16.
 
     Returns:
         key, value: [seq_len, HK, D] and [seq_len, HK, v_head_size], in dtype. Those of a quantized cache are `stored * scale`,

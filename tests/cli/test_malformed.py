@@ -37,8 +37,8 @@ class Reader(NamedTuple):
         arguments: of the command, with {} for the file.
         valid: a file that it would take.
         name: of the malformed file.
-        takes_unknown_fields: whether fields of other versions are left alone.
-        says_anything: whether any value of a field is an answer, as in a model's config, whose other fields are not read.
+        takes_unknown_fields: True if fields of other versions are left alone.
+        says_anything: True if any value of a field is an answer, as in a model's config, whose other fields are not read.
     """
 
     arguments: str

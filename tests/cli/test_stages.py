@@ -89,7 +89,7 @@ def test_what_does_not_compile_or_spills_is_not_timed(facts, why_not, monkeypatc
 
 
 def test_on_a_gpu_each_call_has_a_section(monkeypatch, tmp_path):
-    monkeypatch.setattr(sections, "_this_architecture", lambda: "gfx942")
+    monkeypatch.setattr(sections, "this_architecture", lambda: "gfx942")
     names = [name for name, _ in sections.sections("cuda", examples=1, workers=1, seed=0, folder=tmp_path)]
     assert names[-len(stages.calls()) - 1] == "compile other stages"
     assert names[-len(stages.calls()) :] == [f"stages of {name}" for name in stages.calls()]

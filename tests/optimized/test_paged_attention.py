@@ -167,7 +167,7 @@ def test_pairs_of_dims_change_no_bit(cache, window, paged_call, assert_agrees, m
     outputs = []
     for has_pairs in (True, False):
         if not has_pairs:
-            monkeypatch.setattr(launch_attention, "_has_value_pairs", lambda *_: False)
+            monkeypatch.setattr(launch_attention, "has_value_pairs", lambda *_: False)
         out = torch.zeros_like(call.q)
         for kernel in paged_attention_calls(*call, plan, out=out):
             kernel.run(call.q.device)

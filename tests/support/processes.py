@@ -58,7 +58,7 @@ def signalled(
     """The result of a new interpreter that gets signals once `when` is true of its processes. In the end none of them is left.
 
     Args:
-        group: whether the signals go to all processes of its group, as Ctrl-C does.
+        group: True if the signals go to all processes of its group, as Ctrl-C does.
     """
     mark = f"SIGNALLED_IN={cwd}"
     given = [sys.executable, "-W", "ignore", *map(str, arguments)]

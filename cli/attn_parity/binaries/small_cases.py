@@ -27,8 +27,8 @@ def small_cases(shipped: ShippedCall, *, queries: int, keys: int) -> tuple[Case,
     """Two cases of a call: one of random numbers, and one in which each output names the slots that were read.
 
     Args:
-        queries, keys: of a tile of the attention kernel. Lengths lie just beyond a tile or two, or four: a loop with several
-            stages has met its own stores then. Some request has one token, and some has none.
+        queries, keys: the queries and the keys of a tile of the attention kernel. Lengths lie just beyond a tile or two, or
+            four: a loop with several stages has met its own stores then. Some request has one token, and some has none.
     """
     if shipped.indexer is not None:
         return _index_case(shipped, shipped.indexer, 1), _index_case(shipped, shipped.indexer, 2)

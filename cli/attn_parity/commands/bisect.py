@@ -120,7 +120,7 @@ def _tell(bisection: Bisection) -> None:
 
 
 class _Search:
-    """Runs the case at commits, and keeps what became of it.
+    """Runs the case at commits, and keeps the results.
 
     Attributes:
         tried: each commit at which the case ran, with the result that counts, and words.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from attn_optimized.kernel_call import KernelCall
 
     Calls = dict[str, dict[str, KernelCall]]
-    """Each launch by its architecture and then by its name."""
+    """The launches by architecture and then by name."""
 
 SCHEMA = "attn-parity.compile/1"
 EXAMPLES = 30
@@ -174,7 +174,7 @@ def built(
     """Compile launches behind a progress bar.
 
     Args:
-        launches: where the processes that compile find them.
+        launches: tells the compiling processes where to find the launches.
     """
     jobs = [(architecture, name) for architecture, some in calls.items() for name in some]
     with progress_bar(len(jobs)) as show_bar:

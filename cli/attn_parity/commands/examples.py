@@ -1,4 +1,4 @@
-"""`attn-parity examples`: the files that the guides use, for who has a wheel and no checkout."""
+"""`attn-parity examples`: the files that the guides use, for users with a wheel and no checkout."""
 
 import os
 from pathlib import Path

@@ -160,8 +160,8 @@ class Outcome:
 
     Attributes:
         parts: the parts of the scope, whole, with what is left out of them.
-        ended: the launches that have their verdict, by number, those of earlier runs too.
-        calls, seconds: of this run alone.
+        ended: the launches that have a verdict, by number, with those of earlier runs.
+        calls, seconds: the calls and the seconds of this run only.
     """
 
     plan: Plan
@@ -286,7 +286,7 @@ def _ended(outcome: Outcome, result: Result) -> Ended:
 
 @contextmanager
 def _bar(total: int, done: int) -> Iterator[Callable[[], None]]:
-    """A progress bar of launches; call it when one more has ended."""
+    """A progress bar of launches. Call it when another one has ended."""
     columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as progress:
         task = progress.add_task("launches", total=total, completed=done)

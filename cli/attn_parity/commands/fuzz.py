@@ -52,9 +52,9 @@ from hypothesis.database import ExampleDatabase
 
 PROFILES = {"ci": 300, "nightly": 40_000, "soak": 1_000_000}
 MOST_EXAMPLES, MINUTES = 100_000, 10.0
-"""Minutes of a run that keeps going, by default."""
+"""The default minutes of a run that keeps going."""
 DRAWING = 2 / 3
-"""The share of its time in which it draws cases. In the rest, failures that wait are shrunk."""
+"""The share of such a run's time in which it draws cases. In the rest it shrinks failures that wait."""
 RUNS_SCHEMA = "attn-parity.fuzz-runs/1"
 _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items())
 
@@ -204,7 +204,7 @@ Runs = tuple[dict[str, Run], list[str]]
 
 @dataclass(frozen=True)
 class _Begun:
-    """A run that begins: where, and by target its plan, the target, and the names of past cases."""
+    """A run that begins: its executor, and for each target the plan, the target, and the names of past cases."""
 
     executor: Executor
     plans: Mapping[str, FuzzPlan]
@@ -235,7 +235,7 @@ class _Begun:
         return {name: run}, errors
 
     def keep_going(self, until: float | None, minutes: float | None) -> Runs:
-        """Run the shards of all targets by turns, past each failure.
+        """Run the shards of all targets in turn, and go on after each failure.
 
         Args:
             until: nothing new begins after this time.

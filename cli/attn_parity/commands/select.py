@@ -25,7 +25,7 @@ _FLOAT8 = ("fp8_e4m3fn", "fp8_e4m3fnuz")
 FP8 = "fp8"
 """vLLM's name of a cache of the architecture's own float8 type."""
 _OWN_BACKENDS = "this project's backends alone: FLASH_ATTN, FLASHINFER and others of vLLM's are not considered"
-"""The note where there is no ROCm, and so no AITER: vLLM's first choice there is a backend that this project has not."""
+"""The note for machines without ROCm, and so without AITER: this project has no backend that vLLM prefers there."""
 
 _OPTION_TYPES: dict[Any, dict[str, Any]] = {
     int: {"type": int},
@@ -139,7 +139,7 @@ def command(
 def _select(
     model_input: SelectionInput, architecture: str, aiter: "Aiter", backends: tuple[str, ...], serve: str
 ) -> dict[str, Any]:
-    """Select, print, and return the result as JSON has it. `serve` is what vLLM is to load."""
+    """Select, print, and return the result as in JSON. `serve` names the model for `vllm serve`."""
     from attn_optimized.selector import select_model
 
     model = model_input.model_on(architecture)
@@ -183,7 +183,7 @@ def _select(
 def _unserved(
     layers: dict[str, AttentionConfig], kv_sharing: Mapping[str, str], architecture: str, aiter: "Aiter"
 ) -> dict[str, str]:
-    """Why no backend serves a layer, by its name, where another layer is served. UnsupportedError: none is."""
+    """The reasons why layers, by name, are not served while others are. UnsupportedError: no layer is served."""
     from attn_optimized.selector import select_model
 
     why: dict[str, UnsupportedError] = {}
@@ -201,7 +201,7 @@ def _unserved(
 
 
 def _refuse_of_all_backends(layers: dict[str, AttentionConfig], architecture: str, aiter: "Aiter") -> None:
-    """Refuse what no backend serves for one and the same reason. It is this project's reason, and no backend's of vLLM."""
+    """Refuse a model that all backends refuse for one reason. The reason is this project's, not that of a backend of vLLM."""
     from attn_optimized.backends import BACKENDS
     from attn_optimized.selector import cache_kind, priorities
 

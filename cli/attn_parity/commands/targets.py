@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def command(name: str | None, device: str) -> None:
     """List what can be fuzzed here, or describe one target: what it is, why it cannot run, its modes, what it supports.
 
-    Without the extra `fuzz`, the names of our targets alone.
+    Without the extra `fuzz`, it prints only the names of our targets.
     """
     try:
         from attn_fuzz.targets import registry  # noqa: F401
@@ -72,7 +72,7 @@ def _modes() -> "Table":
 
 
 def _print_packages(device: str) -> None:
-    """Print targets of other packages. Of one that is not here the names alone are known, and no module is imported."""
+    """Print targets of other packages. Only the names are known of a package that is not here; no module is imported."""
     from attn_fuzz.targets import registry
 
     for name, package in registry.packages().items():

@@ -61,7 +61,7 @@ class Call:
     Args:
         layer: the number of the layer, counted from 0 in its list of layers.
         path: the module's name in the model, without that number and the names of lists.
-        num_heads, num_kv_heads, head_size, v_head_size: of q, k and v as handed.
+        num_heads, num_kv_heads, head_size, v_head_size: the sizes of q, k and v as handed.
         rules: window, chunked_local, selection_unit, logits_soft_cap and sinks, as in AttentionConfig.
         attn_type, top_k: as in AttentionConfig.
         shared_with: the layer whose keys it is handed; None: its own.

@@ -37,9 +37,6 @@ def check_attention_tensors(
 
     Args:
         inputs: q with the cache, or q, k and v, by name.
-
-    Raises:
-        ContractError: naming the first tensor that is wrong.
     """
     check_type("layer", layer, Layer, "a Layer")
     check_type("batch", batch, Batch, "a Batch")
@@ -65,13 +62,7 @@ def check_paged_attention(
         out: [T, H, v_head_size] or [T, H * v_head_size] of q's dtype, or of a float8 type with an output_scale; None: the
             caller allocates it in `dtype_of_output`. With a float8 q it is of any of these types.
         lse: [H, T] float32; None: the caller does not want it, or allocates it.
-        values: whether to check lengths, blocks, slots, biases and scales, too: the `validate` of whoever is called.
-
-    Returns:
-        The cache's view, read back from its shape and strides.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
+        values: True if to check lengths, blocks, slots, biases and scales, too: the `validate` of whoever is called.
     """
     check_type("validate", values, bool, "a bool")
     check_attention_tensors({"q": q, "kv_cache": kv_cache}, layer, batch, out, lse)
@@ -119,10 +110,7 @@ def check_varlen_attention(
         q: [T, H, D] float32, float16 or bfloat16, finite in the rows of requests.
         k, v: [T_kv, HK, D] and [T_kv, HK, v_head_size] of q's dtype, finite in the rows of requests.
         out, lse: as in check_paged_attention.
-        values: whether to check lengths, biases and scales, too: the `validate` of whoever is called.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
+        values: True if to check lengths, biases and scales, too: the `validate` of whoever is called.
     """
     check_type("validate", values, bool, "a bool")
     check_attention_tensors({"q": q, "k": k, "v": v}, layer, batch, out, lse)
@@ -150,9 +138,6 @@ def check_own_tokens(
     A prefill may read them instead of the cache.
 
     This comes on top of check_paged_attention, which checks everything else of the call.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
     """
     check_tensors({"q": q, "k": k, "v": v}, given(out=out))
     _check_keys_of_step(k, v, q, layer, batch)

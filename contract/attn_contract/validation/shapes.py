@@ -31,10 +31,7 @@ def check_cache(kv_cache: torch.Tensor, layer: Layer, dtype: torch.dtype) -> KVC
     """Check a cache, and the caches of its scales, against a layer that has a layout.
 
     Args:
-        dtype: of q, k and v; an unquantized cache has the same.
-
-    Returns:
-        The cache's view, read back from its shape and strides.
+        dtype: the dtype of q, k and v; an unquantized cache has the same.
     """
     expected = layer.kv_cache_dtype or dtype
     if kv_cache.dtype != expected:

@@ -14,8 +14,8 @@ The file holds these tensors, if the case has them. Each is dense:
     output_scale                    [1]
     out, lse                        [rows, H, Dv] and [H, rows]: what the call gave, if it was captured too
 
-`out` is kept if it has no more than KEPT_ELEMENTS elements. The file does not hold slots, rows and table entries that the call
-does not use. A replay fills them with poison.
+`out` is kept if it has no more than KEPT_ELEMENTS elements. Slots, rows and table entries that the call does not use are
+not in the file. A replay fills them with poison.
 """
 
 import hashlib
@@ -67,7 +67,7 @@ def capture(
 
     Args:
         call: tensors on any device.
-        path: of the case, *.json; the tensors go into a file of the same name, *.safetensors.
+        path: the file of the case, *.json; the tensors go into a file of the same name, *.safetensors.
         target: name of the target on which `replay` runs the case by default.
         requests: indices of the requests to keep; None keeps all.
         out, lse: what a kernel gave, [T, H, Dv] or [T, H * Dv], and [H, T], to be kept beside the call. An output of more than
@@ -224,7 +224,7 @@ def _rules(call: Call) -> dict[str, Any]:
 
 
 def _selected_width(call: Call, kept: Sequence[int]) -> int | None:
-    """How many entries a row of the selection has, up to the last column in which a request's row names a unit."""
+    """The number of entries in a row of the selection, up to the last column in which a request's row names a unit."""
     if call.batch.selected is None:
         return None
     names_unit = (call.batch.selected[:, _rows(call, kept)] >= 0).flatten(0, 1).any(0).nonzero()

@@ -45,7 +45,7 @@ PROGRAM_ORDERS: tuple[ProgramOrder, ...] = get_args(ProgramOrder)
 CONTENTS, MODE, ILLEGAL = "contents", "mode", "illegal"
 MAX_EARLIER = 3
 CHOICES = 1009
-"""Seeds of values choose as many combinations of forms."""
+"""The number of combinations of forms that seeds of values choose from."""
 _HELD_RULES = {**held_rules(Layer), **held_rules(Batch)}
 CHANGES = (
     *("same", "output strides", "output dtype", "lse", "lse strides", "q strides", "k strides", "v strides"),
@@ -109,7 +109,7 @@ class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             if the scales of a page lie behind its rows. Or after each row of K and of V, in layouts that have them apart.
         order, num_layers, layer: only for layouts whose rows hold K and V side by side. `order` is the order of dimensions in
             memory, `num_layers` layers share the allocation, and `layer` is the index of the layer under test.
-        dtype: of a quantized cache; None: the cache has the layer's dtype.
+        dtype: the dtype of a quantized cache; None: the cache has the layer's dtype.
         scales: kind of a quantized cache's scales. None if the cache is not quantized, or if its rows hold their own scales.
         writer: another layout through which this step's K and V are written. Both views address the same elements.
         neighbour: layout of a second layer, which owns all blocks that no request owns. Both layouts have the same footprint.
@@ -145,7 +145,7 @@ class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
     Attributes:
         rotary_dim: even number of dims that are rotated; the other dims stay as they are.
-        neox: whether dims i and i + rotary_dim / 2 are a pair, instead of 2i and 2i + 1.
+        neox: True if dims i and i + rotary_dim / 2 are a pair, instead of 2i and 2i + 1.
         narrow_cache: cos_sin_cache is of the layer's dtype instead of float32.
         all_rows: positions are given for all rows of q, as in a captured graph with padding. There are then fewer slots than
             positions.
@@ -161,7 +161,7 @@ class Values(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """The contents of tensors. `attn_fuzz.cases.contents` explains the kinds, and `captures` the kind "captured".
 
     Attributes:
-        seed: of all numbers that are drawn.
+        seed: the seed of all numbers that are drawn.
         file, sha256: only of a captured call: the file that holds its tensors, and the hash of this file. A case file gives the
             plain name of a file in its folder; in memory, `file` is a path. The case's fields sinks, alibi_slopes, qq_bias and
             scales then say only that the file holds such tensors.
@@ -173,7 +173,8 @@ class Values(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
 
     def choice(self, what: str, count: int) -> int:
-        """One of `count` forms of `what`, drawn by the seed: 0, the simplest, by seed 0. Seeds that are CHOICES apart agree."""
+        """Choose one of `count` forms of `what` by the seed. Seed 0 gives 0, the simplest. Seeds that are CHOICES apart
+        agree."""
         chosen = self.seed % CHOICES
         return random.Random(f"{what} {chosen}").randrange(count) if chosen else 0
 
@@ -214,7 +215,7 @@ class Case(
         rows_past: rows of q after num_actual_tokens.
         kv_rows_past: rows of k and v after the last slot.
         unwritten: query rows whose slot is -1, because an earlier step has written their K and V.
-        writes: whether this step writes K and V. Cross-attention writes only in its first step.
+        writes: True if this step writes K and V. Cross-attention writes only in its first step.
         recycled: keys that no query sees hold NaN. An engine gives blocks outside every window to other requests.
         ordinary_writes: the second layer writes ordinary numbers, instead of also NaN, infinities and the numbers where a
             dtype's range ends.

@@ -54,7 +54,7 @@ def check(case: Case) -> None:
 
 
 def contradiction(case: Case) -> str | None:
-    """The message of `check` about a case; None if it is valid."""
+    """The error message of `check`; None if the case is valid."""
     try:
         check(case)
     except CaseError as error:
@@ -73,7 +73,7 @@ def _check_rules(case: Case) -> None:
 
 
 def _check_float8_queries(case: Case) -> None:
-    """Check what Layer and a call of attention ask of q_scale."""
+    """Check the requirements of Layer and of a call of attention on q_scale."""
     if case.cache is None or case.cache.dtype in (None, "int8") or case.cache.layout.latent_format is not None:
         raise CaseError("q_scale: null, or a cache of a float8 type, without scales in latent rows")
     if case.rope is not None or case.fused_qkv:

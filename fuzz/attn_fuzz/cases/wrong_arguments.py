@@ -1,4 +1,4 @@
-"""Tensors that an argument of a call must not be: of another dtype, shape, stride or device. No value in them is wrong.
+"""Tensors with a dtype, shape, stride or device that an argument of a call must not have. Their values are right.
 
 So a function refuses them whether or not it checks values in tensors, and whether or not a legal call of the same form came
 before.
@@ -94,7 +94,7 @@ def wrong_attention(
 
 
 def _shorter(tensors: dict[str, torch.Tensor], dims: dict[str, int], length: int) -> dict[str, torch.Tensor]:
-    """The tensors, alike, with fewer elements in a dimension. A flat output has its heads in its rows."""
+    """The same tensors with fewer elements in a dimension. A flat output has its heads in its rows."""
     found = {}
     for name, tensor in tensors.items():
         is_flat = name == "out" and tensor.dim() == 2 and dims[name] == 1
@@ -146,7 +146,7 @@ def dims_of(layout: Layout | None, *names: str) -> tuple[int, ...]:
 
 
 def _longer(right: torch.Tensor, dim: int) -> torch.Tensor:
-    """One more in a dimension, where it is 0."""
+    """The tensor with one more element in a dimension; the element is 0."""
     longer = right.new_zeros([size + (i == dim) for i, size in enumerate(right.shape)])
     longer.narrow(dim, 0, right.shape[dim]).copy_(right)
     return longer

@@ -17,12 +17,12 @@ class Call:
     """One call of a target.
 
     Args:
-        quantities: of the call.
+        quantities: the quantities of the call.
         inputs: tensors that the call is given.
         outputs: tensors that are compared after it.
 
     Attributes:
-        quantities, memory, host: of the call.
+        quantities, memory, host: the quantities, the memory and the host of the call.
         refusal: the first reason why exact mode cannot carry the call; empty if there is none so far.
     """
 

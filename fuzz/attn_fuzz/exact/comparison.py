@@ -94,7 +94,7 @@ def _wrong_out(held: Elements, rows: Rows, dtype: torch.dtype) -> Inequality | N
 
 
 def _is_clamped(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    """Whether an element is the largest number of a float8 output, of either sign. The judge knows whether it should be."""
+    """True if an element is the largest number of a float8 output, of either sign. The judge knows whether it should be."""
     if not dtype.is_floating_point or dtype.itemsize > 1:
         return np.zeros(values.shape, np.bool_)
     largest = torch.finfo(dtype).max

@@ -32,7 +32,7 @@ class Host(EagerMode):
     The mode keeps all memory that is allocated, so that no other tensor gets the address of a tensor that is gone.
 
     Attributes:
-        launches: whether a launch is running. The interpreter uses torch, too, and torch then computes nothing for the host.
+        launches: True if a launch is running. The interpreter uses torch, too, and torch then computes nothing for the host.
     """
 
     def __init__(self, memory: Memory, quantities: Quantities) -> None:
@@ -95,7 +95,7 @@ class Host(EagerMode):
         """The elements of what is moved, and where its bits are those of elements, of the result's shape.
 
         Args:
-            floats: whether floats are moved, or the bits of floats.
+            floats: True if floats are moved; False: the bits of floats.
         """
         shape, computed = movement.places.shape, np.zeros(movement.places.size, np.bool_)
         parts = [(np.arange(0), elements.of_floats(np.zeros(0)))]
@@ -145,7 +145,7 @@ class Host(EagerMode):
                 self._memory.cloud(tensor, f"integers that torch's {name} has made of computed numbers")
 
     def _matters(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor holds floats, or integers that are not what they look like."""
+        """True if a tensor holds floats, or integers that are not what they look like."""
         return tensor.is_floating_point() or not self._is_itself(tensor)
 
     def _is_itself(self, tensor: torch.Tensor) -> bool:
@@ -203,18 +203,18 @@ def _written(func: Any, arguments: dict[str, Any]) -> list[Any]:
 
 
 def _is_of_sizes_alone(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether an operator's result is on the meta device, where tensors hold nothing."""
+    """True if an operator's result is on the meta device, where tensors hold nothing."""
     return str(kwargs.get("device")) == "meta" or any(each.is_meta for each in _tensors((args, kwargs)))
 
 
 def _is_plain(read: Iterable[Any]) -> bool:
-    """Whether nothing that an operator reads was computed."""
+    """True if nothing that an operator reads was computed."""
     blocks = [each for value in read for each in (value if isinstance(value, list) else [value])]
     return all(as_floats(each) is not None for each in blocks if isinstance(each, Elements))
 
 
 def _converts(source: torch.Tensor, target: torch.Tensor) -> bool:
-    """Whether a copy may round, or makes floats of integers."""
+    """True if a copy may round, or makes floats of integers."""
     if source.is_floating_point() != target.is_floating_point():
         return True
     return source.dtype != target.dtype and torch.promote_types(source.dtype, target.dtype) != target.dtype

@@ -27,7 +27,7 @@ class Memory:
     """The elements in the memory of one call.
 
     Args:
-        quantities: of the call.
+        quantities: the quantities of the call.
     """
 
     def __init__(self, quantities: Quantities) -> None:
@@ -65,7 +65,7 @@ class Memory:
         return self._shadows.get(_base(tensor))
 
     def holds_elements(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor holds elements that were stored."""
+        """True if a tensor holds elements that were stored."""
         shadow = self.shadow_of(tensor)
         if shadow is None or not tensor.numel() or tensor.element_size() != shadow.itemsize:
             return shadow is not None and tensor.numel() > 0
@@ -81,7 +81,7 @@ class Memory:
         return self._clouded.get(_base(tensor), "")
 
     def is_itself(self, tensor: torch.Tensor) -> bool:
-        """Whether all that lies in a tensor's allocation is what it looks like, and has no element beside it."""
+        """True if all that lies in a tensor's allocation is what it looks like, and has no element beside it."""
         base = _base(tensor)
         return base in self._known and base not in self._shadows and base not in self._clouded
 

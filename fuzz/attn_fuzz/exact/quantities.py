@@ -33,7 +33,7 @@ class Quantities:
 
     Args:
         numbers: by name, such as "scale". Each is that very float.
-        floats: of tensors that a host may read number by number, such as the sinks. Each is itself.
+        floats: the numbers of tensors that a host may read number by number, such as the sinks. Each is itself.
     """
 
     def __init__(self, numbers: dict[str, float], floats: Iterable[float] = ()) -> None:

@@ -15,7 +15,7 @@ class Shadow:
     """The elements of one allocation.
 
     Args:
-        address: of the allocation.
+        address: the address of the allocation.
         elements: floats that fit into it.
         itemsize: bytes of each float.
     """

@@ -33,7 +33,7 @@ class Rows:
 
     Args:
         request: its index.
-        rows: of q.
+        rows: indices of rows of q.
         out: [q, H, D] values.
         total: [H, q] values: l, whose logarithm is the LSE.
         is_empty: [H, q], whether a row has neither a key nor a sink. Its out is 0 and its LSE is -inf.

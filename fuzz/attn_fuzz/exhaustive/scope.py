@@ -40,12 +40,12 @@ class Part:
 
     Args:
         what: for people.
-        num_requests: of each call.
+        num_requests: the number of requests of each call.
         query_lens, seq_lens, block_sizes: all combinations are enumerated. A target that does not serve a block size gets the
             next larger one that it serves.
         choices: of layers.
-        pairs: whether layers have two choices at once, too.
-        packed: whether calls of one request are run together (`attn_fuzz.exhaustive.packing`). If not, each call is a launch of
+        pairs: True if layers have two choices at once, too.
+        packed: True if calls of one request are run together (`attn_fuzz.exhaustive.packing`). If not, each call is a launch of
             its own.
     """
 

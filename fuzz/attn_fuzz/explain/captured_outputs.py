@@ -38,7 +38,7 @@ def verdict(case: Case, *, explains: bool = False) -> Verdict | None:
     """The verdict on the outputs that a captured case keeps; None if it keeps none. HARD decides, as in a recording.
 
     Args:
-        explains: whether to look for what explains a wrong output.
+        explains: True if to look for what explains a wrong output.
 
     Raises:
         CaseError: as `step`; or a request attends to NaN, or the file names a rounding that there is none of.

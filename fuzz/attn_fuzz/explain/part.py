@@ -24,7 +24,7 @@ class Part:
 
     Attributes:
         outputs: what a variant makes of the results; None: nothing.
-        own_keys: whether the step's own keys and values are those of k and v, and not what the cache holds.
+        own_keys: True if the step's own keys and values are those of k and v, and not what the cache holds.
     """
 
     call: Call

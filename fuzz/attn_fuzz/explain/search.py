@@ -36,7 +36,7 @@ class Explained(NamedTuple):
 
     Args:
         outputs: how many of the outputs it explains, from the first on.
-        everywhere: whether the output is the variant's in all rows. If not, it is so in all wrong rows, and the other rows are
+        everywhere: True if the output is the variant's in all rows. If not, it is so in all wrong rows, and the other rows are
             right although the variant would change them.
     """
 
@@ -168,7 +168,7 @@ def _made(part: Part, change: Change) -> Part | None:
 
 
 def _leads_out(part: Part, variants: Sequence[Variant]) -> bool:
-    """Whether the first of the mistakes reads beyond the cache, where nobody knows what lies."""
+    """True if the first of the mistakes reads beyond the cache, where nobody knows what lies."""
     for change in variants[0].changes:
         try:
             change(part)

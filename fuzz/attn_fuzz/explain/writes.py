@@ -81,7 +81,7 @@ def _rotating(change: Callable[[Rotation], Rotation]) -> Callable[[Write], Write
 
 
 def _same(attempt: Attempt, step: Step) -> dict[str, bool]:
-    """Whether a step has the cache (K) and the queries (q) that the target left, bit by bit."""
+    """True if a step has the cache (K) and the queries (q) that the target left, bit by bit."""
     return {
         "K": all(torch.equal(bits(attempt.written[name]), bits(tensor)) for name, tensor in step.memory.items()),
         "q": torch.equal(bits(attempt.step.q), bits(step.q)),

@@ -113,7 +113,7 @@ def load(package: str, files: Sequence[str], *, stubs: Stubs | None = None, fold
             package is in `files`, too, or in one of these folders, or in `stubs`.
         stubs: the contents of all other modules that the files import of the package. Modules of other packages are imported as
             usual, unless they are stubs.
-        folder: of the package; default: `sources(package)`.
+        folder: the folder of the package; default: `sources(package)`.
 
     Raises:
         MissingSourcesError: the package or a file is not here.

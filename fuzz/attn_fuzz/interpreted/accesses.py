@@ -74,9 +74,9 @@ def _keeping_region(method: Any, operand: int, *, begins: bool) -> Any:
     """A method whose pointers keep the Region of the pointers from which they are computed.
 
     Args:
-        method: of the builder.
+        method: a method of the builder.
         operand: the position of the pointers among its operands.
-        begins: whether pointers without a Region may be an argument itself, whose Region the result then gets.
+        begins: True if pointers without a Region may be an argument itself, whose Region the result then gets.
     """
 
     def op(builder: Any, *operands: Any) -> Any:

@@ -11,7 +11,7 @@ class EagerMode(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Whether torch keeps each operation from its compiler. It would import the compiler, in two seconds of a process."""
+        """True if torch keeps each operation from its compiler. It would import the compiler, in two seconds of a process."""
         return False
 
 

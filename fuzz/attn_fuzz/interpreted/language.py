@@ -122,5 +122,5 @@ def _not(tensor: type) -> Callable[[Any], Any]:
 
 
 def _is_logical(value: Any, tensor: type) -> bool:
-    """Whether Triton's operators take a value: a block, or a scalar of int1."""
+    """True if Triton's operators take a value: a block, or a scalar of int1."""
     return isinstance(value, tensor) and (value.type.is_block() or value.dtype.name == "int1")

@@ -20,11 +20,11 @@ ALLOCATE = {
 NUMBER = 0x41
 """A byte of which every floating type makes a number between 1 and 16."""
 holds_numbers = False
-"""Whether new memory of this process holds numbers, inside of `filled`."""
+"""True if new memory of this process holds numbers, inside of `filled`."""
 
 
 def numbers_in(case: Case) -> bool:
-    """Whether new memory holds numbers in a case."""
+    """True if new memory holds numbers in a case."""
     return case.values.choice("new memory", 2) == 1
 
 

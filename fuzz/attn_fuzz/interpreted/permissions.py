@@ -37,7 +37,7 @@ class Region:
         tensor: the tensor that the target was given. Messages name an element by its indices in this tensor.
         rights: [elements of the storage] int32: READ, WRITE, and the bit of each request to which the element belongs.
         reads, writes: which elements may be read, and which may be written, in words. Empty if no element may.
-        owned: whether elements belong to requests.
+        owned: True if elements belong to requests.
         place: names an element of the storage; None if the indices in the tensor say enough.
         written: [elements of the storage, bytes of an element] bool, of memory that the call has allocated; else None.
     """
@@ -61,7 +61,7 @@ class Region:
         return offset < np.uint64(self.tensor.untyped_storage().nbytes())
 
     def contains(self, address: int) -> bool:
-        """Whether an address is the address of an element of the tensor, not only of its storage."""
+        """True if an address is the address of an element of the tensor, not only of its storage."""
         return self._index((address - self.address) // self.tensor.element_size())[1] == 0
 
     def describe(self, element: int) -> str:

@@ -268,7 +268,7 @@ class Watch(_Launches):
 
         Args:
             pointers: a block of the interpreter, whose first axis is of the programs that run together.
-            mask: of the block's shape, or None.
+            mask: a mask of the block's shape, or None.
             active: which of the programs access memory, [programs] bool; None: all of them.
             value: the block that is stored; None if nothing is.
 
@@ -344,7 +344,7 @@ class Watch(_Launches):
         return access == "store" and self._repeats(region, element)
 
     def _repeats(self, region: Region, element: np.ndarray) -> bool:
-        """Whether an element occurs twice."""
+        """True if an element occurs twice."""
         if (element[1:] > element[:-1]).all():
             return False
         last, lane = self._log(self._lane, region), np.arange(len(element), dtype=np.int32)

@@ -18,7 +18,7 @@ _FOLDED = ("create_make_range", "create_splat", "create_expand_dims")
 """Beside `get_...`: methods that give a constant of constants."""
 _PLAIN = (int, bool, str, type(None))
 in_use = True
-"""Whether operations are played in this process. Exact mode runs them as they are: its constants belong to a call."""
+"""True if operations are played in this process. Exact mode runs them as they are: its constants belong to a call."""
 
 
 class _Step(NamedTuple):

@@ -92,7 +92,7 @@ class RadixManager:
 
     Args:
         page_size: 1: the allocator of tokens.
-        num_tokens: of the pool.
+        num_tokens: the pool's number of tokens.
     """
 
     max_tokens = MAX_TOKENS

@@ -130,7 +130,7 @@ def pairs(names: Sequence[str], together: Sequence[Sequence[int]], why_none: Cal
     name above its first cell, on the diagonal.
 
     Args:
-        names: of the features.
+        names: names of features.
         together: examples by pair of features, [feature, feature]. Those above the diagonal are read.
         why_none: why no example can have two features; None if one can.
     """

@@ -58,7 +58,7 @@ class Attempt:
         prepare: Callable[[Step], None] | None = None,
     ) -> None:
         """Args:
-        follows: whether the case's own call computes with elements (`attn_fuzz.exact`).
+        follows: True if the case's own call computes with elements (`attn_fuzz.exact`).
         fenced: where the target's tensors lie against unmapped pages. Then the attempt knows no more than its error: `step`
             is not to be asked for.
         prepare: changes the step before the target gets it.
@@ -129,7 +129,7 @@ class Attempt:
 
     @property
     def is_refused(self) -> bool:
-        """Whether the target refused a case that it does not support, or code that the compiler made wrong."""
+        """True if the target refused a case that it does not support, or code that the compiler made wrong."""
         return isinstance(self.error, MiscompiledError) or (
             bool(self.beyond) and isinstance(self.error, ValueError | NotImplementedError)
         )
@@ -184,7 +184,7 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
         step: the step of the case's own call. A change of the layer keeps the step's Batch, because the layers of a model share
             a Batch.
         name: name of the change.
-        in_full: whether the requests of the earlier call have their queries. They have none for an interpreted kernel, which is
+        in_full: True if the requests of the earlier call have their queries. They have none for an interpreted kernel, which is
             slow.
 
     Raises:
@@ -214,7 +214,7 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
 
 
 def _keeps_writes(target: Target, device: str) -> bool:
-    """Whether a target may be asked for writes that its case does not have, and may keep something of them."""
+    """True if a target may be asked for writes that its case does not have, and may keep something of them."""
     return target.refuses and not target.compiles and target.support(device).engine == ANY_ENGINE
 
 
@@ -252,7 +252,7 @@ def refuse_wrong_writes(cache_write: Write, step: Step, target: Target) -> None:
 
 
 def _writes_itself(cache_write: Write, target: Target) -> bool:
-    """Whether the target has a function for a write, so that the reference does not make it."""
+    """True if the target has a function for a write, so that the reference does not make it."""
     return getattr(target, _function_of(cache_write)) is not None
 
 

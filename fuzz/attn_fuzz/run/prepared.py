@@ -44,9 +44,9 @@ _IMPORTED = [
 ]
 
 _STARTS = threading.Lock()
-"""Held while the environment of this process is that of the server."""
+"""Held while this process has the environment of the server."""
 MOST_DEATHS = 10
-"""So many servers of a run may die."""
+"""The most servers of a run that may die."""
 _LOST = 256
 """The exit code of a process whose server died before it. No process ends with it."""
 KILLS = 2
@@ -89,7 +89,7 @@ class _Process(ForkServerProcess):
         while True:
             if not _is_fork():
                 with _STARTS:
-                    _have_server()
+                    have_server()
             try:
                 return super().start()
             except (EOFError, ConnectionError):
@@ -136,7 +136,7 @@ def context(device: str) -> SpawnContext | ForkServerContext:
     return _Context()
 
 
-def _have_server() -> None:
+def have_server() -> None:
     """Start a server, unless this process has one that runs."""
     global _deaths
     server: Any = forkserver._forkserver
@@ -209,12 +209,12 @@ def _call_patched(environment: dict[str, str], mutant: Mutant, held: _Pickled) -
 
 
 def is_lost(process: BaseProcess) -> bool:
-    """Whether nobody knows how a process has ended, because its server died before it. If it ran, it is killed."""
+    """True if nobody knows how a process has ended, because its server died before it. If it ran, it is killed."""
     return process.exitcode == _LOST
 
 
 def is_killed(process: BaseProcess) -> bool:
-    """Whether a process that has closed its connection was ended from outside: by SIGKILL, or because it is lost."""
+    """True if a process that has closed its connection was ended from outside: by SIGKILL, or because it is lost."""
     process.join(_PATIENCE_SECONDS)
     return is_lost(process) or process.exitcode == -signal.SIGKILL
 
@@ -303,7 +303,7 @@ def end_with_parent(*, group: bool = False) -> None:
     that a kernel keeps in C code. On other systems a thread watches the pipe.
 
     Args:
-        group: whether all processes of this process's group end, too.
+        group: True if all processes of this process's group end, too.
     """
     ignore_interrupts()
     parent = multiprocessing.parent_process()
@@ -325,7 +325,7 @@ def _exit_after(parent: BaseProcess) -> None:
 
 
 def _is_fork() -> bool:
-    """Whether this process is a fork of a server, which starts the processes of its forks, too: Python has told it where."""
+    """True if this process is a fork of a server, which starts the processes of its forks, too: Python has told it where."""
     server: Any = forkserver._forkserver
     has_key = getattr(server, "_forkserver_authkey", "needs none") is not None  # a Python that asks for a key may withhold it
     return server._forkserver_address is not None and server._forkserver_pid is None and has_key

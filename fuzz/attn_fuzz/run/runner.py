@@ -57,9 +57,9 @@ class Outcome:
     """The results of a run's shards.
 
     Attributes:
-        progress: of each shard, by its index; a shard that never started has no examples.
+        progress: the progress of each shard, by its index; a shard that never started has no examples.
         restarted: indices of shards that ran again because their worker process died before it had found a failure.
-        interrupted: whether Ctrl-C or SIGTERM ended the run.
+        interrupted: True if Ctrl-C or SIGTERM ended the run.
         error: the error that ended the run, or None.
         finished: indices of shards that ran to their end.
     """
@@ -88,7 +88,7 @@ def in_turns(plans: Sequence[FuzzPlan], support: Support) -> list[FuzzPlan]:
     workers have nothing to do.
 
     Args:
-        support: of the target.
+        support: the support of the target.
     """
 
     def turns(plan: FuzzPlan) -> int:
@@ -149,7 +149,7 @@ def run(
 
 @dataclass
 class _Noting:
-    """Whether a signal raises KeyboardInterrupt, too: while workers are being started, which takes seconds."""
+    """True if a signal raises KeyboardInterrupt, too: while workers are being started, which takes seconds."""
 
     raises: bool = True
 
@@ -262,7 +262,7 @@ class _Pool(Generic[W]):
         """Start another worker in place of a dead one, whose plan is run again unless it has already found a failure.
 
         Args:
-            is_lost: whether the server has died: that is no death of the plan, and there may be only so many of them.
+            is_lost: True if the server has died: that is no death of the plan, and there may be only so many of them.
         """
         index = self.busy.pop(worker)
         if self.outcome.interrupted or self.outcome.error is not None:

@@ -49,7 +49,7 @@ class Fault:
 
     Args:
         position: the first position of the request that is wrong.
-        step: of the read.
+        step: the number of the step that read.
         slot: that attention was handed for this position; None in a cache without slots.
         expected_slot: where the position was written.
         expected: the write of this position; None if there was none.

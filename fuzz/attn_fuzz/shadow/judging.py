@@ -146,7 +146,7 @@ def _kind_of_source(state: State, read: Read, position: int, source: Any) -> Kin
 
 
 def _is_close(state: State, mark: int, handed: Contents, close: float) -> bool:
-    """Whether a key is close to the one of this mark, or this one is not kept."""
+    """True if a key is close to the one of this mark, or this one is not kept."""
     kept = state.kept(mark)
     return kept is None or all(_are_close(old, new, close) for _, old, new in _pairs(kept, handed))
 

@@ -68,7 +68,7 @@ class Shadow:
         return 0 if track is None else track.end
 
     def has_written(self, layer: Hashable, slots: Any) -> bool:
-        """Whether anything was written into any of these slots of the layer's pool."""
+        """True if anything was written into any of these slots of the layer's pool."""
         return bool(self._state.slots(layer).get(_numbers("slots", slots))["mark"].any())
 
     def next_step(self) -> None:
@@ -146,7 +146,7 @@ class Shadow:
             positions: [n], for which attention takes the keys that it is handed, in order.
             slots: [n], where it finds them.
             keys, values: [n, ...], as for `write`.
-            whole: whether these are all keys that it is handed for this request: then none may be missing, and the last one is
+            whole: True if these are all keys that it is handed for this request: then none may be missing, and the last one is
                 the last that this step wrote.
             masked: for how many keys attention has a mask; None: as many as it is handed.
             close: how far a key may be off, of the largest element of what was written, as in a quantized cache. Keys that

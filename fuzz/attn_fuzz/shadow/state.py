@@ -24,7 +24,7 @@ class State:
         value_bytes, pools: as for Shadow.
 
     Attributes:
-        numbers: of the requests that live.
+        numbers: the numbers of the requests that live.
         tracks: by layer and number.
         tokens: by number.
     """

@@ -47,8 +47,8 @@ def families(
     With `support.own_numbers` they share what kernels are compiled for, and each has its own numbers.
 
     Args:
-        target, support: of the target.
-        refuses: whether the target promises refusals. A case that it must refuse is sometimes drawn then.
+        target, support: the target, and its support.
+        refuses: True if the target promises refusals. A case that it must refuse is sometimes drawn then.
         tally: what the run has drawn so far. What it lacks is drawn next, and cases that are thrown away are counted there.
             None: each draw is independent of the others.
     """

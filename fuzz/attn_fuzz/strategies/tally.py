@@ -34,7 +34,7 @@ class Tally:
     Attributes:
         kept: cases that were drawn and run.
         edges: that these cases have.
-        triples: of features, that these cases have.
+        triples: the triples of features that these cases have.
         rejected: by reason, how many cases were drawn and thrown away.
     """
 
@@ -52,7 +52,7 @@ class Tally:
         """Count a case that has run.
 
         Args:
-            runs: whether it has run here, and not elsewhere.
+            runs: True if it has run here, and not elsewhere.
         """
         held, own_edges = traits(case), edges(case)
         for together in itertools.chain(_meetings(held), itertools.product(own_edges, held)):
@@ -91,8 +91,8 @@ class Tally:
 
         Args:
             case: drawn.
-            support: of the target.
-            refused: whether the case is to be refused.
+            support: the support of the target.
+            refused: True if the case is to be refused.
         """
         reason = _why_not(case, support, refused)
         if reason is not None:

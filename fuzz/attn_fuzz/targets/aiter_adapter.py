@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from attn_optimized.aiter_adapter import Aiter
 
 INTERPRETS_E4M3FNUZ = (3, 9)
-"""The first Triton whose interpreter is known to have gfx942's float8; 3.6's has not."""
+"""The first Triton whose interpreter is known to have gfx942's float8. Triton 3.6 has not."""
 ROWS = (
     Layout.BLOCKS_FIRST_NHD,
     Layout.BLOCKS_FIRST_HND,
@@ -67,7 +67,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 
 def _float8(device: str) -> tuple[Float8, tuple[Float8, ...]]:
-    """The device's own float8 type, and the types of caches that are drawn: each that the AITER takes, and on a GPU its own."""
+    """The device's own float8 type, and the types of caches to draw: on a CPU all that the AITER takes, on a GPU its own."""
     from attn_optimized.aiter_adapter import is_foreign_cache, native_float8
 
     aiter = _declared(device)
@@ -112,7 +112,7 @@ def _beyond(case: Case) -> str | None:
 
 
 def _takes_block(size: int) -> bool:
-    """Whether the AITER takes a block size that is no power of two; without one, whether the newest does."""
+    """True if the AITER takes a block size that is no power of two; without one, whether the newest does."""
     from attn_optimized.aiter_adapter import is_beside_tiles, unified_block_sizes
 
     aiter = _declared("cpu")
@@ -120,7 +120,7 @@ def _takes_block(size: int) -> bool:
 
 
 def _events(step: Step) -> Iterable[str]:
-    """True if the keys are split: they are many, and the programs are few for the device."""
+    """True if the keys are split: there are many keys, and few programs for the device."""
     from attn_optimized.device import compute_units_of
 
     layer, batch = step.layer, step.batch

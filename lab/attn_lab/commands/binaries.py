@@ -155,7 +155,7 @@ def _print(found: Results, over: list[str], outcome: Outcome, names: Mapping[str
     """Print facts, what is over its budget, and which exceptions of budgets nobody needs.
 
     Args:
-        names: of all launches; None if not all were compiled.
+        names: the names of all launches; None if not all were compiled.
     """
     allowed = budgets.load()
     if not allowed.knows(found.triton):

@@ -1,7 +1,7 @@
 """`python -m attn_lab matrix`: features of each side, how often the fuzzer draws each pair, and what each backend can do."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import combinations
 from pathlib import Path
 
@@ -152,15 +152,8 @@ def _refusals(drawn: Coverage) -> list[str]:
 
 
 def _undefined() -> list[str]:
-    pairs: dict[str, list[str]] = defaultdict(list)
-    for a, b in combinations(NAMES, 2):
-        if (reason := undefined(a, b)) is None:
-            continue
-        pairs[reason].append(f"`{a}` and `{b}`")
-    return [
-        f"* {reason}: {len(some)} pairs, such as {some[0]}" if len(some) > 1 else f"* {reason}: {some[0]}"
-        for reason, some in pairs.items()
-    ]
+    pairs = Counter(undefined(*pair) for pair in combinations(NAMES, 2))
+    return table(("why", "pairs"), ((reason, count) for reason, count in pairs.items() if reason), ("pairs",))
 
 
 def _rarest(name: str, drawn: Coverage) -> str:

@@ -28,7 +28,7 @@ class Layout(NamedTuple):
             text.
         tests: where tests of attention are.
         prefix: what the repository has before the package's folder.
-        header: of a file.
+        header: the header of a file.
         registered: what registers a test that is a method of a TestCase. Empty: tests are functions.
     """
 

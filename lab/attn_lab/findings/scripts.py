@@ -63,7 +63,7 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
     """findings/PACKAGE/NAME.toml: what the owner of a kernel is told of a finding, besides what the finding says.
 
     Attributes:
-        title: of an issue.
+        title: the title of an issue.
         kernel: the function at fault.
         lines: at fault, "file:first-last" in the version in which the finding was seen.
         confirmed: what says that it is no false alarm: one of CONFIRMED, a colon, and what it says.
@@ -73,7 +73,7 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
         sent_by: lines of engines that send such a call, "file:line what". Empty: no engine is known to send one.
         gpu: of a finding that needs a GPU (`Finding.needs_gpu`), which GPU showed it, and how a CPU imitates it. Its script
             does so where there is no GPU. None: the finding shows on a CPU.
-        launches: whether the script launches kernels.
+        launches: True if the script launches kernels.
         needs: a file that the source must have; a source without it has not the finding. None: any has it.
         left: what the repair does not change, though it has the bug, too.
         repair: changes with which the script no longer shows the finding. They show that the lines are the cause, and are no
@@ -144,13 +144,13 @@ def source(name: str) -> Source:
 
 
 def is_emulated(name: str) -> bool:
-    """Whether kernels that the script of a finding launches show it on the emulator, too."""
+    """True if kernels that the script of a finding launches show it on the emulator, too."""
     found = report(name)
     return found.launches and found.gpu is None
 
 
 def is_in(name: str) -> bool:
-    """Whether the source of a finding's package that is here is one that has the finding."""
+    """True if the source of a finding's package that is here is one that has the finding."""
     needs = report(name).needs
     return needs is None or (foreign.sources(package_of(name)).parent / needs).is_file()
 
@@ -198,7 +198,7 @@ def repaired(reports: Mapping[str, Report], folder: Path) -> Path:
     have them (`attn_fuzz.foreign.repaired`). Several packages may share a folder.
 
     Args:
-        reports: of the findings, by name.
+        reports: the reports of the findings, by name.
 
     Raises:
         ValueError: a file has not the text that is to be changed.

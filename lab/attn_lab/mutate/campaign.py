@@ -48,7 +48,7 @@ class Log:
     """The file of a campaign. Its first line says what it is of; each other line is a result, or what a target or tests run.
 
     Args:
-        path: of the file. Without one the first entry makes it.
+        path: the path of the file. Without one the first entry makes it.
         package: whose mutants these are.
 
     Raises:
@@ -140,8 +140,8 @@ class Trial(msgspec.Struct, frozen=True, omit_defaults=True, tag="trial"):
         by: the kind of the verdict that found the mutant; None if no case did.
         message: what the verdict says, or why the mutant does not run.
         together: how many mutants were installed, this one included.
-        always: whether the mutant raised in every case.
-        broken: whether the mutant does not import, or its kernels do not compile.
+        always: True if the mutant raised in every case.
+        broken: True if the mutant does not import, or its kernels do not compile.
     """
 
     key: Key
@@ -167,7 +167,7 @@ class Trial(msgspec.Struct, frozen=True, omit_defaults=True, tag="trial"):
 
     @property
     def is_last(self) -> bool:
-        """Whether nothing more is to be learnt of the mutant and the seed."""
+        """True if nothing more is to be learnt of the mutant and the seed."""
         return self.by is not None or self.broken
 
 
@@ -224,7 +224,7 @@ class _Campaign:
     """A campaign that is running.
 
     Attributes:
-        outcome: of the runner's last call.
+        outcome: the outcome of the runner's last call.
         ended: mutants and seeds of which nothing more is to be learnt.
     """
 

@@ -231,7 +231,7 @@ def _is_type(node: ast.expr) -> bool:
 
 
 def _rebinds(target: ast.expr, value: ast.expr) -> bool:
-    """Whether a target has a value without the assignment: an attribute, an element, or a name that the value reads."""
+    """True if a target has a value without the assignment: an attribute, an element, or a name that the value reads."""
     if isinstance(target, ast.Tuple):
         return all(_rebinds(each, value) for each in target.elts)
     read = {part.id for part in ast.walk(value) if isinstance(part, ast.Name)}

@@ -27,8 +27,8 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
             nothing of one that equivalent.toml tells.
         examples: for each seed, after how many examples it was found; None where it survived.
         by: the kind of the verdict that found it first.
-        tests: whether the test suite found it; None if the suite was not run to its end.
-        always: whether it raised in every case.
+        tests: True if the test suite found it; None if the suite was not run to its end.
+        always: True if it raised in every case.
         state: why it is in no rate, or why no target could find it; empty if there is nothing to say.
         why: the reason in words: of an equivalent mutant, of one that does not run, or of one that is not found.
     """
@@ -65,17 +65,17 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
         return self.change if self.change.startswith("#") else digest_of(self.change)
 
     def is_of(self, mutant: Generated) -> bool:
-        """Whether a mutant of this name makes the same change."""
+        """True if a mutant of this name makes the same change."""
         return self.digest == digest_of(mutant.change)
 
     @property
     def counts(self) -> bool:
-        """Whether it is in the rates."""
+        """True if it is in the rates."""
         return self.state in ("", NOT_RUN_BY_ANY)
 
     @property
     def is_listed(self) -> bool:
-        """Whether a page lists it: a seed of the fuzzer does not find it or it is in no rate, and no test finds it."""
+        """True if a page lists it: a seed of the fuzzer does not find it or it is in no rate, and no test finds it."""
         return not self.tests and (bool(self.state) or None in self.examples)
 
 

@@ -18,8 +18,8 @@ class Place(NamedTuple):
     """A node where operators are asked.
 
     Attributes:
-        node: of the module's tree.
-        path: of the innermost class or function around the node, such as `Class.method`; empty for the module itself.
+        node: the node of the module's tree.
+        path: the path of the innermost class or function around the node, such as `Class.method`; empty for the module itself.
         around: the nodes around the node, from the module to the node's parent.
     """
 
@@ -112,7 +112,7 @@ def way(node: ast.AST, below: ast.AST) -> list[ast.AST]:
 
 
 def _can_be_found(node: ast.AST, parent: ast.AST) -> bool:
-    """Whether a patch can name a node by itself: an expression that is read, or a statement that is no `elif`."""
+    """True if a patch can name a node by itself: an expression that is read, or a statement that is no `elif`."""
     if isinstance(node, ast.Starred | ast.Slice) or isinstance(getattr(node, "ctx", None), ast.Store | ast.Del):
         return False
     is_elif = isinstance(parent, ast.If) and isinstance(node, ast.If) and parent.orelse == [node]

@@ -98,7 +98,7 @@ def run(
     Args:
         log: holds the tests; results are added as they come.
         workers: mutants at once.
-        seconds: of tests for each mutant. The next call goes on with those that have not ended.
+        seconds: the most seconds of tests for each mutant. The next call goes on with the tests that have not ended.
         report: called after each mutant.
     """
     recorded = [*log.tests.values()]
@@ -216,7 +216,7 @@ def _first_stop(
     """How many of the tests pass, one after another, and what stops the next one; None if nothing does.
 
     Args:
-        harmless: whether the modules that the mutant patches are installed as they are.
+        harmless: True if the modules that the mutant patches are installed as they are.
 
     Raises:
         MutantError: the mutant cannot be installed or imported.

@@ -34,7 +34,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What failures of a target are on the releases before one: of WHAT, and why.
 
     Attributes:
-        kinds: of verdicts; none: all.
+        kinds: kinds of verdicts; none: all.
         says: what the message of the verdict holds.
         asked: the release on which the failing cases run; "": the first one that does not fail so.
     """
@@ -53,7 +53,7 @@ class Alarm(msgspec.Struct, forbid_unknown_fields=True):
 
     Attributes:
         index: its number in the draw.
-        kind, message: of its verdict.
+        kind, message: the kind and the message of its verdict.
         case: its file.
         after: the release that mends it, and what the verdict there is of: a known finding, by name, or else its kind.
     """
@@ -87,14 +87,14 @@ Kept = dict[str, dict[str, Counted]]
 """By target and release."""
 
 
-class Summary(msgspec.Struct, forbid_unknown_fields=True):
+class Summary(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """Of a target: on how many releases it ran, and its cases there. `alarms` are by WHAT."""
 
     releases: int
     cases: int
-    known: int
-    left_out: int
-    alarms: dict[str, int]
+    known: int = 0
+    left_out: int = 0
+    alarms: dict[str, int] = {}
 
 
 def results(file: Path) -> Kept:

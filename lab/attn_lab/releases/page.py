@@ -28,7 +28,7 @@ PACKAGE-RELEASE for each release that is to run, such as `vllm-0.24.0/vllm`. `--
 
 
 def shown(fix: Fix, kept: Results) -> bool:
-    """Whether the example that was looked at fails on the release before a fix, and agrees on the release that has it."""
+    """True if the example that was looked at fails on the release before a fix, and agrees on the release that has it."""
     return fix.shown_by is not None and fix.shown_by[1] in changed(fix, fix.shown_by[0], kept)
 
 

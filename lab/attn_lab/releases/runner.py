@@ -48,7 +48,7 @@ class Fix(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         file: that it changed, in the package.
         what: was wrong, in our words.
         pull: the number of the pull request; 0: not found.
-        targets: of ours that load the file.
+        targets: our targets that load the file.
         shown_by: the target and the example, by number from 0, that somebody looked at and that shows it.
         why: no example shows it, or how the example does. Both are written after the targets ran.
     """
@@ -102,7 +102,7 @@ class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
         return self.examples + sum(index >= self.examples for index in self.extra)
 
     def agrees(self, index: int) -> bool:
-        """Whether an example ran, and neither failed, as of a known finding, nor was left out."""
+        """True if an example ran, and neither failed, as of a known finding, nor was left out."""
         others = {*self.failed, *self.refused, *itertools.chain(*self.known.values(), *self.limits.values())}
         return not self.error and index not in others and (index < self.examples or index in self.extra)
 

@@ -82,7 +82,7 @@ class KnownBug(Mutant, frozen=True, kw_only=True, forbid_unknown_fields=True, re
 
     @property
     def in_kernel(self) -> bool:
-        """Whether it changes the source of a kernel, and so what a compiler makes of the kernel."""
+        """True if it changes the source of a kernel, and so what a compiler makes of the kernel."""
         return any(patch.place.startswith(KERNELS) for patch in self.patches)
 
 
@@ -90,7 +90,7 @@ def on_target(bugs: Sequence[KnownBug], target: str, *, compiles: bool) -> list[
     """The bugs of kernels of the target `triton`, on a target that runs the same kernels in another way.
 
     Args:
-        compiles: whether it runs what a compiler makes of the kernels. Then no bug needs a GPU.
+        compiles: True if it runs what a compiler makes of the kernels. Then no bug needs a GPU.
     """
     return [
         msgspec.structs.replace(bug, target=target, needs_gpu=bug.needs_gpu and not compiles)

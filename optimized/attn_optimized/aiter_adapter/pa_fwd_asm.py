@@ -14,7 +14,7 @@ from attn_optimized.aiter_adapter.refusals import NO_ARGUMENT, NO_SUCH_MASK, Lim
 
 _NAME = "pa_fwd_asm"
 _RULES = {
-    "window": YES,  # of its right edge, which the only query, at the last key, does not reach
+    "window": YES,  # the right edge of the only query, which stands at the last key, hides nothing
     "logits_soft_cap": No(NO_ARGUMENT),
     "alibi_slopes": No(NO_ARGUMENT),
     "sinks": No(NO_ARGUMENT),
@@ -28,7 +28,7 @@ _MAX_ROWS = 16
 _WHOLE_BLOCKS, _TILE = 240, 256
 """For more than 240 keys and fewer than 256 the files attend slots behind the last key (ROCm/aiter#5654)."""
 _REACH = 1 << 31
-"""Bytes of a plane that offsets of 32 bits reach: blocks behind them read as zeros (ROCm/aiter#3062)."""
+"""The bytes of a plane that offsets of 32 bits reach: blocks behind them read as zeros (ROCm/aiter#3062)."""
 
 
 def pa_fwd_asm(
@@ -48,7 +48,7 @@ def pa_fwd_asm(
     255 keys. Without `validate` lengths are unknown, so a step whose `max_seq_len` is above 240 is refused.
 
     Args:
-        aiter: what is called; see find_aiter.
+        aiter: the AITER to call; see find_aiter.
         q: [T, H, D] float16 or bfloat16, contiguous.
         kv_cache: SHUFFLED, of q's dtype.
         layer, batch: DECODER, `max_query_len` of 1 and as many rows as requests.

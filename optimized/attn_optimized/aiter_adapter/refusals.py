@@ -20,7 +20,7 @@ NO_ARGUMENT = "it has no argument for it"
 
 
 def refuse(function: str, *limits: Limit, instead: str = "TRITON_ATTN") -> None:
-    """Raise for the first that applies.
+    """Raise an error for the first limit that applies.
 
     Raises:
         UnsupportedError: it names the function, the feature, the reason and who serves it.
@@ -36,7 +36,7 @@ def size(name: str, value: int, values: Values) -> Limit:
 
 
 def rules(answers: Mapping[str, Answer], *holders: Layer | Batch) -> tuple[Limit, ...]:
-    """A limit for each rule of a layer or a step to which a function does not answer YES."""
+    """A limit for each rule of a layer or a step for which a function's answer is not YES."""
     found = {name: answers.get(name, NOT_DECLARED) for name in active_rules(*holders)}
     return tuple((isinstance(answer, No), label_of(name), str(answer)) for name, answer in found.items())
 

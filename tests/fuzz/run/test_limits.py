@@ -74,7 +74,7 @@ SMALL = {"dtype": "float16", "head_size": 16}
 
 def emulated(case: Case, monkeypatch: pytest.MonkeyPatch, change: Callable[[str], str]) -> Any:
     """The verdict on emulated code whose text is changed."""
-    right = compiler._compiled
+    right = compiler.compiled_code
 
     def compiled(request: bytes) -> Any:
         answer = right(request)
@@ -82,7 +82,7 @@ def emulated(case: Case, monkeypatch: pytest.MonkeyPatch, change: Callable[[str]
         assert changed != answer.text
         return answer._replace(text=changed)
 
-    monkeypatch.setattr(compiler, "_compiled", compiled)
+    monkeypatch.setattr(compiler, "compiled_code", compiled)
     return try_case(case, EMULATED, "cpu")
 
 

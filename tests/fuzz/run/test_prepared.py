@@ -117,15 +117,15 @@ def test_the_server_of_a_fork_that_has_its_own_lives_on():
 def test_a_server_that_dies_before_its_fork_is_replaced_by_one_like_it(monkeypatch):
     """Python itself would start the other one, in the environment of this process."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    right = prepared._have_server
+    right = prepared.have_server
 
     def have_dead_server():
         right()
-        monkeypatch.setattr(prepared, "_have_server", right)
+        monkeypatch.setattr(prepared, "have_server", right)
         os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
         os.waitid(os.P_PID, forkserver._forkserver._forkserver_pid, os.WEXITED | os.WNOWAIT)
 
-    monkeypatch.setattr(prepared, "_have_server", have_dead_server)
+    monkeypatch.setattr(prepared, "have_server", have_dead_server)
     assert told()[1:] == ("1", "1")
 
 

@@ -109,7 +109,7 @@ def _patch(pairs: Collection[Pair], source: str) -> Iterator[str]:
 
 
 def _is_to_change(of_entry: Collection[Pair]) -> bool:
-    """Whether some launch of an entry is faster with the other stages, and each other launch no slower beyond the spread."""
+    """True if some launch of an entry is faster with the other stages, and each other launch no slower beyond the spread."""
     verdicts = {pair.verdict for pair in of_entry}
     has_no_slower = verdicts <= {"faster", "within the spread"}
     return "faster" in verdicts and has_no_slower and len({pair.other.num_stages for pair in of_entry}) == 1

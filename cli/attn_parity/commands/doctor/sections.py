@@ -49,14 +49,14 @@ def sections(
     """
     yield "machine", lambda: machine(device)
     yield "aiter", aiter
-    for architecture in [_this_architecture()] if device == "cuda" else OF_AMD:
+    for architecture in [this_architecture()] if device == "cuda" else OF_AMD:
         yield f"compile {architecture}", lambda architecture=architecture: compiled(architecture, workers)
     for name in registry.battery():
         plan = FuzzPlan(target=name, device=device, examples=examples, seed=seed, folder=folder)
         yield f"fuzz {name}", lambda plan=plan: fuzzed(plan, workers)
     for name, sizes in TIMED.items():
         yield f"time {name}", lambda sizes=sizes: timed(device, *sizes)
-    if device == "cuda" and not _not_compiled(architecture := _this_architecture()):
+    if device == "cuda" and not _not_compiled(architecture := this_architecture()):
         from attn_parity.commands.doctor import stages
 
         yield from stages.sections(architecture, workers)
@@ -168,7 +168,7 @@ def timed(device: str, requests: int, query_len: int, seq_len: int) -> Section:
     return {"triton_ms": ours, "torch_sdpa_dense_ms": peer, "ratio": ours / peer}
 
 
-def _this_architecture() -> str:
+def this_architecture() -> str:
     from attn_optimized.selector import this_architecture
 
     return this_architecture()

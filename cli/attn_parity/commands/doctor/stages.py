@@ -64,7 +64,7 @@ class Pair(msgspec.Struct):
     other: Variant
 
     def is_of(self, entry: Entry) -> bool:
-        """Whether what ships has its stages by an entry. Some launches have fewer: for their layout, or for want of memory."""
+        """True if what ships has its stages by an entry. Some launches have fewer: for their layout, or for want of memory."""
         return self.entry == entry and self.shipped.num_stages == entry.parameters.num_stages
 
     @property

@@ -48,7 +48,7 @@ class Look(TypedDict):
 
 def look(name: str, device: str, folder: Path | None) -> Look:
     """Args:
-    folder: of the package, if it is of the release whose lines adapters cite.
+    folder: the folder of the package, if it is of the release whose lines adapters cite.
     """
     found: Look = {"missing": None, "functions": {}, "positional": {}, "declared": {}, "cited": {}}
     try:
@@ -138,7 +138,7 @@ def line_digests(file: Path) -> list[str]:
 
 
 def still_there(digests: list[str], file: str, folder: Path) -> bool:
-    """Whether a file of this name, wherever it is by now, has these lines one after the other."""
+    """True if a file of this name, wherever it is by now, has these lines one after the other."""
     text = f" {' '.join(digests)} "
     return any(text in f" {' '.join(line_digests(path))} " for path in folder.rglob(Path(file).name))
 

@@ -95,7 +95,7 @@ def targets_of(package: str) -> list[str]:
 
 
 def is_pinned(package: str, folder: Path) -> bool:
-    """Whether a folder has the release whose lines this project's adapters cite."""
+    """True if a folder has the release whose lines this project's adapters cite."""
     found = registry.packages().get(package)
     name = found and f"{found.requirement.replace('-', '_').replace('==', '-')}.dist-info"
     return bool(name and (folder / name).is_dir())
@@ -114,7 +114,7 @@ def fuzz(side: Side, package: str, name: str, options: Mapping[str, object], sec
     """Run `attn-parity fuzz`, and return what it says; None if it was interrupted.
 
     Args:
-        options: of `fuzz`.
+        options: the options of `fuzz`.
         seconds: after which it stops drawing.
         folder: for failing cases.
     """

@@ -14,7 +14,7 @@ class Format(NamedTuple):
     """A format of elements.
 
     Attributes:
-        bits: of one element.
+        bits: the number of bits of an element.
         values: from elements to floats. Elements of 8, 16 and 32 bits are unsigned integers of that width. Others are given as
             uint32 [..., words], contiguous, and become [..., words * 32 / bits]: the lowest bits are the first element.
         tiny: the least magnitude that is no denormal.

@@ -97,8 +97,8 @@ def input_table(
     """[blocks, rows, k]: which of a wave's elements is there, counted as lane * per_lane + element.
 
     Args:
-        layout: of A; for B it says columns where it says rows.
-        lanes: of a wave that are read.
+        layout: the layout of A; for B it says columns where it says rows.
+        lanes: the number of lanes of a wave that are read.
         per_lane: elements of a lane.
         shape: blocks, rows and k.
         source: [lanes], the lane whose registers a lane's part is taken from (`blgp`).

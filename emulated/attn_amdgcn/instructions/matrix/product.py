@@ -51,7 +51,7 @@ def gathers(
         table: the element in each place, of layouts.input_table.
         lanes: the lanes that are read.
         signs: [elements of a lane] of 1 and -1, which the elements are multiplied by.
-        flush: whether denormals count as zeros.
+        flush: True if denormals count as zeros.
     """
 
     if kind.bits in _UNSIGNED:
@@ -104,7 +104,7 @@ def accumulates_floats(
 
     Args:
         neg, absolute: modifiers of C.
-        flush: whether denormals of C and D count as zeros.
+        flush: True if denormals of C and D count as zeros.
     """
     add = _changed_sum(neg, absolute, flush) if neg or absolute or flush else np.add
     return _writes_d(instruction, kernel, count, _c(instruction, kernel, "f32", count, "vector_f32"), add, "vector_f32")

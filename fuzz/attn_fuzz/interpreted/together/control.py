@@ -189,7 +189,7 @@ class _While(_Looping):
         self.diverges = False
 
     def goes_on(self, test: Any) -> bool:
-        """Whether a program runs a turn, by the test of the active ones."""
+        """True if a program runs a turn, by the test of the active ones."""
         parting = branch(test)
         if isinstance(parting, _Common):
             if not parting.taken or not self._anybody():

@@ -21,9 +21,9 @@ class Running:
     Attributes:
         indices: [programs, 3] int32, of the grid.
         active: who takes part in what runs now.
-        frames: of the functions that run and may return for some of the programs, the innermost last.
-        code: of the kernel.
-        has_stored: whether a program has written memory.
+        frames: the frames of the functions that run and may return for some of the programs, the innermost last.
+        code: the code of the kernel.
+        has_stored: True if a program has written memory.
         undone_by: by store, in their order, the pointers, the mask and what memory held before.
         refusal: why the programs cannot run together; empty if nothing stands against it so far.
     """

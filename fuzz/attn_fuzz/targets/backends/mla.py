@@ -1,8 +1,8 @@
 """The backend TRITON_MLA as a target: whole layers of latent attention, through the builder, prefills and decodes.
 
-A case asks for absorbed attention, and a prefill is expanded. The two are the same bit by bit where W_UK and W_UV of a head
-are permutations with signs: every product of a query with W_UK is then one element of it. So the target unfolds the queries of
-a prefill, and folds its outputs. Rows that are too wide to be expanded are decodes.
+A case asks for absorbed attention, but a prefill is expanded. Both are the same bit by bit if W_UK and W_UV of a head are
+permutations with signs, because every product of a query with W_UK is then one element of the query. So the target expands the
+queries of a prefill and absorbs its outputs. Rows that are too wide to be expanded are decodes.
 """
 
 import dataclasses
@@ -23,18 +23,18 @@ from attn_fuzz.targets.triton import TRITON, TRITON_LATENT
 from attn_fuzz.verdict.rounding import Rounding
 
 MOST_CHUNKS = 3
-"""Chunks into which the longest context of a step is cut."""
+"""The number of chunks into which the longest context of a step is cut."""
 _CHUNK_KEYS = (48, 64, 100)
-"""Keys of a chunk where chunks are the layer's: see `options_of_layer`."""
+"""The keys of a chunk if all steps of a layer have the same chunks: see `options_of_layer`."""
 _MOST_EXPANDED = 256
 _ALL_ARE_DECODES = 1 << 20
-"""Speculative tokens, by which every request is a decode."""
+"""A number of speculative tokens with which every request is a decode."""
 # the expanded heads of the fourth last have as many dims as a tile holds
 _WIDTHS = ((32, 16), (16, 8), (8, 0), (24, 8), (216, 32), (40, 17), (256, 32), (512, 64))
 
 
 class Weights(NamedTuple):
-    """W_UK and W_UV of each head, and how they change places with the sums.
+    """W_UK and W_UV of each head, and the permutations that they are.
 
     Args:
         kv_b_proj: [N * (P + V), Lkv]. P is larger than Lkv, and V is Lkv: the dims of P that are left over are 0.
@@ -108,7 +108,8 @@ def is_wide(layer: Layer) -> bool:
 
 
 def builder_options(layer: Layer, batch: Batch) -> dict[str, Any]:
-    """The longest decode, and the keys that are gathered at once, chosen by the step. Wide rows are decodes alone."""
+    """The longest decode, and the keys that are gathered at once, chosen by the step. Steps with wide rows have only
+    decodes."""
     rng = rng_of_lengths(batch)
     longest = max((batch.seq_lens - batch.query_start_loc.diff()).tolist(), default=0)
     options = {
@@ -121,7 +122,7 @@ def builder_options(layer: Layer, batch: Batch) -> dict[str, Any]:
 
 
 def options_of_layer(layer: Layer, batch: Batch) -> dict[str, Any]:
-    """The same options for each step of a layer, as an engine has them. Outputs that must not depend on a batch need them."""
+    """The same options for each step of a layer, as in an engine. Outputs that must not depend on the batch need them."""
     rng = rng_of((layer.num_heads, layer.scale))
     options = {"num_speculative_tokens": rng.choice((0, 0, 0, 1, 3)), "context_chunk_keys": rng.choice(_CHUNK_KEYS)}
     return {**options, "num_speculative_tokens": _ALL_ARE_DECODES} if is_wide(layer) else options
@@ -159,7 +160,7 @@ class MlaLayers(BackendLayers):
 
 
 class MlaStep(NamedTuple):
-    """A step as a layer of latent attention meets it. Its prefills and its decodes are rows of the same queries and output.
+    """The inputs and outputs of a step of latent attention. Prefills and decodes are rows of the same queries and output.
 
     Args:
         metadata: as the builder makes it.
@@ -222,8 +223,8 @@ def weights_of(layer: Layer, rows: torch.Tensor) -> Weights:
 def own_rows(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> torch.Tensor:
     """This step's latent vectors and rotated keys [T, Lkv + R], as the cache holds them.
 
-    A prefill attends to the tensors of a step, which a quantized cache rounds for later steps alone. The reference reads the
-    cache. The two agree about tensors that are rounded already.
+    A prefill attends to the tensors of the step, and a quantized cache rounds them only for later steps. The reference reads
+    the cache. Both agree if the tensors are rounded before.
     """
     rows = q.new_zeros(len(q), layer.head_size)
     for request in attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float64):

@@ -86,7 +86,7 @@ class BackendLayers:
     ) -> None:
         rng = rng_of_call(q, batch)
         reads = k is None and self._may_read(q.device.type) and rng.random() < 0.5
-        # beside a float8 q the output says the layer's dtype, or nothing does
+        # with a float8 q only the output can show the layer's dtype
         rows = q if layer.q_scale is None else out if layer.output_scale is None else q.new_empty(0, dtype=torch.float16)
         impl, own_cache = self._impl(layer, rows, kv_cache, reads=reads, **mode)
         impl.forward(q, k, v, own_cache, self._metadata(batch, layer.attn_type), output=out, lse=lse)
@@ -171,8 +171,8 @@ class BackendLayers:
         that is wrong unless the layer reinterprets it.
 
         Args:
-            validate: whether the layer checks values in tensors; None: its scale and its sizes choose.
-            reads: whether another layer writes the cache.
+            validate: True if the layer checks values in tensors; None: its scale and its sizes choose.
+            reads: True if another layer writes the cache.
         """
         block_size = allocation_layout = None
         if kv_cache is not None and layer.layout is not None:
@@ -195,8 +195,8 @@ class BackendLayers:
 
 
 def common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
-    """The metadata of a step as an engine makes it. Causal flags, ranges and biases are those of the model's decoders, whatever
-    the layer's attention type is.
+    """The metadata of a step as an engine makes it. Causal flags, ranges and biases are those of the model's decoders, for
+    layers of any attention type.
     """
     from attn_optimized.backends import CommonAttentionMetadata
 
@@ -238,9 +238,9 @@ def backend_target(name: str, layers: BackendLayers, **fields: Any) -> Target:
     """A backend as a target.
 
     Args:
-        name: of the target.
+        name: the name of the target.
         layers: of the backend.
-        fields: of Target, where they are not those of the target `triton`. `support` is one of them.
+        fields: fields of Target that differ from those of the target `triton`. `support` is one of them.
     """
     modes = ({"validate": True}, {"validate": False}, {"batch_invariant": True})
     own = {
@@ -265,7 +265,7 @@ def invariant_layers(layers: BackendLayers) -> dict[str, Mode]:
 
 
 def declared_by(layers: BackendLayers, sizes: Callable[[str], Support]) -> Callable[[str], Support]:
-    """The Support on a device type: what a backend declares of the sizes that are drawn there."""
+    """The Support on a device type: the part of the sizes drawn there that a backend declares."""
     return lambda device: support_of(layers.capabilities(device), sizes(device))
 
 
@@ -304,8 +304,8 @@ def interpreted_on_a_cpu(device: str) -> Any:
 
 
 def unified_sizes(device: str) -> Support:
-    """The support of ROCM_AITER_UNIFIED_ATTN. AITER's kernel, and so the device's own float8 types, are of decoders alone:
-    this project's kernels serve the others.
+    """The support of ROCM_AITER_UNIFIED_ATTN. AITER's kernel, and with it the device's own float8 types, serves only decoders;
+    this project's kernels serve the other types.
     """
     kernel = AITER_UNIFIED_ATTENTION.support(device)
 

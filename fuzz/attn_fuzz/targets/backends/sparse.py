@@ -1,7 +1,8 @@
 """The backends whose layers attend to what an indexer selected, as targets: ROCM_AITER_MLA_SPARSE and MINIMAX_M3_SPARSE.
 
-The metadata of a step has no selection. A case's selection is written into a buffer before each call, as an indexer does, and
-what else the buffer holds must not be followed: rows behind the step's, and elements between rows. All layers share the buffer.
+The metadata of a step has no selection. As an indexer does, the target writes a case's selection into a buffer before each
+call. The kernels must not follow anything else in the buffer: rows behind the step's, and elements between rows. All layers
+share it.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from attn_fuzz.targets.target import LatentSizes, Support
 from attn_fuzz.targets.triton import TRITON, TRITON_LATENT
 
 BLOCK = 128
-"""vLLM 0.33: tokens of a block that MiniMax-M3's indexer selects."""
+"""The tokens of a block that MiniMax-M3's indexer selects (vLLM 0.33)."""
 _INVALID = 1 << 30
 _MAX_TOKENS = 2048
 _BEHIND_ROWS = 3
@@ -29,7 +30,7 @@ class SparseLayers(BackendLayers):
 
     Args:
         multiple: the selected ids of a row of a buffer are a multiple of it.
-        by_head: whether each KV head has a selection of its own.
+        by_head: True if each KV head has a selection of its own.
     """
 
     multiple: int = 1

@@ -13,7 +13,7 @@ _ROCM_ATTN_HEAD_SIZES = (32, 64, 80, 96, 128, 160, 192, 224, 256)
 
 
 def triton_attn(device: str) -> Support:
-    """Everything but a selection, keys of several tokens, and float8 queries beside scales of tokens."""
+    """Everything but a selection, keys of several tokens, and float8 queries together with scales per token."""
     drawn = TRITON.support(device)
     rules = tuple(rule for rule in drawn.rules if rule not in ("selection_unit", "key_unit"))
     return dataclasses.replace(drawn, rules=rules, refused_sizes={"head_sizes": (513, 528)}, exclude=beyond_vllm_queries)

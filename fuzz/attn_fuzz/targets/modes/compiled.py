@@ -54,7 +54,7 @@ def compiled_for(target: Target, place: str, architecture: str) -> Target:
     """A target whose kernels are compiled for an architecture of AMD, and emulated.
 
     Args:
-        place: as of `modes.applied`.
+        place: see `modes.applied`.
 
     Raises:
         NoModeError: its kernels cannot be compiled for the architecture.
@@ -115,7 +115,7 @@ def compiled_for(target: Target, place: str, architecture: str) -> Target:
         rounding=rounding,
         unavailable=lambda device: _missing(device, architecture) or target.unavailable(device),
         events=events,
-        # compiling takes long, and refusals and other modes of the kernels are host code's, which the interpreted target has
+        # compiling takes long, and the interpreted target has the same host code for refusals and other modes
         refuses=False,
         compiles=True,
         sanitizes=False,

@@ -4,9 +4,10 @@ Each tensor of a call is copied into memory of its own, where rows lie far apart
 costs nothing: the system gives a process only the pages that it writes. Offsets of 32 bits lead into such memory, too, and not
 out of it. So they give wrong numbers, and no crash.
 
-Where kernels take any strides (`with_any_strides`) the rows of any dimension lie far apart. Of other targets those do of which
-the engine sends strides: rows of q, k, v and out, and of the block table. The cache is dense, and has so many blocks that those
-of the call lie far apart in it. Parts of the keys, which engines keep in one memory for all steps, lie apart by `parts`.
+If kernels take any strides (`with_any_strides`), the rows of any dimension lie far apart. For other targets only rows lie far
+apart whose strides an engine sends: those of q, k, v and out, and of the block table. Their cache is dense, and has so many
+blocks that the call's own lie far apart in it. Parts of the keys, which engines keep in one memory for all steps, get rows by
+`parts`.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ UNIT_BYTES = 16
 ALIGNMENT = 4
 """The unit of every stride, in bytes: scales in the rows of a cache are float32."""
 PART_ROWS_APART = 1 << 30
-"""Elements, so that offsets of 32 bits lead to the same place for two rows: what a kernel writes there, it reads there, too."""
+"""Elements. Two rows that are this far apart have the same offset of 32 bits: a kernel reads there what it has written."""
 MOST_TOKENS, MOST_KEYS = 48, 192
 _SCALES = ("k_scale_cache", "v_scale_cache")
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # a constant of Python 3.13 and later; the number is Linux's
@@ -127,7 +128,7 @@ def spread(rng: random.Random) -> Iterator[Spread]:
 
 
 _is_far = False
-"""Whether a call of this mode runs."""
+"""True if a call of this mode runs."""
 
 
 def parts(shape: Sequence[int], device: torch.device, width: int | None = None) -> torch.Tensor:
@@ -171,7 +172,7 @@ class _AnyStrides:
         self.lse = spread.elements
 
     def cached(self, kv_cache: torch.Tensor | None, layer: Layer) -> tuple[Any, Layer]:
-        """A cache and its layer, whose scales of tokens are far apart. What is in a page of dense pages is not."""
+        """A cache and its layer with scales of tokens that lie far apart. Data inside a dense page stays together."""
         scales = {name: self._spread.elements(getattr(layer, name), range(3)) for name in _SCALES}
         layer = dataclasses.replace(layer, **scales)
         if layer.layout is None:
@@ -188,7 +189,7 @@ class _AnyStrides:
 
 
 class _LargeCache:
-    """The tensors of a call as an engine sends them that has long steps and a large cache.
+    """The tensors of a call as an engine with long steps and a large cache sends them.
 
     Block b of the call's cache is block b * `_apart` + `_apart` - 1 of the large one.
     """
@@ -224,10 +225,10 @@ class _LargeCache:
         return self._large(kv_cache, layer.layout.dims.index("block")), dataclasses.replace(layer, **scales)
 
     def _large(self, tensor: torch.Tensor | None, dim: int) -> Any:
-        """A dense tensor of so many more blocks, in the order of dimensions that the given one has in memory."""
+        """A dense tensor with more blocks, and with its dimensions in the same order in memory."""
         if tensor is None:
             return None
-        # the stride of a dimension of one element means nothing
+        # the stride of a dimension of one element has no meaning
         steps = list(zip(tensor.shape, tensor.stride(), strict=True))
         inside = [max((size * step for size, step in steps[i + 1 :] if size > 1), default=1) for i in range(len(steps))]
         order = sorted(range(tensor.dim()), key=lambda i: steps[i][1] if steps[i][0] > 1 else inside[i], reverse=True)
@@ -313,7 +314,7 @@ def _with(target: Target, tensors_of: Callable[[Spread], _AnyStrides | _LargeCac
 
 
 def missing(device: str) -> str | None:
-    """Why tensors cannot lie so on a device."""
+    """The reason why tensors cannot lie far apart on a device, or None."""
     if device != "cpu":
         return "it needs memory that costs nothing until it is written: --device cpu"
     return _missing_memory()

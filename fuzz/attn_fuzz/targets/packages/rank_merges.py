@@ -58,8 +58,8 @@ def over_ranks(
 
     Args:
         num_ranks_of: numbers of ranks to choose from.
-        has_lengths: whether the merge takes local lengths, and masks requests of which a rank has no token.
-        narrow_lses: whether LSEs may have the dtype of the output, and not float32.
+        has_lengths: True if the merge takes local lengths, and masks requests of which a rank has no token.
+        narrow_lses: True if LSEs may have the dtype of the output, and not float32.
     """
 
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:

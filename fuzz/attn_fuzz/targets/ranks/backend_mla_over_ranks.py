@@ -38,9 +38,9 @@ class RankStep(NamedTuple):
         q: [T, N, Lkv + R], absorbed, of this rank's heads.
         latent: [T, Lkv + R], this step's rows.
         own: this rank's part of the cache, with all of its tokens.
-        weights: of this rank's heads.
+        weights: the weights of this rank's heads.
         common: the step as an engine makes it. Its `slot_mapping` has the slots of this rank's tokens.
-        builder, options: of the builder and of the layer.
+        builder, options: arguments of the builder, and of the layer.
     """
 
     q: torch.Tensor

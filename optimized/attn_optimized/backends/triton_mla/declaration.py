@@ -29,8 +29,8 @@ def mla_capabilities(backend: str, *, rules: dict[str, Any], **own: Any) -> Capa
     """Capabilities that vLLM's backends of latent attention share, under the name of one.
 
     Args:
-        rules: answers about the rules in which they differ.
-        own: fields of Capabilities that they do not have in common.
+        rules: answers about the rules in which the backends differ.
+        own: other fields of Capabilities in which they differ.
     """
     a_decoder = No("only decoders have a latent cache")
     a_position = No("vLLM's backend refuses it, and its prefill is handed none")

@@ -107,7 +107,7 @@ class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
         by_head, latent = rows.transpose(0, 1), kv_c.expand(num_heads, -1, -1)
         weights = self.kv_b_proj.unflatten(0, (num_heads, -1)).transpose(1, 2)
         w_uk, w_uv = weights.split([self.nope_size, self.v_head_dim], dim=-1)
-        # each product is written where it belongs: to copy it there takes longer than to make it
+        # each product is written to its place: copying it there would take longer than computing it
         torch.bmm(latent, w_uk, out=by_head[..., : self.nope_size])
         torch.bmm(latent, w_uv, out=by_head[..., head_size:])
         rows[..., self.nope_size : head_size] = k_pe[:, None]
@@ -138,7 +138,7 @@ class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
     ) -> tuple[MlaPrefillMetadata, torch.Tensor]:
         """The step's prefills, and the cache as this layer addresses it.
 
-        What the kernels do not see is checked: the latent vectors, and the cache that is gathered from.
+        It checks the tensors that the kernels do not see: the latent vectors, and the cache to gather from.
         """
         self._check_metadata(attn_metadata)
         self._check_step(query, attn_metadata.step, output, lse)

@@ -42,7 +42,7 @@ class Launch:
         kernel: the symbol of its function.
         grid: numbers of workgroups in x, y and z.
         arguments: of the kernel, by their offsets in the struct that the host code fills. Tensors and numbers.
-        in_step: whether its waves run evenly (`attn_amdgcn.prepare`), since the file is wrong in other orders.
+        in_step: True if its waves run evenly (`attn_amdgcn.prepare`), since the file is wrong in other orders.
     """
 
     file: str

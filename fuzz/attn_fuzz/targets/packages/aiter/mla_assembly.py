@@ -124,7 +124,7 @@ def choices(architecture: str, q: str, kv: str, heads: int, queries: int, *, per
 
     Args:
         q, kv: the types "bf16" or "fp8".
-        heads: of q, on one KV head.
+        heads: the number of heads of q, on one KV head.
         queries: the most of a request.
 
     Raises:

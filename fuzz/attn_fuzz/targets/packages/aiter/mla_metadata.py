@@ -44,10 +44,10 @@ def metadata(
     """The metadata that get_mla_metadata_v1 makes.
 
     Args:
-        heads: of q, on one KV head.
+        heads: the number of heads of q, on one KV head.
         most_parts: max_split_per_batch; -1: as many as there are workgroups.
         factor: the number of consecutive requests of `heads` heads as which each request is planned. They share its keys.
-        is_main: whether to plan as main does: each tile of queries by itself, without a last part of fewer keys than the most
+        is_main: True if to plan as main does: each tile of queries by itself, without a last part of fewer keys than the most
             queries of a request (tail_done_threshold).
     """
     spans = [span for span in itertools.pairwise(kv_indptr.tolist()) for _ in range(factor)]

@@ -88,7 +88,7 @@ def _choice(architecture: str, q: torch.Tensor, kv_cache: torch.Tensor, layer: L
 
 
 def _has_mtp(architecture: str) -> bool:
-    """Whether the struct of arguments has max_qlen - 1 before the group's size, as main's (asm_pa.cu:43-46)."""
+    """True if the struct of arguments has max_qlen - 1 before the group's size, as main's (asm_pa.cu:43-46)."""
     return any("ps" in row for row in table(architecture, "pa/pa_asm.csv"))
 
 

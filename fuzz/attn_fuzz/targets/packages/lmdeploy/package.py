@@ -125,7 +125,7 @@ def kernels() -> dict[str, ModuleType]:
 
 @functools.cache
 def serves_float8() -> bool:
-    """Whether the sources that are here have float8 caches, as releases from 0.14 on."""
+    """True if the sources that are here have float8 caches, as releases from 0.14 on."""
     try:
         file = foreign.sources("lmdeploy") / f"{KERNELS}fill_kv_cache.py"
     except foreign.MissingSourcesError:

@@ -121,7 +121,7 @@ def decode(
 
     Args:
         splits: parts of each request's keys, [R] int32.
-        uneven: whether requests have unlike numbers of them, as the kernel takes it.
+        uneven: True if requests have unlike numbers of them, as the kernel takes it.
     """
     k_cache, v_cache = caches
     requests, page = batch.num_requests, k_cache.shape[1]

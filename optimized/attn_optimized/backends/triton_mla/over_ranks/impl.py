@@ -42,7 +42,7 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
 
     Args:
         layer: of this rank's heads, which are the rank-th part of all heads, and with the scale of this rank's cache.
-        group: of the ranks; see `attend_over_ranks`.
+        group: the group of the ranks; see `attend_over_ranks`.
         exchange: how outputs of decodes meet.
         timeout: how long a rank waits for the others, where a process waits at all; see `attend_over_ranks`.
 
