@@ -66,7 +66,7 @@ def _launches(architecture: str) -> Iterator[_Named]:
     gpu: dict[str, Any] = {"architecture": architecture, "compute_units": COMPUTE_UNITS}
     for case in (DECODE, PREFILL, LATENT):
         call = attention_call(case, cpu, SEED)
-        out = call.q.new_empty(*call.q.shape[:2], case.value_size)
+        out = call.q.new_empty(*call.q.shape[:2], case.v_head_size)
         yield from map(_Named, (case.name, f"{case.name}, reduction"), launches(call, out=out, **gpu))
     yield _Named("write", _write(architecture))
 
