@@ -111,7 +111,7 @@ def described(call: "KernelCall", architecture: str) -> tuple[dict[str, Any], st
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], jobs: set[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """Which of some launches, each an architecture and a name, differ, and in words in what.
+    """The launches that differ, each by architecture and name, and the differences in words.
 
     Raises:
         click.BadParameter: two versions of Triton compiled them.

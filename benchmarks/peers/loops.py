@@ -113,7 +113,8 @@ class Bounds(NamedTuple):
 
 
 def cycles_of(turn: Cost) -> dict[str, float]:
-    """How many cycles of a SIMD a turn of one wave keeps each unit busy. Four SIMDs share the LDS and the L1 cache."""
+    """The cycles of a SIMD for which an iteration of one wave keeps each unit busy. Four SIMDs share the LDS and the L1
+    cache."""
     return {
         "matrix": turn.matrix_cycles,
         "vector": turn.vector_cycles,

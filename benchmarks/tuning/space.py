@@ -1,4 +1,4 @@
-"""Which launch parameters are tried, as data."""
+"""The launch parameters to try, as data."""
 
 import itertools
 from collections.abc import Sequence

@@ -202,7 +202,7 @@ class Indexer:
 
 @dataclass(frozen=True)
 class IndexCacheView:
-    """Where the elements of an index cache lie, from the cache's first element. The arguments are sizes and strides."""
+    """The places of an index cache's elements, from the cache's first element on. The arguments are sizes and strides."""
 
     layout: IndexLayout
     num_blocks: int

@@ -77,7 +77,7 @@ def _together(code: Sequence[Instruction], run: Sequence[int], kernel: Kernel) -
 
 
 def _least(instruction: Instruction) -> int:
-    """How many instructions gain by running together."""
+    """The least number of instructions that gain by running together."""
     return 2 if instruction.second else GROUPED[instruction.name].least
 
 

@@ -51,7 +51,7 @@ def seen(instruction: Instruction, step: Step, kernel: Kernel) -> Step:
 
 
 class LdsLoads(Watch):
-    """Which bytes of LDS the waves of some workgroups may not touch yet.
+    """The bytes of LDS that the waves of some workgroups must not touch yet.
 
     Args:
         workgroups: how many share the LDS array.

@@ -19,7 +19,7 @@ _ALL_OF_32, _ALL_LANES = np.uint32(0xFFFFFFFF), np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 def masks_at(index: int, count: int) -> range:
-    """Where masks begin that lie in some scalar registers: a pair begins at most one register before."""
+    """The registers where masks begin that lie in some scalar registers: a pair begins at most one register before."""
     return range(index - 1, index + count)
 
 

@@ -206,7 +206,8 @@ def _bytes(content: bytes | str) -> bytes:
 
 @contextlib.contextmanager
 def _partial(path: Path) -> Iterator[Path]:
-    """Where a file is written before it gets its name. No other process writes there, nor did one that was killed."""
+    """The path at which a file is written before it gets its name. No other process writes there, nor did one that was
+    killed."""
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield partial

@@ -14,7 +14,7 @@ WHO = "attn_transformers"
 
 
 def split_mask(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Which keys a mask of four dimensions shows, and what it adds to their logits; None where that is nothing.
+    """The keys that a mask of four dimensions shows, and its addends to their logits; None if it adds nothing.
 
     Args:
         mask: bool, True for a key that is seen; or floats to add, with -inf or the least number of the dtype for a hidden key.

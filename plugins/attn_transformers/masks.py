@@ -1,4 +1,4 @@
-"""Which requests and rules a mask of transformers says.
+"""The requests and rules that a mask of transformers stands for.
 
 transformers says which keys a query sees by a mask [B, Q, K], whatever the model's rule was: causality, windows, chunks,
 images, padding, static caches, packed sequences. `read` proposes readings of a mask, from the most telling one to one request

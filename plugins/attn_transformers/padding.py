@@ -1,4 +1,4 @@
-"""Which tokens of a running model are real, and of which of them a mask hides every key.
+"""Finds the real tokens of a running model, and those whose keys a mask hides all.
 
 A function of attention is handed a mask of four dimensions, in which padding, windows and causality are one. What is padding is
 said to the model that calls it by an `attention_mask` of two dimensions, or to `generate`, which may make four of them. A token

@@ -69,7 +69,7 @@ class Pair(msgspec.Struct):
 
     @property
     def gain(self) -> float | None:
-        """How many times as fast the other variant is."""
+        """The factor by which the other variant is faster."""
         return self.shipped.times.ms / self.other.times.ms if self.shipped.times and self.other.times else None
 
     @property

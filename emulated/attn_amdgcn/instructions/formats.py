@@ -105,7 +105,7 @@ def data_target(instruction: Instruction, operand: Operand, form: Format, kernel
 
 
 def rows_target(row: int, count: int, attribute: str = "vector") -> Piece:
-    """So many vector registers, as an array may be put there, in an attribute of `Waves` that has them."""
+    """A number of vector registers in an attribute of `Waves`, in the form to which an array is assigned."""
     return piece(f"waves.{attribute}[{{}}]", Row(tuple(range(row, row + count))))
 
 

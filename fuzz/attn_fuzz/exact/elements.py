@@ -136,7 +136,7 @@ def as_floats(x: Elements) -> np.ndarray | None:
 
 
 def lacking(x: Elements, why: str) -> Elements:
-    """The same numbers, of which nothing is known but their order."""
+    """The same numbers, with only their order known."""
     return Elements(x.order, lacks=x.lacks or why)
 
 

@@ -1,4 +1,4 @@
-"""Which elements lie in memory: those that kernels and torch have stored, and the elements that the floats of other memory are.
+"""The elements in memory: those that kernels and torch have stored, and the elements that other floats stand for.
 
 A kernel's store writes the number (its order, rounded to the memory's dtype) into the memory itself, and the element into a
 shadow of the allocation. What torch computes goes into a shadow, too. A load finds the element in the shadow if the memory

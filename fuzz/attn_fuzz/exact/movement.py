@@ -1,4 +1,4 @@
-"""Which float goes where when torch moves floats: the operator itself says so, run on the numbers of its floats.
+"""Finds where each float goes when torch moves floats: the operator itself is run on the indices of the floats.
 
 Each float that an operator may move gets a number, and so does each number of Python that it may fill in. The operator runs on
 these numbers in place of the floats, and its result names the float that lies at each place.

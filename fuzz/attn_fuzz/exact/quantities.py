@@ -1,4 +1,4 @@
-"""Which element a number of the host is: the kernel's constants, and its arguments that are floats.
+"""The elements of numbers of the host: the kernel's constants, and its float arguments.
 
 A float that is short, such as 0.5, 448.0 or 2**-126, is that rational number. Any other float of a kernel is the rounding of
 something: the host may have multiplied the scale by log2(e) before the launch. So such a float is read as a product of named

@@ -56,7 +56,7 @@ class Shadow:
         return Elements(self._order[at], value, exponent, logarithm, self.lacks)
 
     def written(self, places: np.ndarray) -> np.ndarray:
-        """Which of these places something was stored in."""
+        """True for each place in which something was stored."""
         return self._written[self._at(places)]
 
     def holds(self, places: np.ndarray, bits: np.ndarray) -> np.ndarray:

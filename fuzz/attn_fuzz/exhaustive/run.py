@@ -71,7 +71,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass
 class Counted:
-    """How many calls a part has, and how many launches run them.
+    """The number of calls of a part, and the number of launches that run them.
 
     Args:
         part: the part.

@@ -19,7 +19,7 @@ from attn_fuzz.run.checks import CHECKS
 from attn_fuzz.targets.target import Target
 
 KEYS, LONGEST = 19, 192
-"""How many keys a grown request has more, up to how many."""
+"""The number of keys that a request is grown by, and the most keys that it may then have."""
 WIDER = 4
 MORE_BLOCKS = 11
 """No multiple of a power of two, so that ids whose upper bits are lost are not in order."""

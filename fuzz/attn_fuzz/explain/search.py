@@ -22,7 +22,7 @@ from attn_reference import attend
 PAIR_SECONDS = 4.0
 """How long pairs of variants are searched, in time of the CPU."""
 ENOUGH = 4
-"""How many outputs a mistake must explain if there are so many: the failing case's, and those of three richer ones."""
+"""The number of outputs that a mistake must explain if there are that many: of the failing case, and of three richer ones."""
 OF_OUTPUT = 0.125
 """The largest bound of an element that counts, as a share of the row's largest element; of an LSE, as it is."""
 OF_ERROR = 0.1
@@ -180,7 +180,8 @@ def _leads_out(part: Part, variants: Sequence[Variant]) -> bool:
 
 
 def _explains(variants: tuple[Variant, ...], seen: Sequence[Seen]) -> Explained:
-    """How many outputs mistakes explain, up to the first that they do not. Those that lead out of the cache do not count."""
+    """The number of outputs that mistakes explain, up to the first that they do not. Those that lead out of the cache do not
+    count."""
     everywhere, explained = True, 0
     for each in seen:
         # parts with something wrong first: most variants fail there

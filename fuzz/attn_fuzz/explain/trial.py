@@ -55,7 +55,7 @@ def _lines(case: Case, first: Case | None, target: Target, device: str, until: f
 
 
 def said(seen: list[Seen], *, seconds: float = PAIR_SECONDS) -> list[str]:
-    """Which mistakes explain outputs, in lines of which the first begins with "explanation" or "no explanation"."""
+    """Lines about the mistakes that explain outputs. The first begins with "explanation" or "no explanation"."""
     if all((right | each.unwritten(part)).all() for each in seen for part, right in zip(each.parts, each.right, strict=True)):
         return [UNWRITTEN]
     found = explanations(seen, seconds=seconds)

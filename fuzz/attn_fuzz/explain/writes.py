@@ -1,4 +1,4 @@
-"""Which mistake of a cache write, or of its rotation, left just the bits that a kernel left."""
+"""Finds the mistake of a cache write, or of its rotation, that leaves exactly the bits that a kernel left."""
 
 import dataclasses
 from collections.abc import Callable, Iterator

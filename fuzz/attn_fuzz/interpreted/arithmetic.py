@@ -170,7 +170,7 @@ def _high_bits(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _histogram(data: np.ndarray, bins: int, mask: Any) -> np.ndarray:
-    """How many of the numbers 0 to bins - 1 there are of each, without what `mask` hides."""
+    """A histogram: the count of each of the numbers 0 to bins - 1, without those that `mask` hides."""
     counted = (data >= 0) & (data < bins)
     if mask is not None:
         counted &= mask.data

@@ -16,7 +16,7 @@ class EagerMode(TorchDispatchMode):
 
 
 def returned(result: Any) -> Any:
-    """What an operation has returned, as a mode may hand it on: torch takes no list with None in it back.
+    """The result of an operation in a form that a mode may return: torch accepts no list with None in it.
 
     A list has None for each tensor that C++ left undefined, as FlashAttention-3 does with sums of parts that it does not have.
     """

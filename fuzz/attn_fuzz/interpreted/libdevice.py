@@ -169,7 +169,7 @@ UNKNOWN = "it is not computed here"
 
 
 def why_not(name: str) -> str | None:
-    """Why the interpreter does not compute a function of libdevice, or None."""
+    """The reason why the interpreter does not compute a function of libdevice, or None."""
     if name in FLOATS or name in INTEGERS or name in TO_INTEGERS or name in _METHODS:
         return None
     if "2u" in name and name.startswith(("float", "double")):

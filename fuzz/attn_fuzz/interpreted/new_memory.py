@@ -1,7 +1,7 @@
-"""What memory holds that torch allocates uninitialized, while a target runs: NaN, or in half of the cases a number.
+"""Fills memory that torch allocates uninitialized while a target runs: with NaN, or in half of the cases with a number.
 
-NaN shows that a weight of 0 multiplies it. It does not show where code takes NaN for "no key", as merges do: there a number is
-taken for what somebody has written. Integers are so large that an index leads out of every tensor.
+NaN shows that a weight of 0 multiplies the memory. But code that takes NaN for "no key", as merges do, hides it: such code
+takes a number for data that was written. Integers are so large that an index leads out of every tensor.
 """
 
 from collections.abc import Iterator

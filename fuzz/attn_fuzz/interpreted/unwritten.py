@@ -78,11 +78,11 @@ class Unwritten(EagerMode):
 
 
 _kept: list[tuple[StorageWeakRef, torch.Tensor | None]] = []
-"""What the last call left that somebody may still hold, and which of its bytes torch has written."""
+"""Memory of the last call that may still be in use, and which of its bytes torch has written."""
 
 
 def _of_elements(of_bytes: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """What is noted of a storage's bytes, by the elements of a tensor: [*shape, bytes of an element]."""
+    """The notes about a storage's bytes, by the elements of a tensor: [*shape, bytes of an element]."""
     size = tensor.element_size()
     strides = [step * size for step in tensor.stride()]
     return of_bytes.as_strided((*tensor.shape, size), (*strides, 1), tensor.storage_offset() * size)

@@ -126,8 +126,8 @@ def _steps(first: int, tops: Sequence[str], kind: str) -> Element:
 
 
 def pairs(names: Sequence[str], together: Sequence[Sequence[int]], why_none: Callable[[str, str], str | None]) -> Element:
-    """How many examples had each pair of features, and a legend of the shades. A row's name stands on its left, and a column's
-    name above its first cell, on the diagonal.
+    """The number of examples with each pair of features, and a legend of the shades. A row's name stands on its left, and a
+    column's name above its first cell, on the diagonal.
 
     Args:
         names: names of features.

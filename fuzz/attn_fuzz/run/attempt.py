@@ -324,7 +324,7 @@ def attend(step: Step, attention: AttentionFunction) -> None:
 
 
 def _view(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory by another object, with all strides. `Tensor.view` makes up those of dimensions of one element."""
+    """Another tensor of the same memory, with all strides. `Tensor.view` changes the strides of dimensions of one element."""
     return tensor[...]
 
 

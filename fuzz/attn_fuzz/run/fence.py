@@ -36,7 +36,7 @@ class Fence(NamedTuple):
 
     @property
     def words(self) -> str:
-        """Where an access faults."""
+        """The place where an access faults, in words."""
         where = "past the end" if self.side == "end" else "before the beginning"
         return f"{where} of {self.only or 'a tensor'}"
 

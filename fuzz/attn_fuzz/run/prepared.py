@@ -152,7 +152,7 @@ def have_server() -> None:
 
 
 _deaths = 0
-"""How many servers of this process have died."""
+"""The number of servers of this process that have died."""
 
 
 def start(device: str, function: Callable[..., None], *arguments: object, daemon: bool = False) -> BaseProcess:

@@ -176,7 +176,7 @@ def _change(state: State, mark: int, position: int, handed: Contents | None, clo
 
 
 def not_shared(state: State, number: int, position: int, record: np.void) -> Kind | None:
-    """Why a slot's last write cannot be taken for a position of a request; None if it can."""
+    """The reason why a slot's last write cannot be taken for a position of a request; None if it can."""
     if record["mark"] == 0:
         return Kind.LOST_KEY
     if record["position"] != position:

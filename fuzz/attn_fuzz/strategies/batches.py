@@ -122,7 +122,8 @@ def batches(
 
 
 def _over_an_end(draw: st.DrawFn, support: Support, chunk: int, causal: bool) -> Request:
-    """As many queries as a step has, over the end of a chunk: the last end that leaves room for them, if one does."""
+    """A request with the step's number of queries, across the end of a chunk: the last end that leaves room for them, if one
+    does."""
     end = max(1, (support.max_seq_len - support.max_tokens) // chunk) * chunk
     context_len = max(0, end - pick(draw, (1, 37)))
     seq_len = min(context_len + support.max_tokens, support.max_seq_len)
@@ -137,7 +138,7 @@ def _few_requests(draw: st.DrawFn, support: Support, causal: bool, key_unit: int
 
 
 def _many_requests(draw: st.DrawFn, count: int, causal: bool, key_unit: int) -> tuple[Request, ...]:
-    """As many requests of few keys, most of which decode: more than a kernel looks at together."""
+    """More requests than a kernel looks at together. They have few keys, and most of them decode."""
     least, every = pick(draw, (1, 15, 40)), pick(draw, (2, 7, count))
     lengths = ((least + r % 3) * key_unit - r % key_unit for r in range(count))
     return tuple(Request(query_len=int(r % every != 1), seq_len=length, causal=causal) for r, length in enumerate(lengths))

@@ -78,7 +78,7 @@ NUMBERS: dict[str, _Number] = {
     "qq_bias": _one_of("tree", "random", "hiding"),
     "sinks": _one_of("zero", "near", "above", "below", "off", "some"),
 }
-"""By the name of a rule of a layer or of a step: what draws the number that a case holds. A rule without one is not drawn."""
+"""For each rule of a layer or of a step, the strategy of the number that a case holds. A rule without one is not drawn."""
 
 DRAWN_ELSEWHERE = {
     "bidirectional_ranges": "strategies.batches draws the ranges of each request",
@@ -87,7 +87,7 @@ DRAWN_ELSEWHERE = {
     "q_scale": "strategies.layers draws it beside caches of float8",
     "selection_unit": "strategies.layers draws it as the cache's layout allows",
 }
-"""By the name of a rule of a layer or of a step that has no number here: where it is drawn."""
+"""For each rule of a layer or of a step without a number here, the place where it is drawn."""
 
 
 def rules(draw: st.DrawFn, support: Support, attn_type: AttentionType) -> set[str]:

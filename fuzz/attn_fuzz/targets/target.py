@@ -194,7 +194,8 @@ class Support:
             raise ValueError("Support: got DECODER with neither causal nor the rule non_causal, expected one of them")
 
     def not_drawn(self, case: Case) -> str | None:
-        """Why a case is not run, in words: a dtype, a layout, a size or something else that is not drawn. None if it is run."""
+        """The reason why a case is not run, in words: a dtype, a layout, a size or something else that is not drawn. None if it
+        is run."""
         choices: dict[str, tuple[object, Collection[object]]] = {"dtype": (case.dtype, self.dtypes)}
         if case.has_latent_cache:
             choices["widths"] = ((case.value_size, case.head_size - case.value_size), self.latent.widths)

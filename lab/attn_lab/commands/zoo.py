@@ -269,7 +269,8 @@ def _run_plans(plans: list[FuzzPlan], workers: int) -> Outcome:
 
 
 def _missing_targets(bugs: list[KnownBug], device: str) -> dict[str, str]:
-    """Why a bug's target cannot run on this device, by the bug's name. On a CPU, bugs that need a GPU are passed over."""
+    """The reason why a bug's target cannot run on this device, by the bug's name. On a CPU, bugs that need a GPU are passed
+    over."""
     found = {}
     for bug in bugs:
         try:

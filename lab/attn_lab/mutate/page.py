@@ -102,7 +102,7 @@ class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="schema", tag=SCHEMA):
-    """Where a campaign ran, with which Hypothesis, sample, seeds and examples for each target, and each mutant.
+    """The results of a campaign: its device, Hypothesis, sample, seeds and examples for each target, and each mutant.
 
     `suite` is None if no tests ran.
     """
