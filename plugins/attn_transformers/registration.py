@@ -23,7 +23,7 @@ def register() -> None:
 
     Raises:
         ModuleNotFoundError: transformers is not installed; the message names the extra.
-        ContractError: somebody else registered a function under one of the names.
+        ContractError: another function is registered under one of the names.
     """
     extras.require("transformers")
     from transformers import AttentionInterface, AttentionMaskInterface

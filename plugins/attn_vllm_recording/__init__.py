@@ -20,7 +20,7 @@ def register() -> None:
 
     Raises:
         ValueError: the variable's value has no meaning, or its folder cannot be written.
-        ModuleNotFoundError: the extra `fuzz` is missing. vLLM then ends: somebody waits for a recording.
+        ModuleNotFoundError: the extra `fuzz` is missing. vLLM then ends, because a recording was asked for.
     """
     setting = os.environ.get(VARIABLE)
     if not setting:

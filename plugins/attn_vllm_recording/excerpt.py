@@ -19,7 +19,7 @@ from attn_vllm_recording.errors import NotJudgedError
 MOST_WORK: Final = 1 << 30
 """The most work of an excerpt: see `_work`. A core judges as much in some seconds, in about a GB."""
 QUERIES_OF_A_KEY: Final = 64
-"""A key costs the judge as much as so many products with queries, however few queries see it."""
+"""The cost of a key for the judge, in products with queries, even if few queries see it."""
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def check_paged_attention(
         out: [T, H, value_size] or [T, H * value_size] of q's dtype, or of a float8 type with an output_scale; None: the caller
             allocates it in `dtype_of_output`. Beside a float8 q it is of any of these types.
         lse: [H, T] float32; None: the caller does not want it, or allocates it.
-        values: True if to check lengths, blocks, slots, biases and scales, too: the `validate` of whoever is called.
+        values: True if to check lengths, blocks, slots, biases and scales, too: the `validate` of the implementation.
 
     Returns:
         The cache's view, read back from its shape and strides.
@@ -119,7 +119,7 @@ def check_varlen_attention(
         q: [T, H, D] float32, float16 or bfloat16, finite in the rows of requests.
         k, v: [T_kv, HK, D] and [T_kv, HK, value_size] of q's dtype, finite in the rows of requests.
         out, lse: as in check_paged_attention.
-        values: True if to check lengths, biases and scales, too: the `validate` of whoever is called.
+        values: True if to check lengths, biases and scales, too: the `validate` of the implementation.
 
     Raises:
         ContractError: naming the first argument that is wrong.

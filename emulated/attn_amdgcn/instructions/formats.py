@@ -110,7 +110,7 @@ def rows_target(row: int, count: int, attribute: str = "vector") -> Piece:
 
 
 def writes_rows(row: int, count: int) -> Callable[[Waves, np.ndarray], None]:
-    """Writes [registers, waves, lanes] into so many registers, in the lanes that are on."""
+    """Writes [registers, waves, lanes] into consecutive registers, in the lanes that are on."""
     rows = slice(row, row + count)
 
     def write(waves: Waves, values: np.ndarray) -> None:

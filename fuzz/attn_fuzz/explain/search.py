@@ -168,7 +168,7 @@ def _made(part: Part, change: Change) -> Part | None:
 
 
 def _leads_out(part: Part, variants: Sequence[Variant]) -> bool:
-    """True if the first of the mistakes reads beyond the cache, where nobody knows what lies."""
+    """True if the first of the mistakes reads beyond the cache, whose contents there are unknown."""
     for change in variants[0].changes:
         try:
             change(part)

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class EagerMode(TorchDispatchMode):
-    """A mode of operations that nobody compiles."""
+    """A mode for operations that are never compiled."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -10,7 +10,7 @@ raises a Violation. There are seven kinds:
     no right    the call gives the element no such right: a slot without a key is read, or a row that no request owns, or a
                 garbage entry of the block table; or an input is written
     foreign     the program has read queries of one request, and reads keys or writes rows of another request
-    unwritten   the target allocated the memory, and nobody has written the element before it is read
+    unwritten   the target allocated the memory, and the element is read before it is written
     race        two programs of one launch write the element, or one program reads it and another program writes it
     lanes       two lanes of one store write different bits to the element: a GPU promises no order among them
 

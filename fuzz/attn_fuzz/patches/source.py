@@ -247,7 +247,7 @@ class _Source:
 
 @functools.lru_cache(maxsize=64)
 def _tree(text: bytes) -> ast.Module:
-    """The syntax tree of a module. Many mutants copy it, and nobody alters it."""
+    """The syntax tree of a module. Many mutants copy it, and it must not change."""
     return ast.parse(text)
 
 

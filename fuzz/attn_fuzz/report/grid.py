@@ -102,7 +102,7 @@ def cell(kind: str, place: str = "") -> Cell:
 
 
 def cuts(size: int, most: int) -> list[slice]:
-    """Slices that cut the range of a size into at most so many parts, which are as even as possible."""
+    """Slices that cut the range of a size into at most `most` parts, which are as even as possible."""
     parts = max(1, min(size, most))
     return [slice(size * i // parts, size * (i + 1) // parts) for i in range(parts)] if size else []
 

@@ -209,7 +209,7 @@ def _call_patched(environment: dict[str, str], mutant: Mutant, held: _Pickled) -
 
 
 def is_lost(process: BaseProcess) -> bool:
-    """True if nobody knows how a process has ended, because its server died before it. If it ran, it is killed."""
+    """True if the end of a process cannot be known, because its server died before it. If it runs, it is killed."""
     return process.exitcode == _LOST
 
 
@@ -226,7 +226,7 @@ def answer(device: str, seconds: float | None, function: Callable[..., None], *a
 
     Raises:
         EOFError: the process ended before it had sent anything.
-        TimeoutError: it has sent nothing in so many seconds.
+        TimeoutError: it has sent nothing in that time.
     """
     kills = 0
     while True:

@@ -1,4 +1,4 @@
-"""How a key that nobody wrote differs from the one that should be there: by a factor, or by a rotation."""
+"""The difference of a key that was never written from the one that should be there: by a factor, or by a rotation."""
 
 import math
 

@@ -119,7 +119,7 @@ def _fault_of_key(
 def _source(
     state: State, read: Read, position: int, got: np.uint64, mask: np.uint64, handed: Contents | None
 ) -> np.void | None:
-    """The write of a key that is handed, as a record of a slot; None if nobody wrote it."""
+    """The write of a key that is handed, as a record of a slot; None if it was never written."""
     number = state.numbers[read.request]
     if (source := state.source(read.layer, number, got, mask)) is not None or not read.close or handed is None:
         return source
@@ -164,7 +164,7 @@ def _are_close(old: torch.Tensor, new: torch.Tensor, close: float) -> bool:
 
 
 def _change(state: State, mark: int, position: int, handed: Contents | None, close: float) -> tuple[Kind, str]:
-    """How a key that nobody wrote differs from the one of this mark."""
+    """The difference of a key that was never written from the one of this mark."""
     kept = state.kept(mark)
     if kept is None or handed is None:
         return Kind.ALTERED, "its bytes are no longer kept" if kept is None and state.value_bytes else ""

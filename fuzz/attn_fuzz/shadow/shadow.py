@@ -33,7 +33,7 @@ class Shadow:
     Attributes:
         reads, wrong: how many reads were held to the shadow, and how many had faults.
         faults: those of the first reads that had any.
-        not_seen: what whoever tells the shadow could not tell, by reason, and how often.
+        not_seen: the number of events that could not be reported to the shadow, by reason.
     """
 
     def __init__(self, *, value_bytes: int = 0, pools: Mapping[Any, Hashable] | None = None, limit: int = 100) -> None:

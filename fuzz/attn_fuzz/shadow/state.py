@@ -139,7 +139,7 @@ class State:
         return Written(layer, request, position, int(record["step"]))
 
     def writer(self, record: Any) -> Written | None:
-        """The writer of a slot's record; None if nobody wrote it."""
+        """The writer of a slot's record; None if it was not written."""
         if record is None or record["mark"] == 0:
             return None
         owner = int(record["request"])

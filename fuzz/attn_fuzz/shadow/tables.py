@@ -97,7 +97,7 @@ class Track:
 
 
 class Slots:
-    """The last write into each slot of a pool. A mark of 0 is a slot that nobody wrote."""
+    """The last write into each slot of a pool. A slot with the mark 0 was not written."""
 
     _PAGE = 64
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 MAX_REQUESTS = 8
 ONE_IN = 40
-"""One step in so many is a long request. A run draws steps that it lacks, and takes twice as many of them."""
+"""One step in this many is a long request. A run draws steps that it lacks, and takes twice as many of them."""
 ONE_IN_FEW, ONE_IN_FAR = 4, 3
 """Likewise, of one or two requests as long as a step has them. The second where the window reaches far back, or queries select
 keys."""

@@ -16,7 +16,8 @@ BESIDE_ALIBI = frozenset({"sinks", "bidirectional_ranges"})
 # Rules of many kinds are chosen so many times as often as others, and so are rules that only some cases can have.
 WEIGHT = {"quantized": 4, "rope": 2, "bidirectional_ranges": 2, "qq_bias": 2, "head_size_v": 4, "selection_unit": 3}
 ONE_IN = 4
-"""One layer in so many has a rule that excludes others. Were it chosen as all rules are, many layers would lack the others."""
+"""One layer in this many has a rule that excludes others. Were it chosen as all rules are, many layers would lack the
+others."""
 
 
 def window(draw: st.DrawFn, support: Support, kind: WindowKind) -> tuple[int, int]:

@@ -418,7 +418,7 @@ class Target:
             `python -m attn_lab mutate` leaves the target out unless it is named.
         sanitizes: True if its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.
         exact: True if it computes the formula of attention and nothing beside it, such as a small number that is added to a
-            divisor. Every so many examples are then compared in exact mode (`attn_fuzz.run.shard.EXACT_EVERY`).
+            divisor. One example in many is then compared in exact mode, too (`attn_fuzz.run.shard.EXACT_EVERY`).
     """
 
     name: str

@@ -157,7 +157,7 @@ def _of_memory(handle: Any, tl: Any, builder: Any) -> dict[str, Method]:
 
     def create_atomic_cas(self: Any, pointers: Handle, *operands: Any) -> Handle:
         shapes = [each.data.shape[1:] for each in (pointers, *operands[:2])]
-        if shapes.count(shapes[0]) != 3:  # nobody fits them to each other, and compiled code refuses them
+        if shapes.count(shapes[0]) != 3:  # they cannot be broadcast, and compiled code refuses them
             raise RefusedByTritonError(
                 "tl.atomic_cas of pointers {}, compared with {}, for values {}: they have one shape".format(*shapes)
             )

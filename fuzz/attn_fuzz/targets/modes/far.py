@@ -97,7 +97,8 @@ def _far(tensor: torch.Tensor, dim: int, unit_bytes: int, multiple: int, rng: ra
 
 
 def _copied_apart(tensor: torch.Tensor, dim: int, apart: int, before: int) -> torch.Tensor:
-    """A copy of a tensor with so many elements from one row of a dimension to the next, and before and behind all of it."""
+    """A copy of a tensor with a given distance between the rows of a dimension, and with that much memory before and behind
+    it."""
     itemsize = tensor.element_size()
     others = [size for i, size in enumerate(tensor.shape) if i != dim]
     stride = list(torch.empty(others, device="meta").stride())
@@ -110,7 +111,7 @@ def _copied_apart(tensor: torch.Tensor, dim: int, apart: int, before: int) -> to
 
 
 def _memory(size: int) -> torch.Tensor:
-    """[size] uint8: zeros, of which only the pages take memory that somebody writes. They are given back with the tensor."""
+    """[size] uint8: zeros, of which only written pages take memory. It is given back with the tensor."""
     size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
@@ -146,7 +147,7 @@ def parts(shape: Sequence[int], device: torch.device, width: int | None = None) 
 
 
 def pool(rows: int, like: torch.Tensor) -> torch.Tensor:
-    """Memory for so many rows as those of `like`, full of NaN. In this mode it has 2^32 elements, which are 0."""
+    """Memory for a number of rows as those of `like`, full of NaN. In this mode it has 2^32 elements, which are 0."""
     width = like.shape[-1]
     if not _is_far:
         return like.new_full((rows, width), torch.nan)
