@@ -22,8 +22,7 @@ GROUPS = {
     },
 }
 PLACES = {
-    **{name: f"benchmarks.{name}.command" for name in ("speed", "host", "peers", "ranks")},
-    **{name: f"benchmarks.{name}" for name in ("hashes", "emulator", "indexer", "judge")},
+    **{name: f"benchmarks.{name}.command" for group in GROUPS.values() for name in group},
     "page": "benchmarks.speed.command",
     "tune": "benchmarks.tuning.command",
 }

@@ -274,6 +274,7 @@ CASES: tuple[Case, ...] = (
     decode("selection of blocks, H64/HK4, 32 x 16 x 128 of 128k", 32, 128 * KI, **_SELECTED_BLOCKS),
     _prefill("selection of blocks, H64/HK4, prefill, 1 x 8k", 1, 8 * KI, **_SELECTED_BLOCKS),
     decode("cascade, 64 requests share 8k, 256 of their own", 64, 8 * KI + 256, common_prefix_len=8 * KI),
+    decode("cascade, 2 requests share 8k, 256 of their own", 2, 8 * KI + 256, common_prefix_len=8 * KI),
     RowOp(name="cache write, 8192 tokens", op="write"),
     RowOp(name="cache write, fp8, 8192 tokens", op="write", float8_cache=True),
     RowOp(name="RoPE + cache write, 8192 tokens", op="rope"),

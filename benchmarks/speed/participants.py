@@ -13,6 +13,7 @@ import attn_optimized
 import torch
 from attn_contract import Layout, UnsupportedError
 from attn_contract.layouts import K, V
+from attn_optimized.cascade import cascade_pays
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
@@ -84,7 +85,7 @@ def ours(kernels: ModuleType | SimpleNamespace, call: Call) -> Prepared:
     prefix, out = call.case.common_prefix_len, poisoned(call)
     if call.k is not None and call.v is not None:
         run = functools.partial(kernels.varlen_attention, call.q, call.k, call.v, call.layer, call.batch, out=out)
-    elif prefix and call.kv_cache is not None:
+    elif call.kv_cache is not None and cascade_pays(call.kv_cache, call.layer, call.batch, prefix):
         arguments = (call.q, call.kv_cache, call.layer, call.batch, prefix)
         run = functools.partial(kernels.cascade_attention, *arguments, out=out)
     else:

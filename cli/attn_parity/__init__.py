@@ -44,8 +44,8 @@ GROUPS = {
     },
     "Files": {"examples": "Write the files that the guides use into a folder."},
 }
-"""The list of `attn-parity --help`. Command NAME is `command` of the module attn_parity.NAME, imported when it is used:
-`select` needs nothing of what `fuzz` imports."""
+"""The list of `attn-parity --help`. Command NAME is `command` of the module attn_parity.commands.NAME, imported when it is
+used: `select` needs nothing of what `fuzz` imports."""
 MOVED = {name: f"python -m attn_lab {name}, in a checkout" for name in ("zoo", "mutate", "matrix")} | {
     "hunt": "attn-parity fuzz --keep-going --target TARGET"
 }
@@ -118,7 +118,7 @@ class Commands(click.Group):
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
-@click.group(cls=Commands, groups=GROUPS, module="attn_parity.{}", moved=MOVED, context_settings=HELP)
+@click.group(cls=Commands, groups=GROUPS, module="attn_parity.commands.{}", moved=MOVED, context_settings=HELP)
 @click.version_option(package_name="attn-parity", prog_name="attn-parity")
 def cli() -> None:
     """Two implementations of one attention contract, and a fuzzer that looks for disagreements."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from attn_contract import AttentionConfig
 from attn_contract.arguments import shown
-from attn_fuzz.findings.aiter import BACKENDS
+from attn_fuzz.findings.aiter.unified import BACKENDS
 from attn_parity.backend_runs import RUNS
 from attn_parity.console import results
 from attn_parity.model_config import Group, ModelConfig

@@ -120,16 +120,28 @@ class Indexer:
             check_int(name, getattr(self, name), minimum=0)
         for name, kind in (("score", IndexScore), ("layout", IndexLayout), ("scale_format", ScaleFormat)):
             check_type(name, getattr(self, name), kind, f"one of {kind.__name__}: {', '.join(kind)}")
-        if self.num_heads % self.num_selections:
-            expected = f"a multiple of num_selections ({self.num_selections}), so that heads form groups"
-            raise ContractError("num_heads", self.num_heads, expected)
-        if self.key_unit not in (1, self.selection_unit):
-            expected = f"1, or selection_unit ({self.selection_unit}): a key of a token, or of a whole unit"
-            raise ContractError("key_unit", self.key_unit, expected)
-        if self.first_units + self.last_units > self.top_k:
-            given = f"{self.last_units} beside first_units {self.first_units}"
-            raise ContractError("last_units", given, f"both together at most top_k ({self.top_k})")
-        self._check_cache()
+        if self.cache_dtype is not None and self.cache_dtype not in FLOAT8_DTYPES:
+            expected = f"None, {' or '.join(map(named, FLOAT8_DTYPES))}"
+            raise ContractError("cache_dtype", named(shown(self.cache_dtype)), expected)
+        scaled, most = self.layout.has_scales, self.top_k - self.first_units
+        groups = f"a multiple of num_selections ({self.num_selections}), so that heads form groups"
+        key_units = f"1, or selection_unit ({self.selection_unit}): a key of a token, or of a whole unit"
+        without = f"keys in {self.layout} have no scale"
+        for name, is_wrong, expected in (
+            ("num_heads", self.num_heads % self.num_selections, groups),
+            ("key_unit", self.key_unit not in (1, self.selection_unit), key_units),
+            ("last_units", self.last_units > most, f"at most {most}: top_k ({self.top_k}) without first_units"),
+            ("cache_dtype", scaled and self.cache_dtype is None, f"a float8 dtype: keys in {self.layout} have scales"),
+            ("scale_format", self.scale_format is not ScaleFormat.FLOAT32 and not scaled, f"float32: {without}"),
+            ("head_size", self.layout is IndexLayout.TILED and self.head_size % TILE, f"a multiple of {TILE} in {self.layout}"),
+            ("largest", self.largest is not None and not scaled, f"None: {without}"),
+        ):
+            if is_wrong:
+                raise ContractError(name, getattr(self, name), expected)
+        if self.largest is not None and self.cache_dtype is not None:
+            most = torch.finfo(self.cache_dtype).max
+            if not isinstance(self.largest, int | float) or not 0 < self.largest <= most:
+                raise ContractError("largest", shown(self.largest), f"None, or a number above 0 and at most {most:g}")
 
     @property
     def has_open_unit(self) -> bool:
@@ -179,25 +191,6 @@ class Indexer:
             raise ContractError("index_cache", f"pages at {first}, strides {strides}", "float32 scales at multiples of 4 bytes")
         if self.layout is IndexLayout.TILED and block_size % TILE:
             raise ContractError("index_cache", f"{block_size} slots in a block", f"a multiple of {TILE} in {self.layout}")
-
-    def _check_cache(self) -> None:
-        scaled, without = self.layout.has_scales, f"keys in {self.layout} have no scale"
-        if self.cache_dtype is not None and self.cache_dtype not in FLOAT8_DTYPES:
-            expected = f"None, {' or '.join(map(named, FLOAT8_DTYPES))}"
-            raise ContractError("cache_dtype", named(shown(self.cache_dtype)), expected)
-        if scaled and self.cache_dtype is None:
-            raise ContractError("cache_dtype", None, f"a float8 dtype: keys in {self.layout} have scales")
-        if self.scale_format is not ScaleFormat.FLOAT32 and not scaled:
-            raise ContractError("scale_format", self.scale_format, f"{ScaleFormat.FLOAT32}: {without}")
-        if self.layout is IndexLayout.TILED and self.head_size % TILE:
-            raise ContractError("head_size", self.head_size, f"a multiple of {TILE} in {self.layout}")
-        if self.largest is None:
-            return
-        if self.cache_dtype is None or not scaled:
-            raise ContractError("largest", shown(self.largest), f"None: {without}")
-        most = torch.finfo(self.cache_dtype).max
-        if not isinstance(self.largest, int | float) or not 0 < self.largest <= most:
-            raise ContractError("largest", shown(self.largest), f"None, or a number above 0 and at most {most:g}")
 
 
 @dataclass(frozen=True)

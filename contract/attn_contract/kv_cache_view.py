@@ -57,14 +57,8 @@ class KVCacheSizes:
     head_size_v: int | None = None
 
     def __post_init__(self) -> None:
-        _check_sizes(
-            self.layout,
-            num_blocks=self.num_blocks,
-            block_size=self.block_size,
-            num_kv_heads=self.num_kv_heads,
-            head_size=self.head_size,
-            itemsize=self.itemsize,
-        )
+        sizes = ("num_blocks", "block_size", "num_kv_heads", "head_size", "itemsize")
+        _check_sizes(self.layout, **{name: getattr(self, name) for name in sizes})
         if self.layout.has_inline_scales and self.itemsize != 1:
             raise ContractError("kv_cache", f"elements of {self.itemsize} bytes", f"1 byte in layout {self.layout}")
         self.layout.check_sizes(self.head_size, self.block_size, self.itemsize)
@@ -260,18 +254,9 @@ class KVCacheView(KVCacheSizes):
 
     def tensor(self, raw: torch.Tensor) -> torch.Tensor:
         """The view as a tensor over `raw`, a one-dimensional allocation of elements of the cache's dtype."""
-        stride_of = {
-            "block": self.block_stride,
-            "kv": self.kv_stride,
-            "slot": self.slot_stride,
-            "head": self.head_stride,
-            "dim": 1,
-            "page": 1,
-            "row": 1,
-            "content": 1,
-        }
+        outer = {"block": self.block_stride, "kv": self.kv_stride, "slot": self.slot_stride, "head": self.head_stride}
         dims, size_of = self.layout.dims, self.size_of
-        return raw.as_strided([size_of[dim] for dim in dims], [stride_of[dim] for dim in dims], self.offset)
+        return raw.as_strided([size_of[dim] for dim in dims], [outer.get(dim, 1) for dim in dims], self.offset)
 
     @property
     def end(self) -> int:

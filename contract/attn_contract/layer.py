@@ -11,6 +11,7 @@ from attn_contract.attention_type import AttentionType
 from attn_contract.errors import ContractError
 from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layouts import Layout
+from attn_contract.rule_types import check_number, check_optional_number, check_pair
 from attn_contract.rules import (
     CACHED,
     DECODER_ONLY,
@@ -40,23 +41,8 @@ LARGEST_SCALE, LARGEST_SOFT_CAP = 2.0**64, 2.0**32
 Count = TypeVar("Count", int, torch.Tensor)
 
 
-def _check_window(name: str, value: Any, _: object) -> tuple[int, int]:
-    if not isinstance(value, tuple) or len(value) != 2:
-        raise ContractError(name, shown(value), "a tuple (left, right)")
-    for side, distance in enumerate(value):
-        check_int(f"{name}[{side}]", distance, minimum=UNLIMITED)
-    return value
-
-
-def _check_sink_tokens(name: str, value: Any, _: object) -> int:
-    check_int(name, value, minimum=0)
-    return value
-
-
-def _check_optional_size(name: str, value: Any, _: object, minimum: int = 1) -> int | None:
-    if value is not None:
-        check_int(name, value, minimum=minimum)
-    return value
+_check_window = partial(check_pair, minimum=UNLIMITED, expected="a tuple (left, right)")
+_check_optional_size = partial(check_optional_number, minimum=1)
 
 
 def _check_soft_cap(name: str, value: Any, _: object) -> float | None:
@@ -127,7 +113,8 @@ class Layer:
             once all of them do: a request has `seq_len // g` keys, and the query at p sees the first `(p + 1) // g` of them.
             Lengths and positions of queries count tokens. Slots, block tables and selection_unit count keys. How a key
             is made is not defined here; a cache write stores it in its slot. Another layer's call sees the tokens of a window,
-            and `merge_attn_states` makes one softmax of both. It has none of the other rules of positions, and is causal.
+            and `merge_attn_states` makes one softmax of both, in which a token of the window counts beside the key that it
+            shares, as in DeepSeek-V4. It has none of the other rules of positions, and is causal.
         ranges_clamped: True if the left edge of the window also holds inside the batch's `bidirectional_ranges`, as in Gemma 3
             and 4 and transformers. vLLM ignores the window inside a range, except for Gemma 4.
         logits_soft_cap: c of `c * tanh(s / c)`, applied to scaled logits (Gemma 2), from 2^-126 to 2^32. None or 0 is off.
@@ -171,7 +158,7 @@ class Layer:
         0,
         words="tokens at the start that a window keeps visible (sink_tokens)",
         acts_on=VISIBILITY,
-        check=_check_sink_tokens,
+        check=partial(check_number, minimum=0),
         **_OF_POSITIONS,
     )
     chunked_local: int | None = rule(
@@ -189,7 +176,7 @@ class Layer:
         None,
         words="keys of several tokens (key_unit)",
         acts_on=VISIBILITY,
-        check=partial(_check_optional_size, minimum=2),
+        check=partial(check_optional_number, minimum=2),
         attn_types=DECODER_ONLY,
         why_not="only DECODER has keys of several tokens",
         excludes=(

@@ -14,7 +14,7 @@ from enum import StrEnum
 from functools import cache, lru_cache
 from operator import itemgetter
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -110,11 +110,13 @@ Describe = Callable[[Given], tuple[Described, ...]]
 """Makes the layer and the step that arguments describe, and checks both."""
 
 
-class _Required(NamedTuple):
+class Required(NamedTuple):
     """The arguments of an op that are no options: torch passes them by position.
 
     Attributes:
         names: the names of all arguments.
+        tensors, values: places of arguments that are tensors, and of the others but `max_seq_len`.
+        written: the names of written tensors, of options too.
         must_be_tensors: places and names of arguments that cannot be None.
         describing: takes the arguments that may describe a layer or a step, `num_tensors` tensors first. Outputs do not, and
             `max_seq_len` is another one in each step of a decode.
@@ -123,6 +125,9 @@ class _Required(NamedTuple):
     """
 
     names: list[str]
+    tensors: list[int]
+    values: list[int]
+    written: frozenset[str]
     must_be_tensors: list[tuple[int, str]]
     describing: Callable[[Sequence[Any]], tuple[Any, ...]]
     num_tensors: int
@@ -137,13 +142,18 @@ class _Required(NamedTuple):
 
 
 @cache
-def _required(op: str) -> _Required:
-    arguments = [one for one in getattr(torch.ops.attn_parity, op).default._schema.arguments if not one.kwarg_only]
+def _required(op: str) -> Required:
+    schema = getattr(torch.ops.attn_parity, op).default._schema.arguments
+    arguments = [one for one in schema if not one.kwarg_only]
     names, types = [one.name for one in arguments], [str(one.type) for one in arguments]
+    tensors = [place for place, kind in enumerate(types) if "Tensor" in kind]
     describing = [place for place, name in enumerate(names) if name not in ("out", "lse", "max_seq_len")]
     describing.sort(key=lambda place: "Tensor" not in types[place])
-    return _Required(
+    return Required(
         names,
+        tensors,
+        values=[place for place, name in enumerate(names) if place not in tensors and name != "max_seq_len"],
+        written=frozenset(one.name for one in schema if one.alias_info is not None and one.alias_info.is_write),
         must_be_tensors=[(place, name) for place, name in enumerate(names) if types[place] == "Tensor"],
         describing=itemgetter(*describing),
         num_tensors=sum("Tensor" in types[place] for place in describing),
@@ -173,20 +183,59 @@ for _op, _arguments in _SCHEMAS.items():
     torch.library.register_fake(f"attn_parity::{_op}", _fake(_op))
 
 
-def register(implementation: ModuleType, dispatch_key: str) -> None:
+Arrange = Callable[[Sequence[Any], Given], tuple[tuple[Any, ...], Given]]
+"""Makes of an op's required arguments and options those of the function of its name: by place, and by name."""
+
+
+class Repeats(Protocol):
+    """Makes calls of an op that are like an earlier one in a shorter way; see `attn_optimized.repeats`."""
+
+    def read(self, required: Sequence[Any], options: Given) -> Any: ...
+    def made(self, call: Any) -> bool: ...
+    def note(self, call: Any, required: Sequence[Any], options: Given) -> None: ...
+
+
+def register(
+    implementation: ModuleType, dispatch_key: str, repeats: Callable[[str, Required, Arrange], Repeats] | None = None
+) -> None:
     """Make a package's functions the ops of a device.
 
     Args:
         implementation: has a function of the name of each op with the signature of `attn_reference`, and `batch_invariant` for
             the first two.
         dispatch_key: "CPU", or "CUDA" (HIP's devices dispatch there too).
+        repeats: of an op that describes a layer or a step. None: all calls are made in one way.
     """
     for op in _SCHEMAS:
-        torch.library.impl(f"attn_parity::{op}", dispatch_key, lib=_library)(_kernel(op, implementation))
+        torch.library.impl(f"attn_parity::{op}", dispatch_key, lib=_library)(kernel_of(op, implementation, repeats))
 
 
-def _kernel(op: str, implementation: ModuleType) -> Callable[..., None]:
-    """The function that torch calls for an op: it calls the implementation's function of that name with a layer and a step."""
+def kernel_of(
+    op: str, implementation: ModuleType, repeats: Callable[[str, Required, Arrange], Repeats] | None = None
+) -> Callable[..., None]:
+    """The function that torch calls for an op, with its required arguments by place and its options by name."""
+    arguments, arrange = _required(op), _arrange(op, implementation)
+
+    def whole(*required: Any, **options: Any) -> None:
+        arguments.check(required)
+        by_place, by_name = arrange(required, options)
+        getattr(implementation, op)(*by_place, **by_name)
+
+    if repeats is None or op not in _DESCRIBE:
+        return whole
+    of_op = repeats(op, arguments, arrange)
+
+    def repeating(*required: Any, **options: Any) -> None:
+        call = of_op.read(required, options)
+        if not of_op.made(call):
+            whole(*required, **options)
+            of_op.note(call, required, options)
+
+    return repeating
+
+
+def _arrange(op: str, implementation: ModuleType) -> Arrange:
+    """How an op's arguments, with the layer and the step that they describe, are those of the implementation's function."""
     arguments, parameters = _required(op), inspect.signature(getattr(implementation, op)).parameters
     names = [*arguments.names, *(name for name in parameters if name in ("layer", "indexer", "batch"))]
     by_name = [name for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY]
@@ -194,15 +243,14 @@ def _kernel(op: str, implementation: ModuleType) -> Callable[..., None]:
     required_by_name = [(name, names.index(name)) for name in by_name if name in names]
     options_by_name = [name for name in by_name if name not in names]
 
-    def kernel(*required: Any, **options: Any) -> None:
-        arguments.check(required)
+    def arrange(required: Sequence[Any], options: Given) -> tuple[tuple[Any, ...], Given]:
         given = (*required, *_described(op, required, options)) if op in _DESCRIBE else required
         named = {name: given[place] for name, place in required_by_name}
         if options:
             named |= {name: options[name] for name in options_by_name if name in options}
-        getattr(implementation, op)(*positional(given), **named)
+        return positional(given), named
 
-    return kernel
+    return arrange
 
 
 def _described(op: str, required: Sequence[Any], options: Given) -> list[Any]:
@@ -300,10 +348,6 @@ def _of_varlen_attention(given: Given) -> tuple[Layer, Batch]:
     return layer, _batch(given, causal=False)
 
 
-def _of_write(given: Given) -> tuple[Layer]:
-    return (_written_layer(given),)
-
-
 def _of_rope_and_write(given: Given) -> tuple[Layer]:
     check_dims("q", given["q"], ("T", "num_heads", "head_size"))
     return (_written_layer(given, num_heads=given["q"].shape[1]),)
@@ -317,53 +361,41 @@ def _of_latent_write(given: Given) -> tuple[Layer]:
     return (_layer({"layout": Layout.LATENT, **given}, **sizes, scale=1.0),)
 
 
-def _of_index_write(given: Given) -> tuple[Indexer]:
-    check_dims("k", given["k"], ("T_k", "head_size"))
-    return (_indexer(given, head_size=given["k"].shape[1]),)
+def _of_index_call(name: str, *dims: str) -> Describe:
+    """The description of a call whose tensor of that name has these dimensions, of which some are fields of Indexer."""
 
+    def describe(given: Given) -> tuple[Described, ...]:
+        check_dims(name, given[name], dims)
+        indexer = _indexer(given, dict(zip(dims, given[name].shape, strict=True)))
+        return (indexer, _batch(given, causal=True)) if "seq_lens" in given else (indexer,)
 
-def _of_index_logits(given: Given) -> tuple[Indexer, Batch]:
-    check_dims("q", given["q"], ("T", "num_heads", "head_size"))
-    _, num_heads, head_size = given["q"].shape
-    return _indexer(given, num_heads=num_heads, head_size=head_size), _batch(given, causal=True)
-
-
-def _of_select(given: Given) -> tuple[Indexer, Batch]:
-    check_dims("logits", given["logits"], ("num_selections", "T", "units"))
-    selections = given["logits"].shape[0]
-    return _indexer(given, num_heads=selections, num_selections=selections), _batch(given, causal=True)
+    return describe
 
 
 _DESCRIBE: dict[str, Describe] = {
     "paged_attention": _of_paged_attention,
     "varlen_attention": _of_varlen_attention,
-    "write_kv_cache": _of_write,
+    "write_kv_cache": lambda given: (_written_layer(given),),
     "rope_and_write_kv_cache": _of_rope_and_write,
     "write_latent_cache": _of_latent_write,
-    "write_index_cache": _of_index_write,
-    "index_logits": _of_index_logits,
-    "select": _of_select,
+    "write_index_cache": _of_index_call("k", "T_k", "head_size"),
+    "index_logits": _of_index_call("q", "T", "num_heads", "head_size"),
+    "select": _of_index_call("logits", "num_selections", "T", "units"),
 }
 """The others need no layer and no step."""
 
 
-def _indexer(given: Given, **sizes: int) -> Indexer:
+def _indexer(given: Given, sizes: dict[str, int]) -> Indexer:
     """The index layer that a call describes: the arguments that are fields of Indexer, and sizes that shapes of tensors say."""
     # an op has no argument for a size that it does not use
-    settings: Given = {"num_heads": 1, "head_size": 1, "top_k": 1}
-    settings |= {field.name: given[field.name] for field in fields(Indexer) if field.name in given} | sizes
-    for name, kind in (("layout", IndexLayout), ("score", IndexScore), ("scale_format", ScaleFormat)):
-        if name in settings:
-            settings[name] = _named(kind, name, settings[name])
-    return Indexer(**settings)
+    settings: Given = {"num_heads": sizes.get("num_selections", 1), "head_size": 1, "top_k": 1}
+    kinds = {"layout": IndexLayout, "score": IndexScore, "scale_format": ScaleFormat}
+    return Indexer(**settings | _fields_of(Indexer, given | sizes, kinds))
 
 
 def _layer(given: Given, **sizes: Any) -> Layer:
     """The layer that a call describes: the arguments that are fields of Layer, and sizes that shapes of tensors say."""
-    settings: Given = {field.name: given[field.name] for field in fields(Layer) if field.name in given}
-    for name, kind in (("attn_type", AttentionType), ("layout", Layout)):
-        if name in settings:
-            settings[name] = _named(kind, name, settings[name])
+    settings = _fields_of(Layer, given, {"attn_type": AttentionType, "layout": Layout})
     if "kv_cache" in given:
         dtype = given["kv_cache"].dtype
         settings["kv_cache_dtype"] = None if dtype in FLOAT_DTYPES else dtype
@@ -389,8 +421,7 @@ def _written_layer(given: Given, num_heads: int | None = None) -> Layer:
 
 def _batch(given: Given, *, causal: bool | torch.Tensor) -> Batch:
     """The step that a call describes: the arguments that are fields of Batch."""
-    settings = {field.name: given[field.name] for field in fields(Batch) if field.name in given}
-    return Batch(**{**settings, "causal": causal})
+    return Batch(**{**_fields_of(Batch, given, {}), "causal": causal})
 
 
 def _causal(given: Given) -> bool | torch.Tensor:
@@ -401,10 +432,11 @@ def _causal(given: Given) -> bool | torch.Tensor:
     return one if per_request is None else per_request
 
 
-_Name = TypeVar("_Name", bound=StrEnum)
-
-
-def _named(kind: type[_Name], argument: str, value: str) -> _Name:
-    if value not in set(kind):
-        raise ContractError(argument, repr(value), f"one of {', '.join(kind)}")
-    return kind(value)
+def _fields_of(holder: type[Described], given: Given, kinds: dict[str, type[StrEnum]]) -> Given:
+    """The arguments that are fields of a class. A schema has the members of enumerations by name."""
+    settings = {field.name: given[field.name] for field in fields(holder) if field.name in given}
+    for name in (name for name in kinds if name in settings):
+        if settings[name] not in set(kinds[name]):
+            raise ContractError(name, repr(settings[name]), f"one of {', '.join(kinds[name])}")
+        settings[name] = kinds[name](settings[name])
+    return settings

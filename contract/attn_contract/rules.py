@@ -125,27 +125,8 @@ class Rule:
             raise ContractError(self.name, got, f"{self.off} for {attn_type.name}: {self.why_not}")
 
 
-def rule(
-    off: Any,
-    *,
-    words: str,
-    acts_on: ActsOn,
-    attn_types: tuple[AttentionType, ...] = ALL_TYPES,
-    why_not: str = "",
-    excludes: tuple[str, ...] = (),
-    why_excluded: str = "",
-    check: Check | None = None,
-) -> Any:
-    """The default of a field of Layer or Batch that is a rule. The arguments are those of Rule."""
-    record = {
-        "words": words,
-        "acts_on": acts_on,
-        "attn_types": attn_types,
-        "why_not": why_not,
-        "excludes": excludes,
-        "why_excluded": why_excluded,
-        "check": check,
-    }
+def rule(off: Any, **record: Any) -> Any:
+    """The default of a field of Layer or Batch that is a rule. The arguments are those of Rule, which `holds_rules` makes."""
     return dataclasses.field(default=off, metadata={_RECORD: record})
 
 
@@ -190,25 +171,16 @@ def _of_a_call(name: str, words: str, **record: Any) -> Rule:
     return Rule(name=name, holder="call", off=False, type=bool, words=words, acts_on=CALL, **record)
 
 
-_NEVER_CAUSAL = "it is never causal, only DECODER has the choice"
+_HAS_CAUSALITY = {"attn_types": DECODER_ONLY, "why_not": "it is never causal, only DECODER has the choice"}
+_HAS_CACHE = {"attn_types": CACHED, "why_not": "it has no KV cache"}
 for _rule in (
-    _of_a_call("non_causal", "non-causal decoder attention", attn_types=DECODER_ONLY, why_not=_NEVER_CAUSAL),
-    _of_a_call("per_request_causal", "one causal flag per request", attn_types=DECODER_ONLY, why_not=_NEVER_CAUSAL),
+    _of_a_call("non_causal", "non-causal decoder attention", **_HAS_CAUSALITY),
+    _of_a_call("per_request_causal", "one causal flag per request", **_HAS_CAUSALITY),
     _of_a_call("lse", "the LSE"),
     _of_a_call("batch_invariant", "batch invariance"),
     _of_a_call("rope", "RoPE in the cache write", attn_types=DECODER_ONLY, why_not="only DECODER rotates what it writes"),
-    _of_a_call(
-        "kv_sharing",
-        "a cache that another layer writes",
-        attn_types=CACHED,
-        why_not="it has no KV cache",
-    ),
-    _of_a_call(
-        "over_ranks",
-        "a cache that ranks share",
-        attn_types=CACHED,
-        why_not="it has no KV cache",
-    ),
+    _of_a_call("kv_sharing", "a cache that another layer writes", **_HAS_CACHE),
+    _of_a_call("over_ranks", "a cache that ranks share", **_HAS_CACHE),
 ):
     _register(_rule)
 

@@ -16,6 +16,7 @@ from attn_optimized.indexer import index_logits, select, write_index_cache
 from attn_optimized.kv_cache import rope_and_write_kv_cache, write_kv_cache
 from attn_optimized.latent_cache import write_latent_cache
 from attn_optimized.merge import merge_attn_parts, merge_attn_states
+from attn_optimized.repeats import Repeats
 
 __all__ = [
     "cascade_attention",
@@ -32,4 +33,4 @@ __all__ = [
     "write_latent_cache",
 ]
 
-ops.register(sys.modules[__name__], "CUDA")
+ops.register(sys.modules[__name__], "CUDA", Repeats)

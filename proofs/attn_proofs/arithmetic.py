@@ -49,6 +49,8 @@ def binary(context: Context, operator: ast.operator, left: Any, right: Any) -> A
     Raises:
         NotImplementedError: an operator that is not understood.
     """
+    if isinstance(left, Pointer) and isinstance(operator, ast.Sub):
+        return binary(context, ast.Add(), left, negative(context, as_tensor(right)))
     if isinstance(left, Pointer):
         assert isinstance(operator, ast.Add)
         moved = right if left.step == 1 else mapped(as_tensor(right).shape, "int64", lambda x: x * left.step, as_tensor(right))

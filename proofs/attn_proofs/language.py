@@ -230,6 +230,30 @@ def _condition(term: Any) -> Any:
     return term if z3.is_bool(term) else term != 0
 
 
+def _descriptor(
+    extraction: "Extraction", base: Pointer, shape: tuple[Any, ...], strides: tuple[Any, ...], box: tuple[int, ...]
+) -> Record:
+    """A tensor descriptor: its `load` gives a box from an index on, and zeros beyond the ends, where nothing is read."""
+    first, sizes, steps = as_tensor(base.offset).term, *([as_tensor(each).term for each in part] for part in (shape, strides))
+
+    def load(begin: tuple[Any, ...]) -> Tensor:
+        begins = [as_tensor(each).term for each in begin]
+
+        def places(index: Any) -> list[Any]:
+            return [start + as_lane(i) for start, i in zip(begins, index, strict=True)]
+
+        def address(index: Any) -> Any:
+            return sum((extraction.times(i, step) for i, step in zip(places(index), steps, strict=True)), first)
+
+        def inside(index: Any) -> Any:
+            return z3.And(*(z3.And(i >= 0, i < size) for i, size in zip(places(index), sizes, strict=True)))
+
+        pointer = replace(base, offset=Tensor(tuple(box), "int64", address))
+        return _load(extraction, pointer, Tensor(tuple(box), "bool", inside), 0.0)
+
+    return Record("descriptor", {"load": load})
+
+
 def _store(extraction: "Extraction", pointer: Pointer, value: Any, mask: Any = True) -> None:
     extraction.stores.append(_access(extraction, pointer, mask, value))
 
@@ -335,6 +359,7 @@ _ELEMENTWISE = {"exp", "exp2", "log", "log2", "abs", "fma", "div_rn", "math.ceil
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "load": _load,
     "store": _store,
+    "make_tensor_descriptor": _descriptor,
     "arange": _arange,
     "program_id": lambda extraction, axis: _ranged(extraction, axis, 0),
     "num_programs": lambda extraction, axis: _ranged(extraction, axis, 1),

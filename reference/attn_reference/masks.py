@@ -29,6 +29,8 @@ causality leaves the tokens up to its own. Each KV head may have a selection of 
 Where key_unit tokens share a key, `j <= p` says that all of them are the query's own or earlier ones, and `j < seq_len` that
 they are there: the query sees the first `(p + 1) // key_unit` keys, of the `seq_len // key_unit` that the request has. A layer
 of DeepSeek-V4 attends to such keys and to the tokens of a window in one softmax: two calls, and `merge_attn_states` of both.
+Neither source leaves out what the other holds: a token of the window counts beside a selected key that it shares, as where
+transformers concatenates the two (`DeepseekV4Attention`).
 
 A key whose qq_bias is -inf is hidden by it, even in a range (tree drafts: a token of another branch). Cross-attention
 (ENCODER_DECODER) sees all keys, for any number of queries, 1 or more (vLLM #38450, #39119: causality is invisible at query_len

@@ -94,7 +94,7 @@ def test_a_tiny_case_keeps_what_makes_it_special(case):
 
 
 def test_requests_of_a_cascade_share_the_blocks_of_their_prefix_alone():
-    (case,) = (case.tiny() for case in ATTENTION if case.common_prefix_len)
+    case = next(case.tiny() for case in ATTENTION if case.common_prefix_len)
     call = attention_call(case, CPU, seed=0)
     first, second, *_ = (request.key for request in requests_of(call))
     prefix = case.common_prefix_len

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.speed import performance, results
 from benchmarks.speed.participants import OURS
-from tests import processes
+from tests.support import processes
 
 ROOT = Path(__file__).parent.parent.parent
 ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -26,7 +26,7 @@ def test_a_tiny_run_writes_its_file_and_the_page_renders(tmp_path):
     assert ended.returncode == 0, ended.stderr
     run = results.read(path)
     assert (run.of_value, run.machine, run.commit, run.unmeasured) == (False, "CPU", "abc", [])
-    assert len(run.cases) == 7
+    assert len(run.cases) == 8
     for case in run.cases:
         assert case.results[OURS].verdict == "measured", case
         assert case.results[OURS].time is not None

@@ -23,8 +23,8 @@ from attn_contract import (
 from attn_contract.layouts import A_LATENT_LAYOUT, LATENT_FORMATS
 from attn_contract.rules import words_of
 
-from tests import refusals
-from tests.latent_formats import latent_sizes
+from tests.support import refusals
+from tests.support.latent_formats import latent_sizes
 
 CONFIG = AttentionConfig(num_heads=8, num_kv_heads=2, head_size=64, dtype=torch.float16, block_size=16)
 ENCODER = replace(CONFIG, attn_type=AttentionType.ENCODER, block_size=None)

@@ -9,7 +9,7 @@ import torch
 from attn_contract import AttentionType, ContractError, Layer, Layout, UnsupportedError
 from attn_contract.rules import active_rules
 
-from tests import refusals
+from tests.support import refusals
 
 MOST = 2**31 - 1
 FLOAT32_TINY = torch.finfo(torch.float32).tiny

@@ -12,8 +12,8 @@ import torch
 from attn_contract import AttentionType, Batch, ContractError, Layer, Layout
 from attn_contract.layouts import LATENT_FORMATS
 
-from tests import refusals
-from tests.latent_formats import latent_sizes
+from tests.support import refusals
+from tests.support.latent_formats import latent_sizes
 
 ops = torch.ops.attn_parity
 

@@ -24,7 +24,7 @@ from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import Verdict
 from attn_parity import main
 
-FOLDER = str(Path(__file__).parent)
+FOLDER = str(Path(__file__).parent / "planted")
 sys.path.insert(0, FOLDER)  # spawned processes inherit it: they find `planted`
 
 

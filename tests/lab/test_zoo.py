@@ -34,8 +34,8 @@ from attn_lab.zoo.known_bugs import KnownBug
 from attn_lab.zoo.page import Results, Row
 from click.testing import CliRunner
 
-from tests.mostly_nightly import mostly_nightly
-from tests.pages import ROOT
+from tests.support.mostly_nightly import mostly_nightly
+from tests.support.pages import ROOT
 
 SHIPPED = [mutants.read(path) for path in sorted(mutants.FOLDER.glob("*.toml"))]
 PAGE = zoo_command.PAGE

@@ -9,8 +9,8 @@ import torch
 from attn_contract import AttentionType, KVCacheView, Layer, Layout
 from attn_contract.layouts import LATENT_FORMATS
 
-from tests.calls import HEAD_SCALES, Tokens, op_arguments, padded_rows, paged_call, random_tokens, varlen_call
-from tests.latent_formats import latent_sizes
+from tests.support.calls import HEAD_SCALES, Tokens, op_arguments, padded_rows, paged_call, random_tokens, varlen_call
+from tests.support.latent_formats import latent_sizes
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, BLOCK_SIZE = 4, 2, 16, 4
 FP8 = torch.float8_e4m3fn

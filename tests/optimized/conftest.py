@@ -13,9 +13,9 @@ from attn_fuzz.targets.triton import MODE_OF_FORMAT, TRITON, TRITON_LATENT
 from attn_optimized.attention import paged_attention_calls
 from attn_optimized.kernel_call import Launch
 
-from tests import calls
-from tests.agreement import assert_within_bound
-from tests.calls import PagedCall, VarlenCall
+from tests.support import calls
+from tests.support.agreement import assert_within_bound
+from tests.support.calls import PagedCall, VarlenCall
 
 GUARD = 5
 """Elements after each row of an output that a kernel must not write."""

@@ -9,6 +9,7 @@ import torch
 from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
 from attn_contract.rules import words_of
 from attn_contract.validation.values import LARGEST_LOGIT
+from attn_optimized.cascade import LEAST_SAVED, cascade_pays
 
 
 @pytest.fixture
@@ -108,3 +109,15 @@ def test_a_latent_cache_is_refused_for_a_reason_of_its_own(rule, shared_prefix):
 def test_no_prefix_of_requests_without_context(paged_call, assert_agrees):
     call = paged_call([3, 1], [0, 1])
     assert_agrees(call, lambda *call, **options: attn_optimized.cascade_attention(*call, 0, **options))
+
+
+def test_a_cascade_pays_where_it_saves_much_reading(paged_call):
+    call = paged_call([1, 1], [40, 40])
+    half = LEAST_SAVED // (2 * call.layer.num_kv_heads * (call.layer.head_size + call.layer.value_size) * call.q.element_size())
+    three = replace(
+        call.batch,
+        query_start_loc=torch.arange(4, dtype=torch.int32),
+        seq_lens=torch.full((3,), 40).int(),
+        block_table=call.batch.block_table[:1].repeat(3, 1),
+    )
+    assert [cascade_pays(call.kv_cache, call.layer, batch, half) for batch in (call.batch, three)] == [False, True]

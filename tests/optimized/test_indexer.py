@@ -17,7 +17,7 @@ from attn_optimized.launch.widths import MAX_HEAD_SIZE
 
 from tests.optimized.launch.test_tile_sizes import MOST_OF_ATTENTION, borders, each_architecture
 from tests.optimized.test_wrong_arguments import RightCall
-from tests.waits import waits_of
+from tests.support.waits import waits_of
 
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 SMALL = Indexer(num_heads=2, head_size=16, top_k=5)

@@ -25,10 +25,10 @@ from attn_optimized.launch.parts import Parts
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.workload import SHORT_WINDOW_KEYS
 
-from tests.calls import ONE_SCALE, joined
-from tests.calls import paged_call as call_of_tokens
 from tests.optimized.conftest import kind_of, launches
-from tests.pairwise import parametrize_pairwise
+from tests.support.calls import ONE_SCALE, joined
+from tests.support.calls import paged_call as call_of_tokens
+from tests.support.pairwise import parametrize_pairwise
 
 ENCODER_DECODER = AttentionType.ENCODER_DECODER
 

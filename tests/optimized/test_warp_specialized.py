@@ -1,5 +1,4 @@
-"""Which calls the warp specialized kernel serves, that Triton specializes it, and what it computes; the fuzzer draws
-`triton@prompts`."""
+"""Which calls the warp specialized kernel serves, and what it computes; the fuzzer draws `triton@prompts`."""
 
 import gc
 import weakref
@@ -8,13 +7,22 @@ import attn_optimized
 import pytest
 import torch
 from attn_contract import Batch, Layer, Layout
+from attn_fuzz.targets.triton import warp_specialized
 from attn_optimized.attention import attention_launches
 from attn_optimized.kernels.warp_specialized import warp_specialized_kernel
 from attn_optimized.launch.call import AttentionCall, PagedKeys
 
-from tests.calls import PagedCall
+from tests.support.calls import PagedCall
 
 H200 = {"architecture": "sm90", "compute_units": 132}
+
+
+@pytest.fixture
+def interpreted_h200(device):
+    if device.type == "cuda":
+        pytest.skip("prompts of so few tokens do not fill a GPU: attn-parity fuzz --target triton@prompts")
+    with warp_specialized():
+        yield
 
 
 def dense(call):
@@ -23,6 +31,7 @@ def dense(call):
 
 def served(call, out=None, **gpu):
     """The launch's constants if the kernel serves a call."""
+    gpu = gpu or {"architecture": "sm90", "compute_units": 1}
     plan = attn_optimized.plan_of(call.q, call.layer, call.batch, **gpu)
     out = torch.empty_like(call.q) if out is None else out
     launch = attention_launches(
@@ -33,17 +42,15 @@ def served(call, out=None, **gpu):
 
 @pytest.mark.parametrize("sinks", [None, [0.5, 30.0, -30.0, -torch.inf]])
 @pytest.mark.parametrize("layout", [Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_HND])
-@pytest.mark.parametrize("block_size", [16, 64, 96])
-def test_it_agrees(block_size, layout, sinks, paged_call, assert_agrees, device):
-    if device.type == "cuda":
-        pytest.skip("prompts of so few tokens are not served on a GPU: attn-parity fuzz --target triton@prompts")
+@pytest.mark.parametrize("block_size", [64, 192])
+def test_it_agrees(block_size, layout, sinks, paged_call, assert_agrees, interpreted_h200):
     lens = [70, 0, 1, 200, 33], [300, 0, 150, 200, 64]
-    call = dense(paged_call(*lens, block_size=block_size, layout=layout, sinks=sinks, head_size=64))
+    call = dense(paged_call(*lens, **PLAIN | {"block_size": block_size}, layout=layout, sinks=sinks))
     assert served(call) is not None
     assert_agrees(call, attn_optimized.paged_attention)
 
 
-PLAIN = {"block_size": 64, "head_size": 64}
+PLAIN = {"block_size": 64, "head_size": 256, "dtype": torch.float16}
 REFUSED = {
     "window": {"window": (40, -1)},
     "soft cap": {"logits_soft_cap": 5.0},
@@ -51,23 +58,20 @@ REFUSED = {
     "flags": {"causal": [True]},
     "scale below 0": {"scale": -0.5},
     "packed": {"layout": Layout.CONTENT_PACKED},
-    "page of 8": {"block_size": 8},
-    "80 dims": {"head_size": 80},
+    "page of 32": {"block_size": 32},
+    "128 dims": {"head_size": 128},
+    "float32": {"dtype": torch.float32},
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_it_does_not_name_it_does_not_serve(name, paged_call, device):
-    if device.type == "cuda":
-        pytest.skip("prompts of so few tokens are not served on a GPU")
+def test_what_it_does_not_name_it_does_not_serve(name, paged_call):
     assert served(dense(paged_call([100], [300], **PLAIN))) is not None
     assert served(dense(paged_call([100], [300], **PLAIN | REFUSED[name]))) is None
 
 
-def test_unaligned_rows_and_another_type_of_outputs_are_not_served(paged_call, device):
-    if device.type == "cuda":
-        pytest.skip("prompts of so few tokens are not served on a GPU")
-    call = dense(paged_call([100], [300], dtype=torch.float16, **PLAIN))
+def test_unaligned_rows_and_another_type_of_outputs_are_not_served(paged_call):
+    call = dense(paged_call([100], [300], **PLAIN))
     q = call.q.new_empty(call.q.numel() + 1)[1:].view(call.q.shape)
     assert served(call) is not None
     assert served(call._replace(q=q)) is None
@@ -114,6 +118,11 @@ def test_an_h200_runs_prompts_by_it(lens, head_size, block_size, is_served):
     assert (served(call, **H200) is not None) == is_served
     assert served(call, architecture="gfx942", compute_units=304) is None
     assert served(call, architecture="sm100", compute_units=148) is None
+
+
+def test_the_interpreter_runs_what_amd_runs(paged_call):
+    call = dense(paged_call([100], [300], **PLAIN))
+    assert served(call, architecture="interpreter", compute_units=1) is None
 
 
 def test_no_tensor_of_a_step_is_kept(paged_call):

@@ -10,7 +10,7 @@ from attn_contract import ContractError, KVCacheView, Layer, Layout
 from attn_contract.layer import FLOAT8_DTYPES
 from attn_contract.layouts import LATENT_FORMATS
 
-from tests.latent_formats import latent_sizes
+from tests.support.latent_formats import latent_sizes
 
 NUM_BLOCKS, POISON = 5, 0xEE
 WIDTHS = [(512, 64), (256, 32), (40, 17), (8, 0), (1, 1)]

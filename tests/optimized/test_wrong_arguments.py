@@ -13,8 +13,8 @@ from attn_fuzz.cases.wrong_arguments import dims_of
 from attn_optimized.attention import forget_launches
 from attn_optimized.context_parallel import Dealing, LocalStep, attend_over_ranks, local_layer, local_step, weighted_part
 
-from tests.calls import PagedCall
-from tests.wrong_arguments import not_refused, wrong_calls
+from tests.support.calls import PagedCall
+from tests.support.wrong_arguments import not_refused, wrong_calls
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from attn_reference import (
 )
 from attn_reference.latent import absorbed, expanded, up_projected
 
-from tests.latent_formats import latent_sizes
+from tests.support.latent_formats import latent_sizes
 
 N, P, R, V, LKV = 3, 5, 2, 4, 6
 """Query heads, the widths of a query without rotation and with it, of a head's value, and of the latent vector."""

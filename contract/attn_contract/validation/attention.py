@@ -37,9 +37,6 @@ def check_attention_tensors(
 
     Args:
         inputs: q with the cache, or q, k and v, by name.
-
-    Raises:
-        ContractError: naming the first tensor that is wrong.
     """
     check_type("layer", layer, Layer, "a Layer")
     check_type("batch", batch, Batch, "a Batch")
@@ -66,12 +63,6 @@ def check_paged_attention(
             allocates it in `dtype_of_output`. Beside a float8 q it is of any of these types.
         lse: [H, T] float32; None: the caller does not want it, or allocates it.
         values: True if to check lengths, blocks, slots, biases and scales, too: the `validate` of the implementation.
-
-    Returns:
-        The cache's view, read back from its shape and strides.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
     """
     check_type("validate", values, bool, "a bool")
     check_attention_tensors({"q": q, "kv_cache": kv_cache}, layer, batch, out, lse)
@@ -120,9 +111,6 @@ def check_varlen_attention(
         k, v: [T_kv, HK, D] and [T_kv, HK, value_size] of q's dtype, finite in the rows of requests.
         out, lse: as in check_paged_attention.
         values: True if to check lengths, biases and scales, too: the `validate` of the implementation.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
     """
     check_type("validate", values, bool, "a bool")
     check_attention_tensors({"q": q, "k": k, "v": v}, layer, batch, out, lse)
@@ -150,9 +138,6 @@ def check_own_tokens(
     A prefill may read them instead of the cache.
 
     This comes on top of check_paged_attention, which checks everything else of the call.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
     """
     check_tensors({"q": q, "k": k, "v": v}, given(out=out))
     _check_keys_of_step(k, v, q, layer, batch)

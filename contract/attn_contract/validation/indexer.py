@@ -1,7 +1,4 @@
-"""The three calls of an index layer: logits of units, the selection of units, and the write of index keys.
-
-The values in tensors are checked, too, where `values` says so.
-"""
+"""The three calls of an index layer: logits of units, the selection of units, and the write of index keys."""
 
 from collections.abc import Collection
 
@@ -37,12 +34,6 @@ def check_index_logits(
         batch: causal, with a block table.
         out: [HS, T, at least `indexer.num_units(batch.max_seq_len)`] of `dtype`, or None.
         values: True if to check lengths and blocks, too.
-
-    Returns:
-        The addresses of the cache's elements.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
     """
     _check_call(indexer, batch, values)
     check_tensors({"q": q, **given(weights=weights), "index_cache": index_cache}, given(out=out), step=batch)
@@ -77,9 +68,6 @@ def check_select(
         batch: causal.
         out: [HS, T, indexer.selected_width] int32, or None.
         values: True if to check lengths, too.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
     """
     _check_call(indexer, batch, values)
     check_tensors({"logits": logits}, given(out=out), step=batch)
@@ -101,12 +89,6 @@ def check_write_index_cache(
         index_cache: shaped as the layout says.
         slot_mapping: [S] int64, S at most T_k.
         values: True if to check the slots, too.
-
-    Returns:
-        The addresses of the cache's elements.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
     """
     check_type("indexer", indexer, Indexer, "an Indexer")
     check_type("validate", values, bool, "a bool")

@@ -32,9 +32,6 @@ def check_cache(kv_cache: torch.Tensor, layer: Layer, dtype: torch.dtype) -> KVC
 
     Args:
         dtype: the dtype of q, k and v; an unquantized cache has the same.
-
-    Returns:
-        The cache's view, read back from its shape and strides.
     """
     expected = layer.kv_cache_dtype or dtype
     if kv_cache.dtype != expected:

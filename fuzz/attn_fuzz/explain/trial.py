@@ -1,8 +1,11 @@
 """The trial of an `Executor` that explains a failing case, where the target runs."""
 
+import dataclasses
 import time
+from typing import Any
 
 import msgspec
+import torch
 from attn_fuzz.cases.case import Case
 from attn_fuzz.explain import evidence, places, writes
 from attn_fuzz.explain.search import PAIR_SECONDS, Seen, explanations
@@ -20,6 +23,9 @@ READS_HIDDEN = (
 )
 KEEPS = "explanation: it keeps something of an earlier call: the output is right if no earlier call has another {}"
 UNWRITTEN = "explanation: what is wrong was never written"
+_OF_16_BITS = dict.fromkeys(("logits", "products", "maximum", "sums", "outputs"), "q")
+_COARSER = {torch.float32: {"operands": "tf32"}, torch.float16: _OF_16_BITS, torch.bfloat16: _OF_16_BITS}
+"""Fields of `Rounding` that a first declaration may lack, by the dtype of q."""
 
 
 def explain(case: Case, target: Target, device: str, *, first: Case | None = None, seconds: float = SECONDS) -> Verdict:
@@ -60,8 +66,30 @@ def said(seen: list[Seen], *, seconds: float = PAIR_SECONDS) -> list[str]:
         return [UNWRITTEN]
     found = explanations(seen, seconds=seconds)
     if not found:
-        return [f"no explanation: none of {len(VARIANTS)} mistakes, alone or in pairs, has this output in all wrong rows"]
+        none = f"no explanation: none of {len(VARIANTS)} mistakes, alone or in pairs, has this output in all wrong rows"
+        return [none, *_roundings(seen)]
     return [f"{'or' if i else 'explanation'}: {each.sentence}" for i, each in enumerate(found)]
+
+
+def _roundings(seen: list[Seen]) -> list[str]:
+    """Which coarser `Rounding` would allow outputs, of those that the target does not declare: each alone, or all of them."""
+    q, declared = seen[0].call.q.dtype, seen[0].rounding
+    fields = _COARSER.get(q, {})
+    missing = {name: dtype for name, dtype in fields.items() if getattr(declared, name) is None}
+    alone = [{name: dtype} for name, dtype in missing.items()]
+    found = [each for each in alone if _allows(each, seen)] or [each for each in [missing] if each and _allows(each, seen)]
+    said = [", ".join(f"{name}={dtype!r}" for name, dtype in each.items()) for each in found]
+    return [f"a Rounding with {' or '.join(said)} would allow every number: does the kernel round there?"] if said else []
+
+
+def _allows(coarser: dict[str, str], seen: list[Seen]) -> bool:
+    fields: dict[str, Any] = {**coarser, "exact_division": False}
+    wider = [dataclasses.replace(each, rounding=dataclasses.replace(each.rounding, **fields)) for each in seen]
+    return all(
+        bool((right | other.agrees(part)).all())
+        for each, other in zip(seen, wider, strict=True)
+        for part, right in zip(each.parts, each.right, strict=True)
+    )
 
 
 def _outputs(case: Case, first: Case | None, target: Target, device: str, until: float) -> list[Seen]:

@@ -12,6 +12,7 @@ from attn_fuzz.properties.relation import (
     CallTarget,
     Comparison,
     ErrorBound,
+    Launch,
     Outputs,
     again,
     causal_flags,
@@ -28,13 +29,15 @@ def repetition(step: Step, call_target: CallTarget) -> str | None:
 
 
 @relation("request order", says="The order of the requests does not matter.", applies="two requests or more")
-def request_order(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:
+def request_order(
+    step: Step, call_target: CallTarget, error: ErrorBound | None = None, launch: Launch | None = None
+) -> str | None:
     if step.batch.num_requests < 2:
         return None
     owned = int(step.batch.query_start_loc[-1])
     order, unowned = list(reversed(range(step.batch.num_requests))), range(owned, len(step.q))
     changes, rows = _rearranged(step, order, unowned, step.batch.num_actual_tokens)
-    return Comparison(step, error).differs(variant(step, call_target, **changes), rows)
+    return Comparison(step, error, launch).differs(variant(step, call_target, **changes), rows)
 
 
 @relation("batch composition", says="A request gives alone, and in a larger batch, what it gives in its batch.")

@@ -79,7 +79,7 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     layer = step.layer
     rounds = CallRounding(rounding=rounding, layer=layer, dtype=step.q.dtype, out_dtype=step.out.dtype)
     group = layer.num_heads // layer.num_kv_heads
-    key, value = _keys_and_values(step, r, rows)
+    key, value = keys_and_values(step, r, rows)
     n, d = len(key), layer.head_size
 
     # [H, D]; slots that no query sees may be NaN, and do not count
@@ -137,7 +137,7 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     return out, lse + rounds.unit_roundoff("sums") * (largest + 2 * spread)
 
 
-def _keys_and_values(step: Step, r: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+def keys_and_values(step: Step, r: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
     """[keys, HK, D] float32 of a request."""
     if step.kv_cache is None:
         assert step.k is not None

@@ -271,11 +271,15 @@ def _in_some_form(function: Callable[..., torch.Tensor], with_far_rows: Callable
         if "output_scale" not in options:
             forms.append(functools.partial(_returned, function))
         if interprets(states[0]):
-            on_a_gpu = planned(drawn_gpu(rng))(function)
-            forms += [on_a_gpu, functools.partial(with_far_rows, function)]
+            forms += [functools.partial(_on_a_gpu, function, rng), functools.partial(with_far_rows, function)]
         rng.choice(forms)(*states, out=out, lse=lse, **options)
 
     return merge
+
+
+def _on_a_gpu(merge: MergeFunction, rng: random.Random, *states: torch.Tensor, **options: Any) -> None:
+    """Launch as on a GPU that is not here. It is drawn after the form, which is then the same whatever GPUs there are."""
+    planned(drawn_gpu(rng))(merge)(*states, **options)
 
 
 def _returned(

@@ -17,9 +17,10 @@ from attn_contract import AttentionType, Batch, Indexer, Layer, Layout, Unsuppor
 from attn_contract.layouts import LATENT_FORMATS
 from attn_fuzz import extras
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.modes import far, invariant, properties, returned
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, Gpu, LatentSizes, Mode, Support, Target
+from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, Gpu, LatentSizes, Mode, Support, Target, within
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -146,6 +147,8 @@ def planned(gpu: Gpu) -> Iterator[None]:
     def plan(workload: "Workload", *, parameters: "Parameters | None" = None, **place: Any) -> "AttentionPlan":
         if gpu.batch_invariant:
             workload = dataclasses.replace(workload, batch_invariant=True)
+        if not gpu.parameters:
+            return attention_plan(workload, **place, parameters=parameters)
         parameters = parameters or attention_plan(workload, **place).tiles.parameters
         return attention_plan(workload, **place, parameters=dataclasses.replace(parameters, **gpu.parameters))
 
@@ -166,6 +169,16 @@ def planned(gpu: Gpu) -> Iterator[None]:
         mock.patch.object(attention, "attention_plan", plan),
         mock.patch.object(parts, "reduce_tiles", tiles),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def warp_specialized() -> Iterator[None]:
+    """While this lasts, launches on the CPU are planned as on an H200, and the warp specialized kernel serves all steps that it
+    can: prompts of few tokens, too, which an H200 leaves to the attention kernel."""
+    from attn_optimized.launch import plan
+
+    with planned(Gpu("sm90", parameters={})), mock.patch.object(plan, "has_full_tiles", return_value=True):
         yield
 
 
@@ -198,12 +211,22 @@ def launch_of(step: Step, architecture: str | None = None, compute_units: int | 
         (
             *(plan.splits, plan.balanced_splits, plan.filling_splits, plan.work_shares),
             *(plan.min_tiles_per_split, plan.max_tiles),
+            *_lengths_looked_at(step.batch),
         )
         if launches.reduction is not None
         else ()
     )
     constants = () if launches.attention is None else (*launches.attention.constants.values(),)
     return plan.tiles, plan.one_tile_per_request, parts, constants
+
+
+def _lengths_looked_at(batch: Batch) -> list[tuple[int, int]]:
+    """The lengths by which the kernel cuts keys into parts, where it looks at those of the first requests alone."""
+    from attn_optimized.kernels.split_keys import MOST_LENGTHS
+
+    most = MOST_LENGTHS.value
+    lengths = zip(batch.query_start_loc.diff()[:most].tolist(), batch.seq_lens[:most].tolist(), strict=True)
+    return sorted(lengths) if batch.num_requests > most else []
 
 
 def _launches(step: Step, plan: "AttentionPlan") -> "AttentionLaunches":
@@ -228,22 +251,28 @@ def _prompts(target: Target) -> Target:
             attn_types=(AttentionType.DECODER,),
             layouts=(Layout.BLOCKS_FIRST_NHD, Layout.BLOCKS_FIRST_HND, Layout.KV_FIRST_NHD, Layout.KV_FIRST_HND),
             rules=("sinks", "lse"),
+            dtypes=("float16", "bfloat16"),
             cache_dtypes=(),
             scales=(),
             output_dtypes=(),
-            head_sizes=(32, 16, 64, 128) if device == "cpu" else (256,),
-            block_sizes=(16, 32, 48, 64, 80) if device == "cpu" else (64, 128),
+            head_sizes=(256,),
+            block_sizes=(64, 128),
             long_seq_len=None,
             many_requests=None,
             max_tokens=128 if device == "cpu" else 2048,  # fewer do not fill a GPU
+            engine=Engine(scale_signs=(1,)),
         )
 
-    return dataclasses.replace(
-        target,
+    def place(arguments: tuple[Any, ...]) -> contextlib.AbstractContextManager[None]:
+        is_on_gpu = any(isinstance(each, torch.Tensor) and each.device.type == "cuda" for each in arguments)
+        return contextlib.nullcontext() if is_on_gpu else warp_specialized()
+
+    specialized = dataclasses.replace(target, attention=_unchecked_attention)
+    return specialized.wrapped(
+        within(place),
         description="the warp specialized kernel: prompts of plain layers",
-        attention=_unchecked_attention,
         support=support,
-        siblings=(),
+        rounding=lambda device: target.rounding("cuda"),
         checks_arguments=False,
         refuses=False,
     )

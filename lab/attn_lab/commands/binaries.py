@@ -17,7 +17,7 @@ from attn_parity.binaries import rows
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.build import Job, Outcome
 from attn_parity.binaries.rows import Execution
-from attn_parity.compile import (
+from attn_parity.commands.compile import (
     architectures_option,
     built,
     chosen_architectures,
@@ -36,7 +36,7 @@ from attn_parity.options import (
 from attn_parity.versions import version
 
 if TYPE_CHECKING:
-    from attn_parity.compile import Calls
+    from attn_parity.commands.compile import Calls
 
 
 @click.command("binaries")

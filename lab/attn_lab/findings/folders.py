@@ -26,8 +26,8 @@ from attn_fuzz import foreign
 from attn_fuzz.errors import InputError
 from attn_fuzz.findings.finding import Finding
 from attn_lab.findings import scripts
+from attn_lab.findings.issue_text import LAYOUTS
 from attn_lab.findings.scripts import DOES_NOT_SHOW, SHOWS, Report, Shown
-from attn_lab.findings.texts import LAYOUTS
 
 
 def patch(report: Report, package: Path) -> str:

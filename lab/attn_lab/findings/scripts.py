@@ -1,4 +1,4 @@
-"""The scripts that show findings to their owners: findings/NAME.py, and what they print."""
+"""The scripts that show findings to their owners: findings/PACKAGE/NAME.py, and what they print."""
 
 import os
 import shutil
@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 from attn_fuzz import foreign
 from attn_fuzz.errors import InputError
-from attn_lab.findings.texts import Source
+from attn_lab.findings.issue_text import FOLDER, Source, file_of, package_of
 
 ROOT = Path(__file__).parents[3]
-FOLDER, RESULTS = ROOT / "findings", ROOT / "docs" / "generated" / "findings.json"
+RESULTS = ROOT / "docs" / "generated" / "findings.json"
 ARCHITECTURE = "gfx942"
 SHOWS, DOES_NOT_SHOW, CANNOT_RUN = 1, 0, 2
 CONFIRMED = ("closed form", "second implementation", "the package's own reference")
@@ -60,7 +60,7 @@ class Repair(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Report(msgspec.Struct, forbid_unknown_fields=True):
-    """findings/NAME.toml: what the owner of a kernel is told of a finding, besides what the finding says.
+    """findings/PACKAGE/NAME.toml: what the owner of a kernel is told of a finding, besides what the finding says.
 
     Attributes:
         title: the title of an issue.
@@ -135,12 +135,12 @@ def report(name: str) -> Report:
     Raises:
         FileNotFoundError: the finding has no report.
     """
-    return msgspec.toml.decode((FOLDER / f"{name}.toml").read_bytes(), type=Report)
+    return msgspec.toml.decode(file_of(name, ".toml").read_bytes(), type=Report)
 
 
 def source(name: str) -> Source:
-    """findings/NAME.py, of the package that its name begins with."""
-    return Source(name, name.partition("-")[0])
+    """findings/PACKAGE/NAME.py."""
+    return Source(name, package_of(name))
 
 
 def is_emulated(name: str) -> bool:
@@ -152,7 +152,7 @@ def is_emulated(name: str) -> bool:
 def is_in(name: str) -> bool:
     """True if the source of a finding's package that is here is one that has the finding."""
     needs = report(name).needs
-    return needs is None or (foreign.sources(name.partition("-")[0]).parent / needs).is_file()
+    return needs is None or (foreign.sources(package_of(name)).parent / needs).is_file()
 
 
 def results() -> dict[str, Shown]:
@@ -172,7 +172,7 @@ def run(
             import this project.
         seconds: after which the script cannot run.
     """
-    text, package = source(name), name.partition("-")[0]
+    text, package = source(name), package_of(name)
     folder = foreign.sources(package) if sources is None else sources / package
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "show.py")
@@ -284,7 +284,7 @@ def _repaired(name: str) -> str | None:
 
 
 def _known() -> list[str]:
-    return sorted(file.stem for file in FOLDER.glob("*.toml"))
+    return sorted(file.stem for file in FOLDER.glob("*/*.toml"))
 
 
 def run_all(names: Sequence[str]) -> None:

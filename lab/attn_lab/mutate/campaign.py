@@ -27,9 +27,9 @@ from attn_fuzz.run import runner
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.text import one_line
-from attn_lab.mutate import reach
+from attn_lab.mutate import line_coverage
 from attn_lab.mutate.generate import Generated
-from attn_lab.mutate.reach import Reach, RecordedTests
+from attn_lab.mutate.line_coverage import Reach, RecordedTests
 
 SCHEMA = "attn-parity.mutants-log/1"
 STARTS = f'{{"schema":"{SCHEMA}"'.encode()
@@ -207,7 +207,7 @@ def run(
     probes: list[list[Key]] = []
     turns: dict[tuple[int, str], list[Key]] = {}
     for mutant, seed in itertools.product(mutants, seeds):
-        keys = order(mutant, seed, reach.targets_of(mutant.module, mutant.line, reaches), plan.examples)
+        keys = order(mutant, seed, line_coverage.targets_of(mutant.module, mutant.line, reaches), plan.examples)
         probes.append([key for key in keys if key.shard == PROBE])
         for key in keys[len(probes[-1]) :]:
             turns.setdefault((key.shard, key.target), []).append(key)

@@ -9,7 +9,7 @@ from statistics import median
 import msgspec
 from attn_lab.finders import PARTS_OF_FUZZER
 from attn_lab.miscompile import page as miscompiled
-from attn_lab.mutate import reach, suite
+from attn_lab.mutate import line_coverage, suite
 from attn_lab.mutate.campaign import Log, Trial, order
 from attn_lab.mutate.generate import Generated
 from attn_lab.pages import table
@@ -127,7 +127,7 @@ def row(mutant: Generated, log: Log, seeds: Sequence[int], examples: int, equiva
     found = Row(mutant.name, mutant.change, tests=of_tests(mutant, log))
     if mutant.name in equivalent:
         return msgspec.structs.replace(found, state=EQUIVALENT, why=equivalent[mutant.name])
-    targets = reach.targets_of(mutant.module, mutant.line, [*log.reaches.values()])
+    targets = line_coverage.targets_of(mutant.module, mutant.line, [*log.reaches.values()])
     by_seed = [[log.trials.get(key) for key in order(mutant, seed, targets, examples)] for seed in seeds]
     trials = [trial for trials in by_seed for trial in trials if trial is not None]
     if broken := next((trial for trial in trials if trial.broken), None):

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.patches.mutant import Mutant, MutantError
 from attn_fuzz.run import prepared
-from attn_lab.mutate import reached, suite_process
+from attn_lab.mutate import line_recording, suite_process
 from attn_lab.mutate.campaign import Key, Log, Trial
 from attn_lab.mutate.generate import Generated
-from attn_lab.mutate.reach import RecordedTests
+from attn_lab.mutate.line_coverage import RecordedTests
 from attn_lab.mutate.suite_process import Told
 
 TESTS = -1
@@ -189,7 +189,9 @@ def _runs(file: str, part: int, count: int, told: Sequence[Told]) -> RecordedTes
     """The record of a file's tests, from the messages of their process. The first message has the statements run at import."""
     modules = {module for one in told for module in one.lines}
     noted = {module: [one.lines.get(module, set()) for one in told] for module in modules}
-    imported = {module: lines[0] | (reached.outside_functions(module) & set().union(*lines)) for module, lines in noted.items()}
+    imported = {
+        module: lines[0] | (line_recording.outside_functions(module) & set().union(*lines)) for module, lines in noted.items()
+    }
     passed = [one for one in told[1:] if one.outcome == "passed"]
     runs: dict[str, dict[int, list[int]]] = {}
     for number, one in enumerate(passed):

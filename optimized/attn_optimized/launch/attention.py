@@ -95,7 +95,7 @@ def attention_tensors(plan: AttentionPlan, call: AttentionCall, parts: Parts | N
     q, keys, layer, batch, out, lse = call
     k, v, k_scale, v_scale = keys.tensors(layer, plan.architecture)
     any_ints = batch.query_start_loc
-    any_floats, any_bools = _stand_ins(any_ints.device)
+    any_floats, any_bools = stand_ins(any_ints.device)
     return {
         "out_ptr": stored_format(out, plan.architecture)[0],
         "lse_ptr": any_floats if lse is None else lse,
@@ -122,7 +122,7 @@ def attention_tensors(plan: AttentionPlan, call: AttentionCall, parts: Parts | N
 
 
 @cache
-def _stand_ins(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def stand_ins(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Memory, as floats and as bools, that stands for optional tensors that are not given. Flags tell the kernel not to read
     it.
 

@@ -8,13 +8,11 @@ import torch
 import triton
 from attn_contract.rules import active_rules
 
-from attn_optimized.device import INTERPRETER
 from attn_optimized.kernel_call import Launch
 from attn_optimized.kernels.warp_specialized import warp_specialized_kernel
 from attn_optimized.launch.call import AttentionCall, PagedKeys
 from attn_optimized.launch.parts import rows_by_head
 from attn_optimized.launch.plan import MAX_GRID_Y, PROMPT_QUERIES, AttentionPlan
-from attn_optimized.launch.workload import MIN_DOT
 from attn_optimized.strides import KVCacheStrides, kv_cache_strides, without_idle_strides
 
 _RULES = frozenset({"sinks"})
@@ -36,8 +34,8 @@ _MEASURED = {256: _Tiles(PROMPT_QUERIES, 64)}
 def warp_specialized_launch(plan: AttentionPlan, call: AttentionCall) -> Launch | None:
     """The launch of a call in place of the attention kernel's; None if the kernel does not serve the call."""
     cache = _served_cache(plan, call)
-    tiles = None if cache is None else _tiles(plan.architecture, call.layer.head_size, cache.block_size)
-    if cache is None or tiles is None:
+    tiles = _MEASURED.get(call.layer.head_size)
+    if cache is None or tiles is None or cache.block_size % tiles.block_n != 0:
         return None
     layer, batch, q, out = call.layer, call.batch, without_idle_strides(call.q), rows_by_head(call)
     heads, most_tiles = layer.num_heads, -(-batch.num_actual_tokens // tiles.block_m) + batch.num_requests - 1
@@ -80,7 +78,7 @@ def _served_cache(plan: AttentionPlan, call: AttentionCall) -> KVCacheStrides | 
     if not (plan.has_full_tiles and isinstance(keys, PagedKeys) and batch.causal is True and layer.scale > 0):
         return None
     scales = (layer.k_scale, layer.v_scale, layer.k_scale_cache, layer.v_scale_cache, layer.output_scale)
-    has_one_type = q.dtype == keys.kv_cache.dtype == out.dtype and (q.element_size() == 2 or plan.architecture == INTERPRETER)
+    has_one_type = q.dtype == keys.kv_cache.dtype == out.dtype and q.element_size() == 2
     if not has_one_type or any(scale is not None for scale in scales) or not _RULES.issuperset(active_rules(layer, batch)):
         return None
     cache, row = kv_cache_strides(without_idle_strides(keys.kv_cache), layer), without_idle_strides(q)
@@ -95,16 +93,6 @@ def _served_cache(plan: AttentionPlan, call: AttentionCall) -> KVCacheStrides | 
 def _num_rows(cache: KVCacheStrides) -> int:
     """The number of rows from the first row of K to the last row of V, in steps of a slot."""
     return ((cache.num_blocks - 1) * cache.block + cache.kv) // cache.slot + cache.block_size
-
-
-def _tiles(architecture: str, head_size: int, block_size: int) -> _Tiles | None:
-    """The tiles, if a page consists of whole tiles; otherwise None."""
-    if architecture == INTERPRETER:
-        block_n = min(block_size & -block_size, 64)
-        is_served = block_n >= MIN_DOT and head_size >= MIN_DOT and head_size.bit_count() == 1
-        return _Tiles(64, block_n) if is_served else None
-    tiles = _MEASURED.get(head_size)
-    return tiles if tiles is not None and block_size % tiles.block_n == 0 else None
 
 
 class _WithDescriptors(Launch):

@@ -10,11 +10,12 @@ from attn_proofs.theorems import (
     programs,
     rules,
     selection,
+    specialized,
     splits,
     tiles,
     widths,
     writer,
 )
 
-FAMILIES = (mask, rules, tiles, keys, selection, programs, splits, addresses, beside, inside, writer, widths)
+FAMILIES = (mask, rules, tiles, keys, selection, programs, splits, addresses, beside, inside, writer, specialized, widths)
 THEOREMS: tuple[Theorem, ...] = tuple(theorem for family in FAMILIES for theorem in family.THEOREMS)

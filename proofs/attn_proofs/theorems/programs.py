@@ -192,7 +192,7 @@ def _owner(search: Search, name: str, small: tuple[Term, ...] | None) -> Claim:
     length = QSL(REQUEST + 1) - QSL(REQUEST)
     place = extraction.quotient(T, Q)
     both = extraction.quotient(QSL(REQUEST) + T, Q)
-    found = extraction.local("find_tile", "request", -2).value.term
+    found = extraction.local("request_of_tile", "request", -2).value.term
     turns = z3.If(R > 0, (R - 0 + search.at_once - 1) / search.at_once, 0)
     after = [search._counted(turns, found, REQUEST + 1), *search.rising(REQUEST + 1, REQUEST + 1)]
     next_start = search.start(REQUEST + 1)

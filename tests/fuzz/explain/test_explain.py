@@ -185,6 +185,21 @@ def test_what_no_mistake_explains_is_said_so(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("hint", ["sums='q' or outputs='q'", None])
+def test_a_rounding_that_is_not_declared_is_asked_for(hint, monkeypatch):
+    """An output that is summed up in float16, and one that is wrong by more."""
+    monkeypatch.setattr("attn_fuzz.explain.trial.PAIR_SECONDS", 1.0)
+
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
+        attn_reference.paged_attention(q, kv_cache, layer, batch, out=out, lse=lse)
+        out[0] *= 1 + 2**-9 if hint else 1 + 2**-6
+
+    lines = _explained(msgspec.structs.replace(PLAIN, dtype="float16"), _target(attention))
+    assert lines[1].startswith("no explanation")
+    said = f"a Rounding with {hint} would allow every number: does the kernel round there?"
+    assert lines[2:] == ((said,) if hint else ())
+
+
 def test_nan_of_a_hidden_key_is_told_from_a_wrong_number():
     """A key outside of the window is multiplied by its weight of 0."""
 

@@ -14,7 +14,7 @@ from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shrink import lowered
 from attn_fuzz.targets.target import EVERYTHING
 
-from tests import processes
+from tests.support import processes
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU chooses the order itself")
 replace = msgspec.structs.replace

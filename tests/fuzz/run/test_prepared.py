@@ -13,7 +13,7 @@ import pytest
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run import prepared
 
-from tests.mostly_nightly import mostly_nightly
+from tests.support.mostly_nightly import mostly_nightly
 
 
 def _tell(connection) -> None:

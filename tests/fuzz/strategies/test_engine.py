@@ -20,7 +20,7 @@ from attn_fuzz.targets.engine import RESTRICTIONS, VLLM, Engine
 from attn_fuzz.targets.target import EVERYTHING, LatentSizes, Support
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.mostly_nightly import mostly_nightly
+from tests.support.mostly_nightly import mostly_nightly
 
 PLAIN = Engine(
     windows=("left",),
@@ -165,13 +165,13 @@ def test_what_exclude_throws_away_is_counted_with_its_remedy():
     assert not draw(direct, examples=60)[1].rejected
 
 
-@pytest.mark.parametrize(("lost", "warns"), [(20, False), (30, True)])
-def test_above_a_fifth_it_is_a_warning_that_names_the_field(lost, warns):
+@pytest.mark.parametrize(("examples", "lost", "warns"), [(100, 20, False), (100, 30, True), (5, 10, False), (5, 11, True)])
+def test_above_a_fifth_it_is_a_warning_that_names_the_field(examples, lost, warns):
     progress = Progress(
-        examples=100, rejected={"excluded: x": lost, SUPPORTED: 90}, remedies={"excluded: x": ["planes=(False,)"]}
+        examples=examples, rejected={"excluded: x": lost, SUPPORTED: 90}, remedies={"excluded: x": ["planes=(False,)"]}
     )
     said = drawn([progress], EVERYTHING).lines
-    assert said[0].startswith(f"thrown away: {lost} of {100 + lost}")
+    assert said[0].startswith(f"thrown away: {lost} of {examples + lost}")
     assert ("Support(engine=Engine(planes=(False,)))" in said[1]) == warns
 
 

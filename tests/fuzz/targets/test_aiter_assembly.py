@@ -7,11 +7,12 @@ import pytest
 import torch
 from attn_fuzz.emulated import code_objects
 from attn_fuzz.interpreted.sanitizer import Violation
-from attn_fuzz.targets.packages import aiter_assembly, aiter_mla_assembly
-from attn_fuzz.targets.packages.aiter_assembly import NoKernelError
+from attn_fuzz.targets.packages.aiter import assembly as aiter_assembly
+from attn_fuzz.targets.packages.aiter import mla_assembly as aiter_mla_assembly
+from attn_fuzz.targets.packages.aiter.assembly import NoKernelError
 
 BF16 = torch.bfloat16
-MLA = "attn_fuzz.targets.packages.aiter_mla_assembly"
+MLA = "attn_fuzz.targets.packages.aiter.mla_assembly"
 pytestmark = pytest.mark.skipif(
     (reason := aiter_mla_assembly.AITER_MLA_ASSEMBLY.compiled_for("gfx942").unavailable("cpu")) is not None, reason=str(reason)
 )

@@ -46,7 +46,7 @@ from attn_optimized.device import architecture_of, missing_compiler
 from attn_optimized.kv_cache import write_kv_cache_call
 from attn_optimized.launch import parts
 from attn_parity import options
-from attn_parity.compile import chosen_architectures
+from attn_parity.commands.compile import chosen_architectures
 from hypothesis import strategies as st
 
 ZOO = attn_lab.zoo.known_bugs.FOLDER
@@ -447,7 +447,7 @@ def test_steps_of_a_layer_have_their_own_numbers_of_what_kernels_are_not_compile
 
 
 def test_a_target_of_gluon_kernels_runs_on_their_architectures_alone():
-    name = "attn_fuzz.targets.packages.aiter_sparse:AITER_GLUON_SPARSE"
+    name = "attn_fuzz.targets.packages.aiter.sparse:AITER_GLUON_SPARSE"
     with pytest.raises(registry.UnknownTargetError, match=f"Triton does not interpret Gluon: {name}@gfx950"):
         registry.usable(name, "cpu")
     with pytest.raises(registry.UnknownTargetError, match="its kernels are those of gfx950"):

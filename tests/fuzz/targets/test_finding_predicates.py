@@ -6,7 +6,21 @@ import pytest
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case, Request, Values
 from attn_fuzz.cases.tensors import build
-from attn_fuzz.findings import aiter, sglang, vllm
+from attn_fuzz.findings import sglang, vllm
+from attn_fuzz.findings.aiter.dense import MHA_VARLEN, PREFILL
+from attn_fuzz.findings.aiter.gluon import (
+    GLUON_DECODE,
+    GLUON_MLA,
+    GLUON_PREFILL_SPARSE,
+    GLUON_PREFILL_SPARSE_GFX1250,
+    GLUON_SPARSE,
+    GLUON_SPARSE_GFX1250,
+    GLUON_UNIFIED,
+)
+from attn_fuzz.findings.aiter.hip import HIP_PA
+from attn_fuzz.findings.aiter.mqa_logits import MQA_LOGITS, MQA_LOGITS_RAGGED, MQA_LOGITS_STAGE1
+from attn_fuzz.findings.aiter.paged import CHUNKED_PREFILL
+from attn_fuzz.findings.aiter.unified import UNIFIED_ATTENTION
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.verdict.judge import Difference
 from attn_fuzz.verdict.oracle import requests
@@ -16,10 +30,10 @@ FINDINGS = {
     finding.name: finding
     for findings in (
         *(vllm.UNIFIED_ATTENTION, vllm.DCP_REDUCE_SCATTER, vllm.FLEX, vllm.MQA_LOGITS_TORCH, vllm.INDEX_DECODE),
-        *(aiter.UNIFIED_ATTENTION, aiter.CHUNKED_PREFILL, aiter.MHA_VARLEN, aiter.PREFILL),
-        *(aiter.MQA_LOGITS, aiter.MQA_LOGITS_STAGE1, aiter.MQA_LOGITS_RAGGED, sglang.DECODE),
-        *(aiter.GLUON_UNIFIED, aiter.GLUON_DECODE, aiter.GLUON_SPARSE, aiter.GLUON_SPARSE_GFX1250, aiter.GLUON_MLA),
-        *(aiter.GLUON_PREFILL_SPARSE, aiter.GLUON_PREFILL_SPARSE_GFX1250),
+        *(UNIFIED_ATTENTION, CHUNKED_PREFILL, MHA_VARLEN, PREFILL),
+        *(MQA_LOGITS, MQA_LOGITS_STAGE1, MQA_LOGITS_RAGGED, sglang.DECODE),
+        *(GLUON_UNIFIED, GLUON_DECODE, GLUON_SPARSE, GLUON_SPARSE_GFX1250, GLUON_MLA),
+        *(GLUON_PREFILL_SPARSE, GLUON_PREFILL_SPARSE_GFX1250, HIP_PA),
     )
     for finding in findings
 }
@@ -262,3 +276,15 @@ def test_an_empty_request_of_a_decode_moves_the_rows_behind_it(query_lens, slack
         msgspec.structs.replace(each, query_len=n, seq_len=1) for each, n in zip(case.requests, query_lens, strict=True)
     )
     assert finding.explains(msgspec.structs.replace(case, requests=requests), verdict) == is_explained
+
+
+@pytest.mark.parametrize(
+    ("head_size", "of_float8", "of_16_bits"),
+    [(64, False, False), (96, True, True), (128, False, False), (192, True, False), (256, False, False)],
+)
+def test_a_step_of_float8_takes_64_dims_of_a_part_of_a_head(head_size, of_float8, of_16_bits):
+    finding, case = known("aiter-hip-head-sizes", head_size=head_size)
+    assert case.cache is not None
+    for dtype, is_explained in (("fp8_e4m3fnuz", of_float8), (None, of_16_bits)):
+        cache = msgspec.structs.replace(case.cache, dtype=dtype)
+        assert finding.explains(msgspec.structs.replace(case, cache=cache), wrong(2.0)) == is_explained

@@ -35,7 +35,7 @@ from attn_fuzz.verdict import oracle
 from attn_lab.matrix import coverage
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.latent_formats import latent_sizes
+from tests.support.latent_formats import latent_sizes
 
 replace = msgspec.structs.replace
 SMALL = dataclasses.replace(WITH_LATENT, head_sizes=(16, 32, 20), group_sizes=(1, 2), max_tokens=32, max_seq_len=64)

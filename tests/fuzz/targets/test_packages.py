@@ -19,12 +19,15 @@ from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import COMPARED, try_case
 from attn_fuzz.targets import Target, registry
-from attn_fuzz.targets.packages import aiter_package, lmdeploy_package, vllm_flex, vllm_write
+from attn_fuzz.targets.packages.aiter import package as aiter_package
+from attn_fuzz.targets.packages.lmdeploy import package as lmdeploy_package
+from attn_fuzz.targets.packages.vllm import flex as vllm_flex
+from attn_fuzz.targets.packages.vllm import write as vllm_write
 from attn_lab.findings import scripts as finding_scripts
 from torch.nn.attention.flex_attention import BlockMask
 from triton.runtime.interpreter import InterpreterBuilder
 
-from tests.pages import PAGES, ROOT, blocks
+from tests.support.pages import PAGES, ROOT, blocks
 
 FOREIGN = [
     name for package in registry.packages().values() for name, place in package.places.items() if ".targets.packages." in place

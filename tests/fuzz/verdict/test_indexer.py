@@ -9,7 +9,7 @@ from attn_contract import Batch, Indexer, IndexScore
 from attn_fuzz.verdict.indexer import index_oracle, wrong_logits, wrong_selection
 from attn_reference import index_logits, select
 
-from tests.calls import one_request
+from tests.support.calls import one_request
 
 INF = torch.inf
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz.interpreted.aiter import interpreted
-from attn_fuzz.targets.backends import common_metadata
+from attn_fuzz.targets.backends.plain import common_metadata
 from attn_fuzz.targets.triton import TRITON
 from attn_optimized.aiter_adapter import Aiter, find_aiter, import_aiter
 from attn_optimized.backends import AttentionBackend, CommonAttentionMetadata
 
-from tests.agreement import assert_within_bound
-from tests.calls import (
+from tests.optimized.aiter_adapter.documented_aiter import Call, stand_in
+from tests.support.agreement import assert_within_bound
+from tests.support.calls import (
     PagedCall,
     VarlenCall,
     forget,
@@ -26,7 +27,6 @@ from tests.calls import (
     shuffled_blocks,
     varlen_call,
 )
-from tests.optimized.aiter_adapter.documented_aiter import Call, stand_in
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

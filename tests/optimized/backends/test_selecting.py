@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from attn_contract import AttentionType, Batch, ContractError, Layout, UnsupportedError
-from attn_fuzz.targets.backends import common_metadata
+from attn_fuzz.targets.backends.plain import common_metadata
 from attn_fuzz.targets.triton import TRITON
 from attn_optimized.backends import BACKENDS, CommonAttentionMetadata
 
-from tests.agreement import assert_within_bound
-from tests.calls import PagedCall, forget, is_new, padded_rows, paged_call, random_tokens, shuffled_blocks
-from tests.wrong_arguments import not_refused, wrong_calls
+from tests.support.agreement import assert_within_bound
+from tests.support.calls import PagedCall, forget, is_new, padded_rows, paged_call, random_tokens, shuffled_blocks
+from tests.support.wrong_arguments import not_refused, wrong_calls
 
 MLA, BLOCKS = "ROCM_AITER_MLA_SPARSE", "MINIMAX_M3_SPARSE"
 # prefill, decode, padding, extend, and a draft that is verified

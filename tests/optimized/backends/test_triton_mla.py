@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from attn_contract import AttentionType, ContractError, Layer, Layout, UnsupportedError
-from attn_fuzz.targets.backends import common_metadata
+from attn_fuzz.targets.backends.plain import common_metadata
 from attn_optimized.backends import BACKENDS, CommonAttentionMetadata
 from attn_optimized.backends.triton_mla import MlaMetadata, MlaMetadataBuilder, TritonMlaImpl
 from attn_reference.latent import absorbed, expanded, up_projected
 
-from tests.calls import forget, is_new, paged_call, random_tokens, shuffled_blocks
-from tests.wrong_arguments import not_refused, wrong_calls
+from tests.support.calls import forget, is_new, paged_call, random_tokens, shuffled_blocks
+from tests.support.wrong_arguments import not_refused, wrong_calls
 
 MLA = BACKENDS["TRITON_MLA"]
 HEADS, NOPE, ROPE, VALUE, LATENT, BLOCK_SIZE = 4, 24, 8, 16, 32, 16

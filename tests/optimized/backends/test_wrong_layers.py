@@ -11,7 +11,7 @@ from attn_optimized.attention import forget_launches
 from attn_optimized.backends import BACKENDS
 
 from tests.optimized.backends.test_border import FORMS, PLAIN, ROTATING
-from tests.wrong_arguments import not_refused, wrong_calls
+from tests.support.wrong_arguments import not_refused, wrong_calls
 
 OF_DECODERS = ("causal", "bidirectional_ranges", "qq_bias")
 NOT_READ = {

@@ -78,7 +78,7 @@ def of(target: Target) -> Target:
 
 
 def _missing(device: str) -> str | None:
-    from attn_fuzz.targets.aiter import missing_e4m3fnuz
+    from attn_fuzz.targets.aiter_adapter import missing_e4m3fnuz
 
     if device != "cpu":
         return "it interprets the launches of GPUs that are not here: --device cpu"

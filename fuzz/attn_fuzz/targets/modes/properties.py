@@ -50,12 +50,12 @@ def _of_support(
 ) -> Iterator[properties.Property]:
     """The properties of which each variant of a step is in a Support, too.
 
-    How keys are split depends on the batch's sizes alone, so bits may differ only where these do; or where the interpreter's
-    matrix products do, which sum the last columns in another order.
+    How keys are split depends on the batch's sizes, and in a large batch on the lengths of its first requests. So bits may
+    differ only where these do, or where the interpreter's matrix products do, which sum the last columns in another order.
     """
     rules, engine = {*support.rules}, support.engine
     yield properties.repetition()
-    yield properties.request_order()
+    yield properties.request_order() if launch is None else properties.request_order(error, launch)
     yield properties.batch_composition(error)
     if {"bidirectional_ranges", "per_request_causal"} <= rules:
         yield properties.neighbours_rules(error)
