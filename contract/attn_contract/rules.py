@@ -206,12 +206,12 @@ def active_rules(*holders: Any) -> dict[str, Any]:
     it.
     """
     return {
-        name: value for holder in holders for name, off in _askable(type(holder)) if _is_on(value := getattr(holder, name), off)
+        name: value for holder in holders for name, off in askable(type(holder)) if _is_on(value := getattr(holder, name), off)
     }
 
 
 @lru_cache
-def _askable(holder: type) -> tuple[tuple[str, object], ...]:
+def askable(holder: type) -> tuple[tuple[str, object], ...]:
     """The fields of a class that may ask for something, with the value that asks for nothing. A backend asks in each step."""
     return tuple((field.name, _default(field)) for field in dataclasses.fields(holder) if field.name not in PLAIN_FIELDS)
 

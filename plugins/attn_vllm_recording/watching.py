@@ -32,7 +32,7 @@ from attn_vllm_recording.process import LOG, ProcessRecording
 from attn_vllm_recording.settings import Settings
 from attn_vllm_recording.sparse_mla import SparseCall, attends_to_selected
 
-_recordings: dict[int, ProcessRecording] = {}
+recordings: dict[int, ProcessRecording] = {}
 """The recording of each process id: a forked process inherits that of its parent, and begins one of its own."""
 
 _OFF = {"chunk_lookback": -1}
@@ -45,7 +45,7 @@ def watch(setting: str) -> None:
     Raises:
         ValueError: see Settings and ProcessRecording.
     """
-    if _recordings:
+    if recordings:
         return
     _begin(Settings.of(setting))
     mock.patch.object(Attention, "__init__", _watched_init(Attention.__init__)).start()
@@ -57,7 +57,7 @@ def watch(setting: str) -> None:
 
 
 def _begin(settings: Settings) -> ProcessRecording:
-    recording = _recordings[os.getpid()] = ProcessRecording(settings)
+    recording = recordings[os.getpid()] = ProcessRecording(settings)
     LOG.info("attn-parity records calls of attention in %s", recording.recording.folder)
     atexit.register(_end, recording)
     return recording
@@ -73,7 +73,7 @@ def _end(recording: ProcessRecording) -> None:
 
 def current() -> ProcessRecording:
     """The recording of this process."""
-    return _recordings.get(os.getpid()) or _begin(next(iter(_recordings.values())).settings)
+    return recordings.get(os.getpid()) or _begin(next(iter(recordings.values())).settings)
 
 
 def _watched_init(init: Callable[..., None]) -> Callable[..., None]:

@@ -138,7 +138,7 @@ def context(device: str) -> SpawnContext | ForkServerContext:
 
 def have_server() -> None:
     """Start a server, unless this process has one that runs."""
-    global _deaths
+    global deaths
     server: Any = forkserver._forkserver
     before = server._forkserver_pid
     forkserver.set_forkserver_preload(_IMPORTED)
@@ -146,12 +146,12 @@ def have_server() -> None:
     interprets = INTERPRETS if _device == "cpu" else {}
     with _environment(ONE_THREAD | KEEPS_MEMORY | interprets | SAFE_PATH), _interrupts_blocked():
         forkserver.ensure_running()
-    _deaths += before not in (None, server._forkserver_pid)
-    if _deaths > MOST_DEATHS:
-        raise ExecutorError(f"the server that starts the processes of a run has died {_deaths} times: is memory short?")
+    deaths += before not in (None, server._forkserver_pid)
+    if deaths > MOST_DEATHS:
+        raise ExecutorError(f"the server that starts the processes of a run has died {deaths} times: is memory short?")
 
 
-_deaths = 0
+deaths = 0
 """The number of servers of this process that have died."""
 
 
