@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # Triton decides on its first import whether kernels are inte
 SCHEMA = "attn-parity.hashes/1"
 MAX_BYTES = 1 << 24
 TRIES = 4
-"""How often a launch that differs is compiled again: among binaries that come up half of the time, 1 in 16 is missed."""
+"""The compilations of a launch that differs. A binary that comes up half of the time is missed by 1 in 16 such searches."""
 FACTS = ("vgprs", "agprs", "sgprs", "vgpr_spills", "sgpr_spills", "lds_bytes", "waves")
 
 

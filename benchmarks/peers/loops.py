@@ -49,7 +49,7 @@ def _innermost_loops(assembly: str) -> list[list[str]]:
 
 
 class Pipeline(NamedTuple):
-    """How far the hot loop loads ahead of what it computes.
+    """The distance by which the hot loop loads ahead of its computation.
 
     Attributes:
         ahead: of a turn's matrix instructions, those that are issued between a load of global memory and the wait for it, the

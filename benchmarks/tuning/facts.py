@@ -29,8 +29,8 @@ class Facts(NamedTuple):
     cycles: float | None = None
     """The fewest cycles of a SIMD for a pair of row and key, by AMD's published rates (`benchmarks.peers`). Only for RATED."""
     ahead: float | None = None
-    """How far the hot loop loads ahead of its computation (`benchmarks.peers.loops.Pipeline`). Only AMD's code has the
-    figure."""
+    """The distance by which the hot loop loads ahead of its computation (`benchmarks.peers.loops.Pipeline`). Only AMD's code
+    has the figure."""
     barriers: float | None = None
     """Barriers of one iteration of the hot loop, per pair of row and key. Only AMD's code has the count."""
 

@@ -19,7 +19,7 @@ Write = Callable[..., None]
 
 
 class Kind(NamedTuple):
-    """How an operand's bits are read.
+    """The reading of an operand's bits.
 
     Attributes:
         bits: 16, 32 or 64.

@@ -362,7 +362,7 @@ def _slots_of_blocks(allocator: Any, blocks: list[int]) -> torch.Tensor:
 
 
 def _rounding(layer: Any) -> float:
-    """How far a layer may be off what it was given, of its largest element."""
+    """The largest difference of a layer from what it was given, as a share of its largest element."""
     from transformers import cache_utils
 
     base = getattr(cache_utils, "BaseQuantizedLayer", cache_utils.QuantizedLayer)  # since 5.24

@@ -88,7 +88,7 @@ class Reading:
         return torch.tensor(filled, dtype=torch.int32, device=device)
 
     def shows(self, seen: torch.Tensor) -> bool:
-        """Whether the reference sees by this reading what the mask [B, Q, K] says, and nothing else."""
+        """True if the reference sees by this reading what the mask [B, Q, K] shows, and nothing else."""
         layer = Layer(
             num_heads=1,
             num_kv_heads=1,

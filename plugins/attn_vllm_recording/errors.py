@@ -1,4 +1,4 @@
-"""Why a call is not judged."""
+"""The error of a call that is not judged."""
 
 
 class NotJudgedError(Exception):

@@ -27,7 +27,7 @@ _IMPL: Final = "vllm.v1.attention.backends.mla.rocm_aiter_mla_sparse.ROCMAiterML
 
 
 def attends_to_selected(impl: Any) -> bool:
-    """Whether an implementation is the one that is judged here. A subclass may compute something else."""
+    """True if an implementation is the one that is judged here. A subclass may compute something else."""
     return f"{type(impl).__module__}.{type(impl).__qualname__}" == _IMPL
 
 

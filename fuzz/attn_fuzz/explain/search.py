@@ -20,7 +20,7 @@ from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import attend
 
 PAIR_SECONDS = 4.0
-"""How long pairs of variants are searched, in time of the CPU."""
+"""The seconds of the CPU for the search among pairs of variants."""
 ENOUGH = 4
 """The number of outputs that a mistake must explain if there are that many: of the failing case, and of three richer ones."""
 OF_OUTPUT = 0.125

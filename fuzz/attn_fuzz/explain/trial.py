@@ -16,7 +16,7 @@ from attn_fuzz.verdict.judge import judge_call
 from attn_fuzz.verdict.verdict import Verdict
 
 SECONDS = 6.0
-"""How long more outputs are looked for, in time of the CPU."""
+"""The seconds of the CPU for the search for more outputs."""
 READS_HIDDEN = (
     "explanation: it reads memory that it must not read: with numbers there instead of NaN the output is right. "
     "What was read has the weight 0, and 0 * NaN is NaN"

@@ -12,7 +12,7 @@ from attn_fuzz.cases.case import ProgramOrder
 
 
 class _State:
-    """How the launches of this process are run."""
+    """The order in which launches of this process run their programs."""
 
     order: ProgramOrder = "in order"
     rng = random.Random(0)

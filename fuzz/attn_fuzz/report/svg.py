@@ -111,7 +111,7 @@ _PARTS = ((0, 1), (1, NUM_BINS - 1), (NUM_BINS - 1, NUM_BINS))
 
 
 def _place(index: float) -> float:
-    """Where a bin begins."""
+    """The place where a bin begins."""
     return BIN * index + APART * (index >= 1) + APART * (index >= NUM_BINS - 1)
 
 

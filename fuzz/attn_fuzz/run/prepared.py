@@ -78,8 +78,9 @@ class _Process(ForkServerProcess):
     _Popen = _Popen
 
     def start(self) -> None:
-        """If the server has died, another one is started, unless this process is a fork of it: then this process ends, because
-        it is lost itself.
+        """Start the process, and first another server if the server has died.
+
+        A fork of a dead server cannot start one: it ends, because it is lost itself.
 
         Raises:
             ExecutorError: too many servers have died.
@@ -124,9 +125,9 @@ _device: str | None = None
 
 
 def context(device: str) -> SpawnContext | ForkServerContext:
-    """How to start a process that runs a target on "cpu" or "cuda".
+    """The context that starts processes for targets on "cpu" or "cuda".
 
-    It is forked by a server, or starts from nothing if this process has a server for the other device.
+    A process is forked by a server, or starts from nothing if this process has a server for the other device.
     """
     global _device
     _device = _device or device

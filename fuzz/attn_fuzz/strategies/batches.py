@@ -243,9 +243,9 @@ def _range_over(draw: st.DrawFn, request: Request, window_left: int, end: int) -
 
 
 def ranges(draw: st.DrawFn, support: Support, block_size: int, request: Request) -> tuple[int, int] | None:
-    """From and to where tiles, blocks, the context and the sequence end, or of a few positions; some end early, or are empty.
+    """The first and the last position of a range. It begins near the end of a tile, a block, the context or the sequence.
 
-    None if the engine sends only ranges inside the prompt, and there is none.
+    It ends at such a place, too, or is short, or empty. None if it must be inside the sequence, which has no key.
     """
     is_free = "any" in support.engine.ranges
     start = max(request.context_len, 0)

@@ -74,7 +74,7 @@ class Pair(msgspec.Struct):
 
     @property
     def verdict(self) -> Literal["faster", "slower", "within the spread", "not timed"]:
-        """How the other variant compares. It is faster if its slow rounds are faster than the shipped one's fast rounds."""
+        """The other variant beside the shipped one. It is faster if its p90 is below the shipped one's p10."""
         shipped, other = self.shipped.times, self.other.times
         if shipped is None or other is None:
             return "not timed"
