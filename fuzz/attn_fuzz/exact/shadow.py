@@ -60,7 +60,7 @@ class Shadow:
         return self._written[self._at(places)]
 
     def holds(self, places: np.ndarray, bits: np.ndarray) -> np.ndarray:
-        """In which of these places memory still holds the bits that were stored."""
+        """True for each of these places in which memory still holds the stored bits."""
         at = self._at(places)
         return self._written[at] & (self._bits[at] == bits)
 
