@@ -1,4 +1,4 @@
-"""Torch's operations as they run: the base of modes that note them."""
+"""The base of modes that note torch's operations as they run."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""The order in which an interpreted launch runs its programs, or hands them out to run together.
+"""The order in which an interpreted launch runs its programs, or groups of programs that run together.
 
-A GPU promises no order. Triton's interpreter runs programs by their index, so a later program may repair what a wrong one did:
-the wrong one writes its neighbour's row, and then the neighbour does. In another order the wrong row stays.
+A GPU promises no order. Triton's interpreter runs programs by their index, so a later program may repair a wrong one's work:
+the wrong one writes its neighbour's row, and then the neighbour writes it. In another order the wrong row stays.
 """
 
 import random
