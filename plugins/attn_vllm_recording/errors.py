@@ -2,4 +2,4 @@
 
 
 class NotJudgedError(Exception):
-    """A call cannot be judged. The message is the reason, and is counted: it names no number that changes with every call."""
+    """A call cannot be judged. The message is the reason. Equal reasons are counted, so it has no number of a call."""
