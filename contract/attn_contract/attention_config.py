@@ -48,7 +48,8 @@ class AttentionConfig:
         kv_cache_dtype: the element type of a quantized cache; None: the cache is of `dtype`.
         scales: the kind of scales of a quantized cache; None exactly where kv_cache_dtype is None.
         output_dtype: the float8 type of an output with an output scale; None: the output is of `dtype`.
-        top_k: the most units that an indexer selects for a query, as in Indexer; None: nobody says, or the layer selects none.
+        top_k: the most units that an indexer selects for a query, as in Indexer; None: it is unknown, or the layer selects
+            none.
         rules: by the rule's name, the value of each rule that the layer or one of its steps asks for: as in Layer, or True for
             a tensor. Values that are off are dropped. A DECODER asks for `non_causal` if it may see steps with causal=False,
             and for `per_request_causal` if one step may hold both kinds of requests. A layer asks for `lse` if the caller wants

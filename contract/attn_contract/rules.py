@@ -202,15 +202,16 @@ causes refusals. A wrong name would hide an unsupported field: tests/contract/te
 def active_rules(*holders: Any) -> dict[str, Any]:
     """The rules of a Layer or a Batch, or of both, that are on, with their values by name.
 
-    A field that is neither a rule nor plain counts too, unless it has its default: nobody names it, so everybody refuses it.
+    A field that is neither a rule nor plain counts too, unless it has its default: no implementation names it, so all refuse
+    it.
     """
     return {
-        name: value for holder in holders for name, off in _askable(type(holder)) if _is_on(value := getattr(holder, name), off)
+        name: value for holder in holders for name, off in askable(type(holder)) if _is_on(value := getattr(holder, name), off)
     }
 
 
 @lru_cache
-def _askable(holder: type) -> tuple[tuple[str, object], ...]:
+def askable(holder: type) -> tuple[tuple[str, object], ...]:
     """The fields of a class that may ask for something, with the value that asks for nothing. A backend asks in each step."""
     return tuple((field.name, _default(field)) for field in dataclasses.fields(holder) if field.name not in PLAIN_FIELDS)
 
@@ -273,7 +274,7 @@ def held_rules(holder: Any) -> Mapping[str, Rule]:
 
 
 def _default(field: "dataclasses.Field[Any]") -> object:
-    """A field's value where nobody gives one; MISSING, which equals no value, where somebody must."""
+    """A field's default; MISSING, which equals no value, if it has none."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 

@@ -21,7 +21,7 @@ in all five that save at most 94 MB (1.08 to 1.8 times), in one of three up to 2
 
 
 def cascade_pays(kv_cache: torch.Tensor, layer: Layer, batch: Batch, common_prefix_len: int) -> bool:
-    """Whether `cascade_attention` is likely faster than `paged_attention`: it reads a prefix once, by two more launches."""
+    """True if `cascade_attention` is likely faster than `paged_attention`: it reads a prefix once, by two more launches."""
     row_bytes = layer.num_kv_heads * (layer.head_size + layer.v_head_size) * kv_cache.element_size()
     return (batch.num_requests - 1) * common_prefix_len * row_bytes >= LEAST_SAVED
 

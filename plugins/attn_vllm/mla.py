@@ -86,7 +86,7 @@ class ParityMlaDecodeMetadata(MLACommonDecodeMetadata):
 
 
 class ParityMlaMetadataBuilder(MLACommonMetadataBuilder[MLACommonMetadata]):
-    """vLLM's builder, which also tells decodes where the rows of each request begin."""
+    """vLLM's builder. It adds the first row of each request to the metadata of decodes."""
 
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.UNIFORM_BATCH
     query_len_support: ClassVar[QueryLenSupport] = QueryLenSupport.VARLEN
@@ -194,7 +194,7 @@ class ParityTritonMlaImpl(MLACommonImpl[MLACommonMetadata]):
             The output [T_d, N, Lkv], and under DCP its LSE [T_d, N], else None.
 
         Raises:
-            UnsupportedError: under DCP, causal rows of several query tokens: vLLM tells a rank its own lengths alone.
+            UnsupportedError: under DCP, causal rows of several query tokens: vLLM tells a rank only its own lengths.
         """
         decode = cast(ParityMlaDecodeMetadata, attn_metadata.decode)
         over_ranks = self.dcp_world_size > 1

@@ -209,7 +209,7 @@ class TestAsked:
 
     def test_a_forgotten_plain_field_is_refused(self, monkeypatch):
         monkeypatch.setattr(rules, "PLAIN_FIELDS", PLAIN_FIELDS - {"output_scale"})
-        monkeypatch.setattr(rules, "_askable", rules._askable.__wrapped__)  # which keeps the fields of a class
+        monkeypatch.setattr(rules, "askable", rules.askable.__wrapped__)  # which keeps the fields of a class
         assert active_rules(Layer(**SHAPE)) == {}
         layer = Layer(**SHAPE, output_scale=torch.ones(1))
         with pytest.raises(UnsupportedError, match="output_scale not supported"):

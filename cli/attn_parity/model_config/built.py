@@ -35,7 +35,7 @@ _WITHOUT_EFFECT = frozenset(
 
 
 class Reason(StrEnum):
-    """Why a layer, or all of a model, is not answered. There are no other reasons."""
+    """The reason why a layer, or all of a model, is not answered. There are no other reasons."""
 
     NOT_BUILT = "transformers builds no model of it on meta"
     NO_CALL = "no call of transformers' attention"

@@ -62,7 +62,7 @@ def check_paged_attention(
         out: [T, H, v_head_size] or [T, H * v_head_size] of q's dtype, or of a float8 type with an output_scale; None: the
             caller allocates it in `dtype_of_output`. With a float8 q it is of any of these types.
         lse: [H, T] float32; None: the caller does not want it, or allocates it.
-        values: True if to check lengths, blocks, slots, biases and scales, too: the `validate` of whoever is called.
+        values: True if to check lengths, blocks, slots, biases and scales, too: the `validate` of the implementation.
     """
     check_type("validate", values, bool, "a bool")
     check_attention_tensors({"q": q, "kv_cache": kv_cache}, layer, batch, out, lse)
@@ -110,7 +110,7 @@ def check_varlen_attention(
         q: [T, H, D] float32, float16 or bfloat16, finite in the rows of requests.
         k, v: [T_kv, HK, D] and [T_kv, HK, v_head_size] of q's dtype, finite in the rows of requests.
         out, lse: as in check_paged_attention.
-        values: True if to check lengths, biases and scales, too: the `validate` of whoever is called.
+        values: True if to check lengths, biases and scales, too: the `validate` of the implementation.
     """
     check_type("validate", values, bool, "a bool")
     check_attention_tensors({"q": q, "k": k, "v": v}, layer, batch, out, lse)

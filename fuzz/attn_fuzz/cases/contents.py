@@ -273,7 +273,7 @@ def output_scale(case: Case, generator: torch.Generator) -> torch.Tensor:
 
 
 def rope_positions(case: Case, rope: Rope, generator: torch.Generator) -> list[int]:
-    """A position for each row that counts, or for all; not the request's own, but so many more. Rows that no request owns have
+    """A position for each row that counts, or for all rows: the request's own plus a constant. Rows that no request owns have
     small ones, and not 0 alone, whose rotation changes nothing."""
     positions: list[int] = []
     for request in case.requests:

@@ -64,7 +64,7 @@ def _changed(step: Step, name: str) -> Step | None:
         other = _CHANGES[name](step)
         if other is not None:
             check_rules_of_step(other.layer, other.batch)
-    except ContractError:  # no rule of this attention type, or beside this one; no bias for so many queries
+    except ContractError:  # the attention type or another rule excludes this one, or no bias has that number of queries
         return None
     return other
 

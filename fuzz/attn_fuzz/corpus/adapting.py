@@ -37,7 +37,7 @@ def adapted(case: Case, support: Support) -> tuple[Case | None, str]:
 
 
 def _cannot_run(captured: Case, support: Support) -> str | None:
-    """Why a target cannot run a captured call. A Support's sizes say what is drawn, not what the kernel can do."""
+    """The reason why a target cannot run a captured call. A Support's sizes say what is drawn, not what the kernel can do."""
     if captured.dtype not in support.dtypes:
         return f"dtype {captured.dtype}"
     if captured.cache is not None and captured.cache.layout not in support.layouts:

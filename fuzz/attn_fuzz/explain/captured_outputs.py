@@ -1,4 +1,4 @@
-"""The outputs that a captured call keeps: judged, and explained, without a kernel."""
+"""Judges and explains the outputs that a captured call keeps, without a kernel."""
 
 import json
 
@@ -35,13 +35,13 @@ def step(case: Case) -> Step | None:
 
 
 def verdict(case: Case, *, explains: bool = False) -> Verdict | None:
-    """The verdict on the outputs that a captured case keeps; None if it keeps none. HARD decides, as in a recording.
+    """The verdict on the outputs that a captured case keeps; None if it keeps none. The HARD bound decides, as in a recording.
 
     Args:
-        explains: True if to look for what explains a wrong output.
+        explains: True to search for mistakes that explain a wrong output.
 
     Raises:
-        CaseError: as `step`; or a request attends to NaN, or the file names a rounding that there is none of.
+        CaseError: as for `step`; or a request attends to NaN, or the file names a rounding that does not exist.
     """
     built = step(case)
     if built is None:

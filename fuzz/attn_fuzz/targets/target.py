@@ -194,7 +194,8 @@ class Support:
             raise ValueError("Support: got DECODER with neither causal nor the rule non_causal, expected one of them")
 
     def not_drawn(self, case: Case) -> str | None:
-        """Why a case is not run, in words: a dtype, a layout, a size or something else that is not drawn. None if it is run."""
+        """The reason why a case is not run, in words: a dtype, a layout, a size or something else that is not drawn. None if it
+        is run."""
         choices: dict[str, tuple[object, Collection[object]]] = {"dtype": (case.dtype, self.dtypes)}
         if case.has_latent_cache:
             choices["widths"] = ((case.v_head_size, case.head_size - case.v_head_size), self.latent.widths)
@@ -417,7 +418,7 @@ class Target:
             `python -m attn_lab mutate` leaves the target out unless it is named.
         sanitizes: True if its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.
         exact: True if it computes the formula of attention and nothing beside it, such as a small number that is added to a
-            divisor. Every so many examples are then compared in exact mode (`attn_fuzz.run.shard.EXACT_EVERY`).
+            divisor. One example in many is then compared in exact mode, too (`attn_fuzz.run.shard.EXACT_EVERY`).
     """
 
     name: str

@@ -52,7 +52,7 @@ Kind = Literal[
     "determinism",
     "state",
 ]
-"""Where attention goes wrong: the classes of bugs."""
+"""The classes of bugs: the parts of attention that go wrong."""
 
 KERNELS = "attn_optimized.kernels."
 """The package of the kernels' sources."""

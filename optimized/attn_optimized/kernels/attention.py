@@ -204,7 +204,7 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
         sums *= 2.0**LOG2_UNIT
     if KIND.has_sums_in_columns:
         sums = in_columns(sums, KIND.block_n)
-    # sums of the odd dims if PAIRS, and of the dims of V behind the first block_v; otherwise placeholders that nobody reads
+    # sums of the odd dims if PAIRS, and of the dims of V behind the first block_v; otherwise placeholders that are not read
     acc_odd = acc
     acc_rest = tl.full([BLOCK_M, KIND.block_v_rest], 0.0, tl.float32) if KIND.block_v_rest > 0 else acc
     factor, v_scale = load_scales(tile, args)

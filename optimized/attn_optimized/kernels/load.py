@@ -63,7 +63,7 @@ def load_scales(tile, args):
 
 @triton.jit
 def source_of_keys(tile, selection, args, KIND: tl.constexpr):
-    """Where the keys and values of a tile of queries lie."""
+    """The places of the keys and values of a tile of queries."""
     dim, value_dim = tl.arange(0, KIND.block_d)[None, :], tl.arange(0, KIND.block_v)[None, :]
     request_table_ptr = args.tensors.block_table_ptr + tile.request * args.strides.block_table
     k_head_ptr = args.tensors.k_ptr + tile.kv_head * args.strides.k_head * KIND.kv_unit

@@ -1,4 +1,4 @@
-"""Where the kernels read and write is where the contract's formulas say, for all strides: K, V, q, the output, the tables.
+"""The kernels read and write where the contract's formulas say, for all strides: K, V, q, the output, the tables.
 
 The strides of a cache come from its tensor by `attn_optimized.strides.kv_cache_strides`, and count units of one or of
 several elements.

@@ -32,7 +32,7 @@ FIRST_WRONG_GROUP = 257
 
 
 def max_group(sources: Sources) -> int:
-    """The most query heads of a group: the host cuts a KV head's into groups of at most so many."""
+    """The most query heads of a group: the host cuts a KV head's heads into groups of at most this size."""
     return _literal(sources, "MAX_GROUP")
 
 

@@ -170,7 +170,7 @@ def guarded(shape: tuple[int, ...], dtype: torch.dtype, about: str) -> Iterator[
 
 
 def _place(step: IndexStep, at: int) -> str:
-    """Where a byte of the buffer lies, in words."""
+    """The place of a byte of the buffer, in words."""
     cache = step.index_cache
     page = cache.stride(0) * cache.itemsize
     byte = at - int(cache.storage_offset()) * cache.itemsize

@@ -71,7 +71,7 @@ class IndexStep:
         return own.as_strided(cache.shape, cache.stride(), cache.storage_offset())
 
     def on(self, device: torch.device) -> "IndexStep":
-        """The same step on a device, strides and what lies between rows included."""
+        """The same step on a device, with the same strides and the same memory between rows."""
         buffer = self.buffer.to(device)
         moved = {name: on_device(getattr(self, name), device) for name in ("q", "weights", "k", "slot_mapping")}
         return dataclasses.replace(
