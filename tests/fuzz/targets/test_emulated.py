@@ -233,7 +233,6 @@ def test_the_command_line_says_what_runs_kernels(targets, said, capsys):
         ("triton@invariant@returned", "@invariant@returned: one excludes the other"),
         ("triton@planned@gfx942", "@gfx942 alone plans for gfx942"),
         ("triton-merge@far", "a share of its merges is called so already"),
-        ("triton-latent-scaled-far@gfx942", "triton-latent-scaled-far@gfx942 is now triton-latent@scaled@far@gfx942"),
         ("nobody@gfx942", "no target 'nobody'"),
     ],
 )
