@@ -94,7 +94,7 @@ def executed(
 
 
 def _in_units(stride: Any, unit: int) -> Tensor:
-    """A stride as the kernel gets it: `launch.in_units` divides only what is a multiple."""
+    """A stride as the kernel gets it: `launch.in_units` divides only multiples."""
     if isinstance(stride, int):
         return number(z3.IntVal(stride // unit), "int64")
     term = as_tensor(stride).term
