@@ -284,7 +284,7 @@ def _refusing(attention: AttentionFunction) -> AttentionFunction:
 
 
 def _refusing_values(attention: AttentionFunction) -> AttentionFunction:
-    """Calls attention with one wrong value after the other, which it must refuse likewise."""
+    """Calls attention with one wrong value after the other, which it must refuse."""
 
     def all_refused(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         for what, holding in wrong_values.of_attention(layer, batch, kv_cache):

@@ -4,7 +4,7 @@ Its shards draw cases, and note each failure with the parts that the case needs 
 run reads these failures in the order of the shards. A failure that no entry explains becomes an entry: a plan of its own
 shrinks the case, and finds what the smallest case needs. Later failures that the entry explains are counted.
 
-An entry explains failures of one target that fail in one way (`what_failed`) alone, so failures of different ways never wait
+An entry explains only failures of one target in one way (`what_failed`), so failures of different ways never wait
 for each other. Failures of one way are read one after the other. So a seed means the same entries with any number of workers,
 if no shrinking runs out of time.
 """

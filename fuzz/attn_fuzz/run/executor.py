@@ -108,7 +108,7 @@ class Executor:
     def _run_fenced(self, case: Case, verdict: Verdict) -> Verdict:
         """The verdict on a case with which nothing was wrong, after its calls were made with unmapped pages beside its tensors.
 
-        A fault tells no tensor. So the calls are made again with one side of one tensor fenced alone, until they fault again.
+        A fault tells no tensor. So the calls are made again with only one side of one tensor fenced, until they fault again.
         The last tensor and side that was found so is tried first: smaller cases fault there, too, and each fault costs a
         process.
         """

@@ -61,7 +61,7 @@ def connected(address: str, folder: Path | None) -> Iterator[None]:
         FleetError: the cluster does not answer, or is of another version of Ray or Python.
     """
     _check_answers(address)
-    worker._worker_logs_enabled = False  # of a node that dies, Ray prints logs on stdout; `log_to_driver` is about tasks alone
+    worker._worker_logs_enabled = False  # of a node that dies, Ray prints logs on stdout; `log_to_driver` is only about tasks
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     environment = {"working_dir": str(folder)} if folder is not None else None
     try:

@@ -413,7 +413,7 @@ class Target:
         compiled_for: returns `NAME@gfx942` for an architecture, of a target whose kernels are not Triton. None: the target's
             `modules` say what is compiled.
         architectures: those that its kernels are written for, if these are Gluon, which no interpreter runs. The target runs as
-            `NAME@gfx950` alone, which has the findings.
+            only `NAME@gfx950`, which has the findings.
         compiles: True if it compiles kernels for a GPU that is emulated. Compiling takes longer than the rest of a case, so
             `python -m attn_lab mutate` leaves the target out unless it is named.
         sanitizes: True if its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.
