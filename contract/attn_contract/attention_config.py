@@ -17,7 +17,7 @@ from attn_contract.layer import (
     Q_SCALE_BESIDE,
     QUANTIZED_DTYPES,
     Layer,
-    checked_value_size,
+    checked_v_head_size,
     expected_cache_dtype,
     has_latent_value,
     why_not_stored,
@@ -122,7 +122,7 @@ class AttentionConfig:
             if value is not False and rule.is_asked(value):
                 rule.check_defined(value, self.attn_type)
                 kept[name] = value
-        kept["head_size_v"] = checked_value_size(kept.get("head_size_v"), self)
+        kept["head_size_v"] = checked_v_head_size(kept.get("head_size_v"), self)
         object.__setattr__(self, "rules", {name: kept[name] for name in RULES if kept.get(name) is not None})
         check_together(self.rules)
         if self.asks("per_request_causal") and not self.asks("non_causal"):
@@ -151,7 +151,7 @@ class AttentionConfig:
         layouts = [self.layout] if self.layout else list(LATENT_FORMATS)
         for layout in layouts:
             try:
-                layout.check_widths(self.head_size, self.value_size)
+                layout.check_widths(self.head_size, self.v_head_size)
             except ContractError as error:
                 wrong.append(error)
         if len(wrong) == len(layouts):
@@ -162,7 +162,7 @@ class AttentionConfig:
             raise ContractError("dtype", self.dtype, "torch.bfloat16: latent rows with scales are for no other dtype")
 
     @property
-    def value_size(self) -> int:
+    def v_head_size(self) -> int:
         """The width of V and of the output."""
         return self.value_of("head_size_v") or self.head_size
 

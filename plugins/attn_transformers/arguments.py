@@ -219,8 +219,8 @@ def _mask_of(
 
 def _layer(arguments: Arguments, reading: Reading) -> Layer:
     _, num_heads, _, head_size = arguments.query.shape
-    value_size = arguments.value.shape[3]
-    layout = LAYOUT if value_size == head_size else Layout.CONTENT_PACKED
+    v_head_size = arguments.value.shape[3]
+    layout = LAYOUT if v_head_size == head_size else Layout.CONTENT_PACKED
     attn_type = reading.attn_type
     return Layer(
         num_heads=num_heads,
@@ -231,6 +231,6 @@ def _layer(arguments: Arguments, reading: Reading) -> Layer:
         logits_soft_cap=arguments.softcap,
         sinks=None if arguments.s_aux is None else arguments.s_aux.detach(),
         layout=layout if attn_type.reads_cache else None,
-        head_size_v=None if value_size == head_size else value_size,
+        head_size_v=None if v_head_size == head_size else v_head_size,
         **reading.rules,
     )

@@ -76,8 +76,8 @@ def through_cache(
 
 def written(kernels: ModuleType, step: Step) -> torch.Tensor:
     """A cache that holds only a step's keys and values, in blocks of one slot."""
-    (num_keys, *row), (*_, value_size) = step.k.shape, step.v.shape
-    shape = (num_keys, 2, 1, *row) if step.layer.head_size_v is None else (num_keys, row[0], 1, row[1] + value_size)
+    (num_keys, *row), (*_, v_head_size) = step.k.shape, step.v.shape
+    shape = (num_keys, 2, 1, *row) if step.layer.head_size_v is None else (num_keys, row[0], 1, row[1] + v_head_size)
     cache, slots = step.k.new_empty(shape), torch.arange(num_keys, device=step.k.device)
     kernels.write_kv_cache(step.k, step.v, cache, step.layer, slots)
     return cache

@@ -137,10 +137,10 @@ def _updated_once(cache: Any) -> Iterator[None]:
         yield
 
 
-def _output(out: torch.Tensor, query: torch.Tensor, value_size: int, rows: torch.Tensor) -> torch.Tensor:
+def _output(out: torch.Tensor, query: torch.Tensor, v_head_size: int, rows: torch.Tensor) -> torch.Tensor:
     """[T, H, DV], the rows of a step in an implementation's [B, Q, H, DV]. An output of another shape is returned as it is."""
     num_rows, num_heads, num_queries, _ = query.shape
-    if tuple(out.shape) != (num_rows, num_queries, num_heads, value_size):
+    if tuple(out.shape) != (num_rows, num_queries, num_heads, v_head_size):
         return out.detach()
     return out.detach().flatten(0, 1)[rows]
 

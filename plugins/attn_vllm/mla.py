@@ -201,7 +201,7 @@ class ParityTritonMlaImpl(MLACommonImpl[MLACommonMetadata]):
         if over_ranks and attn_metadata.causal and decode.max_query_len > 1:
             raise UnsupportedError(NAME, "causal decodes of several tokens under DCP", "a rank is told its own lengths alone")
         query = torch.cat(q, dim=-1) if isinstance(q, tuple) else q
-        out = query.new_zeros(*query.shape[:2], self.layer.value_size)
+        out = query.new_zeros(*query.shape[:2], self.layer.v_head_size)
         lse = query.new_empty(query.shape[1], len(query), dtype=torch.float32) if over_ranks else None
         batch = Batch(
             query_start_loc=decode.query_start_loc,

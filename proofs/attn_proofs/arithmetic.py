@@ -1,9 +1,9 @@
 """Triton's arithmetic in mathematical integers: the results of operators on terms, and the type that each term must fit.
 
 `//` and `%` of a kernel truncate toward zero, as the GPU's division does; those of host code floor, as Python's do. `&`
-and `|` are logical on conditions. `>>` floors. A sum, difference or product of fixed width leaves a note, and so does a
-cast to a narrower type: the term is the mathematical one, and it is that of the machine if it fits. A bitcast to uint32
-wraps, as it does on the machine.
+and `|` are logical on conditions; `&` with a number of low bits is a remainder. `>>` floors. A sum, difference or product of
+fixed width leaves a note, and so do `<<` and a cast to a narrower type: the term is the mathematical one, and it is that of the
+machine if it fits. A bitcast to uint32 wraps, as it does on the machine.
 """
 
 import ast
@@ -74,6 +74,10 @@ def binary(context: Context, operator: ast.operator, left: Any, right: Any) -> A
         )
     if kind is ast.RShift and isinstance(right, int):
         return mapped(shape, dtype, lambda x: x / 2**right, a)
+    if kind is ast.LShift and isinstance(right, int):
+        return mapped(shape, dtype, lambda x: _noted(context, here, dtype, integer(x) * 2**right), a)
+    if kind is ast.BitAnd and isinstance(right, int) and right & (right + 1) == 0:  # the lowest bits
+        return mapped(shape, dtype, lambda x: x % (right + 1), a, least=0)
     if kind in (ast.BitAnd, ast.BitOr) and dtype == "bool":
         return mapped(shape, dtype, z3.And if kind is ast.BitAnd else z3.Or, a, b)
     raise NotImplementedError

@@ -57,8 +57,8 @@ class Local(NamedTuple):
 
 
 class Reduction(NamedTuple):
-    """`tl.max`, `tl.min` or `tl.sum` along an axis: the result is a fresh number, of which a theorem uses facts
-    (`facts.py`)."""
+    """`tl.max`, `tl.min` or `tl.sum` along an axis: the result is a fresh number, of which a theorem uses facts. So are the
+    results of `tl.cumsum`, one for each lane."""
 
     kind: str
     result: Tensor

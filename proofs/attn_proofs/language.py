@@ -1,7 +1,7 @@
 """Triton's language, and the few names of Python that host code uses, on extracted values.
 
 `tl.load` gives the memory of a tensor at an offset, an unknown function of it, where the mask holds, and `other`
-elsewhere. Reductions give fresh numbers (see `facts.py`). Of floats nothing is computed: an operation on them gives an
+elsewhere. Reductions give fresh numbers (see `extract.Reduction`). Of floats nothing is computed: an operation on them gives an
 unknown number for each lane.
 """
 
@@ -284,7 +284,7 @@ def _reduce(kind: str) -> Callable[..., Tensor]:
     def reduce(extraction: "Extraction", value: Tensor, axis: int) -> Tensor:
         from attn_proofs.extract import Reduction
 
-        shape = value.shape[:axis] + value.shape[axis + 1 :]
+        shape = value.shape if kind == "cumsum" else value.shape[:axis] + value.shape[axis + 1 :]
         result = unknown(f"tl.{kind}", shape, "int32" if value.dtype in ("bool", "int") else value.dtype)
         extraction.reductions.append(Reduction(kind, result, value, axis, extraction.frame.name))
         return result
@@ -369,6 +369,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "max": lambda extraction, *values, **named: _largest(True, extraction, values, **named),
     "min": lambda extraction, *values, **named: _largest(False, extraction, values, **named),
     "sum": _reduce("sum"),
+    "cumsum": _reduce("cumsum"),
     "cdiv": _cdiv,
     "math.gcd": _gcd,
     "full": _full,

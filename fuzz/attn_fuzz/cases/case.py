@@ -297,7 +297,7 @@ class Case(
         return self.num_kv_heads * self.group_size
 
     @property
-    def value_size(self) -> int:
+    def v_head_size(self) -> int:
         """The width of V and of the output."""
         return self.head_size_v or self.head_size
 
@@ -421,7 +421,7 @@ def slot_of(request: Request, cache: Cache, key: int) -> int:
 
 def num_elements(case: Case) -> int:
     """About how many elements the tensors of a case have together. Scores do not count: only the oracle holds them."""
-    head = max(case.head_size, case.value_size) * case.num_kv_heads
+    head = max(case.head_size, case.v_head_size) * case.num_kv_heads
     in_cache = 0
     if case.cache is not None:
         row = (

@@ -116,9 +116,9 @@ def _with_sizes(case: Case, support: Support) -> Case:
 
 def _with_latent_sizes(case: Case, cache: Cache, latent: LatentSizes) -> Case:
     """The next larger pair of widths by that of K, and the next larger heads and blocks."""
-    own = (case.value_size, case.head_size - case.value_size)
-    value_size, rotated = own if own in latent.widths else _nearest_pair(case.head_size, latent.widths)
-    sizes = {"head_size": value_size + rotated, "head_size_v": value_size}
+    own = (case.v_head_size, case.head_size - case.v_head_size)
+    v_head_size, rotated = own if own in latent.widths else _nearest_pair(case.head_size, latent.widths)
+    sizes = {"head_size": v_head_size + rotated, "head_size_v": v_head_size}
     case = replace(case, **sizes, group_size=_nearest(case.group_size, latent.group_sizes))
     block_size = _nearest(cache.block_size, latent.block_sizes)
     return case if block_size == cache.block_size else _with_block_size(case, cache, block_size)

@@ -51,7 +51,7 @@ def inequality(call: Call, step: Step, expected: Step) -> Inequality | None:
 
 def _by_head(step: Step) -> torch.Tensor:
     """`out` [T, H, Dv], a view."""
-    return step.out if step.out.dim() == 3 else step.out.unflatten(1, (step.layer.num_heads, step.layer.value_size))
+    return step.out if step.out.dim() == 3 else step.out.unflatten(1, (step.layer.num_heads, step.layer.v_head_size))
 
 
 def _elements(memory: Memory, tensor: torch.Tensor, name: str) -> Elements:

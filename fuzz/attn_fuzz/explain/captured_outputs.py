@@ -28,7 +28,7 @@ def step(case: Case) -> Step | None:
         return None
     built = tensors.build(case)
     rows = case.query_start_loc[-1]
-    built.out.view(built.q.shape[0], case.num_heads, case.value_size)[:rows] = held["out"]
+    built.out.view(built.q.shape[0], case.num_heads, case.v_head_size)[:rows] = held["out"]
     if built.lse is not None:
         built.lse[:, :rows] = held["lse"]
     return built
@@ -54,7 +54,7 @@ def verdict(case: Case, *, explains: bool = False) -> Verdict | None:
         raise CaseError(f"{case.values.file}: its outputs cannot be judged: {error}") from None
     lines = list[str]()
     if explains and not judgement.agrees:
-        out = built.out if built.out.dim() == 3 else built.out.unflatten(1, (case.num_heads, case.value_size))
+        out = built.out if built.out.dim() == 3 else built.out.unflatten(1, (case.num_heads, case.v_head_size))
         lines = places.wrong_places(judgement, built.batch)
         lines += trial.said([Seen(built, out, built.lse, rounding, generic=False)])
     return Verdict(

@@ -65,7 +65,7 @@ def seen(case: Case, target: Target, device: str, fill: Callable[[Step], None] |
     if attempt.error is not None or any(check(attempt) for _, check in CHECKS):
         return None
     step = attempt.step
-    out = step.out if step.out.dim() == 3 else step.out.unflatten(1, (case.num_heads, case.value_size))
+    out = step.out if step.out.dim() == 3 else step.out.unflatten(1, (case.num_heads, case.v_head_size))
     return Seen(step, out, step.lse, target.rounding(device), case.values.kind == "random")
 
 

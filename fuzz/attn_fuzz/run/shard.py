@@ -54,6 +54,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
         first: how many of the examples run; None if all do.
         turn: two numbers, such as 1 of 5: of the families of the examples (`attn_fuzz.strategies.families`) every fifth runs,
             from the second one on. All families are drawn, because each depends on those before it.
+        part: likewise of the cases of such a family: of 4 parts, 1 is the second quarter.
         past: cases of earlier runs, which run before any case is drawn.
         seed: the seed of Hypothesis. The same plan draws the same cases.
         case_seconds: seconds that one case may take.
@@ -81,6 +82,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     on_failure: OnFailure = "shrink"
     first: int | None = None
     turn: tuple[int, int] = (0, 1)
+    part: tuple[int, int] = (0, 1)
     past: tuple[Case, ...] = ()
 
 
@@ -129,7 +131,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         ratios: elements of outputs by error / bound (`attn_fuzz.verdict.ratios.counts`).
         rejected: drawn cases that were discarded, by reason.
         remedies: at the end, restrictions of Support that avoid discarded cases, by reason (`attn_fuzz.strategies.tally`). Of
-            plans that differ only in their turn, the first one has them.
+            plans that differ only in their turn and part, the first one has them.
         edges, triples: at the end: what cases had of `attn_fuzz.cases.edges`, and of triples of features.
         shrinking: cases that were tried in order to shrink a failure, or to find what it needs.
         failure: the failure that ended the drawing.
@@ -283,7 +285,7 @@ class _Shard:
 
     @property
     def rejected(self) -> dict[str, int]:
-        return dict(self.tally.rejected) if self.plan.turn[0] == 0 else {}
+        return dict(self.tally.rejected) if self.plan.turn[0] == self.plan.part[0] == 0 else {}
 
     def is_late(self) -> bool:
         return self.plan.until is not None and time.time() > self.plan.until

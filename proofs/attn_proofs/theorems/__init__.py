@@ -9,6 +9,7 @@ from attn_proofs.theorems import (
     mask,
     programs,
     rules,
+    select_units,
     selection,
     specialized,
     splits,
@@ -17,5 +18,8 @@ from attn_proofs.theorems import (
     writer,
 )
 
-FAMILIES = (mask, rules, tiles, keys, selection, programs, splits, addresses, beside, inside, writer, specialized, widths)
+FAMILIES = (
+    *(mask, rules, tiles, keys, selection, select_units, programs, splits, addresses, beside, inside),
+    *(writer, specialized, widths),
+)
 THEOREMS: tuple[Theorem, ...] = tuple(theorem for family in FAMILIES for theorem in family.THEOREMS)

@@ -217,7 +217,7 @@ def tile_of_request() -> list[Term]:
         length < 2**31,
         seq_len >= 0,
         seq_len < 2**31,
-        z3.Int("group_inverse") >= 1,
+        z3.Int("inverse_heads_per_group") >= 1,
         *edges,
     ]
 

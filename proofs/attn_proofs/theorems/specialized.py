@@ -1,7 +1,7 @@
 """The warp specialized kernel: which tiles of keys it goes through, which keys it shows, and which rows it reads and writes.
 
-Of any query t of any request, in the program of its tile (family `programs`), any head, and any turn of the loop. Blocks have
-64 slots, tiles of keys 16 or 64, those of queries 64 or 128, and heads 256 dims: constants of the kernel.
+Of any query t of any request, in the program of its tile (family `programs`), any head, and any turn of the loop. Tiles and
+heads are those that ship: 128 queries, 64 keys and 256 dims.
 """
 
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ from attn_proofs.values import NEGATIVE_INFINITY, integers, memory, number, symb
 
 KERNEL = "attn_optimized.kernels.warp_specialized"
 NAME = "warp_specialized_kernel"
-BLOCK_SIZE, HEAD_SIZE = 64, 256
-TILES = ((64, 16), (128, 64))
-"""Queries and keys of a tile: of the interpreter's small pages, and those that ship."""
+BLOCK_M, BLOCK_N, HEAD_SIZE = 128, 64, 256
+BLOCK_SIZES = (64, 128)
+"""Of a tile of keys, and of two."""
 QSL, LENS, TABLE = memory("query_start_loc_ptr"), memory("seq_lens_ptr"), memory("block_table_ptr")
 R, T, J, M, Y, D = integers("r t j m y d")
 
@@ -31,18 +31,22 @@ class Scene:
     """The kernel in the program of the tile of query T of request R."""
 
     extraction: Extraction
-    block_m: int
-    block_n: int
+    block_size: int
 
     def value(self, name: str, turn: int = -1) -> Any:
         return self.extraction.local(NAME, name, turn).value
 
-    def claim(self, name: str, given: list[Any], goal: Any) -> Claim:
+    def claim(self, name: str, given: list[Any], goal: Any, small: tuple[Any, ...] = ()) -> Claim:
         query_len, seq_len = QSL(R + 1) - QSL(R), LENS(R)
         contract = [R >= 0, QSL(R) >= 0, T >= 0, query_len > T, query_len <= seq_len, QSL(R + 1) <= z3.Int("num_tokens")]
-        small = [R == 0, QSL(0) == 0, query_len >= 70, query_len <= 110, seq_len <= 140, *self.extraction.products.exactly]
-        named = f"{name}, tiles of {self.block_m} queries and {self.block_n} keys"
-        return Claim(named, (*contract, *self.extraction.assumptions, *given), goal, tuple(small), self.extraction.lines)
+        sizes = [R == 0, QSL(0) == 0, query_len >= 70, query_len <= 140, seq_len <= 200, *self.extraction.products.exactly]
+        return Claim(
+            f"{name}, blocks of {self.block_size}",
+            (*contract, *self.extraction.assumptions, *given),
+            goal,
+            (*sizes, *small),
+            self.extraction.lines,
+        )
 
     @property
     def position(self) -> Any:
@@ -55,16 +59,16 @@ class Scene:
 
 
 def _scenes(sources: Sources, **arbitrary: Any) -> Iterator[Scene]:
-    for block_m, block_n in TILES:
-        key = "specialized", block_m, block_n, *arbitrary
+    for block_size in BLOCK_SIZES:
+        key = "specialized", block_size, *arbitrary
         if key not in sources.scenes:
-            sources.scenes[key] = Scene(_executed(sources, block_m, block_n, arbitrary), block_m, block_n)
+            sources.scenes[key] = Scene(_executed(sources, block_size, arbitrary), block_size)
         yield sources.scenes[key]
 
 
-def _executed(sources: Sources, block_m: int, block_n: int, arbitrary: dict[str, Any]) -> Extraction:
+def _executed(sources: Sources, block_size: int, arbitrary: dict[str, Any]) -> Extraction:
     grid = tuple(zip(integers("program_0 program_1"), integers("programs_0 programs_1"), strict=True))
-    tile = number(QSL(R) / block_m + R + T / block_m, "int32")
+    tile = number(QSL(R) / BLOCK_M + R + T / BLOCK_M, "int32")
     arbitrary = {"tile": tile, "head": symbol("head", "int64", least=0), **arbitrary}
     extraction = Extraction(
         sources,
@@ -72,7 +76,7 @@ def _executed(sources: Sources, block_m: int, block_n: int, arbitrary: dict[str,
         arbitrary={(NAME, name): value for name, value in arbitrary.items()},
         given={"attn_optimized.kernels.query_tiles.request_of_tile": lambda *_: symbol("r", "int32", least=0)},
     )
-    constants = {"BLOCK_SIZE": BLOCK_SIZE, "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_D": HEAD_SIZE}
+    constants = {"BLOCK_SIZE": block_size, "BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N, "BLOCK_D": HEAD_SIZE}
     kernel: Any = sources.function(f"{KERNEL}.{NAME}").node
     arguments: dict[str, Any] = {}
     for name in (parameter.arg for parameter in kernel.args.args if parameter.arg not in constants):
@@ -87,11 +91,11 @@ def _executed(sources: Sources, block_m: int, block_n: int, arbitrary: dict[str,
 def _visited(sources: Sources) -> Iterator[Claim]:
     for scene in _scenes(sources):
         first_query, end = scene.value("first_query").term, scene.value("end").term
-        yield scene.claim("the query is the tile's", [], z3.And(first_query <= T, first_query + scene.block_m > T))
+        yield scene.claim("the query is the tile's", [], z3.And(first_query <= T, first_query + BLOCK_M > T))
         seen = [J >= 0, scene.position >= J]
-        yield scene.claim("a key that it sees is in a turn", seen, J / scene.block_n < end)
+        yield scene.claim("a key that it sees is in a turn", seen, end > J / BLOCK_N)
         first_key, end_key = scene.value("first_key").term, scene.value("end_key").term
-        within = z3.And(first_key >= 0, first_key % scene.block_n == 0, first_key < end_key, end_key <= LENS(R))
+        within = z3.And(first_key >= 0, first_key % BLOCK_N == 0, first_key < end_key, end_key <= LENS(R))
         yield scene.claim("a turn has a key of the request", scene.turn, within)
 
 
@@ -99,7 +103,7 @@ def _shown(sources: Sources) -> Iterator[Claim]:
     for scene in _scenes(sources):
         before, after = scene.value("logits", -2), scene.value("logits")
         key, m = scene.value("first_key").term + Y, T - scene.value("first_query").term
-        lanes = [*scene.turn, Y >= 0, scene.block_n > Y]
+        lanes = [*scene.turn, Y >= 0, Y < BLOCK_N]
         expected = z3.If(key <= scene.position, before.at(m, Y), NEGATIVE_INFINITY)
         yield scene.claim("a logit", lanes, after.at(m, Y) == expected)
 
@@ -108,20 +112,20 @@ def _reads(sources: Sources) -> Iterator[tuple[str, Scene, Access, Any, list[Any
     """A lane of each load of K and V, from any block: its name, scene and access, its key, and what holds of it."""
     for scene in _scenes(sources, block=symbol("block", "int32")):
         for name, access in zip("KV", (load for load in scene.extraction.loads if load.pointer.name == "k_ptr"), strict=True):
-            lane = [*access.path, Y >= 0, scene.block_n > Y, D >= 0, D < HEAD_SIZE]
+            lane = [*access.path, Y >= 0, Y < BLOCK_N, D >= 0, D < HEAD_SIZE]
             yield name, scene, access, scene.value("first_key").term + Y, lane
 
 
 def _read(sources: Sources) -> Iterator[Claim]:
     for scene in _scenes(sources):
         key, times = scene.value("first_key").term + Y, scene.extraction.products.times
-        named = TABLE(times(R, z3.Int("stride_block_table")) + key / BLOCK_SIZE)
-        yield scene.claim("the block", [*scene.turn, Y >= 0, scene.block_n > Y], scene.value("block").term == named)
+        named = TABLE(times(R, z3.Int("stride_block_table")) + key / scene.block_size)
+        yield scene.claim("the block", [*scene.turn, Y >= 0, Y < BLOCK_N], scene.value("block").term == named)
     for name, scene, access, key, lane in _reads(sources):
         (address, is_read), times = access.at(0, Y, D), scene.extraction.products.times
         of_k, of_head = scene.value("k_row").term + Y, times(scene.value("kv_head").term, z3.Int("stride_kv_head"))
         if name == "K":
-            in_block = times(z3.Int("block"), z3.Int("rows_of_block")) + key % BLOCK_SIZE
+            in_block = times(z3.Int("block"), z3.Int("rows_of_block")) + key % scene.block_size
             yield scene.claim("the row of a key", lane, of_k == in_block)
         row = of_k + (z3.Int("rows_to_v") if name == "V" else 0)
         # the contract's: rows of keys are rows of the cache
@@ -133,7 +137,8 @@ def _read(sources: Sources) -> Iterator[Claim]:
 def _nothing_behind(sources: Sources) -> Iterator[Claim]:
     for name, scene, access, key, lane in _reads(sources):
         ends = z3.And(key < scene.value("end_key").term, key < LENS(R))
-        yield scene.claim(f"a row of {name}", lane, z3.Implies(access.at(0, Y, D)[1], ends))
+        # a run shows what is read behind all keys of the request
+        yield scene.claim(f"a row of {name}", lane, z3.Implies(access.at(0, Y, D)[1], ends), (key >= LENS(R),))
 
 
 def _queries(sources: Sources) -> Iterator[Claim]:
@@ -142,7 +147,7 @@ def _queries(sources: Sources) -> Iterator[Claim]:
         times, row = scene.extraction.products.times, QSL(R) + scene.value("first_query").term + M
         address, is_read = access.at(M, D)
         of_head = times(scene.value("head").term, z3.Int("stride_q_head"))
-        lanes = [M >= 0, scene.block_m > M, D >= 0, D < HEAD_SIZE]
+        lanes = [M >= 0, M < BLOCK_M, D >= 0, D < HEAD_SIZE]
         goal = z3.And(is_read == (row < QSL(R + 1)), address == times(row, z3.Int("stride_q_row")) + of_head + D)
         yield scene.claim("a lane of q", lanes, goal)
 
@@ -153,16 +158,17 @@ def _written(sources: Sources) -> Iterator[Claim]:
         times, row = scene.extraction.products.times, QSL(R) + scene.value("first_query").term + M
         address, is_written = access.at(M, D)
         of_head = times(scene.value("head").term, z3.Int("stride_out_head"))
-        lanes = [M >= 0, scene.block_m > M, D >= 0, D < HEAD_SIZE]
+        lanes = [M >= 0, M < BLOCK_M, D >= 0, D < HEAD_SIZE]
         goal = z3.And(is_written == (row < QSL(R + 1)), address == times(row, z3.Int("stride_out_row")) + of_head + D)
         yield scene.claim("a lane of the output", lanes, goal)
 
 
 def _case(model: Model) -> Case:
-    """A prompt behind a context, or without one, which the interpreter gives this kernel."""
-    query_len = max(70, min(110, model(QSL(1)) - model(QSL(0))))
-    seq_len = max(query_len, min(140, model(LENS(0))))
-    return paged([(query_len, seq_len), (30, 30)], scale=0.25, lse=True)
+    """A prompt behind a context, or without one, of a target that this kernel serves."""
+    query_len = max(70, min(140, model(QSL(1)) - model(QSL(0))))
+    seq_len = max(query_len, min(200, model(LENS(0))))
+    sizes = {"head_size": HEAD_SIZE, "block_size": BLOCK_N, "dtype": "float16"}
+    return paged([(query_len, seq_len), (30, 30)], target="triton@prompts", scale=0.25, lse=True, **sizes)
 
 
 THEOREMS = (

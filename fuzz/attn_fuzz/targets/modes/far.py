@@ -179,7 +179,7 @@ class _AnyStrides:
         if layer.layout is None:
             return self._spread.rows(kv_cache), layer
         dims = range(layer.layout.dims.index("page")) if layer.layout.has_dense_pages else None
-        return self._spread.rows(kv_cache, dims, layer.layout.unit_of_blocks(layer.head_size, layer.head_size_v)), layer
+        return self._spread.rows(kv_cache, dims, layer.layout.block_alignment(layer.head_size, layer.head_size_v)), layer
 
     def slots(self, slots: torch.Tensor) -> torch.Tensor:
         return slots
