@@ -93,7 +93,7 @@ def after(block: Sequence[Instruction], state: State, kernel: Kernel, hazards: H
     """The loads and stores under way after a block.
 
     Args:
-        hazards: where faults are recorded. Then the load counts as if it had come.
+        hazards: the record of faults. Then the load counts as if it had come.
 
     Raises:
         Fault: an instruction touches a pending register, and there is no record. Its instruction is filled in.

@@ -87,7 +87,7 @@ class Extraction:
 
     Args:
         sources: the modules.
-        interprets: what `knobs.runtime.interpret` is: some constants are smaller under Triton's interpreter.
+        interprets: the value of `knobs.runtime.interpret`: some constants are smaller under Triton's interpreter.
         invariants: by the name of a function that holds a loop, what holds of its variables before each turn: see `loops.py`.
         arbitrary: by function and variable, a value that takes the place of the one that is assigned. A statement about an
             arbitrary value holds of the assigned one, too, and is often shorter.

@@ -34,7 +34,7 @@ class Finding:
 
     Args:
         name: the name of the finding, and of its stored case NAME.json.
-        what: what goes wrong, and when.
+        what: the wrong behaviour, and its conditions.
         cause: why, with file and function.
         seen_in: the version in which the fuzzer saw the bug.
         link: the link of the bug's report; None while the bug is not reported.

@@ -38,7 +38,7 @@ class Entry:
         number: its number among the target's entries of this way, from 1.
         after: the number of the target's cases that had run, this one included, when it was first hit.
         failure: the failure, with the smallest case so far.
-        explained: how many later failing cases the entry explains.
+        explained: the number of later failing cases that the entry explains.
         again: True if the case failed again when it was run once more.
         met_in: the entry whose shrinking met this failure; None if the failing case was drawn.
         is_open: True if its case is still being shrunk.
@@ -116,8 +116,8 @@ class _Trail:
     Args:
         shards: indices of its plans, in order.
         at: place of the first shard that was not read to its end.
-        read: how many failures of this shard were read.
-        before: how many cases the shards before it ran.
+        read: the number of failures of this shard that were read.
+        before: the number of cases that the shards before it ran.
     """
 
     shards: list[int]

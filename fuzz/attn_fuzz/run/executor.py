@@ -55,8 +55,8 @@ class Executor:
         ahead: path of the file that holds the running case.
         mutant: the bug to put back in the child's memory.
         sanitize: True if to check every access of interpreted kernels (`attn_fuzz.interpreted.sanitizer`).
-        trial: what runs and judges a case in the child, as module:function. It takes the case, the Target and the device, and
-            returns a Verdict. Its module is imported after the mutant is installed.
+        trial: the function that runs and judges a case in the child, as module:function. It takes the case, the Target and the
+            device, and returns a Verdict. Its module is imported after the mutant is installed.
         exactly: True if calls can be followed in exact mode (`attn_fuzz.exact`), by a trial that takes `exactly`.
         fenced: True if the calls of a case with which nothing is wrong are made again with unmapped pages beside the tensors
             (`attn_fuzz.run.fence`).

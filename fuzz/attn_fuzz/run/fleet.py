@@ -55,7 +55,7 @@ def connected(address: str, folder: Path | None) -> Iterator[None]:
 
     Args:
         address: "auto", which is the cluster that this machine is a node of, or HOST:PORT.
-        folder: what tasks get a copy of, as their working directory.
+        folder: a folder whose copy is the working directory of each task.
 
     Raises:
         FleetError: the cluster does not answer, or is of another version of Ray or Python.
@@ -224,7 +224,7 @@ def cluster(device: str, needs: Sequence[str], workers: int | None) -> Cluster:
     Args:
         device: "auto", "cpu" or "cuda". auto: GPUs, if the nodes have some.
         needs: resources that a node must have.
-        workers: how many tasks the run will start at once. Few tasks take larger shares of GPUs than many.
+        workers: the number of tasks that the run will start at once. Few tasks take larger shares of GPUs than many.
 
     Raises:
         FleetError: no node has what is asked for.
@@ -260,7 +260,7 @@ class Task:
     Args:
         start: starts a task.
         nodes: the nodes of the cluster.
-        said: what the task has said, and will say.
+        said: the messages of the task, past and future.
         lost: why no task says anything any more, or None.
     """
 

@@ -157,7 +157,7 @@ def check(step: IndexStep, stages: Stages, rng: random.Random, device: torch.dev
 
     Args:
         step: on the CPU, where it is judged.
-        device: where the functions get it; None: on the CPU.
+        device: the device on which the functions get it; None: the CPU.
 
     Raises:
         FailedCheckError: a byte of the cache, a logit or a selection is wrong.

@@ -157,7 +157,7 @@ class CallRounding:
     """The roundings of one call: a `Rounding`, applied to the call's layer and dtypes.
 
     Args:
-        rounding: where the kernel rounds.
+        rounding: the roundings of the kernel.
         layer: says whether the cache and the output are quantized.
         dtype: the dtype of q, and of the weights that are multiplied by V. Beside a float8 q they are float16, unless
             `float8_dots` or `float8_weights` says that they are float8.
