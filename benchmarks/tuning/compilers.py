@@ -37,8 +37,7 @@ def compiled(case: Attention, parameters: Parameters, *, architecture: str, comp
     """The worst facts of the attention kernels of a case, all of whose kernels are compiled.
 
     Args:
-        cache_bytes: see `attention_call`. AMD's buffer instructions reach 2 GiB: kernels for larger caches are compiled
-            otherwise.
+        cache_bytes: see `attention_call`. Beyond the 2 GiB of AMD's buffer instructions kernels are compiled otherwise.
     """
     call = attention_call(case, META, 1, FLOAT8_OF.get(architecture, FLOAT8), cache_bytes)
     gpu = {"architecture": architecture, "compute_units": compute_units}
