@@ -173,7 +173,7 @@ def _our_functions(calls: Sequence[Call]) -> Parts:
 
 
 def _our_ops(calls: Sequence[Call]) -> Parts:
-    """With arguments by position, as a compiled graph has them."""
+    """Our ops with arguments by position, as a compiled graph has them."""
     new, out, layer, batch = _New.of(calls[0]), torch.empty_like(calls[0].q), calls[0].layer, calls[0].batch
     ops = torch.ops.attn_parity
     settings = str(layer.layout), layer.num_kv_heads, layer.scale, str(layer.attn_type)

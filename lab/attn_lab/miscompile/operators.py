@@ -163,7 +163,7 @@ def _nothing(instruction: Instruction) -> Instruction:
 
 
 def _swaps(instruction: Instruction, first: int) -> Iterator[Instruction]:
-    """With two neighbours among the sources in the other order. `first` is the place of the first that may change."""
+    """Instructions with two neighbouring sources in the other order. `first` is the place of the first that may change."""
     operands = instruction.operands
     for i in range(first, len(operands) - 1):
         if operands[i] != operands[i + 1]:
