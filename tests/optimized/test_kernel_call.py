@@ -334,7 +334,7 @@ class Gpus:
 LAUNCHES = st.lists(
     st.tuples(st.integers(0, 1), st.integers(0, 1), st.sampled_from(("aligned", "shifted", "empty"))), max_size=5
 )
-"""On which GPU, which one is current, and where the first tensor lies. One without an element has the address 0."""
+"""The GPU of a call, the current one, and the place of the first tensor. One without an element has the address 0."""
 
 
 @settings(max_examples=100)

@@ -109,7 +109,7 @@ class Search:
     def _invariant(self, turn: Turn) -> list[Term]:
         found, count = turn.now["request"].term, turn.count
         end: Any = z3.If(count * self.at_once <= R, count * self.at_once, R)
-        # r is arbitrary, so what is assumed of it holds of every request, and of the last one that was looked at, too
+        # r is arbitrary, so its assumptions hold for every request, also for the last one in the search
         last = count * self.at_once - 1
         terms = [self._counted(count, found, REQUEST), found >= -1, found <= end - 1]
         if not z3.is_int_value(count) and z3.is_const(count):
@@ -160,7 +160,7 @@ def _search(sources: Sources, *, steps: bool) -> Iterator[Claim]:
         falls = z3.Implies(reduction.operand.at(b) == 1, reduction.operand.at(a) == 1)
         facts = search.sums()
         for request in (REQUEST, first):
-            search.begins(request)  # its quotient, whose facts the claims need
+            search.begins(request)  # the claims need facts about its quotient
         given = [*search.given(), *extraction.assumptions]
         name = f"{search.at_once} requests at once"
         small = search.small() if interprets else None
@@ -366,7 +366,7 @@ def _grouped(model: Model) -> Case:
 
 
 def _cut(model: Model) -> Case:
-    """Few queries of two KV heads whose query heads are two groups."""
+    """A few queries with two KV heads, whose query heads form two groups."""
     return paged([(model.within("t", 1, 3), 60), (2, 70)], group_size=FALCON_HEADS, num_kv_heads=2, scale=0.25)
 
 

@@ -53,7 +53,7 @@ def _fits(sources: Sources) -> Iterator[Claim]:
                 [*sizes, *note.path],
                 z3.And(low <= note.term, note.term <= high),
             )
-            # a query before the sequence sees nothing, whatever a wrapped number says, and a whole tile may need no mask
+            # a query before the sequence sees no key, for any wrapped number, and a whole tile may need no mask
             seen = (z3.Int("query_len") <= z3.Int("seq_len"), z3.Int("window_right") == -1, z3.Int("seq_len") % 64 == 30)
             yield replace(claim, small=None if claim.small is None else (*claim.small, *seen))
 
