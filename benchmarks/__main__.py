@@ -17,13 +17,11 @@ GROUPS = {
     "Without a GPU": {
         "peers": "Put compiled launches of vLLM and AITER beside ours: binaries, counts, bounds.",
         "hashes": "Hash the assembly of every launch that ships, to compare two commits.",
-        "emulator": "Time the emulator.",
         "judge": "Measure how close correct outputs come to the judge's bound.",
     },
 }
 PLACES = {
-    **{name: f"benchmarks.{name}.command" for name in ("speed", "host", "peers", "ranks")},
-    **{name: f"benchmarks.{name}" for name in ("hashes", "emulator", "indexer", "judge")},
+    **{name: f"benchmarks.{name}.command" for group in GROUPS.values() for name in group},
     "page": "benchmarks.speed.command",
     "tune": "benchmarks.tuning.command",
 }

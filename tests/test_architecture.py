@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pages import ROOT, SOURCES
+from tests.support.pages import ROOT, SOURCES
 
 
 @pytest.fixture

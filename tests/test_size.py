@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pages import ROOT
+from tests.support.pages import ROOT
 
 TABLE = ROOT / "tests" / "size.toml"
 DATA = (".toml", ".json", ".csv", ".jsonl", ".txt")

@@ -12,10 +12,10 @@ class Times(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Microseconds of one participant in one step.
 
     Attributes:
-        build: of the step's metadata; None: nobody measured a function for it.
-        write: of a layer's cache write; None: likewise.
-        attention: of a layer's attention.
-        layer: of the whole step, divided by its layers.
+        build: time to build the step's metadata; None: nobody measured a function for it.
+        write: time of a layer's cache write; None: nobody measured it.
+        attention: time of a layer's attention.
+        layer: time of the whole step, divided by its layers.
     """
 
     build: Positive | None = None
@@ -29,7 +29,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         times: by participant.
-        refused: of who does not take part, why; the name comes first.
+        refused: why a participant does not take part, by its name.
     """
 
     name: str

@@ -128,7 +128,7 @@ def _collected(
 ):
     """The results of every participant's launches in every case, and whether an interrupt left some out."""
     from attn_parity.binaries.build import in_processes
-    from attn_parity.compile import chosen_architectures
+    from attn_parity.commands.compile import chosen_architectures
     from attn_parity.options import progress_bar, sigterm_interrupts
     from attn_parity.versions import version
 

@@ -113,7 +113,7 @@ def rows_of(kind: str, cases: dict[str, Attention], architecture: str, name: str
     """The rows of a participant's launches in a case, in their order; none of what it refuses.
 
     Args:
-        kind: of FACTS.
+        kind: a key of FACTS.
         folder: a peer's, see `benchmarks.speed.peers`.
     """
     device = CPU if kind == "counts" else META

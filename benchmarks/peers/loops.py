@@ -49,12 +49,12 @@ def _innermost_loops(assembly: str) -> list[list[str]]:
 
 
 class Pipeline(NamedTuple):
-    """How far the hot loop loads ahead of what it computes.
+    """The distance by which the hot loop loads ahead of its computation.
 
     Attributes:
         ahead: of a turn's matrix instructions, those that are issued between a load of global memory and the wait for it, the
             mean over the bytes that are loaded: about 0 where each load is waited for at once, 1 where it is for the next turn.
-        barriers, lds_writes: of a turn.
+        barriers, lds_writes: their numbers in an iteration.
     """
 
     ahead: float
@@ -99,11 +99,11 @@ class Bounds(NamedTuple):
     """Shares between 0 and 1, and what bounds them.
 
     Attributes:
-        matrix: of the matrix units' time in which they can compute.
-        bandwidth: of HBM's bandwidth that loads can ask for; above 1, more than it gives.
+        matrix: the share of the matrix units' time in which they can compute.
+        bandwidth: the share of HBM's bandwidth that loads can ask for; above 1, it is more than HBM has.
         by: the unit that takes longest, or `one after the other`: the waves of a SIMD are too few to hide one unit's behind
             another's.
-        cycles: of a SIMD, that a turn of one wave takes at least.
+        cycles: the least cycles of a SIMD for an iteration of one wave.
     """
 
     matrix: float
@@ -113,7 +113,8 @@ class Bounds(NamedTuple):
 
 
 def cycles_of(turn: Cost) -> dict[str, float]:
-    """How many cycles of a SIMD a turn of one wave keeps each unit busy. Four SIMDs share the LDS and the L1 cache."""
+    """The cycles of a SIMD for which an iteration of one wave keeps each unit busy. Four SIMDs share the LDS and the L1
+    cache."""
     return {
         "matrix": turn.matrix_cycles,
         "vector": turn.vector_cycles,
@@ -129,7 +130,7 @@ def bounds_of(turn: Cost, waves: float) -> Bounds:
     follow one another. So a SIMD with w waves takes at least a w-th of their sum for each turn, and at least what a unit takes.
 
     Args:
-        waves: of a SIMD.
+        waves: the waves of a SIMD.
     """
     cycles = cycles_of(turn) | {"one after the other": (turn.matrix_cycles + turn.vector_cycles) / waves}
     by = max(cycles, key=lambda name: cycles[name])

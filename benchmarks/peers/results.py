@@ -11,6 +11,8 @@ SCHEMA = "attn-parity.peers/1"
 FEW_WORDS = 100
 """Characters of a reason."""
 PLACE = ("architecture", "case", "whose", "kernel")
+KEYS = 2
+"""The columns of PLACE that a line leaves out if they are those of the line before."""
 
 
 class Row(NamedTuple):
@@ -58,7 +60,7 @@ class Results:
     def save(self, path: Path, facts: Sequence[str]) -> None:
         """Write a file with a column for each of these facts."""
         lines = ([*row[:4], *(_shown(row.facts.get(name)) for name in facts), row.why] for row in self.rows)
-        csv_file.save(path, (*PLACE, *facts, "why"), lines, {"Triton": self.triton, **self.peers})
+        csv_file.save(path, (*PLACE, *facts, "why"), lines, {"Triton": self.triton, **self.peers}, KEYS)
 
 
 def read(path: Path, facts: Sequence[str]) -> Results:
@@ -66,7 +68,7 @@ def read(path: Path, facts: Sequence[str]) -> Results:
     Raises:
         InputError: it is missing, or no such file.
     """
-    versions, records = csv_file.load(path, (*PLACE, *facts, "why"))
+    versions, records = csv_file.load(path, (*PLACE, *facts, "why"), KEYS)
     triton, rows = versions.pop("Triton"), []
     for record in records:
         found = {name: float(record[name]) for name in facts if record[name]}

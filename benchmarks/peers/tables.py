@@ -47,10 +47,10 @@ class Kind(NamedTuple):
 
     Attributes:
         facts: that a file keeps.
-        columns: of facts, in a table of rows.
-        cells: of a row that has facts, for these columns.
+        columns: columns of facts, in a table of rows.
+        cells: the cells of a row that has facts, for these columns.
         cases: by name.
-        architectures: of the page.
+        architectures: the architectures of the page.
         on_the_page: names of the page's cases; empty: of all.
     """
 

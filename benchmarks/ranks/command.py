@@ -122,7 +122,7 @@ def _over_processes(
 
 
 def _ended(context: "ProcessContext", seconds: float) -> bool:
-    """Whether all ranks end in time."""
+    """True if all ranks end in time."""
     deadline = time.monotonic() + seconds
     while not context.join(max(0.0, deadline - time.monotonic())):
         if time.monotonic() >= deadline:

@@ -23,7 +23,7 @@ class StepCase:
     """A step of one layer, of DeepSeek-V3's sizes if nothing else is given.
 
     Args:
-        query_lens, seq_lens: of each request. An engine puts decodes first.
+        query_lens, seq_lens: the lengths of each request. An engine puts decodes first.
         latent_size, rope_size, nope_size, v_head_dim: Lkv, R, P and V.
         num_speculative_tokens, context_chunk_keys: the builder's.
         interleave: how many tokens a rank is dealt at a time.

@@ -70,7 +70,7 @@ def _load(vllm: Path | None, aiter: Path | None, before: Path | None, tries: Tri
 
 
 def _call_once(case: Bounded) -> Fatal | None:
-    if not isinstance(case, Attention) or _why_gone() is not None:
+    if not isinstance(case, Attention) or why_gone() is not None:
         return None
     # kernels of others raise anything, and the processes share the GPU's memory
     with contextlib.suppress(Exception):
@@ -79,13 +79,13 @@ def _call_once(case: Bounded) -> Fatal | None:
             if participant.joins(case):
                 with contextlib.suppress(Exception):
                     participant.prepare(call).run()
-                if (why := _why_gone()) is not None:
+                if (why := why_gone()) is not None:
                     return Fatal(case.name, participant.name, why)
     free()
     return None
 
 
-def _why_gone() -> str | None:
+def why_gone() -> str | None:
     """The error of a GPU that runs nothing any more for this process."""
     if torch.cuda.is_available():
         try:

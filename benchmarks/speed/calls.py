@@ -57,8 +57,8 @@ def attention_call(
 
     Args:
         float8: what a float8 cache is of.
-        cache_bytes: of the cache at least; blocks that no request needs come last.
-        dtype: of all but a float8 cache; None: as the case's `itemsize` says.
+        cache_bytes: the least bytes of the cache; blocks that no request needs come last.
+        dtype: the dtype of all but a float8 cache; None: as the case's `itemsize` says.
     """
     generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
     dtype = dtype or DTYPES[case.itemsize]

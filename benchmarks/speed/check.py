@@ -1,4 +1,4 @@
-"""Whether a participant computes the case: a sample of rows against float64, before anything is timed."""
+"""True if a participant computes the case: a sample of rows against float64, before anything is timed."""
 
 from dataclasses import replace
 

@@ -20,7 +20,7 @@ class LayerKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         share: how many layers are of this kind, in proportion to the others' shares.
         window: keys that a query sees, itself among them; None: all before it.
         chunked_local: keys of a chunk; None: no chunks.
-        sinks: whether each head has a logit without a key.
+        sinks: True if each head has a logit without a key.
         logits_soft_cap: None: no cap.
     """
 

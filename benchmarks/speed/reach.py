@@ -1,4 +1,4 @@
-"""Whether a case reaches what it is to reach: `Reach` of its data, and for every case that no Triton peer is faster."""
+"""True if a case reaches what it is to reach: `Reach` of its data, and for every case that no Triton peer is faster."""
 
 from typing import NamedTuple
 

@@ -24,7 +24,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         verdict: `refused` what it cannot express, `wrong` what is off by more than the check allows and is not timed,
             `failed` what raised an error.
         error: relative error of the sampled rows.
-        why: of a verdict that is not `measured`.
+        why: the reason for a verdict other than `measured`.
         calls: in each replay.
     """
 
@@ -47,11 +47,11 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Head(msgspec.Struct, kw_only=True):
-    """Where the results of a run come from, whatever it measured.
+    """The origin of the results of a run of any command.
 
     Attributes:
-        of_value: whether the times mean anything: full sizes, on a GPU.
-        commit: of the code that was measured.
+        of_value: True if the times mean anything: full sizes, on a GPU.
+        commit: the commit of the code that was measured.
     """
 
     schema: str

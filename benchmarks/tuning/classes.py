@@ -63,7 +63,7 @@ class CallClass(NamedTuple):
         ]
 
     def holds(self, entry: Entry) -> bool:
-        """Whether an entry is for calls of this class."""
+        """True if an entry is for calls of this class."""
         same = (entry.phase, entry.itemsize, entry.quantized) == (self.phase, self.itemsize, self.quantized)
         return same and self.most_block_d <= entry.most_block_d
 

@@ -163,7 +163,7 @@ def _cases(
     """The calls, by class, of drawn steps that our kernels serve, and by name why other steps are refused.
 
     Args:
-        of_all_classes: whether a class that no model has gets cases, too.
+        of_all_classes: True if a class that no model has gets cases, too.
     """
     from benchmarks.speed.drawn import draw_cases
     from benchmarks.tuning import classes
@@ -204,7 +204,7 @@ class _Saved:
     """Writes what a run has found so far, and what it has chosen for a class into the launch table.
 
     Args:
-        path: of the JSON file; None: nothing is written.
+        path: the path of the JSON file; None: nothing is written.
         table: the architecture whose launch table is updated; None: none is.
     """
 

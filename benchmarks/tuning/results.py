@@ -19,8 +19,8 @@ class Candidate(msgspec.Struct, kw_only=True, omit_defaults=True):
         verdict: `waiting` for its turn when time was up or an interrupt came; `pruned` by the facts of its binaries; `failed`
             to compile or to run; `wrong`, beside the reference; `slower` than others in the cases that it has times of;
             `final`, timed in every case beside today's; `ranked` by its facts alone, without a GPU.
-        why: of `pruned`, `failed` and `wrong`.
-        facts: of its binaries, the worst of each.
+        why: the reason for `pruned`, `failed` and `wrong`.
+        facts: the facts of its binaries, the worst of each.
         times: milliseconds of a call, by case.
     """
 

@@ -159,7 +159,7 @@ def decide(found: Search) -> None:
 
 
 def improves(candidate: Candidate, today: Candidate) -> bool:
-    """Whether its slow replays beat today's fast ones, in the geometric mean over the cases."""
+    """True if its slow replays beat today's fast ones, in the geometric mean over the cases."""
     names = candidate.times.keys() & today.times.keys()
     return _mean([candidate.times[n].p90 for n in names]) < _mean([today.times[n].p10 for n in names])
 

@@ -142,7 +142,7 @@ def _best(found: Search) -> str:
 
 
 def _times_of(stage: str, started: float, budget: float) -> tuple[float, float]:
-    """When a stage's binaries are to be there, and when it is to end: half of its time is the compilers'."""
+    """The times when a stage's binaries should be ready and when it should end: compilers get half of its time."""
     begins = dict(zip(END_OF, (0.0, *END_OF.values()), strict=False))
     return started + budget * (begins[stage] + END_OF[stage]) / 2, started + budget * END_OF[stage]
 
@@ -166,7 +166,7 @@ def _compiled(
 
 
 def _record(candidate: Candidate, found: Sequence[Facts | str | None]) -> bool:
-    """Whether all binaries of a candidate are there."""
+    """True if all binaries of a candidate are there."""
     why = next((each for each in found if isinstance(each, str)), None)
     if why is not None:
         candidate.verdict, candidate.why = "failed", why

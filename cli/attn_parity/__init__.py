@@ -1,5 +1,5 @@
 """The command `attn-parity`. Exit codes: 0 agreement, 1 a mismatch, 2 usage or set-up, 3 a limit of this tool, 130 interrupted
-with nothing found, 141 nobody reads what is printed."""
+with nothing found, 141 the reader of the output has closed its pipe."""
 
 from attn_fuzz import current_folder
 
@@ -44,8 +44,8 @@ GROUPS = {
     },
     "Files": {"examples": "Write the files that the guides use into a folder."},
 }
-"""The list of `attn-parity --help`. Command NAME is `command` of the module attn_parity.NAME, imported when it is used:
-`select` needs nothing of what `fuzz` imports."""
+"""The list of `attn-parity --help`. Command NAME is `command` of the module attn_parity.commands.NAME, imported when it is
+used: `select` needs nothing of what `fuzz` imports."""
 MOVED = {name: f"python -m attn_lab {name}, in a checkout" for name in ("zoo", "mutate", "matrix")} | {
     "hunt": "attn-parity fuzz --keep-going --target TARGET"
 }
@@ -54,7 +54,7 @@ COMMANDS = {name: words for group in GROUPS.values() for name, words in group.it
 
 ENDED = "a process of this run ended before it had answered: it was killed, or memory is short"
 MESSAGE = 1500
-"""The most characters of an error: it may quote a file."""
+"""The most characters of an error, which may quote a file."""
 
 
 class Commands(click.Group):
@@ -95,7 +95,7 @@ class Commands(click.Group):
                 formatter.write_dl([*group.items()])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that the arguments name. It gets its defaults of pyproject.toml, which are printed."""
+        """The command that the arguments name. Its defaults in pyproject.toml apply, and are printed."""
         if args[0] in self.moved:
             raise click.UsageError(f"{args[0]} is {self.moved[args[0]]}")
         if args[0] not in self.words and not args[0].startswith("-"):
@@ -118,7 +118,7 @@ class Commands(click.Group):
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
-@click.group(cls=Commands, groups=GROUPS, module="attn_parity.{}", moved=MOVED, context_settings=HELP)
+@click.group(cls=Commands, groups=GROUPS, module="attn_parity.commands.{}", moved=MOVED, context_settings=HELP)
 @click.version_option(package_name="attn-parity", prog_name="attn-parity")
 def cli() -> None:
     """Two implementations of one attention contract, and a fuzzer that looks for disagreements."""

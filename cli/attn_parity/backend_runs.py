@@ -6,20 +6,25 @@ No AMD GPU has run any of them. A target that emulates is fuzzed as NAME@ARCHITE
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from attn_fuzz.findings import aiter
+from attn_fuzz.findings.aiter.dense import MHA_VARLEN
+from attn_fuzz.findings.aiter.fmha_assembly import FMHA_ASSEMBLY
+from attn_fuzz.findings.aiter.hip import HIP_PA_V1
+from attn_fuzz.findings.aiter.mla_assembly import MLA_ASSEMBLY, MLA_ASSEMBLY_OF_MAIN
+from attn_fuzz.findings.aiter.pa_assembly import PA_ASSEMBLY
+from attn_fuzz.findings.aiter.unified import UNIFIED_ATTENTION
 from attn_fuzz.findings.finding import Finding
 
 NOT_RUN = "not run"
 
 
 class Run(NamedTuple):
-    """One kind of a backend's kernels.
+    """The kernels of one kind that a backend calls.
 
     Attributes:
-        kernels: what they are.
+        kernels: the kernels, in words.
         how: how they were run; NOT_RUN if they were not.
         target: the target that runs them, if there is one.
-        findings: what is known of the kernels as this target runs them.
+        findings: known bugs of the kernels, as this target runs them.
     """
 
     kernels: str
@@ -33,12 +38,10 @@ class Run(NamedTuple):
         return ", ".join(finding.name for finding in self.findings) or ("unknown" if self.how == NOT_RUN else "none")
 
 
-# written out: what `select` imports needs no extra
+# a copy, because `select` must import nothing that needs an extra
 _EMULATED = "emulated as gfx90a, gfx942, gfx950, gfx1100, gfx1201, gfx1250"
 _OWN = f"run on an H200, {_EMULATED}, interpreted"
-_UNIFIED = Run(
-    "AITER's Triton unified_attention", "run on an H200, interpreted", "aiter-unified-attention", aiter.UNIFIED_ATTENTION
-)
+_UNIFIED = Run("AITER's Triton unified_attention", "run on an H200, interpreted", "aiter-unified-attention", UNIFIED_ATTENTION)
 RUNS = {
     "ROCM_ATTN": (Run("this project's Triton kernels", _OWN, "backend-rocm-attn"),),
     "TRITON_ATTN": (Run("this project's Triton kernels", _OWN, "backend-triton"),),
@@ -59,16 +62,16 @@ RUNS = {
             "AITER's flash_attn_varlen_func, assembly (bfloat16, heads of 128)",
             "emulated as gfx942, gfx950",
             "aiter-fmha-v3",
-            aiter.FMHA_ASSEMBLY,
+            FMHA_ASSEMBLY,
         ),
         Run("AITER's flash_attn_varlen_func, CK (all else)", NOT_RUN),
-        Run("AITER's HIP paged_attention_v1", "emulated as gfx942", "aiter-hip-pa-v1", aiter.HIP_PA_V1),
+        Run("AITER's HIP paged_attention_v1", "emulated as gfx942", "aiter-hip-pa-v1", HIP_PA_V1),
         _UNIFIED,
         Run(
             "AITER's pa_fwd_asm, assembly (vLLM's choice for a shuffled cache, which this backend has not)",
             "emulated as gfx942, gfx950",
             "aiter-pa-assembly",
-            aiter.PA_ASSEMBLY,
+            PA_ASSEMBLY,
         ),
     ),
     "ROCM_AITER_MLA": (
@@ -76,7 +79,7 @@ RUNS = {
             "AITER's mla_decode_fwd, assembly (here the backend refuses every layer)",
             "emulated as gfx942, gfx950",
             "aiter-mla-assembly",
-            (*aiter.MLA_ASSEMBLY, *aiter.MLA_ASSEMBLY_OF_MAIN),
+            (*MLA_ASSEMBLY, *MLA_ASSEMBLY_OF_MAIN),
         ),
     ),
     "ROCM_AITER_TRITON_MLA": (
@@ -84,7 +87,7 @@ RUNS = {
             "AITER's Triton flash_attn_varlen_func of mha (here the backend refuses every layer)",
             "interpreted",
             "aiter-mha-varlen",
-            aiter.MHA_VARLEN,
+            MHA_VARLEN,
         ),
     ),
 }

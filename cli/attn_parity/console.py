@@ -1,7 +1,8 @@
 """The consoles of commands: results on stdout, notes on stderr.
 
-What is printed may quote a file or an exception from elsewhere, so no control character reaches a terminal. And a console that
-cannot be written, because a pipe was closed or a disk is full, ends no run: the run's files and its exit code are still due.
+The text may quote a file or an exception from elsewhere, so no control character reaches a terminal. A console that cannot be
+written, because a pipe was closed or a disk is full, ends no run: the run still has to write its files and return its exit
+code.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ class Console(rich.console.Console):
     """A console that prints printable characters only.
 
     Attributes:
-        lost: why nothing more is printed, or None.
+        lost: the reason why nothing more is printed, or None.
     """
 
     lost: str | None = None
@@ -48,7 +49,7 @@ class Console(rich.console.Console):
 
 
 def is_read(stream: TextIO | None) -> bool:
-    """True if what is written there may be read. Nobody reads a pipe whose other end is closed."""
+    """True if somebody can read the output. Nobody reads a pipe whose other end is closed."""
     poll = select.poll()
     with contextlib.suppress(AttributeError, OSError, ValueError):  # a stream without a descriptor
         poll.register(stream.fileno(), 0)  # pyright: ignore[reportOptionalMemberAccess]

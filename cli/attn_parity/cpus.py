@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def usable_cpus() -> int:
-    """CPUs of this process's affinity mask, and no more than the quota of its control group pays for; at least 1."""
+    """The number of CPUs in this process's affinity mask, limited by the quota of its control group; at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(allowed, quota())))
 
 
 def quota(groups: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")) -> float:
-    """CPUs that the control group of this process pays for, or a group above it: the fewest; infinity without a quota.
+    """The smallest quota, in CPUs, of this process's control group and those above it; infinity without a quota.
 
     Args:
         groups: where control groups of version 2 are mounted.

@@ -22,11 +22,11 @@ class Executor:
 
     Args:
         device: "cpu" or "cuda".
-        device_name: for people.
-        supports: of each target, there.
-        workers: how many shards run at once.
-        nodes: how many nodes of Ray there are; None: this machine.
-        run: of the runner: starts workers there.
+        device_name: the device's name for messages.
+        supports: the support of each target on these machines.
+        workers: the number of shards that run at once.
+        nodes: the number of nodes of Ray; None: this machine.
+        run: passed to the runner: it starts workers on these machines.
         fixed: returns the names of a target's findings whose stored cases no longer fail there. It takes the target and the
             seconds that a case may take.
     """
@@ -40,12 +40,12 @@ class Executor:
     fixed: Callable[[str, float], list[str]]
 
     def of_shards(self, count: int) -> "Executor":
-        """The executor of so many shards: more workers would have nothing to do."""
+        """The executor for a number of shards: more workers than that would have nothing to do."""
         return replace(self, workers=min(self.workers, count))
 
     @property
     def words(self) -> str:
-        """The number of workers, for people."""
+        """The number of workers, in words."""
         if self.nodes is None:
             return f"{self.workers} workers"
         if self.workers < self.nodes:
@@ -64,12 +64,12 @@ def chosen(
     """The executor that the options --ray, --needs, --working-dir, --device and --workers name.
 
     Args:
-        address: of a Ray cluster, "auto" or HOST:PORT; None: this machine.
+        address: the address of a Ray cluster, "auto" or HOST:PORT; None: this machine.
         needs: resources that a node must have.
-        folder: what nodes get a copy of, for the targets' modules.
-        targets: their names.
+        folder: the folder of the targets' modules, of which nodes get a copy.
+        targets: the names of the targets.
         device: "auto", "cpu" or "cuda".
-        number: of workers, if asked for.
+        number: the number of workers, if asked for.
 
     Raises:
         UnknownTargetError: a target cannot run there.

@@ -1,4 +1,4 @@
-"""The failing cases of `attn-parity fuzz`: shown when they are found, written to files, and told at the end of the run."""
+"""The failing cases of `attn-parity fuzz`: shown when they are found, written to files, and listed at the end of the run."""
 
 import contextlib
 import re
@@ -19,9 +19,9 @@ from attn_parity.console import results
 
 EXPLAIN = "attn_fuzz.explain.trial:explain"
 EXPLAINED = ("value", "lse", "nan", "bitwise", "unwritten", "cache", "rope")
-"""The kinds of verdicts on outputs and on cache writes. Of any other, the message is the explanation."""
+"""The kinds of verdicts on outputs and on cache writes. Verdicts of other kinds need no explanation but their message."""
 EXPLAINING = 60.0
-"""After so many seconds no further failure of a run is explained."""
+"""The time after which no further failure of a run is explained."""
 
 
 @dataclass
@@ -29,8 +29,8 @@ class EarlyFiles:
     """The files that a failure is written to before the run ends. A file that could not be written is None.
 
     Args:
-        first: of the case as it was found. The file stays.
-        smallest: of the smallest case so far. The file goes when the run has written all failures.
+        first: the file of the case as it was found. It stays.
+        smallest: the file of the smallest case so far. It is removed when the run has written all failures.
     """
 
     first: Path | None = None
@@ -71,7 +71,8 @@ def kept(failure: Failure, folder: Path, name: str, errors: list[str]) -> tuple[
 
 
 def explained(case: Case, first: Case | None, target: str, device: str, case_seconds: float) -> tuple[str, ...]:
-    """Where the outputs of a failing case are wrong, and which mistake explains them; nothing if no output is wrong."""
+    """Lines about where the outputs of a failing case are wrong, and which mistake explains them; none if no output is
+    wrong."""
     from attn_fuzz.run.executor import Executor  # a run without a failure does not need it
 
     with (

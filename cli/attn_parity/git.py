@@ -1,4 +1,4 @@
-"""Git, as `attn-parity bisect` needs it: a worktree of its own that `git bisect` moves, and nothing of the user's checkout."""
+"""Git for `attn-parity bisect`: `git bisect` moves a worktree of its own, and the user's checkout stays as it is."""
 
 import contextlib
 import os
@@ -26,11 +26,11 @@ class Commit(NamedTuple):
 
 
 class GitError(InputError):
-    """Git refuses what was asked of it."""
+    """A command of git failed."""
 
 
 def run(folder: Path, *arguments: str, may_fail: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run git in a folder, without hooks of the repository and without what variables say about another one.
+    """Run git in a folder, without hooks of the repository and without variables that name another repository.
 
     Raises:
         GitError: git is not installed, or fails and may not.
@@ -112,7 +112,7 @@ def move(path: Path, to: Commit) -> None:
 
 
 def _clean(path: Path) -> None:
-    """Delete what is not of the commit: compiled Python of another commit may look as new as the file that it is of."""
+    """Delete files that are not in the commit: compiled Python of another commit may look as new as its source."""
     run(path, "clean", "-ffdxq")
 
 

@@ -9,8 +9,8 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.verdict.verdict import Kind
 from attn_optimized.selector import Assignment
 from attn_parity.binaries.rows import Row
-from attn_parity.drift.changes import Change
-from attn_parity.drift.sides import Side
+from attn_parity.commands.drift.changes import Change
+from attn_parity.commands.drift.sides import Side
 from attn_parity.model_config import Group
 from attn_parity.vllm_arguments import VllmArguments
 
@@ -24,7 +24,7 @@ class AsFound(TypedDict):
 
 
 class Failure(TypedDict):
-    """A failing case: found after so many examples, and minimal if shrinking ended by itself."""
+    """A failing case: the number of examples until it was found, and True for `minimal` if shrinking ended by itself."""
 
     kind: Kind
     message: str

@@ -28,12 +28,12 @@ from rich.progress import Progress as ProgressBar
 
 @dataclass
 class Files:
-    """The files of distinct failures, and what is said of a failure when it is found.
+    """The files of distinct failures, and the lines that are printed when one is found.
 
     Args:
-        folder: of all files.
-        prefixes: of the names of a target's files, by target.
-        earlier: what lay in the folder before the run.
+        folder: the folder of all files.
+        prefixes: the prefixes of the names of a target's files, by target.
+        earlier: the files in the folder before the run.
     """
 
     folder: Path
@@ -127,7 +127,7 @@ def tell(failures: Sequence[Found]) -> None:
 
 @contextlib.contextmanager
 def _progress(distinct: DistinctFailures, started: float) -> Iterator[Callable[[], None]]:
-    """A progress bar: of the time, or of the examples where no time is given. Call it when something has happened."""
+    """A progress bar of the time, or of the examples if no time is given. Call it when something has happened."""
     columns = (SpinnerColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     seconds = distinct.until - time.time() if distinct.until else None
     total = seconds or sum(each.examples for each in distinct.plans)

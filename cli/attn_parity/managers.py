@@ -20,7 +20,7 @@ OPTIONS = ("manager", "examples", "seed", "profile")
 
 
 def check_options(context: click.Context) -> None:
-    """Refuse what says nothing about a manager."""
+    """Refuse options that have no meaning for a manager."""
     given = (name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE)
     for name in given:
         if name not in OPTIONS:
@@ -38,7 +38,7 @@ def fuzz(name: str, examples: int, seed: int | None) -> int:
 
 
 def fuzz_made(name: str, make: Callable[[], Manager], examples: int, seed: int) -> int:
-    """Fuzz what `make` makes.
+    """Fuzz the manager that `make` returns.
 
     Raises:
         FaultError: this tool fails.

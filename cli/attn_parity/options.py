@@ -129,7 +129,7 @@ def use_device(choice: str) -> str:
 
 
 def say_what_runs_kernels(device: str, targets: "Iterable[Target]" = ()) -> None:
-    """Say on a CPU how the kernels of targets run without a GPU. Without targets they are interpreted."""
+    """On a CPU, print how the kernels of targets run without a GPU. Without targets they are interpreted."""
     if device != "cpu":
         return
     compiles = {target.compiles for target in targets}
@@ -204,7 +204,7 @@ def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 @contextlib.contextmanager
 def progress_bar(total: int) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar; call it with how many are done and how many cases shrinking has tried."""
+    """A progress bar. Call it with the number of finished examples and the number of cases that shrinking has tried."""
     columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
     hidden = not notes.is_terminal
     with Progress(*columns, TextColumn("{task.description}"), console=notes, transient=True, disable=hidden) as progress:
@@ -264,7 +264,7 @@ def check_writable(path: Path | None, option: str = "--json", made: Path | None 
 
 
 def say_half(lines: outputs.Lines) -> None:
-    """Say so if a killed run had left half a line in a file."""
+    """Print a note if a killed run had left half a line in a file."""
     if lines.half:
         notes.print(f"{lines.path}: half a line of a killed run is dropped: what it was about runs again", soft_wrap=True)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from attn_contract import AttentionConfig
 from attn_contract.arguments import shown
-from attn_fuzz.findings.aiter import BACKENDS
+from attn_fuzz.findings.aiter.unified import BACKENDS
 from attn_parity.backend_runs import RUNS
 from attn_parity.console import results
 from attn_parity.model_config import Group, ModelConfig
@@ -21,11 +21,11 @@ _MOST_NAMES = 20
 
 
 def print_config(config: ModelConfig, layers: Mapping[str, AttentionConfig], devices: int) -> None:
-    """The groups of a model's layers, and what its config does not say.
+    """The groups of a model's layers, and the facts that its config does not give.
 
     Args:
         layers: those of the groups, by name; the heads are those of one device.
-        devices: how many share the heads.
+        devices: the number of devices that share the heads.
     """
     if config.filled:
         values = ", ".join(f"{name}={shown(value)}" for name, value in config.filled.items())
@@ -112,7 +112,7 @@ def _print_by_backend(columns: tuple[str, ...], layers: Mapping[tuple[str, str, 
 
 
 def print_vllm(arguments: VllmArguments, assignments: Mapping[str, "Assignment"]) -> None:
-    """A line to paste, after the reasons why it has another backend than the table has; or why there is none."""
+    """A command line to paste, after the reasons why its backend differs from the table's; or why there is no command line."""
     results.print()
     if arguments.line is None:
         results.print("no arguments for vLLM, whose --attention-backend is one for all layers:", soft_wrap=True)
@@ -129,4 +129,4 @@ def print_vllm(arguments: VllmArguments, assignments: Mapping[str, "Assignment"]
 
 
 _FOR_MEMORY = "the table has it for the memory that layers share, which vLLM lays out by itself"
-"""The remark on a backend that the line could have, too: it comes after the one that the line has."""
+"""The remark on a backend that the command line could name instead: it comes after the one that the line names."""

@@ -22,12 +22,12 @@ _OF_THE_ENGINE = frozenset(
         *(name for name, rule in RULES.items() if rule.holder != "Layer" and name != "kv_sharing"),
     }
 )
-"""Options that say how an engine runs a model, and so go with a model config. The config says the rest."""
+"""Options about how an engine runs a model, which are allowed with a model config. The config has everything else."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionInput:
-    """A model in question: a model file, or a config with options of an engine."""
+    """The model of a selection: a model file, or a config with options of an engine."""
 
     source: ModelFile | ModelConfig
     given: Mapping[str, Any] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class SelectionInput:
 
 
 MOST_BYTES = 1 << 24
-"""The largest size of a model config. Its quantization may name each of the model's parts."""
+"""The largest size of a model config, whose quantization may name each part of the model."""
 
 
 def own_float8(architecture: str) -> str:

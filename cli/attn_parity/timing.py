@@ -32,7 +32,7 @@ class Loop(Protocol):
     def replay(self) -> None: ...
 
     def times(self) -> list[float]:
-        """Milliseconds per call of every replay since this was asked last; waits for the device."""
+        """The milliseconds per call of every replay since the last call of this function; waits for the device."""
         ...
 
 

@@ -45,7 +45,7 @@ _DECODERS = {**dict.fromkeys(AttentionType, No("vLLM's backend is for decoders")
 
 
 def _of_vllm(name: str, *, rules: tuple[str, ...], **declared: Any) -> Capabilities:
-    """A declaration of vLLM 0.33. A rule that is not named here may still be served there, but is not known to be."""
+    """A declaration of vLLM 0.33. vLLM may serve a rule that is not named here, but that is not known."""
     plain: dict[str, Any] = {
         "available": YES,
         "architectures": ANY,
@@ -64,7 +64,7 @@ def _of_vllm(name: str, *, rules: tuple[str, ...], **declared: Any) -> Capabilit
 
 
 def _of_mla(name: str, *rules: str, **declared: Any) -> Capabilities:
-    """A backend of latent attention. What else vLLM refuses, our own declarations refuse."""
+    """A backend of latent attention. Everything else that vLLM refuses, our own declarations refuse, too."""
     return _of_vllm(
         name,
         rules=("head_size_v", "non_causal", "lse", *rules),
@@ -148,7 +148,7 @@ def vllm_arguments(
     Args:
         layers: by name; the heads are those of one device.
         engine: its float8 type is what vLLM's `fp8` means.
-        model: what vLLM is to load.
+        model: the model that vLLM loads.
         wanted: by a layer's name, the only backend that the user wants.
     """
     from attn_optimized.backends import BACKENDS

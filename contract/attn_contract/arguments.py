@@ -1,4 +1,4 @@
-"""Checks of one argument by itself: its Python type, its range, a tensor's shape and dtype. They read no value of a tensor."""
+"""Checks of a single argument: its Python type, its range, a tensor's shape and dtype. They read no value of a tensor."""
 
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -38,7 +38,7 @@ def check_names(argument: str, by_name: Mapping[Any, object]) -> None:
 
 
 def elements_of(argument: str, value: Iterable[Any], expected: str) -> list[Any]:
-    """The elements of an iterable. A tensor without dimensions is an Iterable by its type, and yields nothing."""
+    """The elements of an iterable. A tensor without dimensions has the type of an Iterable, and yields nothing."""
     try:
         elements = iter(value)
     except TypeError:

@@ -17,7 +17,7 @@ from attn_contract.layer import (
     Q_SCALE_BESIDE,
     QUANTIZED_DTYPES,
     Layer,
-    checked_value_size,
+    checked_v_head_size,
     expected_cache_dtype,
     has_latent_value,
     why_not_stored,
@@ -40,15 +40,16 @@ class AttentionConfig:
 
     Args:
         num_heads, num_kv_heads, head_size, attn_type: as in Layer.
-        dtype: of q, k and v: float32, float16 or bfloat16. With the rule q_scale that of k, v and the output: q is of
-            kv_cache_dtype.
+        dtype: the dtype of q, k and v: float32, float16 or bfloat16. With the rule q_scale it is the dtype
+            of k, v and the output, and q has kv_cache_dtype.
         block_size: slots of a block; None exactly for the types that have no cache.
         layout: how the cache is laid out, if the engine has decided; None leaves the choice to the backend. With a head_size_v
             and one KV head that choice is among latent layouts, unless V is wider than K: name CONTENT_PACKED for another one.
         kv_cache_dtype: the element type of a quantized cache; None: the cache is of `dtype`.
         scales: the kind of scales of a quantized cache; None exactly where kv_cache_dtype is None.
         output_dtype: the float8 type of an output with an output scale; None: the output is of `dtype`.
-        top_k: the most units that an indexer selects for a query, as in Indexer; None: nobody says, or the layer selects none.
+        top_k: the most units that an indexer selects for a query, as in Indexer; None: it is unknown, or the layer selects
+            none.
         rules: by the rule's name, the value of each rule that the layer or one of its steps asks for: as in Layer, or True for
             a tensor. Values that are off are dropped. A DECODER asks for `non_causal` if it may see steps with causal=False,
             and for `per_request_causal` if one step may hold both kinds of requests. A layer asks for `lse` if the caller wants
@@ -109,7 +110,7 @@ class AttentionConfig:
                 raise ContractError("top_k", self.top_k, "None without a selection_unit: the layer attends to all keys")
 
     def _check_rules(self) -> None:
-        """Check values as Layer and Batch do, as far as they are known without tensors; drop those that are off."""
+        """Check values as Layer and Batch do, as far as that needs no tensor, and drop the values that are off."""
         check_type("rules", self.rules, Mapping, "values by the name of a rule")
         kept = {}
         for name, value in self.rules.items():
@@ -121,7 +122,7 @@ class AttentionConfig:
             if value is not False and rule.is_asked(value):
                 rule.check_defined(value, self.attn_type)
                 kept[name] = value
-        kept["head_size_v"] = checked_value_size(kept.get("head_size_v"), self)
+        kept["head_size_v"] = checked_v_head_size(kept.get("head_size_v"), self)
         object.__setattr__(self, "rules", {name: kept[name] for name in RULES if kept.get(name) is not None})
         check_together(self.rules)
         if self.asks("per_request_causal") and not self.asks("non_causal"):
@@ -142,7 +143,7 @@ class AttentionConfig:
             raise ContractError("rope", True, "False with a latent cache: write_latent_cache takes k_pe rotated")
 
     def _check_inline_scales(self, block_size: int) -> None:
-        """Check what rows with scales ask of sizes and dtypes, also where the backend chooses the layout."""
+        """Check the sizes and dtypes for rows with scales, also if the backend chooses the layout."""
         if not self.has_latent_cache:
             Layout.CONTENT_PACKED_SCALED.check_sizes(self.head_size, block_size, itemsize=1)
             return
@@ -150,7 +151,7 @@ class AttentionConfig:
         layouts = [self.layout] if self.layout else list(LATENT_FORMATS)
         for layout in layouts:
             try:
-                layout.check_widths(self.head_size, self.value_size)
+                layout.check_widths(self.head_size, self.v_head_size)
             except ContractError as error:
                 wrong.append(error)
         if len(wrong) == len(layouts):
@@ -161,21 +162,22 @@ class AttentionConfig:
             raise ContractError("dtype", self.dtype, "torch.bfloat16: latent rows with scales are for no other dtype")
 
     @property
-    def value_size(self) -> int:
+    def v_head_size(self) -> int:
         """The width of V and of the output."""
         return self.value_of("head_size_v") or self.head_size
 
     @property
     def has_latent_cache(self) -> bool:
-        """True if the cache is latent, also where the backend chooses the layout.
+        """True if the cache is latent.
 
-        Then it is latent if it has a head_size_v and one KV head, and V is no wider than K.
+        If the backend chooses the layout, the cache is latent if it has a head_size_v and one KV head, and V is no wider than
+        K.
         """
         return has_latent_value(self, self.rules.get("head_size_v"))
 
     @property
     def has_two_widths(self) -> bool:
-        """True if the cache's rows hold K, and then V of another width, also where the backend chooses the layout."""
+        """True if the cache's rows hold K and then V of another width, also if the backend chooses the layout."""
         return self.attn_type.reads_cache and self.asks("head_size_v") and not self.has_latent_cache
 
     def asks(self, name: str) -> bool:
@@ -183,7 +185,7 @@ class AttentionConfig:
         return rule_named("name", name).name in self.rules
 
     def value_of(self, name: str) -> Any:
-        """The value of a rule; its off value if it is not on. An unknown name is a ContractError."""
+        """The value of a rule, or its off value. An unknown name is a ContractError."""
         return self.rules.get(name, rule_named("name", name).off)
 
     def with_rules(self, **rules: Any) -> "AttentionConfig":
@@ -204,10 +206,10 @@ class AttentionConfig:
         """Requirements of a layer, or of a layer in one step.
 
         Args:
-            dtype: of q, k and v.
+            dtype: the dtype of q, k and v.
             block_size: slots of a block; None for the types that have no cache.
             batch: the step; None: what the layer asks for in all steps.
-            output_dtype: of a float8 output.
+            output_dtype: the dtype of a float8 output.
             rules: what the caller asks for besides: lse, batch_invariant, rope, kv_sharing, over_ranks; without a batch also
                 non_causal and per_request_causal.
 

@@ -13,7 +13,7 @@ class AttentionType(StrEnum):
     ENCODER_ONLY = "encoder_only"
     """Keys are the request's own tokens, dense and bidirectional, in a model that has no decoder."""
     ENCODER_DECODER = "encoder_decoder"
-    """Cross-attention: keys are all the encoder's tokens, read from the KV cache, however many query tokens there are."""
+    """Cross-attention: keys are all the encoder's tokens, read from the KV cache, for any number of query tokens."""
 
     @property
     def reads_cache(self) -> bool:

@@ -51,7 +51,7 @@ class Batch:
     """R requests of one step. Request r owns query rows `[query_start_loc[r], query_start_loc[r + 1])`.
 
     The queries of a request are the last tokens of its sequence: query i stands at position `seq_len - query_len + i`. Creating
-    a Batch reads no value in a tensor. The checks of `attn_contract.validation` do so on demand.
+    a Batch reads no value of a tensor; the checks of `attn_contract.validation` do on demand.
 
     Args:
         query_start_loc: [R + 1] int32, prefix sum of the query lengths, from 0.
@@ -60,7 +60,7 @@ class Batch:
         max_query_len, max_seq_len: upper bounds, possibly loose (graph capture pads them).
         num_actual_tokens: rows of q that count; `query_start_loc[R] <= num_actual_tokens <= T`. Rows that no request owns
             are neither read nor written.
-        causal: whether a query sees only keys at or before its own position; a bool, or [R] bool, one per request.
+        causal: True if a query sees only keys at or before its own position; a bool, or [R] bool, one per request.
             DECODER only: it must be False for the other types.
         block_table: [R, max_blocks] int32, physical block of each logical block; entries past
             `ceil(seq_len / block_size)` are garbage and never followed. None exactly where there is no cache.
@@ -91,11 +91,11 @@ class Batch:
     slot_mapping: torch.Tensor | None = None
     selected: torch.Tensor | None = None
     bidirectional_ranges: torch.Tensor | None = rule(
-        None, words="bidirectional ranges", acts_on=VISIBILITY, check=_check_ranges, **_OF_DECODERS
+        None, label="bidirectional ranges", acts_on=VISIBILITY, check=_check_ranges, **_OF_DECODERS
     )
     qq_bias: torch.Tensor | None = rule(
         None,
-        words="a bias between the step's own tokens (qq_bias)",
+        label="a bias between the step's own tokens (qq_bias)",
         acts_on=LOGITS,
         check=_check_qq_bias,
         **_OF_DECODERS,

@@ -1,8 +1,8 @@
-"""Capabilities of a backend, declared once. The selector, a backend's constructor and the table in the docs all read them.
+"""Capabilities of a backend, declared once for the selector, the backend's constructor and the tables in the docs.
 
 The answer about a rule (`attn_contract.rules`) is YES, or No with the reason. A set of values is Only, Multiples or ANY. A rule
-that a declaration does not name is refused. `Capabilities.refusals` gives all reasons at once, so that nobody removes one to
-meet the next. On an architecture that a backend does not run on, that is the only one.
+that a declaration does not name is refused. `Capabilities.refusals` gives all reasons at once, so that a user need not find
+them one by one. If a backend does not run on an architecture, that is the only reason.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ from attn_contract.attention_config import AttentionConfig
 from attn_contract.attention_type import AttentionType
 from attn_contract.errors import ContractError, UnsupportedError
 from attn_contract.layouts import A_LATENT_LAYOUT
-from attn_contract.rules import rule_named, words_of
+from attn_contract.rules import label_of, rule_named
 
 
 class No(str):
-    """The answer that something is not supported. The text is the reason; as a truth value it is False."""
+    """The answer that something is not supported. The text is the reason, and its truth value is False."""
 
     __slots__ = ()
 
@@ -37,7 +37,7 @@ class Only:
     """These values and no other.
 
     Args:
-        values: of any type that compares by equality.
+        values: values of any type that compares by equality.
         why: what forbids all other values.
 
     Raises:
@@ -117,7 +117,7 @@ class Combination:
 
     Args:
         property: what is not supported, in words.
-        applies: whether a config asks for it, on an architecture. The architecture is None where it is not known yet.
+        applies: True if a config asks for it, on an architecture. The architecture is None where it is not known yet.
         reason: why it is not supported.
     """
 
@@ -132,17 +132,17 @@ class Capabilities:
 
     Args:
         backend: its name.
-        available: YES, or why it serves no layer at all, and what would change that.
+        available: YES, or the reason why it serves no layer at all, and the remedy.
         architectures: prefixes of the names of architectures that it runs on, such as "gfx94".
         attn_types: an answer about every attention type.
-        dtypes: of q, k and v.
+        dtypes: the dtypes of q, k and v.
         head_sizes, group_sizes, block_sizes: head size D, query heads of each KV head, slots of a block.
-        layouts: of the KV cache, in order of preference; empty for a backend without a cache.
-        kv_cache_dtypes, scales: of quantized caches.
-        output_dtypes: of an output that is quantized with output_scale.
-        top_ks: units that an indexer selects for a query at most, of a backend that serves selection_unit.
+        layouts: the layouts of the KV cache, in order of preference; empty for a backend without a cache.
+        kv_cache_dtypes, scales: the element types and the scales of quantized caches.
+        output_dtypes: the dtypes of an output that is quantized with output_scale.
+        top_ks: the most units that an indexer may select for a query, for a backend that serves selection_unit.
         rules: an answer by the name of each rule that the author has thought of. Any other rule is refused as not declared.
-        combinations: what it does not support together.
+        combinations: properties that it does not support together.
 
     Raises:
         ContractError: an answer of another kind, an answer about an unknown rule, or none about an attention type.
@@ -186,9 +186,9 @@ class Capabilities:
         return self.rules.get(rule_named("name", name).name, NOT_DECLARED)
 
     def refusals(self, config: AttentionConfig, architecture: str | None = None) -> list[Refusal]:
-        """All reasons why this backend does not serve a config, on an architecture if one is given. Empty: it serves it.
+        """All reasons why this backend does not serve a config, on an architecture if one is given. Empty: it does.
 
-        An architecture that the backend does not run on is the only reason: what a layer asks for makes no difference there.
+        If the backend does not run on the architecture, that is the only reason, because no layer would be served.
         """
         check_type("config", config, AttentionConfig, "an AttentionConfig")
         check_type("architecture", architecture, str | None, "None or a name such as gfx942")
@@ -228,7 +228,7 @@ class Capabilities:
                 yield Refusal(property, f"it must be {error.expected}")
         for name in config.rules:
             if isinstance(answer := self.answer(name), No):
-                yield Refusal(words_of(name), str(answer))
+                yield Refusal(label_of(name), str(answer))
         for combination in self.combinations:
             if combination.applies(config, architecture):
                 yield Refusal(combination.property, combination.reason)

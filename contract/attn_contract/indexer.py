@@ -13,8 +13,8 @@ Models differ in the terms of `Indexer`:
     DeepSeek-V4's entries        4               4         SUM_RELU   512   0, 0
     MiniMax-M3's blocks          128             1         MAX         16   by config; one selection for each index head
 
-What a model does to q and k before is no term: norms, rotations, pooling and Hadamard transforms are inputs, and so is the
-factor by which q was quantized, which engines fold into the weights. Where attention, too, has one key for the tokens of a unit
+Norms, rotations, pooling and Hadamard transforms of q and k come before and are no terms here. Nor is the factor by which q was
+quantized, which engines fold into the weights. Where attention, too, has one key for the tokens of a unit
 (DeepSeek-V4's entries of 4 tokens), `Layer.key_unit` says so, and its selection_unit counts these keys: 1.
 
 Left out are keys in mxfp4, and candidates that a layer passes on to later ones (V4.1). Ranks that share the keys of a request
@@ -32,13 +32,13 @@ from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES
 from attn_contract.layouts import BYTES_OF_SCALE
 
 TILE = 16
-"""Keys, and bytes of each key, of a tile of TILED."""
+"""The number of keys of a tile of TILED, and the number of bytes of each key in it."""
 SMALLEST_MAGNITUDE = 1e-4
-"""The least magnitude that a scale is made for: engines take `max(largest magnitude of the row, 1e-4)`."""
+"""The least magnitude from which a scale is made: engines take `max(largest magnitude of the row, 1e-4)`."""
 
 
 class IndexScore(StrEnum):
-    """The function that makes a key's logit of its products with the index queries of one selection."""
+    """The function from a key's products with the index queries of one selection to the key's logit."""
 
     SUM_RELU = "sum_relu"
     """`sum_h weights[h] * max(q_h . k, 0)`: the lightning indexer (arXiv:2512.02556, equation 1). Weights may be negative."""
@@ -47,9 +47,10 @@ class IndexScore(StrEnum):
 
 
 class IndexLayout(StrEnum):
-    """Where the numbers of an index cache lie. The shape of FLAT and TILED says nothing of it.
+    """The places of numbers in an index cache. The shapes of FLAT and TILED do not show them.
 
-    Element d of the key in slot s of block b, from the first element of the cache, with blocks of BS slots and D = head_size:
+    The members say where element d of the key in slot s of block b lies, from the first element of the cache, with blocks of
+    BS slots and D = head_size:
     """
 
     PLAIN = "PLAIN"
@@ -70,7 +71,7 @@ class ScaleFormat(StrEnum):
     """The numbers that a scale may be. Both are stored as float32."""
 
     FLOAT32 = "float32"
-    """Any."""
+    """Any positive number."""
     UE8M0 = "ue8m0"
     """The next power of two that is not smaller (vLLM's and SGLang's `scale_fmt`)."""
 
@@ -80,19 +81,19 @@ class Indexer:
     """The index layer of a model.
 
     Args:
-        num_heads: index queries Hi of a token.
+        num_heads: Hi, the number of index queries of a token.
         head_size: D, the width of index queries and keys.
-        top_k: how many units a query selects. It selects all that have a logit if they are not more.
-        num_selections: HS: heads form so many groups of neighbours, and each group selects by itself: 1, or one per KV head.
-        selection_unit: tokens of a unit, as in `Layer`.
-        key_unit: tokens that share an index key: 1 or selection_unit. A shared key exists once all its tokens do.
+        top_k: the number of units that a query selects; all units with a logit if these are not more.
+        num_selections: HS, the number of groups of neighbouring heads, each with a selection of its own: 1, or one per KV head.
+        selection_unit: the number of tokens of a unit, as in `Layer`.
+        key_unit: the number of tokens that share an index key: 1 or selection_unit. A shared key exists once all its tokens do.
         score: how a key's logit is made of products.
-        first_units, last_units: of the units that have a logit, so many of the first and of the last are always selected, and
+        first_units, last_units: the numbers of first and last units, among those with a logit, that are always selected. They
             count among the top_k.
-        layout: of the index cache.
+        layout: the layout of the index cache.
         cache_dtype: torch.float8_e4m3fn or torch.float8_e4m3fnuz; FLAT and TILED have one. None: PLAIN keys of k's dtype.
-        scale_format: of scales that are written. Only FLAT and TILED have scales.
-        largest: the magnitude that a row's largest number is stored as: 0 < largest. None: the largest of cache_dtype. vLLM
+        scale_format: the format of scales that are written. Only FLAT and TILED have scales.
+        largest: the magnitude as which a row's largest number is stored: 0 < largest. None: the largest of cache_dtype. vLLM
             takes 224 for float8_e4m3fnuz, whose largest number is 240.
 
     Raises:
@@ -120,16 +121,28 @@ class Indexer:
             check_int(name, getattr(self, name), minimum=0)
         for name, kind in (("score", IndexScore), ("layout", IndexLayout), ("scale_format", ScaleFormat)):
             check_type(name, getattr(self, name), kind, f"one of {kind.__name__}: {', '.join(kind)}")
-        if self.num_heads % self.num_selections:
-            expected = f"a multiple of num_selections ({self.num_selections}), so that heads form groups"
-            raise ContractError("num_heads", self.num_heads, expected)
-        if self.key_unit not in (1, self.selection_unit):
-            expected = f"1, or selection_unit ({self.selection_unit}): a key of a token, or of a whole unit"
-            raise ContractError("key_unit", self.key_unit, expected)
-        if self.first_units + self.last_units > self.top_k:
-            given = f"{self.last_units} beside first_units {self.first_units}"
-            raise ContractError("last_units", given, f"both together at most top_k ({self.top_k})")
-        self._check_cache()
+        if self.cache_dtype is not None and self.cache_dtype not in FLOAT8_DTYPES:
+            expected = f"None, {' or '.join(map(named, FLOAT8_DTYPES))}"
+            raise ContractError("cache_dtype", named(shown(self.cache_dtype)), expected)
+        scaled, most = self.layout.has_scales, self.top_k - self.first_units
+        groups = f"a multiple of num_selections ({self.num_selections}), so that heads form groups"
+        key_units = f"1, or selection_unit ({self.selection_unit}): a key of a token, or of a whole unit"
+        without = f"keys in {self.layout} have no scale"
+        for name, is_wrong, expected in (
+            ("num_heads", self.num_heads % self.num_selections, groups),
+            ("key_unit", self.key_unit not in (1, self.selection_unit), key_units),
+            ("last_units", self.last_units > most, f"at most {most}: top_k ({self.top_k}) without first_units"),
+            ("cache_dtype", scaled and self.cache_dtype is None, f"a float8 dtype: keys in {self.layout} have scales"),
+            ("scale_format", self.scale_format is not ScaleFormat.FLOAT32 and not scaled, f"float32: {without}"),
+            ("head_size", self.layout is IndexLayout.TILED and self.head_size % TILE, f"a multiple of {TILE} in {self.layout}"),
+            ("largest", self.largest is not None and not scaled, f"None: {without}"),
+        ):
+            if is_wrong:
+                raise ContractError(name, getattr(self, name), expected)
+        if self.largest is not None and self.cache_dtype is not None:
+            most = torch.finfo(self.cache_dtype).max
+            if not isinstance(self.largest, int | float) or not 0 < self.largest <= most:
+                raise ContractError("largest", shown(self.largest), f"None, or a number above 0 and at most {most:g}")
 
     @property
     def has_open_unit(self) -> bool:
@@ -138,16 +151,16 @@ class Indexer:
 
     @property
     def selected_width(self) -> int:
-        """Entries of a row of `select`'s result."""
+        """The number of entries in a row of `select`'s result."""
         return self.top_k + self.has_open_unit
 
     @property
     def row_size(self) -> int:
-        """Elements of a slot in the shape of the cache."""
+        """The number of elements of a slot in the shape of the cache."""
         return self.head_size + BYTES_OF_SCALE * self.layout.has_scales
 
     def num_units(self, max_seq_len: int) -> int:
-        """Columns of logits for requests of at most so many keys."""
+        """The number of columns of logits for requests of at most `max_seq_len` keys."""
         return -(-max_seq_len // self.selection_unit)
 
     def view_of(self, index_cache: torch.Tensor) -> "IndexCacheView":
@@ -180,29 +193,10 @@ class Indexer:
         if self.layout is IndexLayout.TILED and block_size % TILE:
             raise ContractError("index_cache", f"{block_size} slots in a block", f"a multiple of {TILE} in {self.layout}")
 
-    def _check_cache(self) -> None:
-        scaled, without = self.layout.has_scales, f"keys in {self.layout} have no scale"
-        if self.cache_dtype is not None and self.cache_dtype not in FLOAT8_DTYPES:
-            expected = f"None, {' or '.join(map(named, FLOAT8_DTYPES))}"
-            raise ContractError("cache_dtype", named(shown(self.cache_dtype)), expected)
-        if scaled and self.cache_dtype is None:
-            raise ContractError("cache_dtype", None, f"a float8 dtype: keys in {self.layout} have scales")
-        if self.scale_format is not ScaleFormat.FLOAT32 and not scaled:
-            raise ContractError("scale_format", self.scale_format, f"{ScaleFormat.FLOAT32}: {without}")
-        if self.layout is IndexLayout.TILED and self.head_size % TILE:
-            raise ContractError("head_size", self.head_size, f"a multiple of {TILE} in {self.layout}")
-        if self.largest is None:
-            return
-        if self.cache_dtype is None or not scaled:
-            raise ContractError("largest", shown(self.largest), f"None: {without}")
-        most = torch.finfo(self.cache_dtype).max
-        if not isinstance(self.largest, int | float) or not 0 < self.largest <= most:
-            raise ContractError("largest", shown(self.largest), f"None, or a number above 0 and at most {most:g}")
-
 
 @dataclass(frozen=True)
 class IndexCacheView:
-    """Where the elements of an index cache lie, from the cache's first element. The arguments are sizes and strides."""
+    """The places of an index cache's elements, from the cache's first element on. The arguments are sizes and strides."""
 
     layout: IndexLayout
     num_blocks: int

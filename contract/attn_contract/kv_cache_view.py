@@ -57,14 +57,8 @@ class KVCacheSizes:
     head_size_v: int | None = None
 
     def __post_init__(self) -> None:
-        _check_sizes(
-            self.layout,
-            num_blocks=self.num_blocks,
-            block_size=self.block_size,
-            num_kv_heads=self.num_kv_heads,
-            head_size=self.head_size,
-            itemsize=self.itemsize,
-        )
+        sizes = ("num_blocks", "block_size", "num_kv_heads", "head_size", "itemsize")
+        _check_sizes(self.layout, **{name: getattr(self, name) for name in sizes})
         if self.layout.has_inline_scales and self.itemsize != 1:
             raise ContractError("kv_cache", f"elements of {self.itemsize} bytes", f"1 byte in layout {self.layout}")
         self.layout.check_sizes(self.head_size, self.block_size, self.itemsize)
@@ -74,27 +68,27 @@ class KVCacheSizes:
 
     @property
     def x(self) -> int:
-        """Elements in 16 bytes."""
+        """x: the number of elements in 16 bytes."""
         return 16 // self.itemsize
 
     @property
     def row_size(self) -> int:
-        """Elements of one slot's K of one head, its inline scales included."""
+        """The number of elements of one slot's K of one head, with inline scales."""
         return self.row_sizes[K]
 
     @property
     def row_sizes(self) -> tuple[int, int]:
-        """Elements of one slot's K of one head, and of its V, their inline scales included."""
+        """The numbers of elements of one slot's K of one head and of its V, with inline scales."""
         return self.layout.row_sizes(self.head_size, self.head_size_v)
 
     @property
     def num_slots(self) -> int:
-        """Slots of all blocks."""
+        """The number of slots of all blocks."""
         return self.num_blocks * self.block_size
 
     @property
     def size_of(self) -> dict[str, int]:
-        """Elements in each dimension that any layout may have, by the dimension's name."""
+        """The size of each dimension that any layout may have, by the dimension's name."""
         return {
             "block": self.num_blocks,
             "kv": 2,
@@ -133,10 +127,10 @@ class KVCacheView(KVCacheSizes):
 
     @classmethod
     def dense(cls, layout: Layout, **sizes: Unpack[_Sizes]) -> "KVCacheView":
-        """The view of an allocation that holds this layer and nothing else. `sizes` are the arguments of KVCacheSizes."""
+        """The view of an allocation that holds only this layer. `sizes` are the arguments of KVCacheSizes."""
         size_of = KVCacheSizes(layout=layout, **sizes).size_of
         strides = _dense_strides(layout.dims, size_of)
-        unit = layout.unit_of_blocks(sizes["head_size"], sizes.get("head_size_v"))
+        unit = layout.block_alignment(sizes["head_size"], sizes.get("head_size_v"))
         return cls._of_strides(layout, sizes, strides | {"block": -(-strides["block"] // unit) * unit})
 
     @classmethod
@@ -197,20 +191,20 @@ class KVCacheView(KVCacheSizes):
         return view
 
     def _check_units(self, kv_cache: torch.Tensor) -> None:
-        """Check the strides of dimensions of several elements, and the offset: what the layout says they are multiples of."""
+        """Check that the offset, and the strides of dimensions of several elements, are multiples as the layout requires."""
         steps = [step for size, step in zip(kv_cache.shape, kv_cache.stride(), strict=True) if size > 1][:-1]
-        unit, unit_of_blocks = self.layout.unit_of_strides, self.layout.unit_of_blocks(self.head_size, self.head_size_v)
+        unit, block_alignment = self.layout.stride_alignment, self.layout.block_alignment(self.head_size, self.head_size_v)
         got = f"strides {tuple(kv_cache.stride())} from {self.offset}"
         if any(step % unit for step in (*steps, self.offset)):
             wide = "scales are float32" if unit == BYTES_OF_SCALE else "the last dims are bfloat16"
             raise ContractError("kv_cache", got, f"multiples of {unit}: {wide}")
-        if self.num_blocks > 1 and self.block_stride % unit_of_blocks:
-            expected = f"blocks that begin at multiples of {unit_of_blocks}, a slot's data, in {self.layout}"
+        if self.num_blocks > 1 and self.block_stride % block_alignment:
+            expected = f"blocks that begin at multiples of {block_alignment}, a slot's data, in {self.layout}"
             raise ContractError("kv_cache", got, expected)
 
     @classmethod
     def _of_strides(cls, layout: Layout, sizes: _Sizes, strides: Mapping[str, int], offset: int = 0) -> "KVCacheView":
-        """The view with these strides, by the dimensions that the layout has."""
+        """The view with these strides, which are given by the layout's dimensions."""
         v_in_row = 0 if layout.has_latent_value else layout.row_size(sizes["head_size"])
         return cls(
             layout=layout,
@@ -251,7 +245,7 @@ class KVCacheView(KVCacheSizes):
         if self.layout is Layout.SHUFFLED:
             return page + ((head * (block_size // x) + slot // x) * head_size + dim) * x + slot % x
         if self.layout.latent_format is not None and self.layout.latent_format.scales_apart:
-            data_size = self.layout.unit_of_blocks(head_size, self.head_size_v)
+            data_size = self.layout.block_alignment(head_size, self.head_size_v)
             in_data = slot * data_size + dim
             in_scales = block_size * data_size + slot * (self.row_size - data_size) + dim - data_size
             is_scale = dim // data_size  # 1 from the end of the data on, as a slot has fewer scales than data
@@ -260,18 +254,9 @@ class KVCacheView(KVCacheSizes):
 
     def tensor(self, raw: torch.Tensor) -> torch.Tensor:
         """The view as a tensor over `raw`, a one-dimensional allocation of elements of the cache's dtype."""
-        stride_of = {
-            "block": self.block_stride,
-            "kv": self.kv_stride,
-            "slot": self.slot_stride,
-            "head": self.head_stride,
-            "dim": 1,
-            "page": 1,
-            "row": 1,
-            "content": 1,
-        }
+        outer = {"block": self.block_stride, "kv": self.kv_stride, "slot": self.slot_stride, "head": self.head_stride}
         dims, size_of = self.layout.dims, self.size_of
-        return raw.as_strided([size_of[dim] for dim in dims], [stride_of[dim] for dim in dims], self.offset)
+        return raw.as_strided([size_of[dim] for dim in dims], [outer.get(dim, 1) for dim in dims], self.offset)
 
     @property
     def end(self) -> int:
@@ -294,7 +279,7 @@ def _check_sizes(layout: Layout, **sizes: int) -> None:
 
 
 def _dense_strides(dims: Iterable[str], size_of: Mapping[str, int]) -> dict[str, int]:
-    """Strides of an allocation that has these dimensions, outermost first, and no padding."""
+    """The strides of an allocation with these dimensions, outermost first, and without padding."""
     strides, stride = {}, 1
     for dim in reversed(tuple(dims)):
         strides[dim] = stride

@@ -11,6 +11,7 @@ from attn_contract.attention_type import AttentionType
 from attn_contract.errors import ContractError
 from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layouts import Layout
+from attn_contract.rule_types import check_number, check_optional_number, check_pair
 from attn_contract.rules import (
     CACHED,
     DECODER_ONLY,
@@ -34,29 +35,14 @@ QUANTIZED_DTYPES = (*FLOAT8_DTYPES, torch.int8)
 UNLIMITED = -1
 Q_SCALE_BESIDE = "None, or a float8 kv_cache_dtype, which q then has, too: engines quantize queries for float8 dots alone"
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
-"""2^-126. GPUs may take a smaller number for 0, and kernels multiply and divide by these."""
+"""2^-126, the least scale: GPUs may take a smaller number for 0, and kernels multiply and divide by scales."""
 LARGEST_SCALE, LARGEST_SOFT_CAP = 2.0**64, 2.0**32
 
 Count = TypeVar("Count", int, torch.Tensor)
 
 
-def _check_window(name: str, value: Any, _: object) -> tuple[int, int]:
-    if not isinstance(value, tuple) or len(value) != 2:
-        raise ContractError(name, shown(value), "a tuple (left, right)")
-    for side, distance in enumerate(value):
-        check_int(f"{name}[{side}]", distance, minimum=UNLIMITED)
-    return value
-
-
-def _check_sink_tokens(name: str, value: Any, _: object) -> int:
-    check_int(name, value, minimum=0)
-    return value
-
-
-def _check_optional_size(name: str, value: Any, _: object, minimum: int = 1) -> int | None:
-    if value is not None:
-        check_int(name, value, minimum=minimum)
-    return value
+_check_window = partial(check_pair, minimum=UNLIMITED, expected="a tuple (left, right)")
+_check_optional_size = partial(check_optional_number, minimum=1)
 
 
 def _check_soft_cap(name: str, value: Any, _: object) -> float | None:
@@ -129,7 +115,7 @@ class Layer:
             is made is not defined here; a cache write stores it in its slot. Another layer's call sees the tokens of a window,
             and `merge_attn_states` makes one softmax of both, in which a token of the window counts beside the key that it
             shares, as in DeepSeek-V4. It has none of the other rules of positions, and is causal.
-        ranges_clamped: whether the left edge of the window also holds inside the batch's `bidirectional_ranges`, as in Gemma 3
+        ranges_clamped: True if the left edge of the window also holds inside the batch's `bidirectional_ranges`, as in Gemma 3
             and 4 and transformers. vLLM ignores the window inside a range, except for Gemma 4.
         logits_soft_cap: c of `c * tanh(s / c)`, applied to scaled logits (Gemma 2), from 2^-126 to 2^32. None or 0 is off.
         alibi_slopes: [H] float32: the logit of key j is lowered by `slope * abs(j - p)` (Press et al., arXiv:2108.12409).
@@ -166,21 +152,21 @@ class Layer:
     scale: float
     attn_type: AttentionType = AttentionType.DECODER
     window: tuple[int, int] = rule(
-        (UNLIMITED, UNLIMITED), words="a sliding window", acts_on=VISIBILITY, check=_check_window, **_OF_POSITIONS
+        (UNLIMITED, UNLIMITED), label="a sliding window", acts_on=VISIBILITY, check=_check_window, **_OF_POSITIONS
     )
     sink_tokens: int = rule(
         0,
-        words="tokens at the start that a window keeps visible (sink_tokens)",
+        label="tokens at the start that a window keeps visible (sink_tokens)",
         acts_on=VISIBILITY,
-        check=_check_sink_tokens,
+        check=partial(check_number, minimum=0),
         **_OF_POSITIONS,
     )
     chunked_local: int | None = rule(
-        None, words="attention in chunks (chunked_local)", acts_on=VISIBILITY, check=_check_optional_size, **_OF_POSITIONS
+        None, label="attention in chunks (chunked_local)", acts_on=VISIBILITY, check=_check_optional_size, **_OF_POSITIONS
     )
     selection_unit: int | None = rule(
         None,
-        words="a selection of keys (selection_unit)",
+        label="a selection of keys (selection_unit)",
         acts_on=VISIBILITY,
         check=_check_optional_size,
         attn_types=DECODER_ONLY,
@@ -188,9 +174,9 @@ class Layer:
     )
     key_unit: int | None = rule(
         None,
-        words="keys of several tokens (key_unit)",
+        label="keys of several tokens (key_unit)",
         acts_on=VISIBILITY,
-        check=partial(_check_optional_size, minimum=2),
+        check=partial(check_optional_number, minimum=2),
         attn_types=DECODER_ONLY,
         why_not="only DECODER has keys of several tokens",
         excludes=(
@@ -201,25 +187,25 @@ class Layer:
     )
     ranges_clamped: bool = rule(
         False,
-        words="bidirectional ranges clamped by the window",
+        label="bidirectional ranges clamped by the window",
         acts_on=VISIBILITY,
         attn_types=DECODER_ONLY,
         why_not="only DECODER has bidirectional ranges",
     )
-    logits_soft_cap: float | None = rule(None, words="a soft cap of the logits", acts_on=LOGITS, check=_check_soft_cap)
+    logits_soft_cap: float | None = rule(None, label="a soft cap of the logits", acts_on=LOGITS, check=_check_soft_cap)
     q_scale: torch.Tensor | None = rule(
         None,
-        words="float8 queries (q_scale)",
+        label="float8 queries (q_scale)",
         acts_on=LOGITS,
         check=_check_q_scale,
         attn_types=CACHED,
         why_not="only a cache is float8, and dense keys have no scale",
     )
-    alibi_slopes: torch.Tensor | None = rule(None, words="ALiBi", acts_on=LOGITS, check=_check_slopes, **_OF_POSITIONS)
-    sinks: torch.Tensor | None = rule(None, words="sinks", acts_on=SOFTMAX, check=_check_sinks)
+    alibi_slopes: torch.Tensor | None = rule(None, label="ALiBi", acts_on=LOGITS, check=_check_slopes, **_OF_POSITIONS)
+    sinks: torch.Tensor | None = rule(None, label="sinks", acts_on=SOFTMAX, check=_check_sinks)
     head_size_v: int | None = rule(
         None,
-        words="a head size of V other than K's (head_size_v)",
+        label="a head size of V other than K's (head_size_v)",
         acts_on=VALUES,
         check=_check_optional_size,
     )
@@ -253,22 +239,22 @@ class Layer:
             record.check_defined(value, self.attn_type)
         check_together(active_rules(self))
         self._check_cache()
-        object.__setattr__(self, "head_size_v", checked_value_size(self.head_size_v, self))
+        object.__setattr__(self, "head_size_v", checked_v_head_size(self.head_size_v, self))
         if self.output_scale is not None:
             check_scale("output_scale", self.output_scale, heads=1)
 
     @property
-    def value_size(self) -> int:
+    def v_head_size(self) -> int:
         """The width of v and of out."""
         return self.head_size_v or self.head_size
 
     @property
     def tokens_per_key(self) -> int:
-        """The tokens that share a key, or 1."""
+        """The number of tokens that share a key; 1 if each has its own."""
         return self.key_unit or 1
 
     def num_keys(self, num_tokens: Count) -> Count:
-        """How many keys so many tokens of a request have in the cache."""
+        """The number of keys in the cache for a number of tokens of a request."""
         return num_tokens // self.tokens_per_key
 
     def view_of(self, kv_cache: torch.Tensor) -> KVCacheView:
@@ -355,11 +341,11 @@ class Layer:
             raise ContractError("k_scale", None, f"a tensor: the scale of a cache of {self.kv_cache_dtype}")
 
 
-def checked_value_size(head_size_v: int | None, asking: Any) -> int | None:
+def checked_v_head_size(head_size_v: int | None, asking: Any) -> int | None:
     """The width of V, checked against the other sizes and the layout of a Layer or an AttentionConfig.
 
     Returns:
-        None where V is stored apart from K and is as wide: that is what None says.
+        None if V is stored apart from K and is as wide as K.
 
     Raises:
         ContractError: the layout holds K and V in one width; V is wider than the row that it begins, or its rows cannot have
@@ -387,7 +373,7 @@ def checked_value_size(head_size_v: int | None, asking: Any) -> int | None:
 def has_latent_value(asking: Any, head_size_v: int | None) -> bool:
     """True if V is the beginning of K in the cache of a Layer or an AttentionConfig.
 
-    A head_size_v without a layout says so wherever it can: with one KV head, and with a V that is no wider than K.
+    Without a layout, a head_size_v means so if it can: with one KV head, and with a V that is no wider than K.
     """
     if asking.layout is not None:
         return asking.layout.has_latent_value
@@ -397,7 +383,7 @@ def has_latent_value(asking: Any, head_size_v: int | None) -> bool:
 
 
 def why_not_stored(name: str) -> str:
-    """Why no cache holds elements of a type, by its name in torch or an engine; empty for a type without a known reason."""
+    """The reason why no cache holds elements of a type, by its name in torch or an engine; empty if none is known."""
     if "e5m2" in name:
         return "two bits of mantissa are too few for keys and values"
     for form, reason in _FOUR_BITS.items():

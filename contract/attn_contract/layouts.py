@@ -1,4 +1,4 @@
-"""The layouts of a KV cache by name: the order of a view's dimensions, and what each layout asks of sizes."""
+"""The layouts of a KV cache by name: the order of a view's dimensions, and the sizes that each layout requires."""
 
 from enum import StrEnum
 
@@ -10,7 +10,7 @@ from attn_contract.latent_format import LatentFormat
 K, V = 0, 1
 """Indices of keys and values in the dimension `kv`."""
 BYTES_OF_SCALE = 4
-"""Bytes of a float32 scale that lies in a row of CONTENT_PACKED_SCALED."""
+"""The bytes of a float32 scale in a row of CONTENT_PACKED_SCALED."""
 
 
 class Layout(StrEnum):
@@ -69,7 +69,7 @@ class Layout(StrEnum):
 
     @property
     def has_dense_pages(self) -> bool:
-        """True if the view has no dimension for slots: what lies in a page does not depend on a stride."""
+        """True if the view has no dimension for slots: places in a page do not depend on a stride."""
         return "page" in self.dims
 
     @property
@@ -83,16 +83,16 @@ class Layout(StrEnum):
         return self is Layout.CONTENT_PACKED_SCALED or self in LATENT_FORMATS
 
     @property
-    def unit_of_strides(self) -> int:
-        """Elements of which a view's strides are multiples: what is wider than a byte lies on multiples of its own width."""
+    def stride_alignment(self) -> int:
+        """The elements of which a view's strides are multiples: numbers wider than a byte lie on multiples of their width."""
         if self.latent_format is not None:
-            return self.latent_format.unit
+            return self.latent_format.alignment
         return BYTES_OF_SCALE if self is Layout.CONTENT_PACKED_SCALED else 1
 
-    def unit_of_blocks(self, head_size: int, head_size_v: int | None) -> int:
-        """Elements of which the stride of blocks is a multiple: where scales lie apart, those of a slot's data."""
+    def block_alignment(self, head_size: int, head_size_v: int | None) -> int:
+        """The elements of which the stride of blocks is a multiple: if scales lie apart, the elements of a slot's data."""
         if self.latent_format is None or not self.latent_format.scales_apart:
-            return self.unit_of_strides
+            return self.stride_alignment
         return self.latent_format.data_size(head_size, head_size_v)
 
     @property
@@ -106,7 +106,7 @@ class Layout(StrEnum):
         return self is Layout.LATENT or self in LATENT_FORMATS
 
     def units(self, itemsize: int) -> tuple[int, int]:
-        """Numbers of which head_size and block_size must be multiples, for elements of `itemsize` bytes.
+        """The numbers of which head_size and block_size must be multiples, for elements of `itemsize` bytes.
 
         X_PACKED and SHUFFLED cut heads and blocks into units of 16 bytes. Inline scales are float32 behind each row of bytes.
         """
@@ -115,14 +115,14 @@ class Layout(StrEnum):
         return (4, 1) if self is Layout.CONTENT_PACKED_SCALED else (1, 1)
 
     def row_sizes(self, head_size: int, head_size_v: int | None = None) -> tuple[int, int]:
-        """Elements of one slot's K of one head, and of its V: see `row_size`."""
+        """The numbers of elements of one slot's K of one head, and of its V: see `row_size`."""
         row_size = self.row_size(head_size, head_size_v)
         return row_size, head_size_v or head_size if self.takes_two_widths else row_size
 
     def row_size(self, head_size: int, head_size_v: int | None = None) -> int:
-        """Elements of one slot's K of one head. An inline scale is four one-byte elements behind the row.
+        """The number of elements of one slot's K of one head. An inline scale is four one-byte elements behind the row.
 
-        With a latent value it is K's row, which V is the beginning of, with its scales.
+        In a latent layout it is the row of K with its scales. V is the beginning of that row.
         """
         if self.latent_format is not None:
             return self.latent_format.row_size(head_size, head_size_v)
@@ -149,8 +149,8 @@ class Layout(StrEnum):
             if head_size_v != head_size:
                 raise ContractError("head_size_v", head_size_v, f"head_size ({head_size}) in layout {self}: all of K is V")
         size = form.data_size(head_size, head_size_v) if form.scales_apart else form.row_size(head_size, head_size_v)
-        if size % form.unit:
-            expected = f"one whose rows have a multiple of {form.unit} bytes in layout {self}, and not {size}"
+        if size % form.alignment:
+            expected = f"one whose rows have a multiple of {form.alignment} bytes in layout {self}, and not {size}"
             raise ContractError("head_size", head_size, expected)
 
     def check_sizes(self, head_size: int, block_size: int, itemsize: int) -> None:
@@ -186,7 +186,7 @@ LATENT_FORMATS = {
         scale_dims=64, scale_dtype=torch.float8_e8m0fnu, kept_dims=64, scales_apart=True, padding=1
     ),
 }
-"""The latent caches with scales. All that knows of one derives it from here."""
+"""The latent caches with scales. All code about them is derived from these records."""
 
 *_LATENT, _LAST_LATENT = (layout for layout in Layout if layout.has_latent_value)
 A_LATENT_LAYOUT = f"{', '.join(_LATENT)} or {_LAST_LATENT}"

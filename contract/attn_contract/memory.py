@@ -6,9 +6,9 @@ import torch
 
 
 def memory_of(tensor: torch.Tensor) -> tuple[int, int]:
-    """Address of the tensor's first byte, and address one past its last byte.
+    """The address of the tensor's first byte, and the address behind its last byte.
 
-    The bytes between belong to the tensor or to whatever is interleaved with it.
+    The bytes between belong to the tensor or to tensors that are interleaved with it.
     """
     start = tensor.data_ptr()
     if tensor.is_contiguous():  # for speed
@@ -50,13 +50,13 @@ def is_same_view(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 @lru_cache(maxsize=4096)
 def _extent(shape: torch.Size, strides: tuple[int, ...]) -> int:
-    """Elements from a tensor's first one to the end of its last one."""
+    """The number of elements from a tensor's first to its last one."""
     if 0 in shape:
         return 0
     return 1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
 
 
 def _bytes_within(tensor: torch.Tensor, period: int) -> int:
-    """Bytes from the first element to the end of the last one, without the dimensions that step by whole periods."""
+    """The bytes from the first to the end of the last element, without the dimensions that step by whole periods."""
     steps = [(size, step * tensor.element_size()) for size, step in zip(tensor.shape, tensor.stride(), strict=True)]
     return tensor.element_size() + sum((size - 1) * step for size, step in steps if step % period)

@@ -14,7 +14,7 @@ from enum import StrEnum
 from functools import cache, lru_cache
 from operator import itemgetter
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -104,7 +104,7 @@ _SCHEMAS = {
 }
 
 Given = dict[str, Any]
-"""Arguments of a call of an op, by the names of its schema. torch leaves out options that have their default."""
+"""The arguments of a call of an op, by the names of its schema. torch leaves out options with their default."""
 Described = Layer | Batch | Indexer
 Describe = Callable[[Given], tuple[Described, ...]]
 """Makes the layer and the step that arguments describe, and checks both."""
@@ -114,11 +114,11 @@ class Required(NamedTuple):
     """The arguments of an op that are no options: torch passes them by position.
 
     Attributes:
-        names: of all.
-        tensors, values: places of those that are tensors, and of the others but `max_seq_len`.
+        names: the names of all arguments.
+        tensors, values: places of arguments that are tensors, and of the others but `max_seq_len`.
         written: the names of written tensors, of options too.
-        must_be_tensors: places and names of those that cannot be None.
-        describing: picks those that may describe a layer or a step, `num_tensors` tensors first. Outputs do not, and
+        must_be_tensors: places and names of arguments that cannot be None.
+        describing: takes the arguments that may describe a layer or a step, `num_tensors` tensors first. Outputs do not, and
             `max_seq_len` is another one in each step of a decode.
         described: the names of these.
         max_seq_len: its place, or None.
@@ -135,7 +135,7 @@ class Required(NamedTuple):
     max_seq_len: int | None
 
     def check(self, given: Sequence[Any]) -> None:
-        """Refuse None in place of a tensor, for which torch has an undefined tensor and lets the call pass."""
+        """Refuse None in place of a tensor: torch makes an undefined tensor of it, and lets the call pass."""
         for place, name in self.must_be_tensors:
             if given[place] is None:
                 raise ContractError(name, None, "a tensor")
@@ -235,7 +235,7 @@ def kernel_of(
 
 
 def _arrange(op: str, implementation: ModuleType) -> Arrange:
-    """How an op's arguments, with the layer and the step that they describe, are those of the implementation's function."""
+    """Turn an op's arguments into those of the implementation's function, with the layer and the step that they describe."""
     arguments, parameters = _required(op), inspect.signature(getattr(implementation, op)).parameters
     names = [*arguments.names, *(name for name in parameters if name in ("layer", "indexer", "batch"))]
     by_name = [name for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY]
@@ -256,9 +256,9 @@ def _arrange(op: str, implementation: ModuleType) -> Arrange:
 def _described(op: str, required: Sequence[Any], options: Given) -> list[Any]:
     """The layer and the step of a call, with what an earlier call of the same signature has checked.
 
-    An op has no Layer or Batch that its caller made once for all steps. To check both in each call took the host five times as
-    long as the call of a function. The first call of a signature is described with tensors on meta, so that nothing but shapes,
-    strides and dtypes can count.
+    The caller of an op makes no Layer or Batch that could be checked once for all steps, and checking both in each call would
+    take five times as long as a call of the function. So the first call of a signature is checked with tensors on meta, where
+    only shapes, strides and dtypes matter.
     """
     arguments, given = _required(op), required
     describing, num_tensors = arguments.describing(required), arguments.num_tensors
@@ -290,14 +290,14 @@ def _hashable(value: Any) -> Any:
 
 
 class _Made(NamedTuple):
-    """A Layer, a Batch or an Indexer, as far as all calls of one signature share it.
+    """The parts of a Layer, a Batch or an Indexer that all calls of one signature share.
 
     Attributes:
-        holder: it, with tensors on meta. Without tensors it serves every call.
+        holder: the object, with tensors on meta. Without tensors it serves every call.
         fields: values by the names of attributes, also of those that Layer and Batch keep once they were asked for: each call
             has new objects.
         tensors: the names of fields, with their places among the arguments.
-        extents: of a step's tensors, the bytes from the first to the last one.
+        extents: the bytes from the first to the last one of each of a step's tensors.
     """
 
     holder: Described
@@ -348,10 +348,6 @@ def _of_varlen_attention(given: Given) -> tuple[Layer, Batch]:
     return layer, _batch(given, causal=False)
 
 
-def _of_write(given: Given) -> tuple[Layer]:
-    return (_written_layer(given),)
-
-
 def _of_rope_and_write(given: Given) -> tuple[Layer]:
     check_dims("q", given["q"], ("T", "num_heads", "head_size"))
     return (_written_layer(given, num_heads=given["q"].shape[1]),)
@@ -365,53 +361,41 @@ def _of_latent_write(given: Given) -> tuple[Layer]:
     return (_layer({"layout": Layout.LATENT, **given}, **sizes, scale=1.0),)
 
 
-def _of_index_write(given: Given) -> tuple[Indexer]:
-    check_dims("k", given["k"], ("T_k", "head_size"))
-    return (_indexer(given, head_size=given["k"].shape[1]),)
+def _of_index_call(name: str, *dims: str) -> Describe:
+    """The description of a call whose tensor of that name has these dimensions, of which some are fields of Indexer."""
 
+    def describe(given: Given) -> tuple[Described, ...]:
+        check_dims(name, given[name], dims)
+        indexer = _indexer(given, dict(zip(dims, given[name].shape, strict=True)))
+        return (indexer, _batch(given, causal=True)) if "seq_lens" in given else (indexer,)
 
-def _of_index_logits(given: Given) -> tuple[Indexer, Batch]:
-    check_dims("q", given["q"], ("T", "num_heads", "head_size"))
-    _, num_heads, head_size = given["q"].shape
-    return _indexer(given, num_heads=num_heads, head_size=head_size), _batch(given, causal=True)
-
-
-def _of_select(given: Given) -> tuple[Indexer, Batch]:
-    check_dims("logits", given["logits"], ("num_selections", "T", "units"))
-    selections = given["logits"].shape[0]
-    return _indexer(given, num_heads=selections, num_selections=selections), _batch(given, causal=True)
+    return describe
 
 
 _DESCRIBE: dict[str, Describe] = {
     "paged_attention": _of_paged_attention,
     "varlen_attention": _of_varlen_attention,
-    "write_kv_cache": _of_write,
+    "write_kv_cache": lambda given: (_written_layer(given),),
     "rope_and_write_kv_cache": _of_rope_and_write,
     "write_latent_cache": _of_latent_write,
-    "write_index_cache": _of_index_write,
-    "index_logits": _of_index_logits,
-    "select": _of_select,
+    "write_index_cache": _of_index_call("k", "T_k", "head_size"),
+    "index_logits": _of_index_call("q", "T", "num_heads", "head_size"),
+    "select": _of_index_call("logits", "num_selections", "T", "units"),
 }
 """The others need no layer and no step."""
 
 
-def _indexer(given: Given, **sizes: int) -> Indexer:
+def _indexer(given: Given, sizes: dict[str, int]) -> Indexer:
     """The index layer that a call describes: the arguments that are fields of Indexer, and sizes that shapes of tensors say."""
     # an op has no argument for a size that it does not use
-    settings: Given = {"num_heads": 1, "head_size": 1, "top_k": 1}
-    settings |= {field.name: given[field.name] for field in fields(Indexer) if field.name in given} | sizes
-    for name, kind in (("layout", IndexLayout), ("score", IndexScore), ("scale_format", ScaleFormat)):
-        if name in settings:
-            settings[name] = _named(kind, name, settings[name])
-    return Indexer(**settings)
+    settings: Given = {"num_heads": sizes.get("num_selections", 1), "head_size": 1, "top_k": 1}
+    kinds = {"layout": IndexLayout, "score": IndexScore, "scale_format": ScaleFormat}
+    return Indexer(**settings | _fields_of(Indexer, given | sizes, kinds))
 
 
 def _layer(given: Given, **sizes: Any) -> Layer:
     """The layer that a call describes: the arguments that are fields of Layer, and sizes that shapes of tensors say."""
-    settings: Given = {field.name: given[field.name] for field in fields(Layer) if field.name in given}
-    for name, kind in (("attn_type", AttentionType), ("layout", Layout)):
-        if name in settings:
-            settings[name] = _named(kind, name, settings[name])
+    settings = _fields_of(Layer, given, {"attn_type": AttentionType, "layout": Layout})
     if "kv_cache" in given:
         dtype = given["kv_cache"].dtype
         settings["kv_cache_dtype"] = None if dtype in FLOAT_DTYPES else dtype
@@ -437,8 +421,7 @@ def _written_layer(given: Given, num_heads: int | None = None) -> Layer:
 
 def _batch(given: Given, *, causal: bool | torch.Tensor) -> Batch:
     """The step that a call describes: the arguments that are fields of Batch."""
-    settings = {field.name: given[field.name] for field in fields(Batch) if field.name in given}
-    return Batch(**{**settings, "causal": causal})
+    return Batch(**{**_fields_of(Batch, given, {}), "causal": causal})
 
 
 def _causal(given: Given) -> bool | torch.Tensor:
@@ -449,10 +432,11 @@ def _causal(given: Given) -> bool | torch.Tensor:
     return one if per_request is None else per_request
 
 
-_Name = TypeVar("_Name", bound=StrEnum)
-
-
-def _named(kind: type[_Name], argument: str, value: str) -> _Name:
-    if value not in set(kind):
-        raise ContractError(argument, repr(value), f"one of {', '.join(kind)}")
-    return kind(value)
+def _fields_of(holder: type[Described], given: Given, kinds: dict[str, type[StrEnum]]) -> Given:
+    """The arguments that are fields of a class. A schema has the members of enumerations by name."""
+    settings = {field.name: given[field.name] for field in fields(holder) if field.name in given}
+    for name in (name for name in kinds if name in settings):
+        if settings[name] not in set(kinds[name]):
+            raise ContractError(name, repr(settings[name]), f"one of {', '.join(kinds[name])}")
+        settings[name] = kinds[name](settings[name])
+    return settings

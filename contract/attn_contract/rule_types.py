@@ -20,13 +20,13 @@ def _check_bool(name: str, value: Any, _: object) -> bool:
     return value
 
 
-def _check_number(name: str, value: Any, _: object) -> int:
-    check_int(name, value, minimum=-INT32_MAX)
+def check_number(name: str, value: Any, _: object, minimum: int = -INT32_MAX) -> int:
+    check_int(name, value, minimum=minimum)
     return value
 
 
-def _check_optional_number(name: str, value: Any, _: object) -> int | None:
-    return None if value is None else _check_number(name, value, None)
+def check_optional_number(name: str, value: Any, _: object, minimum: int = -INT32_MAX) -> int | None:
+    return None if value is None else check_number(name, value, None, minimum)
 
 
 def _check_optional_float(name: str, value: Any, _: object) -> float | None:
@@ -37,11 +37,13 @@ def _check_optional_float(name: str, value: Any, _: object) -> float | None:
     return float(value)
 
 
-def _check_pair(name: str, value: Any, _: object) -> tuple[int, int]:
+def check_pair(
+    name: str, value: Any, _: object, minimum: int = -INT32_MAX, expected: str = "a tuple of two ints"
+) -> tuple[int, int]:
     if not isinstance(value, tuple) or len(value) != 2:
-        raise ContractError(name, shown(value), "a tuple of two ints")
+        raise ContractError(name, shown(value), expected)
     for i, number in enumerate(value):
-        check_int(f"{name}[{i}]", number, minimum=-INT32_MAX)
+        check_int(f"{name}[{i}]", number, minimum=minimum)
     return value
 
 
@@ -52,10 +54,10 @@ def _check_tensor(name: str, value: Any, _: object) -> torch.Tensor:
 
 RULE_TYPES: Final[dict[Any, Check]] = {
     bool: _check_bool,
-    int: _check_number,
-    int | None: _check_optional_number,
+    int: check_number,
+    int | None: check_optional_number,
     float | None: _check_optional_float,
-    tuple[int, int]: _check_pair,
+    tuple[int, int]: check_pair,
     torch.Tensor | None: _check_tensor,
 }
 """The check of each type. It takes every value of the type that kernels can hold: ints of int32, finite numbers of float32."""

@@ -1,7 +1,7 @@
-"""Signatures: all that decides how a call is checked and launched, except values in tensors and addresses.
+"""Signatures: everything that decides how a call is checked and launched, except values in tensors and addresses.
 
-Calls of one signature pass the same checks of shapes and take the same launches, so that what was found for one of them serves
-the others.
+Calls of one signature pass the same checks of shapes and have the same launches, so results of checks are valid for all of
+them.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ def tensor_signature(tensor: torch.Tensor | None) -> TensorSignature | None:
 
 
 class Signature:
-    """The signature of a Layer or a Batch, as a key of a dictionary: hashed once, however often it is looked up.
+    """The signature of a Layer or a Batch, as a key of a dictionary. It is hashed only once.
 
     Args:
         fields: by name. A tensor counts by its signature, and every other value by itself.

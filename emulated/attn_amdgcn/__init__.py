@@ -4,19 +4,18 @@
 `counts` and `multiply_adds` say what ran, `Accesses` how its accesses fit the memory, and `inexact` what of it hardware may
 round in another way. `lost_addresses` finds accesses whose address the compiler lost, without running anything.
 
-What the readings were held against. AMD's pseudocode in the ISA documents of CDNA4, RDNA3.5 and RDNA4 is public as tables that
-tinygrad makes of the documents (`tinygrad/runtime/autogen/amd/*/str_pcode.py`). They have 334 of the 358 mnemonics in a sample
-of the shipped launches (40 of each of five architectures). Scalar and vector integers, bits, selections, lanes, the larger and
-the smaller one of floats, sums and products of floats, and division were read beside them. Comparisons, conversions, memory and
-matrix instructions were not.
+Sources: AMD's pseudocode in the ISA documents of CDNA4, RDNA3.5 and RDNA4, as the tables that tinygrad makes of the documents
+(`tinygrad/runtime/autogen/amd/*/str_pcode.py`). They have 334 of the 358 mnemonics in a sample of the shipped launches (40 of
+each of five architectures). Integers, bits, selections, lanes, minima and maxima, sums, products and division were compared
+with them; comparisons, conversions, memory and matrix instructions were not.
 
-Nobody had the documents themselves. Where a module names one of them, it names the chapter to which the instruction belongs,
-and the reading is this project's. So are all readings of gfx90a, gfx942 and gfx1250 where they differ from the three documents,
-of waits, DPP, SDWA, the bounds of buffers, and of the layouts of matrices.
+The documents themselves were not at hand. A module that names one of them names the chapter to which the instruction belongs,
+and the meaning is this project's reading. So is everything about waits, DPP, SDWA, the bounds of buffers and the layouts of
+matrices, and about gfx90a, gfx942 and gfx1250 where they differ from the three documents.
 
-Left where the ISA is not exact: the sums of matrix instructions (here in numpy's order; hardware's order and rounding are not
-published), transcendental functions (here the nearest float; hardware promises 1 ulp), and division (where this project
-departs from AMD's pseudocode: `instructions.division`).
+Results may differ from hardware where the ISA is not exact: sums of matrix instructions (here in numpy's order; hardware's
+order and rounding are not published), transcendental functions (here the nearest float; hardware promises 1 ulp), and division
+(where this project departs from AMD's pseudocode: `instructions.division`).
 """
 
 from attn_amdgcn.accesses import Accesses

@@ -15,8 +15,8 @@ one of a phase is a conflict. Phases are counted where AMD documents which lanes
 * ds_write_b128 and ds_read_b128 of CDNA with 32 banks: 8 lanes, see READ_B128 (documentation of AMD's Composable Kernel,
   "Understanding AMD GPU LDS and Bank Conflicts").
 
-Conflicts of all others are not counted: 8 and 12 bytes, two addresses, stores of parts of a word, transposing loads, and 16
-bytes on RDNA. Neither are those of gfx950, which has 64 banks and no documented phases, nor those of gfx1250.
+Conflicts of all other accesses are not counted: 8 and 12 bytes, two addresses, stores of parts of a word, transposing loads,
+and 16 bytes on RDNA. Neither are those of gfx950, which has 64 banks and no documented phases, nor those of gfx1250.
 """
 
 import re
@@ -26,10 +26,10 @@ import numpy as np
 from attn_amdgcn.watch import Access, Watch
 
 LINES = (64, 128)
-"""Bytes of a line: of the caches that are nearest to the lanes, or of L2, depending on the architecture."""
+"""Bytes of a line of the caches nearest to the lanes, or of L2, depending on the architecture."""
 BANKS = 32
 BANKED = ("gfx90a", "gfx942", "gfx1100", "gfx1201")
-"""Architectures with 32 banks for a wave."""
+"""The architectures whose LDS has 32 banks for a wave."""
 WRITE_B128 = np.arange(64).reshape(8, 8)
 """[phases, lanes] of ds_write_b128."""
 READ_B128 = np.array(
@@ -114,23 +114,23 @@ def phases_of(name: str, architecture: str, num_lanes: int) -> np.ndarray | None
 
 
 def lines(place: np.ndarray, size: int, line: int) -> np.ndarray:
-    """[waves]: how many lines of so many bytes lanes touch, whose `size` bytes begin at place [waves, lanes]."""
+    """[waves]: the number of lines that lanes touch. The `size` bytes of a lane begin at place [waves, lanes]."""
     touched = np.concatenate([place // line, (place + size - 1) // line], axis=1)
     touched.sort(axis=1)
     return 1 + (np.diff(touched, axis=1) != 0).sum(axis=1)
 
 
 def distinct_bytes(place: np.ndarray, size: int) -> np.ndarray:
-    """[waves]: how many bytes lanes touch, whose `size` bytes begin at place [waves, lanes]."""
+    """[waves]: the number of distinct bytes that lanes touch. The `size` bytes of a lane begin at place [waves, lanes]."""
     return size + np.minimum(np.diff(np.sort(place, axis=1), axis=1), size).sum(axis=1)
 
 
 def passes(place: np.ndarray, size: int, on: np.ndarray, phases: np.ndarray) -> np.ndarray:
-    """[waves, phases]: how many passes the words take of lanes that are on; 0 if none is.
+    """[waves, phases]: the number of passes for the words of the lanes that are on; 0 if no lane is on.
 
     Args:
         place: [waves, lanes] bytes of LDS.
-        size: of the access, at most 4 or a multiple of 4.
+        size: the size of the access, at most 4 or a multiple of 4.
         on: [waves, lanes] bool.
         phases: [phases, lanes of a phase].
     """

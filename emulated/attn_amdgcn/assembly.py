@@ -37,20 +37,20 @@ _CALL = re.compile(r"(\w+)\((.*)\)")
 _SPECIAL = {"vcc": 2, "vcc_lo": 1, "vcc_hi": 1, "exec": 2, "exec_lo": 1, "exec_hi": 1, "m0": 1, "scc": 1, "null": 1}
 _SETTING = re.compile(r"\.amdhsa_(\w+)[ \t]+(-?[0-9]\w*)")
 _NEEDED = ("next_free_vgpr", "user_sgpr_count")
-"""Directives without which a launch does not know its registers."""
+"""The directives that a launch needs to know its registers."""
 MOST_TEXT, MOST_METADATA, MOST_LINE = 1 << 23, 1 << 16, 1000
-"""Characters; Triton's largest texts have a tenth of them."""
+"""The most characters of a text, of its metadata and of a line. Triton's largest texts have a tenth of that."""
 MOST_DEPTH = 32
 _REGISTERS = {"v": 1024, "a": 256, "s": 106, "ttmp": 16}
-"""How many of a bank an instruction can name on some architecture."""
+"""The number of registers of each bank, on the architecture that has most."""
 _MOST_IN_A_ROW = 32
 VECTORS = {"gfx90a": 512, "gfx942": 512, "gfx950": 512, "gfx1100": 256, "gfx1201": 256}
-"""Vector registers of a lane, accumulation registers included; 1024 on gfx1250."""
+"""The vector registers of a lane, with accumulation registers; 1024 on gfx1250."""
 LDS_BYTES = {"gfx950": 160 << 10, "gfx1250": 320 << 10}
-"""LDS of a workgroup where it is not 64 KiB (LLVM: AddressableLocalMemorySize in AMDGPU's features)."""
+"""The bytes of LDS of a workgroup, if not 64 KiB (LLVM: AddressableLocalMemorySize in AMDGPU's features)."""
 MOST_THREADS = 1024
 MOST_SCRATCH = 1 << 17
-"""Bytes of a lane: 8 MiB of a wave (COMPUTE_TMPRING_SIZE.WAVESIZE)."""
+"""The most bytes of scratch of a lane: a wave has 8 MiB (COMPUTE_TMPRING_SIZE.WAVESIZE)."""
 
 
 @dataclass(frozen=True)
@@ -141,16 +141,16 @@ class Kernel:
     """One kernel.
 
     Attributes:
-        name: of the function.
+        name: the name of the function.
         architecture: "gfx942" and its like.
         instructions: in the order of the text.
         labels: the number of the instruction behind each label.
         arguments: what lies in the memory that the kernel's first scalar registers point to.
-        argument_bytes: of that memory.
+        argument_bytes: the number of bytes of that memory.
         wave_size: lanes of a wave, 32 or 64.
         threads: lanes of a workgroup.
         lds_bytes: static LDS; Triton gives its LDS at the launch, so it is 0.
-        scratch_bytes: of one lane.
+        scratch_bytes: the bytes of scratch of one lane.
         settings: the `.amdhsa_` directives, without that prefix.
     """
 
@@ -173,7 +173,7 @@ def load(text: str, name: str | None = None) -> Kernel:
 
     Args:
         text: `asm["amdgcn"]` of a binary that Triton compiled, or the assembly that clang wrote for a GPU.
-        name: of the kernel, where the text has several, as clang's may.
+        name: the name of the kernel, where the text has several, as clang's may.
 
     Raises:
         AssemblyError: the text is something else.

@@ -22,9 +22,9 @@ from attn_amdgcn.errors import AmdgcnError, AssemblyError, shown
 from attn_amdgcn.gfx950_words import NOP, instruction_of
 
 OLDEST, NEWEST = 19, 40
-"""Versions of LLVM by which its tools are looked for. LLVM 18 names fewer of a descriptor's directives."""
+"""The versions of LLVM's tools to look for. LLVM 18 names fewer of a descriptor's directives."""
 SECONDS = 60
-"""That a tool may take for a file."""
+"""The time that a tool may take for a file."""
 _FIRST_WITH_GFX950 = 20
 _LINE = re.compile(r"\t(\S[^\n]*?)\s*// ([0-9A-F]{12}): ((?:[0-9A-F]{8} ?)+)")
 _SYMBOL = re.compile(r"([0-9a-f]{16}) <(\S+)>:")
@@ -77,7 +77,7 @@ def reader() -> str:
 
 
 def missing() -> str | None:
-    """Why no code object can be read here; None if one can."""
+    """The reason why no code object can be read here; None if they can."""
     try:
         _tool("llvm-objdump")
         _tool("llvm-readelf")
@@ -239,7 +239,7 @@ def _section(file: str, name: str) -> tuple[int, int]:
 
 
 def _is_label(symbol: str) -> bool:
-    """Whether a symbol is a place within a function: assemblers name them so."""
+    """True if a symbol is a place within a function: assemblers name them so."""
     return bool(re.match(r"(label|L|BB|\.L)[_\d]", symbol))
 
 

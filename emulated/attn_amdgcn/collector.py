@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """A kernel is tens of thousands of objects, and the collector would walk over all of them again and again."""
+    """A kernel becomes tens of thousands of objects, and the collector would visit all of them again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

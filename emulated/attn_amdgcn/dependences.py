@@ -1,7 +1,7 @@
-"""Which instructions may change places: those that leave the same registers and the same memory in either order.
+"""Finds instructions that may be swapped because either order leaves the same registers and the same memory.
 
-What an instruction touches is what it names, beside EXEC and the few registers that some read without a name. So an
-instruction has a place of its own if no meaning of `instructions.forms` says which of its operands are results.
+An instruction touches the registers that it names, EXEC, and a few registers that some instructions read without naming them.
+An instruction stays at its place if no meaning of `instructions.forms` says which of its operands are results.
 """
 
 from typing import NamedTuple
@@ -11,26 +11,27 @@ from attn_amdgcn.assembly import Instruction, Kernel, Operand, Register
 from attn_amdgcn.instructions.forms import GROUPED, INDEXED, SCALAR, VECTOR
 
 _MEMORY = 1 << 4096
-"""No register has this bit in `waits.bits_of_register`."""
+"""The bit of memory: no register has it in `waits.bits_of_register`."""
 _OF_LANES = ("v_readlane_b32", "v_readfirstlane_b32", "v_writelane_b32")
 
 
 class Effects(NamedTuple):
     """The registers and the memory that instructions touch and write: bits of `waits.bits_of_register`, and one for memory.
 
-    SCC has none: scalar instructions alone touch it, and they stay behind each other. Memory stands for whatever has an order:
-    what is loaded and stored, what watches see, and which fault is the first one.
+    SCC has no bit: only scalar instructions touch it, and they keep their order. The bit of memory stands for everything that
+    has an order: loads and stores, what watches see, and which fault is the first one.
     """
 
     touched: int = 0
     written: int = 0
 
     def order(self, later: "Effects") -> bool:
-        """Whether a later one must stay behind these."""
+        """True if a later instruction must stay behind this group."""
         return bool(self.written & later.touched or self.touched & later.written)
 
     def feed(self, later: "Effects") -> bool:
-        """Whether a later one needs that these have written. It may write what these read."""
+        """True if a later instruction reads a register that this group writes (RAW). It may write what the group reads
+        (WAR)."""
         return bool(self.written & later.touched & ~_MEMORY)
 
     def __or__(self, other: "Effects") -> "Effects":
@@ -62,7 +63,7 @@ def effects(instruction: Instruction, kernel: Kernel) -> Effects:
 
 
 def results_of(instruction: Instruction, kernel: Kernel) -> int:
-    """How many operands, the first ones, are results."""
+    """The number of leading operands that are results."""
     name = instruction.name
     if waits.counters_of(instruction, kernel):
         return 1 if waits.loaded(instruction, kernel) else 0

@@ -1,4 +1,4 @@
-"""Why a kernel cannot be run, or must not do what it does."""
+"""Errors: a kernel cannot be run, or does what it must not do."""
 
 import reprlib
 from typing import TYPE_CHECKING, NamedTuple
@@ -39,7 +39,7 @@ class LaunchError(AmdgcnError):
 
 
 class Touch(NamedTuple):
-    """A byte that a wave must not touch: a buffer, or the nearest one, a byte of it, and "read" or "written"."""
+    """A byte that a wave must not touch: the buffer (or the nearest one), the byte in it, and "read" or "written"."""
 
     buffer: str
     byte: int

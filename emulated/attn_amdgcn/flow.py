@@ -1,4 +1,4 @@
-"""The basic blocks of a kernel, and which may follow which."""
+"""The basic blocks of a kernel, and which block may follow which."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

@@ -3,11 +3,12 @@
 Nothing orders two workgroups of a launch: a byte that one writes may neither be read nor be written by another, whatever the
 value. The fuzzer holds programs of Triton's interpreter to the same rule. Waves of one workgroup are ordered by the barriers
 between them. Between two barriers, waves of one workgroup may write one value into a byte, as those do that hold copies of it.
-Whether a store has ended at a barrier is not looked at: waves of a workgroup share a cache.
+Whether a store has ended at a barrier does not matter, because waves of a workgroup share a cache.
 
 The order in which the waves happened to run does not matter. Atomic instructions on one byte do not race with each other, and
 with loads and stores they do. Whether they order workgroups is not known: a workgroup that got a value from one may go on with
-what others wrote before theirs. What would be its race with another workgroup is no fault, and ends the launch, too.
+what others wrote before theirs. If such a workgroup seems to race with another one, that is no fault, and the launch ends
+there.
 
 This takes 8 bytes for a byte that is read or atomically updated, 12 for one that is written, and 8 for each access of a wave.
 """
@@ -19,13 +20,13 @@ from attn_amdgcn.memory import Memory
 from attn_amdgcn.watch import Access, Watch
 
 WAVES = 32
-"""The most waves of a workgroup: 1024 lanes of 32."""
+"""The most waves of a workgroup: 1024 lanes, 32 for each wave."""
 _NO_WAVE = -WAVES
-"""The wave of event 0: in no workgroup."""
+"""The wave of event 0, which is in no workgroup."""
 
 
 class Events:
-    """The accesses of a launch by waves, each with a number; 0 is none.
+    """The accesses of a launch by waves, each with a number; 0 stands for no access.
 
     Attributes:
         count: how many there are, event 0 included.
@@ -56,7 +57,7 @@ class Events:
         return self._instructions[int(self._lines[event])]
 
     def unordered(self, earlier: np.ndarray, waves: np.ndarray) -> np.ndarray:
-        """Whether nothing orders an earlier event and what a wave does now. A wave is ordered with itself."""
+        """True if nothing orders an earlier event and what a wave does now. A wave is ordered with itself."""
         before = self.waves(earlier)
         return (earlier != 0) & (before != waves) & ((_groups(before) != _groups(waves)) | (earlier >= self.since))
 

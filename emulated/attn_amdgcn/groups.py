@@ -18,10 +18,10 @@ from attn_amdgcn.pieces import Piece, function_of, function_of_several
 from attn_amdgcn.waves import Waves
 
 MOST_WAVES = 16
-"""With more waves numpy works longer than Python does, and copies of registers take longer than further steps."""
+"""The most waves for groups: with more, numpy takes longer than Python, and copying registers takes longer than more steps."""
 MOST_INSTRUCTIONS = 32
 MOST_BETWEEN = 50
-"""Runs that an instruction may change places with."""
+"""The most runs that an instruction may change places with."""
 Placed = tuple[int, Step]
 """The step of an instruction, and its place in a block."""
 
@@ -47,7 +47,7 @@ def steps_of(code: Sequence[Instruction], kernel: Kernel) -> tuple[Placed, ...]:
 def _together(code: Sequence[Instruction], run: Sequence[int], kernel: Kernel) -> Step | None:
     """One step of a run of instructions; None if they have no common meaning.
 
-    Each instruction runs by itself where lanes are off, or where somebody looks on at what it does.
+    Each instruction runs by itself if lanes are off, or if a watch observes it.
     """
     statements = [_statements(code[place], kernel) for place in run]
     group = function_of_several(statements)
@@ -77,7 +77,7 @@ def _together(code: Sequence[Instruction], run: Sequence[int], kernel: Kernel) -
 
 
 def _least(instruction: Instruction) -> int:
-    """How many instructions gain by running together."""
+    """The least number of instructions that gain by running together."""
     return 2 if instruction.second else GROUPED[instruction.name].least
 
 
@@ -112,7 +112,7 @@ class _Run:
     Attributes:
         form: empty if the instruction runs alone.
         places: in the block.
-        effects: of all.
+        effects: the effects of all instructions.
     """
 
     form: tuple[object, ...]

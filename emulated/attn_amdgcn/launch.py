@@ -23,15 +23,15 @@ MOST_WORKGROUPS = 1 << 24
 SCRATCH_AT_ONCE = 1 << 26
 """Bytes of the lanes of workgroups that run together."""
 Argument = int | float | tuple[str, int] | None
-"""A number, a place in a buffer, or a null pointer."""
+"""An argument of a kernel: a number, a place in a buffer, or a null pointer."""
 _FLOATS = {4: np.float32, 8: np.float64}
 ARGUMENTS = "kernel arguments"
-"""The name of the buffer that holds them."""
+"""The name of the buffer that holds the kernel's arguments."""
 _ORDERS = ("ascending", "descending", "drawn")
 POINTER = "user_sgpr_kernarg_segment_ptr"
 """The setting that reserves scalar registers for the pointer to the arguments."""
 DISPATCH = "dispatch packet"
-"""The name of the buffer that holds what the hardware was told of the launch, where a kernel asks for its address."""
+"""The name of the buffer with the packet that describes the launch to the hardware, for a kernel that asks for its address."""
 DISPATCH_POINTER = "user_sgpr_dispatch_ptr"
 USER_REGISTERS = {
     "user_sgpr_private_segment_buffer": 4,
@@ -40,10 +40,10 @@ USER_REGISTERS = {
     POINTER: 2,
     "user_sgpr_dispatch_id": 2,
 }
-"""How many scalar registers each takes, in their order (LLVM: User Guide for AMDGPU Backend, "Initial Kernel Execution State").
-There is no queue here, and no number of the dispatch: their registers hold junk."""
+"""The number of scalar registers of each setting, in their order (LLVM: User Guide for AMDGPU Backend, "Initial Kernel
+Execution State"). There is no queue and no number of the dispatch here: their registers hold junk."""
 NOWHERE = 0x0BAD_0000_0000
-"""An address in no buffer, for hidden arguments that point to what is not here: whoever reads there is found."""
+"""An address in no buffer, for hidden arguments whose targets do not exist here: reading there is a fault."""
 _NOT_HERE = "hostcall_buffer multigrid_sync_arg heap_v1 default_queue completion_action queue_ptr"
 
 
@@ -54,8 +54,8 @@ class Schedule:
     Attributes:
         waves: "together", "ascending", "descending" or "drawn": the order of a workgroup's waves between barriers.
         workgroups: "ascending", "descending" or "drawn": the order of workgroups.
-        seed: of what is drawn, and of what lies in registers, LDS and scratch that nobody has written.
-        races: whether to look for races (`attn_amdgcn.global_races` and `lds_races`), which takes longer.
+        seed: the seed of what is drawn, and of what registers, LDS and scratch hold before they are written.
+        races: True if to look for races (`attn_amdgcn.global_races` and `lds_races`), which takes longer.
     """
 
     waves: str = "together"
@@ -104,8 +104,8 @@ def launch(
         arguments: of the kernel without hidden ones, in order. A pointer is None, or the name of a buffer and a byte of it;
             a number fills its 1 to 8 bytes.
         buffers: uint8 bytes of each buffer; they are copied.
-        lds_bytes: of dynamic LDS of each workgroup.
-        schedule: of waves and workgroups.
+        lds_bytes: the bytes of dynamic LDS of each workgroup.
+        schedule: the order of waves and workgroups.
         watches: what looks on.
         parts: the bytes of buffers that may be touched; None: all.
         most: how many instructions all waves together may run.

@@ -1,4 +1,4 @@
-"""Loads from global memory straight into LDS: nobody may touch their bytes before they have come.
+"""Loads from global memory straight into LDS: their bytes must not be touched before they have come.
 
 Such a load writes no register. On gfx9 vmcnt counts it, on gfx1250 asynccnt, and tensorcnt if it loads a tile. Its data lie in
 LDS once its wave has waited for it. The other waves of the workgroup know that behind the next barrier. Here a load writes LDS
@@ -22,7 +22,7 @@ COUNTERS = ("vm", "async", "tensor")
 
 
 def are_in(kernel: Kernel) -> bool:
-    """Whether a kernel loads into LDS."""
+    """True if a kernel loads into LDS."""
     return any(map(waits.loads_into_lds, kernel.instructions))
 
 
@@ -51,12 +51,12 @@ def seen(instruction: Instruction, step: Step, kernel: Kernel) -> Step:
 
 
 class LdsLoads(Watch):
-    """Which bytes of LDS the waves of some workgroups may not touch yet.
+    """The bytes of LDS that the waves of some workgroups must not touch yet.
 
     Args:
         workgroups: how many share the LDS array.
-        num_waves: of a workgroup.
-        row_bytes: of each workgroup's row in the LDS array.
+        num_waves: the number of waves of a workgroup.
+        row_bytes: the bytes of each workgroup's row in the LDS array.
     """
 
     def __init__(self, workgroups: int, num_waves: int, row_bytes: int) -> None:

@@ -21,8 +21,8 @@ class LdsRaces(Watch):
 
     Args:
         workgroups: how many share the LDS array.
-        num_waves: of a workgroup, at most 32.
-        row_bytes: of each workgroup's row in the LDS array.
+        num_waves: the number of waves of a workgroup, at most 32.
+        row_bytes: the bytes of each workgroup's row in the LDS array.
     """
 
     def __init__(self, workgroups: int, num_waves: int, row_bytes: int) -> None:

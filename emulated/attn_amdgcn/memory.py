@@ -1,4 +1,4 @@
-"""Global memory: the buffers of a launch at addresses of 64 bits, with guards between them that nobody may touch."""
+"""Global memory: the buffers of a launch at addresses of 64 bits, with guards between them that no wave may touch."""
 
 import itertools
 import mmap
@@ -19,7 +19,7 @@ BASE = 0x7F3E_FFFF_C000
 Spans = Mapping[str, Sequence[tuple[int, int]] | np.ndarray]
 """Spans [begin, end) of a buffer's bytes, by the buffer's name: pairs, or an array [spans, 2]."""
 MOST_COPIED = 256 << 20
-"""Bytes of buffers that are copied when a launch starts. Of more, each page is copied when it is first touched."""
+"""The most bytes of buffers that are copied when a launch starts. Above that, each page is copied when it is first touched."""
 PAGE_BITS = 16
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # a constant of Python 3.13 and later; the number is Linux's
 MOST_TOLD = 4
@@ -27,7 +27,7 @@ MOST_TOLD = 4
 
 
 class Parts(NamedTuple):
-    """The bytes of buffers that may be read, and those that may be written. All bytes of a buffer that is not named."""
+    """The bytes of buffers that may be read, and those that may be written. All bytes of other buffers may be."""
 
     reads: Spans
     writes: Spans
@@ -38,8 +38,8 @@ class Buffer:
     """One buffer.
 
     Attributes:
-        name: of the tensor or of the argument.
-        address: of its first byte.
+        name: the name of the tensor or of the argument.
+        address: the address of its first byte.
         size: in bytes.
     """
 
@@ -49,10 +49,10 @@ class Buffer:
 
 
 def addresses(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Where the buffers of a launch lie, by their names: for host code that writes a pointer into a buffer.
+    """The addresses of a launch's buffers by their names, for host code that writes a pointer into a buffer.
 
     Args:
-        sizes: of the launch's buffers in bytes, in their order.
+        sizes: the sizes of the launch's buffers in bytes, in their order.
     """
     ends = itertools.accumulate(map(_taken, sizes.values()), initial=BASE + GUARD)
     return dict(zip(sizes, ends, strict=False))
@@ -66,8 +66,8 @@ class Memory(Storage):
     """Buffers and what they hold. A place is an address less BASE.
 
     Args:
-        contents: bytes of each buffer, by name. They are copied: nobody may change them while the memory is used.
-        seed: of what lies between the buffers.
+        contents: bytes of each buffer, by name. They are copied, and must not change while the memory is used.
+        seed: the seed of the bytes between the buffers.
         parts: what may be touched; None: all.
 
     Attributes:
@@ -178,7 +178,7 @@ class Memory(Storage):
         return self._checked(self._reads, place, size, lanes, waves)
 
     def writable(self, place: np.ndarray, size: int, lanes: np.ndarray | None, waves: Waves) -> np.ndarray:
-        """See `readable`; for a store."""
+        """The places of a store: as `readable`."""
         return self._checked(self._writes, place, size, lanes, waves)
 
     def _checked(self, allowed: "_Allowed", place: np.ndarray, size: int, lanes: np.ndarray | None, waves: Waves) -> np.ndarray:
@@ -208,7 +208,7 @@ class Memory(Storage):
 
 
 _NOTHING = np.full((1, 2), np.iinfo(np.int64).min)
-"""A span that has no byte, below all places."""
+"""A span without a byte, below all places."""
 
 
 class _Allowed:
@@ -225,12 +225,12 @@ class _Allowed:
         self._ends: list[int] = spans[:, 1].tolist()
 
     def cover(self, begin: int, end: int) -> bool:
-        """Whether one span has all bytes [begin, end)."""
+        """True if one span has all bytes [begin, end)."""
         which = bisect_right(self._begins, begin) - 1
         return which >= 0 and end <= self._ends[which]
 
     def cover_each(self, place: np.ndarray, size: int) -> np.ndarray:
-        """Whether a span has all of the `size` bytes from each place on."""
+        """True if a span has all of the `size` bytes from each place on."""
         which = self._spans[:, 0].searchsorted(place, "right") - 1
         return place + size <= self._spans[:, 1].take(which)
 

@@ -19,13 +19,13 @@ Write = Callable[..., None]
 
 
 class Kind(NamedTuple):
-    """How an operand's bits are read.
+    """The reading of an operand's bits.
 
     Attributes:
         bits: 16, 32 or 64.
-        dtype: of numpy.
+        dtype: a dtype of numpy.
         mask: the bits that are kept, where others are dropped.
-        is_bfloat: whether a float in the text stands for the bits of its bfloat16.
+        is_bfloat: True if a float in the text stands for the bits of its bfloat16.
     """
 
     bits: int
@@ -68,7 +68,7 @@ def vector_row(register: Register, kernel: Kernel) -> int | None:
 
 
 def row_of(instruction: Instruction, operand: Operand, count: int, kernel: Kernel) -> int:
-    """The first row of an operand that must be so many vector or accumulation registers, without a sign."""
+    """The first row of an operand that must be `count` vector or accumulation registers, without a sign."""
     register = operand.of
     row = vector_row(register, kernel) if isinstance(register, Register) and not register.half else None
     is_plain = not (operand.neg or operand.abs or operand.sext)
@@ -105,11 +105,11 @@ def bits_of(number: float, kind: Kind) -> int:
 
 
 _SCALARS = {np.uint32: "scalars", np.int32: "scalars_i32", np.float32: "scalars_f32", np.uint64: "scalars64"}
-"""The attribute of `Waves` that has the scalar registers as numbers of a type."""
+"""The attribute of `Waves` that holds the scalar registers as numbers of a type."""
 _UNIFORMS = {np.uint32: "uniform", np.int32: "uniform_i32", np.float32: "uniform_f32", np.uint64: "uniform64"}
-"""The same of scalar registers as values of lanes."""
+"""The attribute of `Waves` that holds the scalar registers as values of lanes, by type."""
 _VECTORS = {np.uint32: "vector", np.int32: "vector_i32", np.float32: "vector_f32"}
-"""The same of vector registers."""
+"""The attribute of `Waves` that holds the vector registers, by type."""
 _UNSIGNED = {16: np.uint16, 32: np.uint32, 64: np.uint64}
 
 
@@ -258,7 +258,7 @@ def vector_result(operand: Operand, kind: Kind, kernel: Kernel, *, keeps_half: b
     """The statement that writes a value of a kind for each lane that is `on`.
 
     Args:
-        keeps_half: whether a value of 16 bits leaves the other half of the register as it is; else the upper half becomes 0.
+        keeps_half: True if a value of 16 bits leaves the other half of the register as it is; False: the upper half becomes 0.
     """
     if not isinstance(operand.of, Register) or (row := vector_row(operand.of, kernel)) is None:
         raise UnknownInstructionError(f"a vector result in {operand.of}")
@@ -316,7 +316,7 @@ def put(waves: Waves, row: int, value: np.ndarray, lanes: np.ndarray | None = No
 
 
 def joined(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """uint64 of two halves."""
+    """uint64 from two halves."""
     both = np.empty((*low.shape, 2), np.uint32)
     both[..., 0], both[..., 1] = low, high
     return both.view(np.uint64)[..., 0]
@@ -341,7 +341,7 @@ def number(instruction: Instruction, modifier: str, default: int = 0) -> int:
 
 
 def numbers(instruction: Instruction, modifier: str, count: int, default: int = 0) -> tuple[int, ...]:
-    """A modifier that is so many numbers, such as `op_sel:[0,1]`; all of them the default if the instruction has none."""
+    """A modifier of `count` numbers, such as `op_sel:[0,1]`; all are the default if the instruction has none."""
     value = instruction.modifiers.get(modifier, (default,) * count)
     if not isinstance(value, tuple) or len(value) != count:
         raise unknown(instruction, f"{modifier}: {count} numbers are expected")

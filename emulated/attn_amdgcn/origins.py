@@ -6,7 +6,7 @@ breaks that, and a load goes to another tensor or anywhere. LLVM 24, of Triton 3
 which two are undefined, to the lanes of a whole one (LLVM's issue 225054; findings/compilers/llvm-partial-spill.py).
 
 A walk over the basic blocks finds, for each register, lane and word of scratch, from which pointers the values that may be
-there were computed. Where two paths meet, both values may be there. Which lanes are off is not looked at: a vector instruction
+there were computed. Where two paths meet, both values may be there. Lanes that are off are ignored: a vector instruction
 writes a whole register. An address that has no pointer on any path was loaded from memory, and is not lost.
 """
 
@@ -33,7 +33,7 @@ _NO_POINTER: Origins = frozenset({frozenset()})
 _UNKNOWN: Origins = frozenset()
 _KEEPS, _BRINGS_BACK = "v_writelane_b32", "v_readlane_b32"
 _MOST = 8
-"""Values of one place that are told apart."""
+"""The most values of one place that are distinguished."""
 _COPY = re.compile(r"s_mov_b\d+|v_mov_b\d+|v_accvgpr_(read|write|mov)_b32")
 _CHOICE = re.compile(r"s_cselect_b\d+|v_cndmask_b32")
 _ACCESS = re.compile(r"(buffer|global|flat)_(load|store|atomic)|s_load|s_buffer_load")
@@ -41,7 +41,7 @@ _BRINGS_DATA = re.compile(r"buffer_|global_|flat_|ds_|s_buffer_load")
 _UNDEFINED = re.compile(r"^\s*; implicit-def: \$(\S+)", re.MULTILINE)
 """LLVM's comment before the code of a path on which a register has no value."""
 _PRIVATE: Origin = frozenset({-1})
-"""That of the resource of scratch, which gfx90a has among its first registers."""
+"""The origin of the resource of scratch, which gfx90a has among its first registers."""
 _ARGUMENTS = -2
 """The arguments themselves have the origins -2, 4 bytes behind them -6, and so on."""
 
@@ -51,7 +51,7 @@ class LostAddress(NamedTuple):
 
     Attributes:
         instruction: the load, store or atomic.
-        origins: of the values that each word of its address may have.
+        origins: the origins of the values that each word of the address may have.
     """
 
     instruction: Instruction
@@ -168,7 +168,7 @@ class _Walk:
         }
 
     def _behind_arguments(self, place: Place, state: State) -> int | None:
-        """How many bytes behind the arguments' begin an address points; None if it is of something else."""
+        """The offset in bytes of an address behind the arguments' begin; None for an address of something else."""
         origins = state.get(place, _UNKNOWN)
         (origin,) = origins if len(origins) == 1 else (frozenset(),)
         return _ARGUMENTS - min(origin) if origin and max(origin) <= _ARGUMENTS else None

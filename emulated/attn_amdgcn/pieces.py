@@ -1,4 +1,4 @@
-"""Functions put together from pieces of source: what carries out an instruction is one function, and no chain of them.
+"""Functions put together from pieces of source, so that an instruction is one function and not a chain of functions.
 
 Instructions of one form differ in registers and constants alone. So the source of a form is compiled once in a process, and
 making the function of an instruction binds the names in that source to the instruction's own registers and constants. The same
@@ -25,20 +25,20 @@ class Piece(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The number of a register, or those of several: what indexes the first axis of registers. Several instructions have an
-    array of theirs."""
+    """The number of a register, or those of several: an index of the first axis of registers. Several instructions have an
+    array of numbers."""
 
     of: int | tuple[int, ...] | tuple[tuple[int, ...], ...]
 
 
 class SourceRow(NamedTuple):
-    """The same of vector registers that are read. Its name stands for the brackets, too: numpy takes rows faster by `take`."""
+    """The number of vector registers that are read. Its name includes the brackets, because numpy's `take` is faster."""
 
     of: int | tuple[int, ...] | tuple[tuple[int, ...], ...]
 
 
 class Alone(NamedTuple):
-    """A value that only an instruction that runs alone reads. Several instructions use that of the first one."""
+    """A value that is read only by an instruction that runs alone. Several instructions use the value of the first one."""
 
     of: Any
 

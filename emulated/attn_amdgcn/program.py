@@ -14,7 +14,7 @@ from attn_amdgcn.operands import label_of, unknown, vector_row
 from attn_amdgcn.waves import Waves
 
 ARCHITECTURES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
-"""Others have instructions of the same names, but nobody has looked whether they mean the same."""
+"""The architectures that are known. Others have instructions of the same names, whose meanings were not compared."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Block:
             (`attn_amdgcn.groups`); with each stands the place of its first one in `code`.
         condition: [waves] bool, which waves go to `target`; None if all do.
         target: the block to which a branch leads; None if the block ends without a branch.
-        ends: whether waves end behind the block.
-        is_barrier: whether waves wait behind the block for the others of their workgroup.
+        ends: True if waves end behind the block.
+        is_barrier: True if waves wait behind the block for the others of their workgroup.
     """
 
     code: tuple[Instruction, ...]
@@ -44,8 +44,8 @@ class Program:
     """A kernel and its blocks. A block without a branch is followed by the next one.
 
     Attributes:
-        loads_into_lds: whether it has loads from memory into LDS (`attn_amdgcn.lds_loads`).
-        evenly: as of `prepare`.
+        loads_into_lds: True if it has loads from memory into LDS (`attn_amdgcn.lds_loads`).
+        evenly: see `prepare`.
     """
 
     kernel: Kernel
@@ -80,7 +80,7 @@ def prepare(kernel: Kernel, *, evenly: bool = False) -> Program:
     """Make a kernel ready to run.
 
     Args:
-        evenly: whether blocks end before each s_waitcnt, too, and of groups of waves that stand at several blocks the one runs
+        evenly: True if blocks end before each s_waitcnt, too, and of groups of waves that stand at several blocks the one runs
             next that has run the fewest instructions since the last barrier. So waves in copies of one loop keep in step, as on
             hardware, and a race between them does not decide what is read.
 

@@ -1,4 +1,4 @@
-"""Where hardware may round in another way: a launch without these instructions has one result, bit by bit.
+"""Instructions that hardware may round in another way. A launch without them has one result, bit by bit.
 
 NaN is the exception. A NaN that an instruction makes or passes on may have other bits on hardware: see `instructions.modes`.
 """
@@ -9,7 +9,7 @@ from attn_amdgcn.launch import Report
 from attn_amdgcn.program import Program
 
 OPEN = re.compile(r"v_(s_)?(exp|log|rcp|rsq|sqrt|sin|cos|tanh)_f\d+|v_(mfma|wmma)_(?!i32_).*|v_dot2_.*")
-"""Functions with a promise of 1 ulp, and sums whose order or rounding is not published. Integers have one sum.
+"""Functions that are exact to 1 ulp, and sums whose order or rounding is not published. Sums of integers have one result.
 
 v_rcp_iflag_f32 is left out: compilers begin divisions of integers with it, and correct what it leaves.
 """

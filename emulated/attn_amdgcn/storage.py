@@ -6,7 +6,7 @@ _COUNTED = np.arange(64)[:, None, None]
 
 
 class Storage:
-    """Bytes, and loads and stores of them at offsets that somebody else has checked.
+    """Bytes, and loads and stores of them at offsets that the caller has checked.
 
     Offsets are [waves, lanes], or [..., waves, lanes] of several accesses.
 
@@ -38,7 +38,7 @@ class Storage:
         return self.bytes.take(place).astype(np.uint32) | self.bytes.take(place + 1).astype(np.uint32) << np.uint32(8)
 
     def store(self, place: np.ndarray, values: np.ndarray, lanes: np.ndarray | None) -> None:
-        """Write [..., words, waves, lanes] from each offset on. Of what has one offset the last one wins.
+        """Write [..., words, waves, lanes] from each offset on. If several values have one offset, the last one wins.
 
         Args:
             lanes: the lanes of one access that take part; None if all do.
@@ -73,11 +73,11 @@ def _each(values: np.ndarray, axes: int) -> np.ndarray:
 
 
 def _misplaced(place: np.ndarray, mask: int) -> bool:
-    """Whether an offset has one of these bits."""
+    """True if an offset has one of these bits."""
     return bool(np.bitwise_or.reduce(place, axis=None) & mask)
 
 
 def _following(place: np.ndarray, words: int) -> np.ndarray:
-    """[..., words, waves, lanes]: the numbers of so many words from each offset on."""
+    """[..., words, waves, lanes]: the numbers of the words from each offset on."""
     first = (place >> 2)[..., None, :, :]
     return first if words == 1 else first + _COUNTED[:words]

@@ -1,4 +1,4 @@
-"""Which registers a memory instruction has not written yet: what a program must wait for before it touches them.
+"""Pending registers: a memory instruction has not written them yet, and a program must wait before it touches them.
 
 Hardware does not wait by itself. A load writes its registers when its data comes, and until then they hold what they held.
 The program counts the loads that are under way, and waits until a counter has fallen. Here a load writes at once, so a
@@ -48,11 +48,11 @@ class Pending(NamedTuple):
     Attributes:
         counter: "vm" (vector memory), "vs" (its stores, where they have their own counter), "ds" (LDS), "km" (scalar memory),
             "async" (gfx1250's loads into LDS by lanes) or "tensor" (those by tiles, and stores).
-        ordered: whether the counter's instructions end in their order.
+        ordered: True if the counter's instructions end in their order.
         registers: two bits for each register that it will write: of its lower half and, `_UPPER` bits further, of the other.
-        lds: whether it reads or writes LDS.
-        line: of the instruction.
-        text: of the instruction.
+        lds: True if it reads or writes LDS.
+        line: the line of the instruction.
+        text: the text of the instruction.
     """
 
     counter: str
@@ -80,12 +80,12 @@ _GFX12 = {
     "tensorcnt": ("tensor",),
 }
 _MOST = 64
-"""No counter of any architecture counts further."""
+"""The highest count of a counter of any architecture."""
 FULL_VM_GFX9 = 63
 _FULL_GFX9 = ((("vm",), FULL_VM_GFX9), (("ds", "km"), 15))
-"""The most that may be under way on gfx9, by its counters."""
+"""The most instructions that may be under way on gfx9, by its counters."""
 _UPPER = 2048
-"""More than there are registers."""
+"""A number above that of all registers."""
 _LOWER = (1 << _UPPER) - 1
 
 
@@ -251,7 +251,7 @@ def loaded(instruction: Instruction, kernel: Kernel) -> int:
 
 
 def loads_into_lds(instruction: Instruction) -> bool:
-    """Whether a load of global memory brings its data into LDS: it writes no register."""
+    """True if a load of global memory brings its data into LDS: it writes no register."""
     return instruction.name.startswith(_INTO_LDS) or "lds" in instruction.modifiers
 
 

@@ -35,7 +35,7 @@ def write(path: Path, content: bytes | str) -> None:
             path.write_bytes(data)
             return
         whole = path.resolve()
-        with _partial(whole) as partial:
+        with partial_file(whole) as partial:
             partial.write_bytes(data)
             partial.replace(whole)
 
@@ -80,7 +80,7 @@ def held(path: Path, most: int, starts: bytes) -> Iterator[Lines]:
     """Hold a file of lines, which is made if it is not there. Its lines stay where they are, and half a line is cut off.
 
     Args:
-        path: of the file, in a folder that is there.
+        path: a file, in a folder that exists.
         most: bytes that it may have.
         starts: how the first line of such a file starts.
 
@@ -135,7 +135,7 @@ def create(path: Path, content: bytes | str) -> bool:
     """
     if os.path.lexists(path):
         return False
-    with _errors_that_name(path), _partial(path) as partial:
+    with _errors_that_name(path), partial_file(path) as partial:
         partial.write_bytes(_bytes(content))
         try:
             _name(partial, path)
@@ -154,7 +154,7 @@ def keep(paths: Iterable[Path], content: bytes | str) -> Path:
 
 
 def holds(path: Path, content: bytes | str) -> bool:
-    """Whether a path is a file with this content. One that cannot be read is another's."""
+    """True if a path is a file with this content. One that cannot be read is another's."""
     try:
         return path.is_file() and path.read_bytes() == _bytes(content)
     except OSError:
@@ -186,7 +186,7 @@ def check(path: Path, option: str) -> None:
             raise InputError(f"{option}: {path} cannot be written")
         if not _is_device(path):
             # /proc takes no file although root may write there, and a name may be too long
-            with _partial(path.resolve()) as partial:
+            with partial_file(path.resolve()) as partial:
                 partial.touch()
     except OSError as error:
         raise InputError(f"{option}: {path} cannot be written: {error.strerror}") from None
@@ -205,8 +205,9 @@ def _bytes(content: bytes | str) -> bytes:
 
 
 @contextlib.contextmanager
-def _partial(path: Path) -> Iterator[Path]:
-    """Where a file is written before it gets its name. No other process writes there, nor did one that was killed."""
+def partial_file(path: Path) -> Iterator[Path]:
+    """The path at which a file is written before it gets its name. No other process writes there, nor did one that was
+    killed."""
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield partial
@@ -231,11 +232,11 @@ def _name(partial: Path, path: Path) -> None:
 
 
 def _is_pipe(path: Path) -> bool:
-    """Whether a path names a pipe. /dev/stdout does not, although it may lead to one."""
+    """True if a path names a pipe. /dev/stdout does not, although it may lead to one."""
     real = Path(os.path.realpath(path))
     return real.exists() and stat.S_ISFIFO(real.stat().st_mode)
 
 
 def _is_device(path: Path) -> bool:
-    """Whether what a path leads to is written as it is, such as /dev/null and /dev/stdout."""
+    """True if what a path leads to is written as it is, such as /dev/null and /dev/stdout."""
     return path.exists() and not stat.S_ISREG(path.stat().st_mode)

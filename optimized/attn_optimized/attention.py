@@ -40,22 +40,22 @@ def paged_attention(
 
     Online softmax over tiles of keys as in FlashAttention-2 (Dao, arXiv 2307.08691), pages looked up key by key as in
     PagedAttention (Kwon et al., arXiv 2309.06180), the keys of few queries split over the device as in Flash-Decoding (Dao et
-    al., 2023). Dots and softmax are float32; weights are rounded to q's dtype before they meet the values, and beside a float8
-    q to float16, which holds every float8 number.
+    al., 2023). Dots and softmax are float32. Weights are rounded to q's dtype before their dot with the values; with a float8 q
+    they are rounded to float16, which holds every float8 number.
 
     Args:
         q: [T, H, D] float32, float16 or bfloat16, or of the cache's float8 type with a `layer.q_scale`; the last dimension is
             dense.
-        kv_cache: as `layer.layout` says, of q's dtype or `layer.kv_cache_dtype`. It holds this step's keys and values already:
+        kv_cache: as `layer.layout` says, of q's dtype or `layer.kv_cache_dtype`. It already holds this step's keys and values:
             see write_kv_cache.
-        layer, batch: what is fixed for the layer, and what changes every step. Sinks of another dtype than float32 cost a
-            conversion in every call.
-        out: [T, H, D] or [T, H * D], written in the rows that a request owns; a new tensor if None, whose other rows hold
-            anything. Of q's dtype, or float8 with `layer.output_scale`. Beside a float8 q it is given, in any of these types.
-        lse: [H, T] float32, natural log of the softmax's denominator, sinks included; written likewise, unless None.
-        batch_invariant: give a request bit by bit the same output whatever else is in the batch, and however its prefill is cut
-            into steps of whole tiles (`plan_of(...).tiles.queries`). Keys are then never split, and tiles never small: few
-            long requests do not fill a GPU.
+        layer, batch: the parameters of the layer, and those of the step. Sinks of another dtype than float32 cost a conversion
+            in every call.
+        out: [T, H, D] or [T, H * D], written in the rows that a request owns; None: a new tensor, whose other rows may hold
+            anything. Its dtype is q's, or float8 with `layer.output_scale`. A float8 q needs an `out`, of any of these dtypes.
+        lse: [H, T] float32, natural log of the softmax's denominator, sinks included; written in the same rows, unless None.
+        batch_invariant: give a request bit by bit the same output for any rest of the batch, and for any division of its
+            prefill into steps of whole tiles (`plan_of(...).tiles.queries`). Keys are then never split, and tiles are never
+            small, so that few long requests do not fill a GPU.
         validate: check the values in tensors too, which waits for the device.
 
     Returns:
@@ -88,11 +88,11 @@ def varlen_attention(
     Args:
         q: [T, H, D] float32, float16 or bfloat16; the last dimension is dense, as that of k and v.
         k, v: [T_kv, HK, D] of q's dtype; request r's keys are the rows `query_start_loc[r]` to `query_start_loc[r + 1] - 1`.
-        layer, batch: what is fixed for the layer, and what changes every step; `seq_lens` are the query lengths.
-        out: [T, H, D] or [T, H * D], written in the rows that a request owns; a new tensor if None, whose other rows hold
-            anything. Of q's dtype, or float8 with `layer.output_scale`.
-        lse: [H, T] float32, natural log of the softmax's denominator, sinks included; written likewise, unless None.
-        batch_invariant: give a request bit by bit the same output whatever else is in the batch.
+        layer, batch: the parameters of the layer, and those of the step; `seq_lens` are the query lengths.
+        out: [T, H, D] or [T, H * D], written in the rows that a request owns; None: a new tensor, whose other rows may hold
+            anything. Its dtype is q's, or float8 with `layer.output_scale`.
+        lse: [H, T] float32, natural log of the softmax's denominator, sinks included; written in the same rows, unless None.
+        batch_invariant: give a request bit by bit the same output for any rest of the batch.
         validate: check the values in tensors too, which waits for the device.
 
     Returns:
@@ -119,7 +119,7 @@ def _attend(
 ) -> torch.Tensor:
     """Check a call, find or make its launches, and run them.
 
-    Checks and launches of a call are those of every call with the same signature, and are not repeated.
+    Calls with the same signature share checks and launches, which are made once.
     """
     check_type("batch_invariant", batch_invariant, bool, "a bool")
     check_type("validate", validate, bool, "a bool")
@@ -148,9 +148,10 @@ def paged_attention_calls(
     out: torch.Tensor,
     lse: torch.Tensor | None = None,
 ) -> Iterator[KernelCall]:
-    """The launches of `paged_attention`, in order. Each is made when it is asked for, so that the device need not wait for all.
+    """The launches of `paged_attention`, in order. Each is made when it is needed, so that the device can run the first one
+    early.
 
-    The tensors may be on meta, with a plan for a GPU that need not be here: nothing is checked or read.
+    The tensors may be on meta, with a plan for any GPU: nothing is checked or read.
     """
     call = AttentionCall(q, PagedKeys(kv_cache), layer, batch, out, lse)
     return attention_calls(attention_launches(plan, call), call)
@@ -182,11 +183,11 @@ def plan_of(
     compute_units: int | None = None,
     parameters: Parameters | None = None,
 ) -> AttentionPlan:
-    """The plan of a call: its tiles, programs and splits. Reads shapes and host values only.
+    """The plan of a call: its tiles, programs and splits. Only shapes and host values are read.
 
     Args:
-        architecture, compute_units: of a GPU that need not be here; None: those of q's device.
-        parameters: in place of those of the architecture's table.
+        architecture, compute_units: those of the GPU to plan for, which need not be in this machine; None: those of q's device.
+        parameters: launch parameters to use instead of those of the architecture's table.
 
     Raises:
         ContractError: only one of architecture and compute_units is given, or a GPU cannot have such a value.
@@ -213,13 +214,13 @@ class AttentionLaunches(NamedTuple):
     reduction: Launch | None
 
 
-# what the layers of a model and the steps of a decode share
+# one for all layers of a model and for many steps of a decode
 _LAUNCHES: SignatureCache[AttentionLaunches] = SignatureCache()
 
 
 def attention_launches(plan: AttentionPlan, call: AttentionCall) -> AttentionLaunches:
-    """The launches of a plan: the warp specialized kernel where it serves the call; else the attention kernel, and the
-    reduction of the parts if keys are split."""
+    """The launches of a plan: the warp specialized kernel if it serves the call; otherwise the attention kernel, and if
+    keys are split, the reduction of the parts."""
     if not plan.num_programs:
         return AttentionLaunches(plan, None, None)
     if (specialized := warp_specialized_launch(plan, call)) is not None:
@@ -229,7 +230,7 @@ def attention_launches(plan: AttentionPlan, call: AttentionCall) -> AttentionLau
 
 
 def attention_calls(launches: AttentionLaunches, call: AttentionCall) -> Iterator[KernelCall]:
-    """The launches with a call's tensors, and with memory for the parts between the two."""
+    """The launches with a call's tensors, and with memory for the parts that the first one writes for the second."""
     plan, attention, reduction = launches
     if attention is None:
         return
@@ -258,14 +259,14 @@ def _signature(
     lse: torch.Tensor | None,
     batch_invariant: bool,
 ) -> Hashable:
-    """All that checks and launches depend on, but for what `check_attention_tensors` looks at in every call."""
-    # dims are loaded in pairs from even addresses alone, and descriptors begin at multiples of 16
+    """Everything that checks and launches depend on, except for what `check_attention_tensors` looks at in every call."""
+    # the kernels load pairs of dims only from even addresses, and descriptors begin at multiples of 16 bytes
     alignment = (offset_of_scales(keys[0], layer), keys[0].data_ptr() % 16 + q.data_ptr() % 16 * 16)
     tensors = (tensor_signature(q), *map(tensor_signature, keys), tensor_signature(out), tensor_signature(lse))
     return (*tensors, layer.signature, batch.signature, rounded(batch.max_seq_len), batch_invariant, q.device, alignment)
 
 
 def forget_launches() -> None:
-    """Forget the launches of all operations and the plans that are kept for calls of one signature. Kernels stay compiled."""
+    """Forget the launches and plans that are cached by signature, of all operations. Kernels stay compiled."""
     signature_cache.forget()
     attention_plan.cache_clear()

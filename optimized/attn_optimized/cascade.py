@@ -1,4 +1,4 @@
-"""Cascade attention: the prefix that all requests share is attended to once, for all of their queries together."""
+"""Cascade attention: one pass attends to the prefix that all requests share, for all of their queries together."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from attn_contract import AttentionType, Batch, ContractError, Layer, UnsupportedError
 from attn_contract.arguments import check_int
-from attn_contract.rules import active_rules, words_of
+from attn_contract.rules import active_rules, label_of
 from attn_contract.validation import check_paged_attention
 
 from attn_optimized.attention import part_call, plan_of, reduce_call
@@ -21,8 +21,8 @@ in all five that save at most 94 MB (1.08 to 1.8 times), in one of three up to 2
 
 
 def cascade_pays(kv_cache: torch.Tensor, layer: Layer, batch: Batch, common_prefix_len: int) -> bool:
-    """Whether `cascade_attention` is likely faster than `paged_attention`: it reads a prefix once, by two more launches."""
-    row_bytes = layer.num_kv_heads * (layer.head_size + layer.value_size) * kv_cache.element_size()
+    """True if `cascade_attention` is likely faster than `paged_attention`: it reads a prefix once, by two more launches."""
+    row_bytes = layer.num_kv_heads * (layer.head_size + layer.v_head_size) * kv_cache.element_size()
     return (batch.num_requests - 1) * common_prefix_len * row_bytes >= LEAST_SAVED
 
 
@@ -39,12 +39,12 @@ def cascade_attention(
 ) -> torch.Tensor:
     """`paged_attention` where the first keys of all requests are the same blocks (Hydragen, arXiv 2402.05099).
 
-    The prefix's keys are read once for all queries instead of once for each request. The rest of each request is attended to by
-    itself, and both parts are reduced to one softmax.
+    The prefix's keys are read once for all queries instead of once for each request. A second pass attends to the other keys of
+    each request, and both parts are reduced to one softmax.
 
     Args:
-        common_prefix_len: how many leading keys request 0 and every request with a query have in the same blocks. It is a
-            multiple of the block size, and all these keys are context.
+        common_prefix_len: the number of leading keys that request 0 and every request with a query have in the same blocks. It
+            is a multiple of the block size, and all these keys are context.
         q, kv_cache, layer, batch, out, lse, validate: as for `paged_attention`.
 
     Returns:
@@ -52,8 +52,8 @@ def cascade_attention(
 
     Raises:
         ContractError: the arguments contradict the contract. Nothing was written.
-        UnsupportedError: the layer is no decoder, has a rule of positions, which the prefix is attended to without, or has a
-            latent cache; or as `paged_attention`. Nothing was written.
+        UnsupportedError: the layer is no decoder, has a latent cache, or has a rule of positions, which attention to the prefix
+            ignores; or as `paged_attention`. Nothing was written.
     """
     view = check_paged_attention(q, kv_cache, layer, batch, out, lse, values=validate)
     check_int("common_prefix_len", common_prefix_len, minimum=0)
@@ -84,7 +84,7 @@ def cascade_attention_calls(
     architecture: str | None = None,
     compute_units: int | None = None,
 ) -> Iterator[KernelCall]:
-    """The launches of `cascade_attention`: see `paged_attention_calls`. The batch is cut in two on its device at once."""
+    """The launches of `cascade_attention`: see `paged_attention_calls`. The batch is cut in two on its device immediately."""
     if not batch.num_requests:
         return
     assert batch.block_table is not None
@@ -113,7 +113,7 @@ def cascade_attention_calls(
     )
     parts = Parts.empty(prefix_plan.splits + suffix_plan.splits, q, layer, batch)
     keys = PagedKeys(kv_cache)
-    # the sink joins exactly one part; q stands for an output, which these two calls do not write
+    # the sink joins exactly one part; q takes the place of an output, which these two calls do not write
     attend_prefix = AttentionCall(q, keys, dataclasses.replace(layer, sinks=None), prefix, q, None)
     attend_suffix = AttentionCall(q, keys, layer, suffix, q, None)
     yield part_call(prefix_plan, attend_prefix, parts, 0)
@@ -124,15 +124,16 @@ def cascade_attention_calls(
 IMPLEMENTED_RULES = frozenset(
     {"logits_soft_cap", "q_scale", "sinks", "sink_tokens", "ranges_clamped", "qq_bias", "head_size_v"}
 )
-"""The rules that need no position of a key. Without a window `sink_tokens` does nothing, without ranges `ranges_clamped`."""
+"""The rules that need no position of a key. `sink_tokens` has no effect without a window, nor `ranges_clamped` without
+ranges."""
 
 
 def _refuse_unserved(layer: Layer, batch: Batch) -> None:
     if layer.layout is not None and layer.layout.has_latent_value:
         reason = "a latent cache is not split into a prefix and a rest"
-        raise UnsupportedError("cascade_attention", words_of("head_size_v"), reason, "paged_attention")
+        raise UnsupportedError("cascade_attention", label_of("head_size_v"), reason, "paged_attention")
     refused = [] if layer.attn_type is AttentionType.DECODER else [f"{layer.attn_type} attention"]
-    refused += [words_of(name) for name in active_rules(layer, batch) if name not in IMPLEMENTED_RULES]
+    refused += [label_of(name) for name in active_rules(layer, batch) if name not in IMPLEMENTED_RULES]
     if refused:
         reason = "the shared prefix is attended to without the positions of each request"
         raise UnsupportedError("cascade_attention", refused[0], reason, "paged_attention")

@@ -12,18 +12,18 @@ from triton.runtime.interpreter import InterpreterBuilder
 INTERPRETER = "interpreter"
 
 # Triton decides when a kernel is decorated, which is when this package is imported.
-_INTERPRETED = knobs.runtime.interpret
+INTERPRETED = knobs.runtime.interpret
 
 _FIRST_TRITON = {"gfx1250": (3, 7)}
-"""The first release that assembles these kernels for an architecture, where the oldest that this package supports does not.
+"""The first release of Triton that assembles these kernels, for architectures where the oldest supported one does not.
 
-Triton 3.6 does so for kernels of few arguments alone: LLVM says "amdgpu_user_sgpr_count smaller than implied" of others.
+Triton 3.6 assembles only kernels of few arguments: for others LLVM says "amdgpu_user_sgpr_count smaller than implied".
 """
 
 
 @functools.cache
 def missing_compiler(architecture: str) -> str | None:
-    """Why this Triton does not serve an architecture; None if it does."""
+    """The reason why this Triton does not serve an architecture; None if it does."""
     release = tuple(int(number) for number in re.findall(r"\d+", triton.__version__)[:2])
     if release >= (first := _FIRST_TRITON.get(architecture, release)):
         return None
@@ -39,19 +39,19 @@ def has_dependent_launches(architecture: str) -> bool:
 def has_bfloat16_conversion(architecture: str) -> bool:
     """True if an architecture converts float32 to bfloat16 in one instruction: see kernels/bfloat16.py.
 
-    The interpreter runs what GPUs without the instruction do, so that tests on a CPU see it.
+    It is False for the interpreter, so that tests on a CPU run the arithmetic of GPUs without the instruction.
     """
     return architecture.startswith("sm") or architecture in ("gfx950", "gfx1250")
 
 
 def architecture_of(device: torch.device, dtype: torch.dtype) -> str:
-    """Name of what runs a kernel on tensors of a device: "interpreter", or a GPU's architecture, such as "sm90" or "gfx942".
+    """The name of the architecture that runs kernels on a device: "interpreter", or a GPU's, such as "sm90" or "gfx942".
 
     Raises:
-        UnsupportedError: the tensors are not where these kernels can run, or are bfloat16 in Triton's own interpreter, or this
-            Triton does not serve their GPU.
+        UnsupportedError: these kernels cannot run on the device, or this Triton does not serve the GPU, or the tensors are
+            bfloat16 and Triton's interpreter is as Triton has it.
     """
-    if _INTERPRETED:
+    if INTERPRETED:
         if dtype == torch.bfloat16 and not interpreter_is_exact():
             raise UnsupportedError(
                 "attn_optimized",
@@ -77,10 +77,10 @@ def architecture_of(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def interpreter_is_exact() -> bool:
-    """True if Triton's interpreter has been taught bfloat16 and float8, which it computes wrongly as it comes."""
+    """True if this process has corrected Triton's interpreter, which computes bfloat16 and float8 wrongly by itself."""
     return getattr(InterpreterBuilder, "exact_bfloat16", False)
 
 
 def compute_units_of(device: torch.device) -> int:
-    """Multiprocessors or compute units of a GPU; 1 of what interprets."""
+    """The number of multiprocessors or compute units of a GPU; 1 for the interpreter."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

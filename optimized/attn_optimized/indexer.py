@@ -1,4 +1,4 @@
-"""Choosing keys for attention over a selection: the index cache, the logits of units, and the selection of the best."""
+"""The index layer of sparse attention: the index cache, the logits of units, and the selection of the units."""
 
 import torch
 from attn_contract import Batch, Indexer, IndexLayout, IndexScore, ScaleFormat, UnsupportedError
@@ -19,7 +19,7 @@ from attn_optimized.quantization import stored_format
 from attn_optimized.signature_cache import SignatureCache
 from attn_optimized.strides import without_idle_strides
 
-# what the layers of a model and the steps of a decode share
+# one for all layers of a model and for many steps of a decode
 _LAUNCHES: SignatureCache[Launch] = SignatureCache()
 
 
@@ -33,8 +33,8 @@ def write_index_cache(
 ) -> None:
     """Write rows of index keys to slots of an index cache; every other byte stays as it is.
 
-    A key with a scale is stored as float8, k / scale, of `scale = max(a, 1e-4) / F`: a is the largest magnitude of its row, and
-    F is `indexer.largest`; ue8m0 takes the next power of two. Keys without a scale are rounded once.
+    A key with a scale is stored as the float8 number k / scale, with `scale = max(a, 1e-4) / F`: a is the largest magnitude of
+    its row, and F is `indexer.largest`. A ue8m0 scale is the next power of two. Keys without a scale are rounded once.
 
     Args:
         k: [T_k, D] float32, float16 or bfloat16, finite; the last dimension is dense. Rows past S are not read.
@@ -63,7 +63,8 @@ def write_index_cache_call(
     """The launch of `write_index_cache`. No argument is checked, and no element is read.
 
     Args:
-        architecture: of the GPU to launch on, which need not be here if the tensors are on meta; None: of k's device.
+        architecture: that of the GPU to launch on, which need not be in this machine if the tensors are on meta; None: that of
+            k's device.
     """
     architecture = architecture or architecture_of(k.device, k.dtype)
     if indexer.cache_dtype is None:
@@ -88,7 +89,7 @@ def write_index_cache_call(
 def _write_launch(
     k: torch.Tensor, index_cache: torch.Tensor, cache_format: str, indexer: Indexer, num_mapped: int, architecture: str
 ) -> Launch:
-    """The launch of a write of k and a cache as the kernel takes them."""
+    """The launch of a write, with k and the cache in the kernel's form."""
     tiles = row_tiles(architecture, head_size=indexer.head_size)
     num_blocks, block_size, _ = index_cache.shape
     k = without_idle_strides(k)
@@ -133,16 +134,16 @@ def index_logits(
 
     Args:
         q: [T, Hi, D] index queries, of a float dtype or float8; the last dimension is dense.
-        weights: [T, Hi] float32 of SUM_RELU, None of MAX.
+        weights: [T, Hi] float32 for SUM_RELU, None for MAX.
         index_cache: shaped as `indexer.layout` says. Its blocks are those of `batch.block_table`, and hold keys, not tokens.
         indexer: the terms of the index layer.
         batch: causal.
-        out: [HS, T, units or more] float32, whose last dimension is dense: what to return, and write to. None: a new tensor.
+        out: [HS, T, units or more] float32 to write and return; the last dimension is dense. None: a new tensor.
         validate: also check lengths and blocks, which waits for the device.
 
     Returns:
-        out, or [HS, T, units] float32 for `indexer.num_units(batch.max_seq_len)` units. What a row does not see may hold
-        anything, and so may rows of no request. A row's logits do not depend on the other rows and requests.
+        out, or [HS, T, units] float32 for `indexer.num_units(batch.max_seq_len)` units. Logits of units that a row
+        does not see may be anything, and so may rows of no request. A row's logits do not depend on other rows or requests.
 
     Raises:
         ContractError: the arguments contradict the contract.
@@ -153,7 +154,7 @@ def index_logits(
         index_logits_call(q, weights, index_cache, indexer, batch, logits=out).run(q.device)
         return out
     units = indexer.num_units(batch.max_seq_len)
-    # as wide as the next steps of a decode need them, so that they share a launch
+    # as wide as the next steps of a decode need, so that these steps share a launch
     shape = indexer.num_selections, len(q), rounded(units)
     logits = torch.empty(shape, dtype=torch.float32, device=q.device)
     index_logits_call(q, weights, index_cache, indexer, batch, logits=logits).run(q.device)
@@ -215,7 +216,7 @@ def _logits_launch(
     cache_format: str,
     operand: torch.dtype,
 ) -> Launch:
-    """The launch that scores keys of a cache as the kernel takes it."""
+    """The launch that scores keys, with the cache in the kernel's form."""
     assert batch.block_table is not None
     tiles = logit_tiles(architecture, indexer, operand.itemsize)
     q_strides = without_idle_strides(q).stride()
@@ -269,19 +270,19 @@ def select(
     out: torch.Tensor | None = None,
     validate: bool = False,
 ) -> torch.Tensor:
-    """Name the units that each row selects, exactly: the first and last ones that `indexer` forces, and those of the greatest
+    """Find the units that each row selects, exactly: the first and last ones that `indexer` forces, and those of the greatest
     logits.
 
     Args:
-        logits: [HS, T, units] float32; the last dimension is dense. What a row does not see is not looked at.
+        logits: [HS, T, units] float32; the last dimension is dense. Logits of units that a row does not see are not read.
         indexer: the terms of the index layer.
         batch: causal.
-        out: what to return, and write to: its last dimension is dense. None: a new tensor.
+        out: the tensor to write and return; its last dimension is dense. None: a new tensor.
         validate: also check the lengths, which waits for the device.
 
     Returns:
         [HS, T, indexer.selected_width] int32, as `Batch.selected` has it: units in rising order, then -1, and in the last
-        column the open unit, if the layer has one. Of equal logits, those of the first units are taken. A row of no request
+        column the open unit, if the layer has one. Among equal logits, the first units are selected. A row of no request
         has -1.
 
     Raises:
@@ -330,8 +331,9 @@ def select_call(
 
 
 def _units_in_memory(logits: torch.Tensor) -> int:
-    """Units of a row that a launch may look at, for lengths that nobody checked: those that are there, or as many as the next
-    steps of a decode have, if the memory of the logits holds as many behind the beginning of each row."""
+    """The most units of a row that a launch may read: those of the tensor, or those that the next steps of a decode have, if
+    the memory of the logits holds that many from the beginning of each row on. Lengths that were not checked cannot exceed
+    them."""
     selections, rows, units = logits.shape
     wide = rounded(units)
     last_row = logits.storage_offset() + (selections - 1) * logits.stride(0) + (rows - 1) * logits.stride(1)
@@ -367,14 +369,14 @@ def _select_launch(
 
 
 def _cache_strides(index_cache: torch.Tensor, indexer: Indexer) -> tuple[int, dict[str, int]]:
-    """The unit that strides of a cache count in, and the strides: pages of a layout with scales are dense."""
+    """The unit of a cache's strides, and the strides in it. Pages of a layout with scales are dense."""
     cache = without_idle_strides(index_cache)
     slot = cache.stride(1) if indexer.layout is IndexLayout.PLAIN else 0
     return in_units(cache.element_size(), stride_block=cache.stride(0), stride_slot=slot)
 
 
 def _operand_dtype(q: torch.dtype, cache: torch.dtype) -> torch.dtype:
-    """The dtype of operands of dots, which holds each number of both. float16 holds those of float8."""
+    """The dtype of a dot's operands, which holds each number of both. float16 holds all float8 numbers."""
     wide = {dtype for dtype in (q, cache) if dtype.itemsize > 1}
     if len(wide) > 1:
         return torch.float32

@@ -11,7 +11,7 @@ from triton import JITFunction
 from attn_optimized.miscompiled import refuse_miscompiled
 
 _ALIGNMENT = 16
-"""The alignment of pointers that a kernel may be compiled for: the widest loads are of 16 bytes."""
+"""The alignment of pointers, in bytes, that a kernel may be compiled for: that of the widest loads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class Launch:
     Args:
         kernel: what triton.jit made of a function, compiled or interpreted. Its parameters are tensors, then numbers, then
             constants.
-        grid: programs.
+        grid: the number of programs in each dimension.
         constants: the kernel's tl.constexpr, by name.
         options: the compiler's, such as num_warps.
         numbers: the kernel's ints and floats, by name.
@@ -45,23 +45,23 @@ class Launch:
         /,
         **numbers: int | float,
     ) -> Self:
-        """A launch whose numbers are given as keywords."""
+        """A launch whose numbers are passed as keywords."""
         return cls(kernel, grid, constants, options, numbers)
 
     @cached_property
     def tensor_names(self) -> tuple[str, ...]:
-        """The kernel's tensors, in its order."""
+        """The names of the kernel's tensors, in the order of its parameters."""
         return tuple(name for name in self.kernel.arg_names if name not in self.numbers and name not in self.constants)
 
     @cached_property
     def _behind_tensors(self) -> list[Any]:
-        """The numbers and constants, in the kernel's order."""
+        """The numbers and constants, in the order of the kernel's parameters."""
         values = self.numbers | self.constants
         return [values[name] for name in self.kernel.arg_names[len(self.tensor_names) :]]
 
     @cached_property
     def _aligned(self) -> list[int]:
-        """Places of the tensors whose alignment the kernel is compiled for."""
+        """The indices of the tensors whose alignment the kernel is compiled for."""
         unspecialized = getattr(self.kernel, "do_not_specialize_on_alignment", ())
         return [place for place, name in enumerate(self.tensor_names) if name not in unspecialized]
 
@@ -70,7 +70,7 @@ class Launch:
         if 0 in self.grid:
             return
         if device.type != "cuda":
-            # Triton's interpreter passes over a compiler's options. Whoever compiles in its place, for a GPU that is not here,
+            # Triton's interpreter ignores a compiler's options. A mode that compiles instead, for a GPU that is not here,
             # makes other code without them
             self.kernel[self.grid](*tensors, *self._behind_tensors, **self.options)
         elif device.index == torch.cuda.current_device():
@@ -80,7 +80,7 @@ class Launch:
                 self._run_on_gpu(tensors, device.index)
 
     def _run_on_gpu(self, tensors: list[torch.Tensor | None], index: int) -> None:
-        # In every launch Triton looks at every argument, to find what is compiled for such arguments. Here they are all alike
+        # In every launch Triton looks at every argument to find the compiled kernel for it. Here all arguments are alike,
         # but for the alignment of tensors.
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         alignment = tuple([not (pointers[place] or 0) % _ALIGNMENT for place in self._aligned])
@@ -98,15 +98,15 @@ class Launch:
 
 
 class KernelCall(NamedTuple):
-    """A launch and its tensors, not run yet. Tensors on meta can be compiled for, but not run on."""
+    """A launch and its tensors, not run yet. With tensors on meta it can be compiled, but not run."""
 
     launch: Launch
     tensors: dict[str, torch.Tensor | None]
-    """The tensors, by the names of the kernel's parameters, perhaps among others."""
+    """The tensors, by the names of the kernel's parameters. There may be others."""
 
     @property
     def arguments(self) -> dict[str, torch.Tensor | int | float | None]:
-        """All but the constants, by name."""
+        """The arguments without the constants, by name."""
         names = self.launch.kernel.arg_names
         return {name: tensor for name, tensor in self.tensors.items() if name in names} | self.launch.numbers
 

@@ -92,7 +92,7 @@ def rope_and_write_kv_cache(
             rotary_dim on are not rotated.
         kv_cache, layer: as in write_kv_cache.
         slot_mapping: [S] int64 with S <= P, as in write_kv_cache.
-        is_neox: whether dims (i, i + rotary_dim / 2) rotate together, as in GPT-NeoX, else dims (2i, 2i + 1), as in GPT-J.
+        is_neox: True if dims (i, i + rotary_dim / 2) rotate together, as in GPT-NeoX; False: dims (2i, 2i + 1), as in GPT-J.
         validate: also check the positions, slots and scales, which waits for the device.
 
     Raises:
@@ -125,7 +125,8 @@ def write_kv_cache_call(
     """The launch of `write_kv_cache`. No argument is checked, and no element is read.
 
     Args:
-        architecture: of the GPU to launch on, which need not be here if the tensors are on meta; None: of k's device.
+        architecture: that of the GPU to launch on, which need not be in this machine if the tensors are on meta; None: that of
+            k's device.
     """
     return _call(_Write(k, v, kv_cache, layer, slot_mapping, None), architecture)
 
@@ -148,7 +149,7 @@ def rope_and_write_kv_cache_call(
 
 
 class _Rotation(NamedTuple):
-    """The queries that are rotated in place, and by what they and the keys are rotated: see `rope_and_write_kv_cache`."""
+    """The queries to rotate in place, and the angles for queries and keys: see `rope_and_write_kv_cache`."""
 
     q: torch.Tensor
     positions: torch.Tensor
@@ -167,12 +168,12 @@ class _Write(NamedTuple):
     rotation: _Rotation | None
 
 
-# what the layers of a model and the steps of a decode share: an architecture, and the launch on it
+# one for all layers of a model and many steps of a decode: an architecture, and the launch on it
 _LAUNCHES: SignatureCache[tuple[str, Launch]] = SignatureCache()
 
 
 def _signature(write: _Write) -> Hashable:
-    """All that checks and launches depend on, but for what `check_write_tensors` looks at in every call."""
+    """Everything that checks and launches depend on, except for what `check_write_tensors` looks at in every call."""
     k, v, kv_cache, layer, slot_mapping, rotation = write
     tensors = (tensor_signature(k), tensor_signature(v), tensor_signature(kv_cache), tensor_signature(slot_mapping))
     rotated = None if rotation is None else (*map(tensor_signature, rotation[:3]), rotation.is_neox)
@@ -211,7 +212,7 @@ def _as_stored(write: _Write) -> _Write:
 
 def _launch(write: _Write, architecture: str) -> Launch:
     k, v, kv_cache, layer, slot_mapping, rotation = write
-    tiles = row_tiles(architecture, head_size=max(layer.head_size, layer.value_size))
+    tiles = row_tiles(architecture, head_size=max(layer.head_size, layer.v_head_size))
     num_positions = len(rotation.positions) if rotation else 0
     (num_query_tiles,) = row_grid(tiles, num_positions * layer.num_heads)
     (num_key_tiles,) = row_grid(tiles, len(slot_mapping) * layer.num_kv_heads)
@@ -228,7 +229,7 @@ def _launch(write: _Write, architecture: str) -> Launch:
         rotary_dim=rotation.cos_sin_cache.shape[1] if rotation else 0,
         is_neox=rotation.is_neox if rotation else False,
         head_size=layer.head_size,
-        value_size=layer.value_size,
+        v_head_size=layer.v_head_size,
         block_rows=tiles.block_rows,
         block_d=tiles.block_d,
     )
@@ -236,7 +237,7 @@ def _launch(write: _Write, architecture: str) -> Launch:
         write_kv_cache_kernel,
         (num_query_tiles + num_key_tiles,),
         {"KIND": kind},
-        # a product that is not rounded before it is added would be another rotation
+        # with fused multiply-adds, products would not be rounded, and the rotation would differ
         {**tiles.options, "enable_fp_fusion": False},
         num_query_tiles=num_query_tiles,
         num_positions=num_positions,
@@ -271,7 +272,7 @@ def _tensors(write: _Write, architecture: str) -> dict[str, torch.Tensor | None]
 def _strides(
     k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, cache: KVCacheStrides, rotation: _Rotation | None
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """The kernel's strides, and the units that they count in, by name."""
+    """The kernel's strides and their units, by name."""
     row_unit, of_rows = in_units(
         k.element_size(),
         stride_q_row=rotation.q.stride(0) if rotation else 0,

@@ -74,7 +74,8 @@ def write_latent_cache_call(
     """The launch of `write_latent_cache`. No argument is checked, and no element is read.
 
     Args:
-        architecture: of the GPU to launch on, which need not be here if the tensors are on meta; None: of kv_c's device.
+        architecture: that of the GPU to launch on, which need not be in this machine if the tensors are on meta; None: that of
+            kv_c's device.
     """
     stored = _as_stored(_Write(kv_c, k_pe, kv_cache, layer, slot_mapping))
     architecture = architecture or architecture_of(stored.kv_c.device, stored.kv_c.dtype)
@@ -91,12 +92,12 @@ class _Write(NamedTuple):
     slot_mapping: torch.Tensor
 
 
-# what the layers of a model and the steps of a decode share: an architecture, and the launch on it
+# one for all layers of a model and many steps of a decode: an architecture, and the launch on it
 _LAUNCHES: SignatureCache[tuple[str, Launch]] = SignatureCache()
 
 
 def _signature(write: _Write) -> Hashable:
-    """All that checks and launches depend on, but for what `check_write_tensors` looks at in every call."""
+    """Everything that checks and launches depend on, except for what `check_write_tensors` looks at in every call."""
     kv_c, k_pe, kv_cache, layer, slot_mapping = write
     tensors = (tensor_signature(kv_c), tensor_signature(k_pe), tensor_signature(kv_cache), tensor_signature(slot_mapping))
     return (*tensors, layer.signature, kv_c.device, offset_of_scales(kv_cache, layer))
@@ -196,6 +197,6 @@ def _tensors(write: _Write, architecture: str) -> dict[str, torch.Tensor | None]
         return {**shared, "k_pe_ptr": k_pe, "k_scale_ptr": layer.k_scale}
     scales, kept = row.parts(kv_cache)
     kept_dims = _kept_dims(write, row)
-    # without kept dims nothing is read or written there
+    # without kept dims these tensors are not read or written
     kept = kept_dims if kept is None else kept.view(torch.int16)
     return {**shared, "scales_ptr": scales, "kept_ptr": kept, "kept_dims_ptr": kept_dims}

@@ -18,7 +18,7 @@ from attn_optimized.quantization import stored_format
 from attn_optimized.signature_cache import SignatureCache
 from attn_optimized.strides import without_idle_strides
 
-# what the layers of a model share
+# one for all layers of a model
 _LAUNCHES: SignatureCache[Launch] = SignatureCache()
 
 
@@ -85,7 +85,8 @@ def merge_attn_states_call(
     """The launch of `merge_attn_states`. No argument is checked, and no element is read.
 
     Args:
-        architecture: of the GPU to launch on, which need not be here if the tensors are on meta; None: of out_a's device.
+        architecture: that of the GPU to launch on, which need not be in this machine if the tensors are on meta; None: that of
+            out_a's device.
     """
     out, out_a, out_b = (without_idle_strides(tensor) for tensor in (out, out_a, out_b))
     prefill_tokens = len(out) if prefill_tokens_with_context is None else prefill_tokens_with_context
@@ -125,7 +126,7 @@ def merge_attn_parts(
     lse_base: LseBase = "e",
     output_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attention over the union of N disjoint sets of keys, from the attention over each: `merge_attn_states` of all at once.
+    """Attention over the union of N disjoint sets of keys: `merge_attn_states` for any number of states at once.
 
     Args:
         outs: [N, T, H, D] float32, float16 or bfloat16, N at least 1; the last dimension is dense.
@@ -195,9 +196,9 @@ def _merge_call(
     """The launch of a merge, which calls of one signature share, with its tensors.
 
     Args:
-        tensors: all but the output, by the kernel's names.
-        chosen: what the launch depends on beside tensors.
-        strides_in_units, numbers: of the kernel, by its names, beside those of `out` and `lse`.
+        tensors: all tensors but the output, by the kernel's names.
+        chosen: everything that the launch depends on in addition to tensors.
+        strides_in_units, numbers: other strides and numbers than those of `out` and `lse`, by the kernel's names.
     """
     stored_out, out_format = stored_format(out, architecture)
     tensors = {"out_ptr": stored_out, **tensors}

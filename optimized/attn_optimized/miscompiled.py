@@ -21,13 +21,13 @@ _SWITCHES_LANES_ON = re.compile(r"s_or_b(64 exec|32 exec_lo), ")
 _LDS = re.compile(r"ds_(store|write)?\w*")
 _WAITS_FOR_LDS = re.compile(r"s_waitcnt .*lgkmcnt\((\d+)\)|s_wait_(?:loadcnt_|storecnt_)?dscnt (0x[0-9a-f]+)")
 _MOST_LATER = 64
-"""Accesses of LDS that are counted behind a store: no wait leaves more under way."""
+"""The most accesses of LDS to count behind a store: no wait leaves more under way."""
 _WRITES_LANES = re.compile(r"(v_(?!readlane|readfirstlane|writelane)|ds_|scratch_|buffer_|global_|flat_)\w+")
 
 
 @functools.lru_cache(maxsize=256)
 def refuse_miscompiled(assembly: str, architecture: str) -> None:
-    """Look through the code of a kernel for what this Triton's compiler may do wrong.
+    """Look through the code of a kernel for known mistakes of this Triton's compiler.
 
     Args:
         assembly: `asm["amdgcn"]` of the binary.
@@ -36,7 +36,7 @@ def refuse_miscompiled(assembly: str, architecture: str) -> None:
     Raises:
         MiscompiledError: a load or store has an address that another value replaces, lanes are written while they are off, or
             a barrier does not wait for a wave's stores into LDS.
-        UnsupportedError: pyyaml is missing, or the code has what nobody can read, so nobody can look.
+        UnsupportedError: pyyaml is missing, or the code cannot be read, so it cannot be checked.
     """
     if early := early_writes(assembly):
         why = f"LLVM writes registers while lanes are off, the first by `{early[0]}`"
@@ -119,7 +119,7 @@ def unwaited_stores(assembly: str) -> list[str]:
 
 
 def _is_newer(one: tuple[str, int] | None, other: tuple[str, int] | None) -> bool:
-    """Whether fewer accesses of LDS lie behind a store than behind another: a wait that covers it covers the other one, too."""
+    """True if fewer accesses of LDS lie behind a store than behind another: a wait that covers it covers the other one, too."""
     return one is not None and (other is None or one[1] < other[1])
 
 
@@ -142,7 +142,7 @@ def _left(block: list[str], under_way: tuple[str, int] | None, found: list[str])
 
 
 def _code(assembly: str) -> list[str]:
-    """The instructions and labels of a kernel."""
+    """The instructions and the labels of a kernel."""
     lines = [line.partition(";")[0].strip() for line in assembly.splitlines()]
     return [line for line in lines if line and (line.endswith(":") or not line.startswith("."))]
 

@@ -12,7 +12,7 @@ def stored_format(tensor: torch.Tensor, architecture: str) -> tuple[torch.Tensor
     """A cache or an output as kernels take it, and its FORMAT: see kernels/quantization.py.
 
     Args:
-        tensor: of float32, float16, bfloat16, float8_e4m3fn, float8_e4m3fnuz or int8.
+        tensor: a tensor of float32, float16, bfloat16, float8_e4m3fn, float8_e4m3fnuz or int8.
         architecture: see `device.architecture_of`.
     """
     name = _FORMATS.get(tensor.dtype)
@@ -32,6 +32,6 @@ def _is_converted(float8: torch.dtype, architecture: str) -> bool:
     if float8 == torch.float8_e4m3fnuz:
         return architecture == "gfx942"
     if architecture == INTERPRETER:
-        # as it comes, it rounds float8 its own way
+        # Triton's own interpreter rounds float8 in its own way
         return interpreter_is_exact()
     return architecture == "gfx950" or (architecture.startswith("sm") and int(architecture.removeprefix("sm")) >= 89)

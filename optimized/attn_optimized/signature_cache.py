@@ -1,4 +1,4 @@
-"""A cache by signature: a first call's checks and launches, for later calls that are checked and launched alike."""
+"""A cache by signature: later calls with the signature of a first call reuse its checks and launches."""
 
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ _ALL: list["SignatureCache[Any]"] = []
 
 
 class SignatureCache(dict[Hashable, T]):
-    """Values by signature (attn_contract.signatures). The oldest value is dropped where there would be more than MOST."""
+    """Values by signature (attn_contract.signatures). The oldest value is dropped if there are more than MOST."""
 
     def __init__(self) -> None:
         super().__init__()

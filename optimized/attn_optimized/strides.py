@@ -7,7 +7,7 @@ from attn_contract import Layer, Layout
 
 
 class KVCacheStrides(NamedTuple):
-    """Elements from K to V, and from one block, slot and KV head to the next; and what lies inside a page.
+    """The elements from K to V and from one block, slot and KV head to the next, and the order inside a page.
 
     interior           inside a page
     rows               each slot of a head is a dense row of dims
@@ -63,10 +63,10 @@ def _scaled_latent_strides(kv_cache: torch.Tensor, layer: Layer) -> KVCacheStrid
 
 
 def without_idle_strides(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, with strides that count in whole units of up to 16 elements in its dimensions of one element.
+    """The tensor, with a stride of 0 or a multiple of 16 in its dimensions of one element.
 
-    No index moves by such a stride, which may be any number: it becomes 0 if it is no multiple of 16. An odd stride of the only
-    KV head or block would have a kernel load single elements.
+    No index moves by such a stride, so it may be any number: it becomes 0 if it is no multiple of 16. With an odd stride of the
+    only KV head or block, a kernel would load single elements.
     """
     if 1 not in tensor.shape:
         return tensor
@@ -91,7 +91,7 @@ def token_scales(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, to
 
 
 def offset_of_scales(kv_cache: torch.Tensor, layer: Layer) -> int:
-    """Elements before the view of a cache whose rows hold scales, which must be aligned; 0 of any other cache."""
+    """The elements before the view of a cache whose rows hold scales, which must be aligned; 0 for any other cache."""
     return int(kv_cache.storage_offset()) if layer.layout is not None and layer.layout.has_inline_scales else 0
 
 
@@ -110,28 +110,28 @@ class LatentRow(NamedTuple):
 
     @classmethod
     def of(cls, layer: Layer) -> "LatentRow | None":
-        """None for any other cache."""
+        """The row of a latent layout with scales; None for any other cache."""
         form = None if layer.layout is None else layer.layout.latent_format
         if form is None:
             return None
-        kept = layer.head_size - layer.value_size if form.kept_dims is None else form.kept_dims
+        kept = layer.head_size - layer.v_head_size if form.kept_dims is None else form.kept_dims
         quantized = layer.head_size - kept
         scale_dtype = torch.float32 if form.scale_dtype == torch.float32 else torch.uint8
         return cls(quantized, kept, form.scale_dims, scale_dtype, form.padding, form.scales_apart)
 
     @property
     def num_scales(self) -> int:
-        """Scales of a slot."""
+        """The number of scales of a slot."""
         return self.quantized // self.scale_dims
 
     @property
     def data_size(self) -> int:
-        """Bytes of a slot without its scales."""
+        """The bytes of a slot without its scales."""
         return self.quantized + 2 * self.kept
 
     @property
     def scales_size(self) -> int:
-        """Bytes of a slot's scales, and of the padding behind them."""
+        """The bytes of a slot's scales and of the padding behind them."""
         return self.num_scales * self.scale_dtype.itemsize + self.padding
 
     def parts(self, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -152,13 +152,14 @@ class LatentRow(NamedTuple):
 
 
 def _with_aligned_strides(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor with a stride of 0 in dimensions of size 1: theirs may be no multiple of what a view in a wider type needs."""
+    """The tensor with a stride of 0 in dimensions of size 1, because a view in a wider type needs strides that are
+    multiples."""
     strides = [step if size > 1 else 0 for size, step in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)]
     return tensor.as_strided(tensor.shape, (*strides, 1))
 
 
 class ScaleStrides(NamedTuple):
-    """Elements from the scale of one block, slot and KV head to the next; in a scaled latent row, from one of its scales."""
+    """The elements from the scale of one block, slot and KV head to the next; in a latent row from its first scale."""
 
     block: int
     slot: int
@@ -170,7 +171,7 @@ class ScaleStrides(NamedTuple):
 
 
 def scale_strides(scale: torch.Tensor | None) -> ScaleStrides:
-    """Strides of scales per token and head, [NB, BS, HK], or of one scale, or one per KV head, for all blocks and slots."""
+    """Strides of scales: per token and head, [NB, BS, HK], or of one scale, or one per KV head, for all blocks and slots."""
     if scale is not None and scale.dim() == 3:
         return ScaleStrides(*scale.stride())
     return ScaleStrides(0, 0, 0 if scale is None or scale.numel() == 1 else 1)

@@ -27,15 +27,15 @@ from attn_vllm_recording.errors import NotJudgedError
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """How to read the calls of one implementation of attention.
+    """The reading of calls of one implementation of attention.
 
     Args:
-        name: of the backend, as `--attention-backend` takes it.
+        name: the name of the backend, as `--attention-backend` takes it.
         pages: the layout of the cache's pages, from the implementation; None: as vLLM's `--kv-cache-dtype` says.
         merged_parts: for the metadata of a step, the number of parts whose rounded outputs are merged (see Rounding).
-        quantizes_new_tokens: whether the keys of a prompt's new tokens are read from the cache.
-        has_symmetric_window: whether a window ends on the right, too, where nothing is causal.
-        is_ours: whether float32 products are exact to float32.
+        quantizes_new_tokens: True if the keys of a prompt's new tokens are read from the cache.
+        has_symmetric_window: True if a window ends on the right, too, where nothing is causal.
+        is_ours: True if float32 products are exact to float32.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Backend:
     is_ours: bool = False
 
     def rounding(self, metadata: Any, max_seq_len: int) -> Rounding:
-        """That of an unknown kernel with more splits: FlashAttention has up to 128, AMD's paged kernels one for 256 keys."""
+        """The rounding of an unknown kernel, with more splits: FlashAttention has up to 128, AMD's kernels one for 256 keys."""
         splits = max(128, -(-max_seq_len // 256))
         parts = self.merged_parts(metadata)
         # beside a float8 q, kernels with float8 dots round weights to float8

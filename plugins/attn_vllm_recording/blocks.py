@@ -41,7 +41,7 @@ class Blocks:
 
         Args:
             scheduled: vLLM's SchedulerOutput.
-            is_async: whether it was made before the last step's drafts were verified, and takes them all for accepted.
+            is_async: True if it was made before the last step's drafts were verified, and takes them all for accepted.
         """
         self.shadow.next_step()
         self._held.clear()

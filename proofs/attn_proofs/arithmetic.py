@@ -1,9 +1,9 @@
 """Triton's arithmetic in mathematical integers: what an operator makes of terms, and which term must fit which type.
 
 `//` and `%` of a kernel truncate toward zero, as the GPU's division does; those of host code floor, as Python's do. `&`
-and `|` are logical on conditions. `>>` floors. A sum, difference or product of fixed width leaves a note, and so does a
-cast to a narrower type: the term is the mathematical one, and it is that of the machine if it fits. A bitcast to uint32
-wraps, as it does on the machine.
+and `|` are logical on conditions; `&` with a number of low bits is a remainder. `>>` floors. A sum, difference or product of
+fixed width leaves a note, and so do `<<` and a cast to a narrower type: the term is the mathematical one, and it is that of the
+machine if it fits. A bitcast to uint32 wraps, as it does on the machine.
 """
 
 import ast
@@ -49,6 +49,8 @@ def binary(context: Context, operator: ast.operator, left: Any, right: Any) -> A
     Raises:
         NotImplementedError: an operator that is not understood.
     """
+    if isinstance(left, Pointer) and isinstance(operator, ast.Sub):
+        return binary(context, ast.Add(), left, negative(context, as_tensor(right)))
     if isinstance(left, Pointer):
         assert isinstance(operator, ast.Add)
         moved = right if left.step == 1 else mapped(as_tensor(right).shape, "int64", lambda x: x * left.step, as_tensor(right))
@@ -72,6 +74,10 @@ def binary(context: Context, operator: ast.operator, left: Any, right: Any) -> A
         )
     if kind is ast.RShift and isinstance(right, int):
         return mapped(shape, dtype, lambda x: x / 2**right, a)
+    if kind is ast.LShift and isinstance(right, int):
+        return mapped(shape, dtype, lambda x: _noted(context, here, dtype, integer(x) * 2**right), a)
+    if kind is ast.BitAnd and isinstance(right, int) and right & (right + 1) == 0:  # the lowest bits
+        return mapped(shape, dtype, lambda x: x % (right + 1), a, least=0)
     if kind in (ast.BitAnd, ast.BitOr) and dtype == "bool":
         return mapped(shape, dtype, z3.And if kind is ast.BitAnd else z3.Or, a, b)
     raise NotImplementedError

@@ -57,8 +57,8 @@ class Local(NamedTuple):
 
 
 class Reduction(NamedTuple):
-    """`tl.max`, `tl.min` or `tl.sum` along an axis: the result is a fresh number, of which a theorem uses facts
-    (`facts.py`)."""
+    """`tl.max`, `tl.min` or `tl.sum` along an axis: the result is a fresh number, of which a theorem uses facts. So are the
+    results of `tl.cumsum`, one for each lane."""
 
     kind: str
     result: Tensor
@@ -409,7 +409,7 @@ class Extraction:
 
 
 def is_kernel(node: ast.FunctionDef) -> bool:
-    """Whether Triton compiles a function: then `//` truncates."""
+    """True if Triton compiles a function: then `//` truncates."""
     decorators = {ast.unparse(decorator).split("(")[0] for decorator in node.decorator_list}
     return bool(decorators & {"triton.jit", "compiled_once"})
 

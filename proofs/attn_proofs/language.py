@@ -1,7 +1,7 @@
 """Triton's language, and the few names of Python that host code uses, on extracted values.
 
 `tl.load` gives the memory of a tensor at an offset, an unknown function of it, where the mask holds, and `other`
-elsewhere. Reductions give fresh numbers (see `facts.py`). Of floats nothing is computed: an operation on them gives an
+elsewhere. Reductions give fresh numbers (see `extract.Reduction`). Of floats nothing is computed: an operation on them gives an
 unknown number for each lane.
 """
 
@@ -230,6 +230,30 @@ def _condition(term: Any) -> Any:
     return term if z3.is_bool(term) else term != 0
 
 
+def _descriptor(
+    extraction: "Extraction", base: Pointer, shape: tuple[Any, ...], strides: tuple[Any, ...], box: tuple[int, ...]
+) -> Record:
+    """A tensor descriptor: its `load` gives a box from an index on, and zeros beyond the ends, where nothing is read."""
+    first, sizes, steps = as_tensor(base.offset).term, *([as_tensor(each).term for each in part] for part in (shape, strides))
+
+    def load(begin: tuple[Any, ...]) -> Tensor:
+        begins = [as_tensor(each).term for each in begin]
+
+        def places(index: Any) -> list[Any]:
+            return [start + as_lane(i) for start, i in zip(begins, index, strict=True)]
+
+        def address(index: Any) -> Any:
+            return sum((extraction.times(i, step) for i, step in zip(places(index), steps, strict=True)), first)
+
+        def inside(index: Any) -> Any:
+            return z3.And(*(z3.And(i >= 0, i < size) for i, size in zip(places(index), sizes, strict=True)))
+
+        pointer = replace(base, offset=Tensor(tuple(box), "int64", address))
+        return _load(extraction, pointer, Tensor(tuple(box), "bool", inside), 0.0)
+
+    return Record("descriptor", {"load": load})
+
+
 def _store(extraction: "Extraction", pointer: Pointer, value: Any, mask: Any = True) -> None:
     extraction.stores.append(_access(extraction, pointer, mask, value))
 
@@ -260,7 +284,7 @@ def _reduce(kind: str) -> Callable[..., Tensor]:
     def reduce(extraction: "Extraction", value: Tensor, axis: int) -> Tensor:
         from attn_proofs.extract import Reduction
 
-        shape = value.shape[:axis] + value.shape[axis + 1 :]
+        shape = value.shape if kind == "cumsum" else value.shape[:axis] + value.shape[axis + 1 :]
         result = unknown(f"tl.{kind}", shape, "int32" if value.dtype in ("bool", "int") else value.dtype)
         extraction.reductions.append(Reduction(kind, result, value, axis, extraction.frame.name))
         return result
@@ -335,6 +359,7 @@ _ELEMENTWISE = {"exp", "exp2", "log", "log2", "abs", "fma", "div_rn", "math.ceil
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "load": _load,
     "store": _store,
+    "make_tensor_descriptor": _descriptor,
     "arange": _arange,
     "program_id": lambda extraction, axis: _ranged(extraction, axis, 0),
     "num_programs": lambda extraction, axis: _ranged(extraction, axis, 1),
@@ -344,6 +369,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "max": lambda extraction, *values, **named: _largest(True, extraction, values, **named),
     "min": lambda extraction, *values, **named: _largest(False, extraction, values, **named),
     "sum": _reduce("sum"),
+    "cumsum": _reduce("cumsum"),
     "cdiv": _cdiv,
     "math.gcd": _gcd,
     "full": _full,

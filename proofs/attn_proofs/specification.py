@@ -98,7 +98,7 @@ def holds_both(first: Term, last: Term, p: Term, j: Term) -> Term:
 
 
 def some_range_holds(products: Products, request: Term, num_ranges: Term, p: Term, j: Term, *counts: Term) -> Any:
-    """Whether one of the first `count` ranges of a request holds p and j, as a function of the count, with its definition.
+    """True if one of the first `count` ranges of a request holds p and j, as a function of the count, with its definition.
 
     The definition is the recursion over `bidirectional_ranges` [R, num_ranges, 2], for the counts that a proof asks for:
     none of 0 ranges; one of `count + 1` if one of the first `count`, or the last of them.
@@ -132,10 +132,11 @@ def element(
     products: Products, layout: str, strides: dict[str, Term], sizes: dict[str, int], *,
     kv: int, block: Term, slot: Term, head: Term, dim: Term,
 ) -> Term:  # fmt: skip
-    """Where the element (K or V, block, slot, KV head, dim) of a cache lies (`KVCacheView.element`, without the view's offset).
+    """The index of the element (K or V, block, slot, KV head, dim) of a cache (`KVCacheView.element`, without the view's
+    offset).
 
     Args:
-        strides: of the view's dimensions, by name; the last dimension is dense.
+        strides: the strides of the view's dimensions, by name; the last dimension is dense.
         sizes: head_size, block_size and x, the elements in 16 bytes.
     """
     x, head_size, block_size = sizes["x"], sizes["head_size"], sizes["block_size"]

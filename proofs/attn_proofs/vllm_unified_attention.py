@@ -1,4 +1,5 @@
-"""Statements about somebody else's kernel: which keys vLLM's Triton `unified_attention` shows, and which tiles it goes through.
+"""Statements about another project's kernel: which keys vLLM's Triton `unified_attention` shows, and which tiles it goes
+through.
 
     python -m attn_proofs.vllm_unified_attention
 
@@ -34,7 +35,7 @@ class Mask:
         causality: of the launch; per request, the kernel reads a flag.
         window: SLIDING_WINDOW, a number of tokens with the query's own; 0: none.
         ranges: MAX_MM_RANGES, ranges of positions of each request; (0, 0) is none.
-        clamped: whether the window clamps the ranges.
+        clamped: True if the window clamps the ranges.
         chunk: CHUNK_LOOKBACK and CHUNK_SIZE, which take the place of the window.
     """
 
@@ -113,7 +114,7 @@ def edges(mask: Mask, request: Term) -> list[Term]:
 
 
 def visible(mask: Mask, request: Term, p: Term, j: Term, seq_len: Term) -> Term:
-    """Whether a query at position p sees key j, in the words of vLLM: a window of W tokens holds the query's own, and W - 1 on
+    """True if a query at position p sees key j, in the words of vLLM: a window of W tokens holds the query's own, and W - 1 on
     either side if the request is not causal."""
     flag = {"causal": z3.BoolVal(True), "not causal": z3.BoolVal(False)}.get(mask.causality, memory("causal")(request) != 0)
     near = z3.And(p - j < mask.window, z3.Or(flag, j - p < mask.window)) if mask.window else z3.BoolVal(True)

@@ -58,7 +58,7 @@ def index_logits(
         indexer: the terms of the index layer.
         batch: causal.
         out: [HS, T, units or more] of the precision, whose first units are written; None: a new tensor.
-        precision: of the result: torch.float32, or torch.float64, in which every product and sum of float8 is exact.
+        precision: the dtype of the result: torch.float32, or torch.float64, in which every product and sum of float8 is exact.
 
     Returns:
         out, or [HS, T, units] for `indexer.num_units(batch.max_seq_len)` units; -inf where a row does not see the unit.
@@ -101,7 +101,7 @@ def score(q: torch.Tensor, weights: torch.Tensor | None, keys: torch.Tensor, p: 
 
 
 def seen_units(p: torch.Tensor, indexer: Indexer) -> torch.Tensor:
-    """How many units the query at each position sees a key of: the first ones."""
+    """The number of units of which the query at each position sees a key: the first ones."""
     tokens = (p + 1).clamp(min=0) // indexer.key_unit * indexer.key_unit
     return -(-tokens // indexer.selection_unit)
 

@@ -32,7 +32,7 @@ def logit_bias(
         key_positions: [k_len] integers.
         layer, batch: their alibi_slopes and qq_bias.
         request: r, the index of the request in the batch.
-        dtype: of the arithmetic and of the result.
+        dtype: the dtype of the arithmetic and of the result.
 
     Returns:
         [H, query_len, k_len], or None where nothing is added.

@@ -78,7 +78,7 @@ def dequantize(stored: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) ->
     Args:
         stored: float8_e4m3fn, float8_e4m3fnuz or int8, of any shape.
         scale: float32, broadcasts to stored.
-        dtype: of the result: float64, which holds every such product exactly, float32, float16 or bfloat16.
+        dtype: the dtype of the result: float64, which holds every such product exactly, float32, float16 or bfloat16.
 
     Returns:
         Of stored's shape, in dtype.

@@ -38,7 +38,7 @@ def rope_and_write_kv_cache(
         cos_sin_cache: [max_position, rotary_dim] float32 or q's dtype. The row of a position holds the cosines of its
             rotary_dim / 2 pairs, then the sines.
         kv_cache, layer, slot_mapping: as for `write_kv_cache`.
-        is_neox: whether the pairs are GPT-NeoX's; otherwise they are GPT-J's.
+        is_neox: True if the pairs are GPT-NeoX's; otherwise they are GPT-J's.
 
     Raises:
         ContractError: an argument contradicts the contract. Nothing is written then.
@@ -59,7 +59,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, is_neox: bo
     Args:
         x: [T, heads, D].
         cos, sin: [T, rotary_dim / 2] float32, of the angle of each pair.
-        is_neox: whether the pairs are GPT-NeoX's; otherwise they are GPT-J's.
+        is_neox: True if the pairs are GPT-NeoX's; otherwise they are GPT-J's.
 
     Returns:
         Of x's shape and dtype.

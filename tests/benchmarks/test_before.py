@@ -11,7 +11,7 @@ from benchmarks.__main__ import cli
 from benchmarks.speed import results
 from benchmarks.speed.before import load_before
 from benchmarks.speed.participants import BEFORE, OURS
-from tests.pages import ROOT
+from tests.support.pages import ROOT
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from benchmarks.speed.calls import attention_call
 from benchmarks.speed.command import values_to_try
 from benchmarks.speed.latent import CASES, latent_case
 from benchmarks.speed.participants import OURS, ours
-from tests import processes
+from tests.support import processes
 
 ROOT = Path(__file__).parent.parent.parent
 ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

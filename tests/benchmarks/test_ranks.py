@@ -12,7 +12,7 @@ from attn_optimized.backends import BACKENDS
 
 from benchmarks.ranks import rank, steps
 from benchmarks.ranks.cases import CHECKS, TINY, local_call, step, whole_call
-from tests import processes
+from tests.support import processes
 
 # the command over ranks that compute nothing; they are forked, because to import torch takes longer
 STAND_IN = """

@@ -31,7 +31,7 @@ def reference(*, tables_rolled: bool = False, **forgotten) -> Participant:
         layer, batch = dataclasses.replace(call.layer, **forgotten), call.batch
         if tables_rolled:
             batch = dataclasses.replace(batch, block_table=batch.block_table.roll(1, dims=0))
-        out = torch.full_like(call.q[..., : call.layer.value_size], torch.nan, memory_format=torch.contiguous_format)
+        out = torch.full_like(call.q[..., : call.layer.v_head_size], torch.nan, memory_format=torch.contiguous_format)
         if call.kv_cache is None:
             attend, keys = attn_reference.varlen_attention, (call.k, call.v)
         else:
@@ -191,7 +191,7 @@ def test_a_call_that_would_take_the_gpu_is_not_made():
 def test_a_call_that_takes_the_gpu_is_named_and_its_process_makes_no_more(monkeypatch):
     states = iter([None, "an illegal access"])
     made = []
-    monkeypatch.setattr(ahead, "_why_gone", lambda: next(states, "an illegal access"))
+    monkeypatch.setattr(ahead, "why_gone", lambda: next(states, "an illegal access"))
     monkeypatch.setattr(ahead, "_participants", [Participant("one", made.append), Participant("two", made.append)])
     assert ahead._call_once(DECODE) == ahead.Fatal(DECODE.name, "one", "an illegal access")
     assert len(made) == 1

@@ -12,7 +12,7 @@ import torch
 from benchmarks.peers.results import Row
 from benchmarks.speed.calls import FLOAT8_OF, attention_call
 from benchmarks.speed.cases import CASES, Attention
-from tests import processes
+from tests.support import processes
 
 ROOT = Path(__file__).parents[2]
 VLLM = """

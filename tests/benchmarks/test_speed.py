@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.speed import performance, results
 from benchmarks.speed.participants import OURS
-from tests import processes
+from tests.support import processes
 
 ROOT = Path(__file__).parent.parent.parent
 ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""The index layer at the border: addresses of index caches typed by hand, and what each call refuses."""
+"""The index layer: addresses of index caches typed by hand, and what each call refuses."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from attn_contract import Batch, ContractError, Indexer, IndexLayout, IndexScore, ScaleFormat
 from attn_contract.validation import check_index_logits, check_select, check_write_index_cache
 
-from tests import refusals
+from tests.support import refusals
 
 FLOAT8 = torch.float8_e4m3fn
 PLAIN, FLAT, TILED = IndexLayout

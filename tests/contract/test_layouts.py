@@ -19,8 +19,8 @@ from attn_contract import (
 )
 from attn_contract.layouts import LATENT_FORMATS
 
-from tests import refusals
-from tests.latent_formats import latent_sizes
+from tests.support import refusals
+from tests.support.latent_formats import latent_sizes
 
 BLOCKS_FIRST_NHD = Layout.BLOCKS_FIRST_NHD
 BLOCKS_FIRST_HND = Layout.BLOCKS_FIRST_HND

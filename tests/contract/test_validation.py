@@ -12,10 +12,10 @@ from attn_contract import AttentionType, Batch, ContractError, KVCacheView, Laye
 from attn_contract.layouts import LATENT_FORMATS
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests import refusals
-from tests.calls import with_idle_strides
-from tests.latent_formats import latent_sizes
-from tests.refusals import Refusal
+from tests.support import refusals
+from tests.support.calls import with_idle_strides
+from tests.support.latent_formats import latent_sizes
+from tests.support.refusals import Refusal
 
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
 

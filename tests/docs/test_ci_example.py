@@ -12,8 +12,8 @@ from attn_fuzz import foreign
 from attn_fuzz.targets import registry
 from attn_parity import cli, main
 
-from tests import processes
-from tests.pages import ROOT
+from tests.support import processes
+from tests.support.pages import ROOT
 
 WORKFLOW = yaml.safe_load((ROOT / "examples" / "github-actions.yml").read_text())
 STEPS = {step.get("name", step.get("uses")): step for step in WORKFLOW["jobs"]["fuzz"]["steps"]}

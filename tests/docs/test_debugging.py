@@ -1,6 +1,6 @@
 """The guide to debugging ends with a kernel that is repaired: its case then passes."""
 
-from tests.pages import PAGES, commands, run_command, run_program, save_files
+from tests.support.pages import PAGES, commands, run_command, run_program, save_files
 
 GUIDE = PAGES["docs/guide/debugging.md"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.mostly_nightly import mostly_nightly
-from tests.pages import PAGES, ROOT, blocks, run_command, without_numbers
+from tests.support.mostly_nightly import mostly_nightly
+from tests.support.pages import PAGES, ROOT, blocks, run_command, without_numbers
 
 BLOCKS = blocks(PAGES["docs/guide/fuzz-your-kernel.md"])
 (ADAPTER,) = (block.text for block in BLOCKS if block.file == "my_target.py")

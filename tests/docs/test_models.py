@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.pages import PAGES, ROOT, run_command
+from tests.support.pages import PAGES, ROOT, run_command
 
 PAGE = PAGES["docs/guide/models.md"]
 FILES = sorted((ROOT / "examples" / "models").glob("*.json"))

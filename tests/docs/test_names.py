@@ -5,14 +5,14 @@ import inspect
 import re
 from pathlib import Path
 
-from tests.pages import OURS, ROOT, SOURCES
+from tests.support.pages import OURS, ROOT, SOURCES
 
 PACKAGES = (*OURS, "benchmarks")
 FOLDERS = (*SOURCES, "benchmarks", "examples", "findings")
 NAME = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+")
 PATH = re.compile(rf"(?<![\w/.-])(?:{'|'.join((*FOLDERS, 'tests', 'docs'))})/[\w./-]*\.(?:py|toml|json|csv|md|css)\b")
-KEYS = ("attn_contract.rule", "attn_parity.packages")
-"""A key of dataclass fields, and a group of entry points, that look like modules' names."""
+KEYS = ("attn_contract.rule", "attn_parity.packages", "attn_parity.targets")
+"""A key of dataclass fields, and groups of entry points, that look like modules' names."""
 
 
 def test_what_pages_name_is_there():

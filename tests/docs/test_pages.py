@@ -11,8 +11,8 @@ import pytest
 from attn_parity import main
 from attn_parity.console import results
 
-from tests.mostly_nightly import mostly_nightly
-from tests.pages import (
+from tests.support.mostly_nightly import mostly_nightly
+from tests.support.pages import (
     PAGES,
     ROOT,
     blocks,

@@ -3,7 +3,7 @@
 import re
 import tomllib
 
-from tests.pages import PAGES, ROOT, run_command, without_numbers
+from tests.support.pages import PAGES, ROOT, run_command, without_numbers
 
 README = PAGES["README.md"]
 

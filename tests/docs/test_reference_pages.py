@@ -19,7 +19,7 @@ from attn_lab.__main__ import lab
 from attn_lab.zoo.known_bugs import KnownBug
 from attn_parity import cli
 
-from tests.pages import PAGES, ROOT, blocks
+from tests.support.pages import PAGES, ROOT, blocks
 
 SOURCES = [
     path for folder in ("optimized", "fuzz", "cli", "plugins", "lab", "benchmarks") for path in (ROOT / folder).rglob("*.py")

@@ -48,7 +48,7 @@ def ran(
         scc: the condition code.
         buffers: uint8 bytes of buffers. Where they lie says `waves.shared.memory.buffers[name].address`; the address of the
             first one is in s[100:101].
-        races: whether to look for races.
+        races: True if to look for races.
         watches: what looks on beside.
         hazards: where faults of that kind are recorded.
         evenly: as of `prepare`.

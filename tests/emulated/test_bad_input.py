@@ -19,7 +19,7 @@ from attn_amdgcn import (
 )
 
 from tests.emulated.test_run import DATA, KERNEL
-from tests.malformed import ASSEMBLY_DRAWS, LAUGHS, numbers_changed
+from tests.support.malformed import ASSEMBLY_DRAWS, LAUGHS, numbers_changed
 
 PTX = ".version 8.4\n.target sm_90a\n.visible .entry kernel(\n)\n{\n\tld.param.u64 %rd1, [kernel_param_0];\n\tret;\n}\n"
 

@@ -69,7 +69,7 @@ def test_other_modifiers_are_other_words(text):
 def test_files_of_aiter_assemble_to_the_words_that_they_have():
     """So no word that LLVM 19 reads as gfx942's means something else on gfx950."""
     from attn_fuzz import foreign
-    from attn_fuzz.targets.packages import aiter_assembly
+    from attn_fuzz.targets.packages.aiter import assembly as aiter_assembly
 
     try:
         files = [file for pattern in FILES for file in sorted(aiter_assembly.files().glob(pattern))]

@@ -14,7 +14,7 @@ from attn_lab.binaries import instructions
 from attn_lab.binaries.instructions import Made, Of
 
 from tests.emulated.kernels import kernel_text
-from tests.pages import ROOT
+from tests.support.pages import ROOT
 
 STORED = instructions.stored()
 LINES = instructions.stored_rows()

@@ -16,8 +16,8 @@ from attn_parity.binaries.build import Outcome
 from attn_parity.binaries.rows import Execution, Row
 from attn_parity.binaries.shipped_calls import chosen, main_names
 
-from tests.facts import GOOD
-from tests.pages import ROOT
+from tests.support.facts import GOOD
+from tests.support.pages import ROOT
 
 DECODE = ("gfx942", "decode")
 BUDGETS = Budgets(vgpr_spills=0, sgpr_spills_in_loops=0, waves={"gfx942": 2})
@@ -123,7 +123,7 @@ def test_each_kernel_of_an_index_layer_is_drawn():
 
 def test_a_drawn_launch_may_spill_and_must_fit(attn_lab, monkeypatch):
     """Encoders of 256 dims once needed more shared memory than an H200 has, and no shipped launch was one."""
-    monkeypatch.setattr("attn_parity.compile.build", of_drawn)
+    monkeypatch.setattr("attn_parity.commands.compile.build", of_drawn)
     run = attn_lab("binaries", "--drawn", "3", "--arch", "gfx942")
     assert run.code == 1
     first, second, third, summary = run.out.splitlines()

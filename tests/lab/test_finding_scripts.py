@@ -12,10 +12,11 @@ from attn_lab.findings import folders
 from attn_lab.findings import page as findings_page
 from attn_lab.findings import scripts as finding_scripts
 from attn_lab.findings.folders import Checked
-from attn_lab.findings.scripts import DOES_NOT_SHOW, FOLDER, SHOWS, Repair, Report
+from attn_lab.findings.issue_text import FOLDER, file_of
+from attn_lab.findings.scripts import DOES_NOT_SHOW, SHOWS, Repair, Report
 from msgspec.structs import replace
 
-NAMES = sorted(file.stem for file in FOLDER.glob("*.toml"))
+NAMES = sorted(file.stem for file in FOLDER.glob("*/*.toml"))
 REPORTS = {name: finding_scripts.report(name) for name in NAMES}
 REPAIRED = [name for name, report in REPORTS.items() if report.repair]
 FINDINGS = findings_page.known()
@@ -33,7 +34,7 @@ def needs_package(name: str) -> None:
 def test_each_finding_has_a_script_a_report_and_a_result():
     assert sorted(FINDINGS) == NAMES == sorted(finding_scripts.results())
     for name in NAMES:
-        assert 10 <= len((FOLDER / f"{name}.py").read_text().splitlines()) <= 60
+        assert 10 <= len(file_of(name, ".py").read_text().splitlines()) <= 60
         source = finding_scripts.source(name)
         for text in (source.script(Path(source.package)), source.stand_ins(), source.test(Path(source.package))):
             compile(text, name, "exec")

@@ -16,11 +16,11 @@ from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 from attn_fuzz.verdict.verdict import Verdict
 from attn_lab import results_file
 from attn_lab.commands.mutate import PAGE
-from attn_lab.mutate import campaign, generate, reach, reasons, suite
+from attn_lab.mutate import campaign, generate, line_coverage, reasons, suite
 from attn_lab.mutate import page as mutants_page
 from attn_lab.mutate.campaign import Key, Log, Trial
+from attn_lab.mutate.line_coverage import Reach, RecordedTests, targets_of
 from attn_lab.mutate.page import BROKEN, NOT_RUN_BY_ANY, UNFINISHED, Results
-from attn_lab.mutate.reach import Reach, RecordedTests, targets_of
 from attn_lab.mutate.reasons import EQUIVALENT, NOT_FOUND
 from attn_lab.mutate.suite import TESTS
 
@@ -141,7 +141,7 @@ def test_targets_are_those_that_run_the_statement_and_the_quickest_comes_first()
 def test_a_record_counts_cases_that_run_a_kernel(tmp_path, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")  # as for a user
     plan = FuzzPlan(target="triton", device="cpu", examples=6, seed=0, folder=tmp_path)
-    found = reach.record(plan, generate.PACKAGE)
+    found = line_coverage.record(plan, generate.PACKAGE)
     assert max(found.cases["attn_optimized.kernels.attention"].values()) > 1, "at import each statement counts once"
 
 

@@ -7,11 +7,11 @@ import msgspec
 import pytest
 from attn_fuzz.targets import registry
 from attn_lab.findings import scripts
-from attn_lab.releases import alarms, machine, page
+from attn_lab.releases import alarms, page, runner
 from attn_lab.releases.alarms import Summary
-from attn_lab.releases.machine import Fix, Results, Run
+from attn_lab.releases.runner import Fix, Results, Run
 
-from tests.mostly_nightly import mostly_nightly
+from tests.support.mostly_nightly import mostly_nightly
 
 WRONG = "def error(layer, batch):\n    return int(batch.num_requests > 1)\n"
 RIGHT = "def error(layer, batch):\n    return 0\n"
@@ -26,37 +26,37 @@ def sources(tmp_path, monkeypatch):
         folder = tmp_path / "releases" / f"{PACKAGE}-{release}" / PACKAGE
         folder.mkdir(parents=True)
         (folder / "faults.py").write_text(text)
-    monkeypatch.setattr(machine, "fixes", lambda: [FIX])
+    monkeypatch.setattr(runner, "fixes", lambda: [FIX])
     return tmp_path / "releases"
 
 
 def test_a_fix_is_what_fails_before_it_and_agrees_after_and_nothing_runs_twice(sources, tmp_path):
-    kept, file = Results(releases={PACKAGE: machine.releases(sources, PACKAGE)}), tmp_path / "results.json"
+    kept, file = Results(releases={PACKAGE: runner.releases(sources, PACKAGE)}), tmp_path / "results.json"
     assert kept.releases[PACKAGE] == ["1.9.0", "1.10.0", "1.10.0.post1"]
-    run = partial(machine.run_fixes, sources, kept, file, examples=12, seconds=600, only=[TARGET])
+    run = partial(runner.run_fixes, sources, kept, file, examples=12, seconds=600, only=[TARGET])
     assert len(list(run())) == 2
     earlier, later = (kept.runs[TARGET][release] for release in ("1.9.0", "1.10.0"))
     assert earlier.examples == later.examples == 12
     assert earlier.failed
     assert not later.failed
     assert page.changed(FIX, TARGET, kept) == sorted(earlier.failed)
-    assert machine.results(file) == kept
+    assert runner.results(file) == kept
     assert not list(run())
 
 
 def test_two_releases_of_a_package_leave_what_is_known_of_the_others(sources, tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "PACKAGES", (PACKAGE, "vllm"))
+    monkeypatch.setattr(runner, "PACKAGES", (PACKAGE, "vllm"))
     kept = Results(releases={PACKAGE: ["1.8.0", "1.10.0", "1.11.0"], "vllm": ["0.33.0"]})
-    machine.know(kept, sources)
+    runner.add_releases(kept, sources)
     assert kept.releases == {PACKAGE: ["1.8.0", "1.9.0", "1.10.0", "1.10.0.post1", "1.11.0"], "vllm": ["0.33.0"]}
-    monkeypatch.setattr(machine, "fixes", lambda: [FIX, msgspec.structs.replace(FIX, release="1.11.0")])
-    run = machine.run_fixes(sources, kept, tmp_path / "results.json", examples=0, seconds=600, only=[TARGET], picked=[3])
+    monkeypatch.setattr(runner, "fixes", lambda: [FIX, msgspec.structs.replace(FIX, release="1.11.0")])
+    run = runner.run_fixes(sources, kept, tmp_path / "results.json", examples=0, seconds=600, only=[TARGET], picked=[3])
     assert [line.split()[1] for line in run] == ["1.9.0:", "1.10.0:"]  # of 1.11.0 nothing is there
     assert all(each.extra[0] == 3 for each in kept.runs[TARGET].values())
 
 
 def test_failures_on_a_release_are_read_by_a_person_or_count_as_not_read(sources, tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "PACKAGES", (PACKAGE,))
+    monkeypatch.setattr(runner, "PACKAGES", (PACKAGE,))
     monkeypatch.setattr(registry, "packages", lambda: {PACKAGE: SimpleNamespace(places={TARGET: ""})})
     file, read = tmp_path / "alarms.json", tmp_path / "alarms.toml"
     monkeypatch.setattr(alarms, "READ", read)
@@ -80,8 +80,8 @@ def test_failures_on_a_release_are_read_by_a_person_or_count_as_not_read(sources
 
 def test_an_adapter_that_never_fits_is_no_failing_kernel(sources, tmp_path):
     (sources / f"{PACKAGE}-1.9.0" / PACKAGE / "faults.py").write_text("def error(layer):\n    return 0\n")
-    kept = Results(releases={PACKAGE: machine.releases(sources, PACKAGE)})
-    [*_] = machine.run_fixes(sources, kept, tmp_path / "results.json", examples=20, seconds=600, only=[TARGET])
+    kept = Results(releases={PACKAGE: runner.releases(sources, PACKAGE)})
+    [*_] = runner.run_fixes(sources, kept, tmp_path / "results.json", examples=20, seconds=600, only=[TARGET])
     run = kept.runs[TARGET]["1.9.0"]
     assert run.error.startswith("TypeError: error() takes 1 positional argument")
     assert not page.changed(FIX, TARGET, kept)
@@ -118,7 +118,7 @@ def test_a_finding_is_looked_for_between_releases_that_differ(monkeypatch, tmp_p
 
     monkeypatch.setattr(scripts, "run", run)
     kept = Results(releases={"vllm": [f"0.{minor}" for minor in range(7)]})
-    [*_] = machine.run_findings(tmp_path, kept, tmp_path / "results.json", [name])
+    [*_] = runner.run_findings(tmp_path, kept, tmp_path / "results.json", [name])
     assert kept.findings[name] == {"0.6": 1, "0.0": 0, "0.3": 0, "0.4": 1}
     assert page.span(kept.findings[name], kept.releases["vllm"])[:2] == ("0.4", "0.6 (the newest)")
 
@@ -135,10 +135,10 @@ def test_a_script_that_does_not_fit_shows_nothing(script, seconds, why, architec
 
 
 def test_what_was_looked_at_is_what_ran():
-    kept, fixes = machine.results(), machine.fixes()
-    assert {fix.package for fix in fixes} == set(machine.PACKAGES)
+    kept, fixes = runner.results(), runner.fixes()
+    assert {fix.package for fix in fixes} == set(runner.PACKAGES)
     for fix in fixes:
         assert set(fix.targets) <= set(registry.names())
         assert fix.release in kept.releases[fix.package]
         assert fix.shown_by is None or page.shown(fix, kept), fix
-    assert set(kept.findings) <= {file.stem for file in scripts.FOLDER.glob("*.toml")}
+    assert set(kept.findings) <= {file.stem for file in scripts.FOLDER.glob("*/*.toml")}

@@ -34,8 +34,8 @@ from attn_lab.zoo.known_bugs import KnownBug
 from attn_lab.zoo.page import Results, Row
 from click.testing import CliRunner
 
-from tests.mostly_nightly import mostly_nightly
-from tests.pages import ROOT
+from tests.support.mostly_nightly import mostly_nightly
+from tests.support.pages import ROOT
 
 SHIPPED = [mutants.read(path) for path in sorted(mutants.FOLDER.glob("*.toml"))]
 PAGE = zoo_command.PAGE
@@ -356,7 +356,7 @@ def test_an_interrupted_run_writes_what_has_ended_and_names_the_rest(monkeypatch
     monkeypatch.chdir(tmp_path)
     PAGE.parent.mkdir(parents=True)
     ended = Outcome([Progress(examples=5), Progress(examples=2)], interrupted=True, finished={0})
-    monkeypatch.setattr(zoo_command, "_run_plans", lambda plans, workers: ended)
+    monkeypatch.setattr(zoo_command, "run_plans", lambda plans, workers: ended)
     only = ["--only", "diagonal", "--only", "scale-of-zero"]
     arguments = [*only, "--target", "triton@gfx942", "--device", "cpu", "--write"]
     result = CliRunner().invoke(zoo_command.command, arguments, standalone_mode=False)

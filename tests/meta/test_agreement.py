@@ -8,8 +8,8 @@ import pytest
 import torch
 from attn_fuzz.verdict.judge import DisagreementError, Rounding
 
-from tests.agreement import assert_within_bound
-from tests.calls import PagedCall, paged_call, random_tokens
+from tests.support.agreement import assert_within_bound
+from tests.support.calls import PagedCall, paged_call, random_tokens
 
 ROUNDING = Rounding(keys_per_tile=64)
 ELEMENT = (2, 1, 7)

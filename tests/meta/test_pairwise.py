@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from tests.pairwise import covering
+from tests.support.pairwise import covering
 
 
 @pytest.mark.parametrize("sizes", [(3, 3, 2, 5), (2, 2, 2, 2), (8, 4), (5, 2, 2), (1, 4, 3)], ids=str)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.mostly_nightly import mostly_nightly
 from tests.ops.small_calls import CALLS, IN_EACH_RUN, bits
+from tests.support.mostly_nightly import mostly_nightly
 
 ops = torch.ops.attn_parity
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE = 4, 2, 16

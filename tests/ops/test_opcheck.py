@@ -7,8 +7,8 @@ import torch
 from attn_contract import ContractError
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.mostly_nightly import mostly_nightly
 from tests.ops.small_calls import CALLS, IN_EACH_RUN, bits
+from tests.support.mostly_nightly import mostly_nightly
 
 
 def is_float8(value: object) -> bool:

@@ -12,7 +12,8 @@ from attn_optimized.attention import forget_launches
 
 from tests.ops.small_calls import CALLS, bits
 
-CPU = torch.device("cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""Where the kernels run: on a GPU, or interpreted."""
 NAMES = [name for name in CALLS if "merge" not in name]
 IN_THE_WHOLE_WAY = {name for name in NAMES if "inline scales" in name or "write_latent_cache of LATENT" in name}
 """A launch takes scales from the midst of a cache's rows."""
@@ -37,7 +38,7 @@ def nothing_is_noted():
 def arguments_of(name: str, seed: int) -> dict[str, Any]:
     """The call of a name with other values in other memory."""
     torch.manual_seed(seed)
-    arguments = CALLS[name](CPU)
+    arguments = CALLS[name](DEVICE)
     for tensor in arguments.values():
         if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32 and tensor.dim() > 1:
             tensor.copy_(torch.randn(tensor.shape))
@@ -91,7 +92,7 @@ def test_what_is_wrong_with_a_later_call_is_said(wrong):
 def test_a_tensor_that_is_not_aligned_takes_the_whole_way():
     call("paged_attention", arguments_of("paged_attention", 0), repeating=True)
     arguments, expected = arguments_of("paged_attention", 1), arguments_of("paged_attention", 1)
-    room = torch.empty(arguments["q"].numel() + 1)
+    room = arguments["q"].new_empty(arguments["q"].numel() + 1)
     arguments["q"] = room[1:].view(arguments["q"].shape).copy_(arguments["q"])
     call("paged_attention", arguments, repeating=True)
     call("paged_attention", expected, repeating=False)

@@ -28,8 +28,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from triton import JITFunction
 
-from tests.calls import HEAD_SCALES, with_idle_strides
 from tests.emulated.kernels import POINTER, kernel_text
+from tests.support.calls import HEAD_SCALES, with_idle_strides
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, NUM_ROWS = 4, 2, 32, 7
 RULES = {"window": (40, -1), "sink_tokens": 3, "sinks": [0.5, 1.0, -1.0, 0.0], "alibi_slopes": torch.rand(4), "causal": [True]}

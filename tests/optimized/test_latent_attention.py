@@ -12,8 +12,8 @@ from attn_optimized.attention import paged_attention_calls
 from attn_optimized.launch.widths import Widths
 from attn_optimized.launch.workload import Workload
 
-from tests.latent_formats import latent_sizes
 from tests.optimized.conftest import kind_of
+from tests.support.latent_formats import latent_sizes
 
 GPU = {"architecture": "sm90", "compute_units": 132}
 LATENT = {"layout": Layout.LATENT, "num_kv_heads": 1, "head_size": 48, "head_size_v": 32}

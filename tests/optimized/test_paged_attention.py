@@ -25,10 +25,10 @@ from attn_optimized.launch.parts import Parts
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.workload import SHORT_WINDOW_KEYS
 
-from tests.calls import ONE_SCALE, joined
-from tests.calls import paged_call as call_of_tokens
 from tests.optimized.conftest import kind_of, launches
-from tests.pairwise import parametrize_pairwise
+from tests.support.calls import ONE_SCALE, joined
+from tests.support.calls import paged_call as call_of_tokens
+from tests.support.pairwise import parametrize_pairwise
 
 ENCODER_DECODER = AttentionType.ENCODER_DECODER
 
@@ -167,7 +167,7 @@ def test_pairs_of_dims_change_no_bit(cache, window, paged_call, assert_agrees, m
     outputs = []
     for has_pairs in (True, False):
         if not has_pairs:
-            monkeypatch.setattr(launch_attention, "_has_value_pairs", lambda *_: False)
+            monkeypatch.setattr(launch_attention, "has_value_pairs", lambda *_: False)
         out = torch.zeros_like(call.q)
         for kernel in paged_attention_calls(*call, plan, out=out):
             kernel.run(call.q.device)

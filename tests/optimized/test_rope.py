@@ -6,7 +6,7 @@ import pytest
 import torch
 from attn_contract import KVCacheView, Layer, Layout
 
-from tests.pairwise import parametrize_pairwise
+from tests.support.pairwise import parametrize_pairwise
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE = 6, 2, 32
 NUM_BLOCKS, BLOCK_SIZE = 3, 16

@@ -7,7 +7,7 @@ import torch
 from attn_optimized.attention import forget_launches
 
 from tests.optimized.conftest import FUNCTIONS
-from tests.waits import waits_of
+from tests.support.waits import waits_of
 
 NUMBERS = torch.tensor([2, 0, 1])
 WAITING = {

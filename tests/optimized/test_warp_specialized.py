@@ -12,7 +12,7 @@ from attn_optimized.attention import attention_launches
 from attn_optimized.kernels.warp_specialized import warp_specialized_kernel
 from attn_optimized.launch.call import AttentionCall, PagedKeys
 
-from tests.calls import PagedCall
+from tests.support.calls import PagedCall
 
 H200 = {"architecture": "sm90", "compute_units": 132}
 

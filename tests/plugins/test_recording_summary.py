@@ -11,7 +11,7 @@ from attn_vllm_recording import VARIABLE
 from attn_vllm_recording.__main__ import main
 from attn_vllm_recording.summary import SCHEMA, FolderError, Summary
 
-from tests.malformed import KNOWN_FIELDS_DRAWS, damage, make_no_file, run_in_fork
+from tests.support.malformed import KNOWN_FIELDS_DRAWS, damage, make_no_file, run_in_fork
 
 FOUND = {
     "index": 3,

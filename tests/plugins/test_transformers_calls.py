@@ -19,8 +19,8 @@ from attn_transformers.arguments import arguments_of
 from attn_transformers.attention import attention
 from transformers.models.gemma3 import modeling_gemma3
 
-from tests import processes
 from tests.plugins.tiny_models import prompts, tiny
+from tests.support import processes
 
 BOUND = 1e-5
 GENERATOR = torch.Generator().manual_seed(0)

@@ -24,10 +24,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tests.nightly import ENGINE
-from tests.pages import ROOT
 from tests.plugins import tiny_models
 from tests.plugins.engine import served
 from tests.plugins.tiny_models import prompts, tiny
+from tests.support.pages import ROOT
 
 pytestmark = pytest.mark.usefixtures("registered")
 

@@ -11,8 +11,8 @@ from attn_fuzz.run import shard
 from attn_fuzz.run.shard import FuzzPlan
 from attn_transformers import target as plugin_target
 
-from tests.mostly_nightly import mostly_nightly
-from tests.pages import ROOT, run_command
+from tests.support.mostly_nightly import mostly_nightly
+from tests.support.pages import ROOT, run_command
 
 pytest.importorskip("transformers")
 

@@ -44,6 +44,21 @@ def test_a_kernel_truncates_and_the_host_floors():
     assert always(on_host.term == -2, A == -7)
 
 
+def test_numbers_of_bits_are_shifted_and_cut():
+    found, extraction = extracted("return (a & 0xFF) + (b << 8)", *numbers())
+    assert always(found.term == 0xFF + 256 * 3, A == -1, B == 3)
+    assert any(note.term.eq(B * 256) for note in extraction.notes)
+    with pytest.raises(UnsupportedConstructError):
+        extracted("return a & 6", *numbers())
+
+
+def test_sums_of_the_lanes_before_are_unknown_numbers_of_each_lane():
+    found, extraction = extracted("return tl.cumsum(tl.arange(0, 8) + a, 0)", *numbers())
+    (reduction,) = extraction.reductions
+    assert (reduction.kind, found.shape) == ("cumsum", (8,))
+    assert not always(found.at(1) == found.at(2))
+
+
 def test_an_if_on_a_number_is_followed_both_ways():
     found, _ = extracted("if a > b:\n    c = a\nelse:\n    c = b\nreturn c", *numbers())
     assert always(z3.And(found.term >= A, found.term >= B))
@@ -145,7 +160,7 @@ def test_the_first_turn_must_be_told_what_the_others_are():
     ("body", "construct"),
     [
         ("while a > b:\n    a = a - 1\nreturn a", "while a > b"),
-        ("return tl.cumsum(a, 0)", "tl.cumsum(a, 0)"),
+        ("return tl.sort(a, 0)", "tl.sort(a, 0)"),
         ("return a ^ b", "a ^ b"),
         ("for i in range(0, a):\n    if i > b:\n        return i\nreturn a", "for i in range(0, a)"),
         ("return a @ b", "a @ b"),

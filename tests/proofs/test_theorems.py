@@ -20,20 +20,22 @@ from attn_proofs.sources import Sources
 from attn_proofs.theorem import Claim, Model, decide, prove
 from attn_proofs.theorems import THEOREMS
 
-from tests.mostly_nightly import mostly_nightly
+from tests.support.mostly_nightly import mostly_nightly
 
-QUICK = ("rules", "keys", "splits", "writer")
+QUICK = ("rules", "keys", "select", "splits", "writer", "specialized")
 """Families whose theorems are proved in seconds."""
 RUN = (
     *("mask.causal", "mask.window-right", "rules.causal", "rules.sinks-off", "tiles.once", "programs.search", "programs.rows"),
     *("splits.cover", "splits.call", "splits.read", "addresses.key-rows", "addresses.value-pairs", "addresses.units"),
     *("inside.read", "inside.written", "tiles.biased", "writer.slots", "writer.keys", "widths.writer"),
     *("selection.row", "selection.visited", "selection.shown", "keys.mask", "keys.tiles"),
+    *("select.range", "select.once", "select.rest"),
+    *("specialized.visited", "specialized.nothing-behind", "specialized.written"),
 )
 """Theorems whose mutants' cases are run here, in a minute; `python -m attn_lab proofs --mutants` runs all."""
 FIRST = (
     *("mask.window-right", "rules.sinks-off", "splits.read", "inside.written", "writer.slots", "widths.writer"),
-    *("selection.row", "keys.mask"),
+    *("selection.row", "keys.mask", "select.once", "specialized.nothing-behind"),
 )
 """Those of RUN that each run of the tests has: a family each."""
 WITHOUT_NUMBERS = {"widths.writer", "widths.reduction", "widths.merges", "tiles.biased"}

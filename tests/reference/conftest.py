@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests import calls
-from tests.calls import PagedCall, VarlenCall
+from tests.support import calls
+from tests.support.calls import PagedCall, VarlenCall
 
 Request = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""query [q_len, H, D], key and value [seq_len, HK, D]"""
+"""query [query_len, H, D], key and value [seq_len, HK, D]"""
 
 
 @pytest.fixture

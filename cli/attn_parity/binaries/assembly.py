@@ -1,4 +1,4 @@
-"""Assembly without what no GPU reads: comments, source files and lines, and the names of the kernel and of its labels.
+"""Assembly without the parts that no GPU reads: comments, source files and lines, names of the kernel and of labels.
 
 Names of a kernel's parameters and variables are only in comments.
 """
@@ -7,14 +7,14 @@ import hashlib
 import re
 
 DIGITS = 8
-"""Digits of a digest, in files."""
+"""The number of digits of a digest in files."""
 _LABEL = re.compile(r"\.LBB\w+|\$L__BB\w+")
 _DEBUG = re.compile(r"\.(?:loc|file|cfi_\w+)\b|\.Ltmp\d+:|\$L__tmp\d+:")
 _SECTION = re.compile(r"\.section\s|\.text$|\.amdgpu_metadata$")
 
 
 def without_debug(assembly: str, kernel: str) -> str:
-    """AMD's or NVIDIA's assembly without what no GPU reads: see above.
+    """AMD's or NVIDIA's assembly without the parts that no GPU reads: see above.
 
     Args:
         kernel: its name in the assembly.
@@ -32,5 +32,5 @@ def without_debug(assembly: str, kernel: str) -> str:
 
 
 def digest(assembly: str, kernel: str) -> str:
-    """The same for two texts that differ only in what no GPU reads."""
+    """A digest. Two texts that differ only in parts that no GPU reads have the same one."""
     return hashlib.sha256(without_debug(assembly, kernel).encode()).hexdigest()

@@ -35,11 +35,11 @@ Result = TypeVar("Result")
 
 
 COMPILE_SECONDS = 300.0
-"""Seconds that a launch may take to compile."""
+"""The seconds that the compilation of a launch may take."""
 
 
 class OutOfTime(str):
-    """Why a launch has no code: its compiler took longer than it may. The launch itself may be right."""
+    """The reason that a launch has no code because its compiler took too long. The launch itself may be right."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Outcome:
 
     @property
     def out_of_time(self) -> int:
-        """How many launches had no code in time."""
+        """The number of launches that had no code in time."""
         return sum(isinstance(error, OutOfTime) for error in self.errors.values())
 
 
@@ -67,7 +67,7 @@ def build(
 
     Args:
         report: called with the number of finished jobs.
-        launches: of which the jobs are.
+        launches: the launches that jobs are for.
         compile_seconds: seconds that each job may take.
     """
     outcome = Outcome()
@@ -92,14 +92,14 @@ def in_processes(
 ) -> tuple[dict[Work, Result | str], bool]:
     """Call work(*job) for each job: the results or the errors in words, and whether an interrupt left jobs out.
 
-    A process that dies, because a compiler crashes, costs its own job alone: if it is the only one, and dies twice of the job.
+    If a compiler crashes and its process dies, only the job of that process fails: one that kills a lone process twice.
 
     Args:
         work: called in other processes. It must not return a str, because a str is an error.
         workers: the number of processes.
         report: called after each job, with the results so far.
-        interpreter: whether these processes have Triton's interpreter. Without it they can compile.
-        seconds: after which the jobs that are left are given up.
+        interpreter: True if these processes have Triton's interpreter. Without it they can compile.
+        seconds: the time after which the remaining jobs are given up.
     """
     found: dict[Work, Result | str] = {}
     until = time.monotonic() + seconds

@@ -26,8 +26,8 @@ class Difference:
     """A difference in a tensor, or in bytes of a buffer that belong to no tensor.
 
     Attributes:
-        where: the tensor; or the buffer, where no tensor lies.
-        count, of: how many elements or bytes differ, and how many there are.
+        where: the tensor, or the buffer if the bytes belong to no tensor.
+        count, of: the number of elements or bytes that differ, and the number of all.
         first: the first one that differs: an index, or a byte of the file.
         worst: the one with the largest absolute difference, and a NaN on one side before all others; of bytes, the first one.
         here, there: the values of the worst one.
@@ -133,7 +133,7 @@ def _of_tensor(tensor: Tensor, one: np.ndarray, other: np.ndarray, wrong: np.nda
 
     Args:
         one, other: [elements that differ, bytes of an element]
-        wrong: whether each element of the tensor differs.
+        wrong: True if each element of the tensor differs.
     """
     dtype = DTYPES[tensor.dtype]
     pairs = zip(_ranks(one, dtype), _ranks(other, dtype), strict=True)

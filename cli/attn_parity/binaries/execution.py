@@ -37,11 +37,11 @@ from attn_parity.binaries.small_cases import small_cases
 SCHEDULES = (Schedule(races=True), Schedule("drawn", "descending", seed=1))
 
 _PLANNER = "attn_optimized.attention.attention_plan"
-"""The function that plans every call of attention, those of a cascade too."""
+"""The function that plans every call of attention, with those of a cascade."""
 
 
 class OtherCodeError(Exception):
-    """A small case does not use the code that ships."""
+    """The code of a small case is not the code that ships."""
 
 
 Runner = Callable[[str, KernelCall, KernelCall], None]
@@ -54,7 +54,7 @@ class Shipped:
 
     Attributes:
         launches: by name, in their order.
-        plans: of its launches of attention, in their order.
+        plans: the plans of its launches of attention, in their order.
         run: runs the launches of small cases.
     """
 
@@ -109,7 +109,7 @@ def small_plan(plan: AttentionPlan, workload: Workload) -> AttentionPlan:
 
 
 def _run(calls: Iterator[KernelCall], of_call: Shipped) -> None:
-    """Run launches in the place of those that ship."""
+    """Run other launches in place of those that ship."""
     for call, (name, like) in zip(calls, cycle(of_call.launches.items()), strict=False):
         of_call.run(name, call, like)
 

@@ -15,7 +15,7 @@ _NARROW_PRODUCT = re.compile(r"= arith\.muli .* : (?:tensor<[\dx]*i32|i32).* loc
 _LOCATION = re.compile(r"^(#loc\d*) = loc\((.*)\)$", re.MULTILINE)
 _LINE_OF_FILE = re.compile(r'"([^"]+)":(\d+):\d+')
 _EXCUSE = "# int32: "
-"""Behind a line of a kernel whose product of 32 bits cannot overflow, and before the words why."""
+"""The mark of a line of a kernel whose product of 32 bits cannot overflow; the reason follows."""
 _AMD_LOAD = re.compile(r"\b(?:global|buffer|flat)_load_(\w+)")
 _AMD_WIDTH = re.compile(r"dwordx(\d)|dword|[bui](8|16|32|64|96|128)\b|short|byte")
 _PTX_LOAD = re.compile(r"\bld\.global[\w.:]*?(?:\.v(\d))?\.[bfsu](\d+)\b")
@@ -36,7 +36,7 @@ class Facts:
         lost_addresses: accesses whose address the compiler lost (`attn_amdgcn.origins`); registers that it writes while
             lanes are off, and stores into LDS that a barrier does not wait for (`attn_optimized.miscompiled`).
         lds_bytes, lds_limit: bytes of shared memory of a program, and the most that a program may have.
-        waves: how many waves a SIMD can hold, by their registers and LDS.
+        waves: the number of waves that a SIMD can hold, by their registers and LDS.
         matrix_instructions: the number of mfma, wmma, mma or wgmma instructions.
         tf32_instructions: the matrix instructions that round float32 to TF32 or XF32.
         widest_load: bytes of a lane's widest load from global memory.
@@ -62,7 +62,7 @@ class Facts:
 
     @property
     def faults(self) -> list[str]:
-        """Why the binary of any kernel cannot be right, or cannot be launched: a sentence for each reason."""
+        """A sentence for each reason why a binary, of whatever kernel, cannot be right or cannot be launched."""
         wrong = []
         if self.lost_addresses:
             wrong.append(f"lost_addresses is {self.lost_addresses}, none allowed: the compiler made wrong code")

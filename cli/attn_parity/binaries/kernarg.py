@@ -1,4 +1,4 @@
-"""The memory of a kernel's arguments on AMD GPUs, as whoever launches the kernel must fill it."""
+"""The memory of a kernel's arguments on AMD GPUs, as the code that launches the kernel must fill it."""
 
 import re
 from collections.abc import Sequence
@@ -13,8 +13,9 @@ def kernarg_of(assembly: str, names: Sequence[str]) -> dict[str, Any]:
     Kinds are those of LLVM's metadata of code objects. A hidden argument has its kind as name.
 
     Args:
-        assembly: of one kernel, with its metadata, in which LLVM writes the keys of an argument in alphabetical order.
-        names: of the arguments that are not hidden, which come first.
+        assembly: the assembly of one kernel, with its metadata, in which LLVM writes the keys of an argument in alphabetical
+            order.
+        names: the names of the arguments that are not hidden, which come first.
 
     Raises:
         ValueError: the metadata describe another number of arguments.

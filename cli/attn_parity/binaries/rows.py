@@ -21,8 +21,8 @@ class Row:
 
     Attributes:
         kernel, num_warps: empty and 0 in a row of a file.
-        code: the first digits of the digest of its assembly; empty if nobody noted it.
-        loop: how many instructions its hot loop has (`attn_amdgcn.hot_loop`); None without one, and for NVIDIA.
+        code: the first digits of the digest of its assembly; empty if unknown.
+        loop: the number of instructions of its hot loop (`attn_amdgcn.hot_loop`); None without one, and for NVIDIA.
     """
 
     architecture: str
@@ -41,7 +41,7 @@ class Execution(NamedTuple):
         verdict: "agree"; a kind of failure of `attn_fuzz.verdict.verdict`, such as "value" or "raised"; or "not run".
         error: the largest error / bound of outputs; 0 where what is written is compared bitwise.
         why: why it does not agree, or did not run; empty if it agrees.
-        code: the first digits of the digest of the launch's assembly; empty if nobody noted it.
+        code: the first digits of the digest of the launch's assembly; empty if unknown.
     """
 
     verdict: str
@@ -96,7 +96,7 @@ def uncompiled(outcome: Outcome) -> str:
 
 
 def exit_code(wrong: Iterable[str], outcome: Outcome) -> int:
-    """1 if a launch is wrong, 2 if no more is known than that one has no code after --compile-seconds."""
+    """1 if a launch is wrong, 2 if none is, but one had no code after --compile-seconds."""
     return 1 if list(wrong) or len(outcome.errors) > outcome.out_of_time else 2 * bool(outcome.out_of_time)
 
 

@@ -20,12 +20,12 @@ from attn_parity.binaries.saved import Count, SavedFileError, Text, content, dec
 
 SCHEMA = "attn-parity.emulated-launch/1"
 GUARD_BYTES = 4096
-"""Keeps the alignment of every tensor."""
+"""The bytes of a guard, which keep the alignment of every tensor."""
 HEAD = "attn-parity-launch 1"
 """The first line of launch.txt."""
 REMEDY = "`attn-parity emulate` writes it"
 MOST_BYTES = 1 << 25
-"""Most bytes of all buffers of a launch."""
+"""The most bytes of all buffers of a launch."""
 Stride = Annotated[int, msgspec.Meta(ge=-INT32_MAX, le=INT32_MAX)]
 
 
@@ -71,7 +71,7 @@ class EmulatedLaunch(msgspec.Struct, frozen=True, kw_only=True):
     """The content of launch.json.
 
     Attributes:
-        call, case: the launch that ships, and which of its small cases this is.
+        call, case: the launch that ships, and the name of its small case.
         code, sha256: the code object beside launches.json.
         inexact: the executed instructions that hardware may round in another way.
     """
@@ -95,7 +95,7 @@ class EmulatedLaunch(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def folder(self) -> str:
-        """The name of its folder."""
+        """The name of the launch's folder."""
         return folder_name(self.code, self.case)
 
 

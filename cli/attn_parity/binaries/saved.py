@@ -15,10 +15,10 @@ from attn_parity.binaries.saving import SCHEMA
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
 MAX_JSON, MAX_CODE = 1 << 23, 1 << 24
-"""Bytes of a file that describes launches, of a code object, and of its assembly."""
+"""The most bytes of a file that describes launches, of a code object, and of its assembly."""
 Text = Annotated[str, msgspec.Meta(max_length=1000)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=INT32_MAX)]
-"""Whatever has such a size fits into an address space of 32 bits: a small launch, and the grid of any."""
+"""The range of sizes and counts. The sizes of a small launch, and the grid of any launch, fit into 32 bits."""
 Factor = Annotated[int, msgspec.Meta(ge=1, le=INT32_MAX)]
 
 
@@ -30,7 +30,7 @@ class Argument(msgspec.Struct, frozen=True):
     """An argument of the kernel: its Triton type, and the attributes on which the code relies.
 
     Attributes:
-        may_be_null: whether it is a pointer to nothing. Scratch memory of no bytes is.
+        may_be_null: True if it is a pointer to nothing. Scratch memory of no bytes is.
     """
 
     name: Text

@@ -1,4 +1,4 @@
-"""Hold a saved launch to its files, to the launch that is planned here, and to the arguments that it gets."""
+"""Compare a saved launch with its files, with the launch that is planned here, and with its arguments."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def checked_program(folder: Path, launch: SavedLaunch) -> Program:
 
 
 def check_plan(launch: SavedLaunch, like: KernelCall) -> None:
-    """Hold what was compiled into a saved launch to what the launch would be compiled for here.
+    """Compare the constants of a saved launch with those of the launch that is planned here.
 
     Raises:
         SavedFileError: another constant, argument or type.
@@ -72,7 +72,7 @@ def _type_here(argument: Argument, like: KernelCall) -> str:
 
 
 def check_attributes(launch: SavedLaunch, inputs: Inputs) -> None:
-    """Hold the arguments of a small launch to the attributes on which the code relies.
+    """Check that the arguments of a small launch have the attributes on which the code relies.
 
     Raises:
         OtherCodeError: the code is not made for such arguments.

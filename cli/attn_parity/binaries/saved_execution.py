@@ -31,8 +31,8 @@ class Emulated(NamedTuple):
     """The result of a launch on one case.
 
     Attributes:
-        execution: of the whole call.
-        launch: as it was written; None if it did not come to its end.
+        execution: the execution of the whole call.
+        launch: the launch as written; None if it did not come to its end.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Emulated(NamedTuple):
 
 
 class OutOfTimeError(Exception):
-    """A case has run for longer than it may, which says nothing about the launch."""
+    """A case took longer than allowed, which says nothing about the launch."""
 
 
 def emulate_saved(
@@ -52,8 +52,9 @@ def emulate_saved(
 
     Args:
         file: launches.json. It must have all launches of the call, because a launch may read what an earlier one wrote.
-        folder: in which folders are written.
-        names: of the launches that are asked for. Where a call runs one launch several times, the first time is written.
+        folder: the folder in which folders are written.
+        names: the names of the launches that are asked for. Where a call runs one launch several times, the first time is
+            written.
         case_seconds: seconds that a case may take.
 
     Raises:
@@ -110,7 +111,7 @@ def emulate_saved(
 
 @contextlib.contextmanager
 def _alarm(seconds: float, end: Callable[..., None]) -> Iterator[None]:
-    """Call a function after so many seconds, and each second from then on, until the block ends."""
+    """Call a function after a number of seconds, and each second from then on, until the block ends."""
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds, 1)
     try:

@@ -34,12 +34,12 @@ from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
 from attn_parity.binaries.architectures import ARCHITECTURES
 
 CACHE_BYTES = 8 << 30
-"""Bytes of a layer's cache: more than AMD's buffer instructions reach, as on GPUs that serve."""
+"""The bytes of a layer's cache: more than AMD's buffer instructions reach, as on GPUs in service."""
 MAX_POSITION = 32768
 INDEX_OPS = ("index write", "index logits", "index select")
 """The ops of an index layer."""
 MERGED_PARTS = 8
-"""Parts of a merge: the ranks of a node."""
+"""The number of parts of a merge: the ranks of a node."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +48,17 @@ class ShippedCall:
 
     Attributes:
         name: the name of the launch in budgets and tables.
-        main: whether every change compiles this launch.
+        main: True if every change compiles this launch.
         cache_bytes: the size of the layer's allocation.
-        token_scales: whether a quantized cache has a scale per token and head. The layout says whether the cache holds them.
+        token_scales: True if a quantized cache has a scale per token and head. The layout says whether the cache holds them.
         requests, query_len: the number of requests, and the queries of each.
         longest: the queries of one longer request, which replaces one of the requests; 0 for none.
         prefix: the number of keys that all requests share, for "cascade".
         head_size_v: the width of V, as in Layer.
         window: the number of keys that a query sees, with its own.
         bidirectional_ranges: the number of ranges of each request.
-        float8_output: whether the output is e4m3fn, with a scale.
-        float8_queries: whether q is of kv_cache_dtype, with a scale.
+        float8_output: True if the output is e4m3fn, with a scale.
+        float8_queries: True if q is of kv_cache_dtype, with a scale.
         indexer: the index layer of an op of INDEX_OPS, which of the other fields has cache_bytes, dtype, block_size and the
             lengths.
     """
@@ -121,7 +121,7 @@ def name_of_call(launch: str) -> str:
 
 
 class Step(NamedTuple):
-    """The arguments of a call on meta, but for its cache. k and v are of the tokens of the step."""
+    """The arguments of a call on meta, without its cache. k and v hold the tokens of the step."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -157,7 +157,7 @@ def _launches(shipped: ShippedCall, architecture: str) -> Iterator[KernelCall]:
         case "write":
             yield write_kv_cache_call(k, v, _cache(shipped), layer, _integers(num_tokens), architecture=architecture)
         case "write latent":
-            kv_c, k_pe = _empty((num_tokens, shipped.head_size), shipped.dtype).tensor_split([layer.value_size], dim=1)
+            kv_c, k_pe = _empty((num_tokens, shipped.head_size), shipped.dtype).tensor_split([layer.v_head_size], dim=1)
             arguments = (kv_c, k_pe, _cache(shipped), layer, _integers(num_tokens))
             yield write_latent_cache_call(*arguments, architecture=architecture)
         case "rope":

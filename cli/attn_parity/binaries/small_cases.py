@@ -27,8 +27,8 @@ def small_cases(shipped: ShippedCall, *, queries: int, keys: int) -> tuple[Case,
     """Two cases of a call: one of random numbers, and one in which each output names the slots that were read.
 
     Args:
-        queries, keys: of a tile of the attention kernel. Lengths lie just beyond a tile or two, or four: a loop with several
-            stages has met its own stores then. Some request has one token, and some has none.
+        queries, keys: the queries and the keys of a tile of the attention kernel. Lengths lie just beyond a tile or two, or
+            four: a loop with several stages has met its own stores then. Some request has one token, and some has none.
     """
     if shipped.indexer is not None:
         return _index_case(shipped, shipped.indexer, 1), _index_case(shipped, shipped.indexer, 2)
@@ -65,7 +65,7 @@ def _second_lengths(shipped: ShippedCall, queries: int, keys: int) -> list[tuple
 
 
 def _for_cascade(shipped: ShippedCall, keys: int) -> list[tuple[int, int]]:
-    """So many more queries that those of all requests together are no decode."""
+    """The number of further queries with which all requests together are no decode."""
     heads = KV_HEADS * (shipped.num_heads // shipped.num_kv_heads)
     return [(1, keys + 2)] * (DECODE_TILE_ROWS // heads + 1) if shipped.op == "cascade" else []
 

@@ -26,7 +26,7 @@ class ModelConfig:
         model_type: the type of the part that has the KV cache.
         architecture: the name of the model's class; the model type if the config does not say it.
         groups: layers that attend alike, by a name.
-        dtype: of the weights; None if the config does not say it.
+        dtype: the dtype of the weights; None if the config does not say it.
         quantization: the config's `quantization_config`.
         filled: sizes that the config leaves out; by name.
         filled_by: who says so.

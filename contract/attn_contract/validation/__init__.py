@@ -1,8 +1,9 @@
-"""The border of every call: one check for each operation.
+"""Argument checks: one for each operation.
 
 Shapes, dtypes, strides and numbers of the host are always checked. Values in tensors are checked with `values=True`: to read
 them from a device means to wait for the device, so implementations that ship read none unless they are asked to. Each check
-raises ContractError, and all checks run before anything is written.
+raises ContractError, which names the first argument that is wrong, and all checks run before anything is written. That of a
+call with a cache returns the cache's view, read back from its shape and strides.
 """
 
 from attn_contract.validation.attention import (

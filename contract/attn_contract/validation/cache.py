@@ -10,7 +10,7 @@ from attn_contract.layouts import A_LATENT_LAYOUT
 from attn_contract.rules import active_rules, check_together
 from attn_contract.validation.shapes import check_cache, check_float, check_heads, check_key_value, check_rotated_dtype
 from attn_contract.validation.tensors import check_tensors
-from attn_contract.validation.values import check_positions, check_scale_values, check_slots
+from attn_contract.validation.values import check_blocks, check_positions, check_scale_values, check_slots
 
 _FIXED_SCALES = ("k_scale", "v_scale")
 _SCALE_CACHES = ("k_scale_cache", "v_scale_cache")
@@ -28,9 +28,6 @@ def check_write_tensors(
     Args:
         read: what the write reads besides slot_mapping and the layer's scales, by name.
         written: what it writes besides the cache and its scales, by name.
-
-    Raises:
-        ContractError: naming the first tensor that is wrong.
     """
     check_type("layer", layer, Layer, "a Layer")
     scales, scale_caches = _tensors(layer, _FIXED_SCALES), _tensors(layer, _SCALE_CACHES)
@@ -46,15 +43,9 @@ def check_write_kv_cache(
     """Check a cache write.
 
     Args:
-        k, v: [T_kv, HK, D] and [T_kv, HK, value_size].
+        k, v: [T_kv, HK, D] and [T_kv, HK, v_head_size].
         slot_mapping: [S] int64, S at most T_kv.
-        values: whether to check the slots and scales, too.
-
-    Returns:
-        The cache's view, read back from its shape and strides.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
+        values: True if to check the slots and scales, too.
     """
     return _check_write({"k": k, "v": v}, kv_cache, layer, slot_mapping, written={}, values=values)
 
@@ -76,17 +67,11 @@ def check_rope_and_write_kv_cache(
 
     Args:
         q: [T, H, D], written.
-        k, v: [T_kv, HK, D] and [T_kv, HK, value_size].
+        k, v: [T_kv, HK, D] and [T_kv, HK, v_head_size].
         positions: [P] int64, of the first P rows of q and of k; S <= P <= T.
         cos_sin_cache: [max_position, rotary_dim], float32 or q's dtype; rotary_dim is even and at most D.
         slot_mapping: [S] int64, S at most T_kv.
-        values: whether to check positions, slots and scales, too.
-
-    Returns:
-        The cache's view, read back from its shape and strides.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
+        values: True if to check positions, slots and scales, too.
     """
     check_type("is_neox", is_neox, bool, "a bool")
     check_vector("positions", positions, torch.int64)
@@ -122,13 +107,7 @@ def check_write_latent_cache(
         kv_c: [T_kv, Lkv], Lkv = layer.head_size_v.
         k_pe: [T_kv, R], Lkv + R = layer.head_size. R may be 0.
         slot_mapping: [S] int64, S at most T_kv.
-        values: whether to check the slots and the scale, too.
-
-    Returns:
-        The cache's view, read back from its shape and strides.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
+        values: True if to check the slots and the scale, too.
     """
     check_type("validate", values, bool, "a bool")
     check_write_tensors({"kv_c": kv_c, "k_pe": k_pe}, kv_cache, layer, slot_mapping)
@@ -137,8 +116,8 @@ def check_write_latent_cache(
         raise ContractError("layer.layout", layer.layout, f"{A_LATENT_LAYOUT}; use write_kv_cache")
     check_float("kv_c", kv_c)
     for name, tensor, size in (
-        ("kv_c", kv_c, layer.value_size),
-        ("k_pe", k_pe, layer.head_size - layer.value_size),
+        ("kv_c", kv_c, layer.v_head_size),
+        ("k_pe", k_pe, layer.head_size - layer.v_head_size),
     ):
         if tensor.dim() != 2 or tensor.shape[1] != size or len(tensor) != len(kv_c):
             rows = "T_kv" if name == "kv_c" else len(kv_c)
@@ -158,12 +137,6 @@ def check_gather_kv_cache(kv_cache: torch.Tensor, layer: Layer, block_table: tor
     Args:
         block_table: [max_blocks] int32.
         seq_len: keys of the request.
-
-    Returns:
-        The cache's view, read back from its shape and strides.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
     """
     check_type("layer", layer, Layer, "a Layer")
     check_vector("block_table", block_table, torch.int32)
@@ -179,9 +152,7 @@ def check_gather_kv_cache(kv_cache: torch.Tensor, layer: Layer, block_table: tor
     if seq_len > capacity:
         raise ContractError("seq_len", seq_len, f"at most {capacity}: block_table has {len(block_table)} blocks")
     used = block_table[: -(-seq_len // view.block_size)].cpu()
-    if len(wrong := ((used < 0) | (used >= view.num_blocks)).nonzero()):
-        i = int(wrong[0])
-        raise ContractError(f"block_table[{i}]", int(used[i]), f"a block of the cache, 0 to {view.num_blocks - 1}")
+    check_blocks(used, torch.ones_like(used, dtype=torch.bool), view)
     return view
 
 

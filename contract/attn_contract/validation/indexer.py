@@ -1,7 +1,4 @@
-"""The three calls of an index layer: logits of units, the selection of units, and the write of index keys.
-
-The values in tensors are checked, too, where `values` says so.
-"""
+"""The three calls of an index layer: logits of units, the selection of units, and the write of index keys."""
 
 from collections.abc import Collection
 
@@ -36,13 +33,7 @@ def check_index_logits(
         index_cache: shaped as the layout says.
         batch: causal, with a block table.
         out: [HS, T, at least `indexer.num_units(batch.max_seq_len)`] of `dtype`, or None.
-        values: whether to check lengths and blocks, too.
-
-    Returns:
-        The addresses of the cache's elements.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
+        values: True if to check lengths and blocks, too.
     """
     _check_call(indexer, batch, values)
     check_tensors({"q": q, **given(weights=weights), "index_cache": index_cache}, given(out=out), step=batch)
@@ -76,10 +67,7 @@ def check_select(
         logits: [HS, T, units] float32 or float64, of at least `indexer.num_units(batch.max_seq_len)` units.
         batch: causal.
         out: [HS, T, indexer.selected_width] int32, or None.
-        values: whether to check lengths, too.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
+        values: True if to check lengths, too.
     """
     _check_call(indexer, batch, values)
     check_tensors({"logits": logits}, given(out=out), step=batch)
@@ -100,13 +88,7 @@ def check_write_index_cache(
         k: [T_k, D] float32, float16 or bfloat16; rows from len(slot_mapping) on are not read.
         index_cache: shaped as the layout says.
         slot_mapping: [S] int64, S at most T_k.
-        values: whether to check the slots, too.
-
-    Returns:
-        The addresses of the cache's elements.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
+        values: True if to check the slots, too.
     """
     check_type("indexer", indexer, Indexer, "an Indexer")
     check_type("validate", values, bool, "a bool")

@@ -28,9 +28,6 @@ def check_merge_attn_states(
 
     Elements are merged one by one. So `out` may be `out_a` or `out_b` itself and `lse` may be their LSE, but a written tensor
     must not overlap a read one in any other way.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
     """
     states = {"out_a": out_a, "lse_a": lse_a, "out_b": out_b, "lse_b": lse_b} | given(output_scale=output_scale)
     check_tensors(states, given(out=out, lse=lse), in_place={"out": ("out_a", "out_b"), "lse": ("lse_a", "lse_b")})
@@ -61,9 +58,6 @@ def check_merge_attn_parts(
 
     The written tensors have memory of their own: a part is a slice of `outs`, and what is written to one slice would be read as
     another part by a program that has not come to it yet.
-
-    Raises:
-        ContractError: naming the first argument that is wrong.
     """
     check_tensors({"outs": outs, "lses": lses} | given(output_scale=output_scale), given(out=out, lse=lse))
     if outs.dim() != 4 or outs.dtype not in FLOAT_DTYPES or 0 in (outs.shape[0], *outs.shape[2:]):

@@ -21,9 +21,6 @@ def check_tensors(
         read, written: the tensors of the call, by the names of its arguments.
         step: its tensors are read, too. Batch has checked each of them by itself, and one step serves all layers of a model.
         in_place: by the name of a written tensor, the names of the read ones that may be the very same view.
-
-    Raises:
-        ContractError: naming the first tensor that is wrong.
     """
     tensors = {**read, **written}
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Values in tensors. Each check copies what it looks at to the host, which waits for the device."""
+"""Checks of values in tensors. Each check copies the values to the host, which waits for the device."""
 
 from collections.abc import Mapping
 
@@ -14,8 +14,8 @@ LARGEST_LOGIT = 2.0**126
 """The largest finite sink or bias. A softmax in base 2 multiplies logits by log2(e), and float32 ends at 2^128: beyond
 it, an infinity would stand for a finite logit. -inf, and not a very negative number, is what hides a key."""
 LARGEST_VALUES = 2.0**100
-"""The largest product of a request's number of keys and magnitude of V. A softmax that divides by the weights' sum at the end
-adds up so much before, and more where its weights are not at most 1: float32 ends at 2^128."""
+"""The largest product of a request's number of keys and magnitude of V. A softmax that divides by the sum of weights at the end
+adds up that much before, and more if its weights are above 1: float32 ends at 2^128."""
 
 
 def check_lengths(batch: Batch, names: tuple[str, str] = ("query_start_loc", "seq_lens")) -> torch.Tensor:
@@ -47,9 +47,7 @@ def check_lengths(batch: Batch, names: tuple[str, str] = ("query_start_loc", "se
         r = int(long[0])
         raise ContractError("max_query_len", batch.max_query_len, f"at least {int(query_lens[r])}, request {r}'s query length")
     seq_lens = batch.seq_lens.cpu()
-    if len(negative := (seq_lens < 0).nonzero()):
-        r = int(negative[0])
-        raise ContractError(f"{seq_name}[{r}]", int(seq_lens[r]), "at least 0")
+    _refuse_first(seq_name, seq_lens, seq_lens < 0, "at least 0")
     if len(long := (seq_lens > batch.max_seq_len).nonzero()):
         r = int(long[0])
         raise ContractError("max_seq_len", batch.max_seq_len, f"at least {int(seq_lens[r])}, request {r}'s length")
@@ -69,25 +67,24 @@ def check_block_table(block_table: torch.Tensor, num_keys: torch.Tensor, view: K
     """Check that block_table [R, max_blocks] has a block of the cache for each of num_keys [R]. Later entries are garbage."""
     table, num_keys = block_table.cpu(), num_keys.cpu().long()
     capacity = table.shape[1] * view.block_size
-    if len(long := (num_keys > capacity).nonzero()):
-        r = int(long[0])
-        expected = f"at most {capacity} keys: block_table has {table.shape[1]} columns of {view.block_size} slots"
-        raise ContractError(f"seq_lens[{r}]", int(num_keys[r]), expected)
+    expected = f"at most {capacity} keys: block_table has {table.shape[1]} columns of {view.block_size} slots"
+    _refuse_first("seq_lens", num_keys, num_keys > capacity, expected)
     blocks_used = (num_keys + view.block_size - 1) // view.block_size
     used = torch.arange(table.shape[1], device=table.device) < blocks_used[:, None]
-    if len(wrong := (used & ((table < 0) | (table >= view.num_blocks))).nonzero()):
-        r, i = wrong[0].tolist()
-        raise ContractError(f"block_table[{r}, {i}]", int(table[r, i]), f"a block of the cache, 0 to {view.num_blocks - 1}")
+    check_blocks(table, used, view)
+
+
+def check_blocks(block_table: torch.Tensor, used: torch.Tensor, view: KVCacheView | IndexCacheView) -> None:
+    """Check that those entries of a block table on the host which are used name blocks of the cache."""
+    wrong = used & ((block_table < 0) | (block_table >= view.num_blocks))
+    _refuse_first("block_table", block_table, wrong, f"a block of the cache, 0 to {view.num_blocks - 1}")
 
 
 def check_slots(slot_mapping: torch.Tensor, view: KVCacheView | IndexCacheView) -> None:
     """Check that slot_mapping [S] holds -1 or slots of the cache, and no slot twice: the order of two writes is undefined."""
     slots = slot_mapping.cpu()
-    if len(wrong := ((slots < -1) | (slots >= view.num_slots)).nonzero()):
-        s = int(wrong[0])
-        raise ContractError(
-            f"slot_mapping[{s}]", int(slots[s]), f"-1 (write nothing) or a slot of the cache, 0 to {view.num_slots - 1}"
-        )
+    expected = f"-1 (write nothing) or a slot of the cache, 0 to {view.num_slots - 1}"
+    _refuse_first("slot_mapping", slots, (slots < -1) | (slots >= view.num_slots), expected)
     written = slots[slots >= 0].sort().values
     if len(twice := (written.diff() == 0).nonzero()):
         raise ContractError("slot_mapping", f"slot {int(written[twice[0]])} twice", "every slot at most once")
@@ -115,9 +112,7 @@ def check_selected(layer: Layer, batch: Batch) -> None:
 def check_positions(positions: torch.Tensor, num_rows: int) -> None:
     """Check that every position has a row of cos_sin_cache."""
     at = positions.cpu()
-    if len(wrong := ((at < 0) | (at >= num_rows)).nonzero()):
-        s = int(wrong[0])
-        raise ContractError(f"positions[{s}]", int(at[s]), f"a row of cos_sin_cache, 0 to {num_rows - 1}")
+    _refuse_first("positions", at, (at < 0) | (at >= num_rows), f"a row of cos_sin_cache, 0 to {num_rows - 1}")
 
 
 def check_logit_values(layer: Layer, batch: Batch) -> None:
@@ -125,29 +120,19 @@ def check_logit_values(layer: Layer, batch: Batch) -> None:
     check_layer_logits(layer)
     if batch.qq_bias is not None:
         bias = batch.qq_bias.cpu()
-        if len(wrong := _no_logit(bias).nonzero()):
-            i, j = wrong[0].tolist()
-            raise ContractError(
-                f"qq_bias[{i}, {j}]",
-                float(bias[i, j]),
-                f"a number of at most {LARGEST_LOGIT:.2g} in magnitude, or -inf (hidden)",
-            )
+        expected = f"a number of at most {LARGEST_LOGIT:.2g} in magnitude, or -inf (hidden)"
+        _refuse_first("qq_bias", bias, _no_logit(bias), expected)
 
 
 def check_layer_logits(layer: Layer) -> None:
     """Check a layer's alibi_slopes and sinks: finite numbers, sinks up to LARGEST_LOGIT, or -inf, which is no sink."""
     if layer.alibi_slopes is not None:
         slopes = layer.alibi_slopes.cpu()
-        if len(wrong := (~slopes.isfinite()).nonzero()):
-            h = int(wrong[0])
-            raise ContractError(f"alibi_slopes[{h}]", float(slopes[h]), "a finite number")
+        _refuse_first("alibi_slopes", slopes, ~slopes.isfinite(), "a finite number")
     if layer.sinks is not None:
         sinks = layer.sinks.float().cpu()
-        if len(wrong := _no_logit(sinks).nonzero()):
-            h = int(wrong[0])
-            raise ContractError(
-                f"sinks[{h}]", float(sinks[h]), f"a logit of at most {LARGEST_LOGIT:.2g} in magnitude, or -inf (no sink)"
-            )
+        expected = f"a logit of at most {LARGEST_LOGIT:.2g} in magnitude, or -inf (no sink)"
+        _refuse_first("sinks", sinks, _no_logit(sinks), expected)
 
 
 def check_scale_values(tensors: Mapping[str, torch.Tensor]) -> None:
@@ -155,11 +140,17 @@ def check_scale_values(tensors: Mapping[str, torch.Tensor]) -> None:
     for name in ("q_scale", "k_scale", "v_scale", "output_scale"):
         if name in tensors:
             scale = tensors[name].flatten().cpu()
-            if len(wrong := (~scale.isfinite() | (scale < SMALLEST_NORMAL)).nonzero()):
-                i = int(wrong[0])
-                raise ContractError(f"{name}[{i}]", float(scale[i]), "a finite number of at least 2^-126")
+            wrong = ~scale.isfinite() | (scale < SMALLEST_NORMAL)
+            _refuse_first(name, scale, wrong, "a finite number of at least 2^-126")
 
 
 def _no_logit(values: torch.Tensor) -> torch.Tensor:
     """True where a value is neither -inf nor at most LARGEST_LOGIT in magnitude, as NaN is not."""
     return ~((values.abs() <= LARGEST_LOGIT) | (values == -torch.inf))
+
+
+def _refuse_first(name: str, values: torch.Tensor, wrong: torch.Tensor, expected: str) -> None:
+    """Raise ContractError for the first element, by its place, where `wrong` is True."""
+    if len(places := wrong.nonzero()):
+        place = places[0].tolist()
+        raise ContractError(f"{name}{place}", values[tuple(place)].item(), expected)

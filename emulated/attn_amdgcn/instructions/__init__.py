@@ -67,7 +67,7 @@ def step(instruction: Instruction, kernel: Kernel, *, scc_matters: bool = True) 
     """The function that carries out an instruction on waves.
 
     Args:
-        scc_matters: whether somebody may read what the instruction leaves in SCC.
+        scc_matters: True if a later instruction may read the SCC of this one.
 
     Raises:
         UnknownInstructionError: the instruction, an operand or a modifier has no meaning here.
@@ -82,7 +82,7 @@ def step(instruction: Instruction, kernel: Kernel, *, scc_matters: bool = True) 
 
 
 def scc_matters(code: Sequence[Instruction]) -> list[bool]:
-    """For each instruction of a block whether another one may read SCC behind it, before it is written again."""
+    """For each instruction of a block, True if another one may read its SCC before SCC is written again."""
     matters, found = True, []
     for instruction in reversed(code):
         found.append(matters)
@@ -95,7 +95,7 @@ def scc_matters(code: Sequence[Instruction]) -> list[bool]:
 
 
 def _may_read_scc(instruction: Instruction) -> bool:
-    """Vector instructions do not, nor do loads. Of scalar ones whose operands have no common form it is not known here."""
+    """False for vector instructions and loads. Scalar instructions whose operands have no common form may read SCC."""
     if any(isinstance(operand.of, Register) and operand.of.bank == "scc" for operand in instruction.operands):
         return True
     if instruction.name in SCALAR:
@@ -104,7 +104,7 @@ def _may_read_scc(instruction: Instruction) -> bool:
 
 
 def changes_nothing(instruction: Instruction) -> bool:
-    """Whether an instruction is among those that change time or caches alone."""
+    """True if an instruction changes only timing or caches."""
     return instruction.name in _PASSIVE
 
 

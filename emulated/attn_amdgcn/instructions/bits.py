@@ -30,12 +30,12 @@ vector("v_lshl_or_b32", "b32 = b32 u5 b32")(lambda a, count, b: a << count | b)
 
 
 def shift_left(a, count):
-    """The count is modulo the width."""
+    """Shift left. The count is taken modulo the width."""
     return a << (count & U32(8 * a.dtype.itemsize - 1)).astype(a.dtype)
 
 
 def shift_right(a, count):
-    """The same. A signed number brings its sign."""
+    """Shift right. The count is taken modulo the width, and a signed number is extended by its sign."""
     return a >> (count & U32(8 * a.dtype.itemsize - 1)).astype(a.dtype)
 
 
@@ -51,7 +51,7 @@ vector("v_bfe_u32", "u32 = u32 u5 u5")(lambda a, first, count: a >> first & (U32
 
 @vector("v_bfe_i32", "i32 = i32 i5 i5")
 def signed_bit_field(a, first, count):
-    """So many bits from the first one on, extended by their sign."""
+    """`count` bits from bit `first` on, extended by their sign."""
     unused = -count & np.int32(31)
     return np.where(count == 0, np.int32(0), a >> first << unused >> unused)
 
@@ -81,25 +81,25 @@ def _bit_length(a):
 
 @vector("v_ffbh_u32 v_clz_i32_u32", "i32 = u32")
 def leading_zeros(a):
-    """-1 if there is no one."""
+    """The number of zeros above the highest 1; -1 if there is no 1."""
     return np.where(a == 0, np.int32(-1), 32 - _bit_length(a))
 
 
 @vector("v_ffbl_b32 v_ctz_i32_b32", "i32 = u32")
 def trailing_zeros(a):
-    """-1 if there is no one."""
+    """The number of zeros below the lowest 1; -1 if there is no 1."""
     return _bit_length(a & -a) - 1
 
 
 @vector("v_ffbh_i32 v_cls_i32", "i32 = i32")
 def leading_signs(a):
-    """-1 if all bits are equal."""
+    """The number of leading bits that equal the sign, the sign included; -1 if all bits are equal."""
     return leading_zeros((a ^ a >> np.int32(31)).view(U32))
 
 
 @vector("v_alignbit_b32", "b32 = b32 b32 u32")
 def align_bits(high, low, count):
-    """32 bits of 64, from a bit on."""
+    """The 32 bits of a pair of registers that begin at bit `count`."""
     count = count & U32(31)
     return low >> count | high << U32(1) << (U32(31) - count)
 
@@ -109,7 +109,7 @@ vector("v_alignbyte_b32", "b32 = b32 b32 u32")(lambda high, low, count: align_bi
 
 @vector("v_perm_b32", "b32 = b32 b32 b32")
 def permute(high, low, selectors):
-    """Each byte of the selectors chooses a byte of the result.
+    """A permutation: each byte of the selectors chooses a byte of the result.
 
     0 to 3 are the bytes of the second source, 4 to 7 those of the first one. 8 to 11 are the signs of the bytes 1, 3, 5 and 7,
     extended. 12 is zeros, and a greater number is ones.
@@ -210,7 +210,7 @@ def bitop3(instruction: Instruction, kernel: Kernel):
 
 
 def _is_summand(table: int, factors: int) -> bool:
-    """Whether a table's normal form has the product of these sources: the parity of the table below it (Moebius transform)."""
+    """True if a table's normal form has the product of these sources: the parity of the table below it (Moebius transform)."""
     return sum(table >> place & 1 for place in range(8) if place & factors == place) % 2 == 1
 
 

@@ -41,16 +41,16 @@ from attn_amdgcn.pieces import Alone, Piece, SourceRow, piece, value_of
 from attn_amdgcn.waves import Waves
 
 MOST_RANGES = 1 << 10
-"""That are kept."""
+"""The most ranges that are cached."""
 MODIFIERS = ("offset", "offen", *CACHE)
 PRIVATE_BASE = 0x1234_0000_0000
-"""Where the private segment of all waves begins, as its resource says: no buffer lies there."""
+"""The address of the private segment of all waves in its resource. No buffer lies there."""
 PRIVATE_WORDS = (PRIVATE_BASE & 0xFFFFFFFF, 1 << 31 | PRIVATE_BASE >> 32, 0xFFFFFFFF, 0x00E27000)
 """The resource of the private segment: swizzled, without a limit, for 64 lanes of 4 bytes."""
 
 
 def private_offset(waves: Waves) -> np.ndarray:
-    """[waves] int64: where in the private segment the bytes of a wave begin."""
+    """[waves] int64: the offset of each wave's bytes in the private segment."""
     return waves.number * waves.shape[1] * (-(-waves.shared.scratch_bytes // 16) * 16)
 
 
@@ -61,7 +61,7 @@ class Range(NamedTuple):
         begin: the place (address less BASE) of vaddr 0 and `offset` 0, or its byte in each lane's scratch.
         length: the bytes behind it that are in range.
         least: the least of `length`.
-        is_private: whether this is scratch.
+        is_private: True if this is scratch.
     """
 
     begin: np.ndarray
@@ -135,7 +135,8 @@ def _operands(instruction: Instruction) -> tuple[Operand, ...]:
 
 
 def _fits(within: Range, offset: np.ndarray, form: Format) -> tuple:
-    """Which lanes are in range (None if all are), and whether that differs between the words of a lane: then for each word."""
+    """The lanes in range (None: all), and True if that differs between the words of a lane: then they are given for each
+    word."""
     if int(np.maximum.reduce(offset, axis=None)) <= within.least - form.size:
         return None, False
     fits = offset <= within.length - form.size
@@ -166,7 +167,7 @@ def _store(
 
 
 def _both(lanes: np.ndarray | None, others: np.ndarray | None) -> np.ndarray | None:
-    """The lanes that are among both; None stands for all."""
+    """The lanes that are in both sets; None stands for all lanes."""
     return lanes if others is None else others if lanes is None else others & lanes
 
 

@@ -26,7 +26,7 @@ INTEGERS: dict[str, Callable] = {
 
 
 def unordered(a, b):
-    """Whether one of two floats is a NaN."""
+    """True if one of two floats is a NaN."""
     return np.isnan(a) | np.isnan(b)
 
 

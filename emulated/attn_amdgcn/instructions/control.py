@@ -24,11 +24,11 @@ CONDITIONS: dict[str, Callable[[Waves], np.ndarray]] = {
 BRANCHES = ("s_branch", *CONDITIONS)
 ENDS = ("s_endpgm",)
 BARRIERS = ("s_barrier", "s_barrier_wait")
-"""A wave waits there for the others of its workgroup. gfx12 announces a wave by s_barrier_signal before it."""
+"""Instructions at which a wave waits for the others of its workgroup. gfx12 has s_barrier_signal before."""
 
 
 def _any(waves: Waves, index: int) -> np.ndarray:
-    """Whether a bit is set in a mask. A wave of 32 lanes has no second half."""
+    """True if a bit is set in a mask. A wave of 32 lanes has no second half."""
     return (waves.scalar[:, index : index + waves.shape[1] // 32] != 0).any(axis=1)
 
 
@@ -37,13 +37,14 @@ s_nop s_sleep s_setprio s_clause s_delay_alu s_wait_alu s_waitcnt_depctr s_icach
 s_code_end s_set_inst_prefetch_distance s_set_vgpr_msb v_nop global_inv global_wb global_wbinv buffer_gl0_inv buffer_gl1_inv
 buffer_inv buffer_wbl2 buffer_wbinvl1
 """
-"""They change time, or caches, which do not exist here. Whether the waits for arithmetic results suffice is not checked."""
+"""Instructions that change only timing or caches, neither of which exists here. Waits for arithmetic results are not
+checked."""
 WAITS = (
     "s_waitcnt s_wait_loadcnt s_wait_storecnt s_wait_dscnt s_wait_kmcnt s_wait_samplecnt s_wait_bvhcnt s_wait_expcnt "
     "s_wait_loadcnt_dscnt s_wait_storecnt_dscnt s_wait_xcnt s_wait_idle s_waitcnt_vscnt s_waitcnt_vmcnt s_waitcnt_lgkmcnt "
     "s_wait_asynccnt s_wait_tensorcnt"
 )
-"""`attn_amdgcn.waits` says what they wait for."""
+"""Waits for memory: see `attn_amdgcn.waits`."""
 
 
 def nothing(waves: Waves) -> None:
@@ -75,11 +76,11 @@ def barrier_signal(instruction: Instruction, kernel: Kernel) -> Step:
 
 
 _SCHEDULING = (Named("hwreg(HW_REG_WAVE_MODE, 25, 1)"), Named("hwreg(HW_REG_WAVE_SCHED_MODE, 0, 2)"))
-"""How gfx1250 repeats memory instructions after a page fault (LLVM pull request 169016), and whether hardware waits for results
-of arithmetic (LLVM pull request 170319)."""
+"""Fields that say how gfx1250 repeats memory instructions after a page fault (LLVM pull request 169016), and whether hardware
+waits for results of arithmetic (LLVM pull request 170319)."""
 
 _ROUNDING = (Named("hwreg(HW_REG_MODE, 2, 2)"), Named("hwreg(HW_REG_WAVE_MODE, 2, 2)"))
-"""How float16 and float64 are rounded: 0, to nearest, as `modes` requires when a program begins."""
+"""The rounding of float16 and float64: 0, to nearest, as `modes` requires when a program begins."""
 
 
 @own_step("s_setreg_imm32_b32")

@@ -48,7 +48,7 @@ def readfirstlane(instruction: Instruction, kernel: Kernel) -> Step:
 
 
 def _lane_index(operand: Operand, kernel: Kernel) -> Piece:
-    """The index of a lane in [waves, lanes]; bits above its number are dropped."""
+    """The index of a lane in [waves, lanes]; bits above the number of a lane are dropped."""
     if isinstance(operand.of, Literal):
         return piece("{}", (slice(None), int(operand.of.number) % kernel.wave_size))
     number, last = scalar_value(operand, KINDS["u32"], kernel), np.uint32(kernel.wave_size - 1)
@@ -80,7 +80,7 @@ def writelane(instruction: Instruction, kernel: Kernel) -> Step:
 
 @made_vector("v_mbcnt_lo_u32_b32 v_mbcnt_hi_u32_b32", "u32 = b32 u32")
 def count_below(instruction: Instruction, kernel: Kernel):
-    """The ones that stand below the lane itself in a mask of the 32 lower or upper lanes, plus a value."""
+    """The number of ones below the lane itself in a mask of the 32 lower or upper lanes, plus a value."""
     first = 32 * (instruction.name == "v_mbcnt_hi_u32_b32")
     below = np.array([(1 << min(max(lane - first, 0), 32)) - 1 for lane in range(kernel.wave_size)], np.uint32)
     return lambda mask, value: np.bitwise_count(mask & below) + value

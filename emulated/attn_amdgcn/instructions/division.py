@@ -36,7 +36,7 @@ def is_denormal(a: np.ndarray) -> np.ndarray:
 
 
 def is_ordinary(numerator: np.ndarray, denominator: np.ndarray) -> bool:
-    """Whether no lane needs a scale or has a special quotient: all numbers and quotients are far from the ends of float32."""
+    """True if no lane needs a scale or has a special quotient: all numbers and quotients are far from the ends of float32."""
     exponents = exponent(numerator), exponent(denominator)
     distance = exponents[0] - exponents[1]
     return all(_within(each, 24, 252) for each in exponents) and _within(distance, -95, 95)

@@ -33,7 +33,7 @@ class Format:
 
     Attributes:
         mantissa: how many bits it has.
-        bias: of the exponent.
+        bias: the bias of the exponent.
         largest: the code of the largest number.
         beyond: the code of numbers beyond it: of infinity, or of a NaN.
         nan: the code of a NaN.

@@ -47,7 +47,7 @@ def register_float(name: str, signature: str, function: Callable[..., np.ndarray
 
 
 def fract(a: np.ndarray) -> np.ndarray:
-    """The part behind the point, in [0, 1): below 1 even where the difference rounds to 1."""
+    """The fraction, in [0, 1): below 1 even where the difference rounds to 1."""
     return np.minimum(a - np.floor(a), np.nextafter(a.dtype.type(1), a.dtype.type(0)))
 
 
@@ -66,14 +66,14 @@ vector("v_mul_num_f64", "f64 = f64 f64", takes=("clamp",))(np.multiply)
 
 @vector("v_fract_f16", "f16 = f16", takes=("clamp", "op_sel"))
 def fract16(a):
-    """The difference is rounded to float16 before it is held below 1."""
+    """The fraction. The difference is rounded to float16 before it is limited to below 1."""
     wide = a.astype(F32)
     return np.minimum((wide - np.floor(wide)).astype(F16), np.nextafter(F16(1), F16(0)))
 
 
 @vector("v_mul_legacy_f32 v_mul_dx9_zero_f32", "f32 = f32 f32", takes=("clamp",))
 def mul_legacy(a, b):
-    """0 times anything is +0."""
+    """A product in which 0 times anything is +0."""
     return np.where((a == 0) | (b == 0), F32(0), a * b)
 
 
@@ -111,7 +111,7 @@ for _kind in ("f16", "f32", "f64"):
 @vector("v_frexp_exp_i32_f64", "i32 = f64")
 @vector("v_frexp_exp_i16_f16", "i16 = f16")
 def frexp_exp(a):
-    """0 for infinities and NaN."""
+    """The exponent of frexp; 0 for infinities and NaN."""
     return np.where(np.isfinite(a), np.frexp(a)[1], 0).astype(np.int16 if a.dtype == F16 else np.int32)
 
 

@@ -24,7 +24,7 @@ class Format:
 
     Attributes:
         size: in bytes: 1, 2 or a multiple of 4.
-        signed: whether 1 or 2 bytes are extended by their sign.
+        signed: True if 1 or 2 bytes are extended by their sign.
         half: "low" or "high" if the data is one half of a register.
     """
 
@@ -57,7 +57,7 @@ for _name, _size in {"byte": 1, "short": 2, "b8": 1, "b16": 2}.items():
 
 
 def returns_value(instruction: Instruction) -> bool:
-    """Whether an atomic instruction brings what was in memory: gfx9's glc and sc0, gfx11's glc, gfx12's th."""
+    """True if an atomic instruction brings what was in memory: gfx9's glc and sc0, gfx11's glc, gfx12's th."""
     modifiers = instruction.modifiers
     return bool(modifiers.get("glc") or modifiers.get("sc0")) or "RETURN" in str(modifiers.get("th", ""))
 
@@ -105,12 +105,12 @@ def data_target(instruction: Instruction, operand: Operand, form: Format, kernel
 
 
 def rows_target(row: int, count: int, attribute: str = "vector") -> Piece:
-    """So many vector registers, as an array may be put there, in an attribute of `Waves` that has them."""
+    """A number of vector registers in an attribute of `Waves`, in the form to which an array is assigned."""
     return piece(f"waves.{attribute}[{{}}]", Row(tuple(range(row, row + count))))
 
 
 def writes_rows(row: int, count: int) -> Callable[[Waves, np.ndarray], None]:
-    """Writes [registers, waves, lanes] into so many registers, in the lanes that are on."""
+    """Writes [registers, waves, lanes] into consecutive registers, in the lanes that are on."""
     rows = slice(row, row + count)
 
     def write(waves: Waves, values: np.ndarray) -> None:

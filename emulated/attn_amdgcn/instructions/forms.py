@@ -149,7 +149,7 @@ def scalar_step(instruction: Instruction, kernel: Kernel, *, scc_matters: bool =
     """The step of an instruction that `scalar` registers.
 
     Args:
-        scc_matters: whether somebody may read what it leaves in SCC.
+        scc_matters: True if a later instruction may read its SCC.
     """
     meaning = SCALAR[instruction.name]
     operands, results = list(instruction.operands), meaning.results
@@ -192,7 +192,7 @@ def vector(
         signature: kinds of KINDS, and `mask`. A result that is read, too, such as the sum of v_fmac, is named again as the last
             source with a star: "f32 = f32 f32 *f32".
         takes: modifiers beside those of DPP, SDWA and of single operands: "clamp", "mul", "div", "op_sel".
-        keeps_half: whether a result of 16 bits leaves the other half of its register as it is, on every architecture. From
+        keeps_half: True if a result of 16 bits leaves the other half of its register as it is, on every architecture. From
             gfx11 on all do.
     """
 
@@ -286,9 +286,9 @@ class Parts:
 
     Attributes:
         function: from the values of its sources to its results.
-        values: of its sources.
-        finish: of each result what changes it before it is written, or None.
-        writes: of each result the statement that writes a value.
+        values: the values of its sources.
+        finish: for each result, the function that changes it before it is written, or None.
+        writes: for each result, the statement that writes a value.
         lanes: which lanes are written; None: those that are on.
     """
 

@@ -77,7 +77,7 @@ def fma64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def _may_be_halfway(total: np.ndarray, result: np.ndarray) -> bool:
-    """Whether a float64 lies halfway between two normal float32, or its float32 is the least normal one or a denormal, not 0.
+    """True if a float64 lies halfway between two normal float32, or its float32 is the least normal one or a denormal, not 0.
 
     An exact sum that rounds to the float32 0 has few bits: float64 holds it.
     """

@@ -30,7 +30,7 @@ CHANGES: dict[str, Callable[[int, int], int]] = {
     **dict.fromkeys(("add", "add_u32"), lambda old, given: old + given),
     **dict.fromkeys(("swap", "swap_b32"), lambda old, given: given),
 }
-"""What atomic instructions leave in a word, of whose sum the low 32 bits are kept."""
+"""Functions of a word and the data that give the word after an atomic instruction. A sum keeps its low 32 bits."""
 
 
 @own_step(" ".join(f"global_load_{name}" for name in LOADS))
@@ -157,5 +157,5 @@ def places_of(
 
 @own_step("global_prefetch_b8")
 def prefetch(instruction: Instruction, kernel: Kernel) -> Step:
-    """It moves a line into a cache, and an address without memory is no fault."""
+    """A prefetch moves a line into a cache. An address without memory is no fault."""
     return lambda waves: None

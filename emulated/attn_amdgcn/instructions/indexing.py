@@ -19,7 +19,7 @@ from attn_amdgcn.waves import M0, Waves
 ON, OFF = "s_set_gpr_idx_on", "s_set_gpr_idx_off"
 _SRC0 = 1
 _OF_MODE = np.uint32(0xF0FF)
-"""The bits of M0 that are written: the index, and above it which operands it moves."""
+"""The bits of M0 that are written: the index, and above it the operands that it moves."""
 
 
 @own_step(ON)

@@ -107,20 +107,20 @@ vector("v_mad_i32_i24", "i32 = i32 i32 i32")(lambda a, b, c: _i24(a) * _i24(b) +
 @vector("v_mad_nc_u64_u32", "u64 = u32 u32 u64")
 @vector("v_mad_nc_i64_i32", "i64 = i32 i32 i64")
 def mad(a, b, c):
-    """The product has the width of what is added."""
+    """a * b + c; the product has the width of c."""
     return a.astype(c.dtype, copy=False) * b + c
 
 
 @vector("v_mad_u64_u32 v_mad_co_u64_u32", "u64 mask = u32 u32 u64")
 def mad_co_u64_u32(a, b, c):
-    """The mask is bit 64 of the sum."""
+    """a * b + c; the mask is bit 64 of the sum."""
     total = mad(a, b, c)
     return total, total < c
 
 
 @vector("v_mad_i64_i32 v_mad_co_i64_i32", "i64 mask = i32 i32 i64")
 def mad_co_i64_i32(a, b, c):
-    """The mask is bit 64 of the sum of 65 bits: its sign, where 64 bits do not hold it, too."""
+    """a * b + c; the mask is bit 64 of the sum of 65 bits, its sign, also where the sum does not fit in 64 bits."""
     product = a.astype(I64) * b
     total = product + c
     overflows = (product ^ total) & (c ^ total)

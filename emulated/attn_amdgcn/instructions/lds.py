@@ -31,7 +31,7 @@ from attn_amdgcn.watch import Access
 from attn_amdgcn.waves import Waves
 
 NOWHERE = 0x7FFFFFFF
-"""The address of a lane that is to write nothing into LDS."""
+"""The address that tells a lane to write nothing into LDS."""
 _PAIRS = {"read2": 1, "read2st64": 64, "load_2addr": 1, "load_2addr_stride64": 64}
 _PAIRS |= {"write2": 1, "write2st64": 64, "store_2addr": 1, "store_2addr_stride64": 64}
 """The factor of the offsets of forms with two addresses."""
@@ -123,7 +123,7 @@ def _writes_but_nowhere(
 
 
 def lanes_but(nowhere: np.ndarray, waves: Waves) -> np.ndarray:
-    """[waves, lanes]: the lanes that are on and are to write something."""
+    """[waves, lanes]: the lanes that are on and whose address is not NOWHERE."""
     on = np.ones(waves.shape, bool) if waves.lanes is None else waves.lanes
     return on & ~nowhere
 
@@ -217,7 +217,7 @@ def _offset(instruction: Instruction) -> np.ndarray:
 
 
 def _place(instruction: Instruction, operand: Operand, offset: np.ndarray, form: Format, kernel: Kernel) -> Piece:
-    """Where an access begins in the LDS of all workgroups, for each offset [waves, lanes]."""
+    """The place in the LDS of all workgroups where an access begins, for each offset [waves, lanes]."""
     if "gds" in instruction.modifiers:
         raise unknown(instruction)
     address = piece("waves.vector{}", SourceRow(row_of(instruction, operand, 1, kernel)))
@@ -238,7 +238,7 @@ def _place_at(waves: Waves, address: np.ndarray, offset: np.ndarray, size: int) 
 
 
 def place_of(waves: Waves, address: np.ndarray, size: int, lanes: np.ndarray | None) -> np.ndarray:
-    """Where bytes lie in the LDS of all workgroups, by their addresses [waves, lanes] int64 in the workgroup's.
+    """The places of bytes in the LDS of all workgroups, from their addresses [waves, lanes] int64 in the workgroup's LDS.
 
     Args:
         lanes: those that access LDS; None if all do.

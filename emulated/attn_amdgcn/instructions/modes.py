@@ -63,7 +63,7 @@ def flushing(instruction: Instruction, kernel: Kernel, function: Callable, kinds
     """The meaning of an instruction in the mode that the kernel sets for denormals of float32.
 
     Args:
-        kinds: of the results and of the sources.
+        kinds: the kinds of the results and of the sources.
     """
     passes_bits = re.search("class|frexp|cndmask", instruction.name)
     if kernel.settings.get("float_denorm_mode_32", 3) or passes_bits or all("f32" not in "".join(side) for side in kinds):
@@ -126,7 +126,7 @@ def check_overflow(instruction: Instruction, kernel: Kernel) -> None:
 
 
 def _passes(instruction: Instruction, place: int, kernel: Kernel) -> bool:
-    """Whether a branch may lead past a place. A kernel whose arguments are preloaded begins with a branch to its body."""
+    """True if a branch may lead past a place. A kernel whose arguments are preloaded begins with a branch to its body."""
     if instruction.name == "s_branch":
         target = instruction.operands[0].of
         return not isinstance(target, Named) or kernel.labels.get(target.text, place + 1) > place
@@ -138,7 +138,7 @@ def _obeys(instruction: Instruction) -> bool:
 
 
 def _is_narrow(instruction: Instruction) -> bool:
-    """Whether the result is a float of 16 or 8 bits that may overflow. A mnemonic names its result's type first."""
+    """True if the result is a float of 16 or 8 bits that may overflow. A mnemonic names its result's type first."""
     if _WITHIN.fullmatch(instruction.name):
         return False
     types = [word for word in instruction.name.split("_") if _TYPE.fullmatch(word)]
@@ -165,7 +165,7 @@ def _within(largest: np.float32, source: np.ndarray) -> np.ndarray:
 
 
 def sets_overflow(kernel: Kernel) -> bool:
-    """Whether the kernel sets FP16_OVFL, which it then does for all of its narrow floats (`check_overflow`)."""
+    """True if the kernel sets FP16_OVFL, which it then does for all of its narrow floats (`check_overflow`)."""
     return any(_sets_overflow(each) for each in kernel.instructions)
 
 

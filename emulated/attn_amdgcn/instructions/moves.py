@@ -1,4 +1,4 @@
-"""Copies and choices.
+"""Copies and selections.
 
 Source: "VOP1", "VOP2" and "VOP3 Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA.
 """
@@ -26,7 +26,7 @@ def cndmask(a, b, mask):
 
 @own_step("v_swap_b32")
 def swap(instruction: Instruction, kernel: Kernel) -> Step:
-    """Two registers change places."""
+    """Swap two registers."""
     check_count(instruction, 2)
     check_modifiers(instruction)
     first, second = (row_of(instruction, operand, 1, kernel) for operand in instruction.operands)

@@ -96,7 +96,7 @@ for _bits in (32, 64):
 
 
 def _shift_left_and_add(count: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """The sum has 64 bits; the register gets the lower 32."""
+    """A sum of 64 bits, of which the register gets the lower 32."""
     return lambda a, b: (a.astype(U64) << U64(count)) + b
 
 
@@ -172,10 +172,10 @@ _EXEC = {32: Operand(Register("exec_lo", 0, 1)), 64: Operand(Register("exec", 0,
 
 
 def _switch_lanes(combine: Callable[..., np.ndarray], saves: bool, instruction: Instruction, kernel: Kernel) -> Step:
-    """EXEC becomes its combination with the source, and SCC says whether a lane is on.
+    """EXEC becomes the combination of EXEC and the source, and SCC is 1 if a lane is on.
 
     Args:
-        saves: whether the result is EXEC as it was, or else as it becomes.
+        saves: True if the result is the old EXEC; False: the new one.
     """
     check_count(instruction, 2)
     kind = KINDS[instruction.name[-3:]]

@@ -30,7 +30,7 @@ def value(instruction: Instruction, operand: Operand, source: int, kind: Kind, k
 
 
 def writes_all(instruction: Instruction, kind: Kind) -> bool:
-    """Whether a result of 32 bits fills its register, as it does without SDWA."""
+    """True if a result of 32 bits fills its register, as it does without SDWA."""
     whole = _part(instruction, "dst_sel") == PARTS["DWORD"] and instruction.modifiers.get("dst_unused", _UNUSED[0]) in _UNUSED
     return whole and kind.bits == 32
 

@@ -55,7 +55,7 @@ def _reciprocal_root(a: np.ndarray) -> np.ndarray:
 
 
 def _turned(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of an angle in turns."""
+    """A function of an angle that is given in turns of 2 pi."""
     return _in_float64(lambda turns: function(2 * np.pi * np.fmod(turns, 1)))
 
 

@@ -65,7 +65,7 @@ def place_of(view: KVCacheView, element: int) -> str:
 
 
 def poisoned(case: Case, cache: Cache, device: torch.device | str) -> torch.Tensor:
-    """The raw allocation with nothing in it: poison, and NaN for every scale in the rows of every layer; or finite numbers."""
+    """The raw allocation before anything is written: poison, and NaN in the scales of every layer's rows; or finite numbers."""
     dtype = DTYPES[cache.dtype or case.dtype]
     unused = leftovers if case.finite_slots else poison
     raw = unused((2 * _guard(case, cache) + _size(case, cache),), dtype, device)
@@ -84,7 +84,7 @@ def poisoned(case: Case, cache: Cache, device: torch.device | str) -> torch.Tens
 def _poisoned_row(case: Case, cache: Cache, form: LatentFormat, device: torch.device | str) -> torch.Tensor:
     """[row] uint8: a slot of a latent cache with scales, of poison, or finite numbers, of each of its types.
 
-    The padding behind the scales is as they are.
+    The padding behind the scales is filled as the scales are.
     """
     unused = leftovers if case.finite_slots else poison
     quantized = form.quantized_size(case.head_size, case.head_size_v)
@@ -173,10 +173,10 @@ def _page_size(case: Case, cache: Cache) -> int:
 
 
 def _block_stride(case: Case, cache: Cache) -> int:
-    """Elements from a block to the next, where no other layer's blocks lie between them."""
+    """The elements from a block to the next, if no other layer's blocks lie between them."""
     stride, unit = (
         _pages(cache) * _page_size(case, cache) + cache.padding,
-        cache.layout.unit_of_blocks(case.head_size, case.head_size_v),
+        cache.layout.block_alignment(case.head_size, case.head_size_v),
     )
     return -(-stride // unit) * unit
 
@@ -215,7 +215,7 @@ def _size(case: Case, cache: Cache) -> int:
 
 
 def inside_guards(case: Case, cache: Cache) -> slice:
-    """The elements of the allocation that its layers have."""
+    """The elements of the allocation that belong to its layers."""
     return slice(_guard(case, cache), _guard(case, cache) + _size(case, cache))
 
 
@@ -227,7 +227,8 @@ def _guard(case: Case, cache: Cache) -> int:
 
 
 def _is_at_an_odd_byte(case: Case, cache: Cache) -> bool:
-    """True if a cache of bytes begins one byte later. In rows with numbers of several bytes, and in pieces of 16, none does."""
+    """True if a cache of bytes begins one byte later. Caches with wider numbers in their rows, or in pieces of 16 bytes, never
+    do."""
     has_bytes = cache.dtype is not None and not (cache.layout.has_inline_scales or cache.layout.is_x_packed)
     return case.unlike_strides and has_bytes and cache.writer is None and cache.neighbour is None
 

@@ -14,8 +14,8 @@ The file holds these tensors, if the case has them. Each is dense:
     output_scale                    [1]
     out, lse                        [rows, H, Dv] and [H, rows]: what the call gave, if it was captured too
 
-`out` is kept if it has no more than KEPT_ELEMENTS elements. The file does not hold slots, rows and table entries that the call
-does not use. A replay fills them with poison.
+`out` is kept if it has no more than KEPT_ELEMENTS elements. Slots, rows and table entries that the call does not use are
+not in the file. A replay fills them with poison.
 """
 
 import hashlib
@@ -67,7 +67,7 @@ def capture(
 
     Args:
         call: tensors on any device.
-        path: of the case, *.json; the tensors go into a file of the same name, *.safetensors.
+        path: the file of the case, *.json; the tensors go into a file of the same name, *.safetensors.
         target: name of the target on which `replay` runs the case by default.
         requests: indices of the requests to keep; None keeps all.
         out, lse: what a kernel gave, [T, H, Dv] or [T, H * Dv], and [H, T], to be kept beside the call. An output of more than
@@ -224,7 +224,7 @@ def _rules(call: Call) -> dict[str, Any]:
 
 
 def _selected_width(call: Call, kept: Sequence[int]) -> int | None:
-    """How many entries a row of the selection has, up to the last column in which a request's row names a unit."""
+    """The number of entries in a row of the selection, up to the last column in which a request's row names a unit."""
     if call.batch.selected is None:
         return None
     names_unit = (call.batch.selected[:, _rows(call, kept)] >= 0).flatten(0, 1).any(0).nonzero()
@@ -322,7 +322,7 @@ def _results(call: Call, kept: Sequence[int], out: torch.Tensor | None, lse: tor
     if out is None or out.numel() > KEPT_ELEMENTS:
         return {}
     rows = _rows(call, kept)
-    found = {"out": out.reshape(len(out), call.layer.num_heads, call.layer.value_size)[rows]}
+    found = {"out": out.reshape(len(out), call.layer.num_heads, call.layer.v_head_size)[rows]}
     if lse is not None:
         found["lse"] = lse[:, rows]
     return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
@@ -363,7 +363,7 @@ def _elements(view: KVCacheView, kv: int, block: torch.Tensor, offset: torch.Ten
 def _expected_results(case: Case) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of the results that a file may hold."""
     rows, dtype = case.query_start_loc[-1], DTYPES[case.output_dtype or case.dtype]
-    results = {"out": ((rows, case.num_heads, case.value_size), dtype), "lse": ((case.num_heads, rows), torch.float32)}
+    results = {"out": ((rows, case.num_heads, case.v_head_size), dtype), "lse": ((case.num_heads, rows), torch.float32)}
     return results if case.lse else {"out": results["out"]}
 
 
@@ -375,7 +375,7 @@ def _expected(case: Case) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     of_q = dtype if case.q_scale is None else stored
     expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"q": ((rows, heads, case.head_size), of_q)}
     if case.cache is None:
-        expected |= {"k": ((rows, kv_heads, case.head_size), dtype), "v": ((rows, kv_heads, case.value_size), dtype)}
+        expected |= {"k": ((rows, kv_heads, case.head_size), dtype), "v": ((rows, kv_heads, case.v_head_size), dtype)}
     else:
         num_slots = num_slots_of_keys(case, case.cache)
         view = allocations.cache_view(case, case.cache)

@@ -45,7 +45,7 @@ PROGRAM_ORDERS: tuple[ProgramOrder, ...] = get_args(ProgramOrder)
 CONTENTS, MODE, ILLEGAL = "contents", "mode", "illegal"
 MAX_EARLIER = 3
 CHOICES = 1009
-"""Seeds of values choose as many combinations of forms."""
+"""The number of combinations of forms that seeds of values choose from."""
 _HELD_RULES = {**held_rules(Layer), **held_rules(Batch)}
 CHANGES = (
     *("same", "output strides", "output dtype", "lse", "lse strides", "q strides", "k strides", "v strides"),
@@ -109,7 +109,7 @@ class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             if the scales of a page lie behind its rows. Or after each row of K and of V, in layouts that have them apart.
         order, num_layers, layer: only for layouts whose rows hold K and V side by side. `order` is the order of dimensions in
             memory, `num_layers` layers share the allocation, and `layer` is the index of the layer under test.
-        dtype: of a quantized cache; None: the cache has the layer's dtype.
+        dtype: the dtype of a quantized cache; None: the cache has the layer's dtype.
         scales: kind of a quantized cache's scales. None if the cache is not quantized, or if its rows hold their own scales.
         writer: another layout through which this step's K and V are written. Both views address the same elements.
         neighbour: layout of a second layer, which owns all blocks that no request owns. Both layouts have the same footprint.
@@ -145,7 +145,7 @@ class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
     Attributes:
         rotary_dim: even number of dims that are rotated; the other dims stay as they are.
-        neox: whether dims i and i + rotary_dim / 2 are a pair, instead of 2i and 2i + 1.
+        neox: True if dims i and i + rotary_dim / 2 are a pair, instead of 2i and 2i + 1.
         narrow_cache: cos_sin_cache is of the layer's dtype instead of float32.
         all_rows: positions are given for all rows of q, as in a captured graph with padding. There are then fewer slots than
             positions.
@@ -161,7 +161,7 @@ class Values(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """The contents of tensors. `attn_fuzz.cases.contents` explains the kinds, and `captures` the kind "captured".
 
     Attributes:
-        seed: of all numbers that are drawn.
+        seed: the seed of all numbers that are drawn.
         file, sha256: only of a captured call: the file that holds its tensors, and the hash of this file. A case file gives the
             plain name of a file in its folder; in memory, `file` is a path. The case's fields sinks, alibi_slopes, qq_bias and
             scales then say only that the file holds such tensors.
@@ -173,7 +173,8 @@ class Values(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
 
     def choice(self, what: str, count: int) -> int:
-        """One of `count` forms of `what`, drawn by the seed: 0, the simplest, by seed 0. Seeds that are CHOICES apart agree."""
+        """Choose one of `count` forms of `what` by the seed. Seed 0 gives 0, the simplest. Seeds that are CHOICES apart
+        agree."""
         chosen = self.seed % CHOICES
         return random.Random(f"{what} {chosen}").randrange(count) if chosen else 0
 
@@ -214,7 +215,7 @@ class Case(
         rows_past: rows of q after num_actual_tokens.
         kv_rows_past: rows of k and v after the last slot.
         unwritten: query rows whose slot is -1, because an earlier step has written their K and V.
-        writes: whether this step writes K and V. Cross-attention writes only in its first step.
+        writes: True if this step writes K and V. Cross-attention writes only in its first step.
         recycled: keys that no query sees hold NaN. An engine gives blocks outside every window to other requests.
         ordinary_writes: the second layer writes ordinary numbers, instead of also NaN, infinities and the numbers where a
             dtype's range ends.
@@ -227,7 +228,7 @@ class Case(
         unlike_strides: v has larger strides than k unless both are slices of one tensor, and v_scale_cache has its dimensions
             in another order in memory than k_scale_cache. By the seed, padding makes the heads of q, k, v and out whole numbers
             of a vector. For a latent cache, kv_c has larger strides than k_pe. In all tensors
-            a dimension of one element has a stride that nobody would give it (`attn_fuzz.cases.idle_strides`). A cache of
+            a dimension of one element has an unusual stride (`attn_fuzz.cases.idle_strides`). A cache of
             bytes that no other layer sees begins one byte later.
         rope: the step's write rotates q and k.
         output_dtype: dtype of a quantized out, which has an output_scale. None: the layer's dtype.
@@ -296,7 +297,7 @@ class Case(
         return self.num_kv_heads * self.group_size
 
     @property
-    def value_size(self) -> int:
+    def v_head_size(self) -> int:
         """The width of V and of the output."""
         return self.head_size_v or self.head_size
 
@@ -420,7 +421,7 @@ def slot_of(request: Request, cache: Cache, key: int) -> int:
 
 def num_elements(case: Case) -> int:
     """About how many elements the tensors of a case have together. Scores do not count: only the oracle holds them."""
-    head = max(case.head_size, case.value_size) * case.num_kv_heads
+    head = max(case.head_size, case.v_head_size) * case.num_kv_heads
     in_cache = 0
     if case.cache is not None:
         row = (

@@ -1,7 +1,7 @@
 """The numbers in a case's tensors. They are drawn on the CPU from the case's seed, so they are the same for every device.
 
-In a latent cache V is the beginning of K, of which all but R dims are then no free choice: of the kinds one_hot and signature,
-whose V means something, q is 0 in these dims, and the last R dims alone decide the logits.
+In a latent cache V is the beginning of K, so only the last R dims of K can be chosen freely. In the kinds one_hot and
+signature, whose V has a meaning, q is 0 in the dims of V, and only the last R dims decide the logits.
 
 Value kinds (Case.values.kind), simplest first:
     exact       q is 0, v holds small integers: each output is a sum divided by a count, compared bitwise
@@ -24,11 +24,11 @@ from attn_fuzz.cases.poison import poison
 
 TILES = 32
 SMALLEST_SCALE = 2.0**-20
-"""The scale of logits below which finite keys no longer bring one key above the others."""
+"""The scale of logits below which no finite key can outweigh the others."""
 EXTREME_QUERY, EXTREME_LOGIT = 16, 100
 FAR_BELOW = 150
 """exp(-FAR_BELOW) is 0 in float32, whose smallest number is exp(-103)."""
-# one row or element in this many, of those that a neighbour writes, is special
+# one row or element in this many that a neighbour writes is special
 SPECIAL_ROWS, SPECIAL_ELEMENTS, TIES = 8, 64, 4
 # one element of k and v in this many is infinite where infinities saturate
 SATURATED_ELEMENTS = 256
@@ -48,7 +48,7 @@ def queries(case: Case, generator: torch.Generator) -> tuple[torch.Tensor, torch
     direction = torch.randint(0, 2, (case.head_size,), generator=generator) * 2.0 - 1.0
     noise = torch.randn(shape, generator=generator)
     if case.has_latent_cache and case.values.kind in MEANING_VALUES:
-        direction[: case.value_size] = noise[..., : case.value_size] = 0
+        direction[: case.v_head_size] = noise[..., : case.v_head_size] = 0
     if case.values.kind == "exact":
         return torch.zeros(shape), direction
     if case.values.kind == "signature":
@@ -72,7 +72,7 @@ def _magnitudes(case: Case, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def unowned_queries(case: Case) -> torch.Tensor:
-    """q of the rows that no request owns [rows, H, D], where the step rotates q: numbers of a generator of their own."""
+    """q of the rows that no request owns [rows, H, D], if the step rotates q. It is drawn by a generator of its own."""
     generator = torch.Generator().manual_seed(case.values.seed + 1)
     return torch.randn((case.num_rows - case.query_start_loc[-1], case.num_heads, case.head_size), generator=generator)
 
@@ -82,12 +82,12 @@ def q_scale(case: Case, generator: torch.Generator) -> torch.Tensor:
     count = case.num_kv_heads if case.q_scale == "head" else 1
     exponents = (torch.arange(count) * 3 + int(torch.randint(0, 8, (), generator=generator))) % 8 - 5
     scales = torch.exp2(exponents.float()) * (1 + torch.rand(count, generator=generator))
-    scales = torch.where(exponents == 0, 1.0, scales)  # what an engine has without calibration
+    scales = torch.where(exponents == 0, 1.0, scales)  # the scale of an engine without calibration is 1
     return scales.reshape(()) if count == 1 and case.values.seed % 2 else scales
 
 
 def stored_queries(case: Case, q: torch.Tensor, layer: Layer, generator: torch.Generator) -> torch.Tensor:
-    """q [rows, H, D] as a float8 layer is given it. Of the kind random, one element in 64 is any finite number of the type."""
+    """q [rows, H, D] in float8, for a layer with a q_scale. In the kind random, one element in 64 is any finite number."""
     assert layer.q_scale is not None
     assert layer.kv_cache_dtype is not None
     scales = layer.q_scale.cpu().expand(case.num_kv_heads).repeat_interleave(case.group_size)
@@ -105,15 +105,15 @@ def keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Genera
     if not case.has_latent_cache:
         return keys, values
     if case.values.kind in MEANING_VALUES:
-        keys[..., : case.value_size] = values
-    return keys, keys[..., : case.value_size]
+        keys[..., : case.v_head_size] = values
+    return keys, keys[..., : case.v_head_size]
 
 
 def _keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """K and V as if each were stored for itself."""
+    """K and V as if they were stored separately."""
     cache = case.cache
     slots = cache.num_blocks * cache.block_size if cache else case.query_start_loc[-1]
-    shape, shape_of_v = ((slots, case.num_kv_heads, size) for size in (case.head_size, case.value_size))
+    shape, shape_of_v = ((slots, case.num_kv_heads, size) for size in (case.head_size, case.v_head_size))
     kind = case.values.kind
     if kind == "exact":
         return torch.randint(-2, 3, shape, generator=generator).float(), torch.randint(
@@ -135,7 +135,7 @@ def _keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Gener
     elif kind == "one_hot":
         values = torch.zeros(shape_of_v)
         for r, request in enumerate(case.requests):
-            for channel, key in enumerate(_edges(case, request)[: case.value_size]):
+            for channel, key in enumerate(_edges(case, request)[: case.v_head_size]):
                 values[_slot(case, r, key), :, channel] = 256
     elif kind == "signature":
         values = _signatures(shape_of_v)
@@ -209,7 +209,7 @@ def selected(case: Case, generator: torch.Generator) -> torch.Tensor:
 
 
 def _most_units(case: Case, generator: torch.Generator) -> int:
-    """How many units an indexer selects for a query: from one to two more than the longest request has."""
+    """The number of units that an indexer selects for a query: from one to two more than the longest request has."""
     assert case.selection_unit is not None
     longest = max(map(case.num_keys, case.requests), default=0)
     return int(torch.randint(1, -(-longest // case.selection_unit) + 3, (), generator=generator))
@@ -266,14 +266,14 @@ def fixed_scales(case: Case, cache: Cache, generator: torch.Generator) -> dict[s
 
 
 def output_scale(case: Case, generator: torch.Generator) -> torch.Tensor:
-    """[1] or [] float32: a positive number that is no power of two, so that dividing by it rounds."""
+    """[1] or [] float32: a positive number that is no power of two, so that a division by it rounds."""
     exponent = torch.randint(-6, 3, (1,), generator=generator)
     scale = torch.exp2(exponent.float()) * (1 + torch.rand(1, generator=generator))
     return scale.reshape(()) if case.values.seed % 2 else scale
 
 
 def rope_positions(case: Case, rope: Rope, generator: torch.Generator) -> list[int]:
-    """A position for each row that counts, or for all; not the request's own, but so many more. Rows that no request owns have
+    """A position for each row that counts, or for all rows: the request's own plus a constant. Rows that no request owns have
     small ones, and not 0 alone, whose rotation changes nothing."""
     positions: list[int] = []
     for request in case.requests:
@@ -310,11 +310,11 @@ def with_infinities(rows: torch.Tensor, generator: torch.Generator) -> torch.Ten
 def with_ties(rows: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
     """Rows in which some elements lie halfway between two numbers of a quantized dtype, as far as theirs can say it.
 
-    Only there does it show that a quotient was rounded twice.
+    Only such elements show that a quotient was rounded twice.
     """
     halves = torch.randint(0, 60, rows.shape, generator=generator) + 0.5
     if dtype != torch.int8:
-        # of a number with four bits the fifth decides
+        # the fifth bit decides how a number is rounded to four bits
         fifth = 2 * torch.randint(8, 16, rows.shape, generator=generator) + 1
         halves = torch.ldexp(fifth.float(), torch.randint(-4, 3, rows.shape, generator=generator))
     is_tie = (torch.randint(0, TIES, rows.shape, generator=generator) == 0) & rows.isfinite() & (rows != 0)

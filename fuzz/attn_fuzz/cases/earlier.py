@@ -1,8 +1,8 @@
 """Earlier calls: what a process has called before it makes a case's own call.
 
-Kernels keep launches, plans and checks for calls that look alike. Backends keep them for a layer and for a step. A key that
-lacks something of a call hands the next call what belongs to another one. So a case names calls that come before its own. Each
-of them is the case's own call with one change, on the same tensors wherever the change leaves them alone:
+Kernels cache launches, plans and checks for calls that look alike. Backends cache them for a layer and for a step. If the key
+of a cache lacks a property of the call, the next call gets an entry of another call. So a case names calls that come before its
+own. Each of them is the case's own call with one change, on the same tensors wherever the change allows it:
 
     same                                the call as it is
     output, lse, q, k, v, cache, ...    a tensor of another shape, dtype or stride, or at another alignment ("alignment" is q's)
@@ -40,7 +40,7 @@ _OTHER_FLOAT8 = {
     torch.float8_e4m3fn: torch.float8_e4m3fnuz,
     torch.float8_e4m3fnuz: torch.float8_e4m3fn,
 }
-"""By the type of a quantized cache; None: of one that is not."""
+"""The dtype of an earlier call's cache, by the case's; None: the cache is not quantized."""
 _SWAPPED = {"NHD": "HND", "HND": "NHD"}
 OTHER_DTYPE = {torch.float32: torch.float16, torch.float16: torch.bfloat16, torch.bfloat16: torch.float16}
 
@@ -64,16 +64,17 @@ def _changed(step: Step, name: str) -> Step | None:
         other = _CHANGES[name](step)
         if other is not None:
             check_rules_of_step(other.layer, other.batch)
-    except ContractError:  # no rule of this attention type, or beside this one; no bias for so many queries
+    except ContractError:  # the attention type or another rule excludes this one, or no bias has that number of queries
         return None
     return other
 
 
 @contextlib.contextmanager
 def without_queries(step: Step) -> Iterator[None]:
-    """Within the block no request of the step has a query. The Batch and its tensors are the same, with other numbers.
+    """Inside the block no request of the step has a query. The Batch and its tensors are the same, with other numbers.
 
-    So a call is launched, and ends at once: an interpreted kernel is slow. This is for targets that read no length on the host.
+    So a call is launched and ends at once, because interpreted kernels are slow. This is for targets that read no length on the
+    host.
     """
     batch = step.batch
     numbers = [(batch.query_start_loc, torch.zeros_like(batch.query_start_loc))]
@@ -98,7 +99,7 @@ def _like(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _holding(contents: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[None]:
-    """Each tensor with other contents, and at the end with its own again."""
+    """Gives each tensor other contents inside the block, and its own again at the end."""
     with restored([tensor for tensor, _ in contents]):
         for tensor, other in contents:
             tensor.copy_(other)
@@ -136,7 +137,7 @@ def _other_contents(step: Step) -> list[tuple[torch.Tensor, torch.Tensor]]:
         is_alone = ~shares.any(1)
         reverse = torch.where(in_use & is_alone[:, None], used - 1 - places, places)
         contents.append((batch.block_table, batch.block_table.gather(1, reverse)))
-        # a request that has a key for each query keeps that
+        # a request with a key for each query still has one
         query_lens = batch.query_start_loc.diff()
         shortened = is_alone & (batch.seq_lens >= query_lens)
         halves = torch.where(shortened, torch.maximum(query_lens, batch.seq_lens // 2), batch.seq_lens)
@@ -152,9 +153,9 @@ def _other_contents(step: Step) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def _selected_of(own: torch.Tensor, seq_lens: torch.Tensor, batch: Batch, layer: Layer) -> torch.Tensor:
     """The selection [1 or HK, rows, W] of a batch whose requests have other lengths.
 
-    A row names the units as far from the last one that its query sees as its own are from the first. One that names a unit
-    behind them all then names the first units instead: as many as before, or all. Kernels that count visible units read no
-    entry's sign.
+    A row's units are mirrored: each is as far from the last unit that the query sees as the row's own unit is from the first. A
+    row with a unit behind all of these names the first units instead: as many as before, or all. Kernels that count visible
+    units do not read the sign of an entry.
     """
     assert layer.selection_unit is not None
     ends = batch.query_start_loc[1:]
@@ -183,7 +184,7 @@ def _same(step: Step) -> Step:
 
 
 def _another_step(step: Step) -> Step:
-    """The same tensors in another Batch: metadata that hold numbers of a step are built anew."""
+    """The same tensors in another Batch, so that metadata with numbers of the step are built anew."""
     return _with_batch(step)
 
 
@@ -209,14 +210,14 @@ def _cache_strides(step: Step) -> Step | None:
     if step.raw is None or step.view is None:
         return None
     view = step.view
-    kv_cache = restrided(view.tensor(step.raw), view.layout.unit_of_blocks(view.head_size, view.head_size_v))
+    kv_cache = restrided(view.tensor(step.raw), view.layout.block_alignment(view.head_size, view.head_size_v))
     sizes = {"num_kv_heads": view.num_kv_heads, "head_size": view.head_size, "head_size_v": view.head_size_v}
     raw = kv_cache.new_empty(0).set_(kv_cache.untyped_storage())
     return dataclasses.replace(step, raw=raw, view=KVCacheView.of(kv_cache, view.layout, **sizes))
 
 
 def _of_tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> Callable[[Step], Step | None]:
-    """A change of a step's tensor. Of k and v without a cache alone: with one, attention does not read this step's k and v."""
+    """A change of a tensor of the step. k and v change only without a cache: with one, attention does not read them."""
 
     def changed(step: Step) -> Step | None:
         tensor = getattr(step, name)
@@ -247,7 +248,7 @@ def _lse(step: Step) -> Step | None:
 
 
 def converted_cache(view: KVCacheView, raw: torch.Tensor, dtype: torch.dtype) -> tuple[KVCacheView, torch.Tensor] | None:
-    """A cache in another dtype; None if its pages are cut into pieces of 16 bytes, which would be others."""
+    """A cache in another dtype; None if its pages consist of pieces of 16 bytes, which would be other pieces."""
     if view.layout.is_x_packed and view.itemsize != dtype.itemsize:
         return None
     return dataclasses.replace(view, itemsize=dtype.itemsize), raw.to(dtype)
@@ -273,7 +274,7 @@ def _cache_dtype(step: Step) -> Step | None:
 
 
 def _layout(step: Step) -> Step | None:
-    """The same tensor in a layout with slots and heads the other way round, which as many heads as slots allow."""
+    """The same tensor in the layout with slots and heads swapped, which is possible if there are as many heads as slots."""
     view = step.view
     if view is None:
         return None
@@ -304,7 +305,7 @@ def _dtype(step: Step) -> Step | None:
 
 
 def realigned(tensor: torch.Tensor) -> torch.Tensor | None:
-    """The same numbers at an address that is no multiple of 16 bytes where its own is one, or the other way round.
+    """The same numbers at an address that is aligned to 16 bytes if the tensor's own is not, or the other way round.
 
     A tensor without elements has no address.
     """
@@ -320,14 +321,14 @@ def _cache_alignment(step: Step) -> Step | None:
     """A cache of the same numbers that begins one element later, or as many as its layout's strides are multiples of."""
     if step.raw is None or step.view is None:
         return None
-    later = step.view.layout.unit_of_strides
+    later = step.view.layout.stride_alignment
     raw = step.raw.new_empty(len(step.raw) + later)
     bits(raw)[later:].copy_(bits(step.raw))
     return dataclasses.replace(step, raw=raw, view=dataclasses.replace(step.view, offset=step.view.offset + later))
 
 
 def _rows(step: Step) -> Step | None:
-    """Without rows past num_actual_tokens."""
+    """A call without rows past num_actual_tokens."""
     rows = step.batch.num_actual_tokens
     if rows == len(step.q):
         return None
@@ -341,12 +342,12 @@ def _scale(step: Step) -> Step | None:
     return _of_layer(scale=2 * step.layer.scale or 1.0)(step)
 
 
-def _value_size(size: Callable[[Layer], int]) -> Callable[[Step], Step | None]:
+def _v_head_size(size: Callable[[Layer], int]) -> Callable[[Step], Step | None]:
     """V and the output of another width, with zeros where dense V was narrower. A cache that stores V apart stays as it is."""
 
     def change(step: Step) -> Step | None:
         layer, other = step.layer, size(step.layer)
-        if other in (0, layer.value_size) or not (layer.layout is None or layer.layout.has_latent_value):
+        if other in (0, layer.v_head_size) or not (layer.layout is None or layer.layout.has_latent_value):
             return None
         v = None if step.v is None else torch.nn.functional.pad(step.v, (0, max(0, other - step.v.shape[2])))[..., :other]
         changed = dataclasses.replace(layer, head_size_v=other)
@@ -356,14 +357,14 @@ def _value_size(size: Callable[[Layer], int]) -> Callable[[Step], Step | None]:
 
 
 def _heads(step: Step) -> Step | None:
-    """Half of the query heads of each KV head."""
+    """A layer with half of the query heads of each KV head."""
     layer = step.layer
     group = layer.num_heads // layer.num_kv_heads
     return _of_heads(step, layer.num_kv_heads, group // 2) if group > 1 else None
 
 
 def _kv_heads(step: Step) -> Step | None:
-    """Without the last KV head. Whoever reads a cache reads the other heads of it."""
+    """A layer without the last KV head. A call with a cache reads its other heads."""
     layer, view = step.layer, step.view
     fewer = layer.num_kv_heads - 1
     if not fewer or (view is not None and "head" not in view.layout.dims):
@@ -373,7 +374,7 @@ def _kv_heads(step: Step) -> Step | None:
 
 
 def _of_heads(step: Step, num_kv_heads: int, group: int) -> Step:
-    """The step of a layer that has the first heads alone."""
+    """The step of a layer that has only the first heads."""
     layer, num_heads = step.layer, num_kv_heads * group
     held = {name: tensor[:num_heads] for name in ("alibi_slopes", "sinks") if (tensor := getattr(layer, name)) is not None}
     for name in ("q_scale", "k_scale", "v_scale"):
@@ -389,18 +390,18 @@ def _of_heads(step: Step, num_kv_heads: int, group: int) -> Step:
         q=step.q[:, :num_heads],
         k=k,
         v=v,
-        out=_out_of(step, num_heads, layer.value_size),
+        out=_out_of(step, num_heads, layer.v_head_size),
         lse=None if step.lse is None else step.lse[:num_heads],
     )
 
 
-def _out_of(step: Step, num_heads: int, value_size: int) -> torch.Tensor:
-    heads = (num_heads, value_size) if step.out.dim() == 3 else (num_heads * value_size,)
+def _out_of(step: Step, num_heads: int, v_head_size: int) -> torch.Tensor:
+    heads = (num_heads, v_head_size) if step.out.dim() == 3 else (num_heads * v_head_size,)
     return step.out.new_empty((len(step.out), *heads))
 
 
 def _head_size(step: Step) -> Step | None:
-    """Half of the dims of K, and of V. Whoever reads a cache reads the first half of its rows."""
+    """A layer with half of the dims of K and of V. A call with a cache reads the first half of its rows."""
     layer, view, half = step.layer, step.view, step.layer.head_size // 2
     if layer.head_size_v is not None or layer.head_size % 32 or (view is not None and "dim" not in view.layout.dims):
         return None
@@ -444,7 +445,7 @@ def _per_request_causal(step: Step) -> Step | None:
 
 
 def _requests(step: Step) -> Step | None:
-    """Without the last request."""
+    """A step without the last request."""
     batch, last = step.batch, step.batch.num_requests - 1
     if last < 1:
         return None
@@ -454,7 +455,7 @@ def _requests(step: Step) -> Step | None:
 
 
 def _max_query_len(step: Step) -> Step | None:
-    """A step of single tokens; of a case's own step of single tokens, a looser bound."""
+    """A step of single tokens. If the case's own step is one, the change is a looser bound."""
     return _with_batch(step, max_query_len=1 if step.batch.max_query_len > 1 else 16)
 
 
@@ -470,7 +471,7 @@ def _max_seq_len(step: Step) -> Step | None:
 
 
 def _numbers_within_bounds(step: Step) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Lengths that no bound of the step forbids."""
+    """Other lengths within the bounds of the step."""
     batch = step.batch
     query_lens = batch.query_start_loc.diff().clamp(max=batch.max_query_len)
     starts = torch.nn.functional.pad(query_lens.cumsum(0), (1, 0))
@@ -500,7 +501,7 @@ _TENSORS: dict[str, Callable[[Step], torch.Tensor]] = {
 
 
 def _another(value: Any) -> Any:
-    """Another number of a rule that is on: a lower one, because what is kept of a wider window serves a narrower one too."""
+    """Another number of a rule that is on. It is lower, because what is cached for a wider window may serve a narrower one."""
     if isinstance(value, tuple):
         return tuple(side if side < 0 else _another(side) for side in value)
     if isinstance(value, float):
@@ -537,7 +538,7 @@ def _with_rule(step: Step, name: str, value: Any) -> Step | None:
 
 
 def _selection_unit(step: Step) -> Step | None:
-    """A selection that leaves each query nothing where it was none; of units of more tokens, units of half as many."""
+    """A selection of nothing if the case has no selection; otherwise units of half as many tokens, if possible."""
     if step.layer.layout is None or step.kv_cache is None:
         return None
     slots = step.layer.layout.units(step.kv_cache.element_size())[1]
@@ -556,19 +557,19 @@ def _no_selection_unit(step: Step) -> Step | None:
 
 
 def _key_unit(step: Step) -> Step | None:
-    """Half as many keys, each of twice as many tokens. A selection might name those that are lost."""
+    """Half as many keys, each of twice as many tokens. A selection might name keys that are lost."""
     return None if step.batch.selected is not None else _of_layer(key_unit=2 * step.layer.tokens_per_key)(step)
 
 
 def _no_key_unit(step: Step) -> Step | None:
-    """As many keys, of one token each."""
+    """The same number of keys, of one token each."""
     if step.layer.key_unit is None:
         return None
     return _of_layer(key_unit=None)(_with_batch(step, seq_lens=step.layer.num_keys(step.batch.seq_lens)))
 
 
 def _q_scale(step: Step) -> Step | None:
-    """A float8 q with scales of 1 where it was none, in the output's dtype; and the other way round."""
+    """A float8 q with scales of 1 if q was not float8; otherwise a q in the output's dtype."""
     layer = step.layer
     if layer.q_scale is None:
         changed, dtype = dataclasses.replace(layer, q_scale=_TENSORS["q_scale"](step)), layer.kv_cache_dtype
@@ -621,8 +622,8 @@ _CHANGES: dict[str, Callable[[Step], Step | None]] = {
     ILLEGAL: _same,
     **{name: _rule(name) for name in _HELD},
     **{name: _without_rule(name.removeprefix("no ")) for name in CHANGES if name.startswith("no ")},
-    "head_size_v": _value_size(lambda layer: layer.value_size // 2),
-    "no head_size_v": _value_size(lambda layer: layer.head_size),
+    "head_size_v": _v_head_size(lambda layer: layer.v_head_size // 2),
+    "no head_size_v": _v_head_size(lambda layer: layer.head_size),
     "q_scale": _q_scale,
     "selection_unit": _selection_unit,
     "no selection_unit": _no_selection_unit,
@@ -634,4 +635,4 @@ _NUMBERS = {
     "max_query_len": _numbers_within_bounds,
     "max_seq_len": _numbers_within_bounds,
 }
-"""The numbers that tensors hold during an earlier call, where they are others than the step's own."""
+"""The numbers that tensors hold during an earlier call, if these differ from the step's own."""

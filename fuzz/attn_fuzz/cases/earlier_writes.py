@@ -1,6 +1,6 @@
 """Earlier writes: what a process has written to a cache before a write of a case's own.
 
-Launches and checks are kept for writes that look alike, as those of attention are: see `attn_fuzz.cases.earlier`. So in a case
+Launches and checks are cached for writes that look alike, as for attention: see `attn_fuzz.cases.earlier`. So in a case
 with earlier calls each write comes after the same write with one change. The case's seed chooses the changes.
 """
 
@@ -19,17 +19,17 @@ _Changed = tuple[Write, Step]
 
 
 def chosen(case: Case, number: int) -> tuple[str, ...]:
-    """The changes that come before a write of a case, as many as the case has earlier calls: names of CHANGES.
+    """The changes of the writes before a write of a case: names of CHANGES, as many as the case has earlier calls.
 
     Args:
-        number: of the write.
+        number: the number of the write.
     """
     names = tuple(CHANGES)
     return tuple(names[(case.values.seed + number + i) % len(names)] for i in range(len(case.earlier)))
 
 
 def choosing_alike(values: Values, other: Values) -> Values:
-    """The values with a seed close to their own that chooses the changes which another one's seed chooses."""
+    """Values with a seed near their own that chooses the same changes as the seed of other values."""
     count, seed = len(CHANGES), other.seed % len(CHANGES)
     return msgspec.structs.replace(values, seed=max(seed, values.seed - (values.seed - seed) % count))
 
@@ -113,7 +113,7 @@ def _dtype(write: Write, step: Step) -> _Changed | None:
 
 
 def _rotation(write: Write, step: Step) -> _Changed | None:
-    """A rotation of other pairs, or one where there was none: by no angle, of no query."""
+    """A rotation of other pairs. A write without a rotation gets one by no angle and of no query."""
     if write.layer.layout is not None and write.layer.layout.has_latent_value:
         return None
     if write.rotation is not None:

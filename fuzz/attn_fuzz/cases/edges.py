@@ -8,7 +8,7 @@ from attn_fuzz.cases.case import Case
 TILES = (128, 64, 32, 16)
 """The sizes of tiles of rows and of keys in the launch tables of GPUs. The interpreter's are among them."""
 LEAST_BLOCK = 4
-"""A smaller block has an edge at almost every length."""
+"""The smallest block with edges: a smaller one has an edge at almost every length."""
 BLOCK_EDGES = {more: f"keys at block {more:+d}" for more in (-1, 0, 1)}
 """Names of the edges of the cache's blocks, by the difference of the keys from the edge."""
 
@@ -40,6 +40,6 @@ def _tile_edge(length: int) -> str | None:
 
 
 def _next_to(length: int, size: int) -> int | None:
-    """-1, 0 or 1: how much more a length is than a multiple of a size, but for 0; None if it is not next to one."""
+    """-1, 0 or 1: the difference of a length from a multiple of a size other than 0; None if it is next to none."""
     more = (length + 1) % size - 1
     return more if more <= 1 and length + 1 >= size else None

@@ -21,7 +21,7 @@ SMALLEST_CODE = 2.0
 class Edge(NamedTuple):
     """A group of dims, and the byte that its scale has in slots that the step does not write.
 
-    Slots that the step writes hold zeros there. So nothing of another size is added to what such a small scale gives.
+    Slots that the step writes hold zeros in this group, so nothing of another size is added to products of such a small scale.
     """
 
     group: int
@@ -42,7 +42,7 @@ def of(case: Case) -> Edge | None:
 
 
 def without_least(values: Values) -> Values:
-    """Values that differ in the seed at most, and with which no byte is LEAST."""
+    """The values, perhaps with another seed, so that no byte is LEAST."""
     while values.choice("scale bytes", 4) == 2:
         values = msgspec.structs.replace(values, seed=values.seed - 1)  # 0 is the simplest form
     return values

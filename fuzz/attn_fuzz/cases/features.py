@@ -16,9 +16,10 @@ class Feature(NamedTuple):
     """Something that a case may have: a value of a dimension.
 
     Attributes:
-        name, has: of the value. For a kind of a rule, `has` is only asked of cases that have the rule.
-        group, rule: of the dimension.
-        value, dimension: themselves.
+        name: the name of the value.
+        has: True if a case has the value. For a kind of a rule, it is only asked of cases that have the rule.
+        group, rule: the group and the rule of the feature's dimension.
+        value, dimension: the value and the dimension.
     """
 
     name: str
@@ -104,7 +105,7 @@ def _has(case: Case, feature: Feature) -> bool:
 
 @functools.cache
 def undefined(first: str, second: str) -> str | None:
-    """Why no case has both features, in words; None if some case can.
+    """The reason, in words, why no case has both features; None if a case can have both.
 
     Some case can if a setting of the one over a setting of the other is valid, and still has both. If not, the reason is what
     contradicts such a case.

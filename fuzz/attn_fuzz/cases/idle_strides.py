@@ -4,7 +4,7 @@ import torch
 from attn_fuzz.cases.case import Case
 
 IDLE_STRIDES = (0, 7)
-"""0, as `expand` leaves it, and a number that is no multiple of anything. The seed of a case's values chooses."""
+"""0, as `expand` gives, and an odd number. The seed of a case's values chooses one of them."""
 
 
 def idle_stride(case: Case, size: int, stride: int) -> int:

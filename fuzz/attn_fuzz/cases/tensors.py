@@ -171,7 +171,7 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
             if (edge := edges_of_scales.of(case)) is not None:
                 edges_of_scales.write(case, case.cache, edge, raw, before.to(device))
         else:
-            # scales of another writer may be negative: those of the same numbers with the other sign
+            # scales of another writer may be negative: the numbers then have the opposite sign
             sign = -1 if case.values.seed % 4 == 1 and buffers else 1
             attn_reference.write_kv_cache(sign * k_before, sign * v_before, kv_cache, layer, before.to(device))
             for buffer in buffers.values():
@@ -197,16 +197,16 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
 
 
 def extent(tensor: torch.Tensor) -> int:
-    """Elements of memory from the first to the last one of a tensor; 0 of a tensor without elements."""
+    """The number of elements of memory from a tensor's first to its last element; 0 for an empty tensor."""
     if not tensor.numel():
         return 0
     return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
 
 
 def _ended(step: Step, case: Case) -> Step:
-    """The step whose inputs' storages end right behind what may be read: behind the last element of any tensor in them.
+    """The step with storages of inputs that end right behind the last element of any tensor in them.
 
-    A view that reaches further, as of rows that are as long as the distance between them, is an error of torch then.
+    torch then refuses a view that reaches further, such as one of rows that are as long as the stride between them.
     """
     if step.raw is not None and step.view is not None and case.cache is not None:
         views = [step.view, *(write.view for write in step.writes), *allocations.layer_views(case, case.cache)]
@@ -278,17 +278,17 @@ def _wide_v(case: Case) -> int:
     """The size of a head of v with padding, if its strides are to be unlike k's."""
     if not case.unlike_strides:
         return 0
-    wide = _wide(case, case.value_size)
-    return wide + VECTOR if wide else case.value_size + PADDING
+    wide = _wide(case, case.v_head_size)
+    return wide + VECTOR if wide else case.v_head_size + PADDING
 
 
 def _output(case: Case, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
-    wide = 0 if case.flat_out or case.dense_out else _wide(case, case.value_size)
-    width = case.num_heads * (wide or case.value_size)
+    wide = 0 if case.flat_out or case.dense_out else _wide(case, case.v_head_size)
+    width = case.num_heads * (wide or case.v_head_size)
     padded = width if case.dense_out or wide else width + PADDING
     buffer = canary((case.num_rows + 2 * GUARD, padded), DTYPES[case.output_dtype or case.dtype], device)
     out = buffer[GUARD : GUARD + case.num_rows, :width]
-    out = out if case.flat_out else out.unflatten(1, (case.num_heads, -1))[..., : case.value_size]
+    out = out if case.flat_out else out.unflatten(1, (case.num_heads, -1))[..., : case.v_head_size]
     return buffer, with_idle_strides(case, out)
 
 
@@ -343,7 +343,7 @@ def _ranges(case: Case, device: torch.device | str) -> torch.Tensor:
 
 
 def _selected(case: Case, selected: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """[1 or HK, rows of q, W]. Unit 0, which every request has, is what surrounds rows, and rows that no request owns hold."""
+    """[1 or HK, rows of q, W]. Rows that no request owns, and the padding around rows, hold unit 0, which every request has."""
     heads, rows, width = selected.shape
     buffer = torch.zeros((heads, case.num_rows + 2 * PADDING, width + PADDING), dtype=torch.int32)
     buffer[:, PADDING : PADDING + rows, :width] = selected
@@ -435,7 +435,7 @@ def _with_idle_strides(case: Case, write: Write) -> Write:
 def _written_rows(
     case: Case, k: torch.Tensor, v: torch.Tensor, num_rows: int, device: torch.device | str, wide_v: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k and v of a write, with poison around them. Of a latent cache k says all, and v is the beginning of it.
+    """The k and v of a write, with poison around them. In a latent cache v is the beginning of k.
 
     Args:
         wide_v: the size of a head of v with padding; 0: v has no padding.
@@ -443,7 +443,7 @@ def _written_rows(
     k = _rows(k, num_rows, device, _wide(case, case.head_size) if wide_v else 0)
     if not case.has_latent_cache:
         return k, _rows(v, num_rows, device, wide_v)
-    v = k[..., : case.value_size]
+    v = k[..., : case.v_head_size]
     return k, _rows(v, num_rows, device, wide_v) if wide_v else v
 
 
@@ -482,7 +482,7 @@ def _rotation(case: Case, rope: Rope, generator: torch.Generator, device: torch.
 def _fuse(
     q: torch.Tensor, k: torch.Tensor | None, v: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """q, k and v as slices of one tensor, which has as many rows as the longest of them."""
+    """q, k and v as slices of one tensor, with the rows of the longest of them."""
     parts = [part.flatten(1) for part in (q, k, v) if part is not None]
     shape = (max(map(len, parts)) + 2 * PADDING, sum(part.shape[1] for part in parts))
     fused = poison(shape, q.dtype, q.device)[PADDING:-PADDING]

@@ -1,4 +1,4 @@
-"""Tensors that an argument of a call must not be: of another dtype, shape, stride or device. No value in them is wrong.
+"""Tensors with a dtype, shape, stride or device that an argument of a call must not have. Their values are right.
 
 So a function refuses them whether or not it checks values in tensors, and whether or not a legal call of the same form came
 before.
@@ -70,7 +70,7 @@ def wrong_attention(
     for name, tensor in tensors.items():
         for form, make in wrong_tensors(tensor, dims_of(layer.layout, "block", "slot") if name == "kv_cache" else ()):
             yield f"{name} {form}", calling(lambda name=name, make=make: {name: make()})
-    if kv_cache is not None and kv_cache.numel() and layer.layout is not None and (unit := layer.layout.unit_of_strides) > 1:
+    if kv_cache is not None and kv_cache.numel() and layer.layout is not None and (unit := layer.layout.stride_alignment) > 1:
         half = functools.partial(_later, kv_cache, unit // 2)
         yield f"kv_cache at no multiple of {unit} elements", calling(lambda: {"kv_cache": half()})
     if layer.output_scale is None and layer.q_scale is None:
@@ -94,7 +94,7 @@ def wrong_attention(
 
 
 def _shorter(tensors: dict[str, torch.Tensor], dims: dict[str, int], length: int) -> dict[str, torch.Tensor]:
-    """The tensors, alike, with fewer elements in a dimension. A flat output has its heads in its rows."""
+    """The same tensors with fewer elements in a dimension. A flat output has its heads in its rows."""
     found = {}
     for name, tensor in tensors.items():
         is_flat = name == "out" and tensor.dim() == 2 and dims[name] == 1
@@ -104,7 +104,7 @@ def _shorter(tensors: dict[str, torch.Tensor], dims: dict[str, int], length: int
 
 
 def _later(right: torch.Tensor, elements: int) -> torch.Tensor:
-    """A tensor of the same shape and strides that begins so many elements behind the beginning of its memory."""
+    """A tensor of the same shape and strides that begins some elements behind the beginning of its memory."""
     return right.new_empty(extent(right) + elements).as_strided(right.shape, right.stride(), elements)
 
 
@@ -146,7 +146,7 @@ def dims_of(layout: Layout | None, *names: str) -> tuple[int, ...]:
 
 
 def _longer(right: torch.Tensor, dim: int) -> torch.Tensor:
-    """One more in a dimension, where it is 0."""
+    """The tensor with one more element in a dimension; the element is 0."""
     longer = right.new_zeros([size + (i == dim) for i, size in enumerate(right.shape)])
     longer.narrow(dim, 0, right.shape[dim]).copy_(right)
     return longer

@@ -1,7 +1,7 @@
 """Values that tensors of a call must not hold: see `attn_contract.validation.values`.
 
-A function whose `validate` is on by default refuses each of them, after a legal call of the same form as well. The tensors of
-both calls are the same objects: what a function keeps by form or address says nothing about values.
+A function whose `validate` is on by default refuses each of them, also after a legal call of the same form. The tensors of both
+calls are the same objects, so a cache by form or address says nothing about their values.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ _SCALES = (0.0, -1.0, math.inf, math.nan)
 
 
 def are_checked(function: Callable[..., Any]) -> bool:
-    """Whether a function looks at values: it has a parameter `validate`, which is True by default."""
+    """True if a function looks at values: it has a parameter `validate`, which is True by default."""
     parameter = inspect.signature(function).parameters.get("validate")
     return parameter is not None and parameter.default is True
 
@@ -32,7 +32,7 @@ def of_attention(
     """The wrong value in words, and a context in which the call's tensors hold it; its value is the batch to call with.
 
     Args:
-        layer, batch, kv_cache: of a legal call.
+        layer, batch, kv_cache: the arguments of a legal call.
     """
     for words, tensor, value, at in (*_of_lengths(batch), *_of_blocks(layer, batch, kv_cache), *_of_layer(layer, batch)):
         yield f"{words} of {value}", _holding(tensor, value, at, batch)
@@ -44,7 +44,7 @@ def of_attention(
 
 
 def of_write(write: Write) -> Iterator[tuple[str, AbstractContextManager[None]]]:
-    """Likewise for a legal cache write."""
+    """The wrong value in words, and such a context, for a legal cache write."""
     slots, wrong = write.slot_mapping, list(_of_scales(write.layer, ("k_scale", "v_scale")))
     if len(slots):
         wrong += [("a slot", slots, value, (len(slots) - 1,)) for value in (-2, write.view.num_slots)]

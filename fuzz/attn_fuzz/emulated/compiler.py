@@ -39,19 +39,19 @@ def ready(job: Job) -> Ready:
         HelperKilledError: its process was killed from outside.
         attn_amdgcn.AmdgcnError: the code holds what the emulator does not know.
     """
-    compiled = _compiled(pickle.dumps(job))
-    return Ready(_program(compiled.text), compiled)
+    compiled = compiled_code(pickle.dumps(job))
+    return Ready(program_of(compiled.text), compiled)
 
 
 @lru_cache(maxsize=KEPT)
-def _program(text: str) -> Program:
+def program_of(text: str) -> Program:
     return prepare(load(text))
 
 
 @lru_cache(maxsize=KEPT)
-def _compiled(request: bytes) -> Compiled:
+def compiled_code(request: bytes) -> Compiled:
     """The kernel that the other process compiles for a pickled job."""
-    process = _process()
+    process = compiling_process()
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -59,7 +59,7 @@ def _compiled(request: bytes) -> Compiled:
         process.stdin.flush()
         answer = pickle.load(process.stdout)
     except (EOFError, OSError, pickle.UnpicklingError):
-        _process.cache_clear()
+        compiling_process.cache_clear()
         how = f"the process that compiles {_end(process)}"
         raise (HelperKilledError if process.returncode == -signal.SIGKILL else CompilerError)(how) from None
     if isinstance(answer, LimitError):
@@ -70,7 +70,7 @@ def _compiled(request: bytes) -> Compiled:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> str:
-    """How a process died, in words."""
+    """The death of a process, in words."""
     try:
         code = process.wait(END_SECONDS)
     except subprocess.TimeoutExpired:
@@ -80,8 +80,8 @@ def _end(process: "subprocess.Popen[bytes]") -> str:
 
 
 @lru_cache(maxsize=1)
-def _process() -> "subprocess.Popen[bytes]":
-    """It ends when this process does, because its requests end. It compiles the sources that this process runs."""
+def compiling_process() -> "subprocess.Popen[bytes]":
+    """The process that compiles the sources that this process runs. It ends with this process, because its requests end."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # an empty entry would be the current folder
     # Triton's advice about defaults is for those who launch: a job has the options of the launch

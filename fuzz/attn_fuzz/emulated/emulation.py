@@ -93,11 +93,12 @@ def inputs_of(
     """The inputs of the code of a launch on the CPU.
 
     Args:
-        arguments: of the launch, tensors and numbers, by the kernel's names.
+        arguments: the arguments of the launch, tensors and numbers, by the kernel's names.
         grid: numbers of workgroups in up to three dimensions.
-        names: of the code's arguments. An argument that the launch does not have is a null pointer.
-        regions: of all its tensors, as `permitted.launch` has them. None: the code may touch the bytes from the first element
-            of a tensor to its last one. What else is in a storage, such as the guards of a case, is not the launch's.
+        names: the names of the code's arguments. An argument that the launch does not have is a null pointer.
+        regions: the regions of all its tensors, as `permitted.launch` has them. None: the code may touch the bytes from the
+            first element of a tensor to its last one. What else is in a storage, such as the guards of a case, is not the
+            launch's.
     """
     storages = _storages(arguments)
     given: list[Argument] = []

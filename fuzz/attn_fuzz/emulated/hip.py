@@ -43,9 +43,9 @@ class Source:
     """A HIP source that is to be compiled.
 
     Args:
-        text: of the file.
-        folders: of headers.
-        options: of both passes, such as definitions.
+        text: the text of the file.
+        folders: folders of headers.
+        options: the options of both passes, such as definitions.
     """
 
     text: str
@@ -86,7 +86,7 @@ class Binary:
         """Call a function of the host code, and then run what it has launched, one launch after the other.
 
         Args:
-            arguments: of ctypes.
+            arguments: arguments of ctypes.
             tensors: to which the arguments point, by the names that messages have for them. The code may touch their storages.
             schedules: draws the orders of waves and workgroups in which a launch runs.
 

@@ -14,8 +14,8 @@ class Pointer:
 
     Attributes:
         dtype: torch's.
-        is_aligned: whether its address is a multiple of 16.
-        bytes: of the whole storage. Below 2 GiB AMD's compiler addresses it by 32 bits.
+        is_aligned: True if its address is a multiple of 16.
+        bytes: the number of bytes of the whole storage. Below 2 GiB AMD's compiler addresses it by 32 bits.
     """
 
     dtype: Any

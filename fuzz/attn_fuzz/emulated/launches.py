@@ -1,4 +1,4 @@
-"""Launches of interpreted kernels, whoever wrote them: another process compiles them for AMD, and the code is emulated.
+"""Launches of interpreted kernels of any origin: another process compiles them for AMD, and the code is emulated.
 
 Gluon kernels have no interpreter, and are launched in the same way.
 """
@@ -30,9 +30,9 @@ class Launches:
         modules: what returns the modules that have the kernels, as of `Job`.
         architecture: to compile for.
         schedules: draws the orders of waves and workgroups in which a launch runs.
-        whole_storages: whether the code may touch all of its tensors' storages. Else it may touch what the running call may,
+        whole_storages: True if the code may touch all of its tensors' storages. Else it may touch what the running call may,
             unless a storage has more than MOST_WATCHED bytes.
-        large_storages: whether the code is compiled for storages that 32 bits do not address.
+        large_storages: True if the code is compiled for storages that 32 bits do not address.
     """
 
     modules: str
@@ -72,7 +72,7 @@ class Launches:
         Args:
             values: what each parameter of the kernel gets.
             named: what the launch names: some of these, and the compiler's options.
-            is_large: whether 32 bits do not address a tensor's storage.
+            is_large: True if 32 bits do not address a tensor's storage.
         """
         options = {name: value for name, value in named.items() if name not in kernel.arg_names}
         given = {

@@ -21,7 +21,7 @@ def launch(kernel: str, architecture: str, arguments: Mapping[str, Any]) -> Iter
     """The regions of a launch's tensors; none where no call is watched. What a launch may write, later ones may read.
 
     Args:
-        arguments: of the launch, by the kernel's names.
+        arguments: the arguments of the launch, by the kernel's names.
 
     Raises:
         Violation: the launch ended with a fault.

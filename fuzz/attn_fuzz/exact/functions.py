@@ -81,8 +81,8 @@ NAMED: dict[tuple[str, str], Callable[..., Any]] = {
     ("aiter.ops.triton._triton_kernels.unified_attention", "apply_softcap"): _soft_cap_in_base_2,
     ("sglang.kernels.ops.attention.decode_attention", "tanh"): _tanh,
     ("sglang.kernels.ops.attention.extend_attention", "tanh"): _tanh,
-    ("attn_fuzz.targets.packages.lmdeploy_functions", "tanh"): _tanh,
-    ("attn_fuzz.targets.packages.lmdeploy_functions", "log2"): _log2_of_e,
+    ("attn_fuzz.targets.packages.lmdeploy.functions", "tanh"): _tanh,
+    ("attn_fuzz.targets.packages.lmdeploy.functions", "log2"): _log2_of_e,
 }
 """Replacements of kernels' functions, by module and name."""
 

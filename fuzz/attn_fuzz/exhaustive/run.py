@@ -35,10 +35,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         shard: (k, n), k from 1: the launches whose number leaves the remainder k - 1 when it is divided by n.
         workers: processes at once.
         folder: where the running cases are written.
-        failures: stop after so many failing launches.
+        failures: the number of failing launches after which to stop.
         case_seconds: seconds that one launch may take.
-        sanitize: whether to check every memory access (`attn_fuzz.interpreted.sanitizer`).
-        exactly: whether each launch is followed in exact mode, too (`attn_fuzz.exact`).
+        sanitize: True if to check every memory access (`attn_fuzz.interpreted.sanitizer`).
+        exactly: True if each launch is followed in exact mode, too (`attn_fuzz.exact`).
     """
 
     target: str
@@ -71,7 +71,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass
 class Counted:
-    """How many calls a part has, and how many launches run them.
+    """The number of calls of a part, and the number of launches that run them.
 
     Args:
         part: the part.
@@ -103,7 +103,7 @@ def numbered(scope: Scope, name: str, target: Target, device: str, counts: list[
 
 
 def in_shard(number: int, shard: tuple[int, int]) -> bool:
-    """Whether a shard has the launch of a number. Each launch is in one shard of n, and neighbours are in different ones."""
+    """True if a shard has the launch of a number. Each launch is in one shard of n, and neighbours are in different ones."""
     return number % shard[1] == shard[0] - 1
 
 

@@ -40,12 +40,12 @@ class Part:
 
     Args:
         what: for people.
-        num_requests: of each call.
+        num_requests: the number of requests of each call.
         query_lens, seq_lens, block_sizes: all combinations are enumerated. A target that does not serve a block size gets the
             next larger one that it serves.
         choices: of layers.
-        pairs: whether layers have two choices at once, too.
-        packed: whether calls of one request are run together (`attn_fuzz.exhaustive.packing`). If not, each call is a launch of
+        pairs: True if layers have two choices at once, too.
+        packed: True if calls of one request are run together (`attn_fuzz.exhaustive.packing`). If not, each call is a launch of
             its own.
     """
 
@@ -133,7 +133,7 @@ RULES = Scope(
 
 
 def _masks_at(tile: int) -> tuple[Choice, ...]:
-    """Rules of masks with edges around the ends of tiles of so many keys."""
+    """Rules of masks with edges around the ends of tiles of `tile` keys."""
     edges = (tile - 1, tile, tile + 1)
     values = {
         "window": ((0, -1), *((edge, -1) for edge in edges), (-1, 0), (-1, tile - 1), (-1, tile), (tile, tile)),
@@ -205,7 +205,7 @@ SMALL = Scope(
 
 
 def _tiles(tile: int) -> Scope:
-    """Lengths around the ends of tiles of so many keys, so that one call needs up to three tiles."""
+    """Lengths around the ends of tiles of keys, so that one call needs up to three tiles."""
     edges = (tile - 1, tile, tile + 1)
     formats = [name for name in FORMATS if name not in ("scale", "layout", "rope")]
     return Scope(

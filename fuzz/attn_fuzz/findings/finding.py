@@ -33,18 +33,18 @@ class Finding:
     """A known bug of a target.
 
     Args:
-        name: of the finding, and of its stored case NAME.json.
+        name: the name of the finding, and of its stored case NAME.json.
         what: what goes wrong, and when.
         cause: why, with file and function.
         seen_in: the version in which the fuzzer saw the bug.
-        link: of the bug's report; None while the bug is not reported.
+        link: the link of the bug's report; None while the bug is not reported.
         folder: where NAME.json is; the default is the folder of the findings that come with the fuzzer. A finding of your own
             target is in a folder of your own.
-        meets: whether a layer can meet the bug, for `attn-parity select`. The default is that every layer can.
-        explains: whether a case that fails with a verdict fails because of this finding. Only failing cases are asked about.
-        needs_gpu: whether code that is compiled for a GPU alone shows the bug, and Triton's interpreter does not. Such a
+        meets: True if a layer can meet the bug, for `attn-parity select`. The default is that every layer can.
+        explains: True if a case that fails with a verdict fails because of this finding. Only failing cases are asked about.
+        needs_gpu: True if code that is compiled for a GPU alone shows the bug, and Triton's interpreter does not. Such a
             finding explains nothing on a CPU (`Target.findings_on`).
-        is_in_sources: whether the sources that a run takes have the lines of the bug, which came after the release that the
+        is_in_sources: True if the sources that a run takes have the lines of the bug, which came after the release that the
             target is declared for. It explains nothing on others, likewise.
     """
 
@@ -81,27 +81,27 @@ def has_several_queries(case: "Case") -> bool:
 
 
 def has_idle_requests(case: "Case") -> bool:
-    """Whether a request has no query."""
+    """True if a request has no query."""
     return any(request.query_len == 0 for request in case.requests)
 
 
 def has_queries_without_keys(case: "Case") -> bool:
-    """Whether a request has a query and no key."""
+    """True if a request has a query and no key."""
     return any(request.query_len > request.seq_len == 0 for request in case.requests)
 
 
 def has_hidden_keys(case: "Case") -> bool:
-    """Whether a window ends before the first key of a request."""
+    """True if a window ends before the first key of a request."""
     return any(0 <= case.window[0] < request.seq_len - 1 for request in case.requests)
 
 
 def is_nan(case: "Case", verdict: "Verdict") -> bool:
-    """Whether an output is NaN, or was NaN before it was clamped to float8, which makes it a number."""
+    """True if an output is NaN, or was NaN before it was clamped to float8, which makes it a number."""
     return verdict.kind == "nan" or (verdict.kind == "value" and case.output_dtype is not None)
 
 
 def is_nan_before_windows(case: "Case", verdict: "Verdict") -> bool:
-    """Whether outputs are NaN, of requests alone that have slots with NaN before the windows of all their queries.
+    """True if outputs are NaN, of requests alone that have slots with NaN before the windows of all their queries.
 
     Other requests may be wrong by another finding. A float8 output does not say which of them are NaN: one of them has such
     slots.
@@ -116,7 +116,7 @@ def is_nan_before_windows(case: "Case", verdict: "Verdict") -> bool:
 
 
 def is_of_tf32(worst: "Difference") -> bool:
-    """Whether an error may come from operands of dots that were cut to TF32.
+    """True if an error may come from operands of dots that were cut to TF32.
 
     A bound is made of roundings by 2^-24, of which each product of float32 has at least one. TF32 cuts up to 2^-10 off both
     operands.

@@ -25,13 +25,13 @@ def _is_decode(case: "Case") -> bool:
 
 
 def _leaves_parts(prefix: int) -> bool:
-    """Whether a prefix has too few keys for all parts of verify_splitkv_fwd."""
+    """True if a prefix has too few keys for all parts of verify_splitkv_fwd."""
     per_part = math.ceil(math.ceil(prefix / VERIFY_SPLITS) / VERIFY_TILE) * VERIFY_TILE
     return prefix <= (VERIFY_SPLITS - 1) * per_part
 
 
 def _has_rounded_products(case: "Case", verdict: "Verdict") -> bool:
-    """Whether the worst number of each request is that of exact sums of products which are rounded to 16 bits."""
+    """True if the worst number of each request is that of exact sums of products which are rounded to 16 bits."""
     if verdict.kind not in ("value", "bitwise") or not _is_decode(case) or case.group_size > 1:
         return False
     outs = _of_rounded_products(case)
@@ -146,4 +146,4 @@ HOST = (
         explains=lambda case, verdict: False,
     ),
 )
-"""Of host code, which no target runs."""
+"""Findings of host code, which no target runs."""

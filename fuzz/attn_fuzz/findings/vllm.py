@@ -38,7 +38,7 @@ VALUES = ("value", "bitwise", "exact")
 def _each(
     kinds: "Collection[str]", holds: "Callable[[Case, Request, Difference], bool]", *others: "Callable[[Case], object]"
 ) -> "Callable[[Case, Verdict], bool]":
-    """As `of`, where something also holds for each request that is wrong, and for its worst element."""
+    """A predicate as `of`, which also asks something of each wrong request and of its worst element."""
     explains = of(kinds, *others)
 
     def explains_each(case: "Case", verdict: "Verdict") -> bool:
@@ -49,7 +49,7 @@ def _each(
 
 
 def _is_denormal(case: "Case", request: "Request", worst: "Difference") -> bool:
-    """Whether an error may come from products of weights and scales below float16's normal numbers.
+    """True if an error may come from products of weights and scales below float16's normal numbers.
 
     Each is off by up to 2^-25. It is multiplied by a number of V, which is 448 at most, and divided by the sum of all weights,
     which is at least 1.
@@ -58,12 +58,12 @@ def _is_denormal(case: "Case", request: "Request", worst: "Difference") -> bool:
 
 
 def _is_scaled(case: "Case", request: "Request", worst: "Difference") -> bool:
-    """Whether an error may be that of a row which is multiplied by exp of the rounding of an LSE of up to 2^14."""
+    """True if an error may be that of a row which is multiplied by exp of the rounding of an LSE of up to 2^14."""
     return abs(worst.got - worst.expected) <= worst.bound + 2.0**-10 * abs(worst.expected)
 
 
 def _leaves_out_blocks(case: "Case", request: "Request", worst: "Difference") -> bool:
-    """Whether a query's bidirectional range goes on into blocks ahead of it, or begins in blocks before its window."""
+    """True if a query's bidirectional range goes on into blocks ahead of it, or begins in blocks before its window."""
     size, width = case.cache.block_size if case.cache else 1, case.window[0]
     for first, last in request.bidirectional_ranges or ():
         query = max(first, request.context_len)
@@ -75,24 +75,24 @@ def _leaves_out_blocks(case: "Case", request: "Request", worst: "Difference") ->
 
 
 def _sees_a_range_beyond_its_window(case: "Case", request: "Request", worst: "Difference") -> bool:
-    """Whether the wrong query is in a bidirectional range that begins before the query's window."""
+    """True if the wrong query is in a bidirectional range that begins before the query's window."""
     position = request.context_len + worst.row - case.query_start_loc[worst.request]
     begin = position - case.window[0]
     return case.window[0] >= 0 and any(first < begin <= position <= last for first, last in request.bidirectional_ranges)
 
 
 def _splits_two_widths(case: "Case") -> bool:
-    """Whether unified_attention_diffkv splits keys. Without a window it splits those of requests of up to 16 queries."""
+    """True if unified_attention_diffkv splits keys. Without a window it splits those of requests of up to 16 queries."""
     return case.max_query_len <= 1 or (case.max_query_len <= 16 and case.window[0] < 0)
 
 
 def _sees_ahead(case: "Case") -> bool:
-    """Whether a window reaches ahead of a query that shares its tile with an earlier one."""
+    """True if a window reaches ahead of a query that shares its tile with an earlier one."""
     return case.window[0] >= 0 and any(request.query_len > 1 and not request.causal for request in case.requests)
 
 
 def _has_a_tile_past_its_blocks(case: "Case") -> bool:
-    """Whether the last tile of 32 keys of a request with one query ends behind its last block."""
+    """True if the last tile of 32 keys of a request with one query ends behind its last block."""
     if case.cache is None:
         return False
     keys = [request.seq_len for request in case.requests if request.query_len == 1]
@@ -100,7 +100,7 @@ def _has_a_tile_past_its_blocks(case: "Case") -> bool:
 
 
 def _has_a_hidden_tile(case: "Case", request: "Request", worst: "Difference") -> bool:
-    """Whether a tile of 32 keys may be hidden from the wrong query, and not from the first query of its tile of queries.
+    """True if a tile of 32 keys may be hidden from the wrong query, and not from the first query of its tile of queries.
 
     A tile of queries has up to 64 of them. Its keys begin where its first query sees its first one, rounded down to a tile.
     """
@@ -110,7 +110,7 @@ def _has_a_hidden_tile(case: "Case", request: "Request", worst: "Difference") ->
 
 
 def _has_blocks(case: "Case") -> bool:
-    """Whether blocks of the cache have several slots."""
+    """True if blocks of the cache have several slots."""
     return case.cache is not None and case.cache.block_size > 1
 
 
@@ -123,7 +123,7 @@ def _scales_tokens(case: "Case") -> bool:
 
 
 def _is_of_bfloat16(case: "Case", verdict: "Verdict") -> bool:
-    """Whether index logits are as wrong as each head's product may be that was rounded to bfloat16, by 2^-9 of itself.
+    """True if index logits are as wrong as each head's product may be that was rounded to bfloat16, by 2^-9 of itself.
 
     A bound of `attn_fuzz.verdict.indexer` is n 2^-23 of the sum of the products' magnitudes, and n is D + Hs + 4.
     """

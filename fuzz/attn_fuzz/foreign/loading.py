@@ -87,7 +87,7 @@ def findable(package: str) -> Iterator[None]:
 
 
 def missing(package: str, files: Sequence[str], requirement: str) -> str | None:
-    """Why a package's files cannot be loaded, with the command that brings them; None if they are here.
+    """The reason why a package's files cannot be loaded, with the command that brings them; None if they are here.
 
     Args:
         package, files: as `load` takes them.
@@ -113,7 +113,7 @@ def load(package: str, files: Sequence[str], *, stubs: Stubs | None = None, fold
             package is in `files`, too, or in one of these folders, or in `stubs`.
         stubs: the contents of all other modules that the files import of the package. Modules of other packages are imported as
             usual, unless they are stubs.
-        folder: of the package; default: `sources(package)`.
+        folder: the folder of the package; default: `sources(package)`.
 
     Raises:
         MissingSourcesError: the package or a file is not here.

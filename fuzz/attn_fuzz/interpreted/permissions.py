@@ -37,7 +37,7 @@ class Region:
         tensor: the tensor that the target was given. Messages name an element by its indices in this tensor.
         rights: [elements of the storage] int32: READ, WRITE, and the bit of each request to which the element belongs.
         reads, writes: which elements may be read, and which may be written, in words. Empty if no element may.
-        owned: whether elements belong to requests.
+        owned: True if elements belong to requests.
         place: names an element of the storage; None if the indices in the tensor say enough.
         written: [elements of the storage, bytes of an element] bool, of memory that the call has allocated; else None.
     """
@@ -61,7 +61,7 @@ class Region:
         return offset < np.uint64(self.tensor.untyped_storage().nbytes())
 
     def contains(self, address: int) -> bool:
-        """Whether an address is the address of an element of the tensor, not only of its storage."""
+        """True if an address is the address of an element of the tensor, not only of its storage."""
         return self._index((address - self.address) // self.tensor.element_size())[1] == 0
 
     def describe(self, element: int) -> str:
@@ -96,7 +96,7 @@ def region(name: str, tensor: torch.Tensor, rights: torch.Tensor | int, **rule: 
 
 
 def of_attention(step: Step) -> list[Region]:
-    """The memory that `Target.attention` may touch: which elements may be read, which written, and whose they are."""
+    """The memory that `Target.attention` may touch: which elements may be read, which written, and which requests own them."""
     batch, layer = step.batch, step.layer
     bits = [1 << r % REQUEST_BITS for r in range(batch.num_requests)]
     owner = torch.zeros(len(step.q), dtype=torch.int32)
@@ -195,7 +195,7 @@ def _read_cache(step: Step, view: KVCacheView, bits: list[int]) -> Iterator[Regi
 
 
 def _beside(view: KVCacheView, blocks: torch.Tensor, num_keys: int) -> torch.Tensor:
-    """Slots behind a request's keys whose values share 16 bytes of a dim with those of keys: in x-packed layouts alone."""
+    """Slots behind a request's keys whose values share 16 bytes of a dim with those of keys: only in x-packed layouts."""
     if not view.layout.is_x_packed:
         return blocks[:0]
     key = torch.arange(num_keys, -(-num_keys // view.x) * view.x)

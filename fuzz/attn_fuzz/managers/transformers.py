@@ -49,7 +49,7 @@ class GenerateCache:
 
     Args:
         make: makes a Cache of a config.
-        layer_types: of the layers.
+        layer_types: the types of the layers.
         croppable: False: without drafts.
     """
 

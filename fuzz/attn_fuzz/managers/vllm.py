@@ -87,10 +87,10 @@ class VllmManager:
 
     Args:
         groups: window and chunk say which manager a group has.
-        block_sizes: of the groups.
-        num_blocks: of the pool, with its null block.
+        block_sizes: the block sizes of the groups.
+        num_blocks: the number of blocks of the pool, with its null block.
         by_priority: as the scheduling policy "priority" preempts (sched/scheduler.py:932).
-        options: of KVCacheManager.
+        options: the options of KVCacheManager.
     """
 
     salts = True

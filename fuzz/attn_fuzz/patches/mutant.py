@@ -40,7 +40,7 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def is_early(self) -> bool:
-        """Whether it patches the contract, which the processes of a run have imported before they know of a mutant."""
+        """True if it patches the contract, which the processes of a run have imported before they know of a mutant."""
         return any(patch.place.partition(".")[0] == CONTRACT for patch in self.patches)
 
     def check_announced(self, exception: str, name: str) -> None:
@@ -48,7 +48,7 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
         Args:
             exception: what the mutated target raised, as text.
-            name: of its type.
+            name: the name of its type.
 
         Raises:
             MutantError: no text of `raises` is a part of it.

@@ -12,6 +12,7 @@ from attn_fuzz.properties.relation import (
     CallTarget,
     Comparison,
     ErrorBound,
+    Launch,
     Outputs,
     again,
     causal_flags,
@@ -28,13 +29,15 @@ def repetition(step: Step, call_target: CallTarget) -> str | None:
 
 
 @relation("request order", says="The order of the requests does not matter.", applies="two requests or more")
-def request_order(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:
+def request_order(
+    step: Step, call_target: CallTarget, error: ErrorBound | None = None, launch: Launch | None = None
+) -> str | None:
     if step.batch.num_requests < 2:
         return None
     owned = int(step.batch.query_start_loc[-1])
     order, unowned = list(reversed(range(step.batch.num_requests))), range(owned, len(step.q))
     changes, rows = _rearranged(step, order, unowned, step.batch.num_actual_tokens)
-    return Comparison(step, error).differs(variant(step, call_target, **changes), rows)
+    return Comparison(step, error, launch).differs(variant(step, call_target, **changes), rows)
 
 
 @relation("batch composition", says="A request gives alone, and in a larger batch, what it gives in its batch.")
@@ -160,7 +163,7 @@ def _rearranged(
     Args:
         order: indices of requests. A request may come more than once.
         unowned: rows of the given step that follow, and that no request owns.
-        num_actual_tokens: of the new batch.
+        num_actual_tokens: the new batch's number of tokens.
     """
     rows, device = request_rows(step.batch), step.q.device
     owned = [row for r in order for row in range(*rows[r])]

@@ -64,7 +64,7 @@ def error_bound(rounding: Callable[[str], Rounding]) -> ErrorBound:
     def of_step(step: Step) -> Outputs:
         """[rows, H, D] and [rows, H] float64, for the rows that requests own."""
         rows, layer = int(step.batch.query_start_loc[-1]), step.layer
-        out = torch.zeros((rows, layer.num_heads, layer.value_size), dtype=torch.float64, device=step.q.device)
+        out = torch.zeros((rows, layer.num_heads, layer.v_head_size), dtype=torch.float64, device=step.q.device)
         lse = torch.zeros((rows, layer.num_heads), dtype=torch.float64, device=step.q.device)
         for r, (start, end) in enumerate(request_rows(step.batch)):
             if start < end:
@@ -79,7 +79,7 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     layer = step.layer
     rounds = CallRounding(rounding=rounding, layer=layer, dtype=step.q.dtype, out_dtype=step.out.dtype)
     group = layer.num_heads // layer.num_kv_heads
-    key, value = _keys_and_values(step, r, rows)
+    key, value = keys_and_values(step, r, rows)
     n, d = len(key), layer.head_size
 
     # [H, D]; slots that no query sees may be NaN, and do not count
@@ -137,7 +137,7 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     return out, lse + rounds.unit_roundoff("sums") * (largest + 2 * spread)
 
 
-def _keys_and_values(step: Step, r: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+def keys_and_values(step: Step, r: int, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
     """[keys, HK, D] float32 of a request."""
     if step.kv_cache is None:
         assert step.k is not None

@@ -34,7 +34,7 @@ def save(case: Case, folder: Path, name: str, verdict: Verdict | None = None) ->
     case stays as it is.
 
     Args:
-        verdict: of a case that `save_script` writes a script for.
+        verdict: the verdict on the case that `save_script` writes a script for.
     """
     case = _in(folder, case)
     paths = outputs.numbered(folder / f"{name}.json")
@@ -77,7 +77,7 @@ def _in(folder: Path, case: Case) -> Case:
 
 
 def _is_free(path: Path, text: str) -> bool:
-    """Whether a file can be written without a loss."""
+    """True if a file can be written without a loss."""
     return not os.path.lexists(path) or outputs.holds(path, text)
 
 

@@ -149,7 +149,7 @@ def _remedies(reason: str, progress: Sequence[Progress]) -> list[str]:
 
 
 def can_have(support: Support, feature: Feature) -> bool:
-    """Whether a case that the support allows can have a feature."""
+    """True if a case that the support allows can have a feature."""
     if feature.rule not in (None, *support.rules) or (feature.dimension.needs_cache and not _has_cache(support)):
         return False
     asked = {name: getattr(support if hasattr(support, name) else support.engine, name) for name in feature.value.asks}
@@ -157,7 +157,7 @@ def can_have(support: Support, feature: Feature) -> bool:
 
 
 def why_not(support: Support, first: str, second: str) -> str | None:
-    """Why no case that the support allows has both of two features that it allows one by one; None if one can."""
+    """The reason why no case that the support allows has both of two features that it allows one by one; None if one can."""
     if reason := undefined(first, second):
         return reason
     engine = support.engine

@@ -24,17 +24,17 @@ PATHS = {
     "split": "in {} the keys were split",
     "cascade": "in {} the requests' common prefix was attended to once",
 }
-"""How a run's last line counts the examples that took a path of the kernels; other events are named after their number."""
+"""The words in which a run's last line counts examples that took a path of the kernels. It names other events by themselves."""
 
 
 class Found(NamedTuple):
     """A failure, and the files that were written about it. A file that could not be written is None.
 
     Args:
-        case_file, script: of the smallest case.
-        first_file: of the case as it was found.
+        case_file, script: the case file and the script of the smallest case.
+        first_file: the file of the case as it was found.
         past: the name of the past case that fails, if it is one.
-        while_shrinking: whether the failure was met while another failure was shrunk.
+        while_shrinking: True if the failure was met while another failure was shrunk.
         entry: what a run that keeps going knows of the failure's cause; None in any other run.
         name: the name of this failure and of its files, in a run that keeps going.
         met_in: the name of the failure whose shrinking met this one, in such a run, if no drawn case did.
@@ -87,18 +87,18 @@ class Run:
 
     Args:
         target, device: names for people.
-        support: of the target, there.
-        versions: of the packages that matter to the run, by name.
+        support: the support of the target on the machine of the run.
+        versions: the versions of the packages that matter to the run, by name.
         command: the command that runs it again.
         seed, workers, planned: as given. `planned` is the number of examples.
         seconds: from beginning to end.
-        progress: of every shard.
+        progress: the progress of every shard.
         failures: failing cases, shrunk ones first. A failure that was met while another one was shrunk follows that one.
         fixed: known findings whose stored case no longer fails.
         restarted: number of shards that ran again because their worker process died.
-        interrupted: whether Ctrl-C or SIGTERM ended the run.
+        interrupted: True if Ctrl-C or SIGTERM ended the run.
         error: the error that ended the run, or None.
-        keeps_going: whether the run went on past failures, so that each of `failures` has its entry.
+        keeps_going: True if the run went on past failures, so that each of `failures` has its entry.
     """
 
     target: str
@@ -148,7 +148,7 @@ class Run:
 
     @property
     def has_drawn(self) -> bool:
-        """Whether there is something to say of what was drawn: not of a run that a past case ended, or in which nothing ran."""
+        """True if there is something to say of what was drawn: not of a run that a past case ended, or in which nothing ran."""
         has_run = bool(self.examples) and sum(self.limits.values()) < self.examples + self.replayed
         return has_run and (self.keeps_going or not any(found.past for found in self.failures))
 
@@ -163,7 +163,7 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """How the run ended, in a few words: "all agree", "2 failing", "interrupted: no failure so far"."""
+        """The end of the run in a few words: "all agree", "2 failing", "interrupted: no failure so far"."""
         if self.failures:
             many = len(self.failures)
             words = f"{many} distinct failure{'s' * (many > 1)}" if self.keeps_going else f"{many} failing"

@@ -58,7 +58,7 @@ class Attempt:
         prepare: Callable[[Step], None] | None = None,
     ) -> None:
         """Args:
-        follows: whether the case's own call computes with elements (`attn_fuzz.exact`).
+        follows: True if the case's own call computes with elements (`attn_fuzz.exact`).
         fenced: where the target's tensors lie against unmapped pages. Then the attempt knows no more than its error: `step`
             is not to be asked for.
         prepare: changes the step before the target gets it.
@@ -97,7 +97,7 @@ class Attempt:
             write(cache_write, self.called, self.target)
             if ILLEGAL in self.case.earlier:
                 refuse_wrong_writes(cache_write, self.called, self.target)
-            _synchronize(self.device)
+            synchronize(self.device)
             self.written = {name: tensor.to(self._built.q.device, copy=True) for name, tensor in self.called.memory.items()}
             self.num_written += 1
         own = dataclasses.replace(self.called, batch=_own(self.called.batch))
@@ -107,7 +107,7 @@ class Attempt:
         self.during = ""
         with exact.following(self.followed):
             attend(own, self.target.attention)
-        _synchronize(self.device)
+        synchronize(self.device)
         self.events = tuple(self.target.events(self.called))
 
     @functools.cached_property
@@ -129,7 +129,7 @@ class Attempt:
 
     @property
     def is_refused(self) -> bool:
-        """Whether the target refused a case that it does not support, or code that the compiler made wrong."""
+        """True if the target refused a case that it does not support, or code that the compiler made wrong."""
         return isinstance(self.error, MiscompiledError) or (
             bool(self.beyond) and isinstance(self.error, ValueError | NotImplementedError)
         )
@@ -184,7 +184,7 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
         step: the step of the case's own call. A change of the layer keeps the step's Batch, because the layers of a model share
             a Batch.
         name: name of the change.
-        in_full: whether the requests of the earlier call have their queries. They have none for an interpreted kernel, which is
+        in_full: True if the requests of the earlier call have their queries. They have none for an interpreted kernel, which is
             slow.
 
     Raises:
@@ -210,11 +210,11 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
                 raise
             except refusals:
                 pass
-        _synchronize(step.q.device.type)
+        synchronize(step.q.device.type)
 
 
 def _keeps_writes(target: Target, device: str) -> bool:
-    """Whether a target may be asked for writes that its case does not have, and may keep something of them."""
+    """True if a target may be asked for writes that its case does not have, and may keep something of them."""
     return target.refuses and not target.compiles and target.support(device).engine == ANY_ENGINE
 
 
@@ -252,7 +252,7 @@ def refuse_wrong_writes(cache_write: Write, step: Step, target: Target) -> None:
 
 
 def _writes_itself(cache_write: Write, target: Target) -> bool:
-    """Whether the target has a function for a write, so that the reference does not make it."""
+    """True if the target has a function for a write, so that the reference does not make it."""
     return getattr(target, _function_of(cache_write)) is not None
 
 
@@ -324,7 +324,7 @@ def attend(step: Step, attention: AttentionFunction) -> None:
 
 
 def _view(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory by another object, with all strides. `Tensor.view` makes up those of dimensions of one element."""
+    """Another tensor of the same memory, with all strides. `Tensor.view` changes the strides of dimensions of one element."""
     return tensor[...]
 
 
@@ -355,6 +355,6 @@ def write(cache_write: Write, step: Step, target: Target) -> None:
         rotate(q, k, v, positions, table, kv_cache, layer, slot_mapping, is_neox=cache_write.rotation.is_neox)
 
 
-def _synchronize(device: str) -> None:
+def synchronize(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize()

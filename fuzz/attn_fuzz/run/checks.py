@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from attn_contract import AttentionConfig, Capabilities, UnsupportedError
-from attn_contract.rules import words_of
+from attn_contract.rules import label_of
 from attn_fuzz.cases import allocations
 from attn_fuzz.cases.case import GUARD, Case
 from attn_fuzz.cases.poison import bits, canary
@@ -57,7 +57,7 @@ def missing_refusal(attempt: Attempt) -> Wrong | None:
     """
     if attempt.error is not None or not (attempt.beyond and attempt.target.refuses):
         return None
-    if not attempt.case.requests and attempt.beyond == words_of("non_causal"):
+    if not attempt.case.requests and attempt.beyond == label_of("non_causal"):
         return None
     return Wrong(str(attempt.beyond), f"{_must_refuse(attempt)}it was served")
 
@@ -79,7 +79,7 @@ def broken_declaration(attempt: Attempt) -> Wrong | None:
 
 
 def _is_of_an_architecture(declared: Capabilities, config: AttentionConfig) -> bool:
-    """Whether some architecture that runs the backend has its own refusal of a config: which one runs, a call knows alone."""
+    """True if some architecture that runs the backend has its own refusal of a config: which one runs, a call knows alone."""
     return any(
         not refusal.property.startswith("architecture ")
         for architecture in (*ARCHITECTURES, "sm80", "sm90")
@@ -128,10 +128,10 @@ def changed_input(attempt: Attempt) -> Wrong | None:
 
 
 def write_around_an_input(attempt: Attempt) -> Wrong | None:
-    """A change in the allocation that an input is a part of."""
+    """A change in the allocation that contains an input."""
     compared, expected = _compared(attempt), attempt.expected.inputs()
     for name, tensor in attempt.step.inputs().items():
-        # an input that was compared by a check of its own may hold another NaN
+        # an input with a check of its own may hold another NaN
         memory = _around if name in compared else _storage
         if not torch.equal(memory(expected[name]), memory(tensor)):
             return Wrong(name, f"it wrote outside of its input {name}")
@@ -166,7 +166,7 @@ CHECKS_OF_ERRORS: tuple[tuple[Kind, Callable[[Attempt], Wrong | None]], ...] = (
     ("sanitizer", forbidden_access),
     ("raised", wrong_error),
 )
-"""The checks that look at no tensor."""
+"""The checks that read no tensor."""
 CHECKS: tuple[tuple[Kind, Callable[[Attempt], Wrong | None]], ...] = (
     ("sanitizer", forbidden_access),
     ("served", broken_declaration),
@@ -179,11 +179,11 @@ CHECKS: tuple[tuple[Kind, Callable[[Attempt], Wrong | None]], ...] = (
     ("guard", write_around_an_input),
     ("guard", stray_write),
 )
-"""Each check with the kind of verdict that it leads to. The first check that finds something decides."""
+"""Each check with the kind of verdict that it gives. The first check that finds something decides."""
 
 
 def _rotates(attempt: Attempt) -> bool:
-    """Whether a cache write that the target has made rotates q."""
+    """True if a cache write that the target has made rotates q."""
     return any(cache_write.rotation is not None for cache_write in attempt.step.writes[: attempt.num_written])
 
 
@@ -226,16 +226,16 @@ def _wrong_rotation(expected: torch.Tensor, got: torch.Tensor) -> str | None:
 
 
 def _place_around_out(row: int, column: int, step: Step, case: Case) -> str:
-    """Name an element of the buffer around `out` [T, H, value_size].
+    """Name an element of the buffer around `out` [T, H, v_head_size].
 
     Args:
-        row: of the buffer, where 0 is the first row of `out`. It may be negative.
-        column: of the buffer, whose rows may be longer than those of `out`.
+        row: a row of the buffer, where 0 is the first row of `out`. It may be negative.
+        column: a column of the buffer, whose rows may be longer than those of `out`.
     """
-    head_step = step.out.stride(1) if step.out.dim() == 3 and case.num_heads > 1 else case.value_size
-    width = (case.num_heads - 1) * head_step + case.value_size
+    head_step = step.out.stride(1) if step.out.dim() == 3 and case.num_heads > 1 else case.v_head_size
+    width = (case.num_heads - 1) * head_step + case.v_head_size
     if column < width:
-        if column % head_step >= case.value_size:
+        if column % head_step >= case.v_head_size:
             return f"row {row}, between two heads"
         return _row_in_words(row, "", case)
     if case.num_rows == 1 and row == 0:

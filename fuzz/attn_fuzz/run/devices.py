@@ -26,7 +26,7 @@ def returned(step: Step) -> Step:
 
 
 def is_sound(device: str) -> bool:
-    """Whether the device still answers: after an illegal access, a process's CUDA calls fail for good."""
+    """True if the device still answers: after an illegal access, a process's CUDA calls fail for good."""
     try:
         return device == "cpu" or torch.zeros(1, device=device).item() == 0
     except Exception:

@@ -22,10 +22,10 @@ from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 from attn_fuzz.verdict.verdict import Verdict, what_failed
 
 SHARD_EXAMPLES = 25
-"""Examples of a shard: targets take turns, one shard each."""
+"""The examples of a shard. Targets take turns, one shard each."""
 
 Way = tuple[str, tuple[str, str]]
-"""A target, and in which way it fails."""
+"""A target, and the way in which it fails."""
 
 
 @dataclass(eq=False)
@@ -34,14 +34,14 @@ class Entry:
 
     Args:
         target: name of the target.
-        way: in which way it fails.
-        number: among the target's entries of this way, from 1.
-        after: how many cases of the target had run, this one included, when it was first hit.
-        failure: with the smallest case so far.
+        way: the way in which it fails.
+        number: its number among the target's entries of this way, from 1.
+        after: the number of the target's cases that had run, this one included, when it was first hit.
+        failure: the failure, with the smallest case so far.
         explained: how many later failing cases the entry explains.
-        again: whether the case failed again when it was run once more.
+        again: True if the case failed again when it was run once more.
         met_in: the entry whose shrinking met this failure; None if the failing case was drawn.
-        is_open: whether its case is still being shrunk.
+        is_open: True if its case is still being shrunk.
     """
 
     target: str
@@ -61,11 +61,11 @@ class Entry:
 
     @property
     def needs(self) -> frozenset[str]:
-        """The aspects that a case needs in order to fail so; none where that is not known."""
+        """The aspects that a case needs in order to fail in this way; none if that is not known."""
         return (self.failure.needs or frozenset()) - self._lacking
 
     def explains(self, case: Case, verdict: Verdict, needed_parts: frozenset[str] | None) -> bool:
-        """Whether a failure has this entry's cause, as far as can be told.
+        """True if a failure has this entry's cause, as far as can be told.
 
         The verdict is about the same thing and of a kind that was met while the entry was shrunk. The case has all aspects that
         the entry needs. And it needs the same parts: a case that has a rule of the entry and fails without it has another
@@ -130,7 +130,7 @@ class DistinctFailures:
     """The failures of a run that keeps going. The runner runs `plans`, and calls `report` and `ended`.
 
     Args:
-        shards: of each target, its plans in order. They go on past failures.
+        shards: the shards of each target, its plans in order. They go on after failures.
         until: no failure begins to be shrunk after this time (`time.time()`), if given.
         changed: called with an entry when its case is about to be shrunk, when the case became smaller, and when the entry is
             made.
@@ -138,7 +138,7 @@ class DistinctFailures:
 
     Attributes:
         plans: all plans. Plans that shrink a failure are added at the end.
-        progress: of each plan that was reported, by its index.
+        progress: the progress of each plan that was reported, by its index.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class DistinctFailures:
         return list(self._trails).index(entry.target), entry.after, entry.met_in is not None, entry.way, entry.number
 
     def of_target(self, target: str) -> list[Progress]:
-        """How far each shard of a target has come that has begun."""
+        """The progress of each shard of a target that has begun."""
         return [self.progress[index] for index in self._trails[target].shards if index in self.progress]
 
     def report(self, index: int, progress: Progress) -> None:

@@ -32,6 +32,7 @@ def draw_cases(plan: "FuzzPlan", target: Target, draw: Callable[[Case], None], t
     support = target.support(plan.device)
     num_drawn, num_families, is_simplest = 0, 0, True
     turn, turns = plan.turn
+    part, parts = plan.part
 
     @st.composite
     def behind_the_simplest(draw: st.DrawFn) -> tuple[Case, ...]:
@@ -54,16 +55,17 @@ def draw_cases(plan: "FuzzPlan", target: Target, draw: Callable[[Case], None], t
     @hypothesis.given(behind_the_simplest())
     def agree(family: tuple[Case, ...]) -> None:
         nonlocal num_drawn, num_families
-        runs = num_families % turns == turn
-        for case in family:
+        has_turn = num_families % turns == turn
+        runs = [has_turn and i * parts // len(family) == part for i in range(len(family))]
+        for case, is_run in zip(family, runs, strict=True):
             if num_drawn == (plan.first or plan.examples):
                 raise _Enough
-            if runs:
+            if is_run:
                 draw(case)
             num_drawn += 1
         num_families += 1
-        for case in family:
-            tally.add(case, runs=runs)
+        for case, is_run in zip(family, runs, strict=True):
+            tally.add(case, runs=is_run)
 
     with contextlib.suppress(_Enough), warnings.catch_warnings():
         # at the end of a run Hypothesis writes the repr of the whole family, and warns about its length

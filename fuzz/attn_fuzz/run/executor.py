@@ -54,11 +54,11 @@ class Executor:
         case_seconds: seconds that one case may take. They include the compilation of kernels.
         ahead: path of the file that holds the running case.
         mutant: the bug to put back in the child's memory.
-        sanitize: whether to check every access of interpreted kernels (`attn_fuzz.interpreted.sanitizer`).
+        sanitize: True if to check every access of interpreted kernels (`attn_fuzz.interpreted.sanitizer`).
         trial: what runs and judges a case in the child, as module:function. It takes the case, the Target and the device, and
             returns a Verdict. Its module is imported after the mutant is installed.
-        exactly: whether calls can be followed in exact mode (`attn_fuzz.exact`), by a trial that takes `exactly`.
-        fenced: whether the calls of a case with which nothing is wrong are made again with unmapped pages beside the tensors
+        exactly: True if calls can be followed in exact mode (`attn_fuzz.exact`), by a trial that takes `exactly`.
+        fenced: True if the calls of a case with which nothing is wrong are made again with unmapped pages beside the tensors
             (`attn_fuzz.run.fence`).
     """
 
@@ -90,7 +90,7 @@ class Executor:
         SIGKILL ended a process that compiles kernels or is a rank. A case whose process is lost (`prepared`) is run again.
 
         Args:
-            exactly: whether to follow the case's call in exact mode; None: wherever calls can be followed.
+            exactly: True if to follow the case's call in exact mode; None: wherever calls can be followed.
             options: further arguments of the trial.
 
         Raises:
@@ -203,7 +203,7 @@ class Executor:
         return Verdict(kind="hung", message=message)
 
     def _fuzzer_can(self, case: Case) -> bool:
-        """Whether the fuzzer can run a case with the reference as target, in a process that this target has not touched."""
+        """True if the fuzzer can run a case with the reference as target, in a process that this target has not touched."""
         with Executor(HARMLESS, self.device, self.case_seconds, self.ahead.with_suffix(".again.json")) as sound:
             try:
                 return not sound.run(case).failed
@@ -259,7 +259,7 @@ class Executor:
             return self._cause_of_death() or self._started()
 
     def _cause_of_death(self) -> str | None:
-        """How the process has ended, in words; None if it is lost."""
+        """The end of the process in words; None if it is lost."""
         process, self._process = self._process, None
         assert process is not None
         assert process.pid is not None

@@ -1,8 +1,8 @@
 """A step whose tensors lie against unmapped pages, so that a read past an end of one of them faults.
 
-Elsewhere a tensor of a step lies inside of a larger one (`attn_fuzz.cases.tensors`): a stray read gives NaN there. Nobody
-notices that number if a mask hides it. Here the allocation of each tensor is cut where the tensor ends, and the page behind is
-unmapped; or it is cut where the tensor begins. What lies on the other side of the tensor stays as it is.
+In other steps a tensor lies inside of a larger one (`attn_fuzz.cases.tensors`), where a stray read gives NaN. That goes
+unnoticed if a mask hides the NaN. Here the allocation of each tensor is cut where the tensor ends, and the page behind it is
+unmapped; or it is cut where the tensor begins. The other side of the tensor stays as it is.
 
 Tensors that share an allocation, such as slices of one qkv, have one fence, from the beginning of the first to the end of the
 last. That of a KV cache stands around the allocation of all layers.
@@ -20,15 +20,15 @@ from attn_fuzz.run import devices, pages
 from attn_fuzz.run.pages import Side
 
 ALIGNMENT = 16
-"""Kernels may load so many bytes at once from a tensor that begins at a multiple of so many."""
+"""Kernels may load this number of bytes at once from a tensor that begins at a multiple of it."""
 
 
 class Fence(NamedTuple):
     """The fence of a call: at one side of each tensor, or of one of them.
 
     Args:
-        side: of the tensors.
-        only: name of the tensor; None: all.
+        side: the side of the tensors where the fence is.
+        only: the name of the only tensor with a fence; None: all have one.
     """
 
     side: Side
@@ -36,7 +36,7 @@ class Fence(NamedTuple):
 
     @property
     def words(self) -> str:
-        """Where an access faults."""
+        """The place where an access faults, in words."""
         where = "past the end" if self.side == "end" else "before the beginning"
         return f"{where} of {self.only or 'a tensor'}"
 
@@ -48,7 +48,7 @@ class _Extent(NamedTuple):
     """The bytes of an allocation that tensors of a call have.
 
     Attributes:
-        name: of the tensors.
+        name: the name of the tensors.
         begin, end: from the first byte of the first tensor to behind the last byte of the last.
         alignment: in bytes, of the beginning of the tensors: ALIGNMENT if one of them has it, else that of an element.
     """
@@ -117,7 +117,7 @@ def _fenced(storage: torch.UntypedStorage, extent: _Extent, side: Side, pool: pa
 
 
 def _with_views_cut(step: Step, elements: int) -> Step:
-    """The step whose views of the KV cache begin so many elements earlier in its allocation."""
+    """The step whose views of the KV cache begin some elements earlier in its allocation."""
 
     def moved(holder: Any) -> Any:
         return dataclasses.replace(holder, view=dataclasses.replace(holder.view, offset=holder.view.offset - elements))

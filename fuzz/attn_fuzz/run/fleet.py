@@ -42,7 +42,7 @@ LIVES = 4
 """Nodes die by themselves, so a plan is given up later than on one machine."""
 TASKS_OF_A_GPU = 8
 LABEL = 0.001
-"""How much a task takes of a resource that is asked for by name: what limits the number of tasks is CPUs and GPUs."""
+"""The share that a task takes of a resource asked for by name: it is small, so that CPUs and GPUs limit the tasks."""
 
 
 class FleetError(InputError):
@@ -125,7 +125,7 @@ class Nodes:
 
     Args:
         lost: called with the name of a node, for people.
-        names: of the nodes that were there since the run began, by Ray's ID.
+        names: the names of the nodes that were there since the run began, by Ray's ID.
         told: IDs of those that were told.
     """
 
@@ -259,7 +259,7 @@ class Task:
 
     Args:
         start: starts a task.
-        nodes: of the cluster.
+        nodes: the nodes of the cluster.
         said: what the task has said, and will say.
         lost: why no task says anything any more, or None.
     """
@@ -296,7 +296,7 @@ class Tasks:
     Args:
         start_task: starts one for a plan.
         head: the address of the cluster's head.
-        nodes: of the cluster.
+        nodes: the nodes of the cluster.
     """
 
     start_task: Callable[[FuzzPlan], ray.ObjectRefGenerator]
@@ -321,7 +321,7 @@ class Tasks:
         return [of[said] for said in ray.wait(list(of), num_returns=len(of), timeout=0)[0]]
 
     def _head_is_lost(self) -> bool:
-        """Whether the head has answered nothing for HEAD_SECONDS. Ray would end this process after 60 s, without a report."""
+        """True if the head has answered nothing for HEAD_SECONDS. Ray would end this process after 60 s, without a report."""
         if time.monotonic() >= self._answered + CHECK_SECONDS:
             with contextlib.suppress(OSError):
                 _connect(self.head)

@@ -32,7 +32,8 @@ def fixed(name: str, device: str, case_seconds: float) -> list[Finding]:
 
 
 def no_longer_failing(findings: Iterable[Finding], executor: "Executor") -> list[Finding]:
-    """The findings whose stored case passes on the executor's target. One that fails in another way says nothing of the bug."""
+    """The findings whose stored case passes on the executor's target. A case that fails in another way says nothing about the
+    bug."""
     stored = [(finding, case_file.load(finding.path)) for finding in findings]
     own = [(finding, executor.run(case)) for finding, case in stored if case.target == executor.target]
     return [finding for finding, verdict in own if verdict.kind != "limit" and not verdict.failed]

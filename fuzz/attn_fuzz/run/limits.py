@@ -1,4 +1,4 @@
-"""Which exceptions are limits or faults of this tool, and no verdict on the kernel that met them."""
+"""Tells exceptions that are limits or faults of this tool from those that are a verdict on the kernel."""
 
 import importlib.util
 import re
@@ -16,7 +16,7 @@ from attn_fuzz.text import one_line
 
 _TOOLS = ("attn_amdgcn", "attn_fuzz")
 _PASSED_THROUGH = ("attn_contract", "attn_reference", "numpy", "torch", *sys.stdlib_module_names)
-"""Packages that raise at a call for which the caller is to blame."""
+"""Packages whose exceptions at a call are the caller's fault."""
 _NO_TOOLS = ("attn_fuzz.run.", "attn_fuzz.targets.ranks.processes")
 """Modules that call the code under test and wait for its GPU, or raise again an exception of a rank in another process."""
 _ON_PURPOSE = (
@@ -28,15 +28,15 @@ _ON_PURPOSE = (
     UnsupportedError,
     Violation,
 )
-"""Types of verdicts on the kernel, whoever raises them."""
+"""Types of exceptions that are verdicts on the kernel in any case."""
 _OF_GPUS = (torch.AcceleratorError, torch.OutOfMemoryError)
 """Exceptions of any later call after a kernel's fault on a GPU."""
 _NO_GPU = ("Torch not compiled with CUDA enabled", "0 active drivers", "Found no NVIDIA driver", "No CUDA GPUs are available")
-"""How torch and Triton begin to tell that there is no GPU."""
+"""The beginnings of torch's and Triton's messages that there is no GPU."""
 _UNBOUND = re.compile(r"\S+\(\) (missing|takes|got) ")
-"""How Python begins to tell that a call does not bind, such as a kernel's call of a function of Triton's."""
+"""The beginnings of Python's messages that a call does not bind, such as a kernel's call of a function of Triton."""
 _LATER = {"attn_amdgcn.errors": ("AmdgcnError",), "attn_fuzz.emulated.compiler": ("CompilerError",)}
-"""Such types of modules that a run without an emulated target does not import."""
+"""More such types, of modules that a run without an emulated target does not import."""
 
 
 def limit_of(error: BaseException | None) -> str | None:
@@ -104,7 +104,7 @@ def check_no_fault(error: BaseException) -> None:
 def _raised_in(error: BaseException) -> FrameType | None:
     """The innermost frame of code that may be at fault: of a tool, of Triton, or of the code under test.
 
-    Whoever calls an operator object of torch hands on the operation of somebody else: modes of `attn_fuzz.interpreted` do.
+    Code that calls an operator object of torch passes on an operation of other code: modes of `attn_fuzz.interpreted` do so.
     """
     inner = ""
     for frame in reversed([frame for frame, _ in traceback.walk_tb(error.__traceback__)]):

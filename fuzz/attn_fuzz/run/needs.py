@@ -20,7 +20,7 @@ from attn_fuzz.targets.engine import window_by_causality
 from attn_fuzz.targets.target import Support
 
 _KEPT = ("dtype", "lse", "values", *fields_of_layers())
-"""Fields that a case of another kind of attention has, too."""
+"""Fields that cases of all kinds of attention have."""
 LENGTHS = ((1, 0), (1, 1), (2, 0), (2, 2), (9, 9))
 """Other lengths of a request: its queries, and how many keys are added to its own. They make a decode a prefill, and so on."""
 
@@ -36,9 +36,9 @@ def needed(
 
     Args:
         support: the target's. Only cases within the support are tried.
-        fails: whether a case fails in the same way as the given one.
+        fails: True if a case fails in the same way as the given one.
         may_go_on: asked before each call of `fails`. What is undecided when it ends the search is taken to be needed.
-        is_minimal: whether no case of `shrink.lowered` fails in the same way.
+        is_minimal: True if no case of `shrink.lowered` fails in the same way.
     """
     undecided = aspects(case)
     shown: set[str] = set()

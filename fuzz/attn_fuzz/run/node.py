@@ -23,7 +23,7 @@ from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support
 
 TELL_SECONDS = 0.5
-"""Progress without a failure is handed on so often."""
+"""The interval at which progress without a failure is handed on."""
 _VISIBLE_GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
@@ -38,8 +38,8 @@ def task(identity: Mapping[str, str], target: str, call: bytes) -> Iterator[Any]
     """Call a generator function of this module.
 
     Args:
-        identity: of the machine whose run this is.
-        target: of the run.
+        identity: the identity of the machine that started the run.
+        target: the target of the run.
         call: the function and its arguments, pickled. They are not looked at on a node of another identity.
 
     Raises:

@@ -17,7 +17,7 @@ from attn_fuzz.errors import InputError
 Side = Literal["end", "beginning"]
 """The end of a range of memory that lies flush against an unmapped page."""
 UNMAPPED = 8 << 20
-"""At least so many bytes on either side of a range are unmapped."""
+"""The least bytes on either side of a range that are unmapped."""
 
 
 class NoPagesError(InputError):
@@ -34,7 +34,7 @@ class Pages(Protocol):
     size: int
 
     def mapped(self, size: int) -> int:
-        """The address of new memory of so many bytes, a multiple of `size`, that lies between unmapped pages.
+        """The address of new memory, of a multiple of `size` bytes, that lies between unmapped pages.
 
         Raises:
             NoPagesError: the system, or the driver, refuses it.

@@ -44,9 +44,9 @@ _IMPORTED = [
 ]
 
 _STARTS = threading.Lock()
-"""Held while the environment of this process is that of the server."""
+"""Held while this process has the environment of the server."""
 MOST_DEATHS = 10
-"""So many servers of a run may die."""
+"""The most servers of a run that may die."""
 _LOST = 256
 """The exit code of a process whose server died before it. No process ends with it."""
 KILLS = 2
@@ -78,8 +78,9 @@ class _Process(ForkServerProcess):
     _Popen = _Popen
 
     def start(self) -> None:
-        """If the server has died, another one is started, unless this process is a fork of it: then this process ends, because
-        it is lost itself.
+        """Start the process, and first another server if the server has died.
+
+        A fork of a dead server cannot start one: it ends, because it is lost itself.
 
         Raises:
             ExecutorError: too many servers have died.
@@ -89,7 +90,7 @@ class _Process(ForkServerProcess):
         while True:
             if not _is_fork():
                 with _STARTS:
-                    _have_server()
+                    have_server()
             try:
                 return super().start()
             except (EOFError, ConnectionError):
@@ -124,9 +125,9 @@ _device: str | None = None
 
 
 def context(device: str) -> SpawnContext | ForkServerContext:
-    """How to start a process that runs a target on "cpu" or "cuda".
+    """The context that starts processes for targets on "cpu" or "cuda".
 
-    It is forked by a server, or starts from nothing if this process has a server for the other device.
+    A process is forked by a server, or starts from nothing if this process has a server for the other device.
     """
     global _device
     _device = _device or device
@@ -136,9 +137,9 @@ def context(device: str) -> SpawnContext | ForkServerContext:
     return _Context()
 
 
-def _have_server() -> None:
+def have_server() -> None:
     """Start a server, unless this process has one that runs."""
-    global _deaths
+    global deaths
     server: Any = forkserver._forkserver
     before = server._forkserver_pid
     forkserver.set_forkserver_preload(_IMPORTED)
@@ -146,13 +147,13 @@ def _have_server() -> None:
     interprets = INTERPRETS if _device == "cpu" else {}
     with _environment(ONE_THREAD | KEEPS_MEMORY | interprets | SAFE_PATH), _interrupts_blocked():
         forkserver.ensure_running()
-    _deaths += before not in (None, server._forkserver_pid)
-    if _deaths > MOST_DEATHS:
-        raise ExecutorError(f"the server that starts the processes of a run has died {_deaths} times: is memory short?")
+    deaths += before not in (None, server._forkserver_pid)
+    if deaths > MOST_DEATHS:
+        raise ExecutorError(f"the server that starts the processes of a run has died {deaths} times: is memory short?")
 
 
-_deaths = 0
-"""How many servers of this process have died."""
+deaths = 0
+"""The number of servers of this process that have died."""
 
 
 def start(device: str, function: Callable[..., None], *arguments: object, daemon: bool = False) -> BaseProcess:
@@ -209,12 +210,12 @@ def _call_patched(environment: dict[str, str], mutant: Mutant, held: _Pickled) -
 
 
 def is_lost(process: BaseProcess) -> bool:
-    """Whether nobody knows how a process has ended, because its server died before it. If it ran, it is killed."""
+    """True if the end of a process cannot be known, because its server died before it. If it runs, it is killed."""
     return process.exitcode == _LOST
 
 
 def is_killed(process: BaseProcess) -> bool:
-    """Whether a process that has closed its connection was ended from outside: by SIGKILL, or because it is lost."""
+    """True if a process that has closed its connection was ended from outside: by SIGKILL, or because it is lost."""
     process.join(_PATIENCE_SECONDS)
     return is_lost(process) or process.exitcode == -signal.SIGKILL
 
@@ -226,7 +227,7 @@ def answer(device: str, seconds: float | None, function: Callable[..., None], *a
 
     Raises:
         EOFError: the process ended before it had sent anything.
-        TimeoutError: it has sent nothing in so many seconds.
+        TimeoutError: it has sent nothing in that time.
     """
     kills = 0
     while True:
@@ -303,7 +304,7 @@ def end_with_parent(*, group: bool = False) -> None:
     that a kernel keeps in C code. On other systems a thread watches the pipe.
 
     Args:
-        group: whether all processes of this process's group end, too.
+        group: True if all processes of this process's group end, too.
     """
     ignore_interrupts()
     parent = multiprocessing.parent_process()
@@ -325,7 +326,7 @@ def _exit_after(parent: BaseProcess) -> None:
 
 
 def _is_fork() -> bool:
-    """Whether this process is a fork of a server, which starts the processes of its forks, too: Python has told it where."""
+    """True if this process is a fork of a server, which starts the processes of its forks, too: Python has told it where."""
     server: Any = forkserver._forkserver
     has_key = getattr(server, "_forkserver_authkey", "needs none") is not None  # a Python that asks for a key may withhold it
     return server._forkserver_address is not None and server._forkserver_pid is None and has_key

@@ -28,8 +28,8 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         result: "cannot tell": the target does not load, does not admit the case or rightly refuses it, or the process died.
         words: the verdict, or why there is none, in one line.
-        verdict: of the case, if it ran.
-        is_of_worktree: whether a module that was imported lies in the worktree.
+        verdict: the verdict of the case, if it ran.
+        is_of_worktree: True if a module that was imported lies in the worktree.
     """
 
     result: Result
@@ -39,12 +39,12 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a target is imported from.
+    """The folders from which a target is imported.
 
     Attributes:
-        checkout: of the user, which is not to be imported from.
-        worktree: of the same repository, in its place.
-        folders: of the repository, relative to its root, that are imported from before all others.
+        checkout: the user's checkout, from which nothing may be imported.
+        worktree: the worktree of the same repository that takes its place.
+        folders: folders of the repository, relative to its root, which come first in the search for modules.
     """
 
     checkout: Path
@@ -59,7 +59,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         return str(self.worktree / whole.relative_to(self.checkout))
 
     def import_path(self, path: Sequence[str]) -> list[str]:
-        """The `sys.path` of a process there, made of the one here."""
+        """The `sys.path` of a process in the worktree, made from this process's own."""
         first = [str(self.worktree / folder) for folder in self.folders]
         return [*first, *(self.moved(entry or os.getcwd()) for entry in path)]
 
@@ -76,7 +76,7 @@ def replay(case: Case, target: str, place: Place, device: str, case_seconds: flo
         target: its name.
         device: "cpu" or "cuda".
         case_seconds: seconds that the case may take.
-        sanitize: whether accesses of interpreted kernels are checked, where the target declares such kernels.
+        sanitize: True if accesses of interpreted kernels are checked, where the target declares such kernels.
     """
     seconds = START_SECONDS + RUNS * case_seconds
     try:

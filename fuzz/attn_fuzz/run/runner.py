@@ -25,6 +25,9 @@ from attn_fuzz.targets.target import Support
 SHARD_EXAMPLES = 150
 REPLAYED_CASES = 10
 MAX_SHARDS = 4096
+PARTS, FEW_FAMILIES = 3, 128
+"""The parts of a family on a GPU, in a run of few families. Some families are compiled for a minute: with whole ones, most of
+16 workers had nothing to do in the last half of a run of 1000 examples. Each plan draws its whole shard, for half a second."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -57,9 +60,9 @@ class Outcome:
     """The results of a run's shards.
 
     Attributes:
-        progress: of each shard, by its index; a shard that never started has no examples.
+        progress: the progress of each shard, by its index; a shard that never started has no examples.
         restarted: indices of shards that ran again because their worker process died before it had found a failure.
-        interrupted: whether Ctrl-C or SIGTERM ended the run.
+        interrupted: True if Ctrl-C or SIGTERM ended the run.
         error: the error that ended the run, or None.
         finished: indices of shards that ran to their end.
     """
@@ -82,19 +85,28 @@ def shards(plan: FuzzPlan, size: int = SHARD_EXAMPLES) -> list[FuzzPlan]:
 
 
 def in_turns(plans: Sequence[FuzzPlan], support: Support) -> list[FuzzPlan]:
-    """On a GPU, plans that run about one family of a shard each.
+    """On a GPU, plans that run about a part of one family of a shard each.
 
     Kernels are compiled for each family, one after the other. The families of a shard would wait for each other, while other
-    workers have nothing to do.
+    workers have nothing to do, and so would the cases of a family at the end of a run. The first parts of all families come
+    first: what a later part has in common with them is compiled by then.
 
     Args:
-        support: of the target.
+        support: the support of the target.
     """
 
     def turns(plan: FuzzPlan) -> int:
-        return 1 if plan.device == "cpu" or support.steps_per_layer == 1 else -(-plan.examples // support.steps_per_layer)
+        return -(-plan.examples // support.steps_per_layer)
 
-    return [msgspec.structs.replace(plan, turn=(i, count)) for plan in plans for count in (turns(plan),) for i in range(count)]
+    if support.steps_per_layer == 1 or not plans or plans[0].device == "cpu":
+        return list(plans)
+    parts = PARTS if sum(map(turns, plans)) < FEW_FAMILIES else 1
+    return [
+        msgspec.structs.replace(plan, turn=(i, turns(plan)), part=(part, parts))
+        for part in range(parts)
+        for plan in plans
+        for i in range(turns(plan))
+    ]
 
 
 def replays(plan: FuzzPlan, past: Sequence[Case]) -> list[FuzzPlan]:
@@ -149,7 +161,7 @@ def run(
 
 @dataclass
 class _Noting:
-    """Whether a signal raises KeyboardInterrupt, too: while workers are being started, which takes seconds."""
+    """True if a signal raises KeyboardInterrupt, too: while workers are being started, which takes seconds."""
 
     raises: bool = True
 
@@ -262,7 +274,7 @@ class _Pool(Generic[W]):
         """Start another worker in place of a dead one, whose plan is run again unless it has already found a failure.
 
         Args:
-            is_lost: whether the server has died: that is no death of the plan, and there may be only so many of them.
+            is_lost: True if the server has died: that is no death of the plan, and there may be only so many of them.
         """
         index = self.busy.pop(worker)
         if self.outcome.interrupted or self.outcome.error is not None:

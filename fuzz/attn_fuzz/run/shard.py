@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 SHRINK_SECONDS = 240.0
 MOST_OTHERS = 4
-"""The most failures of other kinds that are kept beside the first one."""
+"""The most failures of other kinds that are kept in addition to the first one."""
 OTHERS_SECONDS = 30.0
-"""The time to shrink all of them. A failure that kills its process takes seconds for each case that is tried."""
+"""The time to shrink all other failures. One that kills its process takes seconds for each case that is tried."""
 NEEDS_SECONDS = 60.0
 """The time to find what a smallest case needs."""
 
 EXACT_EVERY = 25
-"""Every so many examples of a target that is `exact` are compared in exact mode, unless a run asks for others. It takes an
-eighth of the time."""
+"""One in this many examples of a target that is `exact` is compared in exact mode, unless a run asks for another share. It
+takes an eighth of the time."""
 
 OnFailure = Literal["stop", "shrink", "explain", "go on"]
-"""A shard's action when a case fails. "stop": it ends. "shrink": it ends with the smallest case. "explain": likewise, and it
+"""A shard's action when a case fails. "stop": it ends. "shrink": it ends with the smallest case. "explain": it also
 finds what the smallest case needs. "go on": it notes the case and the parts that the case needs, and runs the next case."""
 
 
@@ -54,16 +54,17 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
         first: how many of the examples run; None if all do.
         turn: two numbers, such as 1 of 5: of the families of the examples (`attn_fuzz.strategies.families`) every fifth runs,
             from the second one on. All families are drawn, because each depends on those before it.
+        part: likewise of the cases of such a family: of 4 parts, 1 is the second quarter.
         past: cases of earlier runs, which run before any case is drawn.
-        seed: of Hypothesis. The same plan draws the same cases.
+        seed: the seed of Hypothesis. The same plan draws the same cases.
         case_seconds: seconds that one case may take.
         until: stop drawing at this time (`time.time()`), if given.
         folder: where the running case is written.
         mutant: a bug that is put back before the target is imported.
-        sanitize: whether to check every memory access of a target that can be sanitized (`attn_fuzz.interpreted.sanitizer`).
-        exact_every: every so many examples, the case gets dense random numbers and is compared in exact mode, too
-            (`attn_fuzz.exact`). 1: each case is, past ones included. 0: none is.
-        fenced: whether cases run with unmapped pages beside their tensors, too; see `Executor.fenced`.
+        sanitize: True if to check every memory access of a target that can be sanitized (`attn_fuzz.interpreted.sanitizer`).
+        exact_every: one in this many examples gets dense random numbers and is also compared in exact mode
+            (`attn_fuzz.exact`). 1: all cases, past ones included. 0: none.
+        fenced: True if cases run with unmapped pages beside their tensors, too; see `Executor.fenced`.
         on_failure: what follows a failure.
     """
 
@@ -81,6 +82,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     on_failure: OnFailure = "shrink"
     first: int | None = None
     turn: tuple[int, int] = (0, 1)
+    part: tuple[int, int] = (0, 1)
     past: tuple[Case, ...] = ()
 
 
@@ -92,7 +94,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
         first, first_verdict: the case as it was found, and its verdict.
         found_after, found_seconds: the number of examples and the seconds until it was found. A shard that goes on counts past
             cases among the examples.
-        minimal: whether no field can be lowered further.
+        minimal: True if no field can be lowered further.
         path: the sizes of the failing cases from the first to the smallest.
         kinds: the kinds of verdicts of all cases that failed in this way.
         needed_parts: rules without which the first case does not fail so, and `shrink.EARLIER` if it needs earlier calls; None
@@ -114,7 +116,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a shard has come. All counts except `replayed` are of cases that were drawn.
+    """The progress of a shard. All counts except `replayed` are of cases that were drawn.
 
     Attributes:
         replayed: past cases that ran.
@@ -130,14 +132,14 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         ratios: elements of outputs by error / bound (`attn_fuzz.verdict.ratios.counts`).
         rejected: drawn cases that were discarded, by reason.
         remedies: at the end, restrictions of Support that avoid discarded cases, by reason (`attn_fuzz.strategies.tally`). Of
-            plans that differ only in their turn, the first one has them.
+            plans that differ only in their turn and part, the first one has them.
         edges, triples: at the end: what cases had of `attn_fuzz.cases.edges`, and of triples of features.
         shrinking: cases that were tried in order to shrink a failure, or to find what it needs.
         failure: the failure that ended the drawing.
         others: failures of other kinds that were met while `failure` was shrunk.
         passed: failures past which the shard went on.
         broken: why the shard's mutant does not run.
-        never_ran: whether that is because the mutant raised in every case that has something to compute.
+        never_ran: True if that is because the mutant raised in every case that has something to compute.
     """
 
     replayed: int = 0
@@ -260,7 +262,7 @@ class _Shard:
     Attributes:
         failures: the failure that ended the drawing, and then failures of other kinds that were met while it was shrunk.
         unexpected: an error of the fuzzer itself. Hypothesis takes it for a failing example, and runs the example again.
-        has_run: whether the target has run a case that has queries and keys.
+        has_run: True if the target has run a case that has queries and keys.
     """
 
     def __init__(self, plan: FuzzPlan, executor: "Executor", report: Callable[[Progress], None], target: Target) -> None:
@@ -285,7 +287,7 @@ class _Shard:
 
     @property
     def rejected(self) -> dict[str, int]:
-        return dict(self.tally.rejected) if self.plan.turn[0] == 0 else {}
+        return dict(self.tally.rejected) if self.plan.turn[0] == self.plan.part[0] == 0 else {}
 
     def is_late(self) -> bool:
         return self.plan.until is not None and time.time() > self.plan.until
@@ -385,7 +387,7 @@ class _Shard:
         self.tell(passed=(*self.progress.passed, msgspec.structs.replace(failure, needed_parts=needed)))
 
     def _fails_like(self, at: int, case: Case) -> bool:
-        """Whether a case fails in the same way as the failure `at`. Then it is kept as this failure's smallest case."""
+        """True if a case fails in the same way as the failure `at`. Then it is kept as this failure's smallest case."""
         verdict = self._verdict_like(at, case)
         if verdict is not None:
             path = (*self.failures[at].path, Size.of(case, self.progress.shrinking))

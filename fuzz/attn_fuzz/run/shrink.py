@@ -21,7 +21,7 @@ from attn_fuzz.targets.target import LatentSizes, Support
 replace = msgspec.structs.replace
 Struct = TypeVar("Struct", Case, Cache)
 EARLIER = "earlier call"
-"""The part of a case that its earlier calls are."""
+"""The name of the part of a case that consists of its earlier calls."""
 
 
 def shrink(case: Case, support: Support, fails: Callable[[Case], bool], may_go_on: Callable[[], bool]) -> tuple[Case, bool]:
@@ -32,7 +32,7 @@ def shrink(case: Case, support: Support, fails: Callable[[Case], bool], may_go_o
 
     Args:
         support: the target's. Only cases within the support are tried.
-        fails: whether a case fails in the same way as the given one.
+        fails: True if a case fails in the same way as the given one.
         may_go_on: asked before each call of `fails`.
 
     Returns:
@@ -91,16 +91,16 @@ def lowered(case: Case, support: Support) -> Iterator[Case]:
 
 
 def is_valid(case: Case, support: Support) -> bool:
-    """Whether a case is a valid call, and within a support."""
+    """True if a case is a valid call, and within a support."""
     return contradiction(case) is None and support.not_drawn(case) is None and support.beyond(case) is None
 
 
-# What a case is about, and what has steps of its own below.
+# fields that say what a case is about, and fields that have steps of their own below
 _KEPT = {"target", "attn_type", "num_kv_heads", "group_size", "head_size", "requests", "cache", "writes", "earlier", "values"}
 SIMPLEST: dict[str, Any] = {
     field.name: field.default for field in reversed(msgspec.structs.fields(Case)) if field.name not in _KEPT
 }
-"""The value of each field of a case that asks for nothing: its default."""
+"""The default of each field of a case, which asks for nothing."""
 TYPES = {struct: get_type_hints(struct, include_extras=True) for struct in (Case, Cache)}
 """The declared type of each field. It says which values are lower than another."""
 
@@ -127,7 +127,7 @@ def _candidates(case: Case, support: Support) -> Iterator[Case]:
     if case.has_latent_cache:
         sizes = {"group_size": support.latent.group_sizes}
         for latent, rotated in sorted(support.latent.widths):
-            if latent <= case.value_size and latent + rotated <= case.head_size:
+            if latent <= case.v_head_size and latent + rotated <= case.head_size:
                 yield replace(case, head_size=latent + rotated, head_size_v=latent)
     for name, values in sizes.items():
         for value in sorted(value for value in values if value < getattr(case, name)):
@@ -251,7 +251,7 @@ def _smaller_requests(request: Request, attn_type: AttentionType) -> Iterator[Re
     if not dense:
         for seq_len in _smaller(request.seq_len, 0):
             fewer = request.seq_len - seq_len
-            # without the first keys: the ranges stay where they are to the queries
+            # without the first keys: ranges keep their distances from the queries
             moved = tuple((first - fewer, last - fewer) for first, last in request.bidirectional_ranges)
             yield replace(request, seq_len=seq_len, bidirectional_ranges=moved)
             yield replace(request, seq_len=seq_len)

@@ -31,10 +31,10 @@ from attn_fuzz.verdict.verdict import COMPARED, NOT_CARRIED, Kind, Verdict
 PROPERTIES_OF_CASE = 2
 SEEDS_OF_SECOND_LOOK = (8 * CHOICES, 16 * CHOICES)
 PLANNED_ANEW = {"max_query_len", "max_seq_len", "num_actual_tokens", "requests", MODE}
-"""Changes of an earlier call for which a call may be cut into other parts."""
+"""Changes of an earlier call after which the keys of a call may be split into other parts."""
 MOST_CAPS, LEAST_SCALE = 2.0**64, 2.0**-100
 Judge = Callable[[Case, Step, Rounding], Judgement]
-"""Compares the outputs of a step with the right ones, by where the target rounds."""
+"""Compares the outputs of a step with the right ones, given where the target rounds."""
 
 
 def try_case(case: Case, target: Target, device: str, judge_step: Judge = judge, *, exactly: bool = False) -> Verdict:
@@ -48,7 +48,7 @@ def try_case(case: Case, target: Target, device: str, judge_step: Judge = judge,
 
     Args:
         judge_step: judges the outputs.
-        exactly: whether the case's own call is made a second time if nothing is wrong with the first, followed in exact mode
+        exactly: True if the case's own call is made a second time if nothing is wrong with the first, followed in exact mode
             and compared with the formula of attention (`attn_fuzz.exact`). What exact mode cannot carry becomes an event.
 
     Raises:
@@ -97,7 +97,7 @@ def try_fenced(case: Case, target: Target, device: str, fences: Sequence[Fence])
 
 
 def _may_be_chance(verdict: Verdict, judgement: Judgement | None) -> bool:
-    """Whether the only fault is an error beyond the statistical bound. Independent roundings break it once in many millions."""
+    """True if the only fault is an error beyond the statistical bound. Independent roundings break it once in many millions."""
     return judgement is not None and verdict.failed and verdict.kind == judgement.kind and not judgement.breaks_hard
 
 

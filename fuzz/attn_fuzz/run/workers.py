@@ -44,7 +44,7 @@ class Worker:
             self.connection.send(plan)
 
     def receive(self) -> Message:
-        """The message that `Workers.ready` has told of.
+        """The message that `Workers.ready` has announced.
 
         Raises:
             prepared.LostError: the server died that has forked the worker, and the worker with it.
@@ -101,7 +101,7 @@ class Workers:
         return [worker for worker in busy if worker.connection in told or worker.process.sentinel in told]
 
     def _wake(self) -> None:
-        """Now and then have workers go on that SIGSTOP has stopped: the run would wait for them for ever."""
+        """Now and then continue workers that SIGSTOP has stopped: the run would wait for them for ever."""
         if time.monotonic() >= self._woken + WAKE_SECONDS:
             self._woken = time.monotonic()
             for worker in self.started:

@@ -35,7 +35,7 @@ class Manager(Protocol):
 
     These attributes and methods may be missing, and then there is no such traffic:
         groups: a sequence of Group; default: one of full attention.
-        max_tokens: of a request, its drafts included; default: 512.
+        max_tokens: the most tokens of a request, drafts included; default: 512.
         by_priority: True if a request that gets no room may preempt one that was appended to in the same step.
         salts: True if requests of equal tokens may have other keys, as with another LoRA adapter or image.
         write_slots(request, group) -> Slots: where the step writes; default: the last of `slots`. None: a key that is not kept.

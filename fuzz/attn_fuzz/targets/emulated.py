@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from attn_amdgcn import Schedule
 
 STEPS_PER_LAYER = 8
-"""Compiling takes longer than most cases."""
+"""The number of cases that share a layer, because compiling takes longer than most cases."""
 CHECKED = 0.3
 """The share of launches that run twice, in two orders, and in which races are looked for."""
 _ORDERS = ("ascending", "descending", "drawn")
 
 
 def missing(device: str) -> str | None:
-    """Why nothing can be emulated here; None if it can."""
+    """The reason why nothing can be emulated here; None if it can."""
     if device != "cpu":
         return "it emulates a GPU that is not here: --device cpu"
     if importlib.util.find_spec("yaml") is None:
@@ -47,10 +47,10 @@ def with_architecture(
     """A target of code that is not Triton's, such as assembly, which runs as NAME@ARCHITECTURE alone.
 
     Args:
-        architectures: those that its code is written for. What it supports on the first is what NAME says of itself.
-        attention, support, rounding, events: as of Target, with the architecture before the other arguments.
-        missing: of an architecture among these and a device, why it cannot run there.
-        findings: of NAME@ARCHITECTURE: the pages of findings have scripts for Triton's kernels alone.
+        architectures: the architectures of its code. NAME itself declares its support on the first one.
+        attention, support, rounding, events: as in Target, with the architecture before the other arguments.
+        missing: for one of these architectures and a device, the reason why it cannot run there.
+        findings: the findings of NAME@ARCHITECTURE. The pages of findings have scripts only for Triton's kernels.
     """
     needed = f"name an architecture, as in --target {name}@{architectures[0]}"
 
@@ -93,10 +93,10 @@ def with_architecture(
 
 
 def schedules(rng: random.Random, *, races: bool = True) -> "list[Schedule]":
-    """Orders of what a launch may run in any order: one, or for a share of the launches two, with other junk.
+    """The schedules of a launch: one, or for a share of the launches two, which differ in order and in uninitialized registers.
 
     Args:
-        races: whether races are looked for in a launch that runs in two orders.
+        races: True if races are looked for in a launch that runs in two orders.
     """
     from attn_amdgcn import Schedule
 

@@ -17,15 +17,15 @@ WindowKind = Literal["any", "left", "symmetric", "by causality"]
 RangeKind = Literal["any", "inside"]
 QueryKind = Literal["any", "equal", "one"]
 NUMBERS: Final = ("num_layers", "padding", "unowned_rows", "rows_past", "kv_rows_past", "table_padding", "slack")
-"""Fields of Engine whose values are numbers, and stand for all numbers up to the largest of them."""
+"""Fields of Engine whose values are numbers; they stand for all numbers up to the largest one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     """The calls that an engine sends. The defaults are all that the contract allows.
 
-    A bool says whether the engine ever sends what the field names. Every other field holds the values that are drawn, the
-    simplest first, which a third of the drawn layers have alone; a number stands for all numbers up to the largest one. Most
+    A bool says whether the engine ever sends what the field names. Every other field holds the values to draw, the simplest
+    first; a third of the drawn layers have only this one. A number stands for all numbers up to the largest one. Most
     fields have the name of the field of Case or Cache that they restrict. A case beyond an Engine is not run on the target, and
     the target does not have to refuse it.
 
@@ -40,7 +40,7 @@ class Engine:
         selection_units: tokens of the units that queries select.
         selections: kinds of selections; see Case.
         empty_selections: queries that see keys and select none.
-        selected_per_head: whether each KV head has a selection of its own.
+        selected_per_head: True if each KV head has a selection of its own.
         signed_slopes: ALiBi slopes that are negative or 0.
         mixed_alibi: ALiBi with sinks or with ranges, or in steps that are not causal.
         mixed_ranges: bidirectional ranges in steps that are not causal.
@@ -51,13 +51,13 @@ class Engine:
         empty_requests: requests without a query, or without a key.
         empty_batches: steps without a request, or without a query in any request.
         shared_blocks: requests that share the blocks of a common prefix.
-        planes: whether the cache is a K plane and a V plane.
+        planes: True if the cache is a K plane and a V plane.
         orders, num_layers, padding: the order of dimensions in memory, layers that share the allocation, and unused elements
             after each block.
         other_views: other layers see the allocation through another layout, to write this layer's keys or their own.
-        writes: whether the step writes K and V.
+        writes: True if the step writes K and V.
         unwritten: query tokens that have slot -1, since an earlier step wrote their keys.
-        ordinary_writes: whether a second layer that shares the allocation writes no special numbers such as NaN.
+        ordinary_writes: True if a second layer that shares the allocation writes no special numbers such as NaN.
         saturated: infinite elements of k and v, which a quantized cache saturates.
         least_scales: scales of 2^-127 in caches of ue8m0 ones. The contract's writer writes none, nor does an engine's.
         recycled: NaN in keys outside all windows.
@@ -129,7 +129,7 @@ class Engine:
 
     @property
     def idle_requests(self) -> bool:
-        """True if a request may have no query. Where all have as many, such a step has none."""
+        """True if a request may have no query. If all requests have the same number, such a step has no query."""
         return self.empty_requests and ("any" in self.query_lens or (self.empty_batches and self.several_queries))
 
     @property
@@ -268,7 +268,7 @@ def _is_inside(case: Case, r: int) -> bool:
 
 
 ANY_ENGINE: Final = Engine()
-"""All that the contract allows."""
+"""The Engine that sends everything that the contract allows."""
 
 VLLM: Final = Engine(
     windows=("by causality",),
@@ -304,4 +304,4 @@ RESTRICTIONS: Final[Mapping[str, Callable[[Case], bool]]] = {
     for field in dataclasses.fields(Engine)
     for value in _NARROWER.get(field.name, (False,) if isinstance(field.default, bool) else ((False,), (True,)))
 }
-"""Restrictions of an Engine, as a user writes them, each with a function that says if a case meets it."""
+"""Restrictions of an Engine, as a user writes them, each with a function that is True for cases that meet it."""

@@ -6,19 +6,19 @@ those of every target. The case says the lengths, blocks, drafts and padding, an
 `selected` is top_k. The case's seed draws the rest: the terms of the index layer that a target serves, and the numbers, of one
 of `NUMBERS`. Slots without a key hold NaN, and so do rows of no request.
 
-Stage by stage, each is given what the reference makes of the stage before, or what the target has made and was found right:
+The input of each stage is the reference's result of the stage before, or the target's own result if it was right:
 
     write_index_cache   every byte of the cache is compared with what the reference writes
     gather              the keys of all requests, one behind the other: every byte is one of the cache
     index_logits        each logit that a row sees, within a derived bound (`attn_fuzz.verdict.indexer`)
     select              by the very logits that it is given, which are drawn if the target makes none: half of them are
-                        neighbours in float32. Those that a row does not see hold anything. In some steps it is asked for once
-                        more, and gives the same sets if the target promises that, however ties are broken
+                        neighbours in float32. Logits that a row does not see hold anything. In some steps the selection is
+                        made twice, and must be the same set if the target promises that
     choose              logits and selection in one: the selection could be made of some logits within the bound
 
-In some steps, logits were asked for before, while the cache held other keys: nothing of that step may remain.
+Before some steps, logits were computed while the cache held other keys: nothing of that step may remain.
 
-Nothing is attended to: the output of the step is 0.
+There is no attention: the output of the step is 0.
 """
 
 import dataclasses
@@ -53,9 +53,9 @@ key_unit the selection_unit, if it divides a block. A top_k is the most that is 
 TILED where blocks have no whole tiles, and PLAIN that of both where a cache is not float8. "q_dtype" is q's; None: that of the
 cache."""
 NUMBERS: Final = ("random", "equal", "zero", "near", "near", "small", "one")
-"""Kinds of numbers. "random": normal ones. "equal": all keys are the same, so all logits of a row are. "zero": no product is
-positive, so all logits of SUM_RELU are 0. "near": scales are neighbours in float32, or one dim is so small, that logits are one
-another's neighbours or the same. "small": small integers, of which many logits are equal. "one": all keys are 0 but a few,
+"""Kinds of numbers. "random": normal numbers. "equal": all keys are the same, so all logits of a row are equal. "zero": no
+product is positive, so all logits of SUM_RELU are 0. "near": logits are equal or neighbours in float32, because scales are
+neighbours or one dim is very small. "small": small integers, so that many logits are equal. "one": all keys are 0 except a few
 where units, blocks or tiles of the cache begin and end."""
 GUARD, MOST_PADDING = 64, 48
 EARLIER: Final = 0.25
@@ -88,25 +88,25 @@ class IndexStep:
 
     @property
     def rows(self) -> int:
-        """Rows that requests own."""
+        """The number of rows that requests own."""
         return int(self.batch.query_start_loc[-1])
 
     def written_by(self, write: Callable[..., object], last: int = 0) -> torch.Tensor:
-        """A copy of the buffer, written by a function: see `Stages.write_index_cache`. The last so many rows have a call of
-        their own, as a decode behind a prefill."""
+        """A copy of the buffer, written by a function: see `Stages.write_index_cache`. The `last` last rows have a call of
+        their own, as a decode after a prefill."""
         buffer, first = self.buffer.clone(), max(len(self.k) - last, 0)
         for rows in (slice(first), slice(first, None)) if 0 < last <= first else (slice(None),):
             write(self.k[rows], self.cache_in(buffer), self.indexer, self.slot_mapping[rows])
         return buffer
 
     def cache_in(self, buffer: torch.Tensor) -> torch.Tensor:
-        """The view of a copy of the buffer that `index_cache` is of the buffer."""
+        """The view of a copy of the buffer that corresponds to `index_cache`."""
         cache = self.index_cache
         own = buffer.view(cache.dtype)
         return own.as_strided(cache.shape, cache.stride(), cache.storage_offset())
 
     def on(self, device: torch.device) -> "IndexStep":
-        """The same step on a device, strides and what lies between rows included."""
+        """The same step on a device, with the same strides and the same memory between rows."""
         buffer = self.buffer.to(device)
         moved = {name: _moved(getattr(self, name), device) for name in ("q", "weights", "k", "slot_mapping")}
         return dataclasses.replace(
@@ -122,7 +122,7 @@ class Stages:
     them. `index_logits` may return more units than the step has, and `select` entries of any width.
 
     Args:
-        repeats: whether a selection that is made twice is the same set.
+        repeats: True if a selection that is made twice is the same set.
     """
 
     write_index_cache: Callable[[torch.Tensor, torch.Tensor, Indexer, torch.Tensor], object] | None = None
@@ -138,8 +138,8 @@ def attention_by(stages: Callable[[], Stages], terms: Terms, numbers: Sequence[s
 
     Args:
         stages: loads the functions.
-        terms: what the target serves of the terms of an index layer.
-        numbers: of NUMBERS, those that are drawn.
+        terms: the terms of an index layer that the target serves.
+        numbers: the kinds of NUMBERS to draw.
     """
 
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -153,7 +153,7 @@ def attention_by(stages: Callable[[], Stages], terms: Terms, numbers: Sequence[s
 
 
 def check(step: IndexStep, stages: Stages, rng: random.Random, device: torch.device | None = None) -> None:
-    """Ask each function of a target, and judge what it gives.
+    """Call each function of a target, and judge its result.
 
     Args:
         step: on the CPU, where it is judged.
@@ -223,7 +223,7 @@ def _check_gathered(
 
 
 def _near(logits: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    """In half of the steps, logits of which each is one of three neighbours in float32; else as they are."""
+    """In half of the steps, logits that are one of three neighbours in float32; otherwise the logits as they are."""
     if rng.random() < 0.5:
         return logits
     generator = torch.Generator().manual_seed(rng.getrandbits(32))
@@ -232,7 +232,7 @@ def _near(logits: torch.Tensor, rng: random.Random) -> torch.Tensor:
 
 
 def _with_garbage(logits: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    """Logits with rows and columns beyond the step's, and numbers that nothing may look at where a row sees no unit."""
+    """Logits with rows and columns beyond the step's, and with numbers that must not be read where a row sees no unit."""
     heads, rows, units = logits.shape
     garbage = rng.choice((torch.nan, torch.inf, -torch.inf, 3e38))
     wide = torch.full((heads, rows + 1, units + rng.choice((0, 1, MOST_PADDING))), garbage)
@@ -242,7 +242,7 @@ def _with_garbage(logits: torch.Tensor, rng: random.Random) -> torch.Tensor:
 
 @contextmanager
 def guarded(shape: tuple[int, ...], dtype: torch.dtype, about: str) -> Iterator[torch.Tensor]:
-    """A tensor to write results to. What lies between its rows, which are longer, and around them must not change.
+    """A tensor to write results to. Memory between its rows and around them must not change.
 
     Raises:
         FailedCheckError: it has changed.
@@ -282,9 +282,9 @@ def index_step(
     """The step of an index layer that a step of attention over a selection stands for.
 
     Args:
-        q: of the case: its first numbers are the seed.
-        kv_cache: of the case: its sizes are used.
-        layer, batch: of the case.
+        q: the case's q: its first numbers are the seed.
+        kv_cache: the case's KV cache: its sizes are used.
+        layer, batch: the layer and the step of the case.
         terms, numbers: see `attention_by`.
     """
     rows = int(batch.query_start_loc[-1])
@@ -406,14 +406,14 @@ def _numbers(
 
 
 def _padded(rows: torch.Tensor, count: int, wide: bool, dtype: torch.dtype) -> torch.Tensor:
-    """Rows of a tensor that has `count`, whose others hold NaN. Wide rows are longer than their numbers."""
+    """The first rows of a tensor of `count` rows; the others hold NaN. Wide rows are longer than their numbers."""
     padded = poison((count + 1, rows.shape[1] + wide, *rows.shape[2:]), dtype, rows.device)[:count, : rows.shape[1]]
     padded[: len(rows)] = attn_reference.quantize(rows, torch.ones(()), dtype) if dtype.itemsize == 1 else rows.to(dtype)
     return padded
 
 
 def _place(step: IndexStep, at: int) -> str:
-    """Where a byte of the buffer lies, in words."""
+    """The place of a byte of the buffer, in words."""
     cache = step.index_cache
     page = cache.stride(0) * cache.itemsize
     byte = at - int(cache.storage_offset()) * cache.itemsize
@@ -434,7 +434,7 @@ EVERY_TERM: Final[Terms] = {
 
 
 def index_engine(**fields: Any) -> Engine:
-    """Steps of an index layer, which knows nothing of K and V, and has no form of out."""
+    """The Engine of index layers, which have no K, V or out."""
     settings = {
         "selections": ("top",),
         "empty_selections": False,
@@ -458,7 +458,7 @@ def index_target(name: str, stages: Callable[[], Stages], terms: Terms, **fields
     """A target that chooses keys.
 
     Args:
-        name: of the target.
+        name: the name of the target.
         stages, terms: see `attention_by`.
         fields: for `judged_target`.
     """
@@ -469,7 +469,7 @@ def judged_target(name: str, attention: AttentionFunction, **fields: Any) -> Tar
     """A target whose function judges what it calls, for a step of attention over a selection.
 
     Args:
-        name: of the target.
+        name: the name of the target.
         attention: sets the output to 0, or raises FailedCheckError.
         fields: other fields of Target, and those of its Support beside the ones that all such targets have.
     """
@@ -544,7 +544,7 @@ def of_ranges(logits: torch.Tensor, keys: GatheredKeys, units: int) -> torch.Ten
 
 
 def drafts_of(batch: Batch) -> int:
-    """The queries of each request, of a step in which all have as many."""
+    """The number of queries of each request, in a step in which all requests have the same number."""
     return int(batch.query_start_loc[-1]) // max(batch.num_requests, 1)
 
 
@@ -562,13 +562,13 @@ REFERENCE_INDEXER = index_target(
 
 
 def unwritten_logits(q: torch.Tensor, indexer: Indexer, batch: Batch, *, wider: int = 0) -> torch.Tensor:
-    """[HS, T, units + wider] float32, NaN: where logits are to be written."""
+    """[HS, T, units + wider] float32, NaN: a tensor for logits."""
     units = indexer.num_units(batch.max_seq_len) + wider
     return poison((indexer.num_selections, len(q), units), torch.float32, q.device)
 
 
 def unwritten_selection(logits: torch.Tensor, indexer: Indexer) -> torch.Tensor:
-    """[HS, T, indexer.selected_width] int32, where a selection is to be written. Each entry is more than any unit."""
+    """[HS, T, indexer.selected_width] int32: a tensor for a selection. Each entry is more than any unit."""
     shape = (indexer.num_selections, logits.shape[1], indexer.selected_width)
     return torch.full(shape, torch.iinfo(torch.int32).max, dtype=torch.int32, device=logits.device)
 
@@ -600,7 +600,7 @@ def _triton_stages() -> Stages:
 def _with_far_rows(
     write: Callable[..., object], logits_of: Callable[..., torch.Tensor], select: Callable[..., torch.Tensor]
 ) -> Stages:
-    """The functions, of which each gets tensors with far rows, and pages of the cache among them."""
+    """The functions, called with tensors whose rows, and pages of the cache, lie far apart."""
 
     def pages(copies: far.Spread, index_cache: torch.Tensor, indexer: Indexer) -> torch.Tensor:
         if indexer.layout.has_scales:
@@ -651,7 +651,7 @@ def _triton_support(device: str) -> Support:
     support = _TRITON_ON_CPU.support(device)
     if device == "cpu":
         return support
-    # several tiles of queries and keys, and more units than the selection looks at in a turn
+    # several tiles of queries and keys, and more units than one iteration of the selection
     return dataclasses.replace(support, block_sizes=(16, 64, 128), max_tokens=128, max_seq_len=3000)
 
 

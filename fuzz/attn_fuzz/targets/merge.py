@@ -1,8 +1,8 @@
 """Targets of `merge_attn_states` and `merge_attn_parts`.
 
-The reference attends to parts of the keys, and the function under test merges the parts. Any rule is kept, because a part hides
-keys by the mask. The parts are cut at places of which some leave a part empty. Their tensors have strides of their own. The
-output of an empty part is NaN, and some merges of two write into a tensor that they read.
+The reference attends to parts of the keys, and the function under test merges the parts. All rules apply, because a part hides
+keys by the mask. Some cuts leave a part empty. The parts' tensors have strides of their own. The output of an empty part is
+NaN, and some merges of two write into a tensor that they read.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ class Merges(NamedTuple):
 
     Attributes:
         empty_lses: what a part without a key may have as its LSE.
-        has_prefix_bound: whether it takes `prefill_tokens_with_context`.
-        has_output_scale: whether it takes `output_scale`, and gives float8.
+        has_prefix_bound: True if it takes `prefill_tokens_with_context`.
+        has_output_scale: True if it takes `output_scale`, and gives float8.
     """
 
     empty_lses: tuple[float, ...] = (-torch.inf,)
@@ -68,7 +68,7 @@ def attention_by(load_merge: Callable[[], MergeFunction], takes: Merges = TWO_ST
             _attend(request, layer, parts, rng, takes.empty_lses, rows if bound is None else bound)
         first = {}
         if bound is not None:
-            # no prefix lies there: numbers that would count, if they were read
+            # there is no prefix: these numbers would change the result if they were read
             parts[0].out[bound:], parts[0].lse[:, bound:] = LEFTOVER, LEFTOVER
             first = {"prefill_tokens_with_context": bound}
         last = {} if layer.output_scale is None else {"output_scale": layer.output_scale}
@@ -153,7 +153,8 @@ def _attend(
     empty_lses: tuple[float, ...],
     bound: int,
 ) -> None:
-    """Write a request's rows of each part. The sinks join one of the parts. Rows from `bound` on have nothing in the first."""
+    """Write a request's rows of each part. The sinks join one of the parts. Rows from `bound` on are empty in the first
+    part."""
     keys = request.visible.shape[-1]
     inner = sorted(rng.choice((0, keys, rng.randint(0, keys))) for _ in parts[1:])
     position = torch.arange(keys, device=request.visible.device)
@@ -178,12 +179,12 @@ def write_state(part: State, rows: slice, out: torch.Tensor, lse: torch.Tensor, 
 
 
 def rows_of(out: torch.Tensor, layer: Layer, rows: int) -> torch.Tensor:
-    """The first rows of an output, [rows, H, D of V], whichever of its two shapes it has."""
-    return out.view(len(out), layer.num_heads, layer.value_size)[:rows]
+    """The first rows of an output, [rows, H, D of V], from either of its two shapes."""
+    return out.view(len(out), layer.num_heads, layer.v_head_size)[:rows]
 
 
 def parts_like(q: torch.Tensor, out: torch.Tensor, layer: Layer, rows: int) -> torch.Tensor:
-    """The first rows of a tensor of the dtype of parts: of q; of the output where q is float8; float32 if both are."""
+    """The first rows of a tensor with the dtype of parts: q's; the output's if q is float8; float32 if both are float8."""
     if layer.q_scale is None:
         return q[:rows]
     return out[:rows] if layer.output_scale is None else q[:rows].float()
@@ -191,7 +192,7 @@ def parts_like(q: torch.Tensor, out: torch.Tensor, layer: Layer, rows: int) -> t
 
 def state(q: torch.Tensor, layer: Layer, rng: random.Random) -> State:
     """Memory for a part, with poison around and between its rows."""
-    rows, heads, head_size = len(q), layer.num_heads, layer.value_size
+    rows, heads, head_size = len(q), layer.num_heads, layer.v_head_size
     head_step = head_size + rng.choice((0, 0, MOST_PADDING))
     row_step = heads * head_step + rng.choice((0, MOST_PADDING))
     lse_step = rows + rng.choice((0, 1, MOST_PADDING))
@@ -205,7 +206,7 @@ def state(q: torch.Tensor, layer: Layer, rng: random.Random) -> State:
 
 def stacked(q: torch.Tensor, layer: Layer, parts: int, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
     """Memory for parts: outs [N, rows, H, D] and LSEs [N, H, rows], each nested in some order, with poison between."""
-    rows, heads, head_size = len(q), layer.num_heads, layer.value_size
+    rows, heads, head_size = len(q), layer.num_heads, layer.v_head_size
     padded = head_size + rng.choice((0, 0, MOST_PADDING))
     outs, lses = rng.choice(("nthd", "tnhd", "htnd")), rng.choice(("nht", "nth", "thn"))
     sizes = {"n": parts, "t": rows, "h": heads, "d": padded}
@@ -223,7 +224,7 @@ def merge_target(name: str, load_merge: Callable[[], MergeFunction], takes: Merg
     """A merge of two states as a target.
 
     Args:
-        name: of the target.
+        name: the name of the target.
         load_merge: imports and returns the function.
         takes: what the function takes beside two states.
         fields: other fields of Target.
@@ -261,7 +262,7 @@ def _triton_merge_parts() -> MergeFunction:
 
 
 def _in_some_form(function: Callable[..., torch.Tensor], with_far_rows: Callable[..., None]) -> MergeFunction:
-    """Some calls have no `out`. Of interpreted ones, some are launched as on a GPU that is not here, and some reach beyond 2^31
+    """Some calls have no `out`. Some interpreted calls are launched as on a GPU that is not here, and some reach beyond 2^31
     elements."""
 
     def merge(*states: torch.Tensor, out: torch.Tensor, lse: torch.Tensor | None, **options: Any) -> None:

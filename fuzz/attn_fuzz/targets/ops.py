@@ -1,7 +1,7 @@
 """The torch ops `attn_parity::*` as targets: every argument is passed by the name that the op's schema has for it.
 
-On a CPU the ops run the reference, on a GPU the Triton kernels. What is checked is the way there: registration, schemas, and
-how a call's arguments become a Layer and a Batch again.
+On a CPU the ops run the reference, on a GPU the Triton kernels. The target checks registration, schemas, and how
+a call's arguments become a Layer and a Batch again.
 """
 
 import dataclasses

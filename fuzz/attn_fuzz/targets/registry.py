@@ -1,4 +1,4 @@
-"""The targets that can be named: entry points of the group `attn_parity.targets`, this package's and anybody's alike.
+"""The targets that can be named: entry points of the group `attn_parity.targets`, of this package or of any other.
 
 A package adds one with
 
@@ -38,7 +38,7 @@ class UnknownTargetError(InputError):
 
 
 class LimitedTargetError(UnknownTargetError):
-    """A target of which nothing can be run, by a limit of this tool."""
+    """A target that cannot run at all because of a limit of this tool."""
 
     exit_code = NOT_RUN
 
@@ -47,7 +47,7 @@ class Package(NamedTuple):
     """Kernels of another package.
 
     Attributes:
-        name: of the package, as Python imports it.
+        name: the name of the package, as Python imports it.
         requirement: what installs it, such as "vllm==0.33.0".
         places: module and attribute of each target, by its name.
     """
@@ -57,7 +57,7 @@ class Package(NamedTuple):
     places: Mapping[str, str]
 
     def missing(self) -> str | None:
-        """Why the package is not here; None if it is."""
+        """The reason why the package is not here; None if it is."""
         return foreign.missing(self.name, (), self.requirement)
 
 
@@ -106,7 +106,7 @@ def runnable(device: str) -> list[str]:
 
 
 def entry(name: str) -> EntryPoint:
-    """The entry point of a target, which is loaded by nobody yet.
+    """The entry point of a target, not loaded yet.
 
     Raises:
         UnknownTargetError: there is none of that name.
@@ -151,7 +151,7 @@ def load(name: str) -> Target:
 
 
 def usable(name: str, device: str) -> Target:
-    """A target that can run on a device type here, its declarations looked at once.
+    """A target that can run on a device type here, after a check of its declarations.
 
     Raises:
         UnknownTargetError: as `load`; or it says why it cannot run, or what it declares is no declaration, or a finding has no

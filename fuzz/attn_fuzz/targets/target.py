@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 import msgspec
 import torch
 from attn_contract import RULES, AttentionType, Batch, Capabilities, Layer, Layout
-from attn_contract.rules import words_of
+from attn_contract.rules import label_of
 from attn_fuzz.cases.case import Case, Dtype, Float8, Quantized, ScaleKind
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.errors import InputError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class DeclarationError(InputError):
-    """A target's declaration raises."""
+    """A declaration of a target raised an exception."""
 
 
 class AttentionFunction(Protocol):
@@ -114,17 +114,17 @@ class Support:
 
     Args:
         attn_types, dtypes: at least one of each.
-        layouts: of the KV cache; at least one if one of the attention types reads it. Latent ones (LATENT and
+        layouts: the layouts of the KV cache; at least one if one of the attention types reads it. Latent ones (LATENT and
             those of `attn_contract.layouts.LATENT_FORMATS`) are drawn only if `rules` names head_size_v. With this
             rule, CONTENT_PACKED is also drawn with K and V of two widths.
         rules: names of the rules of `attn_contract.rules` that the target has, such as "window", "sinks", "lse",
             "non_causal" and "rope". A rule that is not named must be refused.
-        required_rules: those of them that every layer has which the target serves, as "head_size_v" of kernels for K and V of
-            two widths. A layer without one must be refused.
-        causal: whether a DECODER may be causal.
+        required_rules: rules that a layer must have to be served, such as "head_size_v" for kernels of K and V of two widths. A
+            layer without one must be refused.
+        causal: True if a DECODER may be causal.
         cache_dtypes, scales: of quantized caches; rows with inline scales are of layout CONTENT_PACKED_SCALED, or one of
             `LATENT_FORMATS`, instead.
-        output_dtypes: of `out` where there is an output_scale.
+        output_dtypes: the dtypes of `out` with an output_scale.
         engine: what the engine that calls the target sends, such as windows of one kind, no K and V planes or no request
             without a query (`attn_fuzz.targets.engine`). `VLLM` is what vLLM sends.
         exclude: returns why the target does not support a case, or None. It is for what no field can express, such as two
@@ -133,8 +133,8 @@ class Support:
             kernel that is known to read them with a weight of 0, because 0 * NaN is NaN: 3 of 4 cases hold a finite number.
             "finite" is for an engine whose cache never holds NaN.
         latent: sizes of latent caches, instead of head_sizes, group_sizes and block_sizes.
-        refused_sizes: sizes one step beyond those that it serves, which it must refuse: by head_sizes, value_sizes (widths of
-            V), group_sizes, block_sizes, and widths of latent caches.
+        refused_sizes: sizes one step beyond the served ones, which the target must refuse: by head_sizes, v_head_sizes (widths
+            of V), group_sizes, block_sizes, and widths of latent caches.
         tile_sizes: sizes of the kernel's tiles. Lengths are drawn around their multiples.
         max_tokens, max_seq_len: the most query tokens of a batch and keys of a request, so that an example stays fast.
         long_seq_len: the keys of a request that is drawn now and then: it is alone in its step and has one query. None: no
@@ -143,7 +143,7 @@ class Support:
             step has more than 8.
         steps_per_layer: how many cases in a row share a layer. Raise it if a kernel is compiled for each layer, and compiling
             takes longer than running many cases.
-        own_numbers: whether kernels take a layer's scale, number of KV heads and the numbers of its rules as arguments, and are
+        own_numbers: True if kernels take a layer's scale, number of KV heads and the numbers of its rules as arguments, and are
             not compiled for them. Then each of the cases that share a layer has its own.
 
     Raises:
@@ -194,13 +194,14 @@ class Support:
             raise ValueError("Support: got DECODER with neither causal nor the rule non_causal, expected one of them")
 
     def not_drawn(self, case: Case) -> str | None:
-        """Why a case is not run, in words: a dtype, a layout, a size or something else that is not drawn. None if it is run."""
+        """The reason why a case is not run, in words: a dtype, a layout, a size or something else that is not drawn. None if it
+        is run."""
         choices: dict[str, tuple[object, Collection[object]]] = {"dtype": (case.dtype, self.dtypes)}
         if case.has_latent_cache:
-            choices["widths"] = ((case.value_size, case.head_size - case.value_size), self.latent.widths)
+            choices["widths"] = ((case.v_head_size, case.head_size - case.v_head_size), self.latent.widths)
         else:
             choices["head_size"] = (case.head_size, self.head_sizes)
-            choices["head_size_v"] = (case.value_size, self.head_sizes)
+            choices["head_size_v"] = (case.v_head_size, self.head_sizes)
         sizes = self.latent if case.has_latent_cache else self
         choices["group_size"] = (case.group_size, sizes.group_sizes)
         if case.cache is not None:
@@ -223,14 +224,14 @@ class Support:
             return "causal attention"
         for name in case.rules:
             if name not in self.rules:
-                return words_of(name)
+                return label_of(name)
         for name in self.required_rules:
             if name not in case.rules:
-                return f"a layer without {words_of(name)}"
+                return f"a layer without {label_of(name)}"
         cache_dtype, scales = (case.cache.dtype, case.cache.scales) if case.cache else (None, None)
         if cache_dtype is not None and cache_dtype not in self.cache_dtypes:
             return f"a cache of {cache_dtype}"
-        # the scale of a head that is alone is one of the tensor: `attn_contract.attention_config.scales_of`
+        # the scale of an only head is a scale of the tensor: `attn_contract.attention_config.scales_of`
         is_of_tensor = scales == "head" and case.num_kv_heads == 1 and "tensor" in self.scales
         if scales is not None and scales not in self.scales and not is_of_tensor:
             return f"a scale of the cache for each {scales}"
@@ -276,8 +277,8 @@ class Support:
         return tuple(one for one in EVERYTHING.attn_types if one is not AttentionType.ENCODER_DECODER)
 
     def widenings(self) -> tuple["Support", ...]:
-        """Supports to draw refusals from: everything, half of the time; else one attention type, rule or format more, or what
-        `exclude` alone excludes."""
+        """Supports to draw refusals from: in half of the cases everything, otherwise one attention type, rule or format more,
+        or cases that only `exclude` excludes."""
         types = [{"attn_types": (one,)} for one in self._all_types if one not in self.attn_types]
         rules = [{"rules": (*self.rules, one)} for one in EVERYTHING.rules if one not in self.rules]
         rules += [{"required_rules": tuple(rule for rule in self.required_rules if rule != one)} for one in self.required_rules]
@@ -300,15 +301,15 @@ class Support:
         if of_latent is not None:
             fields["latent"] = dataclasses.replace(self.latent, **{of_latent: (size,) * 4 + getattr(self.latent, of_latent)})
         if name != "widths":
-            own = "head_sizes" if name == "value_sizes" else name
+            own = "head_sizes" if name == "v_head_sizes" else name
             fields[own] = (size,) * 4 + getattr(self, own)
         return fields
 
 
 _REFUSED_SIZES: dict[str, tuple[str, Callable[[Case], object]]] = {
     "head_sizes": ("head size", lambda case: None if case.has_latent_cache else case.head_size),
-    "value_sizes": ("a V of width", lambda case: None if case.has_latent_cache else case.value_size),
-    "widths": ("latent widths", lambda case: (case.value_size, case.head_size - case.value_size)),
+    "v_head_sizes": ("a V of width", lambda case: None if case.has_latent_cache else case.v_head_size),
+    "widths": ("latent widths", lambda case: (case.v_head_size, case.head_size - case.v_head_size)),
     "group_sizes": ("query heads for each KV head:", lambda case: case.group_size),
     "block_sizes": ("block size", lambda case: case.cache and case.cache.block_size),
 }
@@ -325,7 +326,7 @@ EVERYTHING = Support(
     output_dtypes=get_args(Float8),
     head_sizes=(32, 16, 64, 80, 96, 128, 20, 36, 256, 512),
 )
-"""A Support of everything that a case with one head size can have."""
+"""A Support of everything that a case can have whose V is as wide as K."""
 BESIDE_TWO_WIDTHS = (192, 33, 47, 320)
 """Head sizes that are drawn where K and V may have two: one of models, odd ones, after which V begins at an odd element, and
 one that two dots take of which the first has 256 dims."""
@@ -337,22 +338,22 @@ WITH_LATENT = dataclasses.replace(
 )
 """A Support of latent caches and of V of another width than K, too.
 
-They are drawn only for a target that names them. tests/test_silence.py asks all others to refuse them.
+The strategies draw these only for a target that names them. tests/test_silence.py holds that all other targets refuse them.
 """
 
 FUNCTIONS = ("attention", "write_kv_cache", "write_latent_cache", "rope_and_write_kv_cache")
-"""The fields of Target that are the functions to check."""
+"""The fields of Target that hold the functions to check."""
 
 
 class Gpu(NamedTuple):
-    """A GPU that need not be here, for which host code plans.
+    """A GPU for which host code plans, which need not be in this machine.
 
     Attributes:
         architecture: such as "gfx942" or "sm90".
         compute_units: few enough that splitting keys over them does not make more programs than are quickly run here.
-        parameters: fields of a plan in place of those of the architecture's table, which gives a program so many keys that
-            hardly any drawn request would be split.
-        batch_invariant: whether to plan as for batch-invariant calls.
+        parameters: fields of a plan that replace those of the architecture's table. The table gives a program so many keys that
+            hardly any drawn request is split.
+        batch_invariant: True if to plan as for batch-invariant calls.
     """
 
     architecture: str
@@ -376,7 +377,7 @@ class Target:
         write_kv_cache, write_latent_cache, rope_and_write_kv_cache: see WriteFunction, WriteLatentFunction and RopeFunction. If
             None, the reference writes the cache, and the write is not checked.
         support: returns what the target supports on a device type, "cpu" or "cuda".
-        refuses: whether the target refuses cases beyond its support. If not, such cases are not drawn.
+        refuses: True if the target refuses cases beyond its support. If not, such cases are not drawn.
         rounding: returns where the target rounds on a device type.
         unavailable: returns why the target cannot run on a device type here, or None if it can.
         dense_keys: returns for each request of a case whether the target reads the keys and values of this step's tokens from k
@@ -388,36 +389,36 @@ class Target:
             kernels. Earlier calls of a case may be theirs (`attn_fuzz.cases.earlier`).
         declares: returns the Capabilities by which it is selected on a device type. A call that they serve must not be refused
             with UnsupportedError, and a call that they refuse must be.
-        checks_arguments: whether `attention` and its siblings refuse a tensor of another dtype, shape or device with a
+        checks_arguments: True if `attention` and its siblings refuse a tensor of another dtype, shape or device with a
             ValueError or a NotImplementedError, before they write anything. Earlier calls of a case are then such calls, too
             (`attn_fuzz.cases.wrong_arguments`). Functions with a parameter `validate` that is on by default must refuse wrong
             values, too (`attn_fuzz.cases.wrong_values`).
         forget: drops what is kept between calls in this process: launches, plans, layers. It is called before each case, so
             that a case depends on its own calls alone. If the target keeps something that is not dropped, a failure may not
             come again when its case is replayed.
-        repeats: whether a call gives the same bits whatever was called before it.
+        repeats: True if a call gives the same bits whatever was called before it.
         properties: relations between outputs that the target promises (`attn_fuzz.properties`). A case checks two of the
             properties that apply to it.
-        oracle: whether the reference judges the outputs. Without an oracle only memory and properties are checked, and sizes
+        oracle: True if the reference judges the outputs. Without an oracle only memory and properties are checked, and sizes
             may be too large for the reference.
         findings: known bugs of the target (`attn_fuzz.findings.finding`).
         modules: returns the modules of its Triton kernels, or modules that import the kernels by their names. `NAME@gfx942` is
             then the same target with its kernels compiled for this architecture, and emulated. None: there is no such target.
         modes: by name, its own modes, such as a format of its cache, and its own versions of modes that any target may have
             (`attn_fuzz.targets.modes`); or, as a text, why it has no such mode.
-        planned: while what it returns lasts, host code plans for a GPU that is not here: `NAME@planned` and `NAME@gfx942` need
-            it. None: it plans for `NAME@gfx942` as it does where kernels are interpreted.
+        planned: returns a context in which host code plans for a GPU that is not here. `NAME@planned` and `NAME@gfx942` need
+            it. None: host code plans for `NAME@gfx942` as it does for interpreted kernels.
         races: why two workgroups of its kernels may write one byte, or one read what another writes. `NAME@gfx942` then looks
             for no races; outputs that change with the order of workgroups fail all the same. None: they must not.
         compiled_for: returns `NAME@gfx942` for an architecture, of a target whose kernels are not Triton. None: the target's
             `modules` say what is compiled.
         architectures: those that its kernels are written for, if these are Gluon, which no interpreter runs. The target runs as
             `NAME@gfx950` alone, which has the findings.
-        compiles: whether it compiles kernels for a GPU that is emulated. Compiling takes longer than the rest of a case, so
+        compiles: True if it compiles kernels for a GPU that is emulated. Compiling takes longer than the rest of a case, so
             `python -m attn_lab mutate` leaves the target out unless it is named.
-        sanitizes: whether its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.
-        exact: whether it computes the formula of attention and nothing beside it, such as a small number that is added to a
-            divisor. Every so many examples are then compared in exact mode (`attn_fuzz.run.shard.EXACT_EVERY`).
+        sanitizes: True if its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.
+        exact: True if it computes the formula of attention and nothing beside it, such as a small number that is added to a
+            divisor. One example in many is then compared in exact mode, too (`attn_fuzz.run.shard.EXACT_EVERY`).
     """
 
     name: str
@@ -456,7 +457,7 @@ class Target:
                 raise TypeError(f"Target.{name}: got {getattr(self, name)!r}, expected a function")
 
     def beyond(self, case: Case, device: str) -> str | None:
-        """See `Support.beyond`, for a device type. A rotation that the reference makes is no concern of the target."""
+        """See `Support.beyond`, for a device type. A rotation that the reference makes does not count."""
         if self.rope_and_write_kv_cache is None:
             case = msgspec.structs.replace(case, rope=None)
         return self.support(device).beyond(case)
@@ -469,16 +470,17 @@ class Target:
         return None if case.values.kind == "captured" else self.support(device).not_drawn(case)
 
     def wrapped(self, wrap: Callable[[str, Any], Any], **changes: Any) -> "Target":
-        """A copy with changes, of which each function is `wrap(field, function)`, with `field` of FUNCTIONS.
+        """A copy with changes, in which each function is `wrap(field, function)`, for the fields of FUNCTIONS.
 
-        Siblings are left out: they would be called as before.
+        The copy has no siblings, because they would be called without `wrap`.
         """
         functions = {field: getattr(self, field) for field in FUNCTIONS}
         functions = {field: wrap(field, function) for field, function in functions.items() if function is not None}
         return dataclasses.replace(self, siblings=(), **functions, **changes)
 
     def findings_on(self, device: str) -> tuple[Finding, ...]:
-        """The findings that can show on a device type, in the sources that are loaded: elsewhere a failure stays one."""
+        """The findings that can show on a device type, in the sources that are loaded. Without them a failure stays a
+        failure."""
         return tuple(each for each in self.findings if (device != "cpu" or not each.needs_gpu) and each.is_in_sources())
 
     def can_be_sanitized(self, device: str) -> bool:
@@ -490,12 +492,12 @@ class Target:
         return device == "cpu" and not self.compiles and importlib.util.find_spec("triton") is not None
 
     def can_be_fenced(self, device: str) -> bool:
-        """True if its interpreted kernels may touch the memory of their arguments alone, where they declare no more."""
+        """True if its interpreted kernels may touch only the memory of their arguments, unless they declare more."""
         return self.can_be_followed(device) and not self.sanitizes
 
 
 Mode = Callable[[Target], Target]
-"""Makes another target of a target."""
+"""Makes a new target from a target."""
 
 
 def within(context_of: Callable[[tuple[Any, ...]], AbstractContextManager[object]]) -> Callable[[str, Any], Any]:

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from attn_optimized.launch.workload import Workload
 
 UNITS_PER_TURN = 64
-"""Units that half of the selections look at in a turn on a GPU that is emulated. Shipped ones take 4096, and no drawn request
-has more, so that no selection had a second turn."""
+"""Units per iteration in half of the selections on an emulated GPU. Shipped kernels take 4096, and no drawn request has more,
+so that no selection would have a second iteration."""
 PARTS_PER_ROUND = 2
-"""Parts that half of the reductions take at once on a GPU that is emulated. Shipped ones take at least 4, and few drawn
-requests have more, so that hardly any reduction had a second round."""
+"""Parts that half of the reductions take at once on an emulated GPU. Shipped kernels take at least 4, and few drawn requests
+have more, so that hardly any reduction would have a second iteration."""
 
 
 def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse, batch_invariant=False, validate=True) -> torch.Tensor:
@@ -86,7 +86,7 @@ def _triton_support(device: str) -> Support:
         max_tokens=1024,
         max_seq_len=4096,
         many_requests=300,
-        # every size is compiled, in all combinations with the rest: those of models only
+        # sizes of models only, because every size is compiled in all combinations with the rest
         head_sizes=(64, 80, 128),
         tile_sizes=(*EVERYTHING.tile_sizes, 128),
         steps_per_layer=32,
@@ -94,7 +94,7 @@ def _triton_support(device: str) -> Support:
 
 
 def missing_triton(device: str) -> str | None:
-    """Why Triton's kernels cannot run on a device type here, or None if they can."""
+    """The reason why Triton's kernels cannot run on a device type here, or None if they can."""
     if importlib.util.find_spec("triton") is None:
         return extras.missing("triton")
     return None
@@ -136,7 +136,7 @@ def modules() -> Iterable[ModuleType]:
 def planned(gpu: Gpu) -> Iterator[None]:
     """While this lasts, launches on the CPU are planned as on a GPU.
 
-    Half of the reductions take few parts at once, so that they have several rounds, and half of the selections few units.
+    Half of the reductions take few parts at once, so that they have several iterations, and half of the selections few units.
     """
     from attn_optimized import attention, device, indexer
     from attn_optimized.launch import parts
@@ -190,7 +190,7 @@ def interprets(tensor: torch.Tensor) -> bool:
 
 
 def queries_per_tile(step: Step) -> int:
-    """Queries of a tile of a batch-invariant call."""
+    """The number of queries of a tile in a batch-invariant call."""
     import attn_optimized
 
     return attn_optimized.plan_of(step.q, step.layer, step.batch, batch_invariant=True).tiles.queries
@@ -200,23 +200,33 @@ def launch_of(step: Step, architecture: str | None = None, compute_units: int | 
     """A key of the order of sums: tiles, splits, and the constants that the kernel is compiled for.
 
     Args:
-        architecture, compute_units: of a GPU; None: those of the step's device.
+        architecture, compute_units: those of a GPU; None: those of the step's device.
     """
     import attn_optimized
 
     plan = attn_optimized.plan_of(step.q, step.layer, step.batch, architecture=architecture, compute_units=compute_units)
     launches = _launches(step, plan)
-    # these cut keys into parts, and do nothing where there is one part
+    # these numbers cut keys into parts, and have no effect if there is one part
     parts = (
         (
             *(plan.splits, plan.balanced_splits, plan.filling_splits, plan.work_shares),
             *(plan.min_tiles_per_split, plan.max_tiles),
+            *_lengths_looked_at(step.batch),
         )
         if launches.reduction is not None
         else ()
     )
     constants = () if launches.attention is None else (*launches.attention.constants.values(),)
     return plan.tiles, plan.one_tile_per_request, parts, constants
+
+
+def _lengths_looked_at(batch: Batch) -> list[tuple[int, int]]:
+    """The lengths by which the kernel cuts keys into parts, where it looks at those of the first requests alone."""
+    from attn_optimized.kernels.split_keys import MOST_LENGTHS
+
+    most = MOST_LENGTHS.value
+    lengths = zip(batch.query_start_loc.diff()[:most].tolist(), batch.seq_lens[:most].tolist(), strict=True)
+    return sorted(lengths) if batch.num_requests > most else []
 
 
 def _launches(step: Step, plan: "AttentionPlan") -> "AttentionLaunches":
@@ -233,7 +243,7 @@ def _launches(step: Step, plan: "AttentionPlan") -> "AttentionLaunches":
 
 
 def _prompts(target: Target) -> Target:
-    """What the warp specialized kernel serves, and what is next to it."""
+    """The calls of the warp specialized kernel, and calls that differ a little from them."""
 
     def support(device: str) -> Support:
         return dataclasses.replace(
@@ -298,7 +308,7 @@ TRITON = Target(
 )
 
 
-# what models have, among sizes that are cut and padded in every way
+# sizes of models, and sizes that are cut and padded in every way
 _LATENT_WIDTHS = ((32, 16), (16, 8), (8, 0), (24, 8), (20, 12), (36, 12), (8, 32), (40, 17), (256, 32), (512, 64))
 
 
@@ -321,7 +331,7 @@ def _with_scales(layout: Layout) -> Mode:
     kept = form.kept_dims or 0
 
     def support(device: str) -> Support:
-        # one scale, two and three, which are no power of two, and what models have
+        # one, two and three scales (no power of two), and the sizes of models
         few = [(scales * form.scale_dims + kept, rest if behind_v else 0) for scales, rest in ((1, 16), (2, 0), (3, 2))]
         of_models = [(512, 64 if behind_v else 0), (256, 32 if behind_v else 0)]
         return dataclasses.replace(

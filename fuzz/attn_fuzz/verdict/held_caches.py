@@ -1,4 +1,4 @@
-"""The caches of functions and ops, held to a shadow. A cache is known by where it lies: a call does not name its layer."""
+"""Compares the caches of functions and ops with a shadow. A cache is identified by its address: a call names no layer."""
 
 import functools
 import inspect
@@ -19,7 +19,7 @@ READS = ("paged_attention", "cascade_attention")
 
 @contextmanager
 def held_caches(shadow: Shadow, requests: Callable[[], Sequence[Hashable]]) -> Iterator[None]:
-    """Hold the calls inside the `with` to a shadow, after each call.
+    """Compare the caches of calls inside the `with` with a shadow, after each call.
 
     Args:
         requests: gives the names of the requests of the step that runs; without names, its calls are not held.
@@ -82,7 +82,7 @@ class _Caches:
         step.hold(self.shadow, name)
 
     def _reason(self, requests: Sequence[Hashable], layer: Layer) -> str | None:
-        """Why a call is not held; None if it is."""
+        """The reason why a call's cache is not compared; None if it is."""
         if not requests:
             return "a step whose requests were not set"
         if layer.attn_type is not AttentionType.DECODER:

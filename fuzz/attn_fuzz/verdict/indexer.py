@@ -5,15 +5,15 @@ The right logit of a unit is that of `attn_reference.indexer`, in float64. A ker
     SUM_RELU   n u sum_h |w_h| sum_d |q_hd k_d| + eta (1 + sum_h |w_h|)      n = D + Hs + 4
     MAX        n u max_h sum_d |q_hd k_d| + eta                              n = D + 2
 
-with k as it is read, scale included, and Hs the heads of a selection. u is 2^-23, which a sum that is cut off instead of
-rounded keeps, too; matrix units do that. Of n, each product may take one rounding, each of the D - 1 sums of a dot one and each
-of the Hs - 1 sums over heads one. Beyond these are the products with the scale and the weight, and a factor that code splits
-off of either. eta is 2^-126: a GPU may take smaller numbers for 0. A unit of several keys has the largest bound of them, since
-a maximum moves no further than what it is the maximum of.
+with k as it is read, scale included, and Hs the heads of a selection. u is 2^-23, which also bounds sums that are truncated
+instead of rounded, as matrix units do. n counts roundings: one for each product, each of the D - 1 sums of a dot and each of
+the Hs - 1 sums over heads, and those of the products with the scale and the weight, and with a factor that code splits off of
+either. eta is 2^-126: a GPU may take smaller numbers for 0. A unit of several keys has the largest bound of its keys, because a
+maximum moves no further than its operands.
 
-A selection is right if it could be made of some logits within the bounds: its units are distinct, seen, and as many as they may
-be, the forced ones are among them, and of the others `min over selected (I + bound) >= max over unselected (I - bound)`. Given
-the very logits that it was made of, the bound is 0, and only ties are free.
+A selection is right if it follows from some logits within the bounds: its units are distinct, seen and of the right number, the
+forced ones are among them, and for the others `min over selected (I + bound) >= max over unselected (I - bound)`. If the judge
+has the very logits from which a kernel selected, the bound is 0, and only ties are free.
 """
 
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ from attn_contract.validation import check_index_logits
 from attn_reference.indexer import gather_index_keys, numbers_of, request_rows, score, seen_units
 
 EPS32 = 2.0**-23
-"""float32's epsilon, twice its unit roundoff: terms of second order are left out."""
+"""u: float32's epsilon, twice its unit roundoff, so that terms of second order can be left out."""
 SMALLEST_NORMAL = 2.0**-126
 
 
 @dataclass(frozen=True)
 class IndexOracle:
-    """The right logits of a step, and how far a kernel's may be from them: [HS, T, units] float64.
+    """The right logits of a step, and the largest error that a kernel may make: [HS, T, units] float64.
 
     Both are -inf where a row does not see a unit.
     """
@@ -100,8 +100,8 @@ def wrong_selection(
     Args:
         selected: [HS, T, W] integers; a negative entry is no unit.
         logits: [HS, T, units or more] that it was made of, or, with a bound, the right ones.
-        indexer, batch: of the call.
-        bound: of the logits; None: they are the very ones.
+        indexer, batch: the terms and the step of the call.
+        bound: the bound of the logits' errors; None: the logits are exact.
     """
     entries = selected.tolist()
     for r in range(batch.num_requests):
@@ -149,7 +149,7 @@ def _wrong_row(
 
 
 def _forced(logits: torch.Tensor, indexer: Indexer, batch: Batch) -> torch.Tensor:
-    """[T, units]: the units that a row selects whatever their logits are."""
+    """[T, units]: the units that a row selects for any logits."""
     forced = torch.zeros(logits.shape[1:], dtype=torch.bool, device=logits.device)
     units = torch.arange(logits.shape[-1], device=logits.device)
     for r in range(batch.num_requests):

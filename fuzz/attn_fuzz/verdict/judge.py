@@ -51,11 +51,11 @@ class Judgement(msgspec.Struct, frozen=True):
         differences: the worst element of each request and tensor that is wrong.
         ratio: the largest error / bound of a finite output.
         kind: what is wrong with the first of the differences.
-        breaks_hard: whether an error is larger than the bound without statistics, too. A number that is NaN, or that differs
+        breaks_hard: True if an error is larger than the bound without statistics, too. A number that is NaN, or that differs
             from one that it must equal bitwise, breaks every bound.
         of_bound: error / bound of every element of "out" [T, H, D], and of "lse" [T, H] if the step has an LSE. It is 0 in rows
             of no request. It is infinite where a number is NaN, or differs from one that it must equal bitwise.
-        bitwise: whether `out` was compared bitwise.
+        bitwise: True if `out` was compared bitwise.
         statistical_ratio: only of a live call (`attn_fuzz.check`): the ratio by the bound with statistics, whichever bound
             decided.
     """
@@ -74,7 +74,7 @@ class Judgement(msgspec.Struct, frozen=True):
 
     @property
     def message(self) -> str:
-        """One line for a person; empty if they agree."""
+        """The worst difference in one line; empty if the outputs agree."""
         return str(self.differences[0]) if self.differences else ""
 
     def raise_for_differences(self) -> None:
@@ -112,15 +112,15 @@ def judge_call(
         call: what was attended to.
         out: [T, H, D] or [T, H * D] of q's dtype, or float8 with an output_scale.
         lse: [H, T] float32, or None.
-        rounding: of what attended.
-        generic: whether the numbers are independent of each other. Then the bound with statistics decides, else HARD.
-        exact: whether all weights of a row are equal and every sum is exact, so that `out` is compared bitwise.
+        rounding: the rounding of the kernel that attended.
+        generic: True if the numbers are independent of each other. Then the bound with statistics decides, else HARD.
+        exact: True if all weights of a row are equal and every sum is exact, so that `out` is compared bitwise.
 
     Raises:
         ContractError: the call contradicts the contract.
     """
     layer = call.layer
-    out = out if out.dim() == 3 else out.unflatten(1, (layer.num_heads, layer.value_size))
+    out = out if out.dim() == 3 else out.unflatten(1, (layer.num_heads, layer.v_head_size))
     of_bound = {"out": torch.zeros(out.shape, dtype=torch.float64, device=out.device)}
     if lse is not None:
         of_bound["lse"] = torch.zeros(out.shape[:2], dtype=torch.float64, device=out.device)
@@ -230,8 +230,8 @@ def check_scores(case: Case) -> None:
 
 
 def judge_finite(step: Step) -> Judgement:
-    """Judge without an oracle: each row of a request must be written, and hold finite numbers. An LSE may also be -inf."""
-    out = step.out.reshape(-1, step.layer.num_heads, step.layer.value_size)
+    """Judge without an oracle: each row of a request must be written and hold finite numbers. An LSE may also be -inf."""
+    out = step.out.reshape(-1, step.layer.num_heads, step.layer.v_head_size)
     outputs: dict[Literal["out", "lse"], torch.Tensor] = {"out": out} if step.lse is None else {"out": out, "lse": step.lse.T}
     differences: list[Difference] = []
     kind = "agree"

@@ -1,6 +1,6 @@
 """Judges calls of attention in a running program: `check` judges one call, and `recording` judges the calls that it makes.
 
-Both take the arguments of a call for true: the cache, the block table and the lengths, whoever made them.
+Both trust the arguments of a call: the cache, the block table and the lengths.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ from attn_fuzz.verdict.judge import Judgement, judge_call
 from attn_fuzz.verdict.rounding import Rounding
 
 MOST_REASONS = 32
-"""The number of different reasons that a recording counts. Reasons may name numbers, and a server makes calls for weeks."""
+"""The most different reasons that a recording counts. Reasons may contain numbers, and a server makes calls for weeks."""
 
 ROUNDING = "rounding"
-"""The name in a capture's file under which the Rounding is kept that its outputs were judged by, as JSON."""
+"""The name in a capture's file of the Rounding by which its outputs were judged, as JSON."""
 UNKNOWN_KERNEL = Rounding(keys_per_tile=16, dot_is_chained=True, splits=64, rounds_dequantized=True, float16_dots=True)
 """The roundings allowed to an unknown kernel: it has tiles of at least 16 keys, adds the keys of a row one after the other,
 splits the keys into at most 64 parts, rounds K and V of a quantized cache to q's dtype before the dot products, or multiplies
@@ -52,7 +52,7 @@ def check(call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, rou
 
     Args:
         call: the inputs of the kernel.
-        out: [T, H, Dv] or [T, H * Dv] with Dv = `layer.value_size`, the kernel's output. Its dtype is q's, or float8 if the
+        out: [T, H, Dv] or [T, H * Dv] with Dv = `layer.v_head_size`, the kernel's output. Its dtype is q's, or float8 if the
             layer has an output_scale, or any of `FLOAT_DTYPES` beside a float8 q.
         lse: [H, T] float32, natural logarithms that include the sinks; None if the kernel wrote none.
         rounding: where the kernel rounds. A float32 kernel whose products are TF32 needs one with operands="tf32".
@@ -68,7 +68,7 @@ def check(call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, rou
     layer, q, rows = call.layer, call.q, len(call.q)
     own = (q.dtype,) if layer.q_scale is None else FLOAT_DTYPES
     dtypes = own if layer.output_scale is None else FLOAT8_DTYPES
-    shapes = [(rows, layer.num_heads, layer.value_size), (rows, layer.num_heads * layer.value_size)]
+    shapes = [(rows, layer.num_heads, layer.v_head_size), (rows, layer.num_heads * layer.v_head_size)]
     _check_output("out", out, q, shapes, dtypes)
     if lse is not None:
         _check_output("lse", lse, q, [(layer.num_heads, rows)], (torch.float32,))
@@ -127,16 +127,16 @@ class Recording:
         captures: which of the judged calls are captured.
         rounding: as for `check`.
         most: how many calls to judge. None: all whose turn it is.
-        shadow: to which whoever records holds the cache, in every call. Its `faults` are a verdict of their own.
+        shadow: the shadow with which the cache is compared in every call. Its `faults` are a verdict of their own.
 
     Attributes:
-        requests: names of the requests of the next step, row by row, from whoever makes the calls. Without them, caches of
-            functions and ops are not held to the shadow.
+        requests: names of the requests of the next step, row by row, which the caller sets. Without them, caches of functions
+            and ops are not compared with the shadow.
         calls, judged, wrong: how many calls were made, how many were judged, and how many of these were wrong.
         not_judged: by reason, how many calls could not be judged though it was their turn.
         ratio, statistical_ratio: the largest of all judgements.
-        hidden, first_hidden: of how many tokens a mask hid every key though they are no padding, once for each layer, and which
-            was the first. By such a mask it is right to attend to nothing.
+        hidden, first_hidden: the number of tokens that are no padding and whose keys a mask hides all, once for each layer, and
+            the first of them. With such a mask it is right to attend to nothing.
     """
 
     folder: Path
@@ -184,13 +184,13 @@ class Recording:
         return index % self.every == 0 and (self.most is None or self.judged < self.most)
 
     def pass_over(self, reason: str) -> None:
-        """Count a call that cannot be judged, though it is its turn."""
+        """Count a call that cannot be judged although it is its turn."""
         if reason not in self.not_judged and len(self.not_judged) >= MOST_REASONS:
             reason = "other reasons"
         self.not_judged[reason] = self.not_judged.get(reason, 0) + 1
 
     def note_hidden(self, tokens: Sequence[str], *, function: str = "") -> None:
-        """Count tokens that are no padding and of which a mask hides every key, in words."""
+        """Count tokens, given in words, that are no padding and whose keys a mask hides all."""
         if tokens and not self.hidden:
             self.first_hidden = ", ".join(filter(None, (function, tokens[0])))
         self.hidden += len(tokens)
@@ -208,7 +208,7 @@ class Recording:
 
         Args:
             call, out, lse, function: as for `see`.
-            rounding: of this call; None: the recording's.
+            rounding: the rounding of this call; None: the recording's.
         """
         index = self.calls - 1
         judgement, case, error = None, None, None
@@ -247,7 +247,7 @@ class Recording:
             self.found.append(Found(self.calls - 1, function, None, None, None, wrong))
 
     def why_nothing_was_judged(self, no_call: str) -> str | None:
-        """Why no call was judged, in words; None if one was, or none was to be.
+        """The reason, in words, why no call was judged; None if one was, or none should be.
 
         Args:
             no_call: the reason where no call was seen.
@@ -259,7 +259,7 @@ class Recording:
         return f"{sum(self.not_judged.values())} could not be, the first because of: {next(iter(self.not_judged))}"
 
     def _has_room(self, *, is_judged: bool) -> bool:
-        """True if `found` has room for such a call. What cannot be judged leaves the room of wrong calls free."""
+        """True if `found` has room for such a call. Calls that cannot be judged take no room from wrong ones."""
         return sum(found.is_judged == is_judged for found in self.found) < self.limit
 
 

@@ -126,11 +126,11 @@ from attn_fuzz.verdict.rounding import (
 from attn_reference import Attention, Request, attend, dequantize, paged_requests, quantize, varlen_requests
 
 LAMBDA = 6.0
-# of a weight: a larger one bounds nothing, and sums of its products must stay finite
+# the log of the largest weight: a larger one bounds nothing, and sums of its products must stay finite
 LARGEST_LOG = 64.0
-# of the error of a maximum: beyond it all weights may underflow
+# the largest error of a maximum: beyond it all weights may underflow
 LARGEST_SHIFT = 500.0
-# of a sink that is the maximum: from here on its error counts as one that all logits share
+# a sink that is the maximum and has a larger eps counts as an error that all logits share
 SHARED_EPS = 1.0
 
 
@@ -385,7 +385,7 @@ class Oracle:
             + self._dot_unit * accumulation
             # (M - 1) u_out
             + rounding.of_parts
-            # of a weight that saturates
+            # the loss of a weight that saturates
             + rounding.of_saturated_weights(self._shift)[..., None]
         )
         rest = (
@@ -404,17 +404,17 @@ class Oracle:
             # eta of each value that is flushed
             + rounding.of_flushed
         )
-        # of sums in 16 bits: a share of all that they sum up, and (3 (T + S) + 2) eta / l
+        # the error of sums in 16 bits: a share of their summands, and (3 (T + S) + 2) eta / l
         rest = rest + of_outputs * (magnitudes + rest) + self._lost_in_sums(stored_norm)
-        # of a denominator in 16 bits
+        # the error of a denominator in 16 bits
         rest = rest + of_sums * (out.abs() + rest)
         # u_out (|o_c| + the rest) + eta_out: the output is rounded at the end, with all these errors in it
         error = rest + rounding.of_output * (self.stored_out.abs() + rest) + rounding.of_underflow
         # sum_j w_j e_j + u32 (lam sqrt(B + 2 T + S) + |lse|)
         lse = (weights.total_error + weights.sink_error)[..., 0] + U32 * (accumulation + self.finite_lse.abs())
-        # of a denominator in 16 bits: its logarithm is rounded, and so is the sum of that and m
+        # a denominator in 16 bits: its logarithm is rounded, and so is the sum of the logarithm and m
         lse = lse + self._of_sums + rounding.unit_roundoff("sums") * (self.finite_lse.abs() + self.denominator.log().abs())
-        # and, of a sink that counts for all logits, its own error and the roundings from and to base 2
+        # for a sink whose error all logits share: that error, and the roundings from and to base 2
         lse = lse + weights.shared + U32 * rounding.of_base_2 * torch.where(weights.shared > 0, self.finite_lse.abs(), 0.0)
         return Bound(error.transpose(0, 1), lse.T)
 
@@ -434,7 +434,7 @@ class Oracle:
         sink_log = sink_weight.log()[..., None]
         # ln sum_i w_i exp(-eps_i): the least denominator, relative to the right one
         least = torch.cat([logs - eps, sink_log - sink_eps], -1).logsumexp(-1, keepdim=True)
-        least = torch.where(least.isinf(), 0.0, least)  # of a row that sees nothing
+        least = torch.where(least.isinf(), 0.0, least)  # in a row that sees nothing
         largest = torch.exp((logs + eps - least).clamp(max=LARGEST_LOG))
         errors = -torch.expm1(-eps) * largest
         return _Weights(
@@ -447,7 +447,7 @@ class Oracle:
 
     @cached_property
     def _of_sums(self) -> torch.Tensor:
-        """[H, q]: by which share the denominator is off"""
+        """[H, q]: the relative error of the denominator"""
         total = self.denominator * torch.exp(-self._shift.clamp(max=LARGEST_SHIFT))
         return self.rounding.of_sums(self._tiles, self._span, total) + torch.zeros_like(total)
 
@@ -460,7 +460,7 @@ class Oracle:
         return (eta * largest * (3 * tiles + 2) + of_factors * tiles * stored_norm) / self._divided_later
 
     def _cut_to_int8(self, weights: torch.Tensor) -> torch.Tensor | float:
-        """[H, q, D]: what weights [H, q, k] lose that become int8 times the scales of their values."""
+        """[H, q, D]: the loss of the output if weights [H, q, k], times the scales of their values, become int8."""
         if not self.rounding.makes_int8 or not self.value.numel():
             return 0.0
         codes, largest = LARGEST[torch.int8], self.value.abs().amax(-1)  # a [H, k]

@@ -30,11 +30,11 @@ UNDERFLOW = {
 }
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0, torch.float8_e5m2: 57344.0, torch.int8: 127.0}
 LEAST_OF_INT8 = 1e-6
-"""The least magnitude by which kernels that make int8 scale."""
+"""The least magnitude from which kernels make a scale of int8."""
 FLUSHED_IN_FLOAT16 = 2.0**-14
-"""float16's smallest normal number: what matrix units that flush subnormals take for 0 is below."""
+"""float16's smallest normal number: matrix units that flush subnormals take smaller numbers for 0."""
 SCALED_TO_INT8 = 8 * U32
-"""To int8 and back: 127 over the largest and the reciprocal of that (2 u32 and more each), and products with both."""
+"""The roundings to int8 and back: 127 over the largest number and its reciprocal (2 u32 and more each), and two products."""
 U_TF32 = 2.0**-11
 """u of TF32. A factor whose bits beyond TF32's are cut loses between 0 and 2 u."""
 CAP_ROUNDINGS = 8
@@ -56,41 +56,42 @@ class Rounding:
 
     Args:
         keys_per_tile: the number of keys in one step of the online softmax.
-        dot_is_chained: whether a dot adds its products to the accumulator one after the other, instead of summing the tile
+        dot_is_chained: True if a dot adds its products to the accumulator one after the other, instead of summing the tile
             first.
         splits: the most parts into which the keys are split.
-        rounds_dequantized: whether K and V of a quantized cache are rounded to q's dtype before the dots.
+        rounds_dequantized: True if K and V of a quantized cache are rounded to q's dtype before the dots.
         merged_parts: the number of parts of the keys whose outputs are rounded to q's dtype and then merged, one after the
             other. 1: the output is rounded once. Parts that are all merged at once count as 2: one rounding more. Beside a
             float8 q their dtype is that of `out`.
-        normalizes_first: whether weights are divided by the denominator before they are rounded to V's dtype, instead of the
+        normalizes_first: True if weights are divided by the denominator before they are rounded to V's dtype, instead of the
             output after the dots.
         narrow_sums: how often the sum of a tile's weights is rounded to the dtype of q: the sums that follow one another from a
             weight to the total. 0: weights are summed in float32.
-        truncates_weights: whether weights are cut to the dtype of q toward 0, instead of rounded to the nearest number.
-        truncates_output: whether the output is cut to its dtype so.
-        rounds_scaled_query: whether q is multiplied by the scale, or by the scale and log2(e), and rounded to its dtype again.
-        float16_dots: whether q of bfloat16, and the weights, may be float16 in the dots with an e4m3fn cache, scaled so that
+        truncates_weights: True if weights are cut to the dtype of q toward 0, instead of rounded to the nearest number.
+        truncates_output: True if the output is cut to its dtype toward 0.
+        rounds_scaled_query: True if q is multiplied by the scale, or by the scale and log2(e), and rounded to its dtype again.
+        float16_dots: True if q of bfloat16, and the weights, may be float16 in the dots with an e4m3fn cache, scaled so that
             the largest number of a row is 2^14 or more. Each number may lose LOST_IN_FLOAT16 of the largest.
-        float8_dots: whether q and the weights are rounded to the cache's dtype, where that is float8, each number by itself.
-        float8_weights: whether the weights alone are rounded to the float8 of q, where q is float8 and nothing is dequantized.
-        int8_dots: whether q and the weights become int8 where the cache is int8: multiples of 1/127 of the largest number of a
+        float8_dots: True if q and the weights are rounded to the cache's dtype, where that is float8, each number by itself.
+        float8_weights: True if the weights alone are rounded to the float8 of q, where q is float8 and nothing is dequantized.
+        int8_dots: True if q and the weights become int8 where the cache is int8: multiples of 1/127 of the largest number of a
             row of q, or of a tile's weights times the scales of their values, that are cut toward 0. LEAST_OF_INT8 is the
             least such largest number.
-        flushes_float16: whether matrix units take float16's subnormal operands for 0, as those of gfx90a do (MIOpen, "MI200
+        flushes_float16: True if matrix units take float16's subnormal operands for 0, as those of gfx90a do (MIOpen, "MI200
             MFMA behavior specifics").
-        exact_division: whether the output is the correctly rounded quotient if numerator and denominator are exact. Cases of
+        exact_division: True if the output is the correctly rounded quotient if numerator and denominator are exact. Cases of
             exact numbers are then compared bitwise.
-        small_tanh: whether the tanh of a soft cap is right to a few units of itself where it is small, too, and not of 1.
+        small_tanh: True if the tanh of a soft cap has a small relative error also where it is small. Otherwise its error is
+            relative to 1.
         dot_unit: u of the sums of products in both dots, if it is more than that of float32. Matrix units of Hopper keep 13
             bits behind the first bit of the largest summand of float8 products: 2^-13.
 
-    Each of these is a dtype that the kernel rounds to where others have float32: "q" for that of q, or "float16" or "bfloat16".
-    None, the default, is no such rounding. docs/reference/judge.md derives the term of each.
+    Each of the following fields is a dtype to which the kernel rounds where other kernels have float32: "q" for the dtype of q,
+    "float16" or "bfloat16". None, the default, is no such rounding. docs/reference/judge.md derives the term of each.
         weights: weights before P.V; also "fp8_e4m3fn", "fp8_e4m3fnuz" or "fp8_e5m2". None: they have the dtype of V.
         weight_scale: the factor that float8 weights are multiplied by before they are rounded.
         largest_weight: the largest weight before it is scaled, where sums are rescaled late. Above 1, weights may saturate.
-        sums_rounded: whether the denominator sums the rounded weights.
+        sums_rounded: True if the denominator sums the rounded weights.
         operands: the factors of both dots; "tf32" or "bfloat16".
         products: q.k of a key, and P.V of a tile.
         logits: logits after they are scaled, capped and biased, and their differences to the maximum.
@@ -158,7 +159,7 @@ class CallRounding:
     Args:
         rounding: where the kernel rounds.
         layer: says whether the cache and the output are quantized.
-        dtype: of q, and of the weights that are multiplied by V. Beside a float8 q they are float16, unless
+        dtype: the dtype of q, and of the weights that are multiplied by V. Beside a float8 q they are float16, unless
             `float8_dots` or `float8_weights` says that they are float8.
         out_dtype: dtype of the stored output.
     """
@@ -180,7 +181,7 @@ class CallRounding:
 
     @property
     def _keeps_float8(self) -> bool:
-        """True if float8 q, K and V meet each other and weights of their type."""
+        """True if the operands of both dots are float8: q, K, V and the weights."""
         return self.rounding.float8_weights and self.layer.q_scale is not None
 
     @property
@@ -261,7 +262,7 @@ class CallRounding:
 
     @property
     def of_cut_weights(self) -> float:
-        """u_P if weights are truncated: what cutting takes off all of them alike. 2 u of factors that are cut to TF32."""
+        """u_P if weights are truncated: the loss that all of them share. 2 u of factors that are cut to TF32."""
         cut = self.rounding.truncates_weights and not self.makes_int8
         return UNIT_ROUNDOFF[self._weights] * cut + self.of_cut_products
 
@@ -291,12 +292,12 @@ class CallRounding:
 
     @property
     def of_underflown_queries(self) -> float:
-        """The largest loss of an element of q that is rounded to float8 or flushed, whatever the others are."""
+        """The largest loss of an element of q that is rounded to float8 or flushed, independent of the others."""
         return self.of_flushed if (narrow := self._narrow_query) is None else UNDERFLOW[narrow]
 
     @property
     def _parts(self) -> torch.dtype:
-        """The dtype of merged parts: of q; beside a float8 q, which is no dtype of an output, that of the output."""
+        """The dtype of merged parts: q's, or the output's if q is float8."""
         return self.dtype if self.layer.q_scale is None or self.layer.output_scale is not None else self.out_dtype
 
     @property
@@ -324,16 +325,17 @@ class CallRounding:
         return UNDERFLOW[self.out_dtype] * scale + (self.rounding.merged_parts - 1) * UNDERFLOW[self._parts]
 
     def terms(self, keys: int) -> int:
-        """B + 2 T + S of a sum over so many keys: the terms in a row, twice the tiles, and the splits."""
+        """B + 2 T + S of a sum over a number of keys: the terms in a row, twice the tiles, and the splits."""
         in_a_row = keys if self.rounding.dot_is_chained else self.rounding.keys_per_tile
         return in_a_row + 2 * -(-keys // self.rounding.keys_per_tile) + self.rounding.splits
 
     def parts(self, span: torch.Tensor) -> torch.Tensor:
-        """S of rows that see keys within so many positions in a row; 0 if the keys are not split."""
+        """S of rows whose keys lie within `span` positions; 0 if the keys are not split."""
         return torch.zeros_like(span) if self.rounding.splits == 1 else span.clamp(max=self.rounding.splits)
 
     def tiles(self, span: torch.Tensor, keys: int) -> torch.Tensor:
-        """T + S of such rows. T is the tiles that they see: a tile without a visible key changes nothing."""
+        """T + S of rows whose keys lie within `span` positions. T counts the tiles that they see: other tiles change
+        nothing."""
         tiles = ((span - 2) // self.rounding.keys_per_tile + 2).clamp(max=-(-keys // self.rounding.keys_per_tile))
         return torch.where(span > 0, tiles, 0) + self.parts(span)
 
@@ -370,9 +372,9 @@ class CallRounding:
         Args:
             largest: the largest magnitude of a row's logits and its sink.
             span: as in `parts`.
-            keys: of the request.
+            keys: the number of keys of the request.
         """
-        # a maximum of logits of its own dtype is exact, and an LSE of a part is not
+        # the maximum of logits of its own dtype is exact, but the LSE of a part is not
         is_exact = self._dtype("logits") is self._dtype("maximum")
         count = self.parts(span) if is_exact else self.tiles(span, keys)
         of_parts = math.log(keys + 1) * (self.rounding.splits > 1)

@@ -18,7 +18,7 @@ from attn_parity.binaries.rows import AGREES, Execution, Row
 DATA = PAGES / "binaries.csv"
 FAULTS = ("lost_addresses", "tf32_instructions", "narrow_products")
 """Facts that are 0 of every binary that is kept."""
-NOT_KEPT = (*FAULTS, "agprs", "sgprs", "sgpr_spills", "widest_load")
+NOT_KEPT = (*FAULTS, "agprs", "sgprs", "sgpr_spills", "widest_load", "lds_bytes")
 """Facts that the page and the budgets do not read of a file: 0 of a row that was read."""
 FACTS = tuple(field.name for field in dataclasses.fields(Facts) if field.name not in (*NOT_KEPT, "lds_limit"))
 """The facts that a CSV file keeps. `lds_limit` is not kept: it follows from the architecture."""

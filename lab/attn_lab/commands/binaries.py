@@ -17,7 +17,7 @@ from attn_parity.binaries import rows
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.build import Job, Outcome
 from attn_parity.binaries.rows import Execution
-from attn_parity.compile import (
+from attn_parity.commands.compile import (
     architectures_option,
     built,
     chosen_architectures,
@@ -36,7 +36,7 @@ from attn_parity.options import (
 from attn_parity.versions import version
 
 if TYPE_CHECKING:
-    from attn_parity.compile import Calls
+    from attn_parity.commands.compile import Calls
 
 
 @click.command("binaries")
@@ -152,10 +152,10 @@ def _over(found: Results, calls: "Calls", allowed: Budgets) -> list[str]:
 
 
 def _print(found: Results, over: list[str], outcome: Outcome, names: Mapping[str, list[str]] | None) -> None:
-    """Print facts, what is over its budget, and which exceptions of budgets nobody needs.
+    """Print facts, what is over its budget, and which exceptions of budgets are not needed.
 
     Args:
-        names: of all launches; None if not all were compiled.
+        names: the names of all launches; None if not all were compiled.
     """
     allowed = budgets.load()
     if not allowed.knows(found.triton):

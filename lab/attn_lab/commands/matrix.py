@@ -1,7 +1,7 @@
 """`python -m attn_lab matrix`: features of each side, how often the fuzzer draws each pair, and what each backend can do."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import combinations
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from attn_lab.matrix import coverage
 from attn_lab.matrix.coverage import NAMES, Coverage
 from attn_lab.matrix.regions import HEADING, never_drawn, region_counts, region_page
 from attn_lab.pages import PAGES, table, write_or_check
+from attn_parity.commands.fuzz import PROFILES
 from attn_parity.console import notes, results
-from attn_parity.fuzz import PROFILES
 from attn_parity.options import (
     cpu_workers_option,
     progress_bar,
@@ -124,7 +124,7 @@ def _page(ci: Coverage, nightly: Coverage) -> str:
 
 
 def _summary(nightly: Coverage) -> list[str]:
-    """How many pairs of features were drawn, and the pairs that were drawn least often."""
+    """The number of pairs of features that were drawn, and the pairs that were drawn least often."""
     pairs = sorted((nightly.pairs.get(pair, 0), pair) for pair in combinations(NAMES, 2) if undefined(*pair) is None)
     rarest = "; ".join(f"{a} and {b} ({count})" for count, (a, b) in pairs[:3])
     never = sum(not count for count, _ in pairs)
@@ -152,15 +152,8 @@ def _refusals(drawn: Coverage) -> list[str]:
 
 
 def _undefined() -> list[str]:
-    pairs: dict[str, list[str]] = defaultdict(list)
-    for a, b in combinations(NAMES, 2):
-        if (reason := undefined(a, b)) is None:
-            continue
-        pairs[reason].append(f"`{a}` and `{b}`")
-    return [
-        f"* {reason}: {len(some)} pairs, such as {some[0]}" if len(some) > 1 else f"* {reason}: {some[0]}"
-        for reason, some in pairs.items()
-    ]
+    pairs = Counter(undefined(*pair) for pair in combinations(NAMES, 2))
+    return table(("why", "pairs"), ((reason, count) for reason, count in pairs.items() if reason), ("pairs",))
 
 
 def _rarest(name: str, drawn: Coverage) -> str:

@@ -13,18 +13,18 @@ from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.registry import UnknownTargetError
 from attn_lab import results_file
-from attn_lab.mutate import campaign, generate, reach, reasons, suite
+from attn_lab.mutate import campaign, generate, line_coverage, reasons, suite
 from attn_lab.mutate import page as mutants_page
 from attn_lab.mutate.campaign import Log
 from attn_lab.mutate.generate import PACKAGE, Generated
+from attn_lab.mutate.line_coverage import Reach, RecordedTests
 from attn_lab.mutate.operators import OPERATORS
 from attn_lab.mutate.page import Results
-from attn_lab.mutate.reach import Reach, RecordedTests
 from attn_lab.mutate.reasons import EQUIVALENT, NOT_FOUND
 from attn_lab.options import check_option, check_pages_writable, first_seed_option, seeds_option
 from attn_lab.pages import PAGES, write_or_check
+from attn_parity.commands.fuzz import PROFILES
 from attn_parity.console import notes, results
-from attn_parity.fuzz import PROFILES
 from attn_parity.options import (
     Duration,
     Positive,
@@ -255,7 +255,7 @@ def _record_targets(log: Log, targets: Sequence[str], examples: int, plan: FuzzP
     """Record what targets run, unless the log knows it. Each is recorded in a process of its own."""
 
     def of_target(name: str) -> Reach:
-        return reach.record(
+        return line_coverage.record(
             FuzzPlan(target=name, device=plan.device, examples=examples, seed=plan.seed, folder=plan.folder), PACKAGE
         )
 

@@ -33,7 +33,7 @@ def command(names: tuple[str, ...], confirms: bool, folder: Path, check: bool, j
     """
     extras.require("proofs")
     from attn_lab.proofs import page
-    from attn_parity.prove import prove_all
+    from attn_parity.commands.prove import prove_all
     from attn_proofs.theorem import chosen
     from attn_proofs.theorems import THEOREMS
 

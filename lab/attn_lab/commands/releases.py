@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 from attn_lab.options import check_option
 from attn_lab.pages import write_or_check
-from attn_lab.releases import alarms, machine
+from attn_lab.releases import alarms, runner
 from attn_lab.releases import page as pages
 from attn_parity.console import results
 
@@ -19,13 +19,13 @@ from attn_parity.console import results
 )
 @click.option(
     "--examples",
-    type=click.IntRange(0, machine.MOST_EXAMPLES),
+    type=click.IntRange(0, runner.MOST_EXAMPLES),
     default=100,
     show_default=True,
     help="Examples of each target on each release.",
 )
 @click.option(
-    "--example", "picked", type=click.IntRange(0, machine.MOST_EXAMPLES - 1), multiple=True, help="Further examples, from 0 on."
+    "--example", "picked", type=click.IntRange(0, runner.MOST_EXAMPLES - 1), multiple=True, help="Further examples, from 0 on."
 )
 @click.option("--seconds", type=click.FloatRange(1), default=600.0, show_default=True, help="For a target on a release.")
 @click.option(
@@ -52,7 +52,7 @@ def command(
 
     NAME is a target or a finding: then that one alone runs. What has run stays, and is not run again.
     """
-    kept = machine.results()
+    kept = runner.results()
     if alarms_file:
         for line in alarms.run_all(sources, examples, seconds, names, alarms_file, seed) if sources else ():
             results.print(line, soft_wrap=True, markup=False)
@@ -60,10 +60,10 @@ def command(
             results.print(line, soft_wrap=True, markup=False)
         alarms.keep(seed, alarms_file)
     elif sources:
-        machine.know(kept, sources)
+        runner.add_releases(kept, sources)
         options = {"examples": examples, "seconds": seconds, "only": names, "picked": picked}
-        for line in machine.run_fixes(sources, kept, machine.RESULTS, **options):
+        for line in runner.run_fixes(sources, kept, runner.RESULTS, **options):
             results.print(line, soft_wrap=True, markup=False)
-        for line in machine.run_findings(sources, kept, machine.RESULTS, names):
+        for line in runner.run_findings(sources, kept, runner.RESULTS, names):
             results.print(line, soft_wrap=True, markup=False)
     return write_or_check({pages.PAGE: pages.page(kept)}, "python -m attn_lab releases", checks=check)

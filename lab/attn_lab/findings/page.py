@@ -1,6 +1,6 @@
 """The table of known findings, and what can be filed as an issue with the owner of a finding's kernel.
 
-They are made of the declarations of the targets, findings/NAME.toml and NAME.py, of what the scripts printed
+They are made of the declarations of the targets, findings/PACKAGE/NAME.toml and NAME.py, of what the scripts printed
 (`attn_lab.findings.scripts`), and of docs/generated/findings-speed.json: after how many examples each finding was met.
 """
 
@@ -12,12 +12,14 @@ from typing import Any
 
 import msgspec
 from attn_fuzz.errors import InputError
-from attn_fuzz.findings import aiter, sglang
+from attn_fuzz.findings import sglang
+from attn_fuzz.findings.aiter.sparse import OF_MAIN
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.targets import registry
 from attn_fuzz.text import nearest
 from attn_lab.findings import folders
 from attn_lab.findings import scripts as finding_scripts
+from attn_lab.findings.issue_text import file_of
 from attn_lab.findings.scripts import ROOT
 from attn_lab.pages import table as table_of
 
@@ -27,7 +29,7 @@ Shared = dict[str, tuple[Finding, list[str]]]
 """Findings by name, each with the targets that share it."""
 _INTRODUCTION = """# Known findings
 
-Bugs that the fuzzer has found in kernels of other projects. `findings/NAME.toml` and the finding's declaration in
+Bugs that the fuzzer has found in kernels of other projects. `findings/PACKAGE/NAME.toml` and the finding's declaration in
 `attn_fuzz.findings` say what is known. `python -m attn_lab findings --write FOLDER` writes beside the package's source, for
 each finding, a folder that can be sent to the kernel's owner: an issue, a script, a patch and a test; `--check FOLDER` runs
 them. Nothing is filed by a tool of this project. `aiter-decode-empty-request` needs AITER's main (`ATTN_PARITY_AITER`): there
@@ -79,7 +81,7 @@ def shared(targets: Iterable[tuple[str, Iterable[Finding]]]) -> Shared:
 
 
 class Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How fast hunts met a finding.
+    """The examples after which hunts met a finding.
 
     Attributes:
         drawn: the most examples that a hunt drew for one of the finding's targets.
@@ -96,7 +98,7 @@ class Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def speeds(findings: Shared, hunts: Sequence[dict[str, Any]]) -> dict[str, Speed]:
-    """How fast these hunts met each finding. A hunt of none of a finding's targets says nothing of it.
+    """The speed at which these hunts met each finding. A hunt of none of a finding's targets says nothing of it.
 
     Args:
         hunts: of several seeds, the JSON of each target's run, by target.
@@ -119,7 +121,7 @@ def index(findings: Shared, speed: dict[str, Speed]) -> str:
         reach = "from an engine" if report.sent_by else "no engine is known"
         examples = speed[name].median if name in speed else "not measured"
         seen_in = f"{finding.seen_in}, on a GPU alone" if finding.needs_gpu else finding.seen_in
-        link = f"[{name}](../../findings/{name}.toml)"
+        link = f"[{name}](../../{file_of(name, '.toml').relative_to(ROOT)})"
         said = (link, finding.what, f"`{report.kernel}`", seen_in, reach, examples, report.confirmed_by)
         return (*said, finding.link or "not yet")
 
@@ -138,7 +140,7 @@ def _on_gpus() -> Iterator[str]:
 def known() -> Shared:
     """All findings but those in compilers: of targets, and two that no target meets."""
     found = shared((name, registry.load(name).findings) for name in registry.names())
-    return found | {finding.name: (finding, []) for finding in (*aiter.OF_MAIN, *sglang.HOST)}
+    return found | {finding.name: (finding, []) for finding in (*OF_MAIN, *sglang.HOST)}
 
 
 def table() -> str:

@@ -1,4 +1,4 @@
-"""The scripts that show findings to their owners: findings/NAME.py, and what they print."""
+"""The scripts that show findings to their owners: findings/PACKAGE/NAME.py, and what they print."""
 
 import os
 import shutil
@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 from attn_fuzz import foreign
 from attn_fuzz.errors import InputError
-from attn_lab.findings.texts import Source
+from attn_lab.findings.issue_text import FOLDER, Source, file_of, package_of
 
 ROOT = Path(__file__).parents[3]
-FOLDER, RESULTS = ROOT / "findings", ROOT / "docs" / "generated" / "findings.json"
+RESULTS = ROOT / "docs" / "generated" / "findings.json"
 ARCHITECTURE = "gfx942"
 SHOWS, DOES_NOT_SHOW, CANNOT_RUN = 1, 0, 2
 CONFIRMED = ("closed form", "second implementation", "the package's own reference")
@@ -60,10 +60,10 @@ class Repair(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Report(msgspec.Struct, forbid_unknown_fields=True):
-    """findings/NAME.toml: what the owner of a kernel is told of a finding, besides what the finding says.
+    """findings/PACKAGE/NAME.toml: what the owner of a kernel is told of a finding, besides what the finding says.
 
     Attributes:
-        title: of an issue.
+        title: the title of an issue.
         kernel: the function at fault.
         lines: at fault, "file:first-last" in the version in which the finding was seen.
         confirmed: what says that it is no false alarm: one of CONFIRMED, a colon, and what it says.
@@ -73,7 +73,7 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
         sent_by: lines of engines that send such a call, "file:line what". Empty: no engine is known to send one.
         gpu: of a finding that needs a GPU (`Finding.needs_gpu`), which GPU showed it, and how a CPU imitates it. Its script
             does so where there is no GPU. None: the finding shows on a CPU.
-        launches: whether the script launches kernels.
+        launches: True if the script launches kernels.
         needs: a file that the source must have; a source without it has not the finding. None: any has it.
         left: what the repair does not change, though it has the bug, too.
         repair: changes with which the script no longer shows the finding. They show that the lines are the cause, and are no
@@ -114,7 +114,7 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What the script of a finding did.
+    """The result of a finding's script.
 
     Attributes:
         interpreted: what it printed.
@@ -135,24 +135,24 @@ def report(name: str) -> Report:
     Raises:
         FileNotFoundError: the finding has no report.
     """
-    return msgspec.toml.decode((FOLDER / f"{name}.toml").read_bytes(), type=Report)
+    return msgspec.toml.decode(file_of(name, ".toml").read_bytes(), type=Report)
 
 
 def source(name: str) -> Source:
-    """findings/NAME.py, of the package that its name begins with."""
-    return Source(name, name.partition("-")[0])
+    """findings/PACKAGE/NAME.py."""
+    return Source(name, package_of(name))
 
 
 def is_emulated(name: str) -> bool:
-    """Whether kernels that the script of a finding launches show it on the emulator, too."""
+    """True if kernels that the script of a finding launches show it on the emulator, too."""
     found = report(name)
     return found.launches and found.gpu is None
 
 
 def is_in(name: str) -> bool:
-    """Whether the source of a finding's package that is here is one that has the finding."""
+    """True if the source of a finding's package that is here is one that has the finding."""
     needs = report(name).needs
-    return needs is None or (foreign.sources(name.partition("-")[0]).parent / needs).is_file()
+    return needs is None or (foreign.sources(package_of(name)).parent / needs).is_file()
 
 
 def results() -> dict[str, Shown]:
@@ -172,7 +172,7 @@ def run(
             import this project.
         seconds: after which the script cannot run.
     """
-    text, package = source(name), name.partition("-")[0]
+    text, package = source(name), package_of(name)
     folder = foreign.sources(package) if sources is None else sources / package
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "show.py")
@@ -198,7 +198,7 @@ def repaired(reports: Mapping[str, Report], folder: Path) -> Path:
     have them (`attn_fuzz.foreign.repaired`). Several packages may share a folder.
 
     Args:
-        reports: of the findings, by name.
+        reports: the reports of the findings, by name.
 
     Raises:
         ValueError: a file has not the text that is to be changed.
@@ -284,7 +284,7 @@ def _repaired(name: str) -> str | None:
 
 
 def _known() -> list[str]:
-    return sorted(file.stem for file in FOLDER.glob("*.toml"))
+    return sorted(file.stem for file in FOLDER.glob("*/*.toml"))
 
 
 def run_all(names: Sequence[str]) -> None:

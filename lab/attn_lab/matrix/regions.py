@@ -26,7 +26,7 @@ from attn_fuzz.run import runner, shard
 from attn_fuzz.run.shard import FuzzPlan
 from attn_lab.pages import table
 
-_BORDERS = (
+_ARGUMENT_CHECKS = (
     check_paged_attention,
     check_varlen_attention,
     check_write_kv_cache,
@@ -39,7 +39,7 @@ def fields() -> list[str]:
     """Every field and argument of the contract that a call has: of Layer, Batch and KVCacheView, rules of a call, arguments."""
     held = [f"{holder.__name__}.{field.name}" for holder in (Layer, Batch, KVCacheView) for field in dataclasses.fields(holder)]
     called = [f"call.{name}" for name, rule in RULES.items() if rule.holder == "call"]
-    arguments = dict.fromkeys(f"argument.{name}" for border in _BORDERS for name in inspect.signature(border).parameters)
+    arguments = dict.fromkeys(f"argument.{name}" for check in _ARGUMENT_CHECKS for name in inspect.signature(check).parameters)
     return [*held, *called, *arguments]
 
 
@@ -102,8 +102,8 @@ def region_page(counted: Mapping[tuple[str, str], int]) -> str:
     lines = [
         HEADING,
         "",
-        f"- Calls differ in {len(DIMENSIONS)} dimensions (`attn_fuzz.cases.dimensions`). The last table says which of the",
-        f"  {len(fields())} fields and arguments of the contract each of them is about.",
+        f"- Calls differ in {len(DIMENSIONS)} dimensions (`attn_fuzz.cases.dimensions`), which are about all",
+        f"  {len(fields())} fields and arguments of the contract.",
         f"- They have {legal} regions of legal values, of which the fuzzer draws {len(counted)}. The others have reasons.",
         "",
         f"`python -m attn_lab matrix` wrote this page with Hypothesis {hypothesis.__version__}; with `--check` it fails if",
@@ -113,22 +113,14 @@ def region_page(counted: Mapping[tuple[str, str], int]) -> str:
         "that has neither a case nor a reason.",
         "",
         *table(("dimension", "region", "cases", "why it is not drawn"), _of_regions(counted), ("cases",)),
-        "",
-        "### Fields",
-        "",
-        *table(("dimension", "fields of a case", "of the contract"), map(_fields, DIMENSIONS)),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _of_regions(counted: Mapping[tuple[str, str], int]) -> Iterator[tuple[object, ...]]:
+    """A row for each region. The first row of a dimension names it."""
     for dimension in DIMENSIONS:
-        yield from ((dimension.name, name, counted[dimension.name, name], "") for name in regions(dimension))
-        for value in dimension.values:
-            if value.reason:
-                yield (dimension.name, value.name, "-" if value.legal else "illegal", value.reason)
-
-
-def _fields(dimension: Dimension) -> tuple[str, ...]:
-    named = (", ".join(f"`{name}`" for name in names) for names in (dimension.fields, dimension.contract))
-    return (dimension.name, *named)
+        rows = [(name, counted[dimension.name, name], "") for name in regions(dimension)]
+        rows += [(value.name, "-" if value.legal else "illegal", value.reason) for value in dimension.values if value.reason]
+        for number, row in enumerate(rows):
+            yield ("" if number else dimension.name, *row)

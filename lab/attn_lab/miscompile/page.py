@@ -11,7 +11,7 @@ from attn_lab.miscompile.operators import OPERATORS
 from attn_lab.pages import PAGES, table
 
 DATA = PAGES / "miscompiled.csv"
-COLUMNS = ("mutant", "found by", "change", "source")
+COLUMNS = ("kernel", "mutant", "found by", "change", "source")
 REASONS = Path(__file__).with_name("survivors.toml")
 """The survivors that a person has read, by name: `class`, one of CLASSES, and `why`."""
 CLASSES = {
@@ -53,31 +53,37 @@ class Row(msgspec.Struct, frozen=True):
         """Architecture, kernel, line, kind and number."""
         return self.name.split(":")
 
+    @property
+    def kind(self) -> str:
+        return self.parts[3]
+
 
 class Reason(msgspec.Struct, frozen=True, rename={"kind": "class"}):
-    """Why a mutant survives."""
+    """The reason why a mutant survives."""
 
     kind: str
     why: str
 
 
 def logged(path: Path) -> list[Row]:
-    """The rows of a log of trials, by kinds and then by names. What no line break follows was not written whole."""
+    """The rows of a log of trials, by their names. What no line break follows was not written whole."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     rows = {row.name: row for row in (msgspec.json.decode(line, type=Row) for line in lines)}
-    kinds = list(OPERATORS)
-    return sorted(rows.values(), key=lambda row: (kinds.index(row.parts[3]), row.name))
+    return sorted(rows.values(), key=lambda row: row.name)
 
 
 def read() -> tuple[str, list[Row]]:
     """The version of Triton, and the rows of the page."""
     versions, records = csv_file.load(DATA, COLUMNS)
-    return versions["Triton"], [Row(*record.values()) for record in records]
+    return versions["Triton"], [Row(f"{kernel}:{mutant}", *others) for kernel, mutant, *others in map(dict.values, records)]
 
 
 def save(rows: Sequence[Row], triton: str) -> None:
     """Write rows, one in each line. What a mutant that is found changes is left out."""
-    lines = ([row.name, row.by] + (["", ""] if row.by else [row.change, row.source]) for row in rows)
+    lines = (
+        [":".join(row.parts[:2]), ":".join(row.parts[2:]), row.by] + (["", ""] if row.by else [row.change, row.source])
+        for row in rows
+    )
     csv_file.save(DATA, COLUMNS, lines, {"Triton": triton})
 
 
@@ -98,7 +104,8 @@ def share(rows: Sequence[Row]) -> str:
 
 
 def text(triton: str, rows: Sequence[Row], reasons: Mapping[str, Reason]) -> list[str]:
-    """The lines of the part of the page."""
+    """The lines of the part of the page, mutants by kinds and then by names."""
+    rows = sorted(rows, key=lambda row: (list(OPERATORS).index(row.kind), row.name))
     finders = ", ".join(f"{by} {count}" for by, count in Counter(row.by for row in rows if row.by).most_common())
     kernels = len({tuple(row.parts[:2]) for row in rows})
     facts = {"kernels": kernels, "mutants": len(rows), "share": share(rows), "finders": finders, "triton": triton}
@@ -126,7 +133,7 @@ def _about(survivors: Sequence[Row], known: Sequence[tuple[Row, Reason]], mutant
 
 def _by_kind(rows: Sequence[Row]) -> list[str]:
     architectures = list(dict.fromkeys(row.parts[0] for row in rows))
-    kinds = {kind: [row for row in rows if row.parts[3] == kind] for kind in dict.fromkeys(row.parts[3] for row in rows)}
+    kinds = {kind: [row for row in rows if row.kind == kind] for kind in dict.fromkeys(row.kind for row in rows)}
     shares = (
         [kind, *(share([row for row in some if row.parts[0] == name]) for name in architectures), share(some)]
         for kind, some in {**kinds, "all": rows}.items()

@@ -57,7 +57,7 @@ class Subject:
     """A kernel on an architecture.
 
     Attributes:
-        name: of the function, with a number that tells its variants apart.
+        name: the name of the function, with a number that tells its variants apart.
         executed: [instructions] bool, those that some launch runs.
     """
 
@@ -69,7 +69,7 @@ class Subject:
 
 
 class AlarmError(Exception):
-    """A case of a kernel that nobody changed fails: a false alarm, or a bug."""
+    """A case of an unchanged kernel fails: a false alarm, or a bug."""
 
 
 def subjects(architecture: str, cases: Sequence[Case]) -> list[Subject]:
@@ -109,7 +109,7 @@ def families(architecture: str, seed: int, count: int) -> list[list[Case]]:
     numbers that are 0 or alike, and these hide what an instruction does with them.
 
     Args:
-        seed: of the cases.
+        seed: the seed of the cases.
         count: of families: each time one whose features are the rarest among those that were chosen.
     """
     name = f"triton@{architecture}"

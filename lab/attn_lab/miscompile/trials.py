@@ -54,8 +54,8 @@ class Trial(msgspec.Struct, frozen=True):
         change: in words of the assembly.
         source: the line of the kernel's source.
         by: "memory", "wait", "race", "order", "endless", or a kind of verdict; empty if the mutant survives.
-        message: of what found it.
-        bits: whether a survivor computes other bits than the kernel, which the judge accepts.
+        message: the message of what found it.
+        bits: True if a survivor computes other bits than the kernel, which the judge accepts.
         launches: how many ran, the last one included.
     """
 
@@ -74,8 +74,8 @@ def logged_trials(architecture: str, layer: int, layers: int, count: int, seed: 
 
     Args:
         layer, layers: which of so many families of cases.
-        count: of mutants.
-        seed: of cases and of mutants.
+        count: the number of mutants.
+        seed: the seed of cases and of mutants.
         log: a path, to which other processes append, too.
 
     Raises:
@@ -127,7 +127,7 @@ def _mutants(subject: Subject, kind: str, rng: random.Random) -> Iterator[Mutant
 
 
 def _can_be_run(instruction: Instruction, kernel: Kernel) -> bool:
-    """Whether the emulator knows it, and all of its registers exist. A compiler's bug that made anything else would be seen."""
+    """True if the emulator knows it, and all of its registers exist. A compiler's bug that made anything else would be seen."""
     vectors, accumulation = kernel.settings["next_free_vgpr"], kernel.settings.get("accum_offset")
     ends = {"v": accumulation or vectors, "a": vectors - (accumulation or vectors), "s": 102}
     for operand in instruction.operands:

@@ -27,9 +27,9 @@ from attn_fuzz.run import runner
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.text import one_line
-from attn_lab.mutate import reach
+from attn_lab.mutate import line_coverage
 from attn_lab.mutate.generate import Generated
-from attn_lab.mutate.reach import Reach, RecordedTests
+from attn_lab.mutate.line_coverage import Reach, RecordedTests
 
 SCHEMA = "attn-parity.mutants-log/1"
 STARTS = f'{{"schema":"{SCHEMA}"'.encode()
@@ -48,7 +48,7 @@ class Log:
     """The file of a campaign. Its first line says what it is of; each other line is a result, or what a target or tests run.
 
     Args:
-        path: of the file. Without one the first entry makes it.
+        path: the path of the file. Without one the first entry makes it.
         package: whose mutants these are.
 
     Raises:
@@ -140,8 +140,8 @@ class Trial(msgspec.Struct, frozen=True, omit_defaults=True, tag="trial"):
         by: the kind of the verdict that found the mutant; None if no case did.
         message: what the verdict says, or why the mutant does not run.
         together: how many mutants were installed, this one included.
-        always: whether the mutant raised in every case.
-        broken: whether the mutant does not import, or its kernels do not compile.
+        always: True if the mutant raised in every case.
+        broken: True if the mutant does not import, or its kernels do not compile.
     """
 
     key: Key
@@ -167,7 +167,7 @@ class Trial(msgspec.Struct, frozen=True, omit_defaults=True, tag="trial"):
 
     @property
     def is_last(self) -> bool:
-        """Whether nothing more is to be learnt of the mutant and the seed."""
+        """True if nothing more is to be learnt of the mutant and the seed."""
         return self.by is not None or self.broken
 
 
@@ -207,7 +207,7 @@ def run(
     probes: list[list[Key]] = []
     turns: dict[tuple[int, str], list[Key]] = {}
     for mutant, seed in itertools.product(mutants, seeds):
-        keys = order(mutant, seed, reach.targets_of(mutant.module, mutant.line, reaches), plan.examples)
+        keys = order(mutant, seed, line_coverage.targets_of(mutant.module, mutant.line, reaches), plan.examples)
         probes.append([key for key in keys if key.shard == PROBE])
         for key in keys[len(probes[-1]) :]:
             turns.setdefault((key.shard, key.target), []).append(key)
@@ -224,7 +224,7 @@ class _Campaign:
     """A campaign that is running.
 
     Attributes:
-        outcome: of the runner's last call.
+        outcome: the outcome of the runner's last call.
         ended: mutants and seeds of which nothing more is to be learnt.
     """
 

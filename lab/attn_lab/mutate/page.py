@@ -9,7 +9,7 @@ from statistics import median
 import msgspec
 from attn_lab.finders import PARTS_OF_FUZZER
 from attn_lab.miscompile import page as miscompiled
-from attn_lab.mutate import reach, suite
+from attn_lab.mutate import line_coverage, suite
 from attn_lab.mutate.campaign import Log, Trial, order
 from attn_lab.mutate.generate import Generated
 from attn_lab.pages import table
@@ -27,8 +27,8 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
             nothing of one that equivalent.toml tells.
         examples: for each seed, after how many examples it was found; None where it survived.
         by: the kind of the verdict that found it first.
-        tests: whether the test suite found it; None if the suite was not run to its end.
-        always: whether it raised in every case.
+        tests: True if the test suite found it; None if the suite was not run to its end.
+        always: True if it raised in every case.
         state: why it is in no rate, or why no target could find it; empty if there is nothing to say.
         why: the reason in words: of an equivalent mutant, of one that does not run, or of one that is not found.
     """
@@ -65,17 +65,17 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
         return self.change if self.change.startswith("#") else digest_of(self.change)
 
     def is_of(self, mutant: Generated) -> bool:
-        """Whether a mutant of this name makes the same change."""
+        """True if a mutant of this name makes the same change."""
         return self.digest == digest_of(mutant.change)
 
     @property
     def counts(self) -> bool:
-        """Whether it is in the rates."""
+        """True if it is in the rates."""
         return self.state in ("", NOT_RUN_BY_ANY)
 
     @property
     def is_listed(self) -> bool:
-        """Whether a page lists it: a seed of the fuzzer does not find it or it is in no rate, and no test finds it."""
+        """True if a page lists it: a seed of the fuzzer does not find it or it is in no rate, and no test finds it."""
         return not self.tests and (bool(self.state) or None in self.examples)
 
 
@@ -102,7 +102,7 @@ class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="schema", tag=SCHEMA):
-    """Where a campaign ran, with which Hypothesis, sample, seeds and examples for each target, and each mutant.
+    """The results of a campaign: its device, Hypothesis, sample, seeds and examples for each target, and each mutant.
 
     `suite` is None if no tests ran.
     """
@@ -127,7 +127,7 @@ def row(mutant: Generated, log: Log, seeds: Sequence[int], examples: int, equiva
     found = Row(mutant.name, mutant.change, tests=of_tests(mutant, log))
     if mutant.name in equivalent:
         return msgspec.structs.replace(found, state=EQUIVALENT, why=equivalent[mutant.name])
-    targets = reach.targets_of(mutant.module, mutant.line, [*log.reaches.values()])
+    targets = line_coverage.targets_of(mutant.module, mutant.line, [*log.reaches.values()])
     by_seed = [[log.trials.get(key) for key in order(mutant, seed, targets, examples)] for seed in seeds]
     trials = [trial for trials in by_seed for trial in trials if trial is not None]
     if broken := next((trial for trial in trials if trial.broken), None):
@@ -169,7 +169,7 @@ def _number(found: int | str) -> int | None:
 
 
 def of_tests(mutant: Generated, log: Log) -> bool | None:
-    """Whether the test suite finds a mutant; None if the log does not hold the end of its tests."""
+    """True if the test suite finds a mutant; None if the log does not hold the end of its tests."""
     tests = suite.tests_of(mutant, [*log.tests.values()])
     trial = log.trials.get(suite.key(mutant, tests))
     if trial is None or trial.broken:
@@ -214,7 +214,7 @@ KERNELS_OR_HOST: dict[str, Callable[[Row], bool]] = {
 
 
 Judge = Callable[[Row], list[bool] | None]
-"""Whether each seed found a mutant; None if that is not known."""
+"""Says of each seed if it found a mutant; None if that is not known."""
 
 RATES: dict[str, Judge] = {
     "fuzzer": lambda row: [each is not None for each in row.examples] or None,

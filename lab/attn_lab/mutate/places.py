@@ -18,8 +18,8 @@ class Place(NamedTuple):
     """A node where operators are asked.
 
     Attributes:
-        node: of the module's tree.
-        path: of the innermost class or function around the node, such as `Class.method`; empty for the module itself.
+        node: the node of the module's tree.
+        path: the path of the innermost class or function around the node, such as `Class.method`; empty for the module itself.
         around: the nodes around the node, from the module to the node's parent.
     """
 
@@ -89,7 +89,7 @@ class PatchMaker:
         return ".".join([self.module, *(node.name for node in outer if isinstance(node, _Scope))])
 
     def _count(self, scope: ast.AST, node: ast.AST) -> int:
-        """How often a node's code stands in a scope."""
+        """The number of times that a node's code stands in a scope."""
         if id(scope) not in self._counts:
             pieces = (piece for piece in ast.walk(scope) if isinstance(piece, ast.expr | ast.stmt))
             self._counts[id(scope)] = Counter(map(self._dump, pieces))
@@ -112,7 +112,7 @@ def way(node: ast.AST, below: ast.AST) -> list[ast.AST]:
 
 
 def _can_be_found(node: ast.AST, parent: ast.AST) -> bool:
-    """Whether a patch can name a node by itself: an expression that is read, or a statement that is no `elif`."""
+    """True if a patch can name a node by itself: an expression that is read, or a statement that is no `elif`."""
     if isinstance(node, ast.Starred | ast.Slice) or isinstance(getattr(node, "ctx", None), ast.Store | ast.Del):
         return False
     is_elif = isinstance(parent, ast.If) and isinstance(node, ast.If) and parent.orelse == [node]

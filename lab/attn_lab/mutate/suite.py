@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.patches.mutant import Mutant, MutantError
 from attn_fuzz.run import prepared
-from attn_lab.mutate import reached, suite_process
+from attn_lab.mutate import line_recording, suite_process
 from attn_lab.mutate.campaign import Key, Log, Trial
 from attn_lab.mutate.generate import Generated
-from attn_lab.mutate.reach import RecordedTests
+from attn_lab.mutate.line_coverage import RecordedTests
 from attn_lab.mutate.suite_process import Told
 
 TESTS = -1
@@ -31,14 +31,15 @@ TESTS = -1
 PART_SECONDS = 180.0
 """A test of a part that has not ended by then counts for nothing."""
 TOGETHER = 250
-"""How many of a mutant's tests run in one process. Their files are collected before the first of them runs."""
+"""The number of a mutant's tests that run in one process. Their files are collected before the first of them runs."""
 PATIENCE, LEAST_SECONDS = 10, 20.0
 """A test hangs that takes PATIENCE times as long as without a mutant, and longer than LEAST_SECONDS."""
 UNDER = ("torch", "Triton", "numpy")
 
 
 class Stop(NamedTuple):
-    """Why a mutant's tests do not go on: `test` fails "test", has "hung" or "died"; or no time is left, and `by` is None."""
+    """The reason why a mutant's tests do not go on: `test` fails "test", has "hung" or "died"; or no time is left, and `by` is
+    None."""
 
     by: str | None
     test: str
@@ -60,7 +61,7 @@ def tests_of(mutant: Generated, recorded: Sequence[RecordedTests]) -> dict[str, 
 
 
 def key(mutant: Generated, tests: Mapping[str, float]) -> Key:
-    """Which trial is a mutant's with these tests: with other tests it is another one."""
+    """The key of a mutant's trial with these tests. With other tests it is another trial."""
     return Key(mutant.name, TESTS, "tests", len(tests))
 
 
@@ -98,7 +99,7 @@ def run(
     Args:
         log: holds the tests; results are added as they come.
         workers: mutants at once.
-        seconds: of tests for each mutant. The next call goes on with those that have not ended.
+        seconds: the most seconds of tests for each mutant. The next call goes on with the tests that have not ended.
         report: called after each mutant.
     """
     recorded = [*log.tests.values()]
@@ -188,7 +189,9 @@ def _runs(file: str, part: int, count: int, told: Sequence[Told]) -> RecordedTes
     """The record of a file's tests, from the messages of their process. The first message has the statements run at import."""
     modules = {module for one in told for module in one.lines}
     noted = {module: [one.lines.get(module, set()) for one in told] for module in modules}
-    imported = {module: lines[0] | (reached.outside_functions(module) & set().union(*lines)) for module, lines in noted.items()}
+    imported = {
+        module: lines[0] | (line_recording.outside_functions(module) & set().union(*lines)) for module, lines in noted.items()
+    }
     passed = [one for one in told[1:] if one.outcome == "passed"]
     runs: dict[str, dict[int, list[int]]] = {}
     for number, one in enumerate(passed):
@@ -211,10 +214,10 @@ def _runs(file: str, part: int, count: int, told: Sequence[Told]) -> RecordedTes
 def _first_stop(
     tests: Mapping[str, float], mutant: Mutant, until: float, interrupted: threading.Event, *, harmless: bool = False
 ) -> tuple[int, Stop | None]:
-    """How many of the tests pass, one after another, and what stops the next one; None if nothing does.
+    """The number of tests that pass, one after another, and what stops the next one; None if nothing does.
 
     Args:
-        harmless: whether the modules that the mutant patches are installed as they are.
+        harmless: True if the modules that the mutant patches are installed as they are.
 
     Raises:
         MutantError: the mutant cannot be installed or imported.

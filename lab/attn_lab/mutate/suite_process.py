@@ -16,10 +16,10 @@ from attn_fuzz.patches import installation
 from attn_fuzz.patches.mutant import Mutant, MutantError
 from attn_fuzz.patches.source import patched_sources, text_of
 from attn_fuzz.run import prepared
-from attn_lab.mutate import reached
+from attn_lab.mutate import line_recording
 
 PART = 25
-"""How many tests of a file are recorded in one process, so that a long file is recorded in several at once."""
+"""The number of tests of a file that are recorded in one process, so that several processes record a long file at once."""
 WAKE_SECONDS = 0.5
 
 
@@ -88,7 +88,7 @@ def received(connection: Connection, until: float, interrupted: Event) -> Any:
 
 def record(connection: Connection, file: str, part: int, package: str) -> None:
     _stand_alone()
-    reached.install(package)
+    line_recording.install(package)
     _pytest(connection, [file], _Recorded(connection, part))
 
 
@@ -126,7 +126,7 @@ class _Tells:
         self._seconds += report.duration
         if report.when == "teardown":
             worst = next((each for each in ("failed", "skipped") if each in self._outcomes), "passed")
-            self._connection.send(Told(report.nodeid, worst, round(self._seconds, 4), reached.take()))
+            self._connection.send(Told(report.nodeid, worst, round(self._seconds, 4), line_recording.take()))
             self._outcomes, self._seconds = [], 0.0
 
 
@@ -138,7 +138,7 @@ class _Recorded(_Tells):
         self._part = part
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        self._connection.send((len(items), Told("", "", lines=reached.take())))
+        self._connection.send((len(items), Told("", "", lines=line_recording.take())))
         items[:] = items[self._part * PART : (self._part + 1) * PART]
 
 

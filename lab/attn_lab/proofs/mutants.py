@@ -22,7 +22,7 @@ class Confirmation:
 
     @property
     def confirmed(self) -> bool:
-        """Whether the interpreter shows what the solver says."""
+        """True if the interpreter shows what the solver says."""
         return self.verdict is not None and self.verdict.failed
 
 

@@ -26,10 +26,11 @@ the seconds of each theorem. `python -m attn_lab proofs --mutants` puts each mut
 
 * **Numbers are integers without bounds.** The theorems of the family `widths` say where 32 bits hold them. An
   address of 64 bits is an offset inside memory that exists.
-* **`//` and `%`** of a kernel truncate toward zero; of the host they floor. `&` and `|` are logical on conditions.
-  `tl.cdiv(a, b)` is `(a + b - 1) // b`. A bitcast to uint32 adds 2^32 to a negative number.
+* **`//` and `%`** of a kernel truncate toward zero; of the host they floor. `&` and `|` are logical on conditions;
+  `&` with a number of low bits is a remainder. `tl.cdiv(a, b)` is `(a + b - 1) // b`. A bitcast to uint32 adds 2^32 to a
+  negative number.
 * **A block is one arbitrary lane.** `tl.arange(0, N)` is a number from 0 to N - 1. A reduction gives a number of which a
-  theorem assumes what it says: `tl.max` is at least each lane.
+  theorem assumes what it says: `tl.max` is at least each lane. What lanes add up to is proved by induction over them.
 * **A loop is one arbitrary turn**, with an invariant that is proved of the first turn and of the next. Sizes of blocks
   are constants: BLOCK_N is 16, 32, 64 or 128, as in the launch tables.
 * **Memory** is an unknown function of the offset, one for each tensor. Masked loads give `other`.
@@ -41,9 +42,10 @@ the seconds of each theorem. `python -m attn_lab proofs --mutants` puts each mut
   dims and blocks 16 slots, all tiles have as many rows (`small_block_m` is 0), V is as wide as K (`block_rest` is 0), and
   the loop without a mask is compiled (`has_unmasked_loop`). Masks of ranges and chunks are proved for BLOCK_N 64. In the
   family `selection`, the loop without a mask is left out, as in each launch over a selection, and units have 1, 2, 3, 4,
-  16 or 128 tokens. In the family `keys`, any number of tokens share a key. The other families are about calls without a
+  16 or 128 tokens. In the family `select`, units have 1, 4 or 128 tokens, a turn looks at 64 or 4096 of them, and their
+  codes are any numbers. In the family `keys`, any number of tokens share a key. The other families are about calls without a
   selection, in which each token has its own key.
-* **The contract** gives ranges: lengths, rows and rules as the border checks leave them (`contract/attn_contract`). A
+* **The contract** gives ranges: lengths, rows and rules as the argument checks leave them (`contract/attn_contract`). A
   tile has at least one query, and its queries are the request's: the theorems of the family `programs` say so.
 
 ## What is not proved
@@ -61,6 +63,8 @@ the seconds of each theorem. `python -m attn_lab proofs --mutants` puts each mut
 * Sums of 64 bits of lanes that access nothing, and 32 bits of chunks. An address that is accessed is inside of a tensor
   (family `inside`), whose memory exists.
 * A selection beside sink tokens, chunks or ranges, and the addresses of keys that a selection names.
+* Of the choice of units: the logits and their codes, the search for a row's request, and that the rounds of `last_selected`
+  find the code of the last unit that is selected. How many ids a row of more than top_k units has is proved of what it finds.
 * The plan's choices (tiles, splits, waves): only that any choice covers every query and key.
 """
 

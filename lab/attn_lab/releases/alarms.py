@@ -17,11 +17,11 @@ from attn_fuzz.findings.finding import explanation
 from attn_fuzz.run import prepared, shard
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
-from attn_lab.releases import machine
-from attn_parity.drift.changes import misfit
-from attn_parity.drift.sides import Failed
+from attn_lab.releases import runner
+from attn_parity.commands.drift.changes import misfit
+from attn_parity.commands.drift.sides import Failed
 
-RESULTS = machine.RESULTS.with_name("releases-alarms.json")
+RESULTS = runner.RESULTS.with_name("releases-alarms.json")
 READ = Path(__file__).with_name("alarms.toml")
 SEEDS = (54, 5477, 5478)
 """False alarms of the first were mended, and its cases ran again. The others were drawn after that, each
@@ -31,10 +31,10 @@ WHAT = ("mended", "false alarm", "not read")
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What failures of a target are on the releases before one: of WHAT, and why.
+    """The reading of a target's failures on the releases before one: one of WHAT, and the reason.
 
     Attributes:
-        kinds: of verdicts; none: all.
+        kinds: kinds of verdicts; none: all.
         says: what the message of the verdict holds.
         asked: the release on which the failing cases run; "": the first one that does not fail so.
     """
@@ -53,7 +53,7 @@ class Alarm(msgspec.Struct, forbid_unknown_fields=True):
 
     Attributes:
         index: its number in the draw.
-        kind, message: of its verdict.
+        kind, message: the kind and the message of its verdict.
         case: its file.
         after: the release that mends it, and what the verdict there is of: a known finding, by name, or else its kind.
     """
@@ -84,17 +84,17 @@ class Counted(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
 
 
 Kept = dict[str, dict[str, Counted]]
-"""By target and release."""
+"""The counts by target and release."""
 
 
-class Summary(msgspec.Struct, forbid_unknown_fields=True):
-    """Of a target: on how many releases it ran, and its cases there. `alarms` are by WHAT."""
+class Summary(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+    """The number of releases on which a target ran, and its cases there. `alarms` counts them by WHAT."""
 
     releases: int
     cases: int
-    known: int
-    left_out: int
-    alarms: dict[str, int]
+    known: int = 0
+    left_out: int = 0
+    alarms: dict[str, int] = {}
 
 
 def results(file: Path) -> Kept:
@@ -108,12 +108,12 @@ def keep(seed: int, file: Path) -> None:
 
 
 def summaries() -> dict[int, dict[str, Summary]]:
-    """By seed and target."""
+    """The summaries by seed and target."""
     return msgspec.json.decode(RESULTS.read_bytes(), type=dict[int, dict[str, Summary]]) if RESULTS.is_file() else {}
 
 
 def summary(kept: Kept) -> dict[str, Summary]:
-    """Of the targets that ran anywhere."""
+    """The summary of each target that ran on a release."""
     read, found = entries(), {}
     for name, by_release in sorted(kept.items()):
         ran = {release: counted for release, counted in by_release.items() if counted.examples}
@@ -128,7 +128,7 @@ def summary(kept: Kept) -> dict[str, Summary]:
 def entry_of(entries: Sequence[Entry], name: str, release: str, alarm: Alarm) -> Entry | None:
     def is_about(entry: Entry) -> bool:
         is_so = alarm.kind in (entry.kinds or (alarm.kind,)) and entry.says in alarm.message
-        return name in entry.targets and is_so and machine.version(release) < machine.version(entry.before)
+        return name in entry.targets and is_so and runner.version(release) < runner.version(entry.before)
 
     return next(filter(is_about, entries), None)
 
@@ -145,10 +145,10 @@ def entries() -> list[Entry]:
 
 def run_all(sources: Path, examples: int, seconds: float, only: Sequence[str], file: Path, seed: int) -> Iterator[str]:
     """Go on with each target on each release in a folder, up to a number of cases or a time for each."""
-    for package in machine.PACKAGES:
+    for package in runner.PACKAGES:
         names = [name for name in registry.packages()[package].places if not only or name in only]
-        for release in machine.releases(sources, package) if names else ():
-            with machine.on(sources, package, release):
+        for release in runner.releases(sources, package) if names else ():
+            with runner.using_release(sources, package, release):
                 process = prepared.start("cpu", _run_release, package, release, names, examples, seconds, file, seed)
             process.join()
             yield f"{package} {release}"
@@ -168,12 +168,12 @@ def _run_release(
 def _run(name: str, package: str, counted: Counted, examples: int, seconds: float, seed: int) -> None:
     try:
         target = registry.load(name)
-        counted.error = machine.line((target.unavailable and target.unavailable("cpu")) or "")
+        counted.error = runner.line((target.unavailable and target.unavailable("cpu")) or "")
         if counted.error:
             return
         with tempfile.TemporaryDirectory() as folder:
             plan = FuzzPlan(
-                target=name, device="cpu", examples=machine.MOST_EXAMPLES, first=examples, seed=seed, folder=Path(folder)
+                target=name, device="cpu", examples=runner.MOST_EXAMPLES, first=examples, seed=seed, folder=Path(folder)
             )
             cases, until = shard.drawn(plan)[counted.examples :], time.monotonic() + seconds
             with shard.start_executor(plan) as executor:
@@ -186,25 +186,25 @@ def _run(name: str, package: str, counted: Counted, examples: int, seconds: floa
                     failed = Failed(kind=verdict.kind, message=verdict.message, case_file=None)
                     why = verdict.about if verdict.kind == "limit" else verdict.failed and misfit(failed, package)
                     if why:
-                        counted.left_out[machine.line(why)] = counted.left_out.get(machine.line(why), 0) + 1
+                        counted.left_out[runner.line(why)] = counted.left_out.get(runner.line(why), 0) + 1
                     elif verdict.failed and not finding:
                         counted.alarms.append(
-                            Alarm(counted.examples, verdict.kind, machine.line(verdict.message), case_file.dumps(case))
+                            Alarm(counted.examples, verdict.kind, runner.line(verdict.message), case_file.dumps(case))
                         )
                     counted.examples += 1
     except (Exception, SystemExit) as error:  # of a release that an adapter was not written for
-        why = machine.line(str(error).strip().rpartition("\n")[2])
+        why = runner.line(str(error).strip().rpartition("\n")[2])
         counted.error = why if isinstance(error, ExecutorError) else f"{type(error).__name__}: {why}"
 
 
 def run_after(sources: Path, only: Sequence[str], file: Path) -> Iterator[str]:
     """Run each failing case on the release that mends it, by alarms.toml."""
     for name in only or [*results(file)]:
-        package = next(package for package in machine.PACKAGES if name in registry.packages()[package].places)
-        waiting = _waiting(name, results(file), machine.releases(sources, package))
-        for later in sorted(set(waiting.values()), key=machine.version):
+        package = next(package for package in runner.PACKAGES if name in registry.packages()[package].places)
+        waiting = _waiting(name, results(file), runner.releases(sources, package))
+        for later in sorted(set(waiting.values()), key=runner.version):
             cases = [case for case, release in waiting.items() if release == later]
-            with machine.on(sources, package, later):
+            with runner.using_release(sources, package, later):
                 process = prepared.start("cpu", _run_after, name, later, cases, file)
             process.join()
             yield f"{name} {later}"
@@ -216,8 +216,8 @@ def _waiting(name: str, kept: Kept, known: Sequence[str]) -> dict[tuple[str, int
     for release, counted in kept.get(name, {}).items():
         for alarm in counted.alarms:
             entry = entry_of(read, name, release, alarm)
-            asked = entry and entry.what == WHAT[0] and machine.version(entry.asked or entry.before)
-            later = next((each for each in known if asked and machine.version(each) >= asked), None)
+            asked = entry and entry.what == WHAT[0] and runner.version(entry.asked or entry.before)
+            later = next((each for each in known if asked and runner.version(each) >= asked), None)
             if later and alarm.after[0] != later:
                 found[release, alarm.index] = later
     return found

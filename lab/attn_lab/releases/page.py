@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from attn_lab.findings import scripts
 from attn_lab.pages import table
-from attn_lab.releases import alarms, machine
+from attn_lab.releases import alarms, runner
 from attn_lab.releases.alarms import Summary
-from attn_lab.releases.machine import Fix, Results, Run
+from attn_lab.releases.runner import Fix, Results, Run
 
-PAGE = machine.RESULTS.with_suffix(".md")
+PAGE = runner.RESULTS.with_suffix(".md")
 _INTRODUCTION = """# Releases of others: fixes that nobody here chose
 
 {count} fixes of attention in Triton and Python files of vLLM, SGLang, LMDeploy and AITER. They were read off the differences
@@ -28,7 +28,7 @@ PACKAGE-RELEASE for each release that is to run, such as `vllm-0.24.0/vllm`. `--
 
 
 def shown(fix: Fix, kept: Results) -> bool:
-    """Whether the example that was looked at fails on the release before a fix, and agrees on the release that has it."""
+    """True if the example that was looked at fails on the release before a fix, and agrees on the release that has it."""
     return fix.shown_by is not None and fix.shown_by[1] in changed(fix, fix.shown_by[0], kept)
 
 
@@ -44,7 +44,7 @@ def changed(fix: Fix, target: str, kept: Results) -> list[int]:
 
 
 def _around(fix: Fix, target: str, kept: Results) -> tuple[Run | None, Run | None]:
-    runs, earlier = kept.runs.get(target, {}), machine.before(kept.releases[fix.package], fix.release)
+    runs, earlier = kept.runs.get(target, {}), runner.before(kept.releases[fix.package], fix.release)
     return runs.get(earlier or ""), runs.get(fix.release)
 
 
@@ -71,7 +71,7 @@ def _of_draw(run: Run) -> str:
 
 
 def page(kept: Results) -> str:
-    fixes = machine.fixes()
+    fixes = runner.fixes()
     loaded, found = [fix for fix in fixes if fix.targets], [fix for fix in fixes if shown(fix, kept)]
     lines = [
         _INTRODUCTION.format(
@@ -82,7 +82,7 @@ def page(kept: Results) -> str:
             seed=kept.seed,
             of_loaded=f"{len(found) / len(loaded):.0%}",
             of_all=f"{len(found) / len(fixes):.0%}",
-            most=machine.MOST_EXAMPLES,
+            most=runner.MOST_EXAMPLES,
         )
     ]
     rows = [

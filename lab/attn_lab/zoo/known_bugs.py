@@ -52,11 +52,11 @@ Kind = Literal[
     "determinism",
     "state",
 ]
-"""Where attention goes wrong: the classes of bugs."""
+"""The classes of bugs: the parts of attention that go wrong."""
 
 KERNELS = "attn_optimized.kernels."
 """The package of the kernels' sources."""
-REPLACED = "triton"
+KERNEL_TARGET = "triton"
 """The target whose bugs `on_target` takes to another one."""
 
 
@@ -82,7 +82,7 @@ class KnownBug(Mutant, frozen=True, kw_only=True, forbid_unknown_fields=True, re
 
     @property
     def in_kernel(self) -> bool:
-        """Whether it changes the source of a kernel, and so what a compiler makes of the kernel."""
+        """True if it changes the source of a kernel, and so what a compiler makes of the kernel."""
         return any(patch.place.startswith(KERNELS) for patch in self.patches)
 
 
@@ -90,12 +90,12 @@ def on_target(bugs: Sequence[KnownBug], target: str, *, compiles: bool) -> list[
     """The bugs of kernels of the target `triton`, on a target that runs the same kernels in another way.
 
     Args:
-        compiles: whether it runs what a compiler makes of the kernels. Then no bug needs a GPU.
+        compiles: True if it runs what a compiler makes of the kernels. Then no bug needs a GPU.
     """
     return [
         msgspec.structs.replace(bug, target=target, needs_gpu=bug.needs_gpu and not compiles)
         for bug in bugs
-        if bug.in_kernel and bug.target == REPLACED
+        if bug.in_kernel and bug.target == KERNEL_TARGET
     ]
 
 

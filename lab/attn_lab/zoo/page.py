@@ -80,7 +80,7 @@ def row(name: str, runs: Sequence[Progress]) -> Row:
     """The results of a mutant; the case is of the first seed that found it.
 
     Args:
-        runs: of all seeds. If a seed was interrupted, the mutant is unfinished: give no runs.
+        runs: the runs of all seeds. If a seed was interrupted, the mutant is unfinished: give no runs.
     """
     if error := next((progress.broken for progress in runs if progress.broken), None):
         return Row(name, error=error)

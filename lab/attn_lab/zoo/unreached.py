@@ -6,7 +6,7 @@ from pathlib import Path
 from attn_fuzz.patches.mutant import Patch
 from attn_fuzz.patches.source import module_and_path, text_of
 from attn_fuzz.run.shard import FuzzPlan
-from attn_lab.mutate import reach
+from attn_lab.mutate import line_coverage
 from attn_lab.zoo.known_bugs import KnownBug
 
 CASES = 150
@@ -22,7 +22,7 @@ def is_unreached(mutant: KnownBug, seed: int, folder: Path) -> bool:
         return False
     plan = FuzzPlan(target=mutant.target, device="cpu", examples=CASES, seed=seed, folder=folder)
     packages = {patch.place.split(".")[0] for patch in mutant.patches}
-    ran = {module: lines for package in packages for module, lines in reach.record(plan, package).cases.items()}
+    ran = {module: lines for package in packages for module, lines in line_coverage.record(plan, package).cases.items()}
     return not any(_lines(patch) & ran.get(module_and_path(patch.place)[0], {}).keys() for patch in mutant.patches)
 
 

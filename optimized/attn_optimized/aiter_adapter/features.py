@@ -89,7 +89,7 @@ def is_foreign_cache(aiter: Aiter, architecture: str | None, kv_cache_dtype: tor
 
 
 def features_of(aiter: Aiter) -> dict[str, str | None]:
-    """For each feature None if an AITER's signatures declare it, else why not, in words.
+    """For each feature, None if an AITER's signatures declare it, or the reason why not.
 
     `prefill` is flash_attn_varlen_func, `prefill_sinks` its argument for them, and likewise `unified` (unified_attention),
     `decode` (paged_attention_v1, `decode_multi_token` for several queries of a request) and `decode_assembly` (pa_fwd_asm).
@@ -106,8 +106,8 @@ def window_edges(aiter: Aiter) -> int:
 def may_run_assembly(head_size: int, dtype: torch.dtype, *, alibi: bool) -> bool:
     """True if flash_attn_varlen_func may take its assembly kernels (gfx942, gfx950), which know neither sinks nor soft caps.
 
-    Its gate asks for bfloat16 and a head size of 128, without ALiBi and without a window, and asks for neither sinks nor a cap.
-    A window is no way around: one that reaches past the batch's longest sequence is dropped before the gate.
+    Its gate requires bfloat16, a head size of 128, no ALiBi and no window, but does not look at sinks and caps. A window does
+    not avoid these kernels: a window that reaches past the batch's longest sequence is dropped before the gate.
     """
     return dtype == torch.bfloat16 and head_size == 128 and not alibi
 

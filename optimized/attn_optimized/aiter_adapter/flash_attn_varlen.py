@@ -49,10 +49,10 @@ def flash_attn_varlen(
     a higher bound on the keys. Where AITER's LSE is +inf, of a batch without keys, ours is the sink, or -inf without one.
 
     Args:
-        aiter: what is called; see find_aiter.
+        aiter: the AITER to call; see find_aiter.
         q: [T, H, D] float16 or bfloat16.
         k, v: [T_kv, HK, D] of q's dtype.
-        layer: scale, window, logits_soft_cap, alibi_slopes and sinks are its; its cache has no part in this.
+        layer: its scale, window, logits_soft_cap, alibi_slopes and sinks are used, and nothing about its cache.
         query_start_loc, key_start_loc: [R + 1] int32, prefix sums of the queries and the keys of each request.
         max_query_len, max_key_len: upper bounds.
         out: [T, H, D] of q's dtype, written in the rows that a request owns, and whole if `max_key_len` is 0.
@@ -119,10 +119,10 @@ def flash_attn_varlen(
 def _bound_that_keeps(right: int, *, max_query_len: int, max_key_len: int) -> int:
     """The bound on the number of keys with which AITER keeps a window's right edge, if the edge may hide a key.
 
-    AITER drops an edge that is not below the bound. The first of q queries stands q - 1 keys before the last key. So a right
-    edge hides keys from more than `right + 1` queries alone, which are then more queries than keys. A left edge that is not
-    below the bound hides none. To AITER's kernels a higher bound says nothing else: their masks come from each request's own
-    lengths. A bound of 0 says that there is no key, and stays.
+    AITER drops an edge that is not below the bound. The first of q queries stands q - 1 keys before the last key, so a right
+    edge hides keys only if there are more than `right + 1` queries, which are then more than the keys. A left edge that is not
+    below the bound hides none. A higher bound has no other effect on AITER's kernels, whose masks follow from each request's
+    own lengths. A bound of 0 means that there is no key, and stays.
     """
     hides_keys = right < max_query_len - 1
     return right + 1 if hides_keys and 0 < max_key_len <= right else max_key_len

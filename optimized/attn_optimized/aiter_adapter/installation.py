@@ -31,16 +31,16 @@ _NEWER = "an AITER whose signature has it, or TRITON_ATTN"
 
 @dataclass(frozen=True, kw_only=True)
 class Aiter:
-    """An AITER, or why there is none.
+    """An AITER, or the reason why there is none.
 
     Args:
         missing: None, or why it cannot be used here, in words.
         version: as its package says; None for a checkout.
         location: folder of the package; None of a recorded one.
-        signatures: by the function's name; those that it has not are absent.
+        signatures: the signature of each function that it has, by name.
         unified_traits: those of `signatures.UNIFIED_TRAITS` that are true of it.
         fn_architectures: those whose own float8 type it takes to be e4m3fn; that of the others is e4m3fnuz.
-        functions: those that are loaded already. The others are imported when they are first called.
+        functions: the functions that are loaded already. The others are imported when they are first called.
     """
 
     missing: str | None = None
@@ -74,7 +74,7 @@ class Aiter:
         return self.load(function)(**arguments)
 
     def load(self, function: str) -> Callable[..., Any]:
-        """A function of AITER, imported unless it is already: whoever calls several can know that all are there.
+        """A function of AITER, imported if necessary, so that a caller of several functions can make sure that all are there.
 
         Raises:
             UnsupportedError: there is no AITER, or no such function, or it does not import here.
@@ -132,7 +132,7 @@ def find_aiter() -> Aiter:
 
 
 def import_aiter() -> Aiter:
-    """The same after importing its functions, which may compile kernels and needs ROCm; `missing` says what failed."""
+    """The same AITER after importing its functions, which may compile kernels and needs ROCm; `missing` says what failed."""
     aiter = find_aiter()
     for signature in aiter.signatures.values():
         try:

@@ -4,7 +4,7 @@ import math
 
 import torch
 from attn_contract import YES, Batch, Layer, Layout, No
-from attn_contract.rules import words_of
+from attn_contract.rules import label_of
 from attn_contract.validation import check_paged_attention
 
 from attn_optimized.aiter_adapter.features import ASSEMBLY_BLOCK_SIZES, ASSEMBLY_HEAD_SIZES
@@ -14,7 +14,7 @@ from attn_optimized.aiter_adapter.refusals import NO_ARGUMENT, NO_SUCH_MASK, Lim
 
 _NAME = "pa_fwd_asm"
 _RULES = {
-    "window": YES,  # of its right edge, which the only query, at the last key, does not reach
+    "window": YES,  # the right edge of the only query, which stands at the last key, hides nothing
     "logits_soft_cap": No(NO_ARGUMENT),
     "alibi_slopes": No(NO_ARGUMENT),
     "sinks": No(NO_ARGUMENT),
@@ -28,7 +28,7 @@ _MAX_ROWS = 16
 _WHOLE_BLOCKS, _TILE = 240, 256
 """For more than 240 keys and fewer than 256 the files attend slots behind the last key (ROCm/aiter#5654)."""
 _REACH = 1 << 31
-"""Bytes of a plane that offsets of 32 bits reach: blocks behind them read as zeros (ROCm/aiter#3062)."""
+"""The bytes of a plane that offsets of 32 bits reach: blocks behind them read as zeros (ROCm/aiter#3062)."""
 
 
 def pa_fwd_asm(
@@ -48,7 +48,7 @@ def pa_fwd_asm(
     255 keys. Without `validate` lengths are unknown, so a step whose `max_seq_len` is above 240 is refused.
 
     Args:
-        aiter: what is called; see find_aiter.
+        aiter: the AITER to call; see find_aiter.
         q: [T, H, D] float16 or bfloat16, contiguous.
         kv_cache: SHUFFLED, of q's dtype.
         layer, batch: DECODER, `max_query_len` of 1 and as many rows as requests.
@@ -70,7 +70,7 @@ def pa_fwd_asm(
         _NAME,
         *one_token(layer, batch, values=validate),
         *rules(_RULES, layer, batch),
-        (layer.window[0] >= 0, words_of("window"), NO_SUCH_MASK),
+        (layer.window[0] >= 0, label_of("window"), NO_SUCH_MASK),
         (lse is not None, "the LSE", "it returns none"),
         (not math.isclose(layer.scale, fixed, rel_tol=1e-6), f"a scale of {layer.scale:g}", f"it is {fixed:g} inside"),
         dtype(q.dtype),

@@ -42,7 +42,7 @@ def paged_attention_v1(
     the cache is not quantized. Each partition of keys divides by its sum plus 1e-6.
 
     Args:
-        aiter: what is called; see find_aiter.
+        aiter: the AITER to call; see find_aiter.
         q: [T, H, D] float16 or bfloat16, heads packed.
         kv_cache: rows in any layout but the packed ones; of q's dtype, or float8 with one k_scale and one v_scale.
         layer, batch: DECODER, `max_query_len` of 1 and as many rows as requests.

@@ -36,7 +36,7 @@ _RULES = {
     "bidirectional_ranges": No(_ONLY_CAUSAL),
     "ranges_clamped": No(_ONLY_CAUSAL),
 }
-# of a prefill's tiles, whatever the block size
+# the keys of a prefill's tile, for any block size
 _TILE_KEYS = 64
 
 
@@ -60,7 +60,7 @@ def unified_attention(
     output is the same without sinks.
 
     Args:
-        aiter: what is called; see find_aiter.
+        aiter: the AITER to call; see find_aiter.
         q: [T, H, D] float16 or bfloat16.
         kv_cache: rows in any layout but X_PACKED, SHUFFLED and CONTENT_PACKED_SCALED; of q's dtype, or float8 with one k_scale
             and one v_scale, of a type that the AITER takes on the device.
@@ -143,14 +143,14 @@ def unified_attention(
 
 
 def _dense(qq_bias: torch.Tensor) -> torch.Tensor:
-    """The bias with its width for its row stride, which `contiguous` does not give to a row that is alone."""
+    """The bias with its width as the stride of its rows, which `contiguous` does not give to a single row."""
     if qq_bias.stride() == (qq_bias.shape[1], 1):
         return qq_bias
     return qq_bias.clone(memory_format=torch.contiguous_format)
 
 
 def _readable(block_table: torch.Tensor, block_size: int) -> torch.Tensor:
-    """The table with memory behind each row for the rest of a tile's blocks; what it holds is never followed."""
+    """The table with memory behind each row for the rest of a tile's blocks; these entries are never followed."""
     more = -(-(_TILE_KEYS - math.gcd(_TILE_KEYS, block_size)) // block_size)
     elements = block_table.untyped_storage().nbytes() // block_table.element_size()
     last = block_table.storage_offset() + (len(block_table) - 1) * block_table.stride(0) + block_table.shape[1]

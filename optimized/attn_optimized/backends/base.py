@@ -29,7 +29,7 @@ from attn_optimized.aiter_adapter import Aiter, find_aiter
 from attn_optimized.backends.metadata import CommonAttentionMetadata
 
 PLANES_FIRST = tuple(layout for layout in Layout if layout.dims[0] == "kv")
-"""Layouts whose K and V lie in planes of their own; the others have K and V of a block side by side."""
+"""Layouts with a plane of K and a plane of V; in other layouts K and V of a block are neighbours."""
 
 
 Metadata = TypeVar("Metadata")
@@ -63,7 +63,7 @@ class AttentionMetadataBuilder(ABC, Generic[Metadata]):
 
 
 class BatchBuilder(AttentionMetadataBuilder[Batch]):
-    """For backends whose kernels take the whole step as it is: their metadata is the contract's Batch."""
+    """A builder for backends whose kernels take the whole step as it is: their metadata is the contract's Batch."""
 
     metadata = Batch
 
@@ -72,17 +72,17 @@ class BatchBuilder(AttentionMetadataBuilder[Batch]):
 
 
 class AttentionImplBase(ABC, Generic[Metadata]):
-    """One layer as a backend computes it: what it serves, and the checks of its calls.
+    """One layer of a backend: the check that it is served, and the checks of its calls.
 
     Args:
-        layer: what is fixed for the layer; `layout` is that of the tensors handed to the methods as kv_cache.
-        dtype: of query, key and value; with a q_scale of key, value and an output that is not quantized.
+        layer: the parameters of the layer; its `layout` is that of the tensors passed as kv_cache.
+        dtype: the dtype of query, key and value. With a q_scale it is the dtype of key, value and an output without a scale.
         block_size: slots of a block; None for types without a cache.
-        allocation_layout: the layout by which other layers read the same raw allocation, None if nobody does or all use
+        allocation_layout: the layout by which other layers read the same raw allocation, None if none do or all use
             `layer.layout`. Where they keep K and V in planes, all methods reinterpret a blocks-first kv_cache as planes, so
             that a block id covers the same bytes for everyone (vLLM #43945).
         kv_sharing_target_layer_name: the layer whose cache this one reads; it then writes nothing itself.
-        batch_invariant: whether outputs must not depend on the rest of the batch; see attn_optimized.paged_attention.
+        batch_invariant: True if outputs must not depend on the rest of the batch; see attn_optimized.paged_attention.
         validate: check the values in tensors too, in every call, which waits for the device.
         aiter: AMD's AITER; the installed one if None.
 
@@ -129,7 +129,7 @@ class AttentionImplBase(ABC, Generic[Metadata]):
         self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
         self._reinterprets = _must_reinterpret(layer.layout, allocation_layout)
         self.layer = dataclasses.replace(layer, layout=Layout.KV_FIRST_NHD) if self._reinterprets else layer
-        # what was found right in a step: another one asks again only when it brings something new
+        # results of checks of a step: another step is checked again only if it brings something new
         self._served: set[tuple[object, ...]] = set()
         self._cache_shapes: set[torch.Size] = set()
 
@@ -141,7 +141,7 @@ class AttentionImplBase(ABC, Generic[Metadata]):
             raise ContractError("attn_metadata", type(attn_metadata).__name__, expected)
 
     def _check_step(self, query: torch.Tensor, batch: Batch, output: torch.Tensor, lse: torch.Tensor | None) -> None:
-        """Refuse what a step is or asks for that the layer was not made for."""
+        """Refuse properties and rules of a step that the layer was not made for."""
         if self.layer.q_scale is None:
             self._check_dtype("query", query)
         check_tensor("output", output)
@@ -233,7 +233,7 @@ class AttentionImpl(AttentionImplBase[Metadata]):
             key, value: this step's tokens [T, HK, D] and [T, HK, Dv], or None: layers with a cache read it alone. Dv is D but
                 for a head_size_v.
             kv_cache: as the layer's layout says; None for types without a cache.
-            attn_metadata: of this backend's builder.
+            attn_metadata: metadata of this backend's builder.
             output: [T, H, Dv] or [T, H * Dv], written in the rows that a request owns.
             lse: [H, T] float32, written likewise.
 
@@ -330,7 +330,7 @@ class MLAAttentionImpl(AttentionImplBase[Metadata]):
         Args:
             query: [T_d, N, Lkv + R], the rows `attn_metadata.decode.rows` of the step, in this order.
             kv_cache: [NB, BS, Lkv + R].
-            attn_metadata: of this backend's builder.
+            attn_metadata: metadata of this backend's builder.
             output: [T_d, N, Lkv] or [T_d, N * Lkv], written in the rows that a request owns.
             lse: [N, T_d] float32, written likewise.
 
@@ -360,7 +360,7 @@ class MLAAttentionImpl(AttentionImplBase[Metadata]):
             query: [T_p, N, P + R], the rows `attn_metadata.prefill.rows` of the step, in this order.
             kv_c, k_pe: [T_p, Lkv] and [T_p, R] of the same rows; k_pe is rotated already.
             kv_cache: [NB, BS, Lkv + R].
-            attn_metadata: of this backend's builder.
+            attn_metadata: metadata of this backend's builder.
             output: [T_p, N, V] or [T_p, N * V].
             lse: [N, T_p] float32.
 
@@ -393,13 +393,13 @@ class AttentionBackend(ABC):
     builder: ClassVar[type[AttentionMetadataBuilder[Any]]]
 
     def __init_subclass__(cls) -> None:
-        if "impl" in vars(cls):  # one that is inherited stays its own backend's
+        if "impl" in vars(cls):  # an inherited impl stays that of its own backend
             cls.impl.backend = cls
 
     @classmethod
     @abstractmethod
     def capabilities(cls, aiter: Aiter) -> Capabilities:
-        """The one declaration, given what is known of AITER: for the selector, the check of `impl`, and the docs."""
+        """The one declaration, for a given AITER. The selector, the check of `impl` and the docs use it."""
 
     @classmethod
     def over_ranks(cls) -> type["AttentionBackend"]:

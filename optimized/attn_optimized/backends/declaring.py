@@ -109,7 +109,7 @@ FLOAT8_QUERIES = (
         reason="vLLM quantizes queries beside scales of the whole cache alone (vLLM 0.33, attention.py:471-478)",
     ),
 )
-"""What vLLM's Triton backends say of float8 queries: `supports_quant_query_input`, and the layer that asks for it."""
+"""The answers of vLLM's Triton backends about float8 queries: `supports_quant_query_input`, and the layer that asks."""
 
 FLOAT8_BEFORE_SM89 = Combination(
     property="a float8 cache on an NVIDIA GPU before sm89",
@@ -119,12 +119,12 @@ FLOAT8_BEFORE_SM89 = Combination(
 
 
 def declared_aiter(aiter: Aiter) -> Aiter:
-    """The AITER; for a missing one, the newest record: missing is one reason, and not ten."""
+    """The AITER, or the newest record if it is missing, so that its absence is one reason and not ten."""
     return aiter if aiter.missing is None else recorded(RECORDED[-1])
 
 
 def own_float8_caches(aiter: Aiter) -> Combination:
-    """That a decoder's float8 cache is of a type which the AITER's unified_attention takes."""
+    """The combination that refuses a decoder's float8 cache of a type that the AITER's unified_attention does not take."""
 
     def is_of_another(config: AttentionConfig, architecture: str | None) -> bool:
         is_asked = architecture is not None and config.attn_type is AttentionType.DECODER

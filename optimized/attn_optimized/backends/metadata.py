@@ -17,7 +17,7 @@ class CommonAttentionMetadata:
         num_actual_tokens, max_query_len, max_seq_len: as in Batch: bounds, possibly padded.
         block_table_tensor: [R, max_blocks] int32.
         slot_mapping: [S] int64; -1 writes nothing.
-        causal: of decoder layers: a bool, or [R] bool.
+        causal: whether decoder layers are causal: a bool, or [R] bool.
         encoder_seq_lens, max_encoder_seq_len: [R] int32, the encoder's tokens of each request, and a bound of them, possibly
             loose; None without cross-attention.
         bidirectional_ranges, qq_bias: as in Batch; for decoder layers.

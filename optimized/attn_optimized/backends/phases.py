@@ -42,8 +42,8 @@ class PhaseMetadata:
     """The requests of one phase, in the order of the step.
 
     Args:
-        batch: these requests alone; its query rows count from 0 and are all owned.
-        rows: which rows of the step they are: a slice, or their int64 indices where requests of other phases lie in between.
+        batch: only these requests; its query rows count from 0 and are all owned.
+        rows: the rows of the step: a slice, or int64 indices if requests of other phases lie in between.
         query_lens, seq_lens: [R] int64, on the host.
     """
 
@@ -117,7 +117,7 @@ def check_host_lengths(attn_metadata: HostLengths, longest: int, block_size: int
 
 
 def _consecutive(indices: torch.Tensor, device: torch.device) -> slice | torch.Tensor:
-    """Ascending indices as a slice, where they have no gap."""
+    """Ascending indices as a slice if they have no gap."""
     first, last = int(indices[0]), int(indices[-1])
     return slice(first, last + 1) if last - first + 1 == len(indices) else to_device(device, indices)
 

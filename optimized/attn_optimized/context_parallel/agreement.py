@@ -1,4 +1,4 @@
-"""Checks that all ranks make the same call. Otherwise they wait for each other, or add numbers of unlike rows.
+"""Checks that all ranks make the same call. Otherwise they would wait for each other, or add numbers of different rows.
 
 Every rank sends its call to all others, in one collective of fixed size. So all ranks know of a rank that refuses its own
 call, and of a rank whose call is another one, and each of them raises an error.
@@ -28,7 +28,7 @@ Compared = int | float | OneOf | Callable[[], int]
 """An argument as ranks compare it: a number, the index of its value, or a function that makes a checksum of it."""
 TIMEOUT, LEAST_TIMEOUT, LONGEST_TIMEOUT = timedelta(seconds=60), timedelta(milliseconds=1), timedelta(days=365)
 MOST_NUMBERS = 24
-"""A call is sent as so many numbers, however many it has. A rank that makes another kind of call sends as many."""
+"""The number of numbers in every message about a call, so that calls of other kinds have messages of the same size."""
 
 
 class RanksError(RuntimeError):
@@ -56,7 +56,7 @@ def run(
 def start(
     what: str, group: dist.ProcessGroup, timeout: timedelta, collective: Callable[..., dist.Work | None], *tensors: Any
 ) -> Callable[[], None]:
-    """Start a collective, and return what waits for it as `run` does. A GPU runs what is launched in between beside it.
+    """Start a collective, and return a function that waits for it as `run` does. A GPU runs later launches beside it.
 
     Raises:
         RanksError: it failed, or in gloo took longer than the timeout. What is returned raises it, too.
@@ -75,7 +75,7 @@ def start(
 def run_to_the_end(
     what: str, group: dist.ProcessGroup, timeout: timedelta, collective: Callable[..., dist.Work | None], *tensors: Any
 ) -> None:
-    """Run a collective, for which the process waits on a GPU, too. NCCL's group is of no use after a timeout.
+    """Run a collective for which the process waits, also on a GPU. A group of NCCL cannot be used after a timeout.
 
     Raises:
         RanksError: it failed, or took longer than the timeout.
@@ -109,8 +109,8 @@ def compare_calls(
     """Compare this rank's call with the others', and wait until all ranks have come.
 
     Args:
-        call: what must be the same on all ranks, by name; or why this rank refuses its call.
-        names: of the numbers, in one order on all ranks. They tell one kind of call from another.
+        call: the numbers that must be the same on all ranks, by name; or the error by which this rank refuses its call.
+        names: the names of the numbers, in one order on all ranks. They tell one kind of call from another.
         timeout: how long a rank waits for the others.
 
     Raises:

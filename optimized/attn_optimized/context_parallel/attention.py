@@ -43,21 +43,21 @@ class _Row(NamedTuple):
     """A head's row of a message: its outputs, and behind them their LSEs. Attention writes into it, so nothing is packed."""
 
     num_tokens: int
-    value_size: int
+    v_head_size: int
     dtype: torch.dtype
 
     @property
     def sizes(self) -> tuple[int, int]:
         """Bytes of the outputs and of the LSEs, in whole units of 16, which kernels read and write at once; at least one."""
-        sizes = self.value_size * self.dtype.itemsize, torch.float32.itemsize
+        sizes = self.v_head_size * self.dtype.itemsize, torch.float32.itemsize
         outputs, lses = ((self.num_tokens * size // 16 + 1) * 16 for size in sizes)
         return outputs, lses
 
     def read(self, message: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of a message [..., H, bytes]: outputs [..., T, H, D] and LSEs [..., H, T]."""
         outs, lses = message.split(self.sizes, dim=-1)
-        outs = outs.view(self.dtype)[..., : self.num_tokens * self.value_size]
-        by_token = outs.unflatten(-1, (self.num_tokens, self.value_size)).transpose(-3, -2)
+        outs = outs.view(self.dtype)[..., : self.num_tokens * self.v_head_size]
+        by_token = outs.unflatten(-1, (self.num_tokens, self.v_head_size)).transpose(-3, -2)
         return by_token, lses.view(torch.float32)[..., : self.num_tokens]
 
 
@@ -91,16 +91,16 @@ def attend_over_ranks(
             GPU never completes: create the group with a short one. The process's current GPU is that of q.
         q: [T, H / N, D], the queries of this rank's heads, which are the rank-th part of all heads.
         kv_cache: this rank's keys and values.
-        layer: of all H heads, with this rank's cache scales.
-        step: of `local_step`.
+        layer: the layer of all H heads, with this rank's cache scales.
+        step: the result of `local_step`.
         exchange: how the outputs meet.
-        out_dtype: of the output if the layer has an output_scale.
+        out_dtype: the dtype of the output if the layer has an output_scale.
         compare: first compare the call with those of the other ranks, which waits for all of them, and for the device. Without
             it, ranks whose calls differ wait until a timeout, or return wrong numbers.
         timeout: how long a rank waits for the others, where a process waits at all: when calls are compared, and in gloo. From
             1 ms to 365 days.
-        attention, merge: who attends and who merges: the Triton kernels, or functions of the same signatures, such as the
-            reference's on a CPU. What attends writes into `out` and `lse`, strided views of what is sent.
+        attention, merge: the functions that attend and merge: the Triton kernels', or functions of the same signatures, such as
+            the reference's on a CPU. `attention` writes into `out` and `lse`, which are strided views of a message.
 
     Raises:
         ContractError: the arguments contradict the contract, or are not the same on all ranks. Every rank raises an error.
@@ -127,9 +127,9 @@ def attend_over_ranks(
     num_tokens, num_heads = len(q), layer.num_heads
     heads = _gathering(_HEADS_OR_LSES, group, q, timeout)  # while memory for the output is made ready
     of_rank = kv_cache, local_layer(layer, step.dealing), step.of_layer(layer)
-    # a column that no request owns keeps an LSE of -inf, so that its row counts for nothing
+    # a column that no request owns keeps an LSE of -inf, so that its row has no weight
     if exchange == "all_to_all":
-        row = _Row(num_tokens, layer.value_size, q.dtype)
+        row = _Row(num_tokens, layer.v_head_size, q.dtype)
         message = torch.empty(num_heads, sum(row.sizes), dtype=torch.uint8, device=q.device)
         part, lse = row.read(message)
         lse.fill_(-torch.inf)
@@ -154,7 +154,7 @@ COMPARED = (
 
 
 def _check_output(layer: Layer, out_dtype: object, *functions: object) -> None:
-    """Check what a rank does behind the collectives, in which the others wait for it."""
+    """Check what a rank does after the collectives, because the other ranks wait for it there."""
     check_type("layer", layer, Layer, "a Layer")
     if layer.output_scale is not None and out_dtype not in FLOAT8_DTYPES:
         raise ContractError("out_dtype", shown(out_dtype), "float8_e4m3fn or float8_e4m3fnuz: there is an output_scale")
@@ -184,7 +184,7 @@ def _checked(
         raise ContractError("step", f"rank {dealt_to[1]} of {dealt_to[0]}", f"rank {group.rank()} of {group.size()}")
     if q.shape[1] * group.size() != layer.num_heads:
         raise ContractError("q", f"{q.shape[1]} heads on {group.size()} ranks", f"num_heads ({layer.num_heads}) in all")
-    # the gathered queries, which attend, are a copy: what is wrong with q itself shows here alone
+    # attention gets a copy, the gathered queries, so errors in q itself show only here
     check_attention_tensors({"q": q, "kv_cache": kv_cache}, own_layer, step.batch, None, None)
     return _told(q, layer, step, exchange)
 
@@ -204,7 +204,7 @@ def _told(q: torch.Tensor, layer: Layer, step: LocalStep, exchange: str) -> dict
         "dtype of q": OneOf(q.dtype, FLOAT_DTYPES),
         "num_heads": layer.num_heads,
         "num_kv_heads": layer.num_kv_heads,
-        "head size of V": layer.value_size,
+        "head size of V": layer.v_head_size,
         "attn_type": OneOf(layer.attn_type, tuple(AttentionType)),
         "scale": float(layer.scale),
         "logits_soft_cap": float(layer.logits_soft_cap or 0.0),

@@ -163,7 +163,7 @@ def local_lengths(lengths: torch.Tensor, dealing: Dealing) -> torch.Tensor:
 
 
 def _sees_same_keys(batch: Batch) -> bool:
-    """Whether all queries of a request see the same keys. Else each query is a request of the rank's step."""
+    """True if all queries of a request see the same keys. Else each query is a request of the rank's step."""
     return batch.causal is False or batch.max_query_len <= 1 or not batch.num_requests
 
 

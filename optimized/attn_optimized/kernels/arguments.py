@@ -1,7 +1,7 @@
 """The attention kernel's arguments in groups, so that its functions take and read them by name.
 
-The parameters of a kernel itself stay flat. Triton would compile it anew for special values of numbers in a tuple (1, multiples
-of 16): `do_not_specialize` does not reach into a tuple.
+The kernel itself has flat parameters: `do_not_specialize` does not reach into a tuple, so Triton would compile the kernel anew
+for special values of a number in a tuple (1, multiples of 16).
 """
 
 from dataclasses import dataclass
@@ -20,74 +20,75 @@ class Kind:
     """
 
     q_unit: int
-    """elements that strides of q and out count in; see `launch.in_units`"""
+    """the unit of the strides of q and out, in elements; see `launch.in_units`"""
     kv_unit: int
-    """elements that strides of K and V count in"""
+    """the unit of the strides of K and V, in elements"""
     is_paged: bool
-    """whether K and V are blocks of a cache, or rows as q is"""
+    """True if K and V are blocks of a cache; False if they are rows, as q is"""
     block_size: int
     interior: str
     """how a page lies in memory, and the elements of 16 bytes in it: see kv_layout; "latent" if K's first dims are V, and
     "latent_scaled" if they also have scales, and dims without one are bfloat16, at v_ptr"""
     x: int
     scale_dims: int
-    """of "latent_scaled": dims of V that share a scale"""
+    """in "latent_scaled": the number of dims of V that share a scale"""
     kept_dims: int
-    """the last dims of V that are bfloat16, none or scale_dims; those of K behind V are, too"""
+    """the number of last dims of V that are bfloat16: 0 or scale_dims. The dims of K behind V are bfloat16, too"""
     q_format: str
-    """of elements of q, which are numbers of float16 in dots unless it is "float": see quantization"""
+    """the format of q's elements (see quantization). Unless it is "float", dots take them as float16"""
     q_scale_step: int
-    """elements from the scale of a KV head's queries to the next one's: 0 if all have one"""
+    """the stride of q's scales from one KV head to the next: 0 if all heads share one scale"""
     kv_format: str
-    """of elements of K and V, and of the output: see quantization"""
+    """the format of the elements of K and V, and that of the output's elements: see quantization"""
     out_format: str
     has_token_scales: bool
     has_value_pairs: bool
-    """whether tiles of few rows load V, and K of a latent cache, by two dims at once: see `load.load_value_pairs`"""
+    """True if tiles of few rows load two dims of V at once, and of K in a latent cache: see `load.load_value_pairs`"""
     has_float16_dots: bool
-    """whether the dots of such tiles are in float16, and q is not: see float16_dots"""
+    """True if the dots of such tiles are in float16 although q is not: see float16_dots"""
     has_integer_bfloat16: bool
-    """whether float32 becomes bfloat16 by integers: see bfloat16"""
+    """True if float32 is converted to bfloat16 in integer arithmetic: see bfloat16"""
     has_hidden_dots: bool
     """True if larger tiles compute logits in a branch that is always taken. Triton gives all warps of a program to rows where a
     dot depends on a dot, and it does not look into branches. Of 64 rows, two groups of 4 warps would both compute all logits;
     so each group has half of the keys."""
     has_sums_in_columns: bool
-    """whether sums of weights are added up behind the loops: see `online_softmax.in_columns`"""
+    """True if the sums of weights are added up behind the loops: see `online_softmax.in_columns`"""
     scale_sign: int
-    """1, -1 or 0"""
+    """the sign of the layer's scale: 1, -1 or 0"""
     has_gaps: bool
-    """whether the keys that a query sees may be other than one interval: sink tokens, chunks, ranges, qq_bias"""
+    """True if a rule may make the keys of a query other than one interval: sink tokens, chunks, ranges, qq_bias"""
     selection_unit: int
-    """keys of a unit that each query selects, one query a tile; 0 if none selects any: see selection.py"""
+    """the tokens of a unit if queries select units, and each tile is one query; 0 without a selection: see selection.py"""
     key_unit: int
-    """tokens that share a key; 1 if each has its own"""
+    """the number of tokens that share a key; 1 if each token has its own"""
     has_unmasked_loop: bool
-    """whether tiles of keys that every query sees have a loop of their own, without a mask"""
+    """True if the tiles of keys that every query sees have a loop of their own, without a mask"""
     skips_masked_loop: bool
-    """whether it is looked first whether the other loop has a tile: most parts of the keys have none, and the beginning of a
-    loop takes as long as a tile"""
+    """True if the kernel enters the masked loop only where it has a tile. Most parts of the keys have no masked tile, and the
+    beginning of a loop takes as long as a tile"""
     has_soft_cap: bool
     has_bias: bool
-    """whether something is added to logits: ALiBi, qq_bias"""
+    """True if something is added to logits: ALiBi, qq_bias"""
     is_partial: bool
-    """whether the softmax's state for parts of the keys is written"""
+    """True if the softmax's state for parts of the keys is written"""
     has_dependent: bool
-    """whether the kernel that reduces parts is launched before this one ends: see dependent_launch"""
+    """True if the kernel that reduces parts is launched before this one ends: see dependent_launch"""
     head_size: int
-    """dims of q and K"""
+    """the number of dims of q and K"""
     first_size: int
-    """those of them that the first of two dots takes; all of them if there is one dot: see key_rest"""
-    value_size: int
-    """dims of V and of the output"""
-    first_value_size: int
-    """those of them that the first of two sums of values has; all of them if there is one: see key_rest"""
+    """the number of these dims in the first of two dots; all of them if there is one dot: see key_rest"""
+    v_head_size: int
+    """the number of dims of V and of the output"""
+    first_v_head_size: int
+    """the number of these dims in the first of two sums of values; all of them if there is one sum: see key_rest"""
     groups_per_kv_head: int
-    """into how many groups, each with tiles of its own, the query heads of a KV head are cut"""
+    """the number of groups, each with tiles of its own, into which the query heads of a KV head are cut"""
     heads_per_kv_head: int
-    """those query heads, if there are several groups; else 0: all layers with one group share compiled code"""
+    """the number of query heads of a KV head if there are several groups; else 0, so that layers with one group share compiled
+    code"""
     small_block_m: int
-    """rows of the tile of a request that needs no more, 0 if all tiles are alike"""
+    """the rows of the smaller tile for a request that needs no more; 0 if all tiles are alike"""
     block_m: int
     block_n: int
     block_d: int
@@ -95,13 +96,13 @@ class Kind:
     block_rest: int
     """the other dims of q and K, padded to a power of two; 0 if there is one dot"""
     block_v: int
-    """first_value_size, padded to a power of two"""
+    """first_v_head_size, padded to a power of two"""
     block_v_rest: int
     """the other dims of V, padded to a power of two; 0 if there is one sum of values"""
 
 
 class Tensors(NamedTuple):
-    """Pointers. An optional tensor that is not there is some other memory, and is not read."""
+    """Pointers. The pointer of an optional tensor that is not given points to other memory, which is not read."""
 
     out_ptr: tl.tensor
     lse_ptr: tl.tensor
@@ -123,7 +124,7 @@ class Tensors(NamedTuple):
 
 
 class Flags(NamedTuple):
-    """1 or 0: which tensors are there, and what is written."""
+    """1 or 0 each: which optional tensors are given, and what is written."""
 
     has_lse: tl.tensor
     has_sinks: tl.tensor
@@ -138,8 +139,8 @@ class Sizes(NamedTuple):
     split_keys.py and selection.py."""
 
     num_tokens: tl.tensor
-    group: tl.tensor
-    group_inverse: tl.tensor
+    heads_per_group: tl.tensor
+    inverse_heads_per_group: tl.tensor
     num_splits: tl.tensor
     tiles_per_split: tl.tensor
     first_part: tl.tensor

@@ -36,7 +36,7 @@ def attention_kernel(
     acc_ptr, row_max_ptr, row_sum_ptr,
     # read: [T, H, D], and K and V; V begins stride_kv behind v_ptr
     q_ptr, k_ptr, v_ptr,
-    # one, or one per KV head; None, which is no argument of a compiled kernel, if KIND.q_format is "float"
+    # one scale of q, or one per KV head; None if KIND.q_format is "float": a compiled kernel then has no such argument
     q_scale_ptr,
     # one scale, or one per KV head, if has_scales; [NB, BS, HK] if KIND.has_token_scales; of K alone, [NB, BS, scales of
     # a row] float32 or ue8m0 bytes, if KIND.interior is "latent_scaled"
@@ -48,7 +48,7 @@ def attention_kernel(
     # [1 or HK, T, num_selected]; None if KIND.selection_unit is 0
     selected_ptr,
     has_lse, has_sinks, has_alibi_slopes, has_causal, has_scales, has_output_scale,
-    # whether a tile all of whose keys are one part writes its output itself
+    # True if a tile whose keys are all in one part writes its output itself and leaves nothing to reduce
     writes_output,
     scale, logits_soft_cap,
     # distances from a query: to its window's edges, to the farthest key ahead (0 if causal), and back inside a range
@@ -59,11 +59,11 @@ def attention_kernel(
     one_tile_per_request,
     # whether the grid's second dimension holds the tiles, and its first the heads
     heads_first,
-    # query heads of a tile, and 2^16 / group, rounded up: a row of a tile times this, shifted by 16, is its query
-    group, group_inverse,
+    # query heads of a tile, and 2^16 / heads_per_group, rounded up: a row of a tile times this, shifted by 16, is its query
+    heads_per_group, inverse_heads_per_group,
     # see split_keys
     num_splits, balanced_splits, filling_splits, work_shares, min_tiles_per_split, max_tiles, first_part,
-    # in rows of KIND.value_size elements: the compiler knows by how many bytes they are divisible, and stores 16 at once
+    # in rows of KIND.v_head_size elements: so the compiler knows a divisor of the offsets, and stores 16 bytes at once
     stride_acc_part, stride_acc_row,
     # in KIND.q_unit elements
     stride_out_row, stride_out_head, stride_q_row, stride_q_head,
@@ -73,30 +73,30 @@ def attention_kernel(
     stride_k_scale_block, stride_k_scale_slot, stride_k_scale_head,
     stride_v_scale_block, stride_v_scale_slot, stride_v_scale_head,
     stride_state_part, stride_state_head, stride_lse_head, stride_block_table, stride_qq_bias,
-    # entries of a query; 0 each without a selection
+    # the number of entries of a query's row of `selected`, and the tensor's strides; all are 0 without a selection
     num_selected, stride_selected_head, stride_selected_row,
     KIND: tl.constexpr,
 ):  # fmt: skip
-    """One tile of queries of one request, at most `group` query heads of one KV head, one split of the keys.
+    """One tile of queries of one request, at most `heads_per_group` query heads of one KV head, one split of the keys.
 
     Grid: (tiles, groups, num_splits), or (groups, tiles, num_splits) if heads_first. A request whose rows fit
-    KIND.small_block_m takes a tile of so many rows: one that decodes beside a long prefill reads its keys as fast as it does in
-    a batch of decodes.
+    KIND.small_block_m has a tile of that many rows. So a request that decodes in a batch with a long prefill reads its keys as
+    fast as in a batch of decodes.
     """
-    # The last tiles of a causal request have the most keys, and begin first. In heads_first they do so for all heads: else a
-    # GPU that runs few waves of programs ends with the last head's longest tiles. On an H100, 2048 tokens of 16 heads take
-    # 1.38 times as long that way. In many waves tiles of one head follow each other, whose keys are still in the cache: one
-    # prompt of 72k tokens and 32 KV heads takes 1.26 times as long in heads_first.
+    # The last tiles of a causal request have the most keys, so they begin first; in heads_first, those of all heads do. Without
+    # heads_first, a GPU that runs few waves of programs ends with the longest tiles of the last head: on an H100, 2048 tokens
+    # of 16 heads take 1.38 times as long. In many waves it is better if tiles of one head follow each other, because its keys
+    # are still in the cache: a prompt of 72k tokens and 32 KV heads takes 1.26 times as long in heads_first.
     # int64 from here on: rows, blocks and heads get multiplied by strides
     if heads_first:
-        tile_index, heads = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(0).to(tl.int64)
+        tile_index, head_group = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(0).to(tl.int64)
     else:
-        tile_index, heads = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
+        tile_index, head_group = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
     split = tl.program_id(2).to(tl.int64)
     request, first_row, query_len, first_query, end_query = find_tile(
         query_start_loc_ptr, num_requests, queries_per_tile, one_tile_per_request, tile_index
     )
-    # these loads begin before the results of the loads above are used: all of them are under way together
+    # issue these loads before the results of the loads above are used, so that all loads are in flight together
     seq_len = tl.load(seq_lens_ptr + request).to(tl.int64) if KIND.is_paged else query_len
     if has_causal:
         max_ahead = tl.where(tl.load(causal_ptr + request), 0, max_ahead)
@@ -110,7 +110,7 @@ def attention_kernel(
             filling_splits, work_shares, min_tiles_per_split, max_tiles, KIND.block_n * KIND.key_unit,
         )  # fmt: skip
     tile = Tile(
-        request=request, heads=heads, kv_head=heads // KIND.groups_per_kv_head, split=split, seq_len=seq_len,
+        request=request, head_group=head_group, kv_head=head_group // KIND.groups_per_kv_head, split=split, seq_len=seq_len,
         first_row=first_row, query_len=query_len, first_query=first_query, end_query=end_query, hidden_zero=zero,
     )  # fmt: skip
     Q_FORMAT: tl.constexpr = KIND.q_format
@@ -133,8 +133,8 @@ def attention_kernel(
         qq_bias_len=qq_bias_len,
     )  # fmt: skip
     sizes = Sizes(
-        num_tokens=num_tokens, group=group, group_inverse=group_inverse, num_splits=num_splits,
-        tiles_per_split=tiles_per_split, first_part=first_part, num_selected=num_selected,
+        num_tokens=num_tokens, heads_per_group=heads_per_group, inverse_heads_per_group=inverse_heads_per_group,
+        num_splits=num_splits, tiles_per_split=tiles_per_split, first_part=first_part, num_selected=num_selected,
     )  # fmt: skip
     strides = Strides(
         acc_part=stride_acc_part, acc_row=stride_acc_row, out_row=stride_out_row, out_head=stride_out_head,
@@ -146,18 +146,19 @@ def attention_kernel(
         selected_head=stride_selected_head, selected_row=stride_selected_row,
     )  # fmt: skip
     args = Arguments(tensors, flags, rules, sizes, strides)
-    # two ifs: the compiler decides the first
+    # two ifs, because the compiler decides the first one
     if KIND.small_block_m > 0:  # noqa: SIM102
-        if query_len * group <= KIND.small_block_m:
+        if query_len * heads_per_group <= KIND.small_block_m:
             attend_tile(tile, args, KIND, KIND.small_block_m)
             return
     attend_tile(tile, args, KIND, KIND.block_m)
 
 
 class Queries(NamedTuple):
-    """A tile of queries as the loops over keys read it: its rows, where they stand, what each sees, and their dims.
+    """A tile of queries as the loops over keys read it: rows, positions, what each row sees, and dims.
 
-    `q` has all dims of the first dot, or the even ones beside `q_odd`, which else is `q`. `factor` is the scale of logits.
+    `q` holds the dims of the first dot. If dims come in pairs, `q` holds the even and `q_odd` the odd ones; otherwise `q_odd`
+    is `q`. `factor` is the scale of logits.
     """
 
     tile: Tile
@@ -174,8 +175,8 @@ class Queries(NamedTuple):
 def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
     """Attend to a part of the keys, and write the rows of the output or the state of that part.
 
-    Row m of the tile is query `m // group` and head `m % group` of the group, for any group size. Tiles of keys begin at
-    multiples of KIND.block_n, so that a row's sums do not depend on the tile that the row is in.
+    Row m of the tile is query `m // heads_per_group` and head `m % heads_per_group` of the group, for any group size. Tiles of
+    keys begin at multiples of KIND.block_n, so that a row's sums do not depend on the tile that the row is in.
     """
     # [M]
     rows = rows_of_tile(tile, args.sizes, 0, KIND, BLOCK_M)
@@ -188,7 +189,7 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
         state_offset = offset_of_state(tile, rows, args)
         begin, end, is_part = tiles_of_split(tile.split, tiles.count, args.sizes, args.flags.writes_output)
         if (tile.split > 0) & (begin >= tiles.count):
-            # a part without keys, of which the reduction reads nothing else
+            # this part has no keys: the reduction sees a largest logit of -inf, and reads no sums of the part
             no_key = tl.full([BLOCK_M], float("-inf"), tl.float32)
             tl.store(args.tensors.row_max_ptr + state_offset, no_key, mask=rows.owned)
             return
@@ -203,7 +204,7 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
         sums *= 2.0**LOG2_UNIT
     if KIND.has_sums_in_columns:
         sums = in_columns(sums, KIND.block_n)
-    # of odd dims, if PAIRS, and of those behind the first ones; else any sums
+    # sums of the odd dims if PAIRS, and of the dims of V behind the first block_v; otherwise placeholders that are not read
     acc_odd = acc
     acc_rest = tl.full([BLOCK_M, KIND.block_v_rest], 0.0, tl.float32) if KIND.block_v_rest > 0 else acc
     factor, v_scale = load_scales(tile, args)
@@ -216,11 +217,11 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
     loops = loops_over(tiles, begin, end, tile, positions, args.rules, KIND)
     for MASKED in tl.static_range(0 if KIND.has_unmasked_loop else 1, 2):
         if MASKED:
-            # masked tiles lie before and behind the unmasked ones, which `keys_of_tile` skips
+            # masked tiles lie before and behind the unmasked range, which `keys_of_tile` skips
             begin, end = loops.begin, loops.end - (loops.unmasked_end - loops.unmasked_begin)
         else:
             begin, end = loops.unmasked_begin, loops.unmasked_end
-        # two ifs: the compiler decides the first
+        # two ifs, because the compiler decides the first one
         if MASKED and KIND.skips_masked_loop:
             if begin < end:
                 row_max, sums, acc, acc_odd, acc_rest = attend_keys(
@@ -240,7 +241,7 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
 
 @triton.jit
 def load_queries_of_tile(rows, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
-    """The tile's queries: the dims of the first dot, its odd ones if they are apart, and those of the second dot."""
+    """The tile's queries: the dims of the first dot, its odd dims if they are apart, and the dims of the second dot."""
     PAIRS: tl.constexpr = KIND.has_value_pairs and BLOCK_M <= FEW_ROWS
     INTERIOR: tl.constexpr = KIND.interior
     # K of a latent cache is V
@@ -259,10 +260,10 @@ def attend_keys(
     row_max, sums, acc, acc_odd, acc_rest, begin, end, queries, loops, source, args,
     KIND: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """One loop over tiles of keys: [begin, end) of those with a mask if MASKED, else of those without.
+    """One loop over tiles [begin, end) of keys: the tiles that need a mask if MASKED, otherwise the tiles that need none.
 
     Returns:
-        row_max, sums, acc, acc_odd, acc_rest: with these keys.
+        row_max, sums, acc, acc_odd, acc_rest: the state with these keys added.
     """
     tile, rows, positions, seen_by_each, q, q_odd, q_rest, factor = queries
     PAIRS: tl.constexpr = KIND.has_value_pairs and BLOCK_M <= FEW_ROWS
@@ -270,17 +271,17 @@ def attend_keys(
     KEY_PAIRS: tl.constexpr = PAIRS and INTERIOR == "latent"
     FLOAT16: tl.constexpr = PAIRS and KIND.has_float16_dots
     HIDDEN: tl.constexpr = KIND.has_hidden_dots and BLOCK_M > FEW_ROWS
-    # hidden dots give weights that are rounded already
+    # with hidden dots the weights are rounded before they come here
     IN_INTEGERS: tl.constexpr = KIND.has_integer_bfloat16 and not HIDDEN
     BLOCK_N: tl.constexpr = KIND.block_n
-    # an empty loop looks up a clamped tile, without keys: its first key may not fit in 32 bits
+    # if the loop is empty (begin == end), look up a clamped tile and no keys: the first key of `begin` may not fit in int32
     first, end_key = tl.minimum(begin, end - 1), tl.where(begin < end, loops.end_key, 0)
     next_block = load_blocks(source, first, end_key, loops, args.rules.sink_tokens, KIND, MASKED, False)
     for i in range(begin, end):
         # [N]
         first_key, key, in_tile = keys_of_tile(i, loops, source.selection, KIND, MASKED)
         block = next_block
-        # in the last turn, the same ones once more
+        # the last iteration looks up its own blocks once more
         next_block = load_blocks(
             source, tl.minimum(i + 1, end - 1), end_key, loops, args.rules.sink_tokens, KIND, MASKED, not MASKED
         )
@@ -296,7 +297,7 @@ def attend_keys(
         operands = Operands(q=q, k=k, q_odd=q_odd, k_odd=v_odd, q_rest=q_rest, k_rest=k_rest)
         # [M, N], [M], [N]
         if HIDDEN:
-            # any numbers of these types: this branch is always taken
+            # placeholders of these types, which are never used: the branch below is always taken
             weights, decay, v_token_scale = tl.broadcast_to(row_max[:, None], [BLOCK_M, BLOCK_N]).to(v.dtype), row_max, 1.0
             if tile.hidden_zero == 0:
                 row_max, sums, exact_weights, decay, _ = weigh_keys(

@@ -6,14 +6,14 @@ import triton.language as tl
 
 @triton.jit
 def load_lse(pointers, there):
-    """LSEs, and -inf where a part is empty: where it is not there, and where its kernel returned NaN or +inf."""
+    """LSEs of parts; -inf for an empty part, for one that is not there, and where a kernel returned NaN or +inf."""
     lse = tl.load(pointers, mask=there, other=float("-inf"))
     return tl.where((lse == lse) & (lse < float("inf")), lse, float("-inf"))
 
 
 @triton.jit
 def shift_of(largest):
-    """[rows]: what is subtracted from the LSEs of a row: the largest one, or 0 where all parts are empty."""
+    """[rows]: the shift of a row's LSEs: the largest of them, or 0 where all parts are empty."""
     return tl.where(largest == float("-inf"), 0.0, largest)
 
 

@@ -1,7 +1,7 @@
 """Float32 numbers as bfloat16, which is their upper 16 bits, in arithmetic of integers.
 
-Most AMD GPUs have no instruction for it. LLVM rounds to nearest even there, in about six instructions for each number, of which
-some are for NaN. Numbers of float8 or int8 fit into the upper 16 bits as they are, and weights are never negative.
+Most AMD GPUs have no instruction for the conversion. There LLVM rounds to nearest even in about six instructions a number, some
+of them for NaN. Fewer suffice here: numbers of float8 or int8 fit into the upper 16 bits, and weights are never negative.
 """
 
 import triton
@@ -16,7 +16,7 @@ def exact_bfloat16(numbers):
 
 @triton.jit
 def nearest_bfloat16(numbers):
-    """Float32 numbers rounded to nearest, those in the middle to the larger magnitude.
+    """Float32 numbers rounded to the nearest bfloat16; a number halfway between two goes to the larger magnitude.
 
     The sum carries from the mantissa into the exponent, and so from the largest numbers into infinity. A quiet NaN stays one,
     unless bits 15 to 30 are all set: then it becomes 0. A weight that is NaN makes the row's sum of weights NaN in any case.

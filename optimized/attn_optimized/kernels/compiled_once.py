@@ -1,4 +1,4 @@
-"""Kernels that are compiled once, whatever their numbers are."""
+"""Kernels that are compiled once for all values of their numeric arguments."""
 
 import inspect
 from collections.abc import Callable
@@ -9,13 +9,13 @@ import triton.language as tl
 from triton import knobs
 
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
-"""True if Triton's interpreter runs the kernels of this process, which has no PTX."""
+"""True if Triton's interpreter runs the kernels of this process. It runs no inline PTX."""
 
 
 def compiled_once(*, aligned: tuple[str, ...]) -> Callable[[Callable[..., Any]], Any]:
-    """`triton.jit` for a kernel whose numbers change from step to step, say what is there, or are strides.
+    """`triton.jit` for a kernel whose numeric arguments are sizes of a step, flags or strides.
 
-    By itself, Triton compiles a kernel anew for a number that is 1, for one that is a multiple of 16, and for a tensor whose
+    By default, Triton compiles a kernel anew for a number that is 1, for one that is a multiple of 16, and for a tensor whose
     address is no multiple of 16. A kernel of this decorator is compiled once for all numbers (parameters in lower case that are
     no pointers) and once for all addresses of tensors that `aligned` does not name.
 

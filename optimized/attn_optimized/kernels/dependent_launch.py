@@ -11,13 +11,13 @@ from attn_optimized.kernels.compiled_once import INTERPRETED
 
 @triton.jit
 def let_next_begin():
-    """The next kernel may begin once all programs of this kernel have come here or ended. It still waits for what it reads."""
+    """Let the next kernel begin once all programs of this kernel have come here or ended. It still waits for its inputs."""
     if not INTERPRETED:
         tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
 def wait_for_previous():
-    """Wait until the kernel before has ended and its stores can be read: of a kernel that is launched with launch_pdl."""
+    """Wait until the kernel before this one has ended and its stores are visible. Only for launches with launch_pdl."""
     if not INTERPRETED:
         tl.extra.cuda.gdc_wait()

@@ -14,9 +14,9 @@ LOG2_UNIT = tl.constexpr(14)
 
 @triton.jit
 def float16_queries(q, q_odd, q_rest, factor, KIND: tl.constexpr):
-    """Queries as float16 numbers, in the parts as they came, and the factor [M] of their dots in place of that of q's dots.
+    """The parts of the queries as float16, and the factor [M] of each row that replaces the factor of q's dots.
 
-    A row of zeros, or of numbers too small to matter, is scaled by 2^114. One that holds an infinity or a NaN keeps it.
+    A row of zeros, or of numbers too small to matter, is scaled by 2^114. A row keeps its infinities and NaN.
     """
     largest = tl.maximum(_largest(q), _largest(q_odd))
     if KIND.block_rest > 0:

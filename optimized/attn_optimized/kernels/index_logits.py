@@ -28,9 +28,9 @@ class IndexLogitsKind:
     operand: str
     """The type of the operands of dots, by Triton's name; it holds each number of q and of the cache."""
     has_integer_bfloat16: bool
-    """Whether bfloat16 is made by `exact_bfloat16`."""
+    """True if bfloat16 is made by `exact_bfloat16`."""
     has_weights: bool
-    """Whether a key's logit is the weighted sum of products above 0; else it is their maximum."""
+    """True if a key's logit is the weighted sum of products above 0; False: it is their maximum."""
     head_size: int
     num_heads: int
     """Index heads of a selection."""

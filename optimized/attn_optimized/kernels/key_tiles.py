@@ -10,9 +10,9 @@ from attn_optimized.kernels.visibility import keys_seen_by_all
 
 
 class KeyTiles(NamedTuple):
-    """The tiles of keys of a tile of queries, in the order of the loops: first those of sink tokens, then the others.
+    """The tiles of keys for a tile of queries, in the order of the loops: first those of sink tokens, then the others.
 
-    A key outside [first_key, end_key) is seen by no query: it may be garbage, and is not loaded.
+    No query sees a key outside [first_key, end_key): it may be garbage, and is not loaded.
     """
 
     first_key: tl.tensor
@@ -25,7 +25,7 @@ class KeyTiles(NamedTuple):
 
 
 class Loops(NamedTuple):
-    """The tiles of one split: [begin, end) of their order, those of them that need no mask, and KeyTiles in 32 bits."""
+    """The tiles of one split: its range [begin, end) in their order, the range that needs no mask, and KeyTiles as int32."""
 
     begin: tl.tensor
     end: tl.tensor
@@ -40,7 +40,7 @@ class Loops(NamedTuple):
 
 @triton.jit
 def key_tiles(seen, selection, KIND: tl.constexpr):
-    """The tiles that hold what some query of a tile sees, or all places of its selection."""
+    """The tiles that hold the keys that some query of a tile sees, or all places of its selection."""
     if KIND.selection_unit > 0:
         first_tile = tl.full((), 0, tl.int64)
         count = tl.cdiv(selection.count.to(tl.int64) * KIND.selection_unit, KIND.block_n)
@@ -75,7 +75,7 @@ def loops_over(tiles, begin, end, tile, positions, rules, KIND: tl.constexpr):
 def keys_of_tile(i, loops, selection, KIND: tl.constexpr, MASKED: tl.constexpr):
     """The tile of step `i` of a loop: its first key, its keys [N], and whether any query may see them [N].
 
-    Of a selection, the first key is a place, and keys are in any order.
+    With a selection, `first_key` is a place in the selection, and the keys are in any order.
     """
     n = tl.where(i < loops.unmasked_begin, i, i + loops.unmasked_end - loops.unmasked_begin) if MASKED else i
     tile = loops.first_tile + n

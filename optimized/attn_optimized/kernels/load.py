@@ -63,7 +63,7 @@ def load_scales(tile, args):
 
 @triton.jit
 def source_of_keys(tile, selection, args, KIND: tl.constexpr):
-    """The keys and values of a tile of queries."""
+    """The places of the keys and values of a tile of queries."""
     dim, value_dim = tl.arange(0, KIND.block_d)[None, :], tl.arange(0, KIND.block_v)[None, :]
     request_table_ptr = args.tensors.block_table_ptr + tile.request * args.strides.block_table
     k_head_ptr = args.tensors.k_ptr + tile.kv_head * args.strides.k_head * KIND.kv_unit
@@ -82,18 +82,18 @@ def source_of_keys(tile, selection, args, KIND: tl.constexpr):
 
 @triton.jit
 def load_blocks(source, i, end_key, loops, sink_tokens, KIND: tl.constexpr, MASKED: tl.constexpr, ALL: tl.constexpr):
-    """[N]: the block of each key of tile `i` of a loop, 0 from `end_key` on; a plain 0 if K and V are no blocks.
+    """[N]: the block of each key of tile `i` of a loop, 0 from `end_key` on; the number 0 if K and V are not paged.
 
-    A loop looks blocks up one tile before it loads their keys. So the keys wait for no load of the same turn, and a compiler
-    that loads tiles ahead keeps as many of them in flight as num_stages says: else it takes a stage for the table.
+    A loop looks up blocks one tile before it loads their keys. So no load of a key waits for a load of the same iteration, and
+    a compiler that pipelines the loads keeps num_stages tiles in flight. Otherwise it would spend a stage on the block table.
 
     Args:
-        ALL: whether all keys of the tile are below `end_key`, and may be seen.
+        ALL: True if all keys of the tile are below `end_key`, and a query may see each of them.
     """
     block = 0
     if KIND.is_paged:
         _, key, in_tile = keys_of_tile(i, loops, source.selection, KIND, MASKED)
-        # a division by a power of two is one shift if the number has no sign
+        # an unsigned division by a power of two is one shift
         unsigned_key = key.to(tl.uint32, bitcast=True)
         block_ptr = source.request_table_ptr + unsigned_key // KIND.block_size
         if KIND.has_gaps:
@@ -112,11 +112,11 @@ def load_keys_and_values(
     Args:
         key: [N], keys of the request from `first_key` on.
         block: [N], of each key.
-        in_tile: [N], whether a key is loaded, if MASKED; else all are.
+        in_tile: [N], whether a key is loaded, if MASKED. Otherwise all keys are loaded.
 
     Returns:
-        k, v, v_odd, block, slot. If PAIRS, v and v_odd are the even and the odd dims of values, [N, Dv / 2]; else both are all
-        dims. Of a latent cache, k is v.
+        k, v, v_odd, block, slot. If PAIRS, v and v_odd are the even and the odd dims of values, [N, Dv / 2]; otherwise both
+        hold all dims. k is v in a latent cache.
     """
     KV_FORMAT: tl.constexpr = KIND.kv_format
     INTERIOR: tl.constexpr = KIND.interior
@@ -161,7 +161,7 @@ def load_rows(source, block, slot, in_tile, strides, KIND: tl.constexpr, PAIRS: 
     INTERIOR: tl.constexpr = KIND.interior
     # [1, D], [1, Dv], [N, D], [N, Dv]
     in_head = tl.arange(0, KIND.block_d)[None, :] < KIND.first_size
-    in_value = tl.arange(0, KIND.block_v)[None, :] < KIND.first_value_size
+    in_value = tl.arange(0, KIND.block_v)[None, :] < KIND.first_v_head_size
     loaded, value_loaded = in_tile[:, None] & in_head, in_tile[:, None] & in_value
     k_pointer = source.k_dim_ptr + offset_of_keys(block, slot, strides, KIND)[:, None]
     v_pointer = source.v_dim_ptr + offset_of_values(block, slot, strides, KIND)[:, None]
@@ -175,7 +175,7 @@ def load_rows(source, block, slot, in_tile, strides, KIND: tl.constexpr, PAIRS: 
     elif PAIRS:
         v = load_value_pairs(source, block, slot, in_tile, strides, KIND, MASKED)
     else:
-        v = load_dims(v_pointer, value_loaded, in_value, KIND.first_value_size < KIND.block_v, MASKED)
+        v = load_dims(v_pointer, value_loaded, in_value, KIND.first_v_head_size < KIND.block_v, MASKED)
     return k, v
 
 
@@ -191,17 +191,17 @@ def load_value_pairs(source, block, slot, in_tile, strides, KIND: tl.constexpr, 
     """
     # [1, Dv / 2]
     pair = tl.arange(0, KIND.block_v // 2)[None, :]
-    in_value = pair < KIND.first_value_size // 2
+    in_value = pair < KIND.first_v_head_size // 2
     row = (block * strides.block + slot * strides.k_slot) * (KIND.kv_unit // 2)
     pointer = source.v_head_ptr.to(tl.pointer_type(tl.int16)) + row[:, None] + pair
-    return load_dims(pointer, in_tile[:, None] & in_value, in_value, KIND.first_value_size < KIND.block_v, MASKED)
+    return load_dims(pointer, in_tile[:, None] & in_value, in_value, KIND.first_v_head_size < KIND.block_v, MASKED)
 
 
 @triton.jit
 def load_scaled_rows(source, block, slot, in_tile, dtype, args, KIND: tl.constexpr, MASKED: tl.constexpr):
-    """[N, Dv] in a dtype: the dims of latent keys that are V, too, each element times the scale of its KIND.scale_dims dims.
+    """[N, Dv] in a dtype: the dims of latent keys that are also V. KIND.scale_dims elements share a scale and are times it.
 
-    The last KIND.kept_dims of them have none: they are bfloat16, at v_ptr.
+    The last KIND.kept_dims of these dims have no scale: they are bfloat16, at v_ptr.
     """
     KV_FORMAT: tl.constexpr = KIND.kv_format
     NUM_SCALES: tl.constexpr = (KIND.first_size - KIND.kept_dims) // KIND.scale_dims
@@ -226,19 +226,19 @@ def load_scaled_rows(source, block, slot, in_tile, dtype, args, KIND: tl.constex
 
 @triton.jit
 def offset_of_keys(block, slot, strides, KIND: tl.constexpr):
-    """[N]: how far behind those of the first key the dims of each key are."""
+    """[N]: the distance in elements from the dims of slot 0 of block 0 to those of each key."""
     return ((block * strides.block if KIND.is_paged else 0) + slot * strides.k_slot) * KIND.kv_unit
 
 
 @triton.jit
 def offset_of_values(block, slot, strides, KIND: tl.constexpr):
-    """[N]: likewise of values. Blocks have one sum for both: pointers are most of a loop over a few rows of q."""
+    """[N]: as `offset_of_keys`, for values. A paged cache has one sum for both: pointers are most of a loop over few rows."""
     return offset_of_keys(block, slot, strides, KIND) if KIND.is_paged else slot * strides.v_slot * KIND.kv_unit
 
 
 @triton.jit
 def load_dims(pointer, loaded, in_row, IS_PADDED: tl.constexpr, MASKED: tl.constexpr):
-    """[N, D]: dims of keys where `loaded` [N, D] if MASKED, else where `in_row` [1, D], if a row IS_PADDED; else all."""
+    """[N, D]: dims of keys. They are masked by `loaded` [N, D] if MASKED, or by `in_row` [1, D] if a row IS_PADDED."""
     if MASKED:
         dims = tl.load(pointer, mask=loaded, other=0.0)
     elif IS_PADDED:

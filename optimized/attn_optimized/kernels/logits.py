@@ -11,8 +11,8 @@ from attn_optimized.kernels.online_softmax import LOG2E
 class Operands(NamedTuple):
     """Operands of the dots of a tile of queries with a tile of keys, [M, ...] and [N, ...].
 
-    q and k are all dims of the first dot, or the even ones beside `q_odd` and `k_odd`. For `q_rest` and `k_rest` see key_rest;
-    if the dots are hidden, `q_rest` has the other sign.
+    q and k hold all dims of the first dot, or its even dims if `q_odd` and `k_odd` hold the odd ones. For `q_rest` and `k_rest`
+    see key_rest. If the dots are hidden, `q_rest` has the opposite sign.
     """
 
     q: tl.tensor
@@ -25,7 +25,7 @@ class Operands(NamedTuple):
 
 @triton.jit
 def added_to_logits(rows, position, key, context_len, args, HAS_BIAS: tl.constexpr):
-    """[M, N]: ALiBi and qq_bias; a plain 0 without either. `position` is [M], `key` [N]."""
+    """[M, N]: ALiBi and qq_bias; the number 0 without either. `position` is [M], `key` is [N]."""
     bias = 0.0
     if HAS_BIAS:
         bias = alibi(args.tensors.alibi_slopes_ptr, args.flags.has_alibi_slopes, rows, position, key)
@@ -38,15 +38,15 @@ def scores(
     operands, factor, bias, source, block, slot, in_tile, args,
     KIND: tl.constexpr, PAIRS: tl.constexpr, FLOAT16: tl.constexpr, HIDDEN: tl.constexpr,
 ):  # fmt: skip
-    """Logits [M, N] of a tile of keys, the positive number that takes them to base 2, and the scales of its values.
+    """Logits [M, N] of a tile of keys, the positive factor that converts them to base 2, and the scales of its values.
 
-    If FLOAT16, each row has a number that takes it to base 2, [M].
+    If FLOAT16, each row has a factor of its own, [M].
 
     Args:
-        factor: the layer's scale times that of K, without a sign; if FLOAT16, [M], and times that of the row of q.
+        factor: the magnitude of the layer's scale times K's scale. If FLOAT16, it is [M], and times the scale of the row of q.
         bias: see `added_to_logits`.
-        source, block, slot, in_tile: where the keys are. If their scales are per token, those of values, [N], lie beside those
-            of keys; else the scale of values here is 1.0.
+        source, block, slot, in_tile: where the keys are. If each token has its own scales, those of values, [N], are loaded
+            with those of keys; otherwise the scale of values here is 1.0.
     """
     # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic
     logits = tl.dot(operands.q, tl.trans(operands.k), input_precision="ieee")
@@ -54,7 +54,7 @@ def scores(
         logits = tl.dot(operands.q_odd, tl.trans(operands.k_odd), logits, input_precision="ieee")
     if KIND.block_rest > 0:
         if HIDDEN:
-            # no dot may depend on another, and a sum would become one with an accumulator
+            # no dot may depend on another: Triton would turn a sum into a dot with an accumulator
             logits -= tl.dot(operands.q_rest, tl.trans(operands.k_rest), input_precision="ieee")
         else:
             logits = tl.dot(operands.q_rest, tl.trans(operands.k_rest), logits, input_precision="ieee")
@@ -80,11 +80,11 @@ def scores(
 
 @triton.jit
 def tanh(x):
-    """tanh, in one exponential. It is that of minus the magnitude, which cannot overflow."""
+    """tanh by one exponential, that of minus twice the magnitude, which cannot overflow."""
     magnitude = tl.abs(x)
     decayed = tl.exp2(magnitude * (-2.0 * LOG2E))
     large = (1.0 - decayed) / (1.0 + decayed)
-    # where 1 - decayed cancels: the series, to 2^-29
+    # for small x, where 1 - decayed cancels: the series, which is accurate to 2^-29
     square = x * x
     small = magnitude * (1.0 + square * (-1.0 / 3.0 + square * (2.0 / 15.0 - square * (17.0 / 315.0))))
     result = tl.where(magnitude < 0.125, small, large)

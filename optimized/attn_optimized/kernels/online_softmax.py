@@ -11,7 +11,7 @@ from attn_optimized.kernels.bfloat16 import nearest_bfloat16
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-# in place of a sum of weights: this row's output is written, and nothing is left to reduce
+# stored in place of a sum of weights if the row's output is already written, so that nothing is left to reduce
 FINISHED = tl.constexpr(-1.0)
 
 
@@ -31,25 +31,25 @@ def begin_rows(sinks_ptr, has_sinks, rows, BLOCK_M: tl.constexpr, BLOCK_D: tl.co
 
 @triton.jit
 def in_columns(row_sum, BLOCK_N: tl.constexpr):
-    """Sums of weights [M, N], of each row and column of the tiles of keys, which add up to row_sum [M].
+    """Sums of weights [M, N], one for each row and column of a tile of keys. A row of them adds up to row_sum [M].
 
-    Threads that hold different columns of a row then add up once, behind the loop, and not for each tile.
+    So threads that hold different columns of a row add up once, behind the loop, and not for each tile.
     """
     return tl.where(tl.arange(0, BLOCK_N)[None, :] == 0, row_sum[:, None], 0.0)
 
 
 @triton.jit
 def softmax_step(row_max, sums, logits, to_base_2, IN_COLUMNS: tl.constexpr, LOG2_UNIT: tl.constexpr):
-    """One more tile of keys: row_max [M], sums, the weights [M, N] of its keys and the decay [M] of those before it.
+    """Add a tile of keys: row_max [M], sums, the weights [M, N] of its keys, and the decay [M] of earlier weights.
 
     Args:
-        sums: of weights, [M]; see `in_columns` if IN_COLUMNS.
+        sums: sums of weights, [M]; see `in_columns` if IN_COLUMNS.
         logits: [M, N], -inf where a row does not see a key.
-        to_base_2: a positive factor of logits. It is applied with the exponent's difference, in one instruction.
-        LOG2_UNIT: weights and their sums are multiplied by 2 to the power of this. If it is not 0, to_base_2 is [M].
+        to_base_2: a positive factor of logits, which is applied in one instruction with the subtraction of the maximum.
+        LOG2_UNIT: weights and their sums are multiplied by 2 to this power. If it is not 0, to_base_2 is [M].
     """
     new_max = tl.maximum(row_max, tl.max(logits, 1) * to_base_2)
-    # a row that has seen no key yet keeps its -inf; shifting by it would be inf - inf
+    # a row that has seen no key yet keeps its maximum of -inf, and is shifted by 0: -inf - -inf would be NaN
     shift = tl.where(new_max == float("-inf"), 0.0, new_max)
     if LOG2_UNIT == 0:
         weights = tl.exp2(logits * to_base_2 - shift[:, None])
@@ -62,14 +62,14 @@ def softmax_step(row_max, sums, logits, to_base_2, IN_COLUMNS: tl.constexpr, LOG
 
 @triton.jit
 def add_values(acc, decay, weights, v, v_scale, SCALES: tl.constexpr, IN_INTEGERS: tl.constexpr):
-    """acc [M, D] after one more tile of values [N, D], and of their scales [N] if SCALES.
+    """acc [M, D] with a tile of values [N, D] added, times their scales [N] if SCALES.
 
     Args:
-        IN_INTEGERS: whether float32 weights become bfloat16 by `nearest_bfloat16`, if not SCALES.
+        IN_INTEGERS: True if float32 weights become bfloat16 by `nearest_bfloat16`. It has no effect if SCALES.
     """
     # ieee: the default is TF32 on NVIDIA and XF32 on gfx942, which is no float32 arithmetic
     if SCALES:
-        # relative to the tile's largest: scales are small, and their products with weights would be float16's subnormals
+        # scales are divided by the tile's largest: they are small, and products with weights would be subnormal in float16
         largest = tl.max(tl.abs(v_scale), 0)
         relative = tl.div_rn(v_scale, tl.where(largest == 0.0, 1.0, largest))
         product = tl.dot((weights * relative[None, :]).to(v.dtype), v, input_precision="ieee")
@@ -82,7 +82,7 @@ def add_values(acc, decay, weights, v, v_scale, SCALES: tl.constexpr, IN_INTEGER
 
 @triton.jit
 def normalize(row_max, row_sum, acc):
-    """The output [M, D] and its LSE [M] (natural log). Rows that saw nothing give 0 and -inf."""
+    """The output [M, D] and its LSE [M] (natural log). A row that saw no key gets 0 and -inf."""
     denominator = tl.where(row_sum == 0.0, 1.0, row_sum)
     return divide(acc, denominator), row_max * LN2 + tl.log(denominator)
 
@@ -91,10 +91,10 @@ def normalize(row_max, row_sum, acc):
 def divide(acc, denominator):
     """acc [M, D] / denominator [M], rounded once.
 
-    An output of 16 bits needs this: where a quotient lies near the half between two numbers of 16 bits, one rounding more can
-    take it to the other side. A division of each element would be rounded once, and would take longer than a few tiles of keys.
-    So each row has one division, for a reciprocal in two float32 numbers (the second is what the first lost by rounding), and
-    each element two fused multiply-adds. Triton 3.6's interpreter rounds tl.fma twice, and gives slightly different results.
+    An output of 16 bits needs one rounding: a second one can move a quotient across the middle between two numbers of 16
+    bits. A division for each element would round once, but takes longer than a few tiles of keys. So each row has one
+    division, for a reciprocal in two float32 numbers (the second is the rounding error of the first), and each element has two
+    fused multiply-adds. Triton 3.6's interpreter rounds tl.fma twice, and gives slightly different results.
     """
     inverse = tl.div_rn(1.0, denominator)
     rest = tl.fma(-inverse, denominator, tl.full(inverse.shape, 1.0, tl.float32)) * inverse

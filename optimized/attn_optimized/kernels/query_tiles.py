@@ -11,18 +11,19 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-# few under the interpreter, where batches are small: the loop over them is to turn more than once
+# only 4 under the interpreter, where batches are small, so that the loop over requests has more than one iteration
 REQUESTS_AT_ONCE = tl.constexpr(4 if knobs.runtime.interpret else 256)
 
 
 class Tile(NamedTuple):
     """The work of one program: queries [first_query, end_query) of a request, for query heads of one KV head.
 
-    Those are all of its heads, or if a tile has too few rows for all of them, the heads of group `heads` of the grid.
+    The tile has all query heads of that KV head, or the heads of group `head_group` of the grid if its rows are too few for
+    all.
     """
 
     request: tl.tensor
-    heads: tl.tensor
+    head_group: tl.tensor
     kv_head: tl.tensor
     split: tl.tensor
     seq_len: tl.tensor
@@ -34,7 +35,7 @@ class Tile(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """[M] each: a row's query of the request, its head, its row of q, and whether the tile has such a row."""
+    """The rows of a tile, [M] each: the query in its request, the head, the row of q, and whether the tile has such a row."""
 
     query: tl.tensor
     head: tl.tensor
@@ -69,16 +70,16 @@ def find_tile(query_start_loc_ptr, num_requests, queries_per_tile, one_tile_per_
 def request_of_tile(query_start_loc_ptr, num_requests, queries_per_tile, tile):
     """The last request whose first tile is not above a tile.
 
-    All requests are loaded at once: each step of a binary search would wait for memory.
+    All requests are loaded at once, because each step of a binary search would wait for memory.
     """
     request = -1
-    # at least once: no program runs without requests
+    # the loop runs at least once: without requests no program is launched
     for first in range(0, num_requests, REQUESTS_AT_ONCE):
         candidate = first + tl.arange(0, REQUESTS_AT_ONCE)
         row = tl.load(query_start_loc_ptr + candidate, mask=candidate < num_requests, other=0)
         begins = (candidate < num_requests) & (row // queries_per_tile + candidate <= tile)
         request += tl.sum(begins.to(tl.int32), 0)
-    # unchecked, the first request may begin behind all tiles
+    # if values are not checked, the first request may begin behind all tiles
     request = tl.maximum(request, 0)
     return request  # noqa: RET504
 
@@ -87,15 +88,18 @@ def request_of_tile(query_start_loc_ptr, num_requests, queries_per_tile, tile):
 def rows_of_tile(tile, sizes, first, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
     """The tile's rows, from row `first` on."""
     tile_row = first + tl.arange(0, BLOCK_M)
-    tile_query = (tile_row * sizes.group_inverse) >> 16  # int32: a row of a tile, times 2^16 at most
+    tile_query = (tile_row * sizes.inverse_heads_per_group) >> 16  # int32: a row of a tile, times 2^16 at most
     query = tile.first_query.to(tl.int32) + tile_query
-    head = tile.heads.to(tl.int32) * sizes.group + (tile_row - tile_query * sizes.group)  # int32: a head
+    head = (
+        tile.head_group.to(tl.int32) * sizes.heads_per_group  # int32: a head
+        + (tile_row - tile_query * sizes.heads_per_group)  # int32: a head of the group
+    )
     row = tile.first_row.to(tl.int32) + query
-    # rows are where outputs are written: unchecked lengths must not reach beyond them
+    # outputs are written to these rows: lengths that were not checked must not reach beyond them
     owned = (query < tile.end_query.to(tl.int32)) & (row >= 0) & (row < sizes.num_tokens)
     if KIND.groups_per_kv_head > 1:
         # the last group of a KV head may have fewer heads than the others
-        missing = KIND.groups_per_kv_head * sizes.group - KIND.heads_per_kv_head  # int32: heads
+        missing = KIND.groups_per_kv_head * sizes.heads_per_group - KIND.heads_per_kv_head  # int32: heads
         head -= tile.kv_head.to(tl.int32) * missing  # int32: a head
         owned &= head < (tile.kv_head.to(tl.int32) + 1) * KIND.heads_per_kv_head  # int32: heads
     return Rows(query, head, row, owned)
@@ -103,16 +107,16 @@ def rows_of_tile(tile, sizes, first, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
 
 @triton.jit
 def hidden_zero(query_start_loc_ptr, request, first_row):
-    """0, as no compiler knows: a number that is loaded twice, minus itself. See `recomputed_rows`."""
+    """A 0 that the compiler cannot see: a number that is loaded twice, minus itself. See `recomputed_rows`."""
     return tl.load(query_start_loc_ptr + request, volatile=True) - first_row.to(tl.int32)
 
 
 @triton.jit
 def recomputed_rows(tile, sizes, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
-    """`rows_of_tile` once more, behind the loops over keys.
+    """The rows of `rows_of_tile`, computed again behind the loops over keys.
 
-    A compiler that sees the same computation twice keeps the first result, here through the loops, in registers of every
-    thread. So these rows begin at a zero that it cannot see through. On sm90 a split decode needs 226 registers this way and
-    238 otherwise (Triton 3.9); on gfx942 the loops need about as many either way.
+    A compiler that sees the same computation twice keeps the first result in registers of every thread, here through the loops.
+    So these rows begin at a hidden zero. On sm90 a split decode needs 226 registers with it and 238 without (Triton 3.9); on
+    gfx942 the loops need about the same number in both cases.
     """
     return rows_of_tile(tile, sizes, tile.hidden_zero, KIND, BLOCK_M)

@@ -13,7 +13,7 @@ def reduce_parts_kernel(
     # written: [T, H, D], and [H, T] if has_lse
     out_ptr,
     lse_ptr,
-    # read, dense: [parts, rows, H, D] and [parts, H, rows] twice. Rows that saw no key of a part have no sums there
+    # read, dense: [parts, rows, H, D] and [parts, H, rows] twice. A row that saw no key of a part has no sums in the part
     acc_ptr,
     row_max_ptr,
     row_sum_ptr,
@@ -40,7 +40,7 @@ def reduce_parts_kernel(
 ):
     """Reduce BLOCK_D dims of BLOCK_ROWS pairs of (token, query head), in the order of tokens.
 
-    BLOCK_PARTS parts are loaded at once, so that a program waits for memory once for all of them.
+    A program loads BLOCK_PARTS parts at once, so that it waits for memory once for all of them.
     Grid: (tiles, blocks of dims).
     """
     if IS_DEPENDENT:
@@ -60,14 +60,14 @@ def reduce_parts_kernel(
     largest = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
     row_sum = tl.full([BLOCK_ROWS], 0.0, tl.float32)
     acc = tl.full([BLOCK_ROWS, BLOCK_D], 0.0, tl.float32)
-    # at least once: what is reduced has parts
+    # the loop runs at least once: there is a part to reduce
     for first_part in range(0, num_parts, BLOCK_PARTS):
         # [rows, parts]
         part = first_part + in_block
         there = owned[:, None] & (part < num_parts)
         offset = (part * heads + head[:, None]) * rows + token[:, None]
         row_max = tl.load(row_max_ptr + offset, mask=there, other=float("-inf"))
-        # sums of a row that saw no key were not written, and may be NaN
+        # the sums of a row that saw no key are not written, and may be NaN
         saw_keys = there & (row_max > float("-inf"))
         weights = tl.load(row_sum_ptr + offset, mask=saw_keys, other=0.0)
         owned = owned & (tl.min(weights, 1) != FINISHED)
@@ -91,7 +91,7 @@ def reduce_parts_kernel(
     dim = dims[None, :]
     out = encode(out, OUT_FORMAT).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + out_offset[:, None] + dim, out, mask=owned[:, None] & (dim < HEAD_SIZE))
-    # the blocks of a row's dims have one LSE
+    # all blocks of a row's dims share one LSE
     if has_lse:  # noqa: SIM102
         if tl.program_id(1) == 0:
             tl.store(lse_ptr + head * stride_lse_head + token, lse, mask=owned)

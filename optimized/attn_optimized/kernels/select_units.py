@@ -1,8 +1,8 @@
 """Selecting the units of the greatest logits, exactly: a radix select, by one program for each row.
 
 Float32 numbers become integers of the same order. Eight rounds find the code of the last unit that is selected, 4 bits each,
-from the highest: a round counts, by digit, the units whose code begins with what is known. No unit is moved and no number is
-rounded, so that the result depends on nothing but the logits. Of units that tie for the last places, the first are selected.
+from the highest: a round counts, by digit, the units whose code begins with the digits found so far. No unit is moved and no
+number is rounded, so the result depends only on the logits. If units tie for the last places, the first ones are selected.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from attn_optimized.kernels.compiled_once import compiled_once
 _DIGITS = tl.constexpr(16)
 _BITS = tl.constexpr(4)
 _TOGETHER = tl.constexpr(4)
-"""Units of a turn that a thread has. They are counted in one number, 4 bits for each digit."""
+"""The units that a thread handles in one iteration. It counts them in one number, 4 bits for each digit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +24,11 @@ class SelectKind:
 
     selection_unit: int
     key_unit: int
-    """Tokens of a unit, and of an index key."""
+    """The number of tokens in a unit, and of those that share an index key."""
     block: int
-    """Units that a turn looks at, less than 2^15."""
+    """The number of units in one iteration, less than 2^15."""
     block_requests: int
-    """Requests that a turn of the search for a row's request looks at."""
+    """The number of requests in one iteration of the search for a row's request."""
 
 
 @compiled_once(aligned=())
@@ -42,25 +42,25 @@ def select_units_kernel(
     stride_selected_selection, stride_selected_row, stride_logits_selection, stride_logits_row,
     KIND: tl.constexpr,
 ):  # fmt: skip
-    """One row of one selection. Grid: (T, HS). A row of no request selects nothing."""
+    """Make one row of one selection. Grid: (T, HS). A row that belongs to no request selects nothing."""
     # int64 from here on: rows get multiplied by strides
     row, selection = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     position = position_of_row(row, query_start_loc_ptr, seq_lens_ptr, num_requests, KIND)
     seen_tokens = (position + 1) // KIND.key_unit * KIND.key_unit  # int32: at most position + 1
-    # unchecked, a length may reach beyond the logits
+    # if values are not checked, a length may reach beyond the logits
     n = tl.minimum((seen_tokens + KIND.selection_unit - 1) // KIND.selection_unit, num_units)
     row_ptr = logits_ptr + selection * stride_logits_selection + row * stride_logits_row
     threshold, ties = tl.full((), 0, tl.uint32), top_k
     if n > top_k:
         threshold, ties = last_selected(row_ptr, n, top_k, first_units, last_units, KIND)
     to_ptr = selected_ptr + selection * stride_selected_selection + row * stride_selected_row
-    # of the units before the turn: those above the threshold, and those that tie with it
+    # among the units of earlier iterations: the number above the threshold, and the number that ties with it
     num_above, num_ties = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
     for first in range(0, n, KIND.block):
         unit = first + tl.arange(0, KIND.block)
         code = codes_of(row_ptr, unit, n, first_units, last_units)
         is_above, is_tie = (unit < n) & (code > threshold), (unit < n) & (code == threshold)
-        # both counts in one sum: a turn has less than 2^15 units
+        # one sum holds both counts, because an iteration has less than 2^15 units
         own = is_above.to(tl.int32) + (is_tie.to(tl.int32) << 16)
         before = tl.cumsum(own, 0) - own
         above_before, ties_before = num_above + (before & 0xFFFF), num_ties + (before >> 16)
@@ -80,7 +80,7 @@ def select_units_kernel(
 
 @triton.jit
 def position_of_row(row, query_start_loc_ptr, seq_lens_ptr, num_requests, KIND: tl.constexpr):
-    """The position of a row's query, int32; -1 if it stands before the sequence, or if the row is of no request."""
+    """The position of a row's query, int32; -1 if it stands before the sequence, or if the row belongs to no request."""
     request = tl.full((), 0, tl.int32)
     for first in range(0, num_requests, KIND.block_requests):
         candidate = first + tl.arange(0, KIND.block_requests)
@@ -98,12 +98,12 @@ def last_selected(row_ptr, n, top_k, first_units, last_units, KIND: tl.constexpr
     digit = tl.arange(0, _DIGITS)
     known, mask = tl.full((), 0, tl.uint32), tl.full((), 0, tl.uint32)
     missing = top_k
-    # at least once: there are 32 bits
+    # the loop runs at least once: there are 32 bits
     for bits in range(0, 32, _BITS):
         shift = 32 - _BITS - bits
         # [digits, threads], so that no number leaves its thread in the loop
         found = tl.full([_DIGITS, KIND.block // _TOGETHER], 0, tl.int32)
-        # at least once: there are more than top_k units
+        # the loop runs at least once: there are more than top_k units
         for first in range(0, n, KIND.block):
             unit = first + tl.arange(0, KIND.block)
             code = codes_of(row_ptr, unit, n, first_units, last_units)
@@ -114,7 +114,7 @@ def last_selected(row_ptr, n, top_k, first_units, last_units, KIND: tl.constexpr
             first_bit = (digit * _BITS).to(tl.int64)[:, None]  # int32: bits of a number
             found += ((together[None, :] >> first_bit) & (_DIGITS - 1)).to(tl.int32)
         counts = tl.sum(found, 1)
-        # units of each digit and of greater ones: the digit looked for is the greatest that has at least `missing`
+        # the number of units with each digit or a greater one: the wanted digit is the greatest with at least `missing` units
         at_least = tl.sum(tl.where(digit[None, :] >= digit[:, None], counts[None, :], 0), 1)
         chosen = tl.sum((at_least >= missing).to(tl.int32), 0) - 1
         missing -= tl.sum(tl.where(digit > chosen, counts, 0), 0)
@@ -125,11 +125,11 @@ def last_selected(row_ptr, n, top_k, first_units, last_units, KIND: tl.constexpr
 
 @triton.jit
 def codes_of(row_ptr, unit, n, first_units, last_units):
-    """The code of each unit's logit, uint32 of the order of the logits; of units that are always selected, the greatest."""
+    """The code of each unit's logit, uint32 in the order of the logits. Units that are always selected get the greatest."""
     logit = tl.load(row_ptr + unit, mask=unit < n, other=0.0)
     # -0.0 becomes 0.0, which it ties with
     bits = (logit + 0.0).to(tl.int32, bitcast=True)
-    # the order of negative numbers is turned round, and all of them come before the positive ones
+    # negative numbers get the opposite order, and all of them come before the positive ones
     code = (bits ^ ((bits >> 31) | -0x80000000)).to(tl.uint32, bitcast=True)
     forced = (unit < first_units) | (unit >= n - last_units)
     return tl.where(forced, 0xFFFFFFFF, code)

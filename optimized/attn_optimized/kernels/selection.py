@@ -1,7 +1,7 @@
 """The keys that a query selects: units of tokens, in any order, which its row of `selected` names.
 
-A tile of queries is one query then, and its tiles of keys are tiles of places in the selection. Place n holds token
-`n % selection_unit` of the unit that entry `n // selection_unit` names. A negative entry names none: its places hold key -1.
+With a selection, a tile of queries is one query, and its tiles of keys are tiles of places in the selection. Place n holds
+token `n % selection_unit` of the unit in entry `n // selection_unit`. A negative entry names no unit: its places hold key -1.
 """
 
 from typing import NamedTuple
@@ -19,12 +19,12 @@ class Selection(NamedTuple):
 
 @triton.jit
 def selection_of(tile, args, KIND: tl.constexpr):
-    """The entries of the tile's query for its KV head; a plain 0 each if queries select nothing."""
+    """The entries of the tile's query for its KV head; the number 0 for each field if the kernel has no selection."""
     ptr, count = 0, 0
     if KIND.selection_unit > 0:
         row = tile.first_row + tile.first_query
         ptr = args.tensors.selected_ptr + tile.kv_head * args.strides.selected_head + row * args.strides.selected_row
-        # unchecked, a length may reach beyond the rows
+        # if values are not checked, a length may reach beyond the rows
         count = tl.where((row >= 0) & (row < args.sizes.num_tokens), args.sizes.num_selected, 0)
     return Selection(ptr, count)
 

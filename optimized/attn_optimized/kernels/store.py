@@ -11,7 +11,7 @@ from attn_optimized.kernels.query_tiles import recomputed_rows
 
 @triton.jit
 def finish(tile, is_part, row_max, row_sum, acc, acc_rest, v_scale, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Store the state of the rows if it is that of a part of their keys, else the output."""
+    """Store the state of the rows if the tile is a part of their keys; otherwise store the output."""
     tensors = args.tensors
     if KIND.has_dependent:
         let_next_begin()
@@ -21,7 +21,7 @@ def finish(tile, is_part, row_max, row_sum, acc, acc_rest, v_scale, args, KIND: 
         if is_part:
             part = args.sizes.first_part + tile.split
             row, head = rows.row.to(tl.int64), rows.head.to(tl.int64)
-            acc_offset = (part * args.strides.acc_part + row * args.strides.acc_row + head) * KIND.value_size
+            acc_offset = (part * args.strides.acc_part + row * args.strides.acc_row + head) * KIND.v_head_size
             stored = rows.owned & (row_max > float("-inf"))
             store_dims(tensors.acc_ptr, acc_offset, acc * v_scale, stored, KIND, False)
             if KIND.block_v_rest > 0:
@@ -41,7 +41,7 @@ def store_output(
     tile, row_max, row_sum, acc, v_scale, args,
     KIND: tl.constexpr, BLOCK_M: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """Normalize, scale and round the first dims of the output, or if REST those behind them; the LSE comes with the first."""
+    """Normalize, scale, round and store the first dims of the output and the LSE, or if REST the dims behind the first."""
     KV_FORMAT: tl.constexpr = KIND.kv_format
     OUT_FORMAT: tl.constexpr = KIND.out_format
     tensors, strides = args.tensors, args.strides
@@ -55,7 +55,7 @@ def store_output(
     out_offset = (row * strides.out_row + head * strides.out_head) * KIND.q_unit
     out = encode(out, OUT_FORMAT).to(tensors.out_ptr.dtype.element_ty)
     store_dims(tensors.out_ptr, out_offset, out, rows.owned, KIND, REST)
-    # two ifs: the compiler decides the first
+    # two ifs, because the compiler decides the first one
     if not REST:  # noqa: SIM102
         if args.flags.has_lse:
             tl.store(tensors.lse_ptr + head * strides.lse_head + row, lse, mask=rows.owned)
@@ -63,15 +63,15 @@ def store_output(
 
 @triton.jit
 def store_dims(ptr, offset, values, stored, KIND: tl.constexpr, REST: tl.constexpr):
-    """The first dims of V, or if REST those behind them, of rows that begin at `offset` [M], where `stored` [M]."""
-    FIRST: tl.constexpr = KIND.first_value_size if REST else 0
-    END: tl.constexpr = KIND.value_size if REST else KIND.first_value_size
+    """Store the first dims of V, or if REST the dims behind them, to rows that begin at `offset` [M], where `stored` [M]."""
+    FIRST: tl.constexpr = KIND.first_v_head_size if REST else 0
+    END: tl.constexpr = KIND.v_head_size if REST else KIND.first_v_head_size
     dim = FIRST + tl.arange(0, KIND.block_v_rest if REST else KIND.block_v)[None, :]
     tl.store(ptr + offset[:, None] + dim, values, mask=stored[:, None] & (dim < END))
 
 
 @triton.jit
 def offset_of_state(tile, rows, args):
-    """[M]: where a part's largest logits and sums of weights lie."""
+    """[M]: the offset of a part's largest logits and of its sums of weights."""
     part = args.sizes.first_part + tile.split
     return part * args.strides.state_part + rows.head.to(tl.int64) * args.strides.state_head + rows.row

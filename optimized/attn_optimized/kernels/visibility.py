@@ -2,13 +2,13 @@
 
     (in its window, or a sink token) and in its chunk and not too far ahead, or in a range with it; and no bias of -inf
 
-This composition stands in three functions here: `seen_keys`, for what some query of a tile sees and for what each row does;
-`keys_seen_by_all`, for what needs no mask; and `visible_keys`, the mask.
+Three functions compose the rules: `seen_keys`, for the keys that some query of a tile sees and for those that each row sees;
+`keys_seen_by_all`, for the keys that need no mask; and `visible_keys`, for the mask.
 
 A rule that leaves an interval of keys [begin, end), empty if `end <= begin`, is a function of two positions, scalars or
-tensors: it gives the begin for the first and the end for the second. Both ends rise with the position. So a query sees what the
-rule gives for its own position twice; some query of a tile sees at most what the rule gives for the tile's first and last
-position; and every query of the tile sees what it gives for the last and the first.
+tensors: it returns the begin for the first and the end for the second. Both ends rise with the position. So a query sees the
+interval of (its position, its position). Some query of a tile sees at most the interval of (first position, last position), and
+every query of the tile sees the interval of (last position, first position).
 
 An unlimited edge is a distance greater than any sequence is long.
 """
@@ -20,7 +20,7 @@ import triton.language as tl
 
 
 class Rules(NamedTuple):
-    """The numbers of all rules: the functions here read those of visibility, and logits.py reads those of logits."""
+    """The numbers of all rules. This module reads the rules of visibility, and logits.py those of logits."""
 
     scale: tl.tensor
     logits_soft_cap: tl.tensor
@@ -35,7 +35,7 @@ class Rules(NamedTuple):
 
 
 class Positions(NamedTuple):
-    """Positions of a tile's first query, of its last, and of each of its rows [M]; and of the request's first query.
+    """Positions of a tile's first query, its last query and each of its rows [M], and of the request's first query.
 
     Where several tokens share a key, a query stands at the last key that it sees, and -1 if it sees none.
     """
@@ -56,7 +56,7 @@ class SeenBySome(NamedTuple):
 
 
 class SeenByEach(NamedTuple):
-    """[M] each: the position of a row's query, its keys by its window, and the keys that limit what other rules add."""
+    """[M] each: the position of a row's query, the keys of its window, and the limits of the keys that other rules add."""
 
     position: tl.tensor
     window_begin: tl.tensor
@@ -79,7 +79,7 @@ def positions_of(tile, rows, KIND: tl.constexpr):
 
 @triton.jit
 def last_key(position, KIND: tl.constexpr):
-    """The last key all of whose tokens the query at a position sees: its own, or if several tokens share a key, -1 for none."""
+    """The last key that is complete at a position, -1 for none: the position itself, unless several tokens share a key."""
     if KIND.key_unit > 1:
         position = tl.maximum(position + 1, 0) // KIND.key_unit - 1
     return position
@@ -87,7 +87,7 @@ def last_key(position, KIND: tl.constexpr):
 
 @triton.jit
 def seen_keys(tile, rows, positions, args, KIND: tl.constexpr):
-    """Keys that some query of a tile sees, and what decides on those that each row does."""
+    """Keys that some query of a tile sees, and the numbers that decide which of them each row sees."""
     rules, seq_len, first, last, each = args.rules, tile.seq_len, positions.first, positions.last, positions.each
     begin, end = in_window(first, last, rules, seq_len)
     window_begin, window_end = in_window(each, each, rules, seq_len)
@@ -112,7 +112,7 @@ def seen_keys(tile, rows, positions, args, KIND: tl.constexpr):
 
 @triton.jit
 def keys_seen_by_all(tile, positions, rules, KIND: tl.constexpr):
-    """Keys [begin, end) that every query of a tile sees. There may be others: what sink tokens and ranges add is left out."""
+    """Keys [begin, end) that every query of a tile sees. Keys that sink tokens and ranges add are left out."""
     begin, end = in_window(positions.last, positions.first, rules, tile.seq_len)
     if KIND.has_gaps:
         chunk_begin, end = in_chunk(positions.last, positions.first, rules, end)
@@ -125,11 +125,11 @@ def keys_seen_by_all(tile, positions, rules, KIND: tl.constexpr):
 
 @triton.jit
 def visible_keys(tile, rows, seen, key, in_tile, bias, args, KIND: tl.constexpr, MASKED: tl.constexpr):
-    """[M, N] which keys [N] each row sees, and [N] which of them are loaded; not MASKED, all of them, and the first is no mask.
+    """[M, N] which keys each row sees, and [N] which keys are loaded. If not MASKED, all are loaded, and the first is no mask.
 
     Args:
         in_tile: [N], keys that some query may see.
-        bias: [M, N], what is added to logits.
+        bias: [M, N], added to logits.
     """
     visible = in_tile
     if MASKED:
@@ -153,13 +153,13 @@ def in_window(begin_position, end_position, rules, seq_len):
 
 @triton.jit
 def not_ahead(position, rules, seq_len):
-    """The end of the keys that causality leaves, whatever the window."""
+    """The end of the keys that causality leaves, independent of the window."""
     return tl.minimum(seq_len, position + rules.max_ahead + 1)
 
 
 @triton.jit
 def in_chunk(begin_position, end_position, rules, end_key):
-    """Keys below `end_key` of the query's own chunk of positions. One before the sequence has none; chunked_local 0 is off."""
+    """Keys below `end_key` in the query's chunk of positions. A query before the sequence has none; chunked_local 0 is off."""
     size = tl.maximum(rules.chunked_local, 1)
     begin = tl.where(rules.chunked_local > 0, tl.maximum(begin_position, 0) // size * size, 0)
     end = tl.where(rules.chunked_local > 0, tl.where(end_position < 0, 0, (end_position // size + 1) * size), end_key)
@@ -174,14 +174,14 @@ def num_keys(begin, end):
 
 @triton.jit
 def among(key, begin, num_keys):
-    """[M, N]: which keys [N] are of the first `num_keys` [M] from `begin` [M] on."""
-    # in one comparison: without a sign, a negative difference is a large number
+    """[M, N]: which keys [N] are among the `num_keys` [M] keys that start at `begin` [M]."""
+    # one unsigned comparison: a negative difference is a large unsigned number
     return (key[None, :] - begin.to(tl.int32)[:, None]).to(tl.uint32, bitcast=True) < num_keys[:, None]
 
 
 @triton.jit
 def in_any_range(visible, tile, rows, position, key, args):
-    """[M, N]: `visible`, and keys [N] that lie in one of the request's bidirectional ranges with the query of a row."""
+    """[M, N]: `visible`, or the key [N] lies in one of the request's bidirectional ranges together with the row's query."""
     ranges_ptr = args.tensors.bidirectional_ranges_ptr + tile.request * args.rules.num_ranges * 2
     for _ in range(args.rules.num_ranges):
         first = tl.load(ranges_ptr).to(tl.int64)

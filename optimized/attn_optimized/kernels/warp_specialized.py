@@ -1,13 +1,13 @@
 """Causal attention of prompts over pages of at least a tile of keys, for warp specialization on sm90.
 
-Some warps of a program copy K and V by tensor descriptors, and the others compute. Triton does so in a loop under conditions:
-a kernel of four warps, one such loop, neither `else` nor early `return`, no reshape between Q and its dot, and all operands of
-dots come by descriptors. Where one is not met, the loop stays as it is without a word. So this is a kernel beside
-`attention_kernel`, which has what it leaves out: one head's queries are a tile, and all tiles of keys are masked.
+Some warps of a program copy K and V by tensor descriptors, and the others compute. Triton specializes a loop only if the kernel
+has four warps, one such loop, neither `else` nor early `return`, and no reshape between Q and its dot, and if all operands of
+dots come by descriptors. If a condition is not met, Triton leaves the loop as it is and says nothing. So this is a kernel
+of its own, simpler than `attention_kernel`: a tile has the queries of one head, and all tiles of keys are masked.
 
-Descriptors are made in the kernel. That of Q must be: Triton halves its tile for two groups of warps, and a box that the host
-describes stays whole. A launch takes memory for them from torch's allocator, as any tensor of a step, so that a CUDA graph can
-record it; nothing is copied or waited for. The interpreter and its sanitizer see addresses and masks.
+The kernel makes its descriptors itself. For Q it must: Triton halves Q's tile for two groups of warps, but not the box of a
+descriptor that the host makes. A launch takes memory for descriptors from torch's allocator, as for any tensor of a step, so a
+CUDA graph can record it; nothing is copied or waited for. The interpreter and its sanitizer see addresses and masks.
 """
 
 import triton
@@ -55,7 +55,7 @@ def warp_specialized_kernel(
     end_key = tl.where(first_query < query_len, tl.minimum(first_position + BLOCK_M, seq_len), 0)
     end = tl.cdiv(end_key, BLOCK_N)
     table_ptr = block_table_ptr + request.to(tl.int64) * stride_block_table
-    # other requests' rows are zeros, and are not read; a descriptor has at least one row
+    # rows of other requests are not read and give zeros; a descriptor has at least one row
     end_row = tl.maximum(tl.minimum(first_row + query_len, num_tokens), 1)
     q_rows = tl.make_tensor_descriptor(
         q_ptr + head * stride_q_head, [end_row, BLOCK_D], [stride_q_row.to(tl.int64), 1], [BLOCK_M, BLOCK_D]
@@ -87,7 +87,7 @@ def warp_specialized_kernel(
         acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
     out, lse = normalize(row_max, row_sum, acc)
     row = first_row + query
-    # rows are where outputs are written: unchecked lengths must not reach beyond them
+    # outputs are written to these rows: lengths that were not checked must not reach beyond them
     owned = (query < query_len) & (row >= 0) & (row < num_tokens)
     out_offset = row.to(tl.int64) * stride_out_row + head * stride_out_head
     dim = tl.arange(0, BLOCK_D)
@@ -97,12 +97,12 @@ def warp_specialized_kernel(
 
 @triton.jit
 def load_rows(rows, row, first_key, end_key, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[N, D]: the rows from `row` on, those of the keys from `first_key` on; from `end_key` on zeros, and no row is read.
+    """[N, D]: the rows from `row` on, which hold the keys from `first_key` on. From `end_key` on they are zeros and not read.
 
-    Rows beyond a request's keys may hold NaN, which a weight of 0 would not hide. A descriptor has zeros beyond its ends alone,
-    and the ends of a request are in the midst of the cache. So `rows` has a dimension that does not exist: its element
-    (a, b, d) is dim d of row a + b - N, for b below N. It begins N rows before the cache. An H200 reads nothing there, unless
-    it is asked for zeros alone: first_key is below end_key.
+    Rows beyond a request's keys may hold NaN, which a weight of 0 would not hide. A descriptor gives zeros only beyond its
+    ends, and a request's keys end in the middle of the cache. So `rows` has an additional dimension: its element (a, b, d) is
+    dim d of row a + b - N, for b below N. It begins N rows before the cache. An H200 reads nothing there, unless all rows of a
+    load are zeros; they are not, because first_key is below end_key.
     """
     missing = tl.maximum(first_key + BLOCK_N - end_key, 0)
     return tl.reshape(rows.load([row + (BLOCK_N - missing), missing, 0]), [BLOCK_N, BLOCK_D])

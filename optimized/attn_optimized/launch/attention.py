@@ -21,11 +21,11 @@ from attn_optimized.strides import scale_strides, without_idle_strides
 
 
 def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int | None = None) -> Launch:
-    """The launch that writes a call's output, or nothing but parts.
+    """The launch that writes a call's output, or only parts.
 
     Args:
-        first_part: write the `plan.splits` parts from this one on, whatever they hold, and no output; None: write the output of
-            each tile of queries whose keys are not split, and parts of the others, if the plan has splits.
+        first_part: write only `plan.splits` parts, the first of them at this index. None: write the output of each tile of
+            queries whose keys are not split, and if the plan has splits, parts of the other tiles.
     """
     layer, batch, out = call.layer, call.batch, rows_by_head(call)
     q, q_scale = without_idle_strides(call.q), layer.q_scale
@@ -56,7 +56,7 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
         selection_unit=layer.selection_unit or 0,
         key_unit=layer.tokens_per_key,
         has_unmasked_loop=has_unmasked_loop,
-        # measured on an H200; on RDNA it takes registers that spill
+        # faster on an H200; on RDNA it costs registers that spill
         skips_masked_loop=is_partial and has_unmasked_loop and plan.architecture in ("sm90", INTERPRETER),
         has_soft_cap=has_soft_cap(layer),
         has_bias=has_bias(layer, batch),
@@ -123,17 +123,18 @@ def attention_tensors(plan: AttentionPlan, call: AttentionCall, parts: Parts | N
 
 @cache
 def stand_ins(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Some memory as floats and as bools, for optional tensors that are not there, as a flag says, and are not read.
+    """Memory, as floats and as bools, that stands for optional tensors that are not given. Flags tell the kernel not to read
+    it.
 
-    If None stood for them, the kernel would be compiled anew for each combination. Each device has its own for good: no tensor
-    of a step is kept.
+    If None stood for these tensors, the kernel would be compiled anew for each combination. Each device has this memory once,
+    so no tensor of a step is kept alive.
     """
     return torch.zeros(1, device=device), torch.zeros(1, dtype=torch.bool, device=device)
 
 
 def _value_pairs(plan: AttentionPlan, call: AttentionCall, form: KeyForm, kv_unit: int) -> dict[str, Any]:
     """Constants by which tiles of few rows load V, and K of a latent cache, by two dims at once, and convert them."""
-    has_pairs = _has_value_pairs(plan, call.layer, form, kv_unit)
+    has_pairs = has_value_pairs(plan, call.layer, form, kv_unit)
     is_e4m3fn = call.layer.kv_cache_dtype is torch.float8_e4m3fn
     return {
         "has_value_pairs": has_pairs,
@@ -141,26 +142,27 @@ def _value_pairs(plan: AttentionPlan, call: AttentionCall, form: KeyForm, kv_uni
     }
 
 
-def _has_value_pairs(plan: AttentionPlan, layer: Layer, form: KeyForm, kv_unit: int) -> bool:
+def has_value_pairs(plan: AttentionPlan, layer: Layer, form: KeyForm, kv_unit: int) -> bool:
     """True if pairs of dims can be loaded, and are faster: see kernels/load.py.
 
-    Elements are of one byte, the dims of a slot stand in a row, and each row begins at an even address. AMD's GPUs have no
-    ldmatrix: on gfx942 the loops of a decode have as many instructions either way, on gfx1201 more in pairs, and on both more
-    registers.
+    Pairs can be loaded if elements have one byte, the dims of a slot are a row, and each row begins at an even address. AMD's
+    GPUs
+    have no ldmatrix: with pairs the loops of a decode have as many instructions on gfx942, more on gfx1201, and need more
+    registers on both.
     """
     if not form.is_paged or plan.architecture.startswith("gfx"):
         return False
     # a dot over half of the dims of a latent key has at least MIN_DOT of them
     has_rows = form.interior == "rows" or (form.interior == "latent" and plan.tiles.widths.block_d >= 2 * MIN_DOT)
-    is_even = kv_unit % 2 == 0 and layer.value_size % 2 == 0 and form.begins_even
+    is_even = kv_unit % 2 == 0 and layer.v_head_size % 2 == 0 and form.begins_even
     return form.x == 16 and has_rows and is_even
 
 
 def _latent_steps(plan: AttentionPlan, call: AttentionCall, form: KeyForm) -> dict[str, Any]:
     """Constants of the loops over a latent cache by which weights are computed, as measured on an H200.
 
-    The interpreter runs what sm90 does. Sums of weights in columns take a register for each key of a thread. Tiles of few rows
-    have them, and larger ones that do not hold decoded keys in registers, too.
+    The interpreter uses the constants of sm90. Sums of weights in columns take a register for each key of a thread. Tiles of
+    few rows have such sums, and so have larger tiles, unless they hold decoded keys in registers.
     """
     tiles, architecture = plan.tiles, plan.architecture
     is_measured = architecture in ("sm90", INTERPRETER) and itemsize_of_dots(call.q) == 2
@@ -176,7 +178,7 @@ def _latent_steps(plan: AttentionPlan, call: AttentionCall, form: KeyForm) -> di
 def _has_unmasked_loop(plan: AttentionPlan, layer: Layer) -> bool:
     """True if tiles that need no mask have a loop of their own.
 
-    That loop comes first, and the tile at the left edge of a window or chunk after it. In a batch whose other rules leave no
+    This loop comes first, and the tile at the left edge of a window or chunk after it. In a batch whose other rules leave no
     unmasked tile, the tile at the left edge comes first. So a batch-invariant call, which must sum a request's keys in one
     order whatever else is in the batch, has no loop for unmasked tiles if there is a left edge.
     """
@@ -193,8 +195,8 @@ def _sizes(plan: AttentionPlan, batch: Batch) -> dict[str, int]:
         "queries_per_tile": plan.tiles.queries,
         "one_tile_per_request": int(plan.one_tile_per_request),
         "heads_first": int(plan.heads_first),
-        "group": plan.tiles.group,
-        "group_inverse": -(-(1 << 16) // plan.tiles.group),
+        "heads_per_group": plan.tiles.group,
+        "inverse_heads_per_group": -(-(1 << 16) // plan.tiles.group),
         "num_splits": plan.splits,
         "balanced_splits": plan.balanced_splits,
         "filling_splits": plan.filling_splits,
@@ -205,7 +207,7 @@ def _sizes(plan: AttentionPlan, batch: Batch) -> dict[str, int]:
 
 
 def _selection(selected: torch.Tensor | None) -> dict[str, int]:
-    """Entries of a row of the selection, and its strides. All KV heads may share one."""
+    """The number of entries in a row of the selection, and its strides. All KV heads may share one selection."""
     if selected is None:
         return {"num_selected": 0, "stride_selected_head": 0, "stride_selected_row": 0}
     return {
@@ -216,7 +218,7 @@ def _selection(selected: torch.Tensor | None) -> dict[str, int]:
 
 
 def _state_strides(layer: Layer, batch: Batch) -> dict[str, int]:
-    """Strides of Parts, which are dense; those of `acc` in rows of values."""
+    """The strides of Parts, which are dense. The strides of `acc` count rows of values."""
     num_rows, num_heads = batch.num_actual_tokens, layer.num_heads
     return {
         "stride_acc_part": num_rows * num_heads,

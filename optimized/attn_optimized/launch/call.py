@@ -24,9 +24,9 @@ class KeyForm(NamedTuple):
 
     Args:
         strides: in elements, by the kernel's names.
-        begins_even: whether K begins at an even address.
+        begins_even: True if K begins at an even address.
 
-    The others are fields of the kernel's Kind.
+    All other fields are fields of the kernel's Kind.
     """
 
     strides: dict[str, int]
@@ -65,7 +65,7 @@ class PagedKeys(NamedTuple):
     def tensors(self, layer: Layer, architecture: str) -> KeyTensors:
         """The cache twice, in a type that the architecture's compiler knows, and its scales.
 
-        In latent rows of several types, V is the part of the second type.
+        In a latent layout with scales, V is the bfloat16 part of a row.
         """
         stored, _ = stored_format(self.kv_cache, architecture)
         if (row := LatentRow.of(layer)) is not None:
@@ -80,7 +80,7 @@ class PagedKeys(NamedTuple):
         cache, row = kv_cache_strides(without_idle_strides(self.kv_cache), layer), LatentRow.of(layer)
         kv_format = stored_format(self.kv_cache, architecture)[1]
         if cache.interior.startswith("latent"):
-            # the instruction takes a register for each byte, and tiles of latent keys have none to spare
+            # the instruction needs a register for each byte, and tiles of latent keys have no registers left
             kv_format = kv_format.replace("_byte", "_bits")
         return KeyForm(
             strides={
@@ -97,7 +97,7 @@ class PagedKeys(NamedTuple):
             interior=cache.interior,
             x=16 // self.kv_cache.element_size(),
             scale_dims=0 if row is None else row.scale_dims,
-            kept_dims=0 if row is None else layer.value_size - row.quantized,
+            kept_dims=0 if row is None else layer.v_head_size - row.quantized,
             kv_format=kv_format,
             has_token_scales=token_scales(self.kv_cache, layer) is not None,
         )
@@ -154,6 +154,6 @@ def new_output(q: torch.Tensor, layer: Layer) -> torch.Tensor:
     """[T, H, Dv] of q's dtype and device.
 
     Raises:
-        ContractError: q is float8, which says no dtype of an output.
+        ContractError: q is float8, from which no dtype of the output follows.
     """
-    return q.new_empty((len(q), layer.num_heads, layer.value_size), dtype=dtype_of_output(q, layer))
+    return q.new_empty((len(q), layer.num_heads, layer.v_head_size), dtype=dtype_of_output(q, layer))

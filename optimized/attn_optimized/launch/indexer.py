@@ -1,6 +1,6 @@
 """Tile sizes and warps of the kernels of an index layer.
 
-Tiles depend on the index layer alone, and not on the step: so does the order of all sums, and a row has the same logits in any
+Tiles depend only on the index layer and not on the step. So does the order of all sums, and a row has the same logits in every
 batch.
 """
 
@@ -16,9 +16,9 @@ _MOST = 64, 128
 """Rows of a dot, pairs of query and head, and keys. On an H200, decodes of 32k keys and 64 heads are 1.47 times as fast with
 128 keys as with 64."""
 _MOST_OF_GFX11 = 32, 32
-"""Twice as many of either make Triton 3.9 spill 40 to 98 vector registers and more, of layers of `shipped_calls.toml`."""
+"""With twice as many of either, Triton 3.9 spills 40 to 98 vector registers and more in layers of `shipped_calls.toml`."""
 _MOST_OF_INTERPRETER = 16, 32
-"""Small enough that many heads and large units take several iterations."""
+"""Tiles of the interpreter, so small that many heads and large units take several iterations."""
 _BYTES_OF_ROWS, _BYTES_OF_KEYS = 16 << 10, 32 << 10
 """The most bytes of each operand of a dot. Both may be in shared memory at once, and the smallest GPUs have 64 KiB of it."""
 
@@ -78,8 +78,8 @@ class SelectTiles:
 def select_tiles(architecture: str, indexer: Indexer) -> SelectTiles:
     """Tiles of `select`: the same for every layer."""
     if architecture == INTERPRETER:
-        # so few that the units of a small step take several turns
+        # few units, so that the units of a small step take several iterations
         return SelectTiles(block=64, block_requests=4, num_warps=1)
-    # one program has a row: 1024 threads, of which each has 4 units in a turn
+    # one program has a row: 1024 threads, each with 4 units in an iteration
     num_warps = 16 if architecture.startswith("gfx9") else 32
     return SelectTiles(block=4096, block_requests=256, num_warps=num_warps)

@@ -14,17 +14,20 @@ from attn_optimized.launch.workload import Workload, phase_of
 
 MAX_GRID_Y = 65535
 _INTERPRETED_PROGRAMS = 4
-"""So many programs fill the interpreter, as far as splits go: keys of few requests are split there, too. The fewest with which
-one program has room for parts that fill a GPU at once (MIN_FILLING). Of 268 drawn steps whose V has no power of 2 of dims, 54
-have keys in several parts then, and 32 where two programs fill it."""
+"""The programs that the interpreter runs at once, as splits assume, so that keys of few requests are split there, too.
+
+It is the fewest with which one program has room for parts that fill a GPU at once (MIN_FILLING). Of 268 drawn steps whose V has
+no power of 2 of dims, 54 have keys in several parts then, and 32 if it is 2.
+"""
 _INTERPRETED_UNITS, _MOST_INTERPRETED_PROGRAMS = 1, 24
-"""The compute units of the interpreter, as far as shares of the work go, and the most programs of such a call: each takes a
-millisecond or more there."""
+"""The compute units of the interpreter, as shares of the work assume, and the most programs of a call that is dealt by shares:
+each program takes a millisecond or more there."""
 _MANY_WAVES = 8
-"""So many waves of programs that the last one is a small part of the time, and what counts is that neighbours share keys."""
+"""From this number of waves on, the last wave takes a small part of the time: programs are ordered so that neighbours share
+keys."""
 
 PROMPT_QUERIES = 128
-"""Queries of a tile of one head."""
+"""The queries of a tile of the warp specialized kernel, which has one head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,24 +36,24 @@ class AttentionPlan:
 
     Args:
         architecture: see `device.architecture_of`.
-        tiles: of queries and keys.
-        grid: programs without a split: tiles of queries, groups of query heads.
-        batch_invariant: whether a request's output must not depend on the rest of the batch.
-        has_short_window: whether a loop for tiles without a mask is not worth its start.
-        one_tile_per_request: whether each request has one tile of queries.
-        has_full_tiles: whether nearly all tiles of PROMPT_QUERIES queries of one head are full: launch/warp_specialized.py.
-        heads_first: whether neighbouring programs are heads of one tile, so that all programs begin in the order of their
-            work, or tiles of one head, which read the same keys.
+        tiles: the tiles of queries and keys.
+        grid: the programs without a split: tiles of queries, groups of query heads.
+        batch_invariant: True if a request's output must not depend on the rest of the batch.
+        has_short_window: True if windows are too short for a loop of tiles without a mask.
+        one_tile_per_request: True if each request has one tile of queries.
+        has_full_tiles: True if nearly all tiles of PROMPT_QUERIES queries of one head are full: launch/warp_specialized.py.
+        heads_first: True if neighbouring programs are heads of one tile, so that all programs begin in the order of their
+            work. False if they are tiles of one head, which read the same keys.
         splits: the most parts of the keys of a tile of queries, each a program of its own.
-        balanced_splits: parts where requests are of much the same length; see kernels/split_keys.py.
-        filling_splits: parts that fill the GPU at once.
-        work_shares: shares of the work, of which a part takes one; 0: parts are made by the lengths of requests.
-        min_tiles_per_split: the fewest tiles of keys that are worth a part beyond those that fill the GPU.
+        balanced_splits: the parts of requests of about the same length; see kernels/split_keys.py.
+        filling_splits: the parts that fill the GPU at once.
+        work_shares: the shares of the work, one for each part; 0: parts are made by the lengths of requests.
+        min_tiles_per_split: the fewest tiles of keys of a part, unless parts must be short to fill the GPU.
         max_tiles: an upper bound of the tiles of keys that a tile of queries sees.
-        scratch_bytes: memory that the parts take between two kernels; 0 without a split.
+        scratch_bytes: the memory of the parts between the two kernels; 0 without a split.
 
     Raises:
-        UnsupportedError: no GPU has a grid of so many programs.
+        UnsupportedError: the grid has more programs than any GPU allows.
     """
 
     architecture: str
@@ -78,7 +81,7 @@ class AttentionPlan:
 
     @property
     def launch_grid(self) -> tuple[int, int, int]:
-        """Programs in the kernel's three dimensions."""
+        """The grid of the kernel, with splits."""
         tiles, heads = self.grid
         return (heads, tiles, self.splits) if self.heads_first else (tiles, heads, self.splits)
 
@@ -87,7 +90,7 @@ class AttentionPlan:
         return self.grid[0] * self.grid[1] * self.splits
 
 
-# the layers of a model ask for the same plan in a step
+# all layers of a model ask for the same plan in a step
 @lru_cache(maxsize=1024)
 def attention_plan(
     workload: Workload, *, architecture: str, compute_units: int, parameters: Parameters | None = None
@@ -95,8 +98,9 @@ def attention_plan(
     """The plan of a workload on a GPU.
 
     Args:
-        architecture, compute_units: of the GPU; see `device.architecture_of`.
-        parameters: of the attention kernel, which then serves any call, in place of those of the architecture's table.
+        architecture, compute_units: those of the GPU; see `device.architecture_of`.
+        parameters: launch parameters to use instead of those of the architecture's table; the attention kernel then serves any
+            call.
 
     Raises:
         UnsupportedError: the head size is too large for a tile, or no GPU has a grid of so many programs.
@@ -147,9 +151,9 @@ def attention_plan(
 def has_full_tiles(workload: Workload, architecture: str, compute_units: int) -> bool:
     """True for prompts and chunks of prompts, among which a few requests may decode.
 
-    A request that decodes takes a whole tile of each head. The host does not know how many do, nor over how many keys: as many
-    as the other requests leave room for, if those are as long as the longest. For nothing they compute at most as many pairs of
-    a query and a key as the step has at least.
+    A request that decodes takes a whole tile of each head, most of it for nothing. The host does not know how many requests
+    decode, nor over how many keys. It assumes as many as there is room for if the other requests are as long as the longest
+    one. Their wasted pairs of a query and a key must be at most as many as the pairs that the step has at least.
     """
     if workload.batch_invariant or phase_of(workload, compute_units) not in ("prefill", "short"):
         return False
@@ -161,9 +165,9 @@ def has_full_tiles(workload: Workload, architecture: str, compute_units: int) ->
 
 
 def attention_grid(workload: Workload, tiles: AttentionTiles) -> tuple[tuple[int, int], bool]:
-    """Programs without a split (tiles of queries, groups of heads), and whether each request has one tile.
+    """The programs without a split (tiles of queries, groups of heads), and True if each request has one tile.
 
-    If a request may need more than one, there are as many tiles as any division of the tokens into requests can need.
+    If a request may need more than one tile, there are as many tiles as any division of the tokens into requests can need.
     """
     num_requests, groups = workload.num_requests, workload.num_kv_heads * tiles.groups_per_kv_head
     if workload.max_query_len <= tiles.queries or num_requests == 0:

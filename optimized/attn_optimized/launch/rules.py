@@ -25,7 +25,7 @@ IMPLEMENTED_RULES = frozenset(
 
 
 def rule_numbers(layer: Layer, batch: Batch) -> dict[str, int | float]:
-    """Numbers of the rules, by the kernel's names. A rule that is off has a number that changes nothing."""
+    """The numbers of the rules, by the kernel's names. The number of a rule that is off changes nothing."""
     left, right = layer.window
     return {
         "scale": layer.scale,
@@ -42,13 +42,13 @@ def rule_numbers(layer: Layer, batch: Batch) -> dict[str, int | float]:
 
 
 def has_gaps(layer: Layer, batch: Batch) -> bool:
-    """True if the keys that a query sees may be other than its window."""
+    """True if a query may see other keys than those of its window."""
     tensors = batch.bidirectional_ranges, batch.qq_bias
     return has_sink_tokens(layer) or layer.chunked_local is not None or any(tensor is not None for tensor in tensors)
 
 
 def has_sink_tokens(layer: Layer) -> bool:
-    """True if sink tokens are seen apart from other keys: a window without edges holds the first keys anyway."""
+    """True if sink tokens may be visible outside the window: a window without edges holds the first keys anyway."""
     return layer.sink_tokens > 0 and max(layer.window) >= 0
 
 

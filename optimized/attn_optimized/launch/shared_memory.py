@@ -5,9 +5,9 @@ from attn_optimized.launch.widths import Widths
 from attn_optimized.launch.workload import MAX_GROUP, Workload
 
 ROWS_OF_ASYNC_DOT = 64
-"""Dots of so many rows of 16 bits run beside what follows them (wgmma)."""
+"""Dots of at least this many rows of 16 bits are asynchronous (wgmma)."""
 _KIB = 1024
-# of a workgroup, by AMD's instruction sets; others have 64 KiB
+# bytes of a workgroup, by AMD's instruction set documents; the others have 64 KiB
 _LDS_BYTES = {"gfx950": 160 * _KIB, "gfx1250": 320 * _KIB}
 # CUDA C++ Programming Guide, technical specifications per compute capability: shared memory of a thread block at most
 _MOST_BYTES = {
@@ -29,7 +29,7 @@ _MOST_BYTES = {
 def rows_that_fit(architecture: str, workload: Workload, widths: Widths) -> int:
     """The most rows of a tile of queries that shared memory holds, a power of two.
 
-    Triton brings the tile there whole, so that it gets the layout that dots take.
+    Triton stores the whole tile there to bring it into the layout that dots need.
     """
     row_bytes = widths.block_d * workload.itemsize
     if architecture.startswith("gfx"):
@@ -42,9 +42,9 @@ def rows_that_fit(architecture: str, workload: Workload, widths: Widths) -> int:
 def stages_that_fit(architecture: str, workload: Workload, widths: Widths, block_m: int, parameters: Parameters) -> int:
     """The most of the parameters' stages whose tiles fit shared memory; at least one, and all on other GPUs.
 
-    Triton keeps a tile of q, one of logits if something is added to them, and tiles of K and V: as many as there are stages, or
-    one less for dots of few rows, which read no operand while the next is loaded. A bias that is loaded has as many tiles as K,
-    and one byte of a mask for each of a tile's elements.
+    Triton keeps a tile of q, a tile of logits if something is added to them, and tiles of K and V: as many as there are stages,
+    or one less for dots of few rows, which have read their operand before the next one is loaded. A bias that is loaded has as
+    many tiles as K, and a byte of mask for each element of a tile.
     """
     stages = parameters.num_stages
     if architecture not in _MOST_BYTES:

@@ -1,4 +1,4 @@
-"""Into how many parts the keys of a tile of queries are split, so that a GPU is full until all is done."""
+"""Chooses the number of parts into which the keys of a tile of queries are split, so that a GPU is full until the end."""
 
 import math
 from typing import NamedTuple
@@ -8,56 +8,56 @@ from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.workload import Workload
 
 MAX_SPLITS, MAX_LONG_SPLITS = 128, 256
-"""More parts cost the reduction more than they bring. The second is for parts of LONG_PART_BYTES of K or more, if there are at
-most LONG_PARTS_PER_UNIT for each compute unit: on an H200, one request of 512k keys and one KV head takes 0.7 times as long in
-256 parts as in 128."""
+"""The most parts: more of them cost the reduction more than they gain. MAX_LONG_SPLITS is for parts of at least LONG_PART_BYTES
+of K, if there are at most LONG_PARTS_PER_UNIT for each compute unit: on an H200, one request of 512k keys and one KV head takes
+0.7 times as long in 256 parts as in 128."""
 LONG_PART_BYTES, LONG_PARTS_PER_UNIT = 128 << 10, 2
 MIN_WAVES, MIN_WAVES_OF_TILES = 1.5, 0.9
-"""The fewest waves of programs that a split aims at. Those of a single wave begin together, and leave the memory idle then.
-Tiles of many rows compute more for each byte, and a few programs of a second wave take as long as a whole one. So a single wave
-is best for the tiles of one request, and for those of a latent cache, whose parts have sums of 512 dims for many heads. On an
-H200, prefixes that many requests share are attended to 1.14 times as fast in 0.9 waves as in the two that at least 1.0 made."""
+"""The fewest waves of programs that a split aims at. The programs of a single wave begin together, and until they have read
+their first keys, the memory is idle. Tiles of many rows (MIN_WAVES_OF_TILES) compute more for each byte, and a second wave of a
+few programs takes as long as a full one. So a single wave is best for the tiles of one request, and for a latent cache, whose
+parts have sums of 512 dims for many heads. On an H200, shared prefixes are 1.14 times as fast in 0.9 waves as in two."""
 MOST_WAVES, MOST_WAVES_OF_TILES = 3, 1
-"""From so many waves on, nothing is split to end together. On an H200, 1024 programs of 4k keys are 1.1 times as fast in three
-parts, and 2048 of 1k keys 0.95 times in two."""
+"""From this number of waves on, keys are not split to make programs end together. On an H200, 1024 programs of 4k keys are 1.1
+times as fast in three parts, and 2048 programs of 1k keys 0.95 times as fast in two."""
 SHORT_KEYS, SHORT_WAVES = 2048, 4
-"""Requests of at most so many keys, in at least so many waves of programs, are not split: they leave nothing idle. Unsplit, 256
-requests of 1k keys take 0.97 times as long (H200)."""
+"""Requests of at most SHORT_KEYS keys, in at least SHORT_WAVES waves of programs, are not split, because no program is idle.
+Without a split, 256 requests of 1k keys take 0.97 times as long (H200)."""
 PART_COST = 0.03
-"""The time that each part beyond the first adds, relative to the time unsplit: 0.3 to 4 % of 64 requests of 8k keys."""
+"""The time that each part beyond the first adds, relative to the time without a split: 0.3 to 4 % in 64 requests of 8k keys."""
 
 MIN_FILLING, MAX_FILLING = 4, 64
-"""Parts are short where the GPU has room for at least MIN_FILLING programs in place of each. With less room the reduction costs
-more than short parts bring. At most MAX_FILLING parts are made by being short."""
+"""Parts may be shorter than `keys_per_split` if the GPU has room for at least MIN_FILLING programs in place of each: with
+less room the reduction costs more than short parts gain. Then there are at most MAX_FILLING parts."""
 
 SHARES_PER_UNIT = 8
-"""Shares per compute unit, where work is dealt by shares: of several requests with several tiles of queries."""
+"""Shares of the work per compute unit, if work is dealt by shares, as in several requests with several tiles of queries."""
 MOST_SUMS, LEAST_WAVES = 1 / 8, 2
-"""The most bytes of parts, written and read, when work is dealt by shares, relative to those of K and V. Where there would be
-more, there are fewer shares, but LEAST_WAVES of programs. On an H200, extends of 32 to 64 tokens over one KV head take 1.05 to
-1.26 times as long with all shares, over eight 1.01 and 1.03 times."""
+"""The most bytes that parts write and read if work is dealt by shares, relative to the bytes of K and V. Above that there are
+fewer shares, but at least LEAST_WAVES of programs. On an H200, extends of 32 to 64 tokens would take 1.05 to 1.26 times as long
+with all shares over one KV head, and 1.01 and 1.03 times over eight."""
 LEAST_SHARES, MOST_SHARES = 3, 64
-"""The fewest and the most parts when work is dealt by shares."""
+"""The fewest and the most parts if work is dealt by shares."""
 MOST_PROGRAMS_PER_UNIT = 48
-"""Most programs per compute unit when work is dealt by shares. An idle program occupies a slot for 3 us (H200)."""
+"""The most programs per compute unit if work is dealt by shares. An idle program occupies a slot for 3 us (H200)."""
 PARTS_BYTES_PER_KEY, MOST_PARTS_BYTES = 10_000, 256 << 20
-"""Most bytes of all parts when work is dealt by shares, per key of the longest request and in all: they take at most
-about a quarter of the time of the longest tile (H200)."""
+"""The most bytes of all parts if work is dealt by shares, per key of the longest request and in total. They take at most about
+a quarter of the time of the longest tile (H200)."""
 
 
 class Splits(NamedTuple):
-    """Into how many parts the keys of a tile of queries are split. Each part is a program of its own, and costs a float32
-    output row in scratch memory and in the reduction. What the parts of a step are, the kernel decides by the lengths that the
+    """The numbers of parts into which the keys of a tile of queries may be split. Each part is a program of its own, and costs
+    a float32 output row in scratch memory and in the reduction. The kernel chooses the parts of a step by the lengths that the
     device knows: see kernels/split_keys.py."""
 
     most: int = 1
-    """parts of the longest request; 1: keys are not split"""
+    """The most parts of a request; 1: keys are not split."""
     balanced: int = 1
-    """parts of a batch whose requests are all about as long"""
+    """The parts of each request in a batch of about equal lengths."""
     filling: int = 1
-    """parts that fill the GPU at once, as short as a tile if need be; 1 if it is about full without"""
+    """The parts that fill the GPU at once, which may be as short as a tile; 1 if the GPU is nearly full without a split."""
     shares: int = 0
-    """of the work on the heads that one program has; 0: parts are made by the lengths of requests"""
+    """The shares of the work on the heads of one program; 0: parts are made by the lengths of requests."""
 
 
 def splits_of(
@@ -77,11 +77,11 @@ def splits_of(
     """The splits of a call. A batch-invariant call never splits keys.
 
     Args:
-        num_programs: programs without a split.
-        groups: groups of query heads. A tile of queries has a program for each.
-        queries: of a tile.
-        at_once: programs that the GPU runs at once.
-        most_programs: with splits, where several requests have several tiles.
+        num_programs: the number of programs without a split.
+        groups: the number of groups of query heads. A tile of queries has a program for each group.
+        queries: the number of queries of a tile.
+        at_once: the number of programs that the GPU runs at once.
+        most_programs: the most programs of a call with splits in which several requests have several tiles.
         most_sums: see MOST_SUMS.
         max_keys: an upper bound, possibly loose, of the keys that a tile of queries sees.
     """
@@ -92,9 +92,9 @@ def splits_of(
     if workload.is_latent or workload.num_requests == 1:
         waves = MIN_WAVES_OF_TILES, MOST_WAVES_OF_TILES
         return _by_length(workload, num_programs, at_once, waves, compute_units, max_keys, parameters)
-    part_bytes = 8 * (queries * workload.num_heads // groups) * workload.value_size
+    part_bytes = 8 * (queries * workload.num_heads // groups) * workload.v_head_size
     within_sums = most_sums * _most_bytes(workload, max_keys) / part_bytes
-    # at least as many as cut each tile, if all are alike
+    # at least as many programs as cut each tile, if all tiles have the same work
     fewest = max(LEAST_WAVES * at_once, SHARES_OF_LONGEST.value * num_programs)
     programs = min(SHARES_PER_UNIT * compute_units, max(within_sums, fewest))
     return _by_work(workload, most_programs // num_programs, math.ceil(programs / groups), queries, max_keys, parameters)
@@ -119,7 +119,7 @@ def _by_length(
     balanced = min(most, _balanced_splits(num_programs, at_once, *waves))
     if workload.num_requests == 1 or (max_keys <= SHORT_KEYS and num_programs >= SHORT_WAVES * at_once):
         return Splits(balanced, balanced, filling)
-    # parts of few keys fill what the longest request leaves idle
+    # short parts use what is idle next to the longest request
     uneven = min(most, -(-parameters.uneven_waves * at_once // num_programs))
     return Splits(max(balanced, uneven), balanced, filling)
 
@@ -127,7 +127,7 @@ def _by_length(
 def _most_bytes(workload: Workload, max_keys: int) -> int:
     """The most bytes of K and V that a step of these sizes reads."""
     itemsize = 1 if workload.quantized else workload.itemsize
-    dims = (workload.head_size + workload.value_size) * workload.num_kv_heads
+    dims = (workload.head_size + workload.v_head_size) * workload.num_kv_heads
     return workload.num_requests * max_keys * dims * itemsize
 
 
@@ -136,9 +136,9 @@ def _key_bytes(workload: Workload) -> int:
 
 
 def _balanced_splits(num_programs: int, at_once: int, min_waves: float, most_waves: int) -> int:
-    """The split count with the least time in which programs are idle, among those of at least min_waves waves.
+    """The number of splits with the least idle time, among those that make at least min_waves waves of programs.
 
-    One if there are most_waves waves without a split.
+    It is 1 if there are most_waves waves without a split.
     """
     if num_programs >= most_waves * at_once:
         return 1
@@ -166,7 +166,7 @@ def _by_work(workload: Workload, most_splits: int, shares: int, queries: int, ma
 def least_work(workload: Workload, max_keys: int) -> int:
     """The fewest pairs of a query and a key that a batch of these sizes can have.
 
-    Each request may have no keys but its own. One of them has max_query_len queries.
+    A request may have no keys before its own queries. One request has max_query_len queries.
     """
     average, longest = workload.num_tokens // workload.num_requests, workload.max_query_len
     return max(workload.num_tokens * min(average // 2, max_keys), longest * min(longest // 2, max_keys))
@@ -174,4 +174,4 @@ def least_work(workload: Workload, max_keys: int) -> int:
 
 def parts_bytes(num_parts: int, workload: Workload) -> int:
     """Memory of the softmax's state for parts of the keys: float32 sums of values, largest logits and sums of weights."""
-    return num_parts * workload.num_tokens * workload.num_heads * (workload.value_size + 2) * 4
+    return num_parts * workload.num_tokens * workload.num_heads * (workload.v_head_size + 2) * 4

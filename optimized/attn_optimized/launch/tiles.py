@@ -1,8 +1,8 @@
 """Tile sizes, warps and compiler options of the kernels.
 
-GPUs want tiles that feed their matrix units and fit their registers. The interpreter wants few programs, since an operation
-costs it the same whatever its size. But a sequence of a few hundred tokens must still take several tiles of either kind, and
-several rounds of the reduction: a loop with one iteration hides the errors of a second one.
+Tiles for GPUs feed their matrix units and fit their registers. Tiles for the interpreter are large, because its operations take
+the same time for any size. But a sequence of a few hundred tokens must still have several tiles of queries and of keys, and
+several iterations of the reduction: a loop with one iteration hides errors of the second.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -16,13 +16,13 @@ from attn_optimized.launch.table import Entry, Parameters, entry_for
 from attn_optimized.launch.widths import Widths, padded, power_of_2
 from attn_optimized.launch.workload import DECODE_TILE_ROWS, MIN_DOT, Workload, group_of, phase_of
 
-# a request of a few hundred keys is split; most small cases are not, which would make them slow
+# so a request of a few hundred keys is split, and most small cases are not, because splits make them slow
 _INTERPRETED = Parameters(block_m=64, block_n=64, num_warps=1, num_stages=1, keys_per_split=64)
 _FEW_ROWS = ("decode", "latent_decode", "latent_scaled_decode")
 _MANY_ROWS = ("prefill", "mixed", "short")
-"""Phases that have one stage over X_PACKED and SHUFFLED caches, whose tiles go through registers to be transposed: on an H200 a
-prefill of 128 dims is 1.28 and 1.25 times as fast as with two (`attn-parity doctor --full`). Triton 3.8 and 3.9 compile two
-wrongly for gfx950: see `miscompiled`."""
+"""The phases that have one stage over X_PACKED and SHUFFLED caches, whose tiles are transposed in registers. On an H200 prefill
+of 128 dims is 1.28 and 1.25 times as fast with one stage as with two (`attn-parity doctor --full`). Triton 3.8 and 3.9 compile
+two stages wrongly for gfx950: see `miscompiled`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +30,14 @@ class AttentionTiles:
     """Tiles of the attention kernel, and options of its compiler.
 
     Args:
-        widths: of rows of q, K and V.
-        groups_per_kv_head: into which its query heads are cut. Each has tiles of its own.
-        heads_per_kv_head: query heads of a KV head.
-        group: query heads of a group; the last group of a KV head may have fewer.
-        queries: queries of a tile; each brings the heads of its group, so `queries * group <= block_m`.
-        small_block_m: rows of the tile of a request that needs no more; 0: all tiles are alike.
-        block_m: rows of a tile, pairs of query and head.
-        parameters: the rest.
+        widths: the widths of rows of q, K and V.
+        groups_per_kv_head: the number of groups into which the query heads of a KV head are cut. Each has tiles of its own.
+        heads_per_kv_head: the number of query heads of a KV head.
+        group: the number of query heads of a group; the last group of a KV head may have fewer.
+        queries: the number of queries of a tile. Each brings the heads of its group, so `queries * group <= block_m`.
+        small_block_m: the rows of the smaller tile for a request that needs no more; 0: all tiles are alike.
+        block_m: the rows of a tile, pairs of query and head.
+        parameters: the other launch parameters.
     """
 
     widths: Widths
@@ -51,12 +51,12 @@ class AttentionTiles:
 
     @property
     def block_n(self) -> int:
-        """Keys of a tile."""
+        """The number of keys of a tile."""
         return self.parameters.block_n
 
     @cached_property
     def kind(self) -> dict[str, int]:
-        """Fields of the kernel's Kind."""
+        """The fields of the kernel's Kind that follow from the tiles."""
         return {
             **asdict(self.widths),
             "groups_per_kv_head": self.groups_per_kv_head,
@@ -68,7 +68,7 @@ class AttentionTiles:
 
     @cached_property
     def options(self) -> dict[str, int]:
-        """Options of the compiler, those that are given."""
+        """The options of the compiler that are given."""
         names = ("num_warps", "num_stages", "maxnreg", "waves_per_eu")
         return {name: value for name in names if (value := getattr(self.parameters, name)) is not None}
 
@@ -79,8 +79,8 @@ def attention_tiles(
     """Tiles of the attention kernel.
 
     Args:
-        architecture, compute_units: of the GPU; see `device.architecture_of`.
-        parameters: in place of those of the architecture's table.
+        architecture, compute_units: those of the GPU; see `device.architecture_of`.
+        parameters: launch parameters to use instead of those of the architecture's table.
 
     Raises:
         UnsupportedError: the head size is too large for a tile.
@@ -88,13 +88,13 @@ def attention_tiles(
     widths, heads = Widths.of(workload), workload.heads_per_kv_head
     phase = phase_of(workload, compute_units)
     if parameters is None and architecture == INTERPRETER:
-        # few rows have code of their own
+        # tiles of few rows have code of their own
         parameters = replace(_INTERPRETED, block_m=MIN_DOT) if phase in _FEW_ROWS else _INTERPRETED
     elif parameters is None:
         parameters = entry_of(workload, architecture, compute_units).parameters
     most_rows = rows_that_fit(architecture, workload, widths)
     group = group_of(heads, parameters.block_m if workload.is_latent else min(workload.most_heads, most_rows))
-    # decodes have tiles of two sizes, and not of one for every number of queries: each is compiled
+    # decodes have tiles of only two sizes, because each size is compiled
     rows = min(DECODE_TILE_ROWS, most_rows) if phase == "wide_decode" else group
     block_m = max(parameters.block_m, power_of_2(rows))
     small_block_m = padded(group) if phase == "mixed" else 0
@@ -116,7 +116,7 @@ def attention_tiles(
 def entry_of(workload: Workload, architecture: str, compute_units: int) -> Entry:
     """The entry of the architecture's table by which a workload is launched."""
     phase, widths = phase_of(workload, compute_units), Widths.of(workload)
-    # of V, where it is wider than K: a tile's sums of values are in registers, which a narrow head's entry may limit
+    # by the width of V if it is wider than K: sums of values are in registers, which the entry of a narrow head may limit
     block_d = max(widths.row_block, widths.value_row_block)
     return entry_for(architecture, phase=phase, itemsize=workload.itemsize, block_d=block_d, quantized=workload.quantized)
 
@@ -142,7 +142,7 @@ class RowTiles:
 
 
 MAX_ROW_SIZE = 4096
-"""A compiler takes minutes for a tile of much more: a thread holds all its dims in registers."""
+"""The widest row: a compiler takes minutes for much wider tiles, because a thread holds all its dims in registers."""
 
 
 @lru_cache(maxsize=1024)
@@ -150,7 +150,7 @@ def row_tiles(architecture: str, *, head_size: int) -> RowTiles:
     """Tiles of the cache writes and of the merges.
 
     Args:
-        head_size: dims of a row. Where a program has tiles of several widths for the same rows: of the widest.
+        head_size: the dims of a row; of the widest one if a program has tiles of several widths for the same rows.
 
     Raises:
         UnsupportedError: a row is wider than a tile.
@@ -160,7 +160,7 @@ def row_tiles(architecture: str, *, head_size: int) -> RowTiles:
         raise UnsupportedError("attn_optimized", f"a row of {head_size} dims", reason, "attn_reference")
     block_d = power_of_2(head_size)
     if architecture == INTERPRETER:
-        # so few that the tokens of a small step take several programs
+        # few rows, so that the tokens of a small step take several programs
         return RowTiles(head_size=head_size, block_rows=16, block_d=block_d, num_warps=1)
     return RowTiles(head_size=head_size, block_rows=max(1, 2048 // block_d), block_d=block_d, num_warps=4)
 
@@ -192,30 +192,30 @@ class ReduceTiles:
 
 
 REDUCED_AT_ONCE = {"gfx": 8, "sm": 32}
-"""Parts of rows that a warp loads at once, by how the architecture's name begins. Each part has masks, which on AMD are scalar
-registers: of 32 parts Triton 3.9 spills 204 for gfx942, in the loop over parts, and of 8 none."""
+"""The parts of rows that a warp loads at once, by the first letters of the architecture's name. On AMD the masks of parts are
+in scalar registers: with 32 parts Triton 3.9 spills 204 of them for gfx942 in the loop over parts, and with 8 parts none."""
 MAX_REDUCED_DIMS = 128
-"""Wider rows are reduced by several programs, so that few rows keep a GPU busy, too."""
+"""The most dims of a row that one program reduces. Several programs reduce a wider row, so that few rows fill a GPU."""
 
 
 @lru_cache(maxsize=1024)
 def reduce_tiles(architecture: str, *, head_size: int, num_parts: int) -> ReduceTiles:
     """Tiles of reduce_parts.
 
-    A warp has a row's dims in its lanes and the parts in its registers, so that sums over parts need no other lane. On an H200,
-    64 parts of 8 rows of 512 dims take 3.7 us, and 29.5 us in programs of four warps with whole rows.
+    A warp holds a row's dims in its lanes and the parts in its registers, so that sums over parts stay in a lane. On an H200,
+    64 parts of 8 rows of 512 dims take 3.7 us; programs of four warps with whole rows take 29.5 us.
     """
     block_d = power_of_2(head_size)
     if architecture == INTERPRETER:
-        # several programs for a wide row
+        # a wide row has several programs
         block_d = min(block_d, 64)
         block_rows = max(1, min(64, (1 << 17) // block_d))
         return ReduceTiles(head_size=head_size, block_rows=block_rows, block_parts=2, block_d=block_d, num_warps=1)
     at_once = REDUCED_AT_ONCE["gfx" if architecture.startswith("gfx") else "sm"]
-    # a few sizes, and not one for every number of parts: each is compiled
+    # only a few sizes, because each is compiled
     block_parts, num_warps = min(max(power_of_2(num_parts), 4), at_once), 1
     if num_parts > 2 * at_once:
-        # which only few rows have: a program waits for all of them at once
+        # only few rows have this size, where a program waits once for all parts
         block_parts, num_warps = 4 * at_once, 4
     return ReduceTiles(
         head_size=head_size,
@@ -227,10 +227,10 @@ def reduce_tiles(architecture: str, *, head_size: int, num_parts: int) -> Reduce
 
 
 def reduce_grid(tiles: ReduceTiles, num_rows: int) -> tuple[int, int]:
-    """Programs of reduce_parts: tiles of rows, and blocks of their dims."""
+    """The grid of reduce_parts: tiles of rows, and blocks of their dims."""
     return -(-num_rows // tiles.block_rows), -(-tiles.head_size // tiles.block_d)
 
 
 def row_grid(tiles: RowTiles, num_rows: int) -> tuple[int]:
-    """Programs of a kernel with such tiles."""
+    """The grid of a kernel with such tiles."""
     return (-(-num_rows // tiles.block_rows),)

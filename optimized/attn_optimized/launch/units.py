@@ -7,10 +7,10 @@ UNLIMITED = 2**31 - 1
 
 
 def in_units(itemsize: int, **strides: int) -> tuple[int, dict[str, int]]:
-    """The unit that strides count in, a constant of their kernel, and the strides in it.
+    """The unit of strides, which is a constant of the kernel, and the strides in that unit.
 
-    The unit is 16 bytes of elements, the widest load, if every stride is a whole multiple of that; else it is one element. So a
-    kernel has two variants. If the compiler specialized it for each stride by itself, there would be many.
+    The unit is 16 bytes of elements, the widest load, if every stride is a multiple of that. Otherwise it is one element. So a
+    kernel has two variants. If the compiler specialized the kernel for each stride, there would be many.
     """
     widest = 16 // itemsize
     unit = widest if math.gcd(*strides.values()) % widest == 0 else 1

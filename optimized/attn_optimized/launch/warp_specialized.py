@@ -1,4 +1,4 @@
-"""Which calls the warp specialized kernel serves, and its launch. All others are served by the attention kernel."""
+"""The launch of the warp specialized kernel for the calls that it serves. The attention kernel serves all others."""
 
 from collections.abc import Callable
 from contextvars import copy_context
@@ -17,9 +17,9 @@ from attn_optimized.strides import KVCacheStrides, kv_cache_strides, without_idl
 
 _RULES = frozenset({"sinks"})
 _BYTES_AT_ONCE = 16
-"""Rows that a descriptor names begin at multiples of so many bytes."""
+"""A descriptor addresses rows that begin at multiples of this number of bytes."""
 _MOST_ROWS = (1 << 31) - 1024
-"""Rows of the cache are numbers of 32 bits."""
+"""The most rows of a cache: the kernel's numbers of rows have 32 bits."""
 
 
 class _Tiles(NamedTuple):
@@ -28,7 +28,7 @@ class _Tiles(NamedTuple):
 
 
 _MEASURED = {256: _Tiles(PROMPT_QUERIES, 64)}
-"""By head sizes: those that were faster than the attention kernel in all drawn steps on an H200 (docs/guide/speed.md)."""
+"""The served head sizes, with tiles: on an H200 they were faster than the attention kernel in all drawn steps (speed.md)."""
 
 
 def warp_specialized_launch(plan: AttentionPlan, call: AttentionCall) -> Launch | None:
@@ -73,7 +73,7 @@ def warp_specialized_launch(plan: AttentionPlan, call: AttentionCall) -> Launch 
 
 
 def _served_cache(plan: AttentionPlan, call: AttentionCall) -> KVCacheStrides | None:
-    """The strides of a call's cache, if the kernel serves the call as far as its tiles do."""
+    """The strides of a call's cache, or None if the kernel does not serve the call, its tiles aside."""
     q, keys, layer, batch, out, _ = call
     if not (plan.has_full_tiles and isinstance(keys, PagedKeys) and batch.causal is True and layer.scale > 0):
         return None
@@ -91,7 +91,7 @@ def _served_cache(plan: AttentionPlan, call: AttentionCall) -> KVCacheStrides | 
 
 
 def _num_rows(cache: KVCacheStrides) -> int:
-    """Rows from the first of K to the last of V, in steps of a slot."""
+    """The number of rows from the first row of K to the last row of V, in steps of a slot."""
     return ((cache.num_blocks - 1) * cache.block + cache.kv) // cache.slot + cache.block_size
 
 
@@ -99,7 +99,7 @@ class _WithDescriptors(Launch):
     """A launch of a kernel that makes tensor descriptors, in memory that Triton asks for in each launch."""
 
     def _run_on_gpu(self, tensors: list[torch.Tensor | None], index: int) -> None:
-        # the caller's own allocator stays: this one is set in a context of the launch's
+        # the caller's own allocator stays: this one is set in a context of the launch
         run: Callable[..., None] = super()._run_on_gpu
         context = copy_context()
         context.run(triton.set_allocator, _memory)

@@ -10,7 +10,7 @@ from attn_optimized.launch.rules import has_bias, has_gaps, most_keys
 from attn_optimized.launch.table import LatentPhase, Phase
 
 MIN_DOT = 16
-"""tl.dot takes no shorter side."""
+"""The shortest side of a tl.dot."""
 DECODE_TILE_ROWS = 64
 """The most rows (pairs of query and head of a group) of a request that decodes or speculates."""
 MAX_GROUP = 64
@@ -21,24 +21,25 @@ The kernel divides a row by its group by a multiplication with 16 bits. That is 
 programs.inverse).
 """
 SHORT_ROWS_PER_UNIT = 800
-"""A batch of fewer rows for each compute unit is short. On an H200, small tiles are 1.25 times as fast as large ones with 560
-rows, and no faster with 1000."""
+"""A batch with fewer rows than this for each compute unit is short. On an H200, small tiles are 1.25 times as fast as large
+ones with 560 rows, and no faster with 1000."""
 MOST_SPECULATED = 16
-"""The most tokens of a request that speculates: see MOST_GROUPS."""
+"""The most tokens of a request with drafts: see MOST_GROUPS."""
 MOST_GROUPS = 8
-"""A request of at most MOST_SPECULATED tokens has one tile of DECODE_TILE_ROWS rows for each group of its query heads, if they
-are cut into at most so many: its keys are split by its length then, as those of a decode. All groups read the same keys, from
-the device's cache. On an H200, 17 drawn speculations of 65 to 576 rows are 1.12 times as fast."""
+"""The most groups of the query heads of a request of at most MOST_SPECULATED tokens that has one tile of DECODE_TILE_ROWS rows
+for each group. The request's keys are then split by its length, as those of a decode. All groups read the same keys, from the
+device's cache. On an H200, 17 drawn speculations of 65 to 576 rows are 1.12 times as fast."""
 MOST_GROUPED_DIMS = 128
-"""The widest heads whose groups are so small. Tiles of wider ones hold fewer keys: two drawn speculations of 192 dims were 0.71
+"""The widest heads that MOST_GROUPS is for. Tiles of wider heads hold fewer keys: two drawn speculations of 192 dims were 0.71
 and 0.84 times as fast (H200)."""
 FEW_LATENT_ROWS = 16
 """The most rows (pairs of query and head) of a request over a latent cache whose tile has few rows."""
 SHORT_WINDOW_KEYS = 256
-"""The most keys of a short window: a tile of queries that sees no more has hardly begun when it ends."""
+"""The most keys of a short window: a tile of queries that sees no more keys ends soon after its start."""
 MIN_REQUESTS_OF_MIXED_BATCH = 8
 MIXED_LENGTH_RATIO = 4
-"""A batch is mixed if it has MIN_REQUESTS_OF_MIXED_BATCH, and its longest query is longer than this many average ones."""
+"""A batch is mixed if it has MIN_REQUESTS_OF_MIXED_BATCH requests, and its longest query exceeds this multiple of the
+average."""
 ROUNDED_KEYS = 64
 """Lengths are rounded up to a multiple of this, so that not every step of a decode is planned anew."""
 
@@ -48,22 +49,22 @@ class Workload:
     """The input of a plan beside the GPU: sizes, and upper bounds of lengths. The names are those of Layer and Batch.
 
     Args:
-        itemsize: bytes of a number of q in dots.
-        quantized: whether the cache's elements are of one byte.
-        is_latent: whether V is the first dims of K.
-        is_paged: whether K and V are blocks of a cache.
-        is_x_packed: whether the dims of a row lie apart in a page of the cache.
-        has_scaled_rows: whether rows of a latent cache hold the scales of their dims.
-        num_tokens, num_requests: of the batch, padding included.
-        max_seq_len: an upper bound, possibly loose, of the keys of a request, rounded up to ROUNDED_KEYS.
+        itemsize: the bytes of a number of q in dots.
+        quantized: True if the cache's elements have one byte.
+        is_latent: True if V is the first dims of K.
+        is_paged: True if K and V are blocks of a cache.
+        is_x_packed: True if the dims of a row are not adjacent in a page of the cache.
+        has_scaled_rows: True if rows of a latent cache hold the scales of their dims.
+        num_tokens, num_requests: the batch's numbers of tokens and requests, with padding.
+        max_seq_len: an upper bound of the keys of a request, possibly loose, rounded up to ROUNDED_KEYS.
         window_keys: the most keys that one query sees through its window, in its chunk or by its selection; None: there is no
             such bound.
-        has_selection: whether each query selects keys of its own: a tile has one query.
-        has_gaps: whether the keys that a query sees may be other than one interval.
-        has_bias: whether something is added to logits.
-        has_slopes: whether that is so in every call of the layer: ALiBi.
-        loads_bias: whether what is added is loaded: qq_bias.
-        batch_invariant: whether a request's output must not depend on the rest of the batch.
+        has_selection: True if each query selects its own keys: a tile then has one query.
+        has_gaps: True if the keys that a query sees may be other than one interval.
+        has_bias: True if something is added to logits.
+        has_slopes: True if something is added in every call of the layer: ALiBi.
+        loads_bias: True if the addend is loaded: qq_bias.
+        batch_invariant: True if a request's output must not depend on the rest of the batch.
     """
 
     itemsize: int
@@ -115,13 +116,13 @@ class Workload:
         )
 
     @property
-    def value_size(self) -> int:
+    def v_head_size(self) -> int:
         """The width of V."""
         return self.head_size_v or self.head_size
 
     @property
     def heads_per_kv_head(self) -> int:
-        """Query heads of a KV head."""
+        """The number of query heads of a KV head."""
         return self.num_heads // self.num_kv_heads
 
     @property
@@ -132,7 +133,7 @@ class Workload:
     @property
     def most_heads(self) -> int:
         """The most query heads of a group of a cache that is not latent."""
-        is_narrow = max(self.head_size, self.value_size) <= MOST_GROUPED_DIMS
+        is_narrow = max(self.head_size, self.v_head_size) <= MOST_GROUPED_DIMS
         if self.batch_invariant or not is_narrow or not 0 < self.most_queries <= MOST_SPECULATED:
             return MAX_GROUP
         fitting = DECODE_TILE_ROWS // self.most_queries
@@ -145,12 +146,12 @@ class Workload:
 
     @property
     def has_few_rows(self) -> bool:
-        """True if each request decodes or speculates. Never of a batch-invariant call, whose phases do not depend on rows."""
+        """True if each request decodes or has drafts; False for a batch-invariant call, whose phase does not depend on rows."""
         return not self.batch_invariant and self.rows <= DECODE_TILE_ROWS
 
     @property
     def has_short_window(self) -> bool:
-        """True if queries see few keys, however long their sequences are."""
+        """True if queries see few keys even in long sequences."""
         return self.window_keys is not None and self.window_keys <= SHORT_WINDOW_KEYS
 
 
@@ -178,12 +179,12 @@ def phase_of(workload: Workload, compute_units: int) -> Phase | LatentPhase:
 
 
 def itemsize_of_dots(q: torch.Tensor) -> int:
-    """Bytes of a number of q as dots take it: float8 becomes float16 when it is loaded."""
+    """The bytes of a number of q in dots: float8 becomes float16 when it is loaded."""
     return max(q.element_size(), torch.float16.itemsize)
 
 
 def group_of(heads: int, most: int) -> int:
-    """The size of groups of at most so many heads: as few as hold all heads, as even as can be. The last may have fewer."""
+    """The size of equal groups, of at most `most` heads, of which the fewest hold all heads. The last may have fewer heads."""
     return -(-heads // -(-heads // most))
 
 

@@ -17,7 +17,7 @@ from attn_optimized.selector.priorities import cache_kind, parse_architecture, p
 
 @dataclass(frozen=True)
 class Skipped:
-    """A backend that goes before the selected one and does not serve, with all its reasons."""
+    """A backend before the selected one in the order that does not serve the layer, with all reasons."""
 
     backend: str
     refusals: tuple[Refusal, ...]
@@ -32,7 +32,7 @@ class Selection:
 
     Attributes:
         backend: its name, a key of `attn_optimized.backends.BACKENDS`.
-        layout: of the layer's KV cache; None for the types that have none.
+        layout: the layout of the layer's KV cache; None for the types that have none.
         why: a sentence.
         skipped: the backends that were tried before, in that order.
     """
@@ -49,10 +49,10 @@ def select(config: AttentionConfig, *, architecture: str, aiter: Aiter | None = 
     Says so in one INFO line where others were skipped, with all their reasons at DEBUG (vLLM #38450), once for each config.
 
     Args:
-        config: what the layer asks for; its `layout`, if given, is kept.
+        config: the requirements of the layer; its `layout`, if given, is kept.
         architecture: such as "gfx942", "sm90" or "interpreter".
         aiter: AMD's AITER; the installed one if None.
-        backend: the name of the only one that is wanted.
+        backend: the name of the only backend to consider.
 
     Raises:
         UnsupportedError: `backend` does not serve the layer, or none does; with all reasons, and who does.
@@ -76,7 +76,7 @@ def select(config: AttentionConfig, *, architecture: str, aiter: Aiter | None = 
 
 @dataclass(frozen=True)
 class Verdict:
-    """About one backend and one layer: the layouts that fit, in its order, or why it does not serve."""
+    """The verdict on one backend and one layer: the layouts that fit, in its order, or why it does not serve."""
 
     backend: str
     layouts: tuple[Layout | None, ...]
@@ -89,7 +89,7 @@ def known_aiter(aiter: Aiter | None) -> Aiter:
 
 
 def verdicts_of(config: AttentionConfig, architecture: str, aiter: Aiter, backend: str | None = None) -> list[Verdict]:
-    """About the backends for layers of this kind, and about the one that is wanted."""
+    """The verdicts on the backends for layers of this kind, and on the one that is wanted."""
     names = priorities(architecture, cache_kind(config))
     if isinstance(backend, str) and backend in BACKENDS:
         names = dict.fromkeys((*names, backend))

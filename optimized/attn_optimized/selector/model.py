@@ -53,7 +53,7 @@ def select_model(
     the backend, to the next that serves the layer.
 
     Args:
-        layers: what each layer asks for, by its name.
+        layers: the requirements of each layer, by its name.
         allocations: the names of layers that share one raw allocation, for each that is shared. All have one number of blocks.
         kv_sharing: by the name of a layer that writes nothing, the one whose cache it reads.
         architecture, aiter: as for `select`.
@@ -105,7 +105,7 @@ def select_model(
 
 @dataclass(frozen=True)
 class _Place:
-    """One way to serve a layer. `cost` is 0 for what the layer would have by itself, and compares as a tuple does."""
+    """One way to serve a layer. `cost` is 0 for the way that the layer would have alone, and compares as a tuple does."""
 
     backend: str
     layout: Layout | None
@@ -155,7 +155,7 @@ def _view(
     )
 
 
-# every layer of a model asks the same few questions
+# layers of a model ask the same few questions
 @functools.lru_cache(maxsize=4096)
 def _same_elements(a: Layout | None, b: Layout | None, config: AttentionConfig) -> bool:
     """True if two layouts put the elements of a dense cache in the same places.
@@ -166,8 +166,8 @@ def _same_elements(a: Layout | None, b: Layout | None, config: AttentionConfig) 
     if a is None or b is None or config.block_size is None:
         return a is b
     few = 2 * 16 // config.itemsize
-    value_size = config.value_of("head_size_v")
-    widths = min(config.head_size, few), None if value_size is None else min(value_size, few)
+    v_head_size = config.value_of("head_size_v")
+    widths = min(config.head_size, few), None if v_head_size is None else min(v_head_size, few)
     sizes = min(config.block_size, few), min(config.num_kv_heads, 2), *widths
     return same_elements(_view(a, config, *sizes), _view(b, config, *sizes))
 
@@ -175,7 +175,7 @@ def _same_elements(a: Layout | None, b: Layout | None, config: AttentionConfig) 
 def _share(
     group: list[str], layers: Mapping[str, AttentionConfig], places: Mapping[str, list[_Place]], kv_sharing: Mapping[str, str]
 ) -> dict[str, _Place]:
-    """The cheapest places that have one footprint, where readers find every element as it was written; the first of several."""
+    """The cheapest places with one footprint, where readers find every element as it was written; the first of several."""
     readers: dict[str, list[str]] = {name: [] for name in group if name not in kv_sharing}
     for name in group:
         if name in kv_sharing:
@@ -249,7 +249,7 @@ def _assignment(
     why = why_selected(architecture, backend, skipped)
     allocation_layout = None
     if place.is_reinterpreted:
-        # somebody has planes: had nobody, all would be cheaper without
+        # some layer has planes: if none needed them, all would be cheaper without
         neighbour = next(other for other in partners if not chosen[other].is_reinterpreted)
         allocation_layout = chosen[neighbour].layout
         why += f"; its cache is reinterpreted as planes of K and V, which {neighbour} has in the same allocation"
@@ -261,7 +261,7 @@ def _assignment(
 def _groups(
     layers: Mapping[str, AttentionConfig], allocations: Iterable[Collection[str]], kv_sharing: Mapping[str, str]
 ) -> list[list[str]]:
-    """The layers by the memory that they share. Who reads another's cache comes after it, which settles how.
+    """The layers by the memory that they share. A layer that reads another's cache comes after it, which decides its layout.
 
     Raises:
         ContractError: allocations that are no collections of names, an unknown layer, one without a cache, or one in two.

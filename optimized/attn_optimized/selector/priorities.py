@@ -18,7 +18,7 @@ from attn_optimized.device import INTERPRETER, architecture_of
 _CDNA = ("ROCM_ATTN", "ROCM_AITER_FA", "ROCM_AITER_UNIFIED_ATTN", "TRITON_ATTN")
 # Likewise: where AITER is there, its Triton kernel goes first on RDNA, which has none of its assembly.
 _RDNA = ("ROCM_AITER_UNIFIED_ATTN", "ROCM_ATTN", "ROCM_AITER_FA", "TRITON_ATTN")
-# What is built for ROCm is no first choice elsewhere, but may be asked for by name: to debug it, mostly.
+# Backends for ROCm are no first choice elsewhere, but may be asked for by name, mostly for debugging.
 _ELSEWHERE = ("TRITON_ATTN", "ROCM_ATTN", "ROCM_AITER_UNIFIED_ATTN", "ROCM_AITER_FA")
 
 PRIORITIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -47,7 +47,7 @@ _ROWS: Mapping[CacheKind, Mapping[str, tuple[str, ...]]] = {
     # this project does not have, and this one everywhere else
     "two widths": {"*": ("TRITON_ATTN_DIFFKV",)},
     "latent": {"gfx942": _MLA, "gfx950": _MLA, "*": _MLA_ELSEWHERE},
-    # vLLM has other backends of these on NVIDIA's GPUs, and its model of MiniMax-M3 chooses by itself everywhere
+    # vLLM has other backends for these on NVIDIA's GPUs, and its model of MiniMax-M3 always chooses by itself
     "selection": {"*": ("MINIMAX_M3_SPARSE",)},
     "latent selection": {"*": ("ROCM_AITER_MLA_SPARSE",)},
 }

@@ -9,12 +9,17 @@ from attn_proofs.theorems import (
     mask,
     programs,
     rules,
+    select_units,
     selection,
+    specialized,
     splits,
     tiles,
     widths,
     writer,
 )
 
-FAMILIES = (mask, rules, tiles, keys, selection, programs, splits, addresses, beside, inside, writer, widths)
+FAMILIES = (
+    *(mask, rules, tiles, keys, selection, select_units, programs, splits, addresses, beside, inside),
+    *(writer, specialized, widths),
+)
 THEOREMS: tuple[Theorem, ...] = tuple(theorem for family in FAMILIES for theorem in family.THEOREMS)

@@ -12,7 +12,7 @@ from attn_optimized.launch.table import entry_for
 
 from benchmarks.speed.drawn import draw_cases
 from benchmarks.tuning.results import SCHEMA, Tuning
-from tests import processes
+from tests.support import processes
 
 ROOT = Path(__file__).parents[3]
 ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

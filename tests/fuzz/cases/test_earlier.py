@@ -23,7 +23,8 @@ from attn_fuzz.run.attempt import Attempt, NotRefusedError
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases, families
-from attn_fuzz.targets import backends, registry
+from attn_fuzz.targets import registry
+from attn_fuzz.targets.backends import plain as backends
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING
 from attn_fuzz.targets.triton import TRITON

@@ -19,8 +19,9 @@ from attn_fuzz.run.shard import EXACT_EVERY, FuzzPlan, exact_every
 from attn_fuzz.run.trial import COMPARED, NOT_CARRIED, try_case
 from attn_fuzz.targets import registry
 from attn_lab.zoo import known_bugs as mutants
-from exact_by_hand import SCALE, by_hand, tensors
 from exact_kernels import attend
+
+from tests.fuzz.exact.by_hand import SCALE, by_hand, tensors
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted on a CPU only")
 

@@ -8,9 +8,10 @@ from attn_fuzz.exact import algebra, elements, fields
 from attn_fuzz.exact.elements import Elements
 from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
-from exact_by_hand import image
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.fuzz.exact.by_hand import image
 
 P, Q = fields.VALUES, fields.EXPONENTS
 INFINITY = float("inf")

@@ -7,7 +7,8 @@ from attn_fuzz.exact import algebra, call, elements
 from attn_fuzz.exact.operators import CARRIED
 from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
-from exact_by_hand import SCALE, by_hand, tensors
+
+from tests.fuzz.exact.by_hand import SCALE, by_hand, tensors
 
 KEYS = 23
 

@@ -17,7 +17,7 @@ from attn_fuzz.cases.dimensions import Setting
 from attn_fuzz.exhaustive import ledger, run, scope
 from attn_fuzz.exhaustive.scope import Choice, Part, Scope
 
-from tests.mostly_nightly import mostly_nightly
+from tests.support.mostly_nightly import mostly_nightly
 
 WINDOW = Choice("window", tuple(Setting({"window": (edge, -1)}, {}) for edge in (0, 2)))
 ALONE = Part(

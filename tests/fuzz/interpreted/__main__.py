@@ -1,7 +1,7 @@
 """Runs checks of the interpreter in this process, which interprets and nothing else, and prints what failed as JSON.
 
-With --forms it prints what every form of every argument gives: see `interpreted.forms`. With --names it prints the names of the
-language, and with --write-names it stores them: see `interpreted.names`.
+With --forms it prints what every form of every argument gives (forms.py). With --names it prints the names of the language, and
+with --write-names it stores them (names.py).
 """
 
 import contextlib
@@ -29,17 +29,17 @@ if not as_it_comes:
 
 names = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
 
-from interpreted import forms  # noqa: E402
-from interpreted.functions import CHECKED  # noqa: E402
+from tests.fuzz.interpreted import forms  # noqa: E402
+from tests.fuzz.interpreted.functions import CHECKED  # noqa: E402
 
 if "--names" in sys.argv:
-    from interpreted.names import generated
+    from tests.fuzz.interpreted.names import generated
 
     print(json.dumps(sorted(generated())))
     sys.exit()
 
 if "--write-names" in sys.argv:
-    from interpreted.names import write
+    from tests.fuzz.interpreted.names import write
 
     write()
     sys.exit()

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
-from interpreted.dtypes import (
+
+from tests.fuzz.interpreted.dtypes import (
     FLOAT8,
     INTEGERS,
     IS_36,
@@ -22,7 +23,7 @@ from interpreted.dtypes import (
     unsigned,
     width,
 )
-from interpreted.running import call, check, close, refused
+from tests.fuzz.interpreted.running import call, check, close, refused
 
 ROWS, COLUMNS = 1024, 64
 SMALL = (-3, -2, -1, 0, 1, 2, 3, 4)

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import torch
-from interpreted.dtypes import FLOAT8, FLOATS, INTEGERS, NAMES, TORCH, dtype_of, nearest, numbers, patterns, width
-from interpreted.running import call, check, refused
+
+from tests.fuzz.interpreted.dtypes import FLOAT8, FLOATS, INTEGERS, NAMES, TORCH, dtype_of, nearest, numbers, patterns, width
+from tests.fuzz.interpreted.running import call, check, refused
 
 PAIRS = [(source, target) for source in NAMES for target in NAMES if source != target]
 

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
-from interpreted import functions, reduced
-from interpreted.blocks import SMALL, small
-from interpreted.dtypes import dtype_of, numbers, unsigned
+
+from tests.fuzz.interpreted import functions, reduced
+from tests.fuzz.interpreted.blocks import SMALL, small
+from tests.fuzz.interpreted.dtypes import dtype_of, numbers, unsigned
 
 PROGRAMS = 2
 """Of each launch. Their numbers differ, so that blocks have an axis of programs."""

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 import triton.language as tl
 from attn_fuzz.interpreted import libdevice
-from interpreted import blocks, casts, device_library, memory, operators
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
+
+from tests.fuzz.interpreted import blocks, casts, device_library, memory, operators
 
 MOVES = "it moves elements"
 NO_NUMBER = "it has no number"

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
-from interpreted.blocks import small
-from interpreted.dtypes import INTEGERS, IS_36, NAMES, TORCH, agree, patterns, unsigned, width
-from interpreted.running import refused
+
+from tests.fuzz.interpreted.blocks import small
+from tests.fuzz.interpreted.dtypes import INTEGERS, IS_36, NAMES, TORCH, agree, patterns, unsigned, width
+from tests.fuzz.interpreted.running import refused
 
 
 @triton.jit

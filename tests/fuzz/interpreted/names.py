@@ -1,7 +1,7 @@
 """The names of Triton's language, of each supported Triton: language.txt.
 
-`python -m interpreted --write-names` writes those of the Triton that runs. Whoever adds a Triton decides for each new name
-whether it is checked, or why it is not (`interpreted.functions`).
+`python -m tests.fuzz.interpreted --write-names` writes those of the Triton that runs. Whoever adds a Triton decides for each
+new name whether it is checked, or why it is not (functions.py).
 """
 
 import importlib
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import triton
 import triton.language as tl
-from interpreted import functions
+
+from tests.fuzz.interpreted import functions
 
 FILE = Path(__file__).with_name("language.txt")
 _EXTRAS = ("cuda", "hip")

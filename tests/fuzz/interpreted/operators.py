@@ -10,7 +10,8 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
-from interpreted.dtypes import (
+
+from tests.fuzz.interpreted.dtypes import (
     FLOAT8,
     INTEGERS,
     IS_36,
@@ -26,7 +27,7 @@ from interpreted.dtypes import (
     unsigned,
     width,
 )
-from interpreted.running import call, check, close, refused
+from tests.fuzz.interpreted.running import call, check, close, refused
 
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 BITWISE = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
-from interpreted.dtypes import agree, dtype_of, numbers, unsigned
+
+from tests.fuzz.interpreted.dtypes import agree, dtype_of, numbers, unsigned
 
 
 @triton.jit

@@ -12,17 +12,17 @@ import triton
 import triton.language as tl
 from attn_fuzz.errors import LimitError
 from attn_fuzz.interpreted import interpreter, numbers
-from interpreted import dtypes, forms, functions, names
 from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter as triton_interpreter
 
-from tests import processes
+from tests.fuzz.interpreted import dtypes, forms, functions, names
+from tests.support import processes
 
 
 def run(*arguments: str) -> Any:
     """What the checks print."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    result = processes.run(["-m", "interpreted", *arguments], cwd=Path(__file__).parents[1], env=environment)
+    result = processes.run(["-m", "tests.fuzz.interpreted", *arguments], cwd=Path(__file__).parents[3], env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from interpreted.loops import loops
 
-from tests import processes
+from tests.fuzz.interpreted.loops import loops
+from tests.support import processes
 
 EXAMPLES = 40
 

@@ -14,7 +14,7 @@ from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shrink import lowered
 from attn_fuzz.targets.target import EVERYTHING
 
-from tests import processes
+from tests.support import processes
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU chooses the order itself")
 replace = msgspec.structs.replace
@@ -23,7 +23,7 @@ replace = msgspec.structs.replace
 @pytest.fixture
 def launch(monkeypatch):
     """The places of the programs of one launch of 24, in the order in which they run."""
-    monkeypatch.setattr(program_order, "_state", SimpleNamespace(**vars(program_order._State)))
+    monkeypatch.setattr(program_order, "state", SimpleNamespace(**vars(program_order._State)))
     return lambda: program_order.order(24)
 
 

@@ -30,7 +30,7 @@ from attn_parity.options import sanitizes
 from triton import knobs
 from triton.runtime import interpreter
 
-from tests import processes
+from tests.support import processes
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="kernels are compiled here, and checked as they are interpreted"

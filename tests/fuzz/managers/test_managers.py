@@ -18,7 +18,7 @@ from attn_parity import managers as command
 from hypothesis import Phase
 
 from tests.fuzz.managers.mutants import MUTANTS, Mutant
-from tests.pages import PAGES, blocks
+from tests.support.pages import PAGES, blocks
 
 ACTIONS = 30
 (EXAMPLE,) = (block for block in blocks(PAGES["docs/guide/fuzz-your-kernel.md"]) if block.file == "my_manager.py")
@@ -221,7 +221,7 @@ def test_an_interruption_without_a_fault_is_exit_code_130(monkeypatch):
 
 
 def test_options_of_kernels_are_refused_with_a_manager():
-    from attn_parity.fuzz import command as fuzz
+    from attn_parity.commands.fuzz import command as fuzz
     from click.testing import CliRunner
 
     done = CliRunner().invoke(fuzz, ["--manager", "vllm-full", "--workers", "2"])

@@ -8,10 +8,10 @@ import jsonschema
 import msgspec
 import pytest
 from attn_parity import COMMANDS, cli
-from attn_parity.doctor import sections
+from attn_parity.commands.doctor import sections
 from attn_parity.json_types import OUTPUTS
 
-from tests.pages import PAGES, ROOT
+from tests.support.pages import PAGES, ROOT
 
 _, PARTS = msgspec.json.schema_components(OUTPUTS.values(), ref_template="#/$defs/{name}")
 

@@ -15,7 +15,7 @@ from attn_fuzz.run.trial import try_case
 from planted import FLASH, NAN
 from rich.console import Console
 
-from tests import pages
+from tests.support import pages
 
 replace = msgspec.structs.replace
 ROOM = Room(rows=32, columns=96)

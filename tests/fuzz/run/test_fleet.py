@@ -37,7 +37,7 @@ MISSES_SOON = {"health_check_period_ms": 250, "health_check_failure_threshold": 
 def cluster():
     """A cluster of one node, with one CPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # nodes find `planted`
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "planted"))  # nodes find `planted`
         patch.setenv("RAY_AUTH_MODE", "disabled")  # a token at home is of another cluster
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         head = {**SMALL, "include_dashboard": False, "_system_config": MISSES_SOON}

@@ -22,9 +22,9 @@ from attn_fuzz.targets.target import EVERYTHING
 from attn_fuzz.verdict.verdict import Verdict, what_failed
 from hypothesis import HealthCheck, assume, given, settings
 
-from tests import processes
 from tests.fuzz.report.reported import failure_of
 from tests.fuzz.report.test_json_schemas import check
+from tests.support import processes
 
 THREE, HIDING = "planted_hunt:THREE", "planted_hunt:HIDING"
 CAP_AND_SINKS = {"logits_soft_cap", "sinks"}

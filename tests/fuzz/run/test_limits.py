@@ -56,7 +56,7 @@ def test_what_a_gpu_tells_late_is_no_fault(error, step_case, monkeypatch):
     def wait(*arguments):
         raise error
 
-    monkeypatch.setattr("attn_fuzz.run.attempt._synchronize", wait)
+    monkeypatch.setattr("attn_fuzz.run.attempt.synchronize", wait)
     assert try_case(step_case, REFERENCE_FP32, "cpu").kind == "raised"
 
 
@@ -74,7 +74,7 @@ SMALL = {"dtype": "float16", "head_size": 16}
 
 def emulated(case: Case, monkeypatch: pytest.MonkeyPatch, change: Callable[[str], str]) -> Any:
     """The verdict on emulated code whose text is changed."""
-    right = compiler._compiled
+    right = compiler.compiled_code
 
     def compiled(request: bytes) -> Any:
         answer = right(request)
@@ -82,7 +82,7 @@ def emulated(case: Case, monkeypatch: pytest.MonkeyPatch, change: Callable[[str]
         assert changed != answer.text
         return answer._replace(text=changed)
 
-    monkeypatch.setattr(compiler, "_compiled", compiled)
+    monkeypatch.setattr(compiler, "compiled_code", compiled)
     return try_case(case, EMULATED, "cpu")
 
 

@@ -23,7 +23,7 @@ from attn_fuzz.verdict.judge import judge, judge_finite
 from attn_optimized.backends.triton_attn import TritonAttentionBackend
 
 from tests.fuzz.verdict.test_properties import ALL, written
-from tests.mostly_nightly import mostly_nightly
+from tests.support.mostly_nightly import mostly_nightly
 
 replace = msgspec.structs.replace
 HEADS, HEAD_SIZE, BLOCK_SIZE = 2, 4, 2

@@ -17,8 +17,8 @@ from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import RopeFunction, Support
 from attn_fuzz.verdict.verdict import Verdict, what_failed
 
-from tests import processes
-from tests.mostly_nightly import mostly_nightly
+from tests.support import processes
+from tests.support.mostly_nightly import mostly_nightly
 
 KINDS = {
     "NAN": {"nan"},

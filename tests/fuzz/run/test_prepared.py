@@ -13,7 +13,7 @@ import pytest
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run import prepared
 
-from tests.mostly_nightly import mostly_nightly
+from tests.support.mostly_nightly import mostly_nightly
 
 
 def _tell(connection) -> None:
@@ -107,30 +107,30 @@ def _kill_server() -> None:
 
 
 def test_the_server_of_a_fork_that_has_its_own_lives_on():
-    deaths = prepared._deaths
+    deaths = prepared.deaths
     assert prepared.answer("cpu", 60.0, _leaves_its_server) == "answer"
     told()
-    assert prepared._deaths == deaths
+    assert prepared.deaths == deaths
 
 
 @pytest.mark.nightly
 def test_a_server_that_dies_before_its_fork_is_replaced_by_one_like_it(monkeypatch):
     """Python itself would start the other one, in the environment of this process."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    right = prepared._have_server
+    right = prepared.have_server
 
     def have_dead_server():
         right()
-        monkeypatch.setattr(prepared, "_have_server", right)
+        monkeypatch.setattr(prepared, "have_server", right)
         os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
         os.waitid(os.P_PID, forkserver._forkserver._forkserver_pid, os.WEXITED | os.WNOWAIT)
 
-    monkeypatch.setattr(prepared, "_have_server", have_dead_server)
+    monkeypatch.setattr(prepared, "have_server", have_dead_server)
     assert told()[1:] == ("1", "1")
 
 
 def test_servers_that_go_on_dying_end_a_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(prepared, "MOST_DEATHS", prepared._deaths)
+    monkeypatch.setattr(prepared, "MOST_DEATHS", prepared.deaths)
     with pytest.raises(ExecutorError, match="the server that starts the processes of a run has died"):
         prepared.answer("cpu", 60.0, _kills_once, tmp_path / "killed", True)
 

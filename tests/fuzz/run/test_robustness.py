@@ -19,8 +19,8 @@ from attn_fuzz.run import runner
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
 
-from tests import processes
-from tests.mostly_nightly import mostly_nightly
+from tests.support import processes
+from tests.support.mostly_nightly import mostly_nightly
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")
@@ -146,8 +146,8 @@ def test_a_signal_while_modules_are_imported_ends_the_command_without_a_tracebac
         "    raise ImportError('cannot load module more than once per process')\n"
     )
     program = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import attn_parity; "
-        "attn_parity.cli.words['swallows'] = ''; attn_parity.__path__.append('.'); "
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import attn_parity.commands; "
+        "attn_parity.cli.words['swallows'] = ''; attn_parity.commands.__path__.append('.'); "
         "attn_parity.main(['swallows'])"
     )
     process = subprocess.Popen(

@@ -31,10 +31,13 @@ def test_families_of_a_shard_run_apart_on_a_gpu_and_are_those_of_the_shard(tmp_p
     plan = FuzzPlan(target="triton", device="cuda", examples=70, seed=3, folder=tmp_path)
     support = registry.load(plan.target).support(plan.device)
     whole, turns = shard.drawn(plan), [shard.drawn(turn) for turn in runner.in_turns([plan], support)]
-    assert len(turns) == 3
-    assert min(map(len, turns)) > 0
+    assert len(turns) == 3 * runner.PARTS
+    assert min(map(len, turns[:3])) > 0
     assert sorted(map(repr, whole)) == sorted(repr(case) for turn in turns for case in turn)
-    assert turns[0] == whole[: len(turns[0])]
+    first_family = [case for turn in turns[::3] for case in turn]
+    assert first_family == whole[: len(first_family)]
+    many = [msgspec.structs.replace(plan, examples=32 * runner.FEW_FAMILIES)]
+    assert len(runner.in_turns(many, support)) == runner.FEW_FAMILIES
     assert runner.in_turns([msgspec.structs.replace(plan, device="cpu")], support)[0].turn == (0, 1)
 
 

@@ -19,7 +19,7 @@ import msgspec
 import pytest
 from attn_fuzz.cases import case_file
 
-from tests import processes
+from tests.support import processes
 
 pytestmark = [
     pytest.mark.nightly,

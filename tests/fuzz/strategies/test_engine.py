@@ -20,7 +20,7 @@ from attn_fuzz.targets.engine import RESTRICTIONS, VLLM, Engine
 from attn_fuzz.targets.target import EVERYTHING, LatentSizes, Support
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.mostly_nightly import mostly_nightly
+from tests.support.mostly_nightly import mostly_nightly
 
 PLAIN = Engine(
     windows=("left",),

@@ -7,11 +7,12 @@ import pytest
 import torch
 from attn_fuzz.emulated import code_objects
 from attn_fuzz.interpreted.sanitizer import Violation
-from attn_fuzz.targets.packages import aiter_assembly, aiter_mla_assembly
-from attn_fuzz.targets.packages.aiter_assembly import NoKernelError
+from attn_fuzz.targets.packages.aiter import assembly as aiter_assembly
+from attn_fuzz.targets.packages.aiter import mla_assembly as aiter_mla_assembly
+from attn_fuzz.targets.packages.aiter.assembly import NoKernelError
 
 BF16 = torch.bfloat16
-MLA = "attn_fuzz.targets.packages.aiter_mla_assembly"
+MLA = "attn_fuzz.targets.packages.aiter.mla_assembly"
 pytestmark = pytest.mark.skipif(
     (reason := aiter_mla_assembly.AITER_MLA_ASSEMBLY.compiled_for("gfx942").unavailable("cpu")) is not None, reason=str(reason)
 )
@@ -98,7 +99,7 @@ def test_latent_attention_agrees_but_for_what_is_known(target, examples, attn_pa
 
 def attend_to_40_keys() -> None:
     q, cache = torch.zeros(2, 16, 576, dtype=BF16), torch.zeros(40, 1, 576, dtype=BF16)
-    layer = dataclasses.make_dataclass("Layer", ["head_size", "num_heads", "value_size", "scale", "kv_cache_dtype"])
+    layer = dataclasses.make_dataclass("Layer", ["head_size", "num_heads", "v_head_size", "scale", "kv_cache_dtype"])
     batch = dataclasses.make_dataclass("Batch", ["query_start_loc", "seq_lens", "num_requests", "block_table"])
     numbers = [torch.tensor(each, dtype=torch.int32) for each in ([0, 2], [40])]
     table = torch.arange(40, dtype=torch.int32)[None]

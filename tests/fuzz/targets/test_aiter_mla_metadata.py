@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
-from attn_fuzz.targets.packages import aiter_mla_metadata
-from attn_fuzz.targets.packages.aiter_mla_metadata import metadata
+from attn_fuzz.targets.packages.aiter import mla_metadata as aiter_mla_metadata
+from attn_fuzz.targets.packages.aiter.mla_metadata import metadata
 
 
 @pytest.mark.parametrize("is_main", [False, True])

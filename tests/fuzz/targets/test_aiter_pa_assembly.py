@@ -6,8 +6,9 @@ import pytest
 import torch
 from attn_amdgcn import Schedule
 from attn_fuzz.emulated import code_objects
-from attn_fuzz.targets.packages import aiter_assembly, aiter_pa_assembly
-from attn_fuzz.targets.packages.aiter_assembly import LOG2_E, NoKernelError
+from attn_fuzz.targets.packages.aiter import assembly as aiter_assembly
+from attn_fuzz.targets.packages.aiter import pa_assembly as aiter_pa_assembly
+from attn_fuzz.targets.packages.aiter.assembly import LOG2_E, NoKernelError
 
 DIMS, BLOCK = 128, 16
 BF16, FP16, FP8 = torch.bfloat16, torch.float16, torch.float8_e4m3fnuz

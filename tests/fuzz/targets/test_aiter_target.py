@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from attn_fuzz.cases.tensors import build
-from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
+from attn_fuzz.targets.aiter_adapter import AITER_UNIFIED_ATTENTION
 from attn_optimized.aiter_adapter import Aiter, find_aiter
 
 needs_aiter = pytest.mark.skipif(find_aiter().missing is not None, reason="needs AMD's AITER: tox run -e others")

@@ -8,9 +8,8 @@ from attn_fuzz.cases.case import written_slots
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets.attention_config import config_of
-from attn_fuzz.targets.backend_mla import BACKEND_TRITON_MLA
-from attn_fuzz.targets.backend_sparse import BACKEND_MINIMAX_M3_SPARSE, BACKEND_ROCM_AITER_MLA_SPARSE
-from attn_fuzz.targets.backends import (
+from attn_fuzz.targets.backends.mla import BACKEND_TRITON_MLA
+from attn_fuzz.targets.backends.plain import (
     BACKEND_ROCM_ATTN,
     BACKEND_TRITON,
     BACKEND_TRITON_DIFFKV,
@@ -18,11 +17,12 @@ from attn_fuzz.targets.backends import (
     installed,
     named,
 )
+from attn_fuzz.targets.backends.sparse import BACKEND_MINIMAX_M3_SPARSE, BACKEND_ROCM_AITER_MLA_SPARSE
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_optimized.backends.triton_attn import TritonAttentionImpl
 from hypothesis import HealthCheck, given, settings
 
-from tests.mostly_nightly import mostly_nightly
+from tests.support.mostly_nightly import mostly_nightly
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_sizes_beyond_the_bounds_of_a_backend_are_drawn_and_refused_by_what_it_d
     assert met
 
 
-WORDS = {"head_sizes": "head size", "value_sizes": "a V of width", "widths": "latent widths", "block_sizes": "block size"}
+WORDS = {"head_sizes": "head size", "v_head_sizes": "a V of width", "widths": "latent widths", "block_sizes": "block size"}
 
 
 @pytest.mark.nightly

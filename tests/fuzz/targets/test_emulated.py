@@ -46,7 +46,7 @@ from attn_optimized.device import architecture_of, missing_compiler
 from attn_optimized.kv_cache import write_kv_cache_call
 from attn_optimized.launch import parts
 from attn_parity import options
-from attn_parity.compile import chosen_architectures
+from attn_parity.commands.compile import chosen_architectures
 from hypothesis import strategies as st
 
 ZOO = attn_lab.zoo.known_bugs.FOLDER
@@ -56,14 +56,14 @@ TRITON_GFX942 = registry.load("triton@gfx942")
 @pytest.fixture
 def other_text(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], str]], None]:
     """Has a change made in every text that the compiler returns."""
-    right = compiler._compiled
+    right = compiler.compiled_code
 
     def change(changed: Callable[[str], str]) -> None:
         def compiled(request: bytes) -> Compiled:
             answer = right(request)
             return answer._replace(text=changed(answer.text))
 
-        monkeypatch.setattr(compiler, "_compiled", compiled)
+        monkeypatch.setattr(compiler, "compiled_code", compiled)
 
     return change
 
@@ -94,11 +94,11 @@ def test_a_kernel_that_the_compiler_refuses_is_one_error(step_case, monkeypatch)
     assert verdict.kind == "raised"
     assert verdict.message.startswith("CompilerError: refused_kernel for gfx942: CompilationError: at 2:4: ")
     assert "unheard_of" in verdict.message
-    process = compiler._process()
+    process = compiler.compiling_process()
     assert process.poll() is None
     with pytest.raises(CompilerError, match="refused_kernel for gfx12345: ContractError: architecture: got 'gfx12345'"):
         compiler.ready(job._replace(architecture="gfx12345"))
-    assert compiler._process() is process
+    assert compiler.compiling_process() is process
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_a_kernel_that_the_compiler_refuses_is_one_error(step_case, monkeypatch)
     [(signal.SIGKILL, "HelperKilledError"), pytest.param(signal.SIGSEGV, "CompilerError", marks=pytest.mark.nightly)],
 )
 def test_a_compiling_process_that_dies_is_one_error_and_another_one_starts(step_case, monkeypatch, number, error):
-    compiler._process().send_signal(number)
-    monkeypatch.setattr(compiler, "_compiled", compiler._compiled.__wrapped__)
+    compiler.compiling_process().send_signal(number)
+    monkeypatch.setattr(compiler, "compiled_code", compiler.compiled_code.__wrapped__)
     verdict = tried(step_case)
     assert verdict.kind == "raised"
     said = rf"{error}: the process that compiles was killed by {number.name} \(attn_optimized/kernel_call\.py:\d+, in run\)"
@@ -166,12 +166,12 @@ def test_a_launch_is_compiled_with_its_own_options(step_case, monkeypatch):
 
 
 def test_jobs_of_one_text_share_a_program(step_case):
-    jobs, programs = (function.cache_info().misses for function in (compiler._compiled, compiler._program))
+    jobs, programs = (function.cache_info().misses for function in (compiler.compiled_code, compiler.program_of))
     first, second = step_case.requests
     for query_len in (1, 2, 3):
         requests = (first, msgspec.structs.replace(second, query_len=query_len))
         assert tried(msgspec.structs.replace(step_case, requests=requests)).kind == "agree"
-    assert compiler._program.cache_info().misses - programs < compiler._compiled.cache_info().misses - jobs
+    assert compiler.program_of.cache_info().misses - programs < compiler.compiled_code.cache_info().misses - jobs
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,7 @@ def test_steps_of_a_layer_have_their_own_numbers_of_what_kernels_are_not_compile
 
 
 def test_a_target_of_gluon_kernels_runs_on_their_architectures_alone():
-    name = "attn_fuzz.targets.packages.aiter_sparse:AITER_GLUON_SPARSE"
+    name = "attn_fuzz.targets.packages.aiter.sparse:AITER_GLUON_SPARSE"
     with pytest.raises(registry.UnknownTargetError, match=f"Triton does not interpret Gluon: {name}@gfx950"):
         registry.usable(name, "cpu")
     with pytest.raises(registry.UnknownTargetError, match="its kernels are those of gfx950"):

@@ -6,7 +6,21 @@ import pytest
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case, Request, Values
 from attn_fuzz.cases.tensors import build
-from attn_fuzz.findings import aiter, sglang, vllm
+from attn_fuzz.findings import sglang, vllm
+from attn_fuzz.findings.aiter.dense import MHA_VARLEN, PREFILL
+from attn_fuzz.findings.aiter.gluon import (
+    GLUON_DECODE,
+    GLUON_MLA,
+    GLUON_PREFILL_SPARSE,
+    GLUON_PREFILL_SPARSE_GFX1250,
+    GLUON_SPARSE,
+    GLUON_SPARSE_GFX1250,
+    GLUON_UNIFIED,
+)
+from attn_fuzz.findings.aiter.hip import HIP_PA
+from attn_fuzz.findings.aiter.mqa_logits import MQA_LOGITS, MQA_LOGITS_RAGGED, MQA_LOGITS_STAGE1
+from attn_fuzz.findings.aiter.paged import CHUNKED_PREFILL
+from attn_fuzz.findings.aiter.unified import UNIFIED_ATTENTION
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.verdict.judge import Difference
 from attn_fuzz.verdict.oracle import requests
@@ -16,10 +30,10 @@ FINDINGS = {
     finding.name: finding
     for findings in (
         *(vllm.UNIFIED_ATTENTION, vllm.DCP_REDUCE_SCATTER, vllm.FLEX, vllm.MQA_LOGITS_TORCH, vllm.INDEX_DECODE),
-        *(aiter.UNIFIED_ATTENTION, aiter.CHUNKED_PREFILL, aiter.MHA_VARLEN, aiter.PREFILL),
-        *(aiter.MQA_LOGITS, aiter.MQA_LOGITS_STAGE1, aiter.MQA_LOGITS_RAGGED, sglang.DECODE),
-        *(aiter.GLUON_UNIFIED, aiter.GLUON_DECODE, aiter.GLUON_SPARSE, aiter.GLUON_SPARSE_GFX1250, aiter.GLUON_MLA),
-        *(aiter.GLUON_PREFILL_SPARSE, aiter.GLUON_PREFILL_SPARSE_GFX1250, aiter.HIP_PA),
+        *(UNIFIED_ATTENTION, CHUNKED_PREFILL, MHA_VARLEN, PREFILL),
+        *(MQA_LOGITS, MQA_LOGITS_STAGE1, MQA_LOGITS_RAGGED, sglang.DECODE),
+        *(GLUON_UNIFIED, GLUON_DECODE, GLUON_SPARSE, GLUON_SPARSE_GFX1250, GLUON_MLA),
+        *(GLUON_PREFILL_SPARSE, GLUON_PREFILL_SPARSE_GFX1250, HIP_PA),
     )
     for finding in findings
 }

@@ -10,10 +10,10 @@ import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Cache, Case, Request, Values
-from attn_fuzz.findings.aiter import FMHA_ASSEMBLY
+from attn_fuzz.findings.aiter.fmha_assembly import FMHA_ASSEMBLY
 from attn_fuzz.run.trial import try_case
-from attn_fuzz.targets.packages import aiter_assembly
-from attn_fuzz.targets.packages import aiter_fmha_assembly as fmha
+from attn_fuzz.targets.packages.aiter import assembly as aiter_assembly
+from attn_fuzz.targets.packages.aiter import fmha_assembly as fmha
 
 LAYER = Layer(num_heads=6, num_kv_heads=2, head_size=128, scale=0.25, attn_type=AttentionType.ENCODER_ONLY)
 TARGETS = {

@@ -10,7 +10,7 @@ from attn_contract import KVCacheView, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.errors import LimitError
 
-from tests import processes
+from tests.support import processes
 
 FILES = {
     "__init__.py": "raise RuntimeError('the package itself is not to be imported')",

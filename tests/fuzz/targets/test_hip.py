@@ -8,7 +8,7 @@ from attn_contract import Layer, Layout
 from attn_fuzz.emulated import hip
 from attn_fuzz.errors import LimitError
 from attn_fuzz.interpreted.sanitizer import Violation
-from attn_fuzz.targets.packages.aiter_hip import AITER_HIP_PA_RAGGED, AITER_HIP_PA_ROCM, AITER_HIP_PA_V1
+from attn_fuzz.targets.packages.aiter.hip import AITER_HIP_PA_RAGGED, AITER_HIP_PA_ROCM, AITER_HIP_PA_V1
 from attn_fuzz.verdict.rounding import CallRounding, Rounding
 
 ARCHITECTURE = "gfx942"

@@ -19,12 +19,15 @@ from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import COMPARED, try_case
 from attn_fuzz.targets import Target, registry
-from attn_fuzz.targets.packages import aiter_package, lmdeploy_package, vllm_flex, vllm_write
+from attn_fuzz.targets.packages.aiter import package as aiter_package
+from attn_fuzz.targets.packages.lmdeploy import package as lmdeploy_package
+from attn_fuzz.targets.packages.vllm import flex as vllm_flex
+from attn_fuzz.targets.packages.vllm import write as vllm_write
 from attn_lab.findings import scripts as finding_scripts
 from torch.nn.attention.flex_attention import BlockMask
 from triton.runtime.interpreter import InterpreterBuilder
 
-from tests.pages import PAGES, ROOT, blocks
+from tests.support.pages import PAGES, ROOT, blocks
 
 FOREIGN = [
     name for package in registry.packages().values() for name, place in package.places.items() if ".targets.packages." in place
@@ -281,7 +284,7 @@ def test_a_row_with_scales_is_off_at_ties_alone(steps, factor, kind, monkeypatch
 
     def write(k, v, kv_cache, layer, slot_mapping):
         sibling = _Sibling(layer, kv_cache, steps, factor)
-        monkeypatch.setattr(vllm_write, "_module", lambda device: sibling)
+        monkeypatch.setattr(vllm_write, "module_for", lambda device: sibling)
         write_kv_cache(k, v, kv_cache, layer, slot_mapping)
 
     case = Case(
@@ -346,7 +349,7 @@ WITH_TIES = Case(
 def test_a_gpu_may_store_either_neighbour_of_a_tie(on_gpu, units, steps, kind, monkeypatch):
     target = TARGETS[WITH_TIES.target]
     module = _Dividing(units, steps)
-    monkeypatch.setattr(vllm_write, "_module", lambda device: module)
+    monkeypatch.setattr(vllm_write, "module_for", lambda device: module)
     if on_gpu:
         on_cuda = vllm_write.division_error(torch.device("cuda"))
         monkeypatch.setattr(vllm_write, "division_error", lambda device: on_cuda)

@@ -11,8 +11,8 @@ from attn_fuzz import Call
 from attn_fuzz.verdict.judge import judge_call
 from attn_fuzz.verdict.rounding import CallRounding, Rounding
 
-from tests.calls import one_request
-from tests.mostly_nightly import mostly_nightly
+from tests.support.calls import one_request
+from tests.support.mostly_nightly import mostly_nightly
 
 NAMES = [name for name, value in vars(planted_coarse).items() if value in planted_coarse.KERNELS]
 LAYER = Layer(num_heads=1, num_kv_heads=1, head_size=16, scale=0.25, attn_type=AttentionType.ENCODER_ONLY)

@@ -28,8 +28,8 @@ from attn_fuzz.verdict.rounding import Rounding
 from attn_reference.logits import logit_bias
 from hypothesis import given, settings
 
-from tests.calls import joined, one_request, paged_call
-from tests.pairwise import parametrize_pairwise
+from tests.support.calls import joined, one_request, paged_call
+from tests.support.pairwise import parametrize_pairwise
 
 replace = msgspec.structs.replace
 ROUNDING = Rounding(keys_per_tile=4, exact_division=True)

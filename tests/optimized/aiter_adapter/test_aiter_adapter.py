@@ -13,14 +13,14 @@ import pytest
 import torch
 from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
 from attn_contract.arguments import named
-from attn_fuzz.targets.aiter import AITER_UNIFIED_ATTENTION
+from attn_fuzz.targets.aiter_adapter import AITER_UNIFIED_ATTENTION
 from attn_optimized import aiter_adapter
 from attn_optimized.aiter_adapter import Aiter, Signature, features_of, find_aiter, import_aiter, native_float8, recorded
 from attn_optimized.aiter_adapter.key_values import key_value_rows
 
-from tests.agreement import assert_within_bound
-from tests.calls import HEAD_SCALES, ONE_SCALE, PagedCall, with_idle_strides
 from tests.optimized.aiter_adapter.documented_aiter import Call, stand_in
+from tests.support.agreement import assert_within_bound
+from tests.support.calls import HEAD_SCALES, ONE_SCALE, PagedCall, with_idle_strides
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from attn_contract import AttentionType, Layout
-from attn_fuzz.targets.backend_mla import MlaStep, Weights, attend_phases, own_rows, weights
-from attn_fuzz.targets.backends import common_metadata
+from attn_fuzz.targets.backends.mla import MlaStep, Weights, attend_phases, own_rows, weights
+from attn_fuzz.targets.backends.plain import common_metadata
 from attn_optimized.backends import BACKENDS, CommonAttentionMetadata
 from attn_optimized.backends.triton_mla import MlaMetadata, over_ranks
 from attn_optimized.context_parallel import Dealing
 from attn_reference import context_parallel
 
-from tests import calls
 from tests.optimized.context_parallel.ranks_worker import LONG, device_of
+from tests.support import calls
 
 HEADS, LATENT, ROPE, BLOCK_SIZE = 6, 32, 8, 16
 """Two and three ranks have as many heads each."""

@@ -11,7 +11,7 @@ from attn_optimized.backends.rocm_aiter_fa import AiterFlashAttentionMetadataBui
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.calls import with_idle_strides
+from tests.support.calls import with_idle_strides
 
 FA = BACKENDS["ROCM_AITER_FA"]
 SINKS = [0.5, 3.0, -3.0, -torch.inf]

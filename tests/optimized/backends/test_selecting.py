@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from attn_contract import AttentionType, Batch, ContractError, Layout, UnsupportedError
-from attn_fuzz.targets.backends import common_metadata
+from attn_fuzz.targets.backends.plain import common_metadata
 from attn_fuzz.targets.triton import TRITON
 from attn_optimized.backends import BACKENDS, CommonAttentionMetadata
 
-from tests.agreement import assert_within_bound
-from tests.calls import PagedCall, forget, is_new, padded_rows, paged_call, random_tokens, shuffled_blocks
-from tests.wrong_arguments import not_refused, wrong_calls
+from tests.support.agreement import assert_within_bound
+from tests.support.calls import PagedCall, forget, is_new, padded_rows, paged_call, random_tokens, shuffled_blocks
+from tests.support.wrong_arguments import not_refused, wrong_calls
 
 MLA, BLOCKS = "ROCM_AITER_MLA_SPARSE", "MINIMAX_M3_SPARSE"
 # prefill, decode, padding, extend, and a draft that is verified
@@ -57,8 +57,8 @@ class Step:
 def picked(name: str, seq_lens: list[int], query_lens: list[int], heads: int) -> torch.Tensor:
     """Distinct visible units of each row and head, as many as there are up to k, in any order, with -1 between and behind."""
     draw, rows = torch.Generator().manual_seed(5), []
-    for q_len, seq_len in zip(query_lens, seq_lens, strict=True):
-        for position in range(seq_len - q_len, seq_len):
+    for query_len, seq_len in zip(query_lens, seq_lens, strict=True):
+        for position in range(seq_len - query_len, seq_len):
             units = position // FORMS[name]["selection_unit"] + 1
             of_heads = [torch.randperm(units, generator=draw)[: K[name] - 1] for _ in range(heads)]
             row = torch.full((heads, K[name]), -1)
@@ -100,7 +100,7 @@ def written(impl: Any, step: Step) -> None:
 
 
 def out_of(step: Step) -> torch.Tensor:
-    return step.call.q.new_full((*step.call.q.shape[:2], step.call.layer.value_size), torch.nan)
+    return step.call.q.new_full((*step.call.q.shape[:2], step.call.layer.v_head_size), torch.nan)
 
 
 @every_backend

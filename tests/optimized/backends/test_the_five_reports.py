@@ -22,7 +22,7 @@ import torch
 from attn_contract import AttentionType, KVCacheView, Layout
 from attn_optimized.backends import BACKENDS
 
-from tests import processes
+from tests.support import processes
 
 ENCODER_DECODER = AttentionType.ENCODER_DECODER
 TAKES_CROSS_ATTENTION = ("ROCM_AITER_UNIFIED_ATTN", "TRITON_ATTN")

@@ -6,14 +6,14 @@ from functools import partial
 import pytest
 import torch
 from attn_contract import AttentionType, ContractError, UnsupportedError
-from attn_fuzz.targets.backend_mla import BACKEND_TRITON_MLA
+from attn_fuzz.targets.backends.mla import BACKEND_TRITON_MLA
 from attn_optimized.backends import BACKENDS
 from attn_optimized.context_parallel import Dealing
 
-from tests.agreement import assert_within_bound
 from tests.optimized.backends import mla_ranks_worker
 from tests.optimized.backends.mla_ranks_worker import Case
 from tests.optimized.context_parallel.ranks_worker import over_ranks
+from tests.support.agreement import assert_within_bound
 
 MIXED = Case(query_lens=[1, 5, 2, 6, 1, 4], seq_lens=[20, 5, 2, 40, 1, 19])
 STEPS = {

@@ -17,7 +17,7 @@ from attn_contract import Batch, Layer
 from attn_fuzz.interpreted import interpreter
 from attn_fuzz.run import prepared
 
-from tests import calls
+from tests.support import calls
 
 H, HK, D, BLOCK_SIZE = 12, 2, 16, 4
 QUERY_LENS, SEQ_LENS = [1, 3, 0, 2, 1], [1, 9, 0, 2, 33]

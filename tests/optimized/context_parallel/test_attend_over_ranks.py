@@ -9,11 +9,11 @@ import torch
 from attn_fuzz.targets.ranks.local_calls import TRITON_RANKS
 from attn_optimized.context_parallel import attention
 
-from tests.agreement import assert_within_bound
-from tests.calls import with_idle_strides
-from tests.mostly_nightly import mostly_nightly
 from tests.optimized.context_parallel import ranks_worker
 from tests.optimized.context_parallel.ranks_worker import over_ranks
+from tests.support.agreement import assert_within_bound
+from tests.support.calls import with_idle_strides
+from tests.support.mostly_nightly import mostly_nightly
 
 needs_two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs: each rank of NCCL has its own")
 SCALE = torch.tensor(0.05)

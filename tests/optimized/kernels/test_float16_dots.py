@@ -10,9 +10,9 @@ import triton.language as tl
 from attn_fuzz.verdict.rounding import LOST_IN_FLOAT16
 from attn_optimized.kernels.float16_dots import float16_queries
 
-from tests.calls import joined
-from tests.calls import paged_call as call_of_tokens
 from tests.optimized.conftest import kind_of
+from tests.support.calls import joined
+from tests.support.calls import paged_call as call_of_tokens
 
 FN = torch.float8_e4m3fn
 ONE = {"k_scale": torch.tensor(1.0), "v_scale": torch.tensor(1.0)}

@@ -9,7 +9,7 @@ from attn_contract import ContractError
 from attn_optimized.launch import table
 from attn_optimized.launch.table import Entry, Parameters, Phase, architectures, entries, entry_for, table_of
 
-from tests.malformed import NO_FILES, make_no_file
+from tests.support.malformed import NO_FILES, make_no_file
 
 ARCHITECTURES = ("sm80", "sm90", "sm100", "gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250", "gfx1301")
 PHASES = get_args(Phase)

@@ -1,4 +1,4 @@
-"""How the elements of A and B are read: from the registers of a lane, whose bits stand in a row, to floats.
+"""Readers of the elements of A and B: they make floats of a lane's registers, whose bits stand in a row.
 
 Integers of 8 and fewer bits are read as float32, too: their sums of up to 128 products are below 2**24, and so exact.
 """
@@ -14,7 +14,7 @@ class Format(NamedTuple):
     """A format of elements.
 
     Attributes:
-        bits: of one element.
+        bits: the number of bits of an element.
         values: from elements to floats. Elements of 8, 16 and 32 bits are unsigned integers of that width. Others are given as
             uint32 [..., words], contiguous, and become [..., words * 32 / bits]: the lowest bits are the first element.
         tiny: the least magnitude that is no denormal.

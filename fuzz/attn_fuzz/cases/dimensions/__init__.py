@@ -1,10 +1,10 @@
-"""The one table of what calls differ in.
+"""The one table of dimensions in which calls differ.
 
-Whatever must know the whole input is derived from it: features and pairs (`attn_fuzz.cases.features`), regions of the contract
-(`attn_lab.matrix.regions`), aspects of failures (`attn_fuzz.findings.aspects`), the settings of the scopes of `attn-parity
-exhaust` (`attn_fuzz.exhaustive.scope`), and what a target's support lets a run draw (`attn_fuzz.report.drawn`). The type of a
-field of Case says what shrinking lowers (`attn_fuzz.run.shrink`). A field of a case, or of the contract, that no dimension
-names fails a test.
+Everything that depends on the whole input is derived from it: features and pairs (`attn_fuzz.cases.features`), regions of the
+contract (`attn_lab.matrix.regions`), aspects of failures (`attn_fuzz.findings.aspects`), the settings of the scopes of
+`attn-parity exhaust` (`attn_fuzz.exhaustive.scope`), and what a target's support lets a run draw (`attn_fuzz.report.drawn`).
+The type of a field of Case says what shrinking lowers (`attn_fuzz.run.shrink`). A field of a case, or of the contract, that no
+dimension names fails a test.
 """
 
 from typing import Final

@@ -28,8 +28,8 @@ class Setting:
 
     Args:
         fields, cache: the fields of Case and of Cache that it sets.
-        causality, ranges: what it says of the requests; None: nothing.
-        lengths: (query_len, seq_len) of requests; empty: it says nothing of them.
+        causality, ranges: the causal flags and ranges of the requests; None: any.
+        lengths: (query_len, seq_len) of requests; empty: any.
         scopes: which scopes have it.
     """
 
@@ -41,7 +41,7 @@ class Setting:
     scopes: Scopes = "every"
 
     def __or__(self, other: "Setting") -> "Setting":
-        """Both together. Of what both set, the other wins; their lengths join."""
+        """Both settings together. The other one wins where both set something; lengths are joined."""
         fields, cache = {**self.fields, **other.fields}, {**self.cache, **other.cache}
         causality, ranges = other.causality or self.causality, other.ranges or self.ranges
         return Setting(fields, cache, causality, ranges, self.lengths + other.lengths)
@@ -60,12 +60,12 @@ class Value(NamedTuple):
         name: unlike that of every other feature and aspect, and of every other value of its dimension.
         kind: A "feature" is counted alone and in pairs, and drawn to meet others. An "aspect" is what a failure may need: see
             `attn_fuzz.findings.aspects`. A "region" is only counted.
-        holds: whether a case has it. Of a rule, only cases are asked that have the rule.
-        in_step: of a region, the same of a case and its tensors. A region with neither is not drawn.
+        holds: True if a case has it. For a value of a rule, it is only asked of cases that have the rule.
+        in_step: for a region, True if a case and its tensors have it. A region with neither function is not drawn.
         settings: ways to have it.
-        asks: by a field of Support or Engine, whether the field's value lets a case have it.
+        asks: by a field of Support or Engine, True if the field's value lets a case have it.
         reason: why it is not drawn.
-        legal: whether the contract allows it.
+        legal: True if the contract allows it.
     """
 
     name: str
@@ -83,15 +83,16 @@ class Dimension:
     """One thing in which calls differ.
 
     Args:
-        name: of the dimension.
-        group: of its features and aspects, for pages, and for the triples of `attn_fuzz.strategies.tally`.
-        fields: of Case, as "window"; of Cache, a request, Rope and Values, as "cache.padding". Each field is of one dimension.
+        name: the name of the dimension.
+        group: the group of its features and aspects, for pages, and for the triples of `attn_fuzz.strategies.tally`.
+        fields: names of fields: of Case, as "window"; of Cache, a request, Rope and Values, as "cache.padding". Each field
+            belongs to one dimension.
         contract: the fields and arguments of the contract that it is about, as `attn_lab.matrix.regions.fields` names them.
-        values: of it.
+        values: the values of the dimension.
         rule: the rule that all its values are about, if they are.
         choice: the name under which settings exclude each other in a scope; empty: the dimension's own.
-        needs_cache: whether only cases with a cache have its features.
-        is_total: whether every case has one of its features.
+        needs_cache: True if only cases with a cache have its features.
+        is_total: True if every case has one of its features.
         left_out: why no scope sets its fields; empty if one does.
     """
 
@@ -145,7 +146,7 @@ def of_tensor(tensor: str, words: str, holds: Callable[[torch.Tensor], object]) 
 
 
 def idle_stride(tensor: str) -> Value:
-    """A tensor that has a dimension of one element, whose stride is one that nobody would give it."""
+    """A tensor that has a dimension of one element, whose stride is unusual."""
     alone = of_tensor(tensor, "one element in a dimension of any stride", lambda found: 1 in found.shape)
     return in_step(alone.name, lambda case, step: case.unlike_strides and alone.in_step and alone.in_step(case, step))
 
@@ -176,7 +177,7 @@ def setting(
 
 
 def unscoped(cache: Mapping[str, Any] | None = None, **fields: Any) -> Setting:
-    """A setting that no scope has: the plainest calls of targets have it, or another setting is like it."""
+    """A setting that no scope has, because the plainest calls of targets have it, or because another setting is like it."""
     return setting(cache, scopes="none", **fields)
 
 

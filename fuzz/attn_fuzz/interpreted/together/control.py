@@ -17,7 +17,7 @@ from attn_fuzz.interpreted.together.running import FewerError, Lanes, apart, bot
 
 
 class _Undefined:
-    """The value of a variable that nobody has assigned, or that has blocks of two types, which compiled code refuses to use."""
+    """The value of a variable that is not assigned, or that has blocks of two types, which compiled code refuses to use."""
 
 
 UNDEFINED = _Undefined()
@@ -189,7 +189,7 @@ class _While(_Looping):
         self.diverges = False
 
     def goes_on(self, test: Any) -> bool:
-        """Whether a program runs a turn, by the test of the active ones."""
+        """True if a program runs a turn, by the test of the active ones."""
         parting = branch(test)
         if isinstance(parting, _Common):
             if not parting.taken or not self._anybody():

@@ -158,7 +158,7 @@ def _inside(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _jumps(body: list[ast.stmt]) -> bool:
-    """Whether statements leave or continue the loop around them."""
+    """True if statements leave or continue the loop around them."""
     for statement in body:
         if isinstance(statement, ast.Break | ast.Continue):
             return True

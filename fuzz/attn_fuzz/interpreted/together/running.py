@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 AT_ONCE = 32
-"""How many programs of a launch run together, at most. Their blocks then fit into a core's caches."""
+"""The most programs of a launch that run together. Their blocks then fit into a core's caches."""
 
 Lanes = np.ndarray | None
-"""Which of the running programs, [programs] bool; None: all of them."""
+"""The active ones of the running programs, [programs] bool; None: all of them."""
 
 
 class Running:
@@ -21,9 +21,9 @@ class Running:
     Attributes:
         indices: [programs, 3] int32, of the grid.
         active: who takes part in what runs now.
-        frames: of the functions that run and may return for some of the programs, the innermost last.
-        code: of the kernel.
-        has_stored: whether a program has written memory.
+        frames: the frames of the functions that run and may return for some of the programs, the innermost last.
+        code: the code of the kernel.
+        has_stored: True if a program has written memory.
         undone_by: by store, in their order, the pointers, the mask and what memory held before.
         refusal: why the programs cannot run together; empty if nothing stands against it so far.
     """
@@ -63,7 +63,7 @@ class FewerError(BaseException):
 current = Running(np.zeros((1, 3), np.int32), None)
 """The programs that run in this process."""
 at_once = AT_ONCE
-"""How many programs of the next launch run together, at most."""
+"""The most programs of the next launch that run together."""
 
 
 def apart(why: str) -> ApartError:

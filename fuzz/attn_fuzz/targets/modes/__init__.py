@@ -1,6 +1,6 @@
 """Modes of targets: `NAME@far` is the target NAME in the mode "far". A mode makes another target of a target, or says why not.
 
-Most modes are of any target. Those of `Target.modes` are the target's own, or its own way to a mode that has a name here.
+Most modes apply to any target. `Target.modes` has the target's own modes, and its own versions of modes that are named here.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ MODES = {
     "planned": "interpreted, with the launch plan of a GPU that this machine lacks",
     "far": "tensors that reach beyond 2^31 elements",
 }
-"""A description of each mode, but for those that compile for an architecture."""
+"""A description of each mode, except those that compile for an architecture."""
 ARCHITECTURES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
 """The modes that compile for an architecture."""
 COMPILED = "compiled for an architecture of AMD, and emulated"
@@ -72,7 +72,7 @@ def _in_mode(target: Target, mode: str, place: str) -> Target:
 
 
 def declared(target: Target) -> list[str]:
-    """The modes that a target declares to have, and those that come after a format of its own. None compiles."""
+    """The modes that a target declares, alone and after its formats, without those that compile."""
     own = [mode for mode, how in target.modes.items() if callable(how)]
     if target.planned is not None and "planned" not in target.modes:
         own.append("planned")

@@ -46,7 +46,7 @@ def _is_large(arguments: Iterable[object]) -> bool:
     if layer is None:
         return False
     group = layer.num_heads // layer.num_kv_heads
-    fields = (group, layer.head_size, layer.value_size, layer.attn_type.value, layer.layout, layer.kv_cache_dtype)
+    fields = (group, layer.head_size, layer.v_head_size, layer.attn_type.value, layer.layout, layer.kv_cache_dtype)
     return rng_of(fields).random() < LARGE_SHARE
 
 
@@ -54,7 +54,7 @@ def compiled_for(target: Target, place: str, architecture: str) -> Target:
     """A target whose kernels are compiled for an architecture of AMD, and emulated.
 
     Args:
-        place: as of `modes.applied`.
+        place: see `modes.applied`.
 
     Raises:
         NoModeError: its kernels cannot be compiled for the architecture.
@@ -115,7 +115,7 @@ def compiled_for(target: Target, place: str, architecture: str) -> Target:
         rounding=rounding,
         unavailable=lambda device: _missing(device, architecture) or target.unavailable(device),
         events=events,
-        # compiling takes long, and refusals and other modes of the kernels are host code's, which the interpreted target has
+        # compiling takes long, and the interpreted target has the same host code for refusals and other modes
         refuses=False,
         compiles=True,
         sanitizes=False,

@@ -16,13 +16,13 @@ from attn_fuzz.targets.target import Gpu, Target, within
 from attn_fuzz.verdict.rounding import Rounding
 
 COMPUTE_UNITS = (1, 3, 8)
-"""Few enough that splitting keys over them does not make more programs than are quickly interpreted."""
+"""Numbers of compute units, so few that splitting keys over them makes programs that are quickly interpreted."""
 SIDES = (32, 64, 128)
 MOST_PARTS = 128
 LEAST_TILE = 16
-"""Keys of the smallest tile that a plan can have."""
+"""The keys of the smallest tile of a plan."""
 _NVIDIA = ("sm70", "sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm103", "sm110", "sm120", "sm121")
-"""GPUs that keep several tiles of keys in shared memory, whose size limits how many."""
+"""GPUs that keep several tiles of keys in shared memory, whose size limits the number."""
 
 
 def drawn_gpu(rng: random.Random) -> Gpu:
@@ -64,7 +64,7 @@ def of(target: Target) -> Target:
             return [gpu.architecture[:2], *target.events(step)]
 
     def rounding(device: str) -> Rounding:
-        # a bound of every plan: no tile sums more keys at once than there are
+        # this bounds every plan: no tile sums more keys than a request has
         return dataclasses.replace(target.rounding("cuda"), keys_per_tile=LEAST_TILE, splits=MOST_PARTS)
 
     return target.wrapped(
@@ -78,7 +78,7 @@ def of(target: Target) -> Target:
 
 
 def _missing(device: str) -> str | None:
-    from attn_fuzz.targets.aiter import missing_e4m3fnuz
+    from attn_fuzz.targets.aiter_adapter import missing_e4m3fnuz
 
     if device != "cpu":
         return "it interprets the launches of GPUs that are not here: --device cpu"

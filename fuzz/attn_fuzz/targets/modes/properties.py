@@ -50,12 +50,12 @@ def _of_support(
 ) -> Iterator[properties.Property]:
     """The properties of which each variant of a step is in a Support, too.
 
-    How keys are split depends on the batch's sizes alone, so bits may differ only where these do; or where the interpreter's
-    matrix products do, which sum the last columns in another order.
+    How keys are split depends on the batch's sizes, and in a large batch on the lengths of its first requests. So bits may
+    differ only where these do, or where the interpreter's matrix products do, which sum the last columns in another order.
     """
     rules, engine = {*support.rules}, support.engine
     yield properties.repetition()
-    yield properties.request_order()
+    yield properties.request_order() if launch is None else properties.request_order(error, launch)
     yield properties.batch_composition(error)
     if {"bidirectional_ranges", "per_request_causal"} <= rules:
         yield properties.neighbours_rules(error)
@@ -78,7 +78,7 @@ def _of_support(
     if "window" in rules and engine.windows == ("any",):
         yield properties.wide_window(error, launch)
     if {"non_causal", "per_request_causal"} <= rules and support.causal:
-        # a float8 cache with scales of tokens gave another last bit on an H200: other rows of the tile see other keys then
+        # on an H200 a float8 cache with scales of tokens gave another last bit: other rows of the tile see other keys
         yield properties.last_row(error)
     if engine.more_queries_than_keys or engine.empty_requests:
         yield properties.forgotten_keys(error)

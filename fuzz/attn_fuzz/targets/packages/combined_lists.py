@@ -82,7 +82,7 @@ class Prefill(NamedTuple):
 
     @property
     def is_short(self) -> bool:
-        """Whether a query's window begins in front of the gathered keys."""
+        """True if a query's window begins in front of the gathered keys."""
         firsts = (self.seq_lens - self.query_start_loc.diff() - self.window + 1).clamp(min=0)
         return bool((self.seq_lens - self.gather_lens > firsts).any())
 

@@ -44,7 +44,7 @@ class Sources:
 
     Args:
         package: whose modules they are.
-        names: of their files, without suffix.
+        names: the names of their files, without suffix.
         stubs: returns what stands in for all else of the package that they import.
         places: the folders of the package in which releases have the files, that of `package.requirement` first.
         folders: whose files are executed, too, where a module imports them, if the release has these folders.

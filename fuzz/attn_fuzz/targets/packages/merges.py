@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from attn_fuzz.findings import sglang
 from attn_fuzz.targets.merge import TWO_STATES, MergeFunction, Merges, merge_target
-from attn_fuzz.targets.packages import sglang_package, vllm_package
+from attn_fuzz.targets.packages.sglang import package as sglang_package
+from attn_fuzz.targets.packages.vllm import package as vllm_package
 from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.target import Target
 

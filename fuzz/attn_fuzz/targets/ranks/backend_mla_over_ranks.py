@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 from attn_contract import Batch, Layer
-from attn_fuzz.targets.backend_mla import (
+from attn_fuzz.targets.backends.mla import (
     MlaStep,
     Weights,
     attend_phases,
@@ -22,7 +22,7 @@ from attn_fuzz.targets.backend_mla import (
     support,
     weights_of,
 )
-from attn_fuzz.targets.backends import common_metadata
+from attn_fuzz.targets.backends.plain import common_metadata
 from attn_fuzz.targets.ranks.attend_over_ranks import MOST_RANKS, TRITON_OVER_RANKS, on_all_ranks
 from attn_fuzz.targets.ranks.processes import TIMEOUT
 from attn_fuzz.targets.ranks.shards import INTERLEAVES, Shard, shard
@@ -38,9 +38,9 @@ class RankStep(NamedTuple):
         q: [T, N, Lkv + R], absorbed, of this rank's heads.
         latent: [T, Lkv + R], this step's rows.
         own: this rank's part of the cache, with all of its tokens.
-        weights: of this rank's heads.
+        weights: the weights of this rank's heads.
         common: the step as an engine makes it. Its `slot_mapping` has the slots of this rank's tokens.
-        builder, options: of the builder and of the layer.
+        builder, options: arguments of the builder, and of the layer.
     """
 
     q: torch.Tensor
@@ -60,7 +60,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse, batch_invariant=Fal
     # what was written to a row that no request owns is not NaN any more, and is not to be hidden
     rows_written = by_head.isfinite().any(2).any(1)
     rows_written[:rows] = True
-    out.view(len(out), layer.num_heads, layer.value_size)[rows_written] = by_head[rows_written]
+    out.view(len(out), layer.num_heads, layer.v_head_size)[rows_written] = by_head[rows_written]
     if lse is not None:
         lse[:, rows_written] = of_heads[:, rows_written]
 
@@ -132,12 +132,12 @@ def _attend(
         timeout=TIMEOUT,
         **options,
     )
-    kv_c, k_pe = latent.tensor_split((layer.value_size,), dim=1)
+    kv_c, k_pe = latent.tensor_split((layer.v_head_size,), dim=1)
     if layer.kv_cache_dtype is None:  # rounded again, a number may be another one
         slots = common.slot_mapping
         own.kv_cache.flatten(0, 1)[slots[slots >= 0]] = torch.nan
         impl.do_kv_cache_update(kv_c, k_pe, own.kv_cache, slots)
-    out = q.new_full((*q.shape[:2], layer.value_size), torch.nan)
+    out = q.new_full((*q.shape[:2], layer.v_head_size), torch.nan)
     lse = torch.full((q.shape[1], len(q)), torch.nan)
     metadata = backend.builder(layer.attn_type, **builder).build(common)
     attend_phases(impl, MlaStep(metadata, weights, q, latent, own.kv_cache, out, lse))

@@ -58,8 +58,8 @@ class RankProcesses:
         """The result of `function(group, *arguments[rank])` on each rank, or the exception that it raises there.
 
         Args:
-            function: of a module. Its arguments and its result can be pickled.
-            arguments: of each rank; at most as many as there are ranks.
+            function: a function of a module. Its arguments and its result can be pickled.
+            arguments: the arguments of each rank, for at most as many ranks as there are.
 
         Raises:
             ChildProcessError: a process ended. No rank is to be used again.

@@ -56,7 +56,8 @@ class AiterFlashAttentionMetadataBuilder(AttentionMetadataBuilder[AiterFlashAtte
 
     Args:
         attn_type: DECODER.
-        num_speculative_tokens: of a draft, each request's query tokens beyond the first: up to so many more are a decode.
+        num_speculative_tokens: the most draft tokens of a request. A request of one query token more than that is still a
+            decode.
         context_chunk_keys: keys of all requests together that an extend gathers at a time.
 
     Raises:

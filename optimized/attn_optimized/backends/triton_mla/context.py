@@ -1,4 +1,4 @@
-"""Attention of queries to the expanded keys and values of a context, which are not as many as the queries."""
+"""Attention of queries to the expanded keys and values of a context, whose number differs from that of the queries."""
 
 import dataclasses
 from weakref import WeakKeyDictionary
@@ -8,7 +8,7 @@ from attn_contract import AttentionType, Batch, Layer, Layout
 
 import attn_optimized
 
-# by the layer that attends to a step's own tokens: every chunk of every step has the same one
+# by the layer that attends to a step's own tokens: all chunks of all steps share it
 _CROSSING: WeakKeyDictionary[Layer, Layer] = WeakKeyDictionary()
 
 

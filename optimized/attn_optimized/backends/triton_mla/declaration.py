@@ -29,8 +29,8 @@ def mla_capabilities(backend: str, *, rules: dict[str, Any], **own: Any) -> Capa
     """Capabilities that vLLM's backends of latent attention share, under the name of one.
 
     Args:
-        rules: answers about the rules in which they differ.
-        own: fields of Capabilities that they do not have in common.
+        rules: answers about the rules in which the backends differ.
+        own: other fields of Capabilities in which they differ.
     """
     a_decoder = No("only decoders have a latent cache")
     a_position = No("vLLM's backend refuses it, and its prefill is handed none")
@@ -70,8 +70,8 @@ WIDEST = MAX_LATENT_SIZE + MAX_REST_SIZE
 
 
 def _is_too_wide(config: AttentionConfig) -> bool:
-    value_size = config.value_size
-    return config.has_latent_cache and (value_size > MAX_LATENT_SIZE or config.head_size - value_size > MAX_REST_SIZE)
+    v_head_size = config.v_head_size
+    return config.has_latent_cache and (v_head_size > MAX_LATENT_SIZE or config.head_size - v_head_size > MAX_REST_SIZE)
 
 
 TOO_WIDE = Combination(

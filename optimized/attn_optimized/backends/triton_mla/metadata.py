@@ -14,18 +14,18 @@ from attn_optimized.backends.phases import PhaseMetadata, host_query_lens, phase
 
 NAME = "TRITON_MLA"
 CONTEXT_CHUNK_KEYS = 4096
-"""Keys of one request that a chunk of its context has."""
+"""The number of keys of one request in a chunk of its context."""
 CHUNKS_AT_A_TIME = 8
-"""Chunks of so many requests, all of them full, are gathered at a time."""
+"""The number of requests whose chunks, if all are full, are gathered at a time."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MlaDecodeMetadata:
-    """The requests that read the cache alone.
+    """The requests that read only the cache.
 
     Args:
-        batch: these requests alone. It is the step itself where all of its requests are decodes.
-        rows: which rows of the step they are.
+        batch: only these requests. It is the step itself if all of its requests are decodes.
+        rows: the rows of the step that belong to them.
     """
 
     batch: Batch
@@ -37,7 +37,7 @@ class ContextChunk:
     """Consecutive keys of the context of each request, gathered from the cache into n dense rows.
 
     Args:
-        request, position: [n] int64, where in the cache a row is: at which position of which request.
+        request, position: [n] int64, the place of a row in the cache: a request, and a position in it.
         batch: every query of the first R requests sees all rows of its request; a block is one row.
     """
 
@@ -51,9 +51,9 @@ class MlaPrefillMetadata:
     """The requests that attend to this step's own tokens, and to their context in the cache.
 
     Args:
-        batch: these requests alone, as a decoder sees them.
-        rows: which rows of the step they are.
-        own: the same requests and their own tokens alone.
+        batch: only these requests, as a decoder sees them.
+        rows: the rows of the step that belong to them.
+        own: the same requests with only their own tokens.
         context_chunks: none if no request has a context.
         max_seq_len: the longest of these requests, by the lengths of the host.
     """
@@ -89,7 +89,8 @@ class MlaMetadataBuilder(AttentionMetadataBuilder[MlaMetadata]):
 
     Args:
         attn_type: DECODER.
-        num_speculative_tokens: of a draft, each request's query tokens beyond the first: up to so many more are a decode.
+        num_speculative_tokens: the most draft tokens of a request. A request of one query token more than that is still a
+            decode.
         context_chunk_keys: keys of one request that a chunk of its context has. It does not depend on the other requests, so
             that a request's output does not either.
 
@@ -114,7 +115,7 @@ class MlaMetadataBuilder(AttentionMetadataBuilder[MlaMetadata]):
     def build(self, common_attn_metadata: CommonAttentionMetadata) -> MlaMetadata:
         """Split a step by the lengths that the host knows; waits for no device.
 
-        In a step that is not causal all requests are decodes, however many query tokens they have, as in vLLM: a prefill
+        In a step that is not causal all requests are decodes, for any number of query tokens, as in vLLM, because a prefill
         attends to its own tokens causally.
 
         Raises:

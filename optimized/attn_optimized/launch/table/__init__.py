@@ -1,8 +1,8 @@
 """Launch parameters of the attention kernel, as data: one file per architecture, whose entries say where they come from.
 
-`python -m benchmarks tune --write` searches for better ones on the GPU that is here and writes its file; with `--arch gfx942`
-it derives them from compiled binaries, for a GPU that is not. To try others yourself, give `attn_optimized.plan_of` a
-`Parameters` of your own, and the plan to `attention.paged_attention_calls`.
+`python -m benchmarks tune --write` searches for better parameters on this machine's GPU and writes its file; with `--arch
+gfx942` it derives them from compiled binaries, for a GPU that is elsewhere. To try others yourself, give
+`attn_optimized.plan_of` a `Parameters` of your own, and the plan to `attention.paged_attention_calls`.
 """
 
 import json
@@ -18,7 +18,7 @@ from attn_contract.arguments import check_int, check_type
 FOLDER = Path(__file__).parent
 SCHEMA = "attn-parity.launch-table/1"
 MAX_BYTES = 1 << 20
-# Chips whose kernels compile to much the same code.
+# chips whose kernels compile to nearly the same code
 _LIKE = {"gfx90a": "gfx942", "gfx1250": "gfx1201"}
 _LEAST = {
     "block_m": 16,
@@ -47,10 +47,10 @@ class Parameters:
         num_warps, num_stages: as the compiler takes them.
         maxnreg: registers of a thread at most, so that more programs fit a multiprocessor (NVIDIA); None: any number.
         waves_per_eu: waves that a SIMD should hold (AMD); None: as the compiler likes.
-        keys_per_split: the fewest keys worth a program of their own.
-        programs_per_unit: programs that a compute unit runs at once, which a split of the keys counts on.
-        uneven_waves: waves of programs where requests are of different lengths; 0: as where they are of one length, without the
-            kernel for parts where that needs none.
+        keys_per_split: the fewest keys that are worth a program of their own.
+        programs_per_unit: the number of programs that a compute unit runs at once, as splits of the keys assume.
+        uneven_waves: the waves of programs if requests have different lengths; 0: the same as for equal lengths, without the
+            kernel for parts if that needs no parts.
 
     Raises:
         ContractError: a value is no int or too small, or sides of a tile or warps are no power of two.
@@ -79,7 +79,7 @@ class Parameters:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Parameters for a class of calls; of several that fit, the first counts.
+    """Parameters for a class of calls. If several entries fit a call, the first one counts.
 
     Args:
         phase: decode: the rows (pairs of query and head of a group) of a request fit the smallest tile; wide_decode: they do
@@ -90,7 +90,7 @@ class Entry:
             hold scales; latent_scaled: other requests over such rows; latent: the others. See `workload.phase_of`.
         itemsize: bytes of an element of q.
         most_block_d: the largest head size, K's or V's, padded to a power of two; of a latent cache, to two of them: 512 + 64.
-        quantized: whether the cache's elements are of one byte.
+        quantized: True if the cache's elements are of one byte.
         parameters: see Parameters.
         source: "measured: ..." with machine and date, or "derived: ..." with from what.
 
@@ -186,7 +186,7 @@ def _entry(place: str, fields: Any) -> Entry:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """json's own dict keeps the last of two values of one key, without a word."""
+    """An object of JSON without repeated keys. json's own dict silently keeps the last of two values of one key."""
     fields = dict(pairs)
     if len(fields) != len(pairs):
         raise ValueError(f"a key twice among {', '.join(name for name, _ in pairs)}")

@@ -1,0 +1,170 @@
+"""True if two commits compile to the same binaries: hashes of the assembly of every launch that ships.
+
+    python -m benchmarks hashes before.json                             # in a worktree of the older commit
+    python -m benchmarks hashes after.json --compare before.json        # here
+
+A refactoring of a kernel proves with it that nothing has changed. Left out of a hash is what no GPU reads:
+`attn_parity.binaries.assembly` says what. The order of the parameters is not left out: it is where the kernel finds them.
+
+AMD's compiler is not deterministic: when the same source is compiled again, about one launch in a hundred comes out with other
+registers, or with operands the other way round. A launch that differs is compiled again, several times and past Triton's cache,
+and counts as changed if no time gives the earlier binary. The older commit may have been the odd one, too: before a change is
+believed, the launches that are left are hashed again there, with an empty TRITON_CACHE_DIR.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from attn_fuzz import inputs
+from attn_fuzz.errors import InputError
+from attn_parity.options import cpu_workers_option
+from attn_parity.versions import version
+
+if TYPE_CHECKING:  # Triton decides on its first import whether kernels are interpreted
+    from attn_optimized.kernel_call import KernelCall
+
+SCHEMA = "attn-parity.hashes/1"
+MAX_BYTES = 1 << 24
+TRIES = 4
+"""The compilations of a launch that differs. A binary that comes up half of the time is missed by 1 in 16 such searches."""
+FACTS = ("vgprs", "agprs", "sgprs", "vgpr_spills", "sgpr_spills", "lds_bytes", "waves")
+
+
+@click.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--compare",
+    "before",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Compare with this file of an earlier commit; exit 1 if a launch differs.",
+)
+@click.option("--arch", "architectures", metavar="A,B,...", help="Architectures to compile for; default: all.")
+@click.option("--only", default="", metavar="TEXT", help="Only launches whose name contains TEXT.")
+@click.option("--main", is_flag=True, help="Only the launches that every change compiles.")
+@cpu_workers_option
+def hashes(file: Path, before: Path | None, architectures: str | None, only: str, main: bool, workers: int) -> None:
+    """Compile the launches that ship, and write hashes of their assembly to FILE."""
+    from attn_parity.binaries.build import in_processes
+    from attn_parity.binaries.shipped_calls import chosen
+    from attn_parity.commands.compile import chosen_architectures
+    from attn_parity.options import progress_bar, sigterm_interrupts
+
+    earlier = None if before is None else _read(before)
+    names = {name: list(chosen(name, only=only, main=main)) for name in chosen_architectures(architectures)}
+    jobs = [(architecture, name) for architecture, some in names.items() for name in some]
+    if not jobs:
+        raise click.UsageError(f"--only: no launch is named so: {only}")
+    with sigterm_interrupts(), progress_bar(len(jobs)) as show_bar:
+        found, interrupted = in_processes(_hashed, jobs, min(workers, len(jobs)), lambda found: show_bar(len(found), 0))
+    result = {"schema": SCHEMA, "triton": version("triton"), "launches": _by_architecture(found)}
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    failed = [(*job, outcome) for job, outcome in found.items() if isinstance(outcome, str)]
+    for architecture, name, error in failed:
+        click.echo(f"{architecture} {name}: does not compile: {error}")
+    click.echo(f"{len(found) - len(failed)} compiled with Triton {result['triton']}, {len(failed)} do not compile")
+    if interrupted:
+        sys.exit(130)
+    if earlier is None:
+        sys.exit(bool(failed))
+    differ = differences(earlier, result, set(jobs))
+    again = {launch for launch in differ if comes_again(launch, earlier)}
+    for launch, line in differ.items():
+        click.echo(f"{line}{'; the same when compiled again' if launch in again else ''}")
+    click.echo(f"{len(jobs)} launches compared with {before}, {len(differ) - len(again)} differ")
+    sys.exit(len(differ) > len(again))
+
+
+def described(call: "KernelCall", architecture: str) -> tuple[dict[str, Any], str]:
+    """The facts of a launch that are kept, and the assembly that its hash is of.
+
+    Its grid and the values of its numbers, in the kernel's order, are kept too: a refactoring of a launch changes neither.
+    """
+    from attn_parity.binaries.assembly import without_debug
+    from attn_parity.binaries.compilation import compiled
+    from attn_parity.binaries.facts import facts_of
+
+    binary, _ = compiled(call, architecture)
+    text = without_debug(binary.asm.get("amdgcn") or binary.asm["ptx"], binary.metadata.name)
+    facts, numbers = facts_of(binary, architecture), call.launch.numbers
+    kept = {
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "num_warps": binary.metadata.num_warps,
+        **{name: getattr(facts, name) for name in FACTS},
+        "grid": list(call.launch.grid),
+        "numbers": [numbers[name] for name in call.launch.kernel.arg_names if name in numbers],
+    }
+    return kept, text
+
+
+def differences(before: dict[str, Any], after: dict[str, Any], jobs: set[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """The launches that differ, each by architecture and name, and the differences in words.
+
+    Raises:
+        click.BadParameter: two versions of Triton compiled them.
+    """
+    if before["triton"] != after["triton"]:
+        raise click.BadParameter(f"Triton {before['triton']} compiled it, this is {after['triton']}", param_hint="--compare")
+    found = {}
+    for architecture, name in sorted(jobs):
+        old, new = (result["launches"].get(architecture, {}).get(name) for result in (before, after))
+        if old is None and new is None:
+            continue  # it compiles with neither
+        if old is None or new is None:
+            found[architecture, name] = f"{architecture} {name}: not compiled {'before' if old is None else 'after'}"
+        elif changed := [key for key in new if old.get(key) != new[key]]:
+            words = "; ".join(_change(key, old.get(key), new[key]) for key in changed)
+            found[architecture, name] = f"{architecture} {name}: {words}"
+    return found
+
+
+def comes_again(launch: tuple[str, str], earlier: dict[str, Any]) -> bool:
+    """True if a launch that differs is as it was before in one of TRIES more compilations, each in a process of its own."""
+    from attn_parity.binaries.build import in_processes
+
+    architecture, name = launch
+    with tempfile.TemporaryDirectory() as folder:
+        caches = [(architecture, name, Path(folder, str(number))) for number in range(TRIES)]
+        found, _ = in_processes(_hashed_anew, caches, TRIES)
+    return earlier["launches"].get(architecture, {}).get(name) in found.values()
+
+
+def _hashed_anew(architecture: str, name: str, cache: Path) -> dict[str, Any]:
+    os.environ["TRITON_CACHE_DIR"] = str(cache)
+    return _hashed(architecture, name)
+
+
+def _change(key: str, old: Any, new: Any) -> str:
+    if key == "sha256":
+        return f"assembly {old[:12]}, now {new[:12]}"
+    if key == "numbers" and len(old) == len(new):
+        places = [place for place, (one, other) in enumerate(zip(old, new, strict=True)) if one != other]
+        return f"numbers {', '.join(f'[{place}] {old[place]}, now {new[place]}' for place in places)}"
+    return f"{key} {old}, now {new}"
+
+
+def _hashed(architecture: str, name: str) -> dict[str, Any]:
+    from attn_parity.binaries.shipped_calls import all_of
+
+    kept, _ = described(all_of(architecture)[name], architecture)
+    return kept
+
+
+def _by_architecture(found: dict[tuple[Any, ...], Any]) -> dict[str, dict[str, Any]]:
+    launches: dict[str, dict[str, Any]] = {}
+    for (architecture, name), outcome in sorted(found.items(), key=lambda item: item[0]):
+        if not isinstance(outcome, str):
+            launches.setdefault(architecture, {})[name] = outcome
+    return launches
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return inputs.read_record(path, SCHEMA, MAX_BYTES)
+    except InputError as error:
+        raise click.BadParameter(str(error), param_hint="--compare") from error

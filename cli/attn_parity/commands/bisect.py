@@ -1,0 +1,183 @@
+"""`attn-parity bisect`: find the commit since which a case fails, in the repository of a kernel."""
+
+import math
+from pathlib import Path
+
+import click
+from attn_fuzz.cases import case_file
+from attn_fuzz.cases.case import Case
+from attn_fuzz.errors import InputError
+from attn_fuzz.run import revision
+from attn_fuzz.run.revision import Place, Replay
+from attn_fuzz.verdict.verdict import Verdict, what_failed
+from attn_parity import git
+from attn_parity.console import notes, results
+from attn_parity.git import Bisection, Commit
+from attn_parity.options import (
+    case_seconds_option,
+    check_writable,
+    device_option,
+    json_option,
+    target_of,
+    use_device,
+    write_json,
+)
+
+SCHEMA = "attn-parity.bisect/1"
+MARKS = {"passes": "good", "fails": "bad", "cannot tell": "skip"}
+
+
+class EndError(InputError):
+    """The good revision is not good, or the bad one is not bad."""
+
+
+@click.command("bisect")
+@click.argument("file", metavar="CASE", type=click.Path(path_type=Path))
+@click.option("--target", "target_name", help="The case's target; needed if the case names it as module:attribute.")
+@click.option("--good", required=True, metavar="REV", help="A revision at which the case passes, an ancestor of --bad.")
+@click.option("--bad", required=True, metavar="REV", help="A revision at which the case fails.")
+@click.option(
+    "--repo",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=Path("."),
+    show_default=True,
+    help="The repository of the kernel, or a folder of its checkout, which stays as it is.",
+)
+@click.option(
+    "--path",
+    "folders",
+    multiple=True,
+    metavar="FOLDER",
+    help="A folder of the repository to import from, such as src; default: its root. May be given more than once.",
+)
+@click.option("--sanitize/--no-sanitize", default=True, help="Check every address, where the target's kernels are Triton's.")
+@case_seconds_option
+@device_option
+@json_option
+def command(
+    file: Path,
+    target_name: str | None,
+    good: str,
+    bad: str,
+    folder: Path,
+    folders: tuple[str, ...],
+    sanitize: bool,
+    case_seconds: float,
+    device: str,
+    json_file: Path | None,
+) -> int:
+    """Find the first commit at which a case fails as it does at --bad. Exit 1 if commits were skipped that may be it.
+
+    `git bisect` moves a worktree of its own. At each commit the case runs in a fresh process that imports the target from the
+    worktree. A commit at which the target does not import, or does not take the case, is skipped.
+    """
+    check_writable(json_file)
+    case = case_file.load(file)
+    name = target_of(case, file, target_name)
+    if name != case.target:
+        raise click.UsageError(f"--target: got {name}, expected {case.target}, which {file} is a case of")
+    repository = git.root(folder)
+    first, last = git.commit(repository, good, "--good"), git.commit(repository, bad, "--bad")
+    if not git.is_ancestor(repository, first, last):
+        raise click.UsageError(f"--good: {good} is no ancestor of --bad {bad}")
+    first_folders = tuple(_relative(repository, each) for each in folders or (".",))
+    device = use_device(device)
+    count = git.between(repository, first, last)
+    steps = math.ceil(math.log2(count)) if count > 1 else 0
+    results.print(f"bisect {file} on {name}: {count} commits, about {steps + 2} runs", soft_wrap=True)
+    with git.worktree(repository, last) as path:
+        place = Place(checkout=repository, worktree=path, folders=first_folders)
+        search = _Search(case, name, place, device, case_seconds, sanitize)
+        search.check_ends(first, last)
+        bisection = Bisection(path, first, last)
+        try:
+            while bisection.at is not None:
+                bisection.mark(MARKS[search.run(bisection.at)])
+        except KeyboardInterrupt:
+            notes.print("attn-parity: interrupted")
+            _tell(bisection)
+            return 130
+        _tell(bisection)
+        if json_file is not None:
+            write_json(json_file, search.to_json(file, repository, bisection))
+        return 0 if bisection.first_bad is not None else 1
+
+
+def _relative(repository: Path, folder: str) -> Path:
+    if Path(folder).is_absolute() or not (repository / folder).resolve().is_relative_to(repository):
+        raise click.UsageError(f"--path: got {folder}, expected a folder of the repository, relative to its root")
+    return Path(folder)
+
+
+def _tell(bisection: Bisection) -> None:
+    if bisection.first_bad is not None:
+        results.print(f"first bad commit: {bisection.first_bad.words}", soft_wrap=True)
+        return
+    results.print("the first bad commit is one of these:")
+    for each in bisection.candidates:
+        results.print(f"  {each.words}", soft_wrap=True)
+
+
+class _Search:
+    """Runs the case at commits, and keeps the results.
+
+    Attributes:
+        tried: each commit at which the case ran, with the result that counts, and words.
+        failure: the verdict at the bad revision. A commit is bad if the case fails in the same way.
+    """
+
+    def __init__(self, case: Case, target: str, place: Place, device: str, case_seconds: float, sanitize: bool) -> None:
+        self.case, self.target, self.place = case, target, place
+        self.device, self.case_seconds, self.sanitize = device, case_seconds, sanitize
+        self.tried: list[tuple[Commit, str, str]] = []
+        self.failure: Verdict | None = None
+
+    def check_ends(self, good: Commit, bad: Commit) -> None:
+        """Run the case at both ends.
+
+        Raises:
+            EndError: it does not fail at the bad one, or does not pass at the good one.
+        """
+        git.move(self.place.worktree, bad)
+        found = self._replay(bad)
+        if found.result != "fails":
+            raise EndError(f"--bad: {bad.words}: expected that the case fails there{self._but(found)}")
+        self.failure = found.verdict
+        git.move(self.place.worktree, good)
+        found = self._replay(good)
+        if found.result != "passes":
+            raise EndError(f"--good: {good.words}: expected that the case passes there{self._but(found)}")
+
+    def run(self, commit: Commit) -> str:
+        """The result at the commit that the worktree is at."""
+        return self._replay(commit).result
+
+    def _replay(self, commit: Commit) -> Replay:
+        found = revision.replay(self.case, self.target, self.place, self.device, self.case_seconds, self.sanitize)
+        is_other = self.failure and found.verdict and what_failed(found.verdict) != what_failed(self.failure)
+        if found.result == "fails" and is_other:
+            found = Replay(result="cannot tell", words=f"it fails in another way: {found.words}", verdict=found.verdict)
+        self.tried.append((commit, found.result, found.words))
+        results.print(f"{MARKS[found.result]}: {commit.words}: {found.words}", soft_wrap=True)
+        return found
+
+    def _but(self, found: Replay) -> str:
+        """The result that was found instead, for an error."""
+        elsewhere = "" if found.is_of_worktree else "; no imported module lies in the worktree: does --path name its folder?"
+        return f", got {found.words}{elsewhere}"
+
+    def to_json(self, file: Path, repository: Path, bisection: Bisection) -> dict[str, object]:
+        """The search as plain data."""
+        assert self.failure is not None
+        return {
+            "schema": SCHEMA,
+            "case": str(file),
+            "target": self.target,
+            "repository": str(repository),
+            "kind": self.failure.kind,
+            "message": self.failure.message,
+            "first_bad": bisection.first_bad._asdict() if bisection.first_bad else None,
+            "candidates": [each._asdict() for each in bisection.candidates],
+            "tried": [{**commit._asdict(), "result": result, "words": words} for commit, result, words in self.tried],
+        }

@@ -1,0 +1,67 @@
+"""`attn-parity doctor --full`: run everything on a machine, and write one file to send back."""
+
+import secrets
+import time
+from pathlib import Path
+
+from attn_fuzz import outputs
+from attn_parity.commands.doctor import sections
+from attn_parity.commands.doctor.sections import SCHEMA, Section
+from attn_parity.console import notes, results
+from attn_parity.options import check_writable, default_workers, plain_table, say_what_runs_kernels, use_device, write_json
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+def report(json_file: Path, examples: int, seed: int | None) -> int:
+    """Run every section, write the file after each, and print a line for each. Returns 0 if every section that ran is right."""
+    device = use_device("auto")
+    say_what_runs_kernels(device)
+    check_writable(json_file)
+    seed = secrets.randbelow(1 << 31) if seed is None else seed
+    done: dict[str, Section] = {}
+    table = plain_table("section", "seconds", "result", right=("seconds",))
+    outputs.RUNS.mkdir(exist_ok=True)
+    work = sections.sections(device, examples=examples, workers=default_workers(device), seed=seed, folder=outputs.RUNS)
+    interrupted = False
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as progress:
+        task = progress.add_task("")
+        for name, section in work:
+            progress.update(task, description=name)
+            try:
+                done[name] = sections.outcome(section)
+            except KeyboardInterrupt:
+                interrupted = True
+                break
+            interrupted = "interrupted" in done[name]
+            table.add_row(name, f"{done[name]['seconds']:.1f}", in_words(done[name]))
+            written = {"schema": SCHEMA, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "sections": done}
+            write_json(json_file, written)
+            if interrupted:
+                break
+    results.print(table)
+    results.print(f"{'interrupted; so far: ' if interrupted else ''}{json_file}: please send it back", soft_wrap=True)
+    if interrupted:
+        return 130
+    return int(any("error" in section or section.get("failures") for section in done.values()))
+
+
+def in_words(section: Section) -> str:
+    if "error" in section:
+        return f"error: {section['error'].splitlines()[-1][:100] if section['error'] else 'none given'}"
+    if "unavailable" in section:
+        return f"not here: {section['unavailable']}"
+    if "examples" in section:
+        failures = f"{len(section['failures'])} failing" if section["failures"] else "all agree"
+        return f"{section['examples']} examples, {failures}, largest error {section['max_ratio']:.2f} of its bound"
+    if "kernels" in section and "spilling" in section:
+        return f"{len(section['kernels'])} compiled, {len(section['spilling'])} spill registers"
+    if "shipped" in section:
+        shipped, other = section["shipped"], section["other"]
+        if "times" not in other:
+            return f"{other['num_stages']} not timed: {other['why_not'].splitlines()[-1][:100]}"
+        times = ", ".join(f"{each['times']['ms']:.3f} ms with {each['num_stages']}" for each in (shipped, other))
+        return f"{times}, largest error {max(shipped['error'], other['error']):.2f} of its bound"
+    if "ratio" in section:
+        return f"{section['triton_ms']:.3f} ms, {section['ratio']:.2f} of torch's SDPA on dense keys"
+    return "written"

@@ -1,0 +1,1 @@
+"""Targets of AITER's kernels: Triton, Gluon, HIP, CK and assembly."""

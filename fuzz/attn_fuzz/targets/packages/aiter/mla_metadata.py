@@ -1,0 +1,165 @@
+"""Metadata of AITER's persistent latent decode and of its reduction: csrc/kernels/mla of the wheel.
+
+Both are HIP there. These follow its algorithms, so that works are those of hardware: which workgroup has which keys of which
+request (metadata/v1_2_device.cuh:74-322, the mode `fast_mode`, which vLLM 0.33 asks for), and how parts are merged
+(reduce.cu:135-380).
+"""
+
+import itertools
+from typing import NamedTuple
+
+import torch
+
+KEYS = 16
+"""kv_granularity: parts of a request begin at multiples of it. vLLM's is 16."""
+OVERHEAD = 16
+"""The cost of a work beside its blocks of keys, in such blocks (kFixedOverheadNumBlocks)."""
+ROWS = 128
+"""Rows of q that a work has at most (kPackedQoLenPerWg)."""
+
+
+class Metadata(NamedTuple):
+    """int32 tensors, as metadata.cu:16-37 and the docstring of get_mla_metadata_v1 (aiter/ops/attention.py:426-449) have them.
+
+    Attributes:
+        work_indptr: [workgroups + 1], where the works of each workgroup begin.
+        work_info_set: [works, 8]: the request; the first row of partial outputs, or -1 if the work has all keys; the first row
+            of q and the one behind the last; the first key and the one behind the last; the request's keys behind that; 0.
+        reduce_indptr: [tiles + 1], where the parts of each tile of queries begin in `reduce_partial_map`.
+        reduce_final_map: [tiles, 2], the tile's rows of the output.
+        reduce_partial_map: [parts], the first row of each part in the partial outputs.
+    """
+
+    work_indptr: torch.Tensor
+    work_info_set: torch.Tensor
+    reduce_indptr: torch.Tensor
+    reduce_final_map: torch.Tensor
+    reduce_partial_map: torch.Tensor
+
+
+def metadata(
+    qo_indptr: torch.Tensor, kv_indptr: torch.Tensor, heads: int, workgroups: int, most_parts: int,
+    *, factor: int = 1, is_main: bool = False,
+) -> Metadata:  # fmt: skip
+    """The metadata that get_mla_metadata_v1 makes.
+
+    Args:
+        heads: the number of heads of q, on one KV head.
+        most_parts: max_split_per_batch; -1: as many as there are workgroups.
+        factor: the number of consecutive requests of `heads` heads as which each request is planned. They share its keys.
+        is_main: True if to plan as main does: each tile of queries by itself, without a last part of fewer keys than the most
+            queries of a request (tail_done_threshold).
+    """
+    spans = [span for span in itertools.pairwise(kv_indptr.tolist()) for _ in range(factor)]
+    lengths = [length for length in qo_indptr.diff().tolist() for _ in range(factor)]
+    queries = [0, *itertools.accumulate(lengths)]
+    requests = len(spans)
+    blocks = [-(-(end - begin) // KEYS) for begin, end in spans]
+    parts = workgroups if most_parts < 0 else min(workgroups, most_parts * requests)
+    if is_main:
+        return _metadata_of_main(queries, spans, heads, workgroups, parts)
+    keys = [0, *(end for _, end in spans)]
+    payload = -(-(sum(blocks) + requests * OVERHEAD) // parts) + OVERHEAD
+    works: list[tuple[int, ...]] = []
+    indptr, reduced, final, partial = [0], [0], [], []
+    request = block = row = 0
+    earlier: list[int] = []  # the first partial rows of the request's parts so far
+    for _ in range(workgroups):
+        left = payload
+        while request < requests and left > OVERHEAD:
+            begin, end = queries[request : request + 2]
+            tiles = max(1, -(-(end - begin) * heads // ROWS))
+            size = -(-(end - begin) // tiles)
+            taken = min(left - OVERHEAD, blocks[request] - block)
+            is_last = taken == blocks[request] - block
+            is_part = not is_last or bool(earlier)
+            first_key = keys[request] + block * KEYS
+            for tile in range(tiles):
+                rows = begin + tile * size, min(begin + (tile + 1) * size, end)
+                last_key = min(first_key + taken * KEYS, keys[request + 1] - (tiles - 1 - tile))
+                place = row + tile * size if is_part else -1
+                works.append((request, place, *rows, first_key, last_key, keys[request + 1] - last_key, 0))
+                if is_last:
+                    final.append(rows)
+                    partial += [each + tile * size for each in (*earlier, row)] if is_part else []
+                    reduced.append(len(partial))
+            if is_part:
+                earlier.append(row)
+                row += tiles * size
+            if not is_last:
+                block += taken
+                break
+            left -= taken + OVERHEAD
+            request, block, earlier = request + 1, 0, []
+        indptr.append(len(works))
+    tensors = (torch.tensor(each, dtype=torch.int32) for each in (indptr, works, reduced, final, partial or [0]))
+    return Metadata(*tensors)
+
+
+def _metadata_of_main(queries: list[int], spans: list[tuple[int, int]], heads: int, workgroups: int, parts: int) -> Metadata:
+    """metadata/v1_2_device.cuh:386-700 of main, for pages of one slot and a causal mask."""
+    most = max(end - begin for begin, end in itertools.pairwise(queries))
+    tiles = [
+        (request, *tile, *span)
+        for request, (rows, span) in enumerate(zip(itertools.pairwise(queries), spans, strict=True))
+        for tile in _tiles(*rows, heads)
+    ]
+    blocks = [-(-(last - first) // KEYS) for *_, first, last in tiles]
+    payload = -(-sum(each + OVERHEAD for each in blocks) // parts) + OVERHEAD
+    works: list[tuple[int, ...]] = []
+    indptr, reduced, final, partial = [0], [0], [], []
+    tile = block = row = 0
+    earlier: list[int] = []  # the first partial rows of the tile's parts so far
+    for _ in range(workgroups):
+        left = payload
+        while tile < len(tiles):
+            request, begin, end, size, hidden, first, last = tiles[tile]
+            start, rest = first + block * KEYS, blocks[tile] - block
+            fits, taken = left >= rest + OVERHEAD, left - OVERHEAD
+            if not fits and taken <= 0:
+                break
+            stop = min(start + taken * KEYS, last - hidden)
+            is_last = fits or last - stop < most
+            stop = last - hidden if is_last else stop
+            is_part = not is_last or bool(earlier)
+            works.append((request, row if is_part else -1, begin, end, start, stop, last - stop, 0))
+            earlier += [row] * is_part
+            row += size * is_part
+            if not is_last:
+                block += taken
+                break
+            final.append((begin, end))
+            partial += earlier
+            reduced.append(len(partial))
+            left -= rest + OVERHEAD
+            tile, block, earlier = tile + 1, 0, []
+        indptr.append(len(works))
+    tensors = (torch.tensor(each, dtype=torch.int32) for each in (indptr, works, reduced, final, partial or [0]))
+    return Metadata(*tensors)
+
+
+def _tiles(begin: int, end: int, heads: int) -> list[tuple[int, int, int, int]]:
+    """The tiles of a request: the first row of q, the row behind the last, the size of a tile, and the tiles behind it."""
+    count = end - begin if heads * 2 > ROWS else max(1, -(-(end - begin) * heads // ROWS))
+    size = -(-(end - begin) // count)
+    return [(begin + i * size, min(begin + (i + 1) * size, end), size, count - 1 - i) for i in range(count)]
+
+
+def reduce(partial, lse, indptr, final_map, partial_map, *others) -> None:
+    """mla_reduce_v1: merge the parts of each tile that has several.
+
+    Args:
+        partial, lse: [rows, 1, H, D] and [rows, 1, H, 1] float32.
+        others: of main the most queries and splits first; then out, [T, H, D], and its LSE, [T, H], which main lets be None.
+    """
+    *_, out, final_lse = others
+    for tile, (first, last) in enumerate(itertools.pairwise(indptr.tolist())):
+        if last - first < 2:
+            continue
+        begin, end = final_map[tile].tolist()
+        rows = partial_map[first:last, None] + torch.arange(end - begin)
+        sums = lse[rows, 0, :, 0]  # [parts, queries, H]
+        total = sums.logsumexp(0).nan_to_num(torch.inf, neginf=torch.inf)
+        out[begin:end] = ((sums - total).exp()[..., None] * partial[rows, 0]).sum(0)
+        if final_lse is not None:
+            final_lse[begin:end] = total

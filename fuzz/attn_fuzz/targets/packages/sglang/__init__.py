@@ -1,0 +1,1 @@
+"""Targets of SGLang's kernels."""

@@ -1,0 +1,189 @@
+"""`attn-parity compile`: what is compiled is shown and saved, and a compiler that fails, dies or hangs costs one launch."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from attn_amdgcn import load
+from attn_fuzz import current_folder
+from attn_parity.binaries.build import Beside, Outcome, OutOfTime, build, in_processes
+from attn_parity.binaries.kernarg import kernarg_of
+from attn_parity.binaries.shipped_calls import chosen
+from attn_parity.commands import compile as compile_command
+
+from tests.support.facts import GOOD
+
+MERGE = ("compile", "--arch", "gfx942", "--only", "merge, fp32")
+
+
+def test_saved_code_comes_with_what_it_takes_to_launch_it(attn_parity, tmp_path):
+    """Arguments lie where the emulator's reader says: launches.json and attn_amdgcn read the metadata in ways of their own."""
+    compiled = attn_parity("compile", "--arch", "gfx942,gfx1201", "--only", "merge, fp32", "--save", "code", "--workers", 1)
+    assert compiled.code == 0
+    launches = json.loads((tmp_path / "code" / "launches.json").read_text())["launches"]
+    assert [launch["architecture"] for launch in launches] == ["gfx942", "gfx1201"]
+    for launch in launches:
+        kernel = load((tmp_path / "code" / launch["assembly"]).read_text())
+        assert kernel.threads == launch["threads_per_block"]
+        assert kernel.argument_bytes == launch["kernarg"]["bytes"]
+        described = [(each["offset"], each["size"], each["kind"]) for each in launch["kernarg"]["arguments"]]
+        assert described == [(each.offset, each.size, each.kind) for each in kernel.arguments]
+    launch = launches[0]
+    assert (tmp_path / "code" / launch["file"]).read_bytes().startswith(b"\x7fELF")
+    call = chosen("gfx942")["merge, fp32"]
+    names = [argument["name"] for argument in launch["arguments"]]
+    passed = [name for name in call.launch.kernel.arg_names if name not in launch["constants"]]
+    assert names == [*passed, "global_scratch", "profile_scratch"]
+    out, tokens = launch["arguments"][0], launch["arguments"][names.index("num_tokens")]
+    assert out["type"] == "*fp32"
+    assert out["attributes"] == {"tt.divisibility": 16, "tt.pointer_range": 32}
+    assert tokens["value"] == out["shape"][0]
+    assert launch["grid"] == [*call.launch.grid, 1, 1][:3]
+    for kind in ("file", "assembly"):
+        assert launch["sha256"][kind] == hashlib.sha256((tmp_path / "code" / launch[kind]).read_bytes()).hexdigest()
+    assert (launch["threads_per_block"], launch["dynamic_lds_bytes"]) == (
+        64 * launch["num_warps"],
+        launch["facts"]["lds_bytes"],
+    )
+    null = [argument["name"] for argument in launch["arguments"] if argument.get("may_be_null")]
+    assert null == ["global_scratch", "profile_scratch"]
+
+
+def test_hidden_arguments_are_described_and_a_wrong_number_is_refused():
+    one = ".offset: {} .size: 8 .value_kind: {}\n"
+    text = "\n\t.amdgpu_metadata\n" + one.format(0, "global_buffer") + one.format(8, "hidden_block_count_x")
+    text += ".kernarg_segment_size: 16"
+    assert kernarg_of(text, ["out"])["arguments"] == [
+        {"name": "out", "offset": 0, "size": 8, "kind": "global_buffer"},
+        {"name": "hidden_block_count_x", "offset": 8, "size": 8, "kind": "hidden_block_count_x"},
+    ]
+    with pytest.raises(ValueError, match="the metadata describe 1 arguments, and the kernel has 2: out, lse"):
+        kernarg_of(text, ["out", "lse"])
+
+
+@pytest.mark.nightly
+def test_a_launch_that_does_not_compile_is_an_error_and_others_go_on():
+    done = build([("gfx942", "no such launch"), ("gfx942", "merge, fp32")], 1)
+    assert "no such launch" in done.errors["gfx942", "no such launch"]
+    assert list(done.binaries) == [("gfx942", "merge, fp32")]
+
+
+def planted(number: int) -> int:
+    """A compiler that raises of 2, and dies of 4."""
+    if number == 2:
+        raise RuntimeError("no 2")
+    if number == 4:
+        os.abort()
+    return number
+
+
+def test_a_compiler_that_dies_costs_its_job_alone():
+    done = []
+    found, interrupted = in_processes(
+        planted, [(number,) for number in range(8)], 1, lambda found: done.append(len(found)), interpreter=True
+    )
+    assert not interrupted
+    assert found == {(number,): number for number in range(8)} | {(2,): "RuntimeError: no 2", (4,): "the process died"}
+    assert done == list(range(1, 9))
+
+
+def test_a_compilers_process_finds_modules_of_the_current_folder(tmp_path, monkeypatch):
+    """A kernel of a target module:attribute is in one, where this package is installed and the folder is on no path."""
+    (tmp_path / "planted_kernels.py").write_text("answer = 7\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(current_folder, "folders", {})
+    current_folder.admit("planted_kernels:TARGET")
+    job = ("from planted_kernels import answer; assert answer == 7",)
+    assert in_processes(exec, [job], 1) == ({job: None}, False)
+
+
+def hung(folder: Path) -> int:
+    """A compiler that starts another, as ptxas is started, and waits for it for ever."""
+    process = subprocess.Popen(["sleep", "600"])
+    folder.joinpath("pid").write_text(str(process.pid))
+    return process.wait()
+
+
+def test_a_compiler_that_hangs_is_ended_at_the_limit_with_what_it_started(tmp_path):
+    found = Beside(hung).within(2, tmp_path)
+    assert isinstance(found, OutOfTime)
+    assert found == "has no code after 2 s, see --compile-seconds"
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{tmp_path.joinpath('pid').read_text()}/stat").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_what_a_compiler_returns_raises_or_dies_of_is_known():
+    beside = Beside(planted)
+    assert [beside.within(60, number) for number in (1, 2, 3, 4)] == [1, "RuntimeError: no 2", 3, "the process died"]
+    assert beside.ended
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda code: code.touch(), "Directory 'code' is a file"),
+        (lambda code: (code / "launches.json").mkdir(parents=True), "--save: code/launches.json"),
+    ],
+    ids=["a file", "a folder in place of the file"],
+)
+def test_where_code_cannot_be_saved_nothing_is_compiled(make, words, attn_parity, tmp_path, monkeypatch):
+    make(tmp_path / "code")
+    monkeypatch.setattr(compile_command, "built", lambda *_: pytest.fail("it was compiled first"))
+    run = attn_parity(*MERGE, "--save", "code")
+    assert run.code == 2
+    assert words in run.err
+
+
+@pytest.mark.parametrize(("error", "code"), [(None, 2), ("no such thing", 1)])
+def test_the_limit_is_told_as_the_tools(error, code, attn_parity, monkeypatch):
+    def planted(jobs, workers, report, launches, compile_seconds):
+        assert compile_seconds == 7
+        errors = {jobs[0]: OutOfTime("has no code after 7 s, see --compile-seconds")}
+        return Outcome({}, errors | ({jobs[1]: error} if error else {}))
+
+    monkeypatch.setattr("attn_parity.commands.compile.build", planted)
+    run = attn_parity("compile", "--only", "merge", "--arch", "gfx942", "--compile-seconds", "7")
+    assert run.code == code
+    assert re.search(r"^gfx942 merge.*: has no code after 7 s, see --compile-seconds$", run.out, re.MULTILINE)
+    summary = f"0 wrong, {int(bool(error))} do not compile, 1 have no code after --compile-seconds"
+    assert " ".join(run.out.split()).endswith(summary)
+
+
+@pytest.mark.parametrize(
+    ("fact", "words"),
+    [
+        ({"lost_addresses": 2}, "lost_addresses is 2, none allowed: the compiler made wrong code"),
+        ({"lds_bytes": 65537}, "lds_bytes is 65537, at most 65536 there"),
+    ],
+)
+def test_a_binary_that_cannot_be_right_is_told(fact, words, attn_parity, monkeypatch, tmp_path):
+    def planted(jobs, *_):
+        return Outcome(
+            {jobs[0]: SimpleNamespace(name="merge", num_warps=4, facts=replace(GOOD, **fact), assembly="", hot_loop=None)}
+        )
+
+    monkeypatch.setattr("attn_parity.commands.compile.build", planted)
+    run = attn_parity(*MERGE, "--json", "here.json")
+    assert run.code == 1
+    assert f"gfx942 merge, fp32: {words}" in run.out
+    assert json.loads((tmp_path / "here.json").read_text())["over"] == [f"gfx942 merge, fp32: {words}"]
+
+
+def test_launches_of_a_targets_drawn_calls_are_compiled_and_none_runs(attn_parity, tmp_path):
+    run = attn_parity("compile", "triton-write", "--arch", "gfx942", "--examples", "5", "--json", "found.json")
+    assert run.code == 0
+    assert "gfx942: 5 drawn calls of triton-write@gfx942 launch " in run.out
+    rows = json.loads((tmp_path / "found.json").read_text())["binaries"]
+    assert {row["kernel"] for row in rows} == {"write_kv_cache_kernel"}
+    assert not any(row["loop"] for row in rows), "the kernel has no loop, although code of few lanes jumps back"
+    assert all(row["facts"]["vgprs"] and row["architecture"] == "gfx942" for row in rows)
+    assert len({row["code"] for row in rows}) == len(rows)
