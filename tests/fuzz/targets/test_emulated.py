@@ -133,7 +133,7 @@ def test_code_that_lost_an_address_is_refused_and_does_not_run(step_case, monkey
     monkeypatch.setattr("attn_fuzz.emulated.launches.refuse_miscompiled", refuse)
     monkeypatch.setattr("attn_fuzz.emulated.launches.run", None)
     verdict = tried(step_case)
-    assert verdict.kind == "refused"
+    assert (verdict.kind, verdict.about) == ("refused", verdict.message)
     assert "planted not supported: for gfx942" in verdict.message
 
 
