@@ -17,7 +17,6 @@ GROUPS = {
     "Without a GPU": {
         "peers": "Put compiled launches of vLLM and AITER beside ours: binaries, counts, bounds.",
         "hashes": "Hash the assembly of every launch that ships, to compare two commits.",
-        "emulator": "Time the emulator.",
         "judge": "Measure how close correct outputs come to the judge's bound.",
     },
 }

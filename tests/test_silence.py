@@ -50,7 +50,7 @@ def unheard(monkeypatch) -> Iterator[type[Layer]]:
     @holds_rules
     @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
     class Unheard(Layer):
-        unheard_of: int = rule(1, words="an unheard-of rule", acts_on=VISIBILITY)
+        unheard_of: int = rule(1, label="an unheard-of rule", acts_on=VISIBILITY)
 
     attention.forget_launches()  # of the same layer in another test
     yield Unheard

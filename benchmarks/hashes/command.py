@@ -15,7 +15,6 @@ believed, the launches that are left are hashed again there, with an empty TRITO
 import hashlib
 import json
 import os
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -33,7 +32,7 @@ if TYPE_CHECKING:  # Triton decides on its first import whether kernels are inte
 SCHEMA = "attn-parity.hashes/1"
 MAX_BYTES = 1 << 24
 TRIES = 4
-"""How often a launch that differs is compiled again: among binaries that come up half of the time, 1 in 16 is missed."""
+"""The compilations of a launch that differs. A binary that comes up half of the time is missed by 1 in 16 such searches."""
 FACTS = ("vgprs", "agprs", "sgprs", "vgpr_spills", "sgpr_spills", "lds_bytes", "waves")
 
 
@@ -48,13 +47,8 @@ FACTS = ("vgprs", "agprs", "sgprs", "vgpr_spills", "sgpr_spills", "lds_bytes", "
 @click.option("--arch", "architectures", metavar="A,B,...", help="Architectures to compile for; default: all.")
 @click.option("--only", default="", metavar="TEXT", help="Only launches whose name contains TEXT.")
 @click.option("--main", is_flag=True, help="Only the launches that every change compiles.")
-@click.option(
-    "--texts", type=click.Path(file_okay=False, path_type=Path), help="Write the hashed texts into this folder, to be compared."
-)
 @cpu_workers_option
-def hashes(
-    file: Path, before: Path | None, architectures: str | None, only: str, main: bool, texts: Path | None, workers: int
-) -> None:
+def hashes(file: Path, before: Path | None, architectures: str | None, only: str, main: bool, workers: int) -> None:
     """Compile the launches that ship, and write hashes of their assembly to FILE."""
     from attn_parity.binaries.build import in_processes
     from attn_parity.binaries.shipped_calls import chosen
@@ -63,16 +57,14 @@ def hashes(
 
     earlier = None if before is None else _read(before)
     names = {name: list(chosen(name, only=only, main=main)) for name in chosen_architectures(architectures)}
-    jobs = [(architecture, name, texts) for architecture, some in names.items() for name in some]
+    jobs = [(architecture, name) for architecture, some in names.items() for name in some]
     if not jobs:
         raise click.UsageError(f"--only: no launch is named so: {only}")
-    if texts is not None:
-        texts.mkdir(parents=True, exist_ok=True)
     with sigterm_interrupts(), progress_bar(len(jobs)) as show_bar:
         found, interrupted = in_processes(_hashed, jobs, min(workers, len(jobs)), lambda found: show_bar(len(found), 0))
     result = {"schema": SCHEMA, "triton": version("triton"), "launches": _by_architecture(found)}
     file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    failed = [(*job[:2], outcome) for job, outcome in found.items() if isinstance(outcome, str)]
+    failed = [(*job, outcome) for job, outcome in found.items() if isinstance(outcome, str)]
     for architecture, name, error in failed:
         click.echo(f"{architecture} {name}: does not compile: {error}")
     click.echo(f"{len(found) - len(failed)} compiled with Triton {result['triton']}, {len(failed)} do not compile")
@@ -80,7 +72,7 @@ def hashes(
         sys.exit(130)
     if earlier is None:
         sys.exit(bool(failed))
-    differ = differences(earlier, result, {job[:2] for job in jobs})
+    differ = differences(earlier, result, set(jobs))
     again = {launch for launch in differ if comes_again(launch, earlier)}
     for launch, line in differ.items():
         click.echo(f"{line}{'; the same when compiled again' if launch in again else ''}")
@@ -111,7 +103,7 @@ def described(call: "KernelCall", architecture: str) -> tuple[dict[str, Any], st
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], jobs: set[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """Which of some launches, each an architecture and a name, differ, and in words in what.
+    """The launches that differ, each by architecture and name, and the differences in words.
 
     Raises:
         click.BadParameter: two versions of Triton compiled them.
@@ -144,7 +136,7 @@ def comes_again(launch: tuple[str, str], earlier: dict[str, Any]) -> bool:
 
 def _hashed_anew(architecture: str, name: str, cache: Path) -> dict[str, Any]:
     os.environ["TRITON_CACHE_DIR"] = str(cache)
-    return _hashed(architecture, name, None)
+    return _hashed(architecture, name)
 
 
 def _change(key: str, old: Any, new: Any) -> str:
@@ -156,19 +148,16 @@ def _change(key: str, old: Any, new: Any) -> str:
     return f"{key} {old}, now {new}"
 
 
-def _hashed(architecture: str, name: str, texts: Path | None) -> dict[str, Any]:
+def _hashed(architecture: str, name: str) -> dict[str, Any]:
     from attn_parity.binaries.shipped_calls import all_of
 
-    kept, text = described(all_of(architecture)[name], architecture)
-    if texts is not None:
-        path = texts / f"{architecture}-{re.sub('[^A-Za-z0-9]+', '-', name)}.txt"
-        path.write_text(text, encoding="utf-8")
+    kept, _ = described(all_of(architecture)[name], architecture)
     return kept
 
 
 def _by_architecture(found: dict[tuple[Any, ...], Any]) -> dict[str, dict[str, Any]]:
     launches: dict[str, dict[str, Any]] = {}
-    for (architecture, name, _), outcome in sorted(found.items(), key=lambda item: item[0][:2]):
+    for (architecture, name), outcome in sorted(found.items(), key=lambda item: item[0]):
         if not isinstance(outcome, str):
             launches.setdefault(architecture, {})[name] = outcome
     return launches

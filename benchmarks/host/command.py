@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from benchmarks.host.steps import Parts
 
 ROUNDS, CALLS = 25, 3
-"""A time is of a few steps, since a device takes only so many launches before the host waits."""
+"""A time is of a few steps, since a device queues only a limited number of launches before the host waits."""
 console = Console(highlight=False, width=140)
 
 

@@ -56,7 +56,7 @@ def participants(
 ) -> Iterator[tuple[str, Parts | str]]:
     """Our backends, by their names, our functions and ops, then vLLM's and AITER's functions.
 
-    In place of parts, why somebody does not join.
+    Instead of parts, the reason why a participant does not join.
     """
     if isinstance(case, latent.StepCase):
         yield from _of_latent(case, num_layers, device, peers)

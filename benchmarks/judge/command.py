@@ -1,4 +1,4 @@
-"""How sharp the judge is: `python -m benchmarks judge`.
+"""`python -m benchmarks judge`: the sharpness of the judge.
 
 calibration     how the elements of fuzz runs are spread over error / bound, from the JSON files of those runs
 sensitivity     the smallest effect that is seen: one key among n that a kernel forgets

@@ -49,7 +49,7 @@ def _innermost_loops(assembly: str) -> list[list[str]]:
 
 
 class Pipeline(NamedTuple):
-    """How far the hot loop loads ahead of what it computes.
+    """The distance by which the hot loop loads ahead of its computation.
 
     Attributes:
         ahead: of a turn's matrix instructions, those that are issued between a load of global memory and the wait for it, the
@@ -113,7 +113,8 @@ class Bounds(NamedTuple):
 
 
 def cycles_of(turn: Cost) -> dict[str, float]:
-    """How many cycles of a SIMD a turn of one wave keeps each unit busy. Four SIMDs share the LDS and the L1 cache."""
+    """The cycles of a SIMD for which an iteration of one wave keeps each unit busy. Four SIMDs share the LDS and the L1
+    cache."""
     return {
         "matrix": turn.matrix_cycles,
         "vector": turn.vector_cycles,

@@ -1,4 +1,4 @@
-"""How many cycles an instruction of AMD's assembly keeps a unit of the GPU busy at least, by AMD's published rates.
+"""The least cycles for which an instruction of AMD's assembly keeps a unit of the GPU busy, by AMD's published rates.
 
 MI300X (gfx942), by AMD's data sheet and the white paper "AMD CDNA 3 Architecture": 304 compute units of four SIMDs at 2.1 GHz.
 Dense products: 1307.4 TFLOP/s of float16 and bfloat16, 2614.9 of float8 and int8, 653.7 of xf32, 163.4 of float32. FLOPS has

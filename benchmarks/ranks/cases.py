@@ -40,7 +40,7 @@ class Case:
 
 
 def cache_bytes(attention: Attention, dtype: torch.dtype) -> int:
-    row = attention.head_size + (0 if attention.is_latent else attention.value_size)
+    row = attention.head_size + (0 if attention.is_latent else attention.v_head_size)
     return sum(attention.seq_lens) * attention.num_kv_heads * row * dtype.itemsize
 
 

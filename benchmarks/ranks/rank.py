@@ -185,10 +185,10 @@ def difference_of_rows(out: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def allowed(case: Case | StepCase) -> float:
-    """How far two right outputs may be apart, relative to their Euclidean norm: see `benchmarks.speed.check`.
+    """The largest distance of two right outputs, relative to their Euclidean norm: see `benchmarks.speed.check`.
 
-    Each rounds its weights and its output to 16 bits, and the ranks round their outputs once more. In float32 the logits' own
-    roundings count more than those.
+    Both computations round their weights and their outputs to 16 bits, and the ranks round outputs once more. In float32 the
+    roundings of the logits count more than those.
     """
     eps = torch.finfo(case.dtype).eps
     return 64 * eps if case.dtype == torch.float32 else 3 * eps

@@ -69,7 +69,7 @@ class Attention:
         return self.layout.has_latent_value
 
     @property
-    def value_size(self) -> int:
+    def v_head_size(self) -> int:
         return self.head_size_v or self.head_size
 
     @property
@@ -94,7 +94,7 @@ class Attention:
     @property
     def flops(self) -> float:
         """Two dots of each visible pair of a query and a key, in every head."""
-        return 2.0 * (self.head_size + self.value_size) * self.num_heads * self.pairs
+        return 2.0 * (self.head_size + self.v_head_size) * self.num_heads * self.pairs
 
     @property
     def pairs(self) -> int:
@@ -108,9 +108,9 @@ class Attention:
         seen = sum(self.keys(r, n - 1).stop - self.keys(r, 0).start for r, n in enumerate(self.query_lens))
         seen -= self.common_prefix_len * (len(self.query_lens) - 1)
         seen = min(seen, self.pairs)  # queries that select keys may share none
-        row = self.head_size + (0 if self.is_latent else self.value_size)
+        row = self.head_size + (0 if self.is_latent else self.v_head_size)
         stored = row * self.num_kv_heads * seen * (1 if self.float8_cache else self.itemsize)
-        return float(stored + (self.head_size + self.value_size) * self.num_tokens * self.num_heads * self.itemsize)
+        return float(stored + (self.head_size + self.v_head_size) * self.num_tokens * self.num_heads * self.itemsize)
 
     def tiny(self) -> Self:
         """The same features at a size that can be interpreted: three requests, lengths of some tens, two KV heads."""

@@ -10,7 +10,7 @@ import torch
 from attn_parity.timing import EventLoop, Loop
 
 REPLAY_MS = 0.2
-"""A graph holds so many calls that a replay takes at least this long: events and the launch then count for little."""
+"""The least time of a replay of a graph, which holds enough calls for it: events and the launch then hardly count."""
 WARMUP_REPLAYS = 3
 
 

@@ -65,7 +65,7 @@ def fa3(ops: Any, call: Call) -> Prepared:
             num_heads=layer.num_heads,
             num_heads_k=layer.num_kv_heads,
             headdim=layer.head_size,
-            headdim_v=case.value_size,
+            headdim_v=case.v_head_size,
             qkv_dtype=call.q.dtype,
             seqused_k=batch.seq_lens,
             page_size=case.block_size,
@@ -86,7 +86,7 @@ def flashmla(ops: Any, call: Call) -> Prepared:
     refuse(
         FLASHMLA,
         (case.float8_cache, "a float8 cache beside a q of 16 bits"),
-        ((case.head_size, case.value_size) != SIZES, f"latent vectors of {case.head_size}, {case.value_size}"),
+        ((case.head_size, case.v_head_size) != SIZES, f"latent vectors of {case.head_size}, {case.v_head_size}"),
         (case.block_size != BLOCK, f"blocks of {case.block_size}"),
     )
     if batch.selected is not None:

@@ -1,4 +1,4 @@
-"""Cases that nobody chose: layers of released models under drawn traffic."""
+"""Drawn cases: layers of released models under drawn traffic."""
 
 import random
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from benchmarks.speed.traffic import TRAFFIC, Step
 
 BLOCK_SIZES = (16, 16, 16, 32, 64, 128)
 LAYOUTS = (Layout.BLOCKS_FIRST_NHD,) * 7 + (Layout.BLOCKS_FIRST_HND, Layout.SHUFFLED, Layout.X_PACKED)
-"""Most are as vLLM's and AITER's Triton kernels read them, so that there is somebody to compare with."""
+"""Most are as vLLM's and AITER's Triton kernels read them, so that there are kernels to compare with."""
 FLOAT8_SHARE = 0.25
 MOST_CACHE_BYTES = 24 << 30
 """The most bytes of one copy of a case's keys and values."""

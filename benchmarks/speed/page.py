@@ -105,7 +105,7 @@ def _of_chosen(run: StoredRun, cases: Sequence[CaseResult]) -> Iterator[str]:
 
 
 def _summary(run: StoredRun, cases: Sequence[CaseResult]) -> Iterator[str]:
-    """How many cases reach their goals, which do not, and in how many a peer is faster."""
+    """The number of cases that reach their goals, the others, and the number of cases in which a peer is faster."""
     found = {case.name: standing(REACH.get(case.name), case, run.rates) for case in cases}
     reached = [name for name, one in found.items() if one.reached]
     short = {name: one.text for name, one in found.items() if one.reached is False}
@@ -179,7 +179,7 @@ def ratio(case: CaseResult, names: Sequence[str]) -> float | None:
 
 
 def slower_than_a_peer(case: CaseResult) -> float | None:
-    """How many times as fast the best Triton peer is, where it is faster by more than the spread of both."""
+    """The factor by which the best Triton peer is faster, if it is faster by more than the spread of both."""
     ours, found = _ours(case), best(case, TRITON)
     return ours.ms / found[1].ms if ours is not None and found is not None and found[1].p90 < ours.p10 else None
 

@@ -123,7 +123,7 @@ def sdpa(name: str, call: Call) -> Prepared:
         for dense, rows in ((k, request.key), (v, request.value)):
             dense[request.index] = pad(rows.transpose(0, 1), (0, layer.head_size - rows.shape[-1]))
     if name == CUDNN:
-        v = v[..., : case.value_size].contiguous()
+        v = v[..., : case.v_head_size].contiguous()
     q = call.q.view(requests, query_len, layer.num_heads, layer.head_size).transpose(1, 2).contiguous()
     options = {
         "is_causal": (case.causal or case.is_expanded) and query_len > 1,
@@ -135,7 +135,7 @@ def sdpa(name: str, call: Call) -> Prepared:
         with sdpa_kernel(SDPA[name]):
             return scaled_dot_product_attention(q, k, v, **options)
 
-    return Prepared(run, lambda out: out.transpose(1, 2).flatten(0, 1)[..., : case.value_size])
+    return Prepared(run, lambda out: out.transpose(1, 2).flatten(0, 1)[..., : case.v_head_size])
 
 
 def vllm_triton(module: SimpleNamespace, call: Call) -> Prepared:
@@ -247,7 +247,7 @@ def refuse(name: str, *features: tuple[bool, str]) -> None:
 
 
 def poisoned(call: Call) -> torch.Tensor:
-    return call.q.new_full((*call.q.shape[:2], call.case.value_size), torch.nan)
+    return call.q.new_full((*call.q.shape[:2], call.case.v_head_size), torch.nan)
 
 
 def _itself(out: torch.Tensor) -> torch.Tensor:

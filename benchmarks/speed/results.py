@@ -47,7 +47,7 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Head(msgspec.Struct, kw_only=True):
-    """Where the results of a run come from, whatever it measured.
+    """The origin of the results of a run of any command.
 
     Attributes:
         of_value: True if the times mean anything: full sizes, on a GPU.

@@ -33,7 +33,7 @@ class DeviceError(RuntimeError):
 
 
 class Sizes(NamedTuple):
-    """How much of everything: the whole, or `--tiny`."""
+    """The sizes of a run: the whole, or `--tiny`."""
 
     copies: int | None
     rounds: int

@@ -23,13 +23,14 @@ class Facts(NamedTuple):
     shared_bytes: int | None = None
     shared_limit: int | None = None
     waves: float | None = None
-    """Per SIMD, as registers and shared memory allow."""
+    """The waves of a SIMD that registers and shared memory allow."""
     instructions: float | None = None
-    """Per pair of row and key; of AMD's alone."""
+    """Instructions per pair of row and key. Only AMD's code has the count."""
     cycles: float | None = None
     """The fewest cycles of a SIMD for a pair of row and key, by AMD's published rates (`benchmarks.peers`). Only for RATED."""
     ahead: float | None = None
-    """How far the hot loop loads ahead of what it computes (`benchmarks.peers.loops.Pipeline`); of AMD's alone."""
+    """The distance by which the hot loop loads ahead of its computation (`benchmarks.peers.loops.Pipeline`). Only AMD's code
+    has the figure."""
     barriers: float | None = None
     """Barriers of one iteration of the hot loop, per pair of row and key. Only AMD's code has the count."""
 

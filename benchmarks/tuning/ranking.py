@@ -28,7 +28,8 @@ ENOUGH_WAVES = {"cdna": 2, "rdna": 4}
 ENOUGH_AHEAD, WORTH_OF_AHEAD = 0.5, 1.25
 """So much more work takes less time than a wave waits in each turn for a load of HBM: hundreds of cycles."""
 FEW_SPILLS = 64
-"""Which may lie outside the loop and cost little: the fastest on an H200 are not without."""
+"""A candidate may have this many spills: they may lie outside the loop and cost little, and the fastest on an H200 have
+some."""
 NEARLY = 0.9
 """Cycles and instructions leave out much: what has this share of them or more is as good."""
 

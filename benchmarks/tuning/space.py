@@ -1,4 +1,4 @@
-"""Which launch parameters are tried, as data."""
+"""The launch parameters to try, as data."""
 
 import itertools
 from collections.abc import Sequence
@@ -129,7 +129,7 @@ def with_as_many_waves(candidate: Parameters, today: Parameters) -> Parameters:
 
 
 def may_fit(parameters: Parameters, call_class: CallClass, architecture: str) -> bool:
-    """Whether a thread has registers for its share of the float32 accumulator and logits, if it had to hold nothing else."""
+    """True if a thread that holds nothing else has registers for its share of the float32 accumulator and logits."""
     family = family_of(architecture)
     held = parameters.block_m * (call_class.most_block_d + parameters.block_n)
     return held / (parameters.num_warps * LANES[family]) <= min(REGISTERS[family], parameters.maxnreg or REGISTERS[family])

@@ -142,7 +142,7 @@ def _best(found: Search) -> str:
 
 
 def _times_of(stage: str, started: float, budget: float) -> tuple[float, float]:
-    """When a stage's binaries are to be there, and when it is to end: half of its time is the compilers'."""
+    """The times when a stage's binaries should be ready and when it should end: compilers get half of its time."""
     begins = dict(zip(END_OF, (0.0, *END_OF.values()), strict=False))
     return started + budget * (begins[stage] + END_OF[stage]) / 2, started + budget * END_OF[stage]
 

@@ -1,5 +1,5 @@
 """The command `attn-parity`. Exit codes: 0 agreement, 1 a mismatch, 2 usage or set-up, 3 a limit of this tool, 130 interrupted
-with nothing found, 141 nobody reads what is printed."""
+with nothing found, 141 the reader of the output has closed its pipe."""
 
 from attn_fuzz import current_folder
 

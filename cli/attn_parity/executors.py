@@ -40,7 +40,7 @@ class Executor:
     fixed: Callable[[str, float], list[str]]
 
     def of_shards(self, count: int) -> "Executor":
-        """The executor of so many shards: more workers would have nothing to do."""
+        """The executor for a number of shards: more workers than that would have nothing to do."""
         return replace(self, workers=min(self.workers, count))
 
     @property

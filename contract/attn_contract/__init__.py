@@ -1,7 +1,7 @@
 """The contract that the reference and the kernels both obey. There is no arithmetic of attention here.
 
 `Layer` and `Batch` describe a call, and `rules` what a call may ask for beyond plain attention. `KVCacheView` says where the
-elements of a cache lie, and `Capabilities` what a backend serves. `validation` has the border checks, `ops` the torch ops.
+elements of a cache lie, and `Capabilities` what a backend serves. `validation` has the argument checks, `ops` the torch ops.
 """
 
 from attn_contract.attention_config import AttentionConfig

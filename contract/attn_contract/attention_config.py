@@ -17,7 +17,7 @@ from attn_contract.layer import (
     Q_SCALE_BESIDE,
     QUANTIZED_DTYPES,
     Layer,
-    checked_value_size,
+    checked_v_head_size,
     expected_cache_dtype,
     has_latent_value,
     why_not_stored,
@@ -48,7 +48,8 @@ class AttentionConfig:
         kv_cache_dtype: the element type of a quantized cache; None: the cache is of `dtype`.
         scales: the kind of scales of a quantized cache; None exactly where kv_cache_dtype is None.
         output_dtype: the float8 type of an output with an output scale; None: the output is of `dtype`.
-        top_k: the most units that an indexer selects for a query, as in Indexer; None: nobody says, or the layer selects none.
+        top_k: the most units that an indexer selects for a query, as in Indexer; None: it is unknown, or the layer selects
+            none.
         rules: by the rule's name, the value of each rule that the layer or one of its steps asks for: as in Layer, or True for
             a tensor. Values that are off are dropped. A DECODER asks for `non_causal` if it may see steps with causal=False,
             and for `per_request_causal` if one step may hold both kinds of requests. A layer asks for `lse` if the caller wants
@@ -121,7 +122,7 @@ class AttentionConfig:
             if value is not False and rule.is_asked(value):
                 rule.check_defined(value, self.attn_type)
                 kept[name] = value
-        kept["head_size_v"] = checked_value_size(kept.get("head_size_v"), self)
+        kept["head_size_v"] = checked_v_head_size(kept.get("head_size_v"), self)
         object.__setattr__(self, "rules", {name: kept[name] for name in RULES if kept.get(name) is not None})
         check_together(self.rules)
         if self.asks("per_request_causal") and not self.asks("non_causal"):
@@ -150,7 +151,7 @@ class AttentionConfig:
         layouts = [self.layout] if self.layout else list(LATENT_FORMATS)
         for layout in layouts:
             try:
-                layout.check_widths(self.head_size, self.value_size)
+                layout.check_widths(self.head_size, self.v_head_size)
             except ContractError as error:
                 wrong.append(error)
         if len(wrong) == len(layouts):
@@ -161,7 +162,7 @@ class AttentionConfig:
             raise ContractError("dtype", self.dtype, "torch.bfloat16: latent rows with scales are for no other dtype")
 
     @property
-    def value_size(self) -> int:
+    def v_head_size(self) -> int:
         """The width of V and of the output."""
         return self.value_of("head_size_v") or self.head_size
 

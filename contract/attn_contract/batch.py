@@ -91,11 +91,11 @@ class Batch:
     slot_mapping: torch.Tensor | None = None
     selected: torch.Tensor | None = None
     bidirectional_ranges: torch.Tensor | None = rule(
-        None, words="bidirectional ranges", acts_on=VISIBILITY, check=_check_ranges, **_OF_DECODERS
+        None, label="bidirectional ranges", acts_on=VISIBILITY, check=_check_ranges, **_OF_DECODERS
     )
     qq_bias: torch.Tensor | None = rule(
         None,
-        words="a bias between the step's own tokens (qq_bias)",
+        label="a bias between the step's own tokens (qq_bias)",
         acts_on=LOGITS,
         check=_check_qq_bias,
         **_OF_DECODERS,

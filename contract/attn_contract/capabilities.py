@@ -15,7 +15,7 @@ from attn_contract.attention_config import AttentionConfig
 from attn_contract.attention_type import AttentionType
 from attn_contract.errors import ContractError, UnsupportedError
 from attn_contract.layouts import A_LATENT_LAYOUT
-from attn_contract.rules import rule_named, words_of
+from attn_contract.rules import label_of, rule_named
 
 
 class No(str):
@@ -228,7 +228,7 @@ class Capabilities:
                 yield Refusal(property, f"it must be {error.expected}")
         for name in config.rules:
             if isinstance(answer := self.answer(name), No):
-                yield Refusal(words_of(name), str(answer))
+                yield Refusal(label_of(name), str(answer))
         for combination in self.combinations:
             if combination.applies(config, architecture):
                 yield Refusal(combination.property, combination.reason)

@@ -27,7 +27,7 @@ class UnsupportedError(NotImplementedError):
         implementation: the name of who refuses.
         feature: the property of the call that is not supported, in words.
         reason: why it is not supported.
-        instead: who serves the call; None if nobody does, or nobody knows.
+        instead: an implementation that serves the call; None if there is none, or none is known.
     """
 
     def __init__(self, implementation: str, feature: str, reason: str, instead: str | None = None) -> None:

@@ -47,9 +47,10 @@ class IndexScore(StrEnum):
 
 
 class IndexLayout(StrEnum):
-    """Where the numbers of an index cache lie. The shapes of FLAT and TILED do not show it.
+    """The places of numbers in an index cache. The shapes of FLAT and TILED do not show them.
 
-    Element d of the key in slot s of block b, from the first element of the cache, with blocks of BS slots and D = head_size:
+    The members say where element d of the key in slot s of block b lies, from the first element of the cache, with blocks of
+    BS slots and D = head_size:
     """
 
     PLAIN = "PLAIN"
@@ -195,7 +196,7 @@ class Indexer:
 
 @dataclass(frozen=True)
 class IndexCacheView:
-    """Where the elements of an index cache lie, from the cache's first element. The arguments are sizes and strides."""
+    """The places of an index cache's elements, from the cache's first element on. The arguments are sizes and strides."""
 
     layout: IndexLayout
     num_blocks: int

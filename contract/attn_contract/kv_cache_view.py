@@ -130,7 +130,7 @@ class KVCacheView(KVCacheSizes):
         """The view of an allocation that holds only this layer. `sizes` are the arguments of KVCacheSizes."""
         size_of = KVCacheSizes(layout=layout, **sizes).size_of
         strides = _dense_strides(layout.dims, size_of)
-        unit = layout.unit_of_blocks(sizes["head_size"], sizes.get("head_size_v"))
+        unit = layout.block_alignment(sizes["head_size"], sizes.get("head_size_v"))
         return cls._of_strides(layout, sizes, strides | {"block": -(-strides["block"] // unit) * unit})
 
     @classmethod
@@ -193,13 +193,13 @@ class KVCacheView(KVCacheSizes):
     def _check_units(self, kv_cache: torch.Tensor) -> None:
         """Check that the offset, and the strides of dimensions of several elements, are multiples as the layout requires."""
         steps = [step for size, step in zip(kv_cache.shape, kv_cache.stride(), strict=True) if size > 1][:-1]
-        unit, unit_of_blocks = self.layout.unit_of_strides, self.layout.unit_of_blocks(self.head_size, self.head_size_v)
+        unit, block_alignment = self.layout.stride_alignment, self.layout.block_alignment(self.head_size, self.head_size_v)
         got = f"strides {tuple(kv_cache.stride())} from {self.offset}"
         if any(step % unit for step in (*steps, self.offset)):
             wide = "scales are float32" if unit == BYTES_OF_SCALE else "the last dims are bfloat16"
             raise ContractError("kv_cache", got, f"multiples of {unit}: {wide}")
-        if self.num_blocks > 1 and self.block_stride % unit_of_blocks:
-            expected = f"blocks that begin at multiples of {unit_of_blocks}, a slot's data, in {self.layout}"
+        if self.num_blocks > 1 and self.block_stride % block_alignment:
+            expected = f"blocks that begin at multiples of {block_alignment}, a slot's data, in {self.layout}"
             raise ContractError("kv_cache", got, expected)
 
     @classmethod
@@ -245,7 +245,7 @@ class KVCacheView(KVCacheSizes):
         if self.layout is Layout.SHUFFLED:
             return page + ((head * (block_size // x) + slot // x) * head_size + dim) * x + slot % x
         if self.layout.latent_format is not None and self.layout.latent_format.scales_apart:
-            data_size = self.layout.unit_of_blocks(head_size, self.head_size_v)
+            data_size = self.layout.block_alignment(head_size, self.head_size_v)
             in_data = slot * data_size + dim
             in_scales = block_size * data_size + slot * (self.row_size - data_size) + dim - data_size
             is_scale = dim // data_size  # 1 from the end of the data on, as a slot has fewer scales than data

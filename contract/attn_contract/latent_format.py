@@ -38,7 +38,7 @@ class LatentFormat:
             raise ValueError(f"kept_dims: got {self.kept_dims}, expected None, 0 or scale_dims ({self.scale_dims})")
 
     @property
-    def unit(self) -> int:
+    def alignment(self) -> int:
         """The alignment of rows, offsets and strides: a number wider than a byte lies on multiples of its own width."""
         return max(self.scale_dtype.itemsize, 1 if self.kept_dims == 0 else BYTES_OF_KEPT)
 

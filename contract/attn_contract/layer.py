@@ -152,21 +152,21 @@ class Layer:
     scale: float
     attn_type: AttentionType = AttentionType.DECODER
     window: tuple[int, int] = rule(
-        (UNLIMITED, UNLIMITED), words="a sliding window", acts_on=VISIBILITY, check=_check_window, **_OF_POSITIONS
+        (UNLIMITED, UNLIMITED), label="a sliding window", acts_on=VISIBILITY, check=_check_window, **_OF_POSITIONS
     )
     sink_tokens: int = rule(
         0,
-        words="tokens at the start that a window keeps visible (sink_tokens)",
+        label="tokens at the start that a window keeps visible (sink_tokens)",
         acts_on=VISIBILITY,
         check=partial(check_number, minimum=0),
         **_OF_POSITIONS,
     )
     chunked_local: int | None = rule(
-        None, words="attention in chunks (chunked_local)", acts_on=VISIBILITY, check=_check_optional_size, **_OF_POSITIONS
+        None, label="attention in chunks (chunked_local)", acts_on=VISIBILITY, check=_check_optional_size, **_OF_POSITIONS
     )
     selection_unit: int | None = rule(
         None,
-        words="a selection of keys (selection_unit)",
+        label="a selection of keys (selection_unit)",
         acts_on=VISIBILITY,
         check=_check_optional_size,
         attn_types=DECODER_ONLY,
@@ -174,7 +174,7 @@ class Layer:
     )
     key_unit: int | None = rule(
         None,
-        words="keys of several tokens (key_unit)",
+        label="keys of several tokens (key_unit)",
         acts_on=VISIBILITY,
         check=partial(check_optional_number, minimum=2),
         attn_types=DECODER_ONLY,
@@ -187,25 +187,25 @@ class Layer:
     )
     ranges_clamped: bool = rule(
         False,
-        words="bidirectional ranges clamped by the window",
+        label="bidirectional ranges clamped by the window",
         acts_on=VISIBILITY,
         attn_types=DECODER_ONLY,
         why_not="only DECODER has bidirectional ranges",
     )
-    logits_soft_cap: float | None = rule(None, words="a soft cap of the logits", acts_on=LOGITS, check=_check_soft_cap)
+    logits_soft_cap: float | None = rule(None, label="a soft cap of the logits", acts_on=LOGITS, check=_check_soft_cap)
     q_scale: torch.Tensor | None = rule(
         None,
-        words="float8 queries (q_scale)",
+        label="float8 queries (q_scale)",
         acts_on=LOGITS,
         check=_check_q_scale,
         attn_types=CACHED,
         why_not="only a cache is float8, and dense keys have no scale",
     )
-    alibi_slopes: torch.Tensor | None = rule(None, words="ALiBi", acts_on=LOGITS, check=_check_slopes, **_OF_POSITIONS)
-    sinks: torch.Tensor | None = rule(None, words="sinks", acts_on=SOFTMAX, check=_check_sinks)
+    alibi_slopes: torch.Tensor | None = rule(None, label="ALiBi", acts_on=LOGITS, check=_check_slopes, **_OF_POSITIONS)
+    sinks: torch.Tensor | None = rule(None, label="sinks", acts_on=SOFTMAX, check=_check_sinks)
     head_size_v: int | None = rule(
         None,
-        words="a head size of V other than K's (head_size_v)",
+        label="a head size of V other than K's (head_size_v)",
         acts_on=VALUES,
         check=_check_optional_size,
     )
@@ -239,12 +239,12 @@ class Layer:
             record.check_defined(value, self.attn_type)
         check_together(active_rules(self))
         self._check_cache()
-        object.__setattr__(self, "head_size_v", checked_value_size(self.head_size_v, self))
+        object.__setattr__(self, "head_size_v", checked_v_head_size(self.head_size_v, self))
         if self.output_scale is not None:
             check_scale("output_scale", self.output_scale, heads=1)
 
     @property
-    def value_size(self) -> int:
+    def v_head_size(self) -> int:
         """The width of v and of out."""
         return self.head_size_v or self.head_size
 
@@ -341,7 +341,7 @@ class Layer:
             raise ContractError("k_scale", None, f"a tensor: the scale of a cache of {self.kv_cache_dtype}")
 
 
-def checked_value_size(head_size_v: int | None, asking: Any) -> int | None:
+def checked_v_head_size(head_size_v: int | None, asking: Any) -> int | None:
     """The width of V, checked against the other sizes and the layout of a Layer or an AttentionConfig.
 
     Returns:

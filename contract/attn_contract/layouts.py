@@ -83,16 +83,16 @@ class Layout(StrEnum):
         return self is Layout.CONTENT_PACKED_SCALED or self in LATENT_FORMATS
 
     @property
-    def unit_of_strides(self) -> int:
+    def stride_alignment(self) -> int:
         """The elements of which a view's strides are multiples: numbers wider than a byte lie on multiples of their width."""
         if self.latent_format is not None:
-            return self.latent_format.unit
+            return self.latent_format.alignment
         return BYTES_OF_SCALE if self is Layout.CONTENT_PACKED_SCALED else 1
 
-    def unit_of_blocks(self, head_size: int, head_size_v: int | None) -> int:
+    def block_alignment(self, head_size: int, head_size_v: int | None) -> int:
         """The elements of which the stride of blocks is a multiple: if scales lie apart, the elements of a slot's data."""
         if self.latent_format is None or not self.latent_format.scales_apart:
-            return self.unit_of_strides
+            return self.stride_alignment
         return self.latent_format.data_size(head_size, head_size_v)
 
     @property
@@ -149,8 +149,8 @@ class Layout(StrEnum):
             if head_size_v != head_size:
                 raise ContractError("head_size_v", head_size_v, f"head_size ({head_size}) in layout {self}: all of K is V")
         size = form.data_size(head_size, head_size_v) if form.scales_apart else form.row_size(head_size, head_size_v)
-        if size % form.unit:
-            expected = f"one whose rows have a multiple of {form.unit} bytes in layout {self}, and not {size}"
+        if size % form.alignment:
+            expected = f"one whose rows have a multiple of {form.alignment} bytes in layout {self}, and not {size}"
             raise ContractError("head_size", head_size, expected)
 
     def check_sizes(self, head_size: int, block_size: int, itemsize: int) -> None:

@@ -235,7 +235,7 @@ def kernel_of(
 
 
 def _arrange(op: str, implementation: ModuleType) -> Arrange:
-    """How an op's arguments, with the layer and the step that they describe, are those of the implementation's function."""
+    """Turn an op's arguments into those of the implementation's function, with the layer and the step that they describe."""
     arguments, parameters = _required(op), inspect.signature(getattr(implementation, op)).parameters
     names = [*arguments.names, *(name for name in parameters if name in ("layer", "indexer", "batch"))]
     by_name = [name for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY]

@@ -2,9 +2,9 @@
 
 A rule of a layer or of a step is a field of Layer or Batch, and the field's declaration carries the record:
 
-    chunked_local: int | None = rule(None, words="attention in chunks (chunked_local)", acts_on=VISIBILITY, check=...)
+    chunked_local: int | None = rule(None, label="attention in chunks (chunked_local)", acts_on=VISIBILITY, check=...)
 
-Whatever must know of all rules is derived from these records: the border checks, the op schemas, AttentionConfig, the
+Whatever must know of all rules is derived from these records: the argument checks, the op schemas, AttentionConfig, the
 declarations of backends and adapters, the fuzzer's cases, targets and tables, the options of the command line.
 
 An implementation names the rules that it implements, and refuses a call that asks for any other rule (`active_rules`,
@@ -60,7 +60,7 @@ class Rule:
         holder: the class whose field the rule is. "call": the rule is a property of a call, and no field of Layer or Batch.
         off: the value that asks for nothing. It is None for tensors, and False for bools.
         type: the type of the rule's values, one of RULE_TYPES.
-        words: a noun for messages and tables, such as "a sliding window".
+        label: a noun for messages and tables, such as "a sliding window".
         acts_on: the step of attention that the rule changes.
         attn_types: the attention types that have the rule.
         why_not: why the other attention types do not have it; empty if all have it.
@@ -77,7 +77,7 @@ class Rule:
     holder: Literal["Layer", "Batch", "call"]
     off: Any
     type: Any
-    words: str
+    label: str
     acts_on: ActsOn
     attn_types: tuple[AttentionType, ...] = ALL_TYPES
     why_not: str = ""
@@ -167,8 +167,8 @@ def _register(rule: Rule) -> None:
     _rules.update({one.name: one for one in in_order})
 
 
-def _of_a_call(name: str, words: str, **record: Any) -> Rule:
-    return Rule(name=name, holder="call", off=False, type=bool, words=words, acts_on=CALL, **record)
+def _of_a_call(name: str, label: str, **record: Any) -> Rule:
+    return Rule(name=name, holder="call", off=False, type=bool, label=label, acts_on=CALL, **record)
 
 
 _HAS_CAUSALITY = {"attn_types": DECODER_ONLY, "why_not": "it is never causal, only DECODER has the choice"}
@@ -202,15 +202,16 @@ causes refusals. A wrong name would hide an unsupported field: tests/contract/te
 def active_rules(*holders: Any) -> dict[str, Any]:
     """The rules of a Layer or a Batch, or of both, that are on, with their values by name.
 
-    A field that is neither a rule nor plain counts too, unless it has its default: nobody names it, so everybody refuses it.
+    A field that is neither a rule nor plain counts too, unless it has its default: no implementation names it, so all refuse
+    it.
     """
     return {
-        name: value for holder in holders for name, off in _askable(type(holder)) if _is_on(value := getattr(holder, name), off)
+        name: value for holder in holders for name, off in askable(type(holder)) if _is_on(value := getattr(holder, name), off)
     }
 
 
 @lru_cache
-def _askable(holder: type) -> tuple[tuple[str, object], ...]:
+def askable(holder: type) -> tuple[tuple[str, object], ...]:
     """The fields of a class that may ask for something, with the value that asks for nothing. A backend asks in each step."""
     return tuple((field.name, _default(field)) for field in dataclasses.fields(holder) if field.name not in PLAIN_FIELDS)
 
@@ -226,9 +227,9 @@ def rule_named(argument: str, name: object) -> Rule:
     return RULES[str(name)]
 
 
-def words_of(name: str) -> str:
-    """The words of a rule. A name that is no rule's stands for itself."""
-    return RULES[name].words if name in RULES else name
+def label_of(name: str) -> str:
+    """The label of a rule. A name that is no rule's stands for itself."""
+    return RULES[name].label if name in RULES else name
 
 
 def refuse_unnamed(implementation: str, names: Collection[str], *holders: Any, instead: str | None = None) -> None:
@@ -244,7 +245,7 @@ def refuse_unnamed(implementation: str, names: Collection[str], *holders: Any, i
     """
     for name in active_rules(*holders):
         if name not in names:
-            raise UnsupportedError(implementation, words_of(name), "it does not implement this rule", instead)
+            raise UnsupportedError(implementation, label_of(name), "it does not implement this rule", instead)
 
 
 def check_together(asked: Collection[str]) -> None:
@@ -252,7 +253,7 @@ def check_together(asked: Collection[str]) -> None:
     for rule in (RULES[name] for name in asked if name in RULES):
         for name in rule.excludes:
             if name in asked:
-                raise ContractError(rule.name, f"a value together with {words_of(name)}", f"{rule.off}: {rule.why_excluded}")
+                raise ContractError(rule.name, f"a value together with {label_of(name)}", f"{rule.off}: {rule.why_excluded}")
 
 
 @lru_cache
@@ -273,7 +274,7 @@ def held_rules(holder: Any) -> Mapping[str, Rule]:
 
 
 def _default(field: "dataclasses.Field[Any]") -> object:
-    """A field's value where nobody gives one; MISSING, which equals no value, where somebody must."""
+    """A field's default; MISSING, which equals no value, if it has none."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 

@@ -1,7 +1,8 @@
 """Runs a launch under several schedules. What it writes must not depend on them.
 
 A schedule says in which order waves and workgroups run, and draws what lies in registers, LDS and scratch before they are
-written. A result that changes with it was computed from what nobody wrote, or from what another wave had not written yet.
+written. A result that changes with it was computed from registers or memory that were not written, or not written yet by
+another wave.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -41,7 +41,7 @@ def class_of(name: str) -> str:
 
 
 def counts(program: Program, report: Report) -> dict[str, int]:
-    """How many instructions of each class the waves of a launch executed, in the order of CLASSES."""
+    """The number of instructions of each class that the waves of a launch executed, in the order of CLASSES."""
     found = dict.fromkeys(CLASSES, 0)
     for instruction, executed in zip(program.kernel.instructions, report.executed, strict=True):
         found[class_of(instruction.name)] += int(executed)
@@ -49,7 +49,7 @@ def counts(program: Program, report: Report) -> dict[str, int]:
 
 
 def multiply_adds(program: Program, report: Report) -> int:
-    """How many multiply-adds the matrix instructions of a launch executed, those of padding included."""
+    """The number of multiply-adds in the matrix instructions of a launch, with those of padding."""
     executed = zip(program.kernel.instructions, report.executed, strict=True)
     return sum(of_matrix_instruction(each.name) * int(times) for each, times in executed if class_of(each.name) == "matrix")
 

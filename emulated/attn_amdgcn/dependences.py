@@ -1,4 +1,4 @@
-"""Which instructions may change places: those that leave the same registers and the same memory in either order.
+"""Finds instructions that may be swapped because either order leaves the same registers and the same memory.
 
 An instruction touches the registers that it names, EXEC, and a few registers that some instructions read without naming them.
 An instruction stays at its place if no meaning of `instructions.forms` says which of its operands are results.
@@ -63,7 +63,7 @@ def effects(instruction: Instruction, kernel: Kernel) -> Effects:
 
 
 def results_of(instruction: Instruction, kernel: Kernel) -> int:
-    """How many operands, the first ones, are results."""
+    """The number of leading operands that are results."""
     name = instruction.name
     if waits.counters_of(instruction, kernel):
         return 1 if waits.loaded(instruction, kernel) else 0

@@ -47,7 +47,7 @@ def steps_of(code: Sequence[Instruction], kernel: Kernel) -> tuple[Placed, ...]:
 def _together(code: Sequence[Instruction], run: Sequence[int], kernel: Kernel) -> Step | None:
     """One step of a run of instructions; None if they have no common meaning.
 
-    Each instruction runs by itself where lanes are off, or where somebody looks on at what it does.
+    Each instruction runs by itself if lanes are off, or if a watch observes it.
     """
     statements = [_statements(code[place], kernel) for place in run]
     group = function_of_several(statements)
@@ -77,7 +77,7 @@ def _together(code: Sequence[Instruction], run: Sequence[int], kernel: Kernel) -
 
 
 def _least(instruction: Instruction) -> int:
-    """How many instructions gain by running together."""
+    """The least number of instructions that gain by running together."""
     return 2 if instruction.second else GROUPED[instruction.name].least
 
 

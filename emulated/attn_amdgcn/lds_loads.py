@@ -1,4 +1,4 @@
-"""Loads from global memory straight into LDS: nobody may touch their bytes before they have come.
+"""Loads from global memory straight into LDS: their bytes must not be touched before they have come.
 
 Such a load writes no register. On gfx9 vmcnt counts it, on gfx1250 asynccnt, and tensorcnt if it loads a tile. Its data lie in
 LDS once its wave has waited for it. The other waves of the workgroup know that behind the next barrier. Here a load writes LDS
@@ -51,7 +51,7 @@ def seen(instruction: Instruction, step: Step, kernel: Kernel) -> Step:
 
 
 class LdsLoads(Watch):
-    """Which bytes of LDS the waves of some workgroups may not touch yet.
+    """The bytes of LDS that the waves of some workgroups must not touch yet.
 
     Args:
         workgroups: how many share the LDS array.

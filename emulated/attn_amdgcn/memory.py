@@ -1,4 +1,4 @@
-"""Global memory: the buffers of a launch at addresses of 64 bits, with guards between them that nobody may touch."""
+"""Global memory: the buffers of a launch at addresses of 64 bits, with guards between them that no wave may touch."""
 
 import itertools
 import mmap
@@ -66,7 +66,7 @@ class Memory(Storage):
     """Buffers and what they hold. A place is an address less BASE.
 
     Args:
-        contents: bytes of each buffer, by name. They are copied: nobody may change them while the memory is used.
+        contents: bytes of each buffer, by name. They are copied, and must not change while the memory is used.
         seed: the seed of the bytes between the buffers.
         parts: what may be touched; None: all.
 

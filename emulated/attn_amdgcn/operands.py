@@ -19,7 +19,7 @@ Write = Callable[..., None]
 
 
 class Kind(NamedTuple):
-    """How an operand's bits are read.
+    """The reading of an operand's bits.
 
     Attributes:
         bits: 16, 32 or 64.
@@ -68,7 +68,7 @@ def vector_row(register: Register, kernel: Kernel) -> int | None:
 
 
 def row_of(instruction: Instruction, operand: Operand, count: int, kernel: Kernel) -> int:
-    """The first row of an operand that must be so many vector or accumulation registers, without a sign."""
+    """The first row of an operand that must be `count` vector or accumulation registers, without a sign."""
     register = operand.of
     row = vector_row(register, kernel) if isinstance(register, Register) and not register.half else None
     is_plain = not (operand.neg or operand.abs or operand.sext)
@@ -341,7 +341,7 @@ def number(instruction: Instruction, modifier: str, default: int = 0) -> int:
 
 
 def numbers(instruction: Instruction, modifier: str, count: int, default: int = 0) -> tuple[int, ...]:
-    """A modifier that is so many numbers, such as `op_sel:[0,1]`; all of them the default if the instruction has none."""
+    """A modifier of `count` numbers, such as `op_sel:[0,1]`; all are the default if the instruction has none."""
     value = instruction.modifiers.get(modifier, (default,) * count)
     if not isinstance(value, tuple) or len(value) != count:
         raise unknown(instruction, f"{modifier}: {count} numbers are expected")

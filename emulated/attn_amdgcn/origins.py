@@ -168,7 +168,7 @@ class _Walk:
         }
 
     def _behind_arguments(self, place: Place, state: State) -> int | None:
-        """How many bytes behind the arguments' begin an address points; None if it is of something else."""
+        """The offset in bytes of an address behind the arguments' begin; None for an address of something else."""
         origins = state.get(place, _UNKNOWN)
         (origin,) = origins if len(origins) == 1 else (frozenset(),)
         return _ARGUMENTS - min(origin) if origin and max(origin) <= _ARGUMENTS else None

@@ -71,7 +71,7 @@ class Watch:
         """Some waves begin an instruction that a counter of loads into LDS counts. Seen only in code that loads into LDS."""
 
     def waited(self, waves: Waves, counter: str, most: int) -> None:
-        """Some waves have waited until at most so many of these are under way. Seen only in code that loads into LDS."""
+        """Some waves have waited until at most `most` of these are under way. Seen only in code that loads into LDS."""
 
     def reached(self, barrier: Instruction, waves: Waves) -> None:
         """Some waves have come to a barrier."""

@@ -19,7 +19,7 @@ _ALL_OF_32, _ALL_LANES = np.uint32(0xFFFFFFFF), np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 def masks_at(index: int, count: int) -> range:
-    """Where masks begin that lie in some scalar registers: a pair begins at most one register before."""
+    """The registers where masks begin that lie in some scalar registers: a pair begins at most one register before."""
     return range(index - 1, index + count)
 
 
@@ -101,7 +101,7 @@ class Waves:
         self.masks: dict[int, np.ndarray] = {}
         self.lanes: np.ndarray | None = None
         self.switch()
-        self.masks.clear()  # whoever makes waves may set their registers before they run
+        self.masks.clear()  # the code that makes waves may set their registers before they run
 
     def __len__(self) -> int:
         return len(self.scalar)
@@ -120,7 +120,7 @@ class Waves:
         return found
 
     def set_mask(self, index: int, lanes: np.ndarray) -> None:
-        """Write a bit for each lane into a scalar register or a pair. `lanes` is kept: nobody may write into it later."""
+        """Write a bit for each lane into a scalar register or a pair. `lanes` is kept, and must not change later."""
         if lanes.shape != self.shape:
             lanes = np.broadcast_to(lanes, self.shape)
         words = np.packbits(lanes, None, "little").view(np.uint32).reshape(len(lanes), -1)

@@ -124,7 +124,7 @@ def image_metadata(module, q, *, blocks, window):
 
 
 def keys_seen(block_mask, queries, blocks):
-    """How many slots each query sees: those that mask_mod shows, in blocks that the mask lists."""
+    """The number of slots that each query sees: those that mask_mod shows, in blocks that the mask lists."""
     slots = torch.arange(16 * (blocks + 1), device=queries.device)
     zero = torch.zeros((), dtype=torch.int32, device=queries.device)  # of the batch, and of the heads
     shown = block_mask.mask_mod(zero, zero, *torch.meshgrid(queries, slots, indexing="ij"))

@@ -1,4 +1,4 @@
-"""How a call ends that may touch memory that is not there."""
+"""The end of a call that may touch memory that is not there."""
 
 import multiprocessing
 import sys

@@ -29,7 +29,7 @@ FILES = {
     "sglang": ("sglang.kernels.ops.attention.", "sglang.srt.layers.attention.", "sglang.srt.models.gemma2."),
     "vllm": ("vllm.v1.attention.", "vllm.utils.math_utils."),
 }
-"""Where a package's modules are executed. Of all others there are stand-ins."""
+"""The modules of a package that are executed. All others have stand-ins."""
 
 
 def no(*arguments):

@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 
 folders: dict[str, str] = {}
-"""Where modules that were named or found are looked for, by the name of the module, or of the package that it is in."""
+"""The folders of modules that were named or found, by the name of the module, or of the package that it is in."""
 _BETWEEN = ("importlib", "pkgutil")
 """Packages whose frames stand between an import and the module that imports."""
 
 
 class _Finder:
     folder: str | None = None
-    """Where modules that are named are looked for; None: in the current folder."""
+    """The folder in which named modules are looked for; None: the current folder."""
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if path is not None:  # a package knows its own folder

@@ -1,6 +1,6 @@
 """Files that a command is given, read with bounds: a stranger may have written them.
 
-A file is read if it is a regular file of at most so many bytes; a pipe or a device has no end. JSON is refused if it is nested
+A file is read if it is a regular file of limited size; a pipe or a device has no end. JSON is refused if it is nested
 deeper than MAX_DEPTH, if an object has a name twice, or if a number is no finite number or has more than MAX_DIGITS digits.
 TOML has the same bounds. Reading takes time in proportion to the text. Importing this module needs no extra.
 """

@@ -35,7 +35,7 @@ def write(path: Path, content: bytes | str) -> None:
             path.write_bytes(data)
             return
         whole = path.resolve()
-        with _partial(whole) as partial:
+        with partial_file(whole) as partial:
             partial.write_bytes(data)
             partial.replace(whole)
 
@@ -135,7 +135,7 @@ def create(path: Path, content: bytes | str) -> bool:
     """
     if os.path.lexists(path):
         return False
-    with _errors_that_name(path), _partial(path) as partial:
+    with _errors_that_name(path), partial_file(path) as partial:
         partial.write_bytes(_bytes(content))
         try:
             _name(partial, path)
@@ -186,7 +186,7 @@ def check(path: Path, option: str) -> None:
             raise InputError(f"{option}: {path} cannot be written")
         if not _is_device(path):
             # /proc takes no file although root may write there, and a name may be too long
-            with _partial(path.resolve()) as partial:
+            with partial_file(path.resolve()) as partial:
                 partial.touch()
     except OSError as error:
         raise InputError(f"{option}: {path} cannot be written: {error.strerror}") from None
@@ -205,8 +205,9 @@ def _bytes(content: bytes | str) -> bytes:
 
 
 @contextlib.contextmanager
-def _partial(path: Path) -> Iterator[Path]:
-    """Where a file is written before it gets its name. No other process writes there, nor did one that was killed."""
+def partial_file(path: Path) -> Iterator[Path]:
+    """The path at which a file is written before it gets its name. No other process writes there, nor did one that was
+    killed."""
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield partial

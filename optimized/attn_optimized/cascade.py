@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from attn_contract import AttentionType, Batch, ContractError, Layer, UnsupportedError
 from attn_contract.arguments import check_int
-from attn_contract.rules import active_rules, words_of
+from attn_contract.rules import active_rules, label_of
 from attn_contract.validation import check_paged_attention
 
 from attn_optimized.attention import part_call, plan_of, reduce_call
@@ -21,8 +21,8 @@ in all five that save at most 94 MB (1.08 to 1.8 times), in one of three up to 2
 
 
 def cascade_pays(kv_cache: torch.Tensor, layer: Layer, batch: Batch, common_prefix_len: int) -> bool:
-    """Whether `cascade_attention` is likely faster than `paged_attention`: it reads a prefix once, by two more launches."""
-    row_bytes = layer.num_kv_heads * (layer.head_size + layer.value_size) * kv_cache.element_size()
+    """True if `cascade_attention` is likely faster than `paged_attention`: it reads a prefix once, by two more launches."""
+    row_bytes = layer.num_kv_heads * (layer.head_size + layer.v_head_size) * kv_cache.element_size()
     return (batch.num_requests - 1) * common_prefix_len * row_bytes >= LEAST_SAVED
 
 
@@ -131,9 +131,9 @@ ranges."""
 def _refuse_unserved(layer: Layer, batch: Batch) -> None:
     if layer.layout is not None and layer.layout.has_latent_value:
         reason = "a latent cache is not split into a prefix and a rest"
-        raise UnsupportedError("cascade_attention", words_of("head_size_v"), reason, "paged_attention")
+        raise UnsupportedError("cascade_attention", label_of("head_size_v"), reason, "paged_attention")
     refused = [] if layer.attn_type is AttentionType.DECODER else [f"{layer.attn_type} attention"]
-    refused += [words_of(name) for name in active_rules(layer, batch) if name not in IMPLEMENTED_RULES]
+    refused += [label_of(name) for name in active_rules(layer, batch) if name not in IMPLEMENTED_RULES]
     if refused:
         reason = "the shared prefix is attended to without the positions of each request"
         raise UnsupportedError("cascade_attention", refused[0], reason, "paged_attention")

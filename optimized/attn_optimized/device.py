@@ -12,7 +12,7 @@ from triton.runtime.interpreter import InterpreterBuilder
 INTERPRETER = "interpreter"
 
 # Triton decides when a kernel is decorated, which is when this package is imported.
-_INTERPRETED = knobs.runtime.interpret
+INTERPRETED = knobs.runtime.interpret
 
 _FIRST_TRITON = {"gfx1250": (3, 7)}
 """The first release of Triton that assembles these kernels, for architectures where the oldest supported one does not.
@@ -51,7 +51,7 @@ def architecture_of(device: torch.device, dtype: torch.dtype) -> str:
         UnsupportedError: these kernels cannot run on the device, or this Triton does not serve the GPU, or the tensors are
             bfloat16 and Triton's interpreter is as Triton has it.
     """
-    if _INTERPRETED:
+    if INTERPRETED:
         if dtype == torch.bfloat16 and not interpreter_is_exact():
             raise UnsupportedError(
                 "attn_optimized",

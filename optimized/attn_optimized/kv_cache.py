@@ -212,7 +212,7 @@ def _as_stored(write: _Write) -> _Write:
 
 def _launch(write: _Write, architecture: str) -> Launch:
     k, v, kv_cache, layer, slot_mapping, rotation = write
-    tiles = row_tiles(architecture, head_size=max(layer.head_size, layer.value_size))
+    tiles = row_tiles(architecture, head_size=max(layer.head_size, layer.v_head_size))
     num_positions = len(rotation.positions) if rotation else 0
     (num_query_tiles,) = row_grid(tiles, num_positions * layer.num_heads)
     (num_key_tiles,) = row_grid(tiles, len(slot_mapping) * layer.num_kv_heads)
@@ -229,7 +229,7 @@ def _launch(write: _Write, architecture: str) -> Launch:
         rotary_dim=rotation.cos_sin_cache.shape[1] if rotation else 0,
         is_neox=rotation.is_neox if rotation else False,
         head_size=layer.head_size,
-        value_size=layer.value_size,
+        v_head_size=layer.v_head_size,
         block_rows=tiles.block_rows,
         block_d=tiles.block_d,
     )

@@ -1,10 +1,10 @@
 """Calls of an op that are like an earlier one: after one look-up its launches run on their tensors.
 
-A function is given a Layer and a Batch that its caller has made, and an op is not: to describe both, to check the call, and to
-find launches by what was described took the host twice as long as the function. So a call that was made in this whole way is
-noted by its signature, which has neither a tensor nor an address: its launches, and which argument each of their tensors is. A
-later call of the signature needs no more, if its tensors are what they nearly always are (`_Noted.takes`). Any other call goes
-the whole way, which says what is wrong with it, if something is.
+The caller of a function has made its Layer and Batch; an op has to make both, to check the call, and to find its launches. That
+took the host twice as long as the function. So a call that went this whole way is noted by its signature, which has neither a
+tensor nor an address. The note has the launches, and says which argument each of their tensors is. A later call of the same
+signature runs by the note if its tensors are what they nearly always are (`_Noted.takes`). Any other call goes the whole way,
+which refuses what is wrong.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -30,7 +30,7 @@ from attn_optimized.signature_cache import SignatureCache
 _ALIGNMENT = 16
 _INTEGERS = (torch.int32, torch.int64, torch.bool)
 _SCRATCH = ("acc_ptr", "row_max_ptr", "row_sum_ptr")
-"""What one kernel writes for the next one: each call has memory of its own for it."""
+"""Tensors that one kernel writes for the next one: each call has memory of its own for them."""
 
 
 class Read(NamedTuple):
@@ -41,7 +41,7 @@ class Read(NamedTuple):
 
 
 class _Places(NamedTuple):
-    """Where the tensors of a launch stand among those of a call, and those of another type than the argument."""
+    """The places of a launch's tensors among those of a call, and the types of those that are views of another type."""
 
     places: list[int]
     types: list[tuple[int, torch.dtype]]
@@ -67,7 +67,7 @@ class _Noted(NamedTuple):
     extents: list[int]
 
     def takes(self, tensors: Sequence[torch.Tensor | None]) -> bool:
-        """Whether tensors are on the device, need no gradient and are aligned, and written ones share no memory with others."""
+        """True if tensors are on the device, need no gradient and are aligned, and written ones share no memory with others."""
         device, has_gradients, starts = self.device, torch.is_grad_enabled(), []
         for tensor in tensors:
             if tensor is None:
@@ -174,7 +174,7 @@ def _decides_by_address(tensor: torch.Tensor | None) -> bool:
 
 
 def _on_meta(value: Any) -> Any:
-    """Another tensor on meta in place of a tensor."""
+    """The value, or for a tensor one of its form on meta."""
     if not isinstance(value, torch.Tensor):
         return value
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
@@ -199,7 +199,7 @@ def _places(call: KernelCall, there: list[torch.Tensor | None]) -> _Places | Non
 
 
 def _begins(tensor: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    """Whether a tensor of the same element size is a view of another one, from its first element on."""
+    """True if a tensor is a view of another one of the same element size, from its first element on."""
     if tensor is None or other is None:
         return tensor is other
     # torch has no other name for the memory of a tensor on meta
@@ -242,7 +242,7 @@ def _varlen_attention(
 
 
 def _one(call: Callable[..., KernelCall], **renamed: str) -> Callable[..., Iterable[KernelCall]]:
-    """Of an op of one launch.
+    """The launches of an op that has one.
 
     Args:
         renamed: the function's names of arguments that `call` has another name for.

@@ -114,7 +114,7 @@ class LatentRow(NamedTuple):
         form = None if layer.layout is None else layer.layout.latent_format
         if form is None:
             return None
-        kept = layer.head_size - layer.value_size if form.kept_dims is None else form.kept_dims
+        kept = layer.head_size - layer.v_head_size if form.kept_dims is None else form.kept_dims
         quantized = layer.head_size - kept
         scale_dtype = torch.float32 if form.scale_dtype == torch.float32 else torch.uint8
         return cls(quantized, kept, form.scale_dims, scale_dtype, form.padding, form.scales_apart)

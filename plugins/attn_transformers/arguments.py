@@ -1,7 +1,7 @@
 """Translate the arguments that transformers passes to a function of attention into a call of the contract.
 
-Which keys a query sees is read from the mask alone (`attn_transformers.masks`), and everything else from the arguments. An
-argument that is not known here and carries anything is refused by name.
+Only the mask says which keys a query sees (`attn_transformers.masks`); everything else is read from the arguments. An unknown
+argument with a value is refused by name.
 """
 
 import dataclasses
@@ -22,18 +22,19 @@ WITHOUT_EFFECT = frozenset(
         *("max_length_q", "max_length_k"),
     }
 )
-"""Arguments that models hand on and that change no attention. Positions have rotated queries and keys, and made the mask."""
+"""Arguments that models pass on, and that change no attention. The model has used positions already, to rotate queries and
+keys and to make the mask."""
 
 OF_THE_ENGINE = frozenset(
     {"read_index", "write_index", "block_table", "logits_indices", "logits_processor_args", "updated_cache"}
 )
-"""Arguments of continuous batching, which its cache reads and no attention does."""
+"""Arguments of continuous batching that its cache reads, and attention does not."""
 
 REFUSED = {
     "output_attentions": "the kernels do not return weights: use attn_implementation='eager'",
     "head_mask": "no rule of the contract takes a head away",
 }
-"""Arguments that are known, with the reason why they are refused."""
+"""Known arguments that are refused, with the reasons."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ class Arguments:
         key: [B, HK, K, D].
         value: [B, HK, K, DV].
         seen: [B, Q, K] bool on the CPU.
-        bias: [B, H, Q, K] on the CPU, what is added to logits.
+        bias: [B, H, Q, K] on the CPU, the numbers added to logits.
         softcap, s_aux, sliding_window: transformers' names of logits_soft_cap, of sinks, and of a window that counts the token
             itself.
         packed: where the queries and the keys of each request begin, and where those of the last one end.
@@ -66,7 +67,7 @@ class Arguments:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A call of the contract, and where its rows are among those of transformers.
+    """A call of the contract, and the places of its rows among those of transformers.
 
     Args:
         q: [T, H, D].
@@ -108,7 +109,7 @@ def arguments_of(
             sequence, as for `sdpa`; for `eager` they see all keys.
 
     Raises:
-        UnsupportedError: an argument asks for something that the contract cannot say, or is not known here.
+        UnsupportedError: an argument asks for something that the contract cannot express, or is unknown here.
         ContractError: tensors have shapes that contradict each other, or there is no mask because transformers makes none.
     """
     _refuse(others)
@@ -180,7 +181,7 @@ def _refuse(others: dict[str, Any]) -> None:
 
 
 def _check_that_masks_are_made(module: torch.nn.Module) -> None:
-    """A missing mask says which keys a query sees only where transformers would have made one that is needed.
+    """A missing mask has a meaning only if transformers would have made a mask where one is needed.
 
     transformers makes masks for names that have a mask function. Without one, no padding and no window reaches attention.
     """
@@ -218,8 +219,8 @@ def _mask_of(
 
 def _layer(arguments: Arguments, reading: Reading) -> Layer:
     _, num_heads, _, head_size = arguments.query.shape
-    value_size = arguments.value.shape[3]
-    layout = LAYOUT if value_size == head_size else Layout.CONTENT_PACKED
+    v_head_size = arguments.value.shape[3]
+    layout = LAYOUT if v_head_size == head_size else Layout.CONTENT_PACKED
     attn_type = reading.attn_type
     return Layer(
         num_heads=num_heads,
@@ -230,6 +231,6 @@ def _layer(arguments: Arguments, reading: Reading) -> Layer:
         logits_soft_cap=arguments.softcap,
         sinks=None if arguments.s_aux is None else arguments.s_aux.detach(),
         layout=layout if attn_type.reads_cache else None,
-        head_size_v=None if value_size == head_size else value_size,
+        head_size_v=None if v_head_size == head_size else v_head_size,
         **reading.rules,
     )

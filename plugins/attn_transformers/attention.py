@@ -33,7 +33,7 @@ def attention(
         [B, Q, H, DV], with zeros for queries that see no key, and no weights.
 
     Raises:
-        UnsupportedError: an argument asks for something that the contract cannot say, or is not known.
+        UnsupportedError: an argument asks for something that the contract cannot express, or is unknown.
         ContractError: the arguments contradict each other.
     """
     key, value, pages, arguments = through_cache(module, key, value, **arguments)
@@ -53,11 +53,10 @@ def through_cache(
     updated_cache: Any = None,
     **arguments: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, EnginePages | None, dict[str, Any]]:
-    """All keys and values of a step of continuous batching, whose paged cache gets the new ones; their pages there, and the
-    other arguments.
+    """All keys and values of a step of continuous batching, their pages in its paged cache, and the other arguments.
 
-    Without such a cache, key and value hold all of them. A layer that takes its keys from another layer has none, and is handed
-    the lengths of all kinds of layers.
+    The cache gets the new keys and values. Without such a cache, key and value hold all of them. A layer that takes its keys
+    from another layer has no cache, and gets the lengths of all kinds of layers.
 
     Args:
         cache: the paged cache, which a function of attention updates before transformers 5.24.
@@ -76,9 +75,9 @@ def through_cache(
 
 
 def written(kernels: ModuleType, step: Step) -> torch.Tensor:
-    """A cache of a step's own, with its keys and values in blocks of one slot."""
-    (num_keys, *row), (*_, value_size) = step.k.shape, step.v.shape
-    shape = (num_keys, 2, 1, *row) if step.layer.head_size_v is None else (num_keys, row[0], 1, row[1] + value_size)
+    """A cache that holds only a step's keys and values, in blocks of one slot."""
+    (num_keys, *row), (*_, v_head_size) = step.k.shape, step.v.shape
+    shape = (num_keys, 2, 1, *row) if step.layer.head_size_v is None else (num_keys, row[0], 1, row[1] + v_head_size)
     cache, slots = step.k.new_empty(shape), torch.arange(num_keys, device=step.k.device)
     kernels.write_kv_cache(step.k, step.v, cache, step.layer, slots)
     return cache

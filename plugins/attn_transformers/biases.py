@@ -1,8 +1,8 @@
 """Biases that transformers adds to logits: ALiBi, and additive masks, split into hidden keys and added numbers.
 
 The contract's ALiBi is `-slope * abs(j - p)`. Models of transformers add `slope * (j - c)` instead, where c differs by row,
-rounded to the model's dtype. A softmax does not see what is added to a whole row, unless the row has a sink. So a bias is ALiBi
-if it is the contract's, up to a number for each row and up to its own rounding.
+rounded to the model's dtype. A number added to a whole row leaves its softmax unchanged, unless the row has a sink. So a bias
+is ALiBi if it differs from the contract's only by a number for each row and by its own rounding.
 """
 
 import torch
@@ -14,7 +14,7 @@ WHO = "attn_transformers"
 
 
 def split_mask(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Which keys a mask of four dimensions shows, and what it adds to their logits; None where that is nothing.
+    """The keys that a mask of four dimensions shows, and its addends to their logits; None if it adds nothing.
 
     Args:
         mask: bool, True for a key that is seen; or floats to add, with -inf or the least number of the dtype for a hidden key.
@@ -23,18 +23,18 @@ def split_mask(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         return mask, None
     if not mask.is_floating_point():
         raise UnsupportedError(WHO, f"an attention mask of {mask.dtype}", "it is neither bool nor added to logits")
-    # eager attention adds a bias to a mask that hides: half of the least number hides as well as all of it
+    # eager attention adds a bias to a mask that hides keys: half of the least number hides a key as well
     seen = mask > torch.finfo(mask.dtype).min / 2
     added = torch.where(seen, mask, 0)
     return seen, added if added.any() else None
 
 
 def slopes_of(bias: torch.Tensor, seen: torch.Tensor, reading: Reading) -> torch.Tensor:
-    """The ALiBi slopes [H] float32 that give a bias under a reading of the mask.
+    """The ALiBi slopes [H] float32 whose bias is the given one, under a reading of the mask.
 
     Args:
         bias: [B, H, Q, K] floats, on the CPU.
-        seen: [B, Q, K] bool, which the reading shows.
+        seen: [B, Q, K] bool, the keys that the reading shows.
 
     Raises:
         UnsupportedError: the bias is not ALiBi. The contract has no other one that differs by head or reaches the context.

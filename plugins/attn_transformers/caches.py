@@ -1,8 +1,8 @@
-"""A shadow of transformers' caches: it follows what they are given and checks what they give back.
+"""A shadow of transformers' caches: it follows the keys that they get, and checks those that they return.
 
-Attention of a model sees new keys before its cache does, and all keys after. A cache of `generate` has a row for each sequence:
-a request of the shadow is a row of a cache, and key j of a layer has the position for which transformers makes its mask, that
-of `get_mask_sizes`. Continuous batching has names for requests, and slots: those of the index that its cache reads and writes.
+A layer updates its cache with new keys, and then attends to all keys. A cache of `generate` has a row for each sequence: a
+request of the shadow is a row of a cache. Key j of a layer has the position for which transformers makes its mask, by
+`get_mask_sizes`. Continuous batching names its requests. Its slots are those of the index by which its cache reads and writes.
 """
 
 import contextlib
@@ -34,11 +34,11 @@ class Row(NamedTuple):
 
 @contextlib.contextmanager
 def watched(shadow: Shadow) -> Iterator[Callable[[torch.Tensor, torch.Tensor, int], None]]:
-    """Tell a shadow inside the `with`, in all threads, what caches do.
+    """Report to a shadow inside the `with`, in all threads, what caches do.
 
     Yields:
-        what holds keys and values that a layer's attention is handed to the shadow: those that lie in a cache and that no
-            update gave back, as of cross-attention after its first step.
+        a function that checks the keys and values that a layer's attention gets from a cache without an update, as in
+            cross-attention after its first step.
     """
     from transformers.cache_utils import Cache
 
@@ -82,8 +82,10 @@ def _with_subclasses(kind: type) -> Iterator[type]:
 
 
 def _around(method: Callable[..., Any], hook: Callable[..., Any], shadow: Shadow, lock: threading.RLock) -> Callable[..., Any]:
-    """A method with a hook: a generator that runs up to its `yield` before the method, and gets its result. A fault of a hook
-    is a reason, and ends no program."""
+    """A method with a hook: a generator that runs up to its `yield` before the method, and then gets its result.
+
+    An error of a hook is counted as a reason, and ends no program.
+    """
 
     def advance(running: Iterator[None], *result: Any) -> bool:
         try:
@@ -109,7 +111,7 @@ def _around(method: Callable[..., Any], hook: Callable[..., Any], shadow: Shadow
 
 
 class _Rows:
-    """Hooks of transformers' Cache: of one that is new, or was reset, when it is first updated."""
+    """Hooks of transformers' Cache, for caches that are new, or were reset, at their first update."""
 
     def __init__(self, shadow: Shadow) -> None:
         self.shadow = shadow
@@ -155,7 +157,7 @@ class _Rows:
             self.shadow.read(layer_idx, Row(number, row), positions, keys=handed, masked=masked, close=_rounding(layer))
 
     def hold(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int) -> None:
-        """See `watched`. An error is a reason, and ends no program."""
+        """See `watched`. An error is counted as a reason, and ends no program."""
         try:
             self._hold(keys, values, layer_idx)
         except Exception as error:
@@ -189,7 +191,7 @@ class _Rows:
         self._become(cache, torch.tensor(rows)[indices.cpu()].tolist())
 
     def crop(self, cache: Any, tokens_to_remove: int) -> Iterator[None]:
-        """A positive number is the length that is left, before transformers 5.24."""
+        """A positive number is the length to keep, before transformers 5.24."""
         yield
         number = self.numbers.get(cache, 0)
         for layer, length in self.lengths.get(number, {}).items():
@@ -216,7 +218,7 @@ class _Rows:
         self.sizes[number] = len(sources)
 
     def _number(self, cache: Any) -> int | None:
-        """The number of a cache; None of one that held keys before it was first seen."""
+        """The number of a cache; None if it held keys before the recording."""
         while self.gone:
             self._forget(self.gone.popleft())
         number = self.numbers.get(cache)
@@ -238,7 +240,7 @@ class _Rows:
 
 
 class _Engine:
-    """Hooks of continuous batching, whose cache is given no request: the step is the one that was prepared last."""
+    """Hooks of continuous batching. Its cache does not get the requests: they are those of the step that was prepared last."""
 
     def __init__(self, shadow: Shadow) -> None:
         self.shadow = shadow
@@ -294,7 +296,7 @@ class _Engine:
                 self.shadow.adopt(layer, request_id, range(length), slots)
 
     def mark_complete_blocks(self, cache: Any, state: Any, complete_blocks: dict[str, int]) -> Iterator[None]:
-        """A block that another one equals is given up for it."""
+        """Requests drop a block for an equal one."""
         tables = {name: list(one.block_table.get(state.request_id, ())) for name, one in cache.cache_allocators.items()}
         yield
         if not complete_blocks:
@@ -309,7 +311,7 @@ class _Engine:
                     self.shadow.adopt(layer, state.request_id, positions, _slots_of_blocks(allocator, [after]))
 
     def free_blocks(self, cache: Any, request_id: str, no_cache: bool = False) -> Iterator[None]:
-        # without a cache, the request may come back from the CPU, with the keys that it had
+        # with `no_cache` the request may come back from the CPU, with its keys
         is_held = not no_cache and any(request_id in one.block_table for one in cache.cache_allocators.values())
         yield
         if is_held:
@@ -350,7 +352,7 @@ def _contents(keys: torch.Tensor, values: torch.Tensor) -> Contents:
 
 
 def _slots(allocator: Any, index: torch.Tensor) -> torch.Tensor:
-    """The slots of physical indices, [n]: a layer's tokens, numbered block after block; -1 in the sectors of no request."""
+    """The slots of physical indices, [n]: a layer's tokens, numbered block after block; -1 in sectors that no request has."""
     block, offset = index // allocator.block_physical_stride, index % allocator.block_physical_stride
     slots = block * allocator.tokens_per_page + offset
     return torch.where(index < 2 * allocator.write_trash_index, -1, slots).cpu()
@@ -362,7 +364,7 @@ def _slots_of_blocks(allocator: Any, blocks: list[int]) -> torch.Tensor:
 
 
 def _rounding(layer: Any) -> float:
-    """How far a layer may be off what it was given, of its largest element."""
+    """The largest difference of a layer from what it was given, as a share of its largest element."""
     from transformers import cache_utils
 
     base = getattr(cache_utils, "BaseQuantizedLayer", cache_utils.QuantizedLayer)  # since 5.24
@@ -370,7 +372,7 @@ def _rounding(layer: Any) -> float:
 
 
 def _is_static(layer: Any) -> bool:
-    """True if a layer gives room that is not written yet, too, which the mask hides."""
+    """True if a layer also returns slots that are not written yet, which the mask hides."""
     from transformers.cache_utils import StaticLayer
 
     return isinstance(layer, StaticLayer)

@@ -1,8 +1,8 @@
 """The pages of continuous batching: the engine's own cache as a cache of the contract, and its block table.
 
-transformers gives a function of attention no block table, but for FlashAttention on a GPU. It gives the physical index of each
-key of the step, and the cache that these indices are of. A layer of full attention has its keys in pages, of which a request
-has a list, and several requests may have the same page: this is the block table, read back from the indices. A layer with a
+transformers passes no block table to a function of attention, except for FlashAttention on a GPU. It passes the physical index
+of each key of the step, and the cache that these indices lead into. In a layer of full attention each request has a list of
+pages, and several requests may share a page. This is the block table, which is read back from the indices. A layer with a
 sliding window has a ring for each request, which is no list of pages.
 """
 
@@ -21,12 +21,12 @@ FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True, eq=False)
 class EnginePages:
-    """The pages of one layer, and where the keys of a step lie in them.
+    """The pages of one layer, and the places of a step's keys in them.
 
     Args:
         kv_cache: [NB, 2, BS, HK, D], a view of the engine's cache: BLOCKS_FIRST_NHD.
         key_rows: [K] int64, for each of the step's keys `block * rows_of_block + slot`.
-        rows_of_block: a block has pages for all layers, and a page has rows of K and of V.
+        rows_of_block: the rows of a block. It has pages for all layers, and a page has rows of K and of V.
     """
 
     kv_cache: torch.Tensor
@@ -34,10 +34,10 @@ class EnginePages:
     rows_of_block: int
 
     def batch(self, step: Step) -> Batch | None:
-        """The step over these pages; None where a request's keys are no list of pages, of which the last one may be partial.
+        """The step over these pages; None if a request's keys are no list of pages. Its last page may be partial.
 
         Args:
-            step: with a block table of blocks of one slot, whose ids are those of `key_rows`.
+            step: the step, whose block table has blocks of one slot with the ids of `key_rows`.
         """
         assert step.batch.block_table is not None
         block_size = self.kv_cache.shape[2]
@@ -67,6 +67,6 @@ def pages_of(cache: Any, layer_index: int, arguments: dict[str, Any]) -> EngineP
     size, heads, dims = of_group.tokens_per_page, of_group.num_key_value_heads, of_group.head_dim
     whole = of_group.cache_tensor.view(-1, of_group.pages_per_block, 2, size, heads, dims)
     read, write = (arguments[name][of_group.index] for name in ("read_index", "write_index"))
-    # nothing was there before: the step's keys are those that it wrote
+    # no keys were there before: the step's keys are those that it wrote
     key_rows = read if len(read) else write
     return EnginePages(whole[:, of_group.layer_indices.index(layer_index)], key_rows, of_group.block_physical_stride)

@@ -1,9 +1,8 @@
-"""Which requests and rules a mask of transformers says.
+"""Reads requests and rules from a mask of transformers.
 
-transformers says which keys a query sees by a mask [B, Q, K], whatever the model's rule was: causality, windows, chunks,
-images, padding, static caches, packed sequences. `read` proposes readings of a mask, from the most telling one to one request
-per query, and takes the first one that shows the mask. So no wrong reading is used, and a reading only decides which rules
-kernels are given.
+The mask [B, Q, K] says which keys a query sees, for any rule of the model: causality, windows, chunks, images, padding, static
+caches, packed sequences. `read` proposes readings of a mask, from the one with most rules to one request per query, and takes
+the first that shows the mask. So no wrong reading is used, and the choice of a reading only decides which rules kernels get.
 """
 
 import dataclasses
@@ -26,9 +25,9 @@ def read(
 
     Args:
         seen: [B, Q, K] bool, on the CPU.
-        is_causal: True if the layer calls itself causal: which of two readings that show the same comes first.
+        is_causal: True if the layer calls itself causal. It decides which of two readings with the same mask comes first.
         sliding_window: W of the layer. The window (W - 1, W - 1) comes first where it shows the mask.
-        packed: in a batch of one row, where the queries and the keys of each request begin, and where the last ones end.
+        packed: the first query and the first key of each request in a batch of one row, and the ends of the last request.
 
     Raises:
         ContractError: the mask does not show the requests of `packed`.
@@ -42,7 +41,7 @@ def read(
 
 
 def _readings(seen: torch.Tensor, is_causal: bool, sliding_window: int | None) -> Iterator[Reading]:
-    """Proposals, right or wrong; the last one is right for any mask."""
+    """Proposals, which may be wrong; the last one is right for any mask."""
     if is_causal:
         yield from _in_window(_whole(seen, from_start=True), sliding_window)
     whole = _whole(seen)
@@ -67,10 +66,10 @@ def _packed(seen: torch.Tensor, packed: tuple[list[int], list[int]], sliding_win
 
 
 def _whole(seen: torch.Tensor, *, from_start: bool = False) -> list[Request]:
-    """One request for each row, of the queries that see a key and of the keys that a query sees.
+    """One request for each row: its queries that see a key, and its keys that a query sees.
 
     Args:
-        from_start: True if the keys before the first one that is seen are kept: a window may be what hides them.
+        from_start: True if the keys before the first seen one are kept, because a window may hide them.
     """
     requests = []
     for b, rows in enumerate(seen):
@@ -107,7 +106,7 @@ def _in_window(requests: list[Request], sliding_window: int | None) -> Iterator[
 
 
 def _under_rules(requests: list[Request], causal: bool, seen: torch.Tensor, sliding_window: int | None) -> Iterator[Reading]:
-    """The requests in the window that is given, under no rule, and under the rules that the edges of the mask suggest."""
+    """The requests in the given window, without a rule, and under the rules that the edges of the mask suggest."""
     if causal:
         yield from _in_window(requests, sliding_window)
     yield Reading(requests, causal)

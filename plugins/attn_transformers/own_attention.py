@@ -1,7 +1,7 @@
 """Models that attend without transformers' AttentionInterface: Bloom and MPT are taught to use it, others are refused by name.
 
-`teach` replaces the forward of the two attention modules. The new one goes through the interface while its model asks for one
-of our implementations, and is the old one otherwise.
+`teach` replaces the forward of the two attention modules. The new one uses the interface if its model asks for one of our
+implementations, and calls the old one otherwise.
 """
 
 import functools
@@ -16,7 +16,7 @@ from transformers.models.bloom import modeling_bloom
 from transformers.models.mpt import modeling_mpt
 
 _asked: ContextVar[str | None] = ContextVar("asked", default=None)
-"""The implementation that the model which is running asks for. Its attention modules do not know their config."""
+"""The implementation that the running model asks for. Its attention modules do not know their config."""
 
 
 def teach(names: Collection[str]) -> None:
@@ -77,7 +77,7 @@ def _refusing_later(set_later: Callable[..., None], names: Collection[str]) -> C
 
 
 def _asked_of(model: PreTrainedModel, config: Any, attn_implementation: str | dict[str, Any]) -> str | None:
-    """The implementation that is asked of a model or of one of its parts; in a dict each part of a config has its own."""
+    """The implementation that a model or one of its parts is to use. In a dict each part of a config has its own."""
     if isinstance(attn_implementation, str):
         return attn_implementation
     parts = {"": config, **{name: getattr(config, name) for name in config.sub_configs}}

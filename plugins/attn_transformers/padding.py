@@ -1,9 +1,9 @@
-"""Which tokens of a running model are real, and of which of them a mask hides every key.
+"""Finds the real tokens of a running model, and those for which a mask hides all keys.
 
-A function of attention is handed a mask of four dimensions, in which padding, windows and causality are one. What is padding is
-said to the model that calls it by an `attention_mask` of two dimensions, or to `generate`, which may make four of them. A token
-is real if its entry there is not 0. In a causal layer it is real, too, if there is no such mask. Requests of an engine have no
-padding. Not held are cross-attention, and models that are told of padding in another way.
+A function of attention gets a mask of four dimensions, which combines padding, windows and causality. Padding itself is named
+by an `attention_mask` of two dimensions, which its model gets, or `generate`, which may make one of four dimensions. A token is
+real if its entry there is not 0. In a causal layer all tokens are real if there is no such mask. Requests of an engine have no
+padding. Cross-attention is not checked, nor are models that learn of padding in another way.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ import torch
 from attn_transformers.biases import split_mask
 
 _running: ContextVar[tuple[dict[str, Any], ...]] = ContextVar("running", default=())
-"""The arguments of the models that are running, by name. The innermost model is last."""
+"""The arguments of the running models, by name. The innermost model is last."""
 _made: ContextVar[tuple[Any, Any]] = ContextVar("made", default=(None, None))
-"""The mask that `generate` made last, and of which one."""
+"""The mask that `generate` made last, and the one from which it was made."""
 
 
 @contextlib.contextmanager
 def models_watched() -> Iterator[None]:
-    """Keep inside the `with`, in all threads, what the models are given that run."""
+    """Keep the arguments of running models, inside the `with` and in all threads."""
     from transformers import GenerationMixin, PreTrainedModel
 
     call: Callable[..., Any] = PreTrainedModel.__call__
@@ -111,7 +111,7 @@ def _length(queries: int) -> int:
 
 
 def _real(own: range, rows: int, causal: bool) -> torch.Tensor:
-    """[B, Q] bool, the tokens at the positions `own` that are real. Where that is not known, none is."""
+    """[B, Q] bool, True for tokens at the positions `own` that are real. If that is not known, all are False."""
     is_real, running = torch.zeros(rows, len(own), dtype=torch.bool), _running.get()
     masks = [_padding(given, causal) for given in reversed(running)]
     if not running or "attention_mask" not in running[-1]:
@@ -126,7 +126,7 @@ def _real(own: range, rows: int, causal: bool) -> torch.Tensor:
 
 
 def _padding(given: dict[str, Any], causal: bool) -> Any:
-    """The mask that a model was given of its tokens; of an encoder and a decoder in one, the decoder's in causal layers."""
+    """The mask of its tokens that a model got. If it has an encoder and a decoder, causal layers have the decoder's mask."""
     mask = given.get("decoder_attention_mask" if causal and "decoder_attention_mask" in given else "attention_mask")
     made, source = _made.get()
     return source if mask is not None and mask is made else mask

@@ -17,8 +17,8 @@ except ModuleNotFoundError as error:
 class PagedCache(Cache):
     """The `past_key_values` of a model with full or windowed attention, for any `attn_implementation`.
 
-    A model's new keys and values are written into pages, and attention gets what is read back from them: with a quantized
-    cache, the rounded numbers. Rows of beam search share the pages that are full, as in a serving engine.
+    A model's new keys and values are written into pages, and attention gets the numbers that are read back: rounded ones, if
+    the cache is quantized. Rows of beam search share the pages that are full, as in a serving engine.
 
     Args:
         layout: the layout of the pages.
@@ -113,7 +113,7 @@ class PagedLayer(CacheLayerMixin):
         self.seq_len, self.num_blocks, self.tables, self.is_initialized = 0, 0, [], False
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Row r goes on from row `beam_idx[r]`. Full pages are shared; the last page, to which a row will write, is copied."""
+        """Row r continues row `beam_idx[r]`. Full pages are shared; the last page, to which a row will write, is copied."""
         tables = [list(self.tables[row]) for row in beam_idx.tolist()]
         if self.seq_len % self.block_size:
             shared, own = [table[-1] for table in tables], self._free(len(tables))[: len(tables)]
@@ -134,7 +134,7 @@ class PagedLayer(CacheLayerMixin):
         return [block for block in range(self.num_blocks) if block not in taken]
 
     def _allocate(self, num_blocks: int) -> None:
-        """Room for `num_blocks` pages, of which the first ones are those that there are."""
+        """Room for `num_blocks` pages, the first of which are the existing ones."""
         old = self._by_block() if self.num_blocks else []
         stored = self.kv_cache_dtype or self.dtype
         sizes = {"block_size": self.block_size, "num_kv_heads": self.num_kv_heads, "head_size": self.head_size}
@@ -160,6 +160,6 @@ class PagedLayer(CacheLayerMixin):
         self.num_blocks = num_blocks
 
     def _by_block(self) -> list[tuple[torch.Tensor, int]]:
-        """Everything that pages hold, as numbers that can be copied, each with its dimension that counts pages."""
+        """The tensors of pages as numbers that can be copied, each with the dimension that counts pages."""
         raw = self.pages.view(torch.uint8) if self.pages.dtype.itemsize == 1 else self.pages
         return [(raw, self.layout.dims.index("block")), *((scales, 0) for scales in self.layer.tensors.values())]

@@ -1,6 +1,6 @@
-"""A mask of transformers as requests and rules of the contract, and the proof that they show the mask.
+"""Readings of a mask of transformers: requests and rules of the contract, and a proof that they show the mask.
 
-The proof is `Reading.shows`: what the reference sees (`attn_reference.visible`), element by element, is the mask.
+The proof is `Reading.shows`: the reference's visible keys (`attn_reference.visible`) are those of the mask, element by element.
 """
 
 import itertools
@@ -52,7 +52,7 @@ class Reading:
 
     @property
     def attn_type(self) -> AttentionType:
-        """DECODER where it is causal; else ENCODER_ONLY where the queries are the keys; else ENCODER_DECODER.
+        """DECODER for a causal reading; else ENCODER_ONLY if the queries are the keys; else ENCODER_DECODER.
 
         ENCODER_DECODER has no rules: with rules, such a reading is of a DECODER that is not causal.
         """
@@ -88,7 +88,7 @@ class Reading:
         return torch.tensor(filled, dtype=torch.int32, device=device)
 
     def shows(self, seen: torch.Tensor) -> bool:
-        """Whether the reference sees by this reading what the mask [B, Q, K] says, and nothing else."""
+        """True if the reference sees by this reading what the mask [B, Q, K] shows, and nothing else."""
         layer = Layer(
             num_heads=1,
             num_kv_heads=1,

@@ -1,4 +1,4 @@
-"""Judges the calls that transformers makes of another implementation of attention, while a model runs."""
+"""Judges transformers' calls of another implementation of attention, while a model runs."""
 
 import contextlib
 import functools
@@ -44,7 +44,7 @@ def recording(
     Args:
         folder, every, limit, captures: as for `attn_fuzz.recording`.
         implementation: its name as `attn_implementation`, such as "sdpa" or one that you registered.
-        shadow: whether caches are held to a shadow, in every call of any implementation; or the shadow.
+        shadow: True to check caches by a shadow, in every call of any implementation; or the shadow.
 
     Yields:
         an `attn_fuzz.Recording`: its `calls`, `judged`, `wrong`, `not_judged`, `found`, `hidden`, and its `shadow`'s `faults`.
@@ -92,7 +92,7 @@ def _watched(
 ) -> Any:
     """The function's result. Its arguments and its output are judged.
 
-    Arguments that the contract cannot say are a warning, as are errors of the recording's own. An output of another shape
+    Arguments that the contract cannot express cause a warning, as do errors of the recording itself. An output of another shape
     cannot be judged either: it is in the recording's `found`. All are counted in its `not_judged`.
     """
     layer_index = getattr(module, "layer_idx", None)
@@ -120,7 +120,7 @@ def _watched(
 
 @contextlib.contextmanager
 def _updated_once(cache: Any) -> Iterator[None]:
-    """A second update of a cache inside the `with` does nothing and gives what the first one gave."""
+    """Make a second update of a cache inside the `with` do nothing but return the result of the first."""
     if cache is None:
         yield
         return
@@ -137,10 +137,10 @@ def _updated_once(cache: Any) -> Iterator[None]:
         yield
 
 
-def _output(out: torch.Tensor, query: torch.Tensor, value_size: int, rows: torch.Tensor) -> torch.Tensor:
-    """[T, H, DV], the rows of a step in an implementation's [B, Q, H, DV]; an output of another shape as it is."""
+def _output(out: torch.Tensor, query: torch.Tensor, v_head_size: int, rows: torch.Tensor) -> torch.Tensor:
+    """[T, H, DV], the rows of a step in an implementation's [B, Q, H, DV]. An output of another shape is returned as it is."""
     num_rows, num_heads, num_queries, _ = query.shape
-    if tuple(out.shape) != (num_rows, num_queries, num_heads, value_size):
+    if tuple(out.shape) != (num_rows, num_queries, num_heads, v_head_size):
         return out.detach()
     return out.detach().flatten(0, 1)[rows]
 

@@ -16,14 +16,14 @@ IMPLEMENTATIONS = {"attn_parity": "attn_reference", "attn_parity_triton": "attn_
 
 
 def register() -> None:
-    """Make the implementations known to transformers, in this process. A second call changes nothing.
+    """Register the implementations with transformers, in this process. A second call changes nothing.
 
     It also makes the attention of Bloom and MPT, which transformers' interface does not reach, use it for these names, and
     makes transformers refuse the names to models that attend by code of their own.
 
     Raises:
         ModuleNotFoundError: transformers is not installed; the message names the extra.
-        ContractError: somebody else registered a function under one of the names.
+        ContractError: another function is registered under one of the names.
     """
     extras.require("transformers")
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -44,7 +44,7 @@ def register() -> None:
 
 @contextlib.contextmanager
 def replacing(implementation: str, by: str = "attn_parity") -> Iterator[None]:
-    """Compute inside the `with` what models ask of another implementation, for engines that accept no name but their own.
+    """Take the place of another implementation inside the `with`, for engines that accept only names of their own.
 
     Continuous batching is such an engine: it takes "sdpa" and "paged|eager", and makes masks for no other name.
 
@@ -61,10 +61,10 @@ def replacing(implementation: str, by: str = "attn_parity") -> Iterator[None]:
 
 @contextlib.contextmanager
 def intercepted(implementation: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Give models inside the `with`, in all threads, a changed function where they ask transformers for an implementation.
+    """Replace the function that models get from transformers for an implementation, inside the `with` and in all threads.
 
-    Since transformers 5.24 the layers of a model update the paged cache of continuous batching, and do not hand it on. Inside
-    the `with` they hand it on as `updated_cache`.
+    Since transformers 5.24 the layers of a model update the paged cache of continuous batching, and do not pass it on. Inside
+    the `with` they pass it on as `updated_cache`.
     """
     from transformers import AttentionInterface
     from transformers.generation.continuous_batching.cache import PagedAttentionCache

@@ -1,7 +1,7 @@
 """The plugin as a target: drawn steps as transformers would make them, with keys and values that went through a PagedCache.
 
-A step becomes one padded batch, in which nothing but the mask says what a request sees. What the mask hides is NaN: padding in
-front of keys and behind them, and queries that no request has. Importing this module does not import transformers.
+A step becomes one padded batch, in which only the mask says what a request sees. Everything that the mask hides is NaN: padding
+in front of keys and behind them, and queries that no request has. Importing this module does not import transformers.
 """
 
 import dataclasses
@@ -24,7 +24,8 @@ from attn_transformers.registration import IMPLEMENTATIONS, register
 
 QUANTIZED = (torch.int8, torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 LARGEST_ERROR = 1 / 8
-"""The largest error, relative to the largest element of a token and head. QUANTIZED round by less; a lost scale costs more."""
+"""The largest error, relative to the largest element of a token and head. The types in QUANTIZED round by less than this; a
+lost scale has a larger error."""
 
 
 class Padded(NamedTuple):
@@ -35,7 +36,7 @@ class Padded(NamedTuple):
         key, value: [B, HK, K, D].
         seen: [B, 1, Q, K] bool.
         bias: [B, H, Q, K] float32, ALiBi; None without.
-        rows: for each request its rows of q, and where its queries begin.
+        rows: for each request its rows of q, and the index of its first query.
     """
 
     query: torch.Tensor
@@ -92,7 +93,7 @@ def _padded(requests: list[attn_reference.Request], q: torch.Tensor, layer: Laye
             padded[row, :, keys] = torch.where(visible, own, torch.nan).transpose(0, 1).to(q.dtype)
         seen[row, 0, queries, keys] = one.visible
         if bias is not None and one.bias is not None:
-            # a softmax does not see what is added to a row: models count from another key. float32 would round too much of it
+            # models count from another key, and a number added to a row changes no softmax; float32 would round too much
             shifts = [0 if q.dtype == torch.float32 else rng.randint(-64, 64) for _ in one.query]
             shifted = one.bias + torch.tensor(shifts, device=q.device)[:, None]
             bias[row, :, queries, keys] = torch.where(one.visible, shifted, 0)
@@ -101,7 +102,7 @@ def _padded(requests: list[attn_reference.Request], q: torch.Tensor, layer: Laye
 
 
 def _mask_of(step: Padded, is_causal: bool, rng: random.Random) -> tuple[torch.Tensor | None, dict[str, Any]]:
-    """The mask as bools, as what is added to logits, or none where it says nothing; and a bias beside it."""
+    """The mask as bools, as addends of logits, or none if it hides nothing more than causality; and a separate bias."""
     seen = step.seen
     needs_none = torch.ones_like(seen).tril() if is_causal and seen.shape[2] > 1 else torch.ones_like(seen)
     more = {} if step.bias is None else {"position_bias": step.bias}
@@ -117,8 +118,8 @@ def _mask_of(step: Padded, is_causal: bool, rng: random.Random) -> tuple[torch.T
 def _through_pages(key: torch.Tensor, value: torch.Tensor, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values [B, HK, K, D] as a PagedCache gives them back, bit by bit.
 
-    They come in several steps, so that pages grow. Some more rows begin as copies of rows again and again, as beams do, and
-    then write other numbers. A quantized cache is tried beside.
+    They are written in several steps, so that pages grow. Some more rows begin as copies of rows again and again, as beams do,
+    and then write other numbers. A quantized cache is tried, too.
     """
     from attn_transformers.paged_cache import PagedCache
 
@@ -170,7 +171,7 @@ def _options(head_size: int, dtype: torch.dtype | None, key: torch.Tensor, rng: 
 
 
 def _wrong(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype | None) -> float | None:
-    """The error of what a cache gives back; None if it is right. Unless the cache is quantized, all bits must be equal."""
+    """The error of the numbers that a cache returns; None if they are right. Unless it is quantized, all bits must be equal."""
     error = (found.float() - expected.float()).abs()
     if dtype is None:
         same = (found == expected) | (found.isnan() & expected.isnan())

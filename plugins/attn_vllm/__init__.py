@@ -1,8 +1,8 @@
 """vLLM plugin: this project's Triton kernels and its reference as attention backends, under names of their own.
 
 `parity_triton` and `parity_reference` hold one backend each, and `backend` holds what they share. `mla` holds the backend of
-latent attention. `layer` and `metadata` translate what vLLM says of a layer and of a step into the contract's Layer and Batch.
-All six modules import vLLM when they are imported; this one imports vLLM only when `register` is called.
+latent attention. `layer` and `metadata` translate vLLM's arguments of a layer and of a step into the contract's Layer and
+Batch. All six modules import vLLM when they are imported; this one imports vLLM only when `register` is called.
 """
 
 BACKENDS = {
@@ -11,7 +11,7 @@ BACKENDS = {
 }
 """Paths of the backends' classes, by the names that vLLM's `--attention-backend` takes."""
 MLA_BACKENDS = {"PARITY_TRITON_MLA": "attn_vllm.mla.ParityTritonMlaBackend"}
-"""The backends of latent attention, likewise."""
+"""The same for the backends of latent attention."""
 MLA_PREFILL_BACKENDS = {"PARITY_TRITON": "attn_vllm.mla.ParityTritonMlaPrefill"}
 """The backends of latent attention's prefills, by the names that `mla_prefill_backend` of vLLM's `--attention-config` takes."""
 

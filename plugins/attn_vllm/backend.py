@@ -111,7 +111,7 @@ class ParityBackend(AttentionBackend):
     ) -> str | None:
         """All reasons to refuse a layer, in words; None if it is served. vLLM's other questions only take yes or no."""
         if dtype not in FLOAT_DTYPES:
-            return None  # vLLM has asked about the dtype alone
+            return None  # vLLM has asked only about the dtype
         try:
             stored = cache_format(kv_cache_dtype or "auto")
             if stored.unquantized not in (None, dtype):
@@ -137,7 +137,7 @@ class ParityImpl(AttentionImpl[ParityMetadata]):
     """One layer of a model in vLLM.
 
     Args:
-        extra_impl_args: what else a model gives its layer, such as `sinks`.
+        extra_impl_args: further arguments of a model to its layer, such as `sinks`.
 
     The other arguments are those of vLLM's AttentionImpl.
 

@@ -73,12 +73,12 @@ def layer_of(
     """The contract's Layer. vLLM loads the scales of a float8 cache later: until then the layer has no kv_cache_dtype.
 
     Args:
-        num_kv_heads: None: as many as num_heads.
+        num_kv_heads: the number of KV heads; None: num_heads.
         alibi_slopes: H numbers.
         sliding_window: W keys, the query's own among them. The layer's window is (W - 1, W - 1), and causality cuts its right
             side. vLLM's kernels take (W - 1, 0) for decoders, and treat it as symmetric where they are not causal.
         attn_type: vLLM's name of an attention type.
-        extra_impl_args: what else a model gives its layer, such as `sinks`.
+        extra_impl_args: further arguments of a model to its layer, such as `sinks`.
 
     Raises:
         ContractError: the arguments contradict each other or the contract.

@@ -16,7 +16,7 @@ class ParityMetadata(AttentionMetadata):
 
     batch: Batch
     slot_mapping: torch.Tensor
-    """[S] int64: where keys and values are written. vLLM's cross-attention sets the encoder's slots after `build`."""
+    """[S] int64: the slots of new keys and values. vLLM's cross-attention sets the encoder's slots after `build`."""
 
     @property
     def causal(self) -> bool | torch.Tensor:

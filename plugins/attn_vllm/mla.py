@@ -86,7 +86,7 @@ class ParityMlaDecodeMetadata(MLACommonDecodeMetadata):
 
 
 class ParityMlaMetadataBuilder(MLACommonMetadataBuilder[MLACommonMetadata]):
-    """vLLM's builder, which also tells decodes where the rows of each request begin."""
+    """vLLM's builder. It adds the first row of each request to the metadata of decodes."""
 
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.UNIFORM_BATCH
     query_len_support: ClassVar[QueryLenSupport] = QueryLenSupport.VARLEN
@@ -194,14 +194,14 @@ class ParityTritonMlaImpl(MLACommonImpl[MLACommonMetadata]):
             The output [T_d, N, Lkv], and under DCP its LSE [T_d, N], else None.
 
         Raises:
-            UnsupportedError: under DCP, causal rows of several query tokens: vLLM tells a rank its own lengths alone.
+            UnsupportedError: under DCP, causal rows of several query tokens: vLLM tells a rank only its own lengths.
         """
         decode = cast(ParityMlaDecodeMetadata, attn_metadata.decode)
         over_ranks = self.dcp_world_size > 1
         if over_ranks and attn_metadata.causal and decode.max_query_len > 1:
             raise UnsupportedError(NAME, "causal decodes of several tokens under DCP", "a rank is told its own lengths alone")
         query = torch.cat(q, dim=-1) if isinstance(q, tuple) else q
-        out = query.new_zeros(*query.shape[:2], self.layer.value_size)
+        out = query.new_zeros(*query.shape[:2], self.layer.v_head_size)
         lse = query.new_empty(query.shape[1], len(query), dtype=torch.float32) if over_ranks else None
         batch = Batch(
             query_start_loc=decode.query_start_loc,

@@ -1,9 +1,9 @@
-"""vLLM plugin: records and judges what vLLM's own attention backends compute, in every process of an engine.
+"""vLLM plugin: records and judges the calls of vLLM's own attention backends, in every process of an engine.
 
 The environment variable ATTN_PARITY_RECORDING switches it on (`settings`). Each process writes into a folder of its own
 (`process`), and `python -m attn_vllm_recording FOLDER` sums them up (`summary`). `watching` wraps vLLM's layers, `backends`
-says which calls of which backends can be judged, and `excerpt` copies the part of a call that is. `index_layers`
-judges the layers that select keys, and `sparse_mla` the attention to what they selected.
+says which calls of which backends can be judged, and `excerpt` copies the judged part of a call. `index_layers` judges the
+layers that select keys, and `sparse_mla` the attention to selected keys.
 
 Importing the package imports nothing of vLLM, and nothing else while the variable is not set.
 """
@@ -20,7 +20,7 @@ def register() -> None:
 
     Raises:
         ValueError: the variable's value has no meaning, or its folder cannot be written.
-        ModuleNotFoundError: the extra `fuzz` is missing. vLLM then ends: somebody waits for a recording.
+        ModuleNotFoundError: the extra `fuzz` is missing. vLLM then ends, because a recording was asked for.
     """
     setting = os.environ.get(VARIABLE)
     if not setting:

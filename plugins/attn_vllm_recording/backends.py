@@ -27,7 +27,7 @@ from attn_vllm_recording.errors import NotJudgedError
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """How to read the calls of one implementation of attention.
+    """The reading of calls of one implementation of attention.
 
     Args:
         name: the name of the backend, as `--attention-backend` takes it.
@@ -46,7 +46,7 @@ class Backend:
     is_ours: bool = False
 
     def rounding(self, metadata: Any, max_seq_len: int) -> Rounding:
-        """That of an unknown kernel with more splits: FlashAttention has up to 128, AMD's paged kernels one for 256 keys."""
+        """The rounding of an unknown kernel, with more splits: FlashAttention has up to 128, AMD's kernels one for 256 keys."""
         splits = max(128, -(-max_seq_len // 256))
         parts = self.merged_parts(metadata)
         # beside a float8 q, kernels with float8 dots round weights to float8

@@ -1,5 +1,5 @@
-"""Why a call is not judged."""
+"""The error of a call that is not judged."""
 
 
 class NotJudgedError(Exception):
-    """A call cannot be judged. The message is the reason, and is counted: it names no number that changes with every call."""
+    """A call cannot be judged. The message is the reason. Equal reasons are counted, so it has no number of a call."""

@@ -1,7 +1,7 @@
-"""The part of a call that is judged, copied to the CPU: some requests, of a long prompt the last queries, of many heads some.
+"""Copies the judged part of a call to the CPU: some requests, the last queries of a long prompt, some of many heads.
 
 Attention computes each query of each head by itself. So the excerpt is a call of its own, and its output is a part of the whole
-call's. The server's GPU keeps its memory, and what vLLM writes later does not reach the copies.
+call's. The copies take no memory of the server's GPU, and do not change with later writes of vLLM.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from attn_vllm_recording.errors import NotJudgedError
 MOST_WORK: Final = 1 << 30
 """The most work of an excerpt: see `_work`. A core judges as much in some seconds, in about a GB."""
 QUERIES_OF_A_KEY: Final = 64
-"""A key costs the judge as much as so many products with queries, however few queries see it."""
+"""The cost of a key for the judge, in products with queries, also if few queries see it."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,15 @@ class Choice:
 def choose(batch: Batch, layer: Layer, turn: int, *, decodes_only: bool) -> Choice:
     """Choose as many requests as MOST_WORK allows, beginning with any.
 
-    Of a request that is too long for all heads, the heads of any KV head are chosen, or any head. A prompt that is still too
-    long is cut to its last queries.
+    If a request is too long for all heads, the query heads of one KV head are chosen, or a single head. A prompt that is still
+    too long is cut to its last queries.
 
     Args:
-        turn: the seed of the choice. The choice must not follow from it alone: every so manieth call is one of the same layer.
-        decodes_only: True if to leave out requests of several queries.
+        turn: the seed of a random choice. A choice by the number itself would depend on the layer, whose turns are regular.
+        decodes_only: True to leave out requests of several queries.
 
     Raises:
-        NotJudgedError: there is nothing to choose.
+        NotJudgedError: no request can be chosen.
     """
     held = _candidates(batch, layer, decodes_only=decodes_only)
     rng = random.Random(turn)
@@ -108,7 +108,7 @@ def _work(rows: Rows) -> int:
 
 
 def _num_heads(layer: Layer, rows: Rows) -> int:
-    """All query heads, those of one KV head, or one: as many as leave room for the last queries of a request."""
+    """All query heads, those of one KV head, or one head: the most that leave room for the last queries of a request."""
     last = rows
     if layer.attn_type.reads_cache:
         last = dataclasses.replace(rows, begin=max(rows.begin, rows.end - QUERIES_OF_A_KEY))
@@ -151,7 +151,7 @@ class Excerpt:
         return max(rows.seq_len for rows in self.choice.rows)
 
     def call(self, kv_cache: torch.Tensor) -> Call:
-        """The call, with copies of the blocks that the chosen requests have in vLLM's cache of this layer.
+        """The call, with copies of the chosen requests' blocks in vLLM's cache of this layer.
 
         Raises:
             NotJudgedError: the cache is not what its backend allocates, or a block table leads outside.
@@ -205,10 +205,10 @@ class Excerpt:
 
 
 def requests_of_rows(lengths: list[int], tables: list[torch.Tensor]) -> tuple[torch.Tensor, Batch]:
-    """The blocks in use, in order, and a batch in whose cache they alone are: each row of q is a request of one query.
+    """The blocks in use, in order, and a batch whose cache has only these. Each row of q is a request of one query.
 
     Args:
-        lengths: how many keys each row sees.
+        lengths: the number of keys that each row sees.
         tables: [blocks] of each row, with the numbers of blocks of the whole cache.
     """
     used = torch.cat(tables).unique()
@@ -238,7 +238,7 @@ def cache_of(kv_cache: torch.Tensor, layer: Layer) -> torch.Tensor:
 
 
 def _with_heads(layer: Layer, choice: Choice) -> Layer:
-    """The layer of the chosen heads alone."""
+    """The layer with only the chosen heads."""
     of_heads = dict.fromkeys(("sinks", "alibi_slopes"), choice.heads)
     of_heads |= dict.fromkeys(("q_scale", "k_scale", "v_scale"), choice.kv_heads)
     tensors = {

@@ -1,14 +1,15 @@
-"""A call of vLLM's index layer on ROCm (`SparseAttnIndexer.forward_hip`), judged stage by stage, each with what it got.
+"""A call of vLLM's index layer on ROCm (`SparseAttnIndexer.forward_hip`), judged stage by stage, each by its own inputs.
 
-    written     all bytes of the pages that new index keys go to, as `attn_reference.write_index_cache` writes them. Page 0 is
+    written     all bytes of the pages of new index keys, as `attn_reference.write_index_cache` writes them. Page 0 is
                 among them: a slot of -1 writes nothing.
     logits      within the bound of `attn_fuzz.verdict.indexer`, of the keys that the cache holds
     selection   exactly, by the logits that the layer has computed
 
-In every call, judged or not, the index cache is held to the shadow, as the caches of other layers are.
+In every call, judged or not, the shadow checks the index cache, as it does the caches of other layers.
 
-A row of q is judged as a request of one query: how many keys it sees and its block table are those of vLLM's metadata. Rows are
-chosen evenly, and begin elsewhere in each call. What is judged is copied to the CPU. vLLM is imported when a call is read.
+A row of q is judged as a request of one query. The number of its keys and its block table come from vLLM's metadata. Rows are
+chosen at equal distances, from another first one in each call. Judged tensors are copied to the CPU. vLLM is imported when a
+call is read.
 """
 
 import functools
@@ -36,7 +37,7 @@ MOST_PAGES: Final = 64
 
 
 class Row(NamedTuple):
-    """A row of q: how many keys it sees, the pages of these keys, and where its logits begin in those of its launch."""
+    """A row of q: the number of its keys, their pages, and the place of its first logit among those of its launch."""
 
     row: int
     seen: int
@@ -46,13 +47,13 @@ class Row(NamedTuple):
 
 
 class IndexCall:
-    """A call that is to be judged; it is made before the call.
+    """A call to judge. The object is made before the call.
 
     Args:
         layer: vLLM's SparseAttnIndexer.
         q, k, weights: arguments of its forward_hip.
         metadata: vLLM's DeepseekV32IndexerMetadata of the step.
-        turn: how many calls were judged before.
+        turn: the number of calls that were judged before.
 
     Raises:
         NotJudgedError: with the reason.
@@ -91,7 +92,7 @@ class IndexCall:
         return kept
 
     def wrong(self, buffer: torch.Tensor) -> str | None:
-        """The fault of a call that has run, in words; None if it is right. `buffer` has the units that its rows select."""
+        """The fault of a call after its run, in words; None if it is right. `buffer` has the units that its rows select."""
         wrong = [] if self.written is None else [self.written.wrong()]
         used, batch = requests_of_rows([each.seen for each in self.rows], [each.blocks for each in self.rows])
         pages = self.cache[used.to(self.cache.device)].cpu()
@@ -135,7 +136,7 @@ class _Written:
 
 
 def hold_index_cache(blocks: Blocks, layer: Any, steps: dict[str, Any]) -> None:
-    """Hold a layer's index cache to the shadow, once the keys of the step are written."""
+    """Check a layer's index cache by the shadow, after the keys of the step are written."""
     from vllm.v1.attention.ops.rocm_aiter_mla_sparse import FP8_DTYPE
 
     if layer.compress_ratio != 1 or layer.dcp_world_size > 1 or layer.use_pcp:
@@ -160,7 +161,7 @@ def _read(cache: torch.Tensor, indexer: Indexer, slots: torch.Tensor) -> Content
 
 
 def _bytes_of(indexer: Indexer, pages: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """[n, D + 4]: where the bytes of slots lie in pages, the keys' and then their scales'."""
+    """[n, D + 4]: the places of slots' bytes in pages, first those of keys and then those of their scales."""
     view, block, slot = indexer.view_of(pages), slots // pages.shape[1], slots % pages.shape[1]
     keys = view.element(block[:, None], slot[:, None], torch.arange(indexer.head_size))
     return torch.cat((keys, view.scale(block, slot)[:, None] + torch.arange(BYTES_OF_SCALE)), 1)
@@ -216,7 +217,7 @@ def _chosen(metadata: Any, size: int, turn: int) -> Iterator[Row]:
 
 
 def _launches(metadata: Any) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, Callable[[int], torch.Tensor]]]:
-    """For each launch: its first row of q, the keys that its rows see, where their logits begin, and a row's block table."""
+    """For each launch: its first row of q, and the number of keys, the place of logits and the block table of its rows."""
     for chunk in metadata.prefill.chunks if metadata.prefill is not None else ():
         starts, seen = chunk.cu_seqlen_ks.cpu(), (chunk.cu_seqlen_ke - chunk.cu_seqlen_ks).cpu()
         request, tables = chunk.token_to_seq.cpu(), chunk.block_table

@@ -27,8 +27,8 @@ class ProcessRecording:
 
     Attributes:
         recording: the judged calls.
-        blocks: what the scheduler hands to all calls.
-        layers, calls: how many layers were built, and how many calls were made, by the name of their backend.
+        blocks: the blocks that the scheduler assigns to all calls.
+        layers, calls: the number of layers that were built, and of calls that were made, by the name of their backend.
 
     Raises:
         ValueError: the folder cannot be written.

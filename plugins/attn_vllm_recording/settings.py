@@ -16,8 +16,8 @@ class Settings:
         folder: absolute. Each process makes a folder of its own inside.
         every: judge every call whose number is a multiple of this. 97 is a prime, and no model has as many layers: so all
             layers have their turn.
-        most: how many calls a process judges.
-        limit: how many wrong calls a process captures.
+        most: the number of calls that a process judges.
+        limit: the number of wrong calls that a process captures.
     """
 
     folder: Path
@@ -27,10 +27,10 @@ class Settings:
 
     @classmethod
     def of(cls, value: str) -> "Settings":
-        """The settings that a value of the variable means.
+        """The settings that a value of the variable asks for.
 
         Raises:
-            ValueError: it has an option that is none, or a number that is too low.
+            ValueError: it has an unknown option, or a number that is too low.
         """
         folder, *options = value.split(",")
         numbers: dict[str, int] = {}

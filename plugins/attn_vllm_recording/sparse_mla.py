@@ -1,11 +1,11 @@
 """A call of vLLM's attention to selected tokens on ROCm (`ROCMAiterMLASparseImpl.forward_mqa`), judged in two stages.
 
-    slots    those that the kernel is given for a row: as many as the row sees keys, at most k, each once, and each that of a
-             token that the index layer selected and the row sees, by the block table. Which of a wider selection, is free.
-    output   within the bound of attention over these very slots, in the place of those that should be selected
+    slots    the kernel gets as many for a row as the row sees keys, at most k, each once. By the block table, each is that of
+             a token that the index layer selected and the row sees. From a wider selection any may be taken.
+    output   within the bound of attention over these slots, even if others should be selected
 
 A row of q is judged as a request of one query, whose keys are copied from its slots into pages of one slot. Rows are chosen
-evenly, and begin elsewhere in each call. q is what the kernel is given, once it is quantized.
+at equal distances, from another first one in each call. q is the tensor that the kernel gets, after quantization.
 """
 
 import dataclasses
@@ -27,18 +27,18 @@ _IMPL: Final = "vllm.v1.attention.backends.mla.rocm_aiter_mla_sparse.ROCMAiterML
 
 
 def attends_to_selected(impl: Any) -> bool:
-    """Whether an implementation is the one that is judged here. A subclass may compute something else."""
+    """True if an implementation is the one that is judged here. A subclass may compute something else."""
     return f"{type(impl).__module__}.{type(impl).__qualname__}" == _IMPL
 
 
 class SparseCall:
-    """A call that is to be judged; it is made before the call, and keeps what the call may overwrite.
+    """A call to judge. The object is made before the call, and keeps copies of tensors that the call may overwrite.
 
     Args:
         impl: vLLM's ROCMAiterMLASparseImpl.
         layer, kv_cache, metadata: arguments of its forward_mqa.
         num_rows: the number of rows of q.
-        turn: how many calls were judged before.
+        turn: the number of calls that were judged before.
 
     Raises:
         NotJudgedError: with the reason.
@@ -54,7 +54,7 @@ class SparseCall:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Keep the rows of q that the kernel is given while the call runs."""
+        """Keep the rows of q that the kernel gets, while the call runs."""
         with ExitStack() as patches:
             for name in ("_forward_mla", "_forward_mla_aiter"):
                 patches.enter_context(mock.patch.object(self.impl, name, self._kept(getattr(self.impl, name))))
@@ -71,7 +71,7 @@ class SparseCall:
         return kept
 
     def given(self) -> list[torch.Tensor]:
-        """The slots that the kernel was given, of each row."""
+        """The slots that the kernel got for each row."""
         ends = self.metadata.paged_kv_indptr.cpu()
         slots = self.metadata.paged_kv_indices
         return [slots[int(ends[row]) : int(ends[row + 1])].cpu().long() for row in self.rows.tolist()]
@@ -117,7 +117,7 @@ class SparseCall:
         return Call(q=self.q, layer=asked, batch=batch, kv_cache=pages)
 
     def judge(self, record: Recording, output: torch.Tensor) -> None:
-        """Judge what the call has computed."""
+        """Judge the outputs of the call."""
         function, given = f"ROCM_AITER_MLA_SPARSE {self.layer.layer_name}", self.given()
         if (wrong := self.wrong_slots(given)) is not None:
             record.note(wrong, function=function)
@@ -135,7 +135,7 @@ def _most_rows(impl: Any, kv_cache: torch.Tensor, metadata: Any) -> int:
 
 
 def _rows(metadata: Any, num_rows: int, most: int, turn: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The rows to judge, of those that see a key: how many they see, and their block tables."""
+    """The rows to judge, of those that see a key, with their numbers of keys and their block tables."""
     starts, lengths = metadata.query_start_loc.cpu().long(), metadata.seq_lens.cpu().long()
     rows = torch.arange(min(num_rows, int(starts[-1])))
     request = torch.searchsorted(starts, rows, right=True) - 1

@@ -1,7 +1,7 @@
-"""The summary of a recording's folder: what all processes of an engine have seen. It needs neither vLLM nor torch.
+"""The summary of a recording's folder: the results of all processes of an engine. It needs neither vLLM nor torch.
 
-No file of the folder is trusted. A file that no process of a recording can have written is named and left out. What files say
-is printed as printable characters, one line for each text.
+No file of the folder is trusted. A file that no process of a recording can have written is named and left out. Texts of files
+are printed as printable characters, each on one line.
 """
 
 from collections import Counter
@@ -40,9 +40,9 @@ class Summary:
     """Sums over the processes of a folder.
 
     Args:
-        folder: that ATTN_PARITY_RECORDING named.
-        processes: what each file holds, and the folder of the file.
-        left_out: why files were left out. Each text begins with the file's name.
+        folder: the folder that ATTN_PARITY_RECORDING named.
+        processes: the content of each file, and its folder.
+        left_out: the reasons why files were left out. Each begins with the file's name.
     """
 
     folder: Path
@@ -51,7 +51,7 @@ class Summary:
 
     @classmethod
     def of(cls, folder: Path) -> "Summary":
-        """Read what is there. Processes may still be writing: each file is replaced in one step.
+        """Read the files. Processes may still be writing: each file is replaced in one step.
 
         Raises:
             FolderError: there is no such folder, or it cannot be read.
@@ -117,7 +117,7 @@ class Summary:
         )
 
     def _silent(self) -> list[tuple[str, int]]:
-        """Processes that made calls of which none was judged, and how many calls."""
+        """Processes without a judged call, each with the number of calls that it made."""
         calls = ((printable(folder.name), state["calls"], state["judged"]) for folder, state in self.processes)
         return [(name, made) for name, made, judged in calls if made and not judged]
 
@@ -148,7 +148,7 @@ def _is_there(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError:
-        pass  # such as that of another user: reading says why it cannot be read
+        pass  # such as a file of another user: reading it gives the reason
     return True
 
 
@@ -212,4 +212,4 @@ _FIELDS: Final[dict[str, Callable[[Any], bool]]] = {
     "found": _are_found,
     "faults": lambda value: isinstance(value, list) and all(map(_is_text, value)),
 }
-"""The fields of a process's file, and which values a process can have written."""
+"""The fields of a process's file, each with the values that a process can have written."""

@@ -1,7 +1,7 @@
 """Wraps vLLM's layers of attention, so that calls of their implementations are judged when it is their turn.
 
-`Attention` builds an implementation with the arguments of its model. These arguments say what the model asks for. What the
-implementation makes of them is under suspicion: ROCM_ATTN ignores a soft cap without a word.
+`Attention` builds an implementation with the arguments of its model. These arguments say what the model asks for. The
+implementation may deviate from them: ROCM_ATTN silently ignores a soft cap.
 """
 
 import atexit
@@ -32,11 +32,11 @@ from attn_vllm_recording.process import LOG, ProcessRecording
 from attn_vllm_recording.settings import Settings
 from attn_vllm_recording.sparse_mla import SparseCall, attends_to_selected
 
-_recordings: dict[int, ProcessRecording] = {}
+recordings: dict[int, ProcessRecording] = {}
 """The recording of each process id: a forked process inherits that of its parent, and begins one of its own."""
 
 _OFF = {"chunk_lookback": -1}
-"""Arguments that models give to implementations also where they ask for nothing."""
+"""Arguments that models also pass to implementations if they ask for nothing."""
 
 
 def watch(setting: str) -> None:
@@ -45,7 +45,7 @@ def watch(setting: str) -> None:
     Raises:
         ValueError: see Settings and ProcessRecording.
     """
-    if _recordings:
+    if recordings:
         return
     _begin(Settings.of(setting))
     mock.patch.object(Attention, "__init__", _watched_init(Attention.__init__)).start()
@@ -57,7 +57,7 @@ def watch(setting: str) -> None:
 
 
 def _begin(settings: Settings) -> ProcessRecording:
-    recording = _recordings[os.getpid()] = ProcessRecording(settings)
+    recording = recordings[os.getpid()] = ProcessRecording(settings)
     LOG.info("attn-parity records calls of attention in %s", recording.recording.folder)
     atexit.register(_end, recording)
     return recording
@@ -73,7 +73,7 @@ def _end(recording: ProcessRecording) -> None:
 
 def current() -> ProcessRecording:
     """The recording of this process."""
-    return _recordings.get(os.getpid()) or _begin(next(iter(_recordings.values())).settings)
+    return recordings.get(os.getpid()) or _begin(next(iter(recordings.values())).settings)
 
 
 def _watched_init(init: Callable[..., None]) -> Callable[..., None]:
@@ -95,7 +95,7 @@ def _watched_init(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _with_steps(execute_model: Callable[..., Any]) -> Callable[..., Any]:
-    """A step of vLLM's model runner, whose requests the layers' calls are told meanwhile."""
+    """A step of vLLM's model runner. While it runs, calls of layers know its requests."""
 
     @functools.wraps(execute_model)
     def with_steps(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -131,7 +131,7 @@ def _with_rows(prepare_inputs: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _seen(blocks: Blocks, function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
-    """Tell the shadow. An error is a reason: a recording never ends a server."""
+    """Report to the shadow. An error is counted as a reason: a recording never ends a server."""
     try:
         function(*arguments, **named)
     except Exception as error:
@@ -215,7 +215,7 @@ def _index_call(process: ProcessRecording, steps: dict[str, Any], forward_hip: C
 
 
 def _is_turn(process: ProcessRecording) -> bool:
-    """Count a call, and say whether it is to be judged."""
+    """Count a call. True if it is to be judged."""
     is_due = process.recording.is_due()
     if is_captured := torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         process.recording.pass_over("it was captured in a CUDA graph, and replays of a graph are not seen")
@@ -278,14 +278,14 @@ class WatchedImpl:
         return result
 
     def _hold(self, blocks: Blocks, layer: Any, query: torch.Tensor, kv_cache: torch.Tensor, metadata: Any) -> None:
-        """Hold what attention is handed to the shadow, once the step's keys are written."""
+        """Check the keys that attention gets by the shadow, after the step's keys are written."""
         if self.given["attn_type"] == AttentionType.DECODER and self.impl.total_cp_world_size == 1 and kv_cache.dim() == 4:
             name = layer.kv_sharing_target_layer_name or layer.layer_name
             reader = functools.partial(self._reader, blocks, layer, query, kv_cache)
             _seen(blocks, blocks.hold, name, metadata, kv_cache.shape[2], window=layer.sliding_window, reader=reader)
 
     def _reader(self, blocks: Blocks, layer: Any, query: torch.Tensor, kv_cache: torch.Tensor) -> Reader | None:
-        """Reads what is stored: a scale of the whole tensor may change after keys were written. None: it cannot be read."""
+        """A reader of stored numbers, without the scale of a tensor, which may change later. None if they cannot be read."""
         try:
             if self.backend is None:
                 raise NotJudgedError(f"{self.name} is no backend that the recording knows")
@@ -328,7 +328,7 @@ class WatchedImpl:
             LOG.error("attn-parity: call %d of %s is wrong: see %s", record.calls - 1, function, record.folder)
 
     def _layer(self, layer: Any, query: torch.Tensor, output_scale: torch.Tensor | None, backend: Backend) -> Layer:
-        """The layer that the model asked for, with tensors on the CPU. Scales are today's: checkpoints bring them late."""
+        """The layer that the model asked for, with tensors on the CPU. Scales are the present ones."""
         given = self.given["extra_impl_args"]
         extra = {name: value for name, value in given.items() if name not in _OFF or value != _OFF[name]}
         if layer.use_alibi_sqrt:
@@ -374,7 +374,7 @@ class _Before:
 
 
 def _refuse(impl: Any, query: torch.Tensor, output_block_scale: torch.Tensor | None, backend: Backend) -> None:
-    """Refuse what is not in the metadata.
+    """Refuse a call for reasons that its metadata does not show.
 
     Raises:
         NotJudgedError: with the reason.
@@ -388,7 +388,7 @@ def _refuse(impl: Any, query: torch.Tensor, output_block_scale: torch.Tensor | N
 
 
 def _guarded(process: ProcessRecording, function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's result; None if a reason or an error kept it, which is counted. A recording never ends a server."""
+    """The function's result; None after an error, which is counted. A recording never ends a server."""
     try:
         with torch.no_grad(), torch.device("cpu"):
             return function(*arguments)

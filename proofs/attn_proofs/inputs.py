@@ -87,8 +87,8 @@ def record(sources: Sources, place: str, dtype: str, **given: Any) -> Record:
 def kind(**changes: Any) -> Record:
     """The attention kernel's KIND. Unless `changes` say otherwise, V is as wide as K, which one dot takes."""
     whole = KIND | changes
-    widths = dict.fromkeys(("first_size", "value_size"), whole["head_size"]) | {"block_v": whole["block_d"]}
-    widths |= {"first_value_size": whole.get("value_size", whole["head_size"]), "block_rest": 0, "block_v_rest": 0}
+    widths = dict.fromkeys(("first_size", "v_head_size"), whole["head_size"]) | {"block_v": whole["block_d"]}
+    widths |= {"first_v_head_size": whole.get("v_head_size", whole["head_size"]), "block_rest": 0, "block_v_rest": 0}
     return Record("Kind", widths | whole)
 
 

@@ -89,11 +89,11 @@ class Scene:
             z3.Int("query_len") <= BLOCK_M,
             z3.Int("first_query") == 0,
             z3.Int("end_query") == z3.Int("query_len"),
-            z3.Int("group_inverse") == 2**16,
+            z3.Int("inverse_heads_per_group") == 2**16,
             z3.Int("first_row") == 0,
             z3.Int("request") == 0,
             z3.Int("num_tokens") == z3.Int("query_len"),
-            z3.Int("group") == 1,
+            z3.Int("heads_per_group") == 1,
             z3.Int("heads") == 0,
             z3.Int("key_unit") == 3,
             z3.Int("kv_head") == 0,
@@ -143,7 +143,7 @@ def _run(
     )  # fmt: skip
     assumptions = [
         *_contract(rules, num_ranges, request), *definition, first_query >= 0, first_query < end_query, end_query <= query_len,
-        query_len <= INT32_MAX, m >= 0, m < BLOCK_M, z3.Int("group_inverse") >= 1,
+        query_len <= INT32_MAX, m >= 0, m < BLOCK_M, z3.Int("inverse_heads_per_group") >= 1,
     ]  # fmt: skip
     made_scene = Scene(extraction, rules, assumptions, block_n, made)
     extraction.invariants = _invariants(made_scene, num_ranges)
@@ -193,7 +193,7 @@ def _kernel_numbers(numbers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _contract(rules: Rules, num_ranges: Term, request: Term) -> list[Term]:
-    """The facts that the border checks of a layer and a batch ensure: contract/attn_contract/layer.py and batch.py."""
+    """The facts that the argument checks of a layer and a batch ensure: contract/attn_contract/layer.py and batch.py."""
     numbers = [rules.seq_len, num_ranges, request, rules.sink_tokens]
     chunk = rules.chunked_local
     return [

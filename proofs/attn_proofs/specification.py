@@ -132,7 +132,8 @@ def element(
     products: Products, layout: str, strides: dict[str, Term], sizes: dict[str, int], *,
     kv: int, block: Term, slot: Term, head: Term, dim: Term,
 ) -> Term:  # fmt: skip
-    """Where the element (K or V, block, slot, KV head, dim) of a cache lies (`KVCacheView.element`, without the view's offset).
+    """The index of the element (K or V, block, slot, KV head, dim) of a cache (`KVCacheView.element`, without the view's
+    offset).
 
     Args:
         strides: the strides of the view's dimensions, by name; the last dimension is dense.

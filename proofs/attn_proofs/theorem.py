@@ -15,8 +15,8 @@ from attn_proofs.sources import Sources
 from attn_proofs.values import Term
 
 EFFORT = 60_000_000
-"""How much the solver may do for a claim, in its own unit, which is the same on every machine, unlike seconds. A claim that
-needs more is undecided."""
+"""The work that the solver may do for a claim, in its own unit, which is the same on every machine, unlike seconds. A claim
+that needs more is undecided."""
 SEED = 7
 Outcome = Literal["proved", "refuted", "undecided", "vacuous"]
 

@@ -55,8 +55,8 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Pointer:
-    """An address: so many elements (a Tensor or int) behind the first one of a named tensor. What is read or written there, and
-    what one is added for, are `step` elements."""
+    """An address: a number of elements (a Tensor or int) behind the first one of a named tensor. What is read or written there,
+    and what one is added for, are `step` elements."""
 
     name: str
     dtype: str

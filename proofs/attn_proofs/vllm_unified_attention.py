@@ -1,4 +1,5 @@
-"""Statements about somebody else's kernel: which keys vLLM's Triton `unified_attention` shows, and which tiles it goes through.
+"""Statements about another project's kernel: which keys vLLM's Triton `unified_attention` shows, and which tiles it goes
+through.
 
     python -m attn_proofs.vllm_unified_attention
 

@@ -45,7 +45,7 @@ stores, add up to at most 2^62. The scale times the scale of K is at most 2^64, 
 softmax in base 2 multiplies logits by log2(e), and float32 ends at 2^128. The number of a request's keys times the largest
 magnitude of their V is at most 2^100: weighted values are added up before they are divided by l.
 
-**Widths.** q and k are head_size wide, v and out value_size: as wide as k, unless the layer says head_size_v. A LATENT cache
+**Widths.** q and k are head_size wide, v and out v_head_size: as wide as k, unless the layer says head_size_v. A LATENT cache
 holds one vector per token, which is k, and whose first head_size_v elements are v (`attn_reference.latent`). The rows of a
 CONTENT_PACKED cache are k and then v, each as wide as it is.
 
@@ -98,7 +98,7 @@ def paged_attention(
             keys are already written.
         layer, batch: what is fixed for the layer, and what changes every step.
         out: [T, H, Dv] or [T, H * Dv] of q's dtype, or float8 if there is a `layer.output_scale`, where Dv is
-            `layer.value_size`, the width of V; only rows that a request owns are written. None: a new [T, H, Dv] of q's dtype,
+            `layer.v_head_size`, the width of V; only rows that a request owns are written. None: a new [T, H, Dv] of q's dtype,
             with zeros in the other rows. Beside a float8 q it is given, in a dtype of the caller's choice.
         lse: [H, T] float32, natural logarithms; if given, the columns of the same rows are written.
         batch_invariant: asks that a request's output does not depend on the rest of the batch, bit by bit. Refused here.
@@ -328,7 +328,7 @@ def _write(
     requests: Iterator[Request], q: torch.Tensor, layer: Layer, out: torch.Tensor | None, lse: torch.Tensor | None
 ) -> torch.Tensor:
     """Attend to each request and write its rows of out and lse."""
-    shape = (len(q), layer.num_heads, layer.value_size)
+    shape = (len(q), layer.num_heads, layer.v_head_size)
     if out is None:
         out = q.new_zeros(shape, dtype=dtype_of_output(q, layer))
     out_heads = out.view(shape)

@@ -101,7 +101,7 @@ def score(q: torch.Tensor, weights: torch.Tensor | None, keys: torch.Tensor, p: 
 
 
 def seen_units(p: torch.Tensor, indexer: Indexer) -> torch.Tensor:
-    """How many units the query at each position sees a key of: the first ones."""
+    """The number of units of which the query at each position sees a key: the first ones."""
     tokens = (p + 1).clamp(min=0) // indexer.key_unit * indexer.key_unit
     return -(-tokens // indexer.selection_unit)
 

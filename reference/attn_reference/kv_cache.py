@@ -27,7 +27,7 @@ def write_kv_cache(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, lay
     """Write rows of k and v to the slots of a cache, in place. Scales per token and head are computed, and written too.
 
     Args:
-        k, v: [T_kv, HK, D] and [T_kv, HK, value_size] float32, float16 or bfloat16; rows from len(slot_mapping) on are not
+        k, v: [T_kv, HK, D] and [T_kv, HK, v_head_size] float32, float16 or bfloat16; rows from len(slot_mapping) on are not
             read. The widths differ in CONTENT_PACKED alone.
         kv_cache: of k's dtype or `layer.kv_cache_dtype`, shaped as `layer.layout` says, of any strides.
         layer: its layout, kv_cache_dtype and scales are used.
@@ -85,7 +85,7 @@ def gather_kv_cache(
         dtype: the dtype of the result: float64, which is exact for every cache, float32, float16 or bfloat16.
 
     Returns:
-        key, value: [seq_len, HK, D] and [seq_len, HK, value_size], in dtype. Those of a quantized cache are `stored * scale`,
+        key, value: [seq_len, HK, D] and [seq_len, HK, v_head_size], in dtype. Those of a quantized cache are `stored * scale`,
             rounded once.
 
     Raises:
@@ -103,7 +103,7 @@ def gather_rows(
     blocks = block_table[: -(-seq_len // view.block_size)].long()
     if view.layout.latent_format is not None:
         key = _read_scaled_latent(kv_cache, blocks, dtype, view, view.layout.latent_format)[:seq_len]
-        return key, key[..., : layer.value_size]
+        return key, key[..., : layer.v_head_size]
 
     def read(kv: int, size: int) -> torch.Tensor:
         stored = _load(kv_cache, view, kv, blocks, range(size))[:seq_len].view(kv_cache.dtype)
@@ -114,7 +114,7 @@ def gather_rows(
             scales = _read_scales(kv, kv_cache, layer, view, blocks)[:seq_len]
         return dequantize(stored, scales, dtype)
 
-    return read(K, layer.head_size), read(V, layer.value_size)
+    return read(K, layer.head_size), read(V, layer.v_head_size)
 
 
 def _write_part(

@@ -46,11 +46,11 @@ def test_every_visible_pair_and_every_seen_key_counts_once(case):
             if tiny.attn_type is not AttentionType.DECODER or (in_window and in_chunk):
                 pairs += not tiny.selection or j < math.prod(tiny.selection)  # which keys are selected does not count
                 seen.add((0 if j < tiny.common_prefix_len else r, j))
-    assert tiny.flops == 2 * (tiny.head_size + tiny.value_size) * tiny.num_heads * pairs
+    assert tiny.flops == 2 * (tiny.head_size + tiny.v_head_size) * tiny.num_heads * pairs
     stored = 1 if tiny.float8_cache else 2
-    row = tiny.head_size + (0 if tiny.is_latent else tiny.value_size)
+    row = tiny.head_size + (0 if tiny.is_latent else tiny.v_head_size)
     keys_and_values = row * min(len(seen), pairs) * tiny.num_kv_heads * stored
-    q_and_out = sum(tiny.query_lens) * tiny.num_heads * (tiny.head_size + tiny.value_size) * 2
+    q_and_out = sum(tiny.query_lens) * tiny.num_heads * (tiny.head_size + tiny.v_head_size) * 2
     assert tiny.bytes == keys_and_values + q_and_out
 
 

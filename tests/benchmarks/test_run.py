@@ -31,7 +31,7 @@ def reference(*, tables_rolled: bool = False, **forgotten) -> Participant:
         layer, batch = dataclasses.replace(call.layer, **forgotten), call.batch
         if tables_rolled:
             batch = dataclasses.replace(batch, block_table=batch.block_table.roll(1, dims=0))
-        out = torch.full_like(call.q[..., : call.layer.value_size], torch.nan, memory_format=torch.contiguous_format)
+        out = torch.full_like(call.q[..., : call.layer.v_head_size], torch.nan, memory_format=torch.contiguous_format)
         if call.kv_cache is None:
             attend, keys = attn_reference.varlen_attention, (call.k, call.v)
         else:

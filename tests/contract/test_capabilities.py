@@ -21,7 +21,7 @@ from attn_contract import (
     Only,
 )
 from attn_contract.layouts import A_LATENT_LAYOUT, LATENT_FORMATS
-from attn_contract.rules import words_of
+from attn_contract.rules import label_of
 
 from tests.support import refusals
 from tests.support.latent_formats import latent_sizes
@@ -67,7 +67,7 @@ def words(capabilities: Capabilities, config: AttentionConfig, architecture: str
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_is_refused_with_its_reason_exactly_where_it_is_asked_for(name):
     without = answering(**{name: No("too hard")})
-    assert words(without, asking_for(name)) == [f"{words_of(name)} not supported: too hard"]
+    assert words(without, asking_for(name)) == [f"{label_of(name)} not supported: too hard"]
     assert words(without, CONFIG) == []
     assert words(ALL, asking_for(name)) == []
 
@@ -75,7 +75,7 @@ def test_a_rule_is_refused_with_its_reason_exactly_where_it_is_asked_for(name):
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_that_is_not_named_is_refused(name):
     silent = replace(ALL, rules={other: YES for other in RULES if other != name})
-    assert words(silent, asking_for(name)) == [f"{words_of(name)} not supported: it is not declared"]
+    assert words(silent, asking_for(name)) == [f"{label_of(name)} not supported: it is not declared"]
     assert words(silent, CONFIG) == []
 
 
@@ -313,10 +313,10 @@ def test_a_text_is_no_set_of_values():
 def test_a_config_holds_what_its_layer_says_of_v():
     sizes = {"num_heads": 4, "num_kv_heads": 1, "head_size": 8, "scale": 0.5, "head_size_v": 6}
     made = AttentionConfig.of(Layer(**sizes, layout=Layout.LATENT), torch.float16, block_size=16)
-    assert (made.layout, made.value_size, made.has_latent_cache, made.rules) == (Layout.LATENT, 6, True, {"head_size_v": 6})
+    assert (made.layout, made.v_head_size, made.has_latent_cache, made.rules) == (Layout.LATENT, 6, True, {"head_size_v": 6})
     dense = AttentionConfig.of(Layer(**sizes, attn_type=AttentionType.ENCODER), torch.float16, block_size=None)
-    assert (dense.value_size, dense.has_latent_cache) == (6, False)
-    assert (WIDE.value_size, WIDE.has_latent_cache, MLA.has_latent_cache) == (576, False, True)
+    assert (dense.v_head_size, dense.has_latent_cache) == (6, False)
+    assert (WIDE.v_head_size, WIDE.has_latent_cache, MLA.has_latent_cache) == (576, False, True)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The index layer at the border: addresses of index caches typed by hand, and what each call refuses."""
+"""The index layer: addresses of index caches typed by hand, and what each call refuses."""
 
 import dataclasses
 from typing import Any

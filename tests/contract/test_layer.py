@@ -96,14 +96,14 @@ def test_refuses(refusal):
 def test_accepts(changes):
     made = layer(**changes)
     assert {name: getattr(made, name) for name in changes} == changes
-    assert made.value_size == changes.get("head_size_v", made.head_size)
+    assert made.v_head_size == changes.get("head_size_v", made.head_size)
     assert active_rules(made).get("head_size_v") == changes.get("head_size_v")
 
 
 @pytest.mark.parametrize("apart", [ENCODER, PACKED], ids=["dense", "packed"])
 def test_v_that_is_stored_apart_and_as_wide_as_k_asks_for_nothing(apart):
     made = layer(**apart, head_size_v=8)
-    assert (made.head_size_v, made.value_size, active_rules(made)) == (None, 8, {})
+    assert (made.head_size_v, made.v_head_size, active_rules(made)) == (None, 8, {})
 
 
 def test_its_tensors_are_all_that_it_holds():

@@ -227,7 +227,7 @@ def test_every_layout_and_type_has_its_name(recorded):
     assert recorded.layer.kv_cache_dtype is torch.int8
     latent = {"layout": "LATENT", "kv_cache": torch.zeros(1, 3, 4), "num_kv_heads": 1, "head_size_v": 3}
     ops.paged_attention(**paged_arguments() | latent)
-    assert (recorded.layer.layout, recorded.layer.value_size) == (Layout.LATENT, 3)
+    assert (recorded.layer.layout, recorded.layer.v_head_size) == (Layout.LATENT, 3)
     rows = torch.zeros(1, 3, 140, dtype=torch.uint8).view(torch.float8_e4m3fn)
     scaled = {"layout": "LATENT_SCALED", "q": torch.zeros(3, 4, 132), "kv_cache": rows, "num_kv_heads": 1, "head_size_v": 128}
     ops.paged_attention(**paged_arguments() | scaled)

@@ -27,9 +27,9 @@ from attn_contract.rules import (
     active_rules,
     held_rules,
     holds_rules,
+    label_of,
     refuse_unnamed,
     rule,
-    words_of,
 )
 
 SHAPE: dict[str, Any] = {"num_heads": 2, "num_kv_heads": 2, "head_size": 4, "scale": 0.5, "layout": Layout.KV_FIRST_NHD}
@@ -52,7 +52,7 @@ def step(kind: type[Batch] = Batch, **settings: Any) -> Batch:
 
 def layer_with(type_: Any, off: Any, **record: Any) -> type[Layer]:
     """A class of layers that has one more rule, `extra`."""
-    field = rule(off, **{"words": "an extra", "acts_on": VISIBILITY, **record})
+    field = rule(off, **{"label": "an extra", "acts_on": VISIBILITY, **record})
     made = dataclasses.make_dataclass("Extra", [("extra", type_, field)], bases=(Layer,), frozen=True, eq=False, kw_only=True)
     return holds_rules(made)
 
@@ -62,8 +62,8 @@ class TestRegistration:
         layer_with(int | None, None, attn_types=DECODER_ONLY, why_not="others are not decoders")
         record = RULES["extra"]
         assert (record.name, record.holder, record.type, record.off) == ("extra", "Layer", int | None, None)
-        assert words_of("extra") == "an extra"
-        assert words_of("unheard of") == "unheard of"
+        assert label_of("extra") == "an extra"
+        assert label_of("unheard of") == "unheard of"
 
     def test_rules_of_layers_come_first_and_those_of_calls_last(self):
         layer_with(int, 0)
@@ -88,7 +88,7 @@ class TestRegistration:
         @holds_rules
         @frozen
         class Marked(Batch):
-            marks: torch.Tensor | None = rule(None, words="marks", acts_on=LOGITS)
+            marks: torch.Tensor | None = rule(None, label="marks", acts_on=LOGITS)
 
         assert RULES["marks"].holder == "Batch"
         assert active_rules(step(Marked)) == {}
@@ -100,7 +100,7 @@ class TestRegistration:
             layer_with(bool, False)
 
     def test_a_rule_is_not_declared_anew_by_a_subclass(self):
-        record = rule(0, words="another", acts_on=VISIBILITY)
+        record = rule(0, label="another", acts_on=VISIBILITY)
         for field in (record, dataclasses.field(default=7)):
             made = dataclasses.make_dataclass(
                 "Hiding", [("sink_tokens", int, field)], bases=(Layer,), frozen=True, eq=False, kw_only=True
@@ -110,12 +110,12 @@ class TestRegistration:
 
     def test_a_class_that_is_no_layer_and_no_batch_holds_none(self):
         with pytest.raises(TypeError, match="Stranger holds no rules"):
-            holds_rules(dataclasses.make_dataclass("Stranger", [("extra", int, rule(0, words="x", acts_on=LOGITS))]))
+            holds_rules(dataclasses.make_dataclass("Stranger", [("extra", int, rule(0, label="x", acts_on=LOGITS))]))
 
     def test_a_rule_of_a_class_that_is_not_decorated_is_an_error(self):
         @frozen
         class Undecorated(Layer):
-            extra: int = rule(0, words="an extra", acts_on=VISIBILITY)
+            extra: int = rule(0, label="an extra", acts_on=VISIBILITY)
 
         with pytest.raises(TypeError, match="rule extra is not registered: decorate Undecorated"):
             Undecorated(**SHAPE)
@@ -209,7 +209,7 @@ class TestAsked:
 
     def test_a_forgotten_plain_field_is_refused(self, monkeypatch):
         monkeypatch.setattr(rules, "PLAIN_FIELDS", PLAIN_FIELDS - {"output_scale"})
-        monkeypatch.setattr(rules, "_askable", rules._askable.__wrapped__)  # which keeps the fields of a class
+        monkeypatch.setattr(rules, "askable", rules.askable.__wrapped__)  # which keeps the fields of a class
         assert active_rules(Layer(**SHAPE)) == {}
         layer = Layer(**SHAPE, output_scale=torch.ones(1))
         with pytest.raises(UnsupportedError, match="output_scale not supported"):
@@ -230,7 +230,7 @@ class TestAsked:
         assert active_rules(Unknown(**SHAPE, needed=0)) == {"needed": 0}
         assert active_rules(Unknown(**SHAPE, needed=0, listed=[1], number=2)) == {"needed": 0, "listed": [1], "number": 2}
 
-    def test_the_first_rule_that_is_not_named_is_refused_by_its_words(self):
+    def test_the_first_rule_that_is_not_named_is_refused_by_its_label(self):
         layer = Layer(**SHAPE, window=(3, -1), sink_tokens=2)
         refuse_unnamed("somebody", {"window", "sink_tokens"}, layer, step())
         with pytest.raises(UnsupportedError) as refused:

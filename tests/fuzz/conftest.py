@@ -56,7 +56,7 @@ def attn_parity(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch:
 @pytest.fixture
 def full_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Lets files of these names find no space on the disk, in this process."""
-    unnamed = outputs._partial
+    unnamed = outputs.partial_file
 
     def fill(*names: str) -> None:
         @contextlib.contextmanager
@@ -66,7 +66,7 @@ def full_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                     written.symlink_to("/dev/full")
                 yield written
 
-        monkeypatch.setattr(outputs, "_partial", on_a_full_disk)
+        monkeypatch.setattr(outputs, "partial_file", on_a_full_disk)
 
     return fill
 

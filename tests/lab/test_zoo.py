@@ -356,7 +356,7 @@ def test_an_interrupted_run_writes_what_has_ended_and_names_the_rest(monkeypatch
     monkeypatch.chdir(tmp_path)
     PAGE.parent.mkdir(parents=True)
     ended = Outcome([Progress(examples=5), Progress(examples=2)], interrupted=True, finished={0})
-    monkeypatch.setattr(zoo_command, "_run_plans", lambda plans, workers: ended)
+    monkeypatch.setattr(zoo_command, "run_plans", lambda plans, workers: ended)
     only = ["--only", "diagonal", "--only", "scale-of-zero"]
     arguments = [*only, "--target", "triton@gfx942", "--device", "cpu", "--write"]
     result = CliRunner().invoke(zoo_command.command, arguments, standalone_mode=False)

@@ -132,7 +132,7 @@ def write_scaled_latent_cache(device: torch.device, layout: Layout) -> dict[str,
     sizes = latent_sizes(layout, scales=2)
     rows = torch.randn(4, sizes["head_size"], dtype=torch.bfloat16, device=device)
     # so many slots need no padding behind their scales: opcheck copies the cache without it
-    block_size = max(BLOCK_SIZE, layout.unit_of_blocks(**sizes))
+    block_size = max(BLOCK_SIZE, layout.block_alignment(**sizes))
     view = KVCacheView.dense(layout, num_blocks=3, block_size=block_size, num_kv_heads=1, itemsize=1, **sizes)
     cache = view.tensor(torch.zeros(view.end, dtype=torch.uint8, device=device)).view(FP8)
     kv_c, k_pe = rows.tensor_split([sizes["head_size_v"]], dim=1)

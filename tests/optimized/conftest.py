@@ -72,7 +72,7 @@ def varlen_call(device: torch.device) -> Callable[..., VarlenCall]:
 def launches(call: PagedCall, **gpu: Any) -> list[Launch]:
     """The launches of a paged call, planned for this machine or for a GPU: options of `plan_of`."""
     plan = attn_optimized.plan_of(call.q, call.layer, call.batch, **gpu)
-    out = call.q.new_empty(*call.q.shape[:2], call.layer.value_size)
+    out = call.q.new_empty(*call.q.shape[:2], call.layer.v_head_size)
     return [made.launch for made in paged_attention_calls(*call, plan, out=out)]
 
 
@@ -125,19 +125,19 @@ def assert_agrees() -> Callable[..., None]:
     def check(call: PagedCall | VarlenCall, attend: Callable[..., torch.Tensor] | None = None) -> None:
         """`attend`: what runs instead of the call's own function of attn_optimized."""
         q = call.q
-        num_tokens, num_heads, value_size = len(q), call.layer.num_heads, call.layer.value_size
+        num_tokens, num_heads, v_head_size = len(q), call.layer.num_heads, call.layer.v_head_size
         if attend is None:
             attend = attn_optimized.paged_attention if isinstance(call, PagedCall) else attn_optimized.varlen_attention
         out_dtype = q.dtype if call.layer.q_scale is None else torch.float16
         out_dtype = out_dtype if call.layer.output_scale is None else torch.float8_e4m3fn
-        guarded_out = torch.full((num_tokens, num_heads * value_size + GUARD), torch.nan, device=q.device).to(out_dtype)
+        guarded_out = torch.full((num_tokens, num_heads * v_head_size + GUARD), torch.nan, device=q.device).to(out_dtype)
         guarded_lse = torch.full((num_heads, num_tokens + GUARD), torch.nan, device=q.device)
-        out, lse = guarded_out[:, : num_heads * value_size], guarded_lse[:, :num_tokens]
+        out, lse = guarded_out[:, : num_heads * v_head_size], guarded_lse[:, :num_tokens]
         assert attend(*call, out=out, lse=lse, validate=True) is out
         mode = MODE_OF_FORMAT.get(call.layer.layout)
         target = TRITON if mode is None else TRITON_LATENT.modes[mode](TRITON_LATENT)
         assert_within_bound(call, out, lse, rounding=target.rounding(q.device.type))
-        assert guarded_out[:, num_heads * value_size :].float().isnan().all()
+        assert guarded_out[:, num_heads * v_head_size :].float().isnan().all()
         assert guarded_lse[:, num_tokens:].isnan().all()
 
     return check

@@ -7,7 +7,7 @@ import attn_optimized
 import pytest
 import torch
 from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
-from attn_contract.rules import words_of
+from attn_contract.rules import label_of
 from attn_contract.validation.values import LARGEST_LOGIT
 from attn_optimized.cascade import LEAST_SAVED, cascade_pays
 
@@ -85,7 +85,7 @@ def test_a_prefix_is_context_and_shared(shared_prefix):
 def test_rules_of_positions_are_refused(rule, options, shared_prefix):
     call = shared_prefix(2, [1, 1], [40, 60], **options)
     out = torch.full_like(call.q, 7)
-    words = re.escape(words_of(rule))
+    words = re.escape(label_of(rule))
     with pytest.raises(UnsupportedError, match=f"^cascade_attention: {words} not supported: .*; use paged_attention$"):
         attn_optimized.cascade_attention(*call, 32, out=out)
     assert (out == 7).all()
@@ -113,7 +113,9 @@ def test_no_prefix_of_requests_without_context(paged_call, assert_agrees):
 
 def test_a_cascade_pays_where_it_saves_much_reading(paged_call):
     call = paged_call([1, 1], [40, 40])
-    half = LEAST_SAVED // (2 * call.layer.num_kv_heads * (call.layer.head_size + call.layer.value_size) * call.q.element_size())
+    half = LEAST_SAVED // (
+        2 * call.layer.num_kv_heads * (call.layer.head_size + call.layer.v_head_size) * call.q.element_size()
+    )
     three = replace(
         call.batch,
         query_start_loc=torch.arange(4, dtype=torch.int32),

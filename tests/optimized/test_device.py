@@ -28,7 +28,7 @@ def on(monkeypatch):
     """Makes torch say that a GPU is here."""
 
     def give(properties, hip="7.0"):
-        monkeypatch.setattr(device, "_INTERPRETED", False)
+        monkeypatch.setattr(device, "INTERPRETED", False)
         monkeypatch.setattr(torch.version, "hip", hip)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda which: properties)
 

@@ -32,14 +32,14 @@ LAYERS = {
 
 
 def step(device: torch.device, *lens: tuple[int, int], block_size: int = 16, padding: int = 0) -> Batch:
-    """A step of requests (q_len, seq_len), each with blocks of its own."""
-    starts = [*itertools.accumulate((q_len for q_len, _ in lens), initial=0)]
+    """A step of requests (query_len, seq_len), each with blocks of its own."""
+    starts = [*itertools.accumulate((query_len for query_len, _ in lens), initial=0)]
     width = max(-(-seq_len // block_size) for _, seq_len in lens)
     table = torch.arange(len(lens) * width, dtype=torch.int32).flip(0).view(len(lens), width)
     return Batch(
         query_start_loc=torch.tensor(starts, dtype=torch.int32, device=device),
         seq_lens=torch.tensor([seq_len for _, seq_len in lens], dtype=torch.int32, device=device),
-        max_query_len=max(q_len for q_len, _ in lens),
+        max_query_len=max(query_len for query_len, _ in lens),
         max_seq_len=max(seq_len for _, seq_len in lens),
         num_actual_tokens=starts[-1] + padding,
         causal=True,
@@ -87,9 +87,9 @@ def test_a_row_s_logits_do_not_depend_on_its_batch(indexer, device):
     torch.testing.assert_close(logits[seen], reference[seen], rtol=1e-5, atol=1e-5)
     table, starts = batch.block_table, [0, 3, 4, 24]
     assert table is not None
-    for r, (q_len, seq_len) in enumerate(((3, 70), (1, 150), (20, 41))):
+    for r, (query_len, seq_len) in enumerate(((3, 70), (1, 150), (20, 41))):
         rows = slice(starts[r], starts[r + 1])
-        alone = replace(step(device, (q_len, seq_len)), block_table=table[r : r + 1])
+        alone = replace(step(device, (query_len, seq_len)), block_table=table[r : r + 1])
         own = attn_optimized.index_logits(q[rows], None if weights is None else weights[rows], cache, indexer, alone)
         units = indexer.num_units(seq_len)
         known = seen[:, rows, :units]

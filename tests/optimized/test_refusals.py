@@ -59,7 +59,7 @@ def test_every_function_refuses_a_cpu_where_its_kernels_cannot_run(is_interprete
     if is_interpreted:
         monkeypatch.setattr("attn_optimized.device.interpreter_is_exact", lambda: False)
     else:
-        monkeypatch.setattr("attn_optimized.device._INTERPRETED", False)
+        monkeypatch.setattr("attn_optimized.device.INTERPRETED", False)
     # what is not quantized is copied as integers
     copies = is_interpreted and kind in ("write", "latent write")
     with contextlib.nullcontext() if copies else pytest.raises(UnsupportedError):

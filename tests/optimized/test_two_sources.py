@@ -13,7 +13,7 @@ from attn_reference import attend, paged_requests
 HEADS, SIZE, BLOCK_SIZE, WINDOW = 4, 512, 64, 128
 LENGTHS = ((1, 300), (3, 257), (1, 3))
 """Queries and tokens of each request. The first of three drafts stands at the last token but one of a key of 128."""
-ROWS = sum(q_len for q_len, _ in LENGTHS)
+ROWS = sum(query_len for query_len, _ in LENGTHS)
 CACHES = {Layout.LATENT: torch.float32, Layout.LATENT_E8M0: torch.bfloat16, Layout.LATENT_E8M0_PLANES: torch.bfloat16}
 """Layouts with the dtype of queries."""
 
@@ -52,8 +52,8 @@ def step(table: torch.Tensor, selected: torch.Tensor | None = None) -> Batch:
 def selected_entries(key_unit: int) -> torch.Tensor:
     """[1, rows, 8] int32: up to seven entries that each row sees, and -1."""
     rows = []
-    for q_len, seq_len in LENGTHS:
-        for p in range(seq_len - q_len, seq_len):
+    for query_len, seq_len in LENGTHS:
+        for p in range(seq_len - query_len, seq_len):
             units = torch.randperm((p + 1) // key_unit)[:7].int()
             rows.append(torch.nn.functional.pad(units, (0, 8 - len(units)), value=-1))
     return torch.stack(rows)[None]

@@ -132,8 +132,8 @@ def test_slots_with_scales(layout, scales, block_size, float8, device):
     slots = torch.randperm(NUM_BLOCKS * block_size, generator=torch.Generator().manual_seed(0))[:19].to(device)
     slots[2:3] = -1
     view = KVCacheView.dense(layout, num_blocks=NUM_BLOCKS, block_size=block_size, num_kv_heads=1, itemsize=1, **sizes)
-    unit = layout.unit_of_blocks(**sizes)
-    view = dataclasses.replace(view, block_stride=view.block_stride + 4 * unit, offset=layout.unit_of_strides)
+    unit = layout.block_alignment(**sizes)
+    view = dataclasses.replace(view, block_stride=view.block_stride + 4 * unit, offset=layout.stride_alignment)
     expected, found = (torch.full((view.end + 4,), POISON, dtype=torch.uint8, device=device) for _ in range(2))
     for write, raw in ((attn_reference.write_latent_cache, expected), (attn_optimized.write_latent_cache, found)):
         write(kv_c, k_pe, view.tensor(raw.view(float8)), layer, slots)

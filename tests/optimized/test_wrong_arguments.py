@@ -59,7 +59,7 @@ def call(request, paged_call) -> PagedCall:
 
 def outputs_of(call) -> dict[str, torch.Tensor]:
     q = call.q
-    return {"out": q.new_zeros(*q.shape[:2], call.layer.value_size), "lse": torch.zeros(q.shape[1], len(q), device=q.device)}
+    return {"out": q.new_zeros(*q.shape[:2], call.layer.v_head_size), "lse": torch.zeros(q.shape[1], len(q), device=q.device)}
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
@@ -102,7 +102,7 @@ def test_a_batch_that_does_not_fit_the_call(mode, call, varlen_call):
         "V of another width than v has": partial(attend, *dense[:3], replace(dense.layer, head_size_v=16), dense.batch),
     }
     if latent:
-        narrower = replace(call.layer, head_size_v=call.layer.value_size - 1)
+        narrower = replace(call.layer, head_size_v=call.layer.v_head_size - 1)
         wrong["V of another width than out has"] = partial(paged, *call[:2], narrower, call.batch, **outputs_of(call))
     assert not_refused(iter(wrong.items())) == []
 

@@ -41,7 +41,7 @@ def recorded(tmp_path, monkeypatch):
         (SecondModelRunner, "execute_model"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # and back, when the test ends
-    monkeypatch.setattr(watching, "_recordings", {})
+    monkeypatch.setattr(watching, "recordings", {})
     monkeypatch.setenv(VARIABLE, f"{tmp_path},every=1")
     attn_vllm_recording.register()
     return watching.current().recording

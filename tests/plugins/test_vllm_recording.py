@@ -54,7 +54,7 @@ def recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(GPUModelRunner, "execute_model", lambda self, scheduled: self.run())
     monkeypatch.setattr(SecondModelRunner, "prepare_inputs", lambda self: self.inputs)
     monkeypatch.setattr(SecondModelRunner, "execute_model", lambda self, scheduled: self.prepare_inputs() and self.run())
-    monkeypatch.setattr(watching, "_recordings", {})
+    monkeypatch.setattr(watching, "recordings", {})
     monkeypatch.setenv(VARIABLE, f"{tmp_path},every=1")
     attn_vllm_recording.register()
     return watching.current().recording
@@ -79,7 +79,7 @@ def test_outputs_are_those_without_a_recording(layout, tmp_path, monkeypatch):
             (SecondModelRunner, "prepare_inputs"),
         ):
             undone.setattr(runner, name, getattr(runner, name))
-        undone.setattr(watching, "_recordings", {})
+        undone.setattr(watching, "recordings", {})
         attn_vllm_recording.register()
         together = served("TRITON_ATTN", layout=layout, per_layer_sliding_window=4, logits_soft_cap=2.0)
         assert_right(watching.current().recording)
@@ -540,7 +540,7 @@ def test_without_the_variable_nothing_is_watched_and_nothing_is_imported():
 
 
 def test_a_folder_that_cannot_be_written_ends_vllm_when_it_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr(watching, "_recordings", {})
+    monkeypatch.setattr(watching, "recordings", {})
     (tmp_path / "file").touch()
     monkeypatch.setenv(VARIABLE, str(tmp_path / "file" / "calls"))
     before = Attention.__init__

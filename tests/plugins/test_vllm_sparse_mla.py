@@ -54,7 +54,7 @@ def recorded(backend, tmp_path, monkeypatch):
         (SecondModelRunner, "execute_model"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # and back, when the test ends
-    monkeypatch.setattr(watching, "_recordings", {})
+    monkeypatch.setattr(watching, "recordings", {})
     monkeypatch.setenv(VARIABLE, f"{tmp_path},every=1")
     attn_vllm_recording.register()
     return watching.current().recording

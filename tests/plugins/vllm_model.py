@@ -118,8 +118,8 @@ def common_of(query_lens, seq_lens, block_table, device, *, block_size: int, cau
     lengths = torch.tensor(seq_lens).int()
     slots = [
         block_table[r, at // block_size].long() * block_size + at % block_size
-        for r, (q_len, n) in enumerate(zip(query_lens, seq_lens, strict=True))
-        for at in [torch.arange(n - q_len, n)]
+        for r, (query_len, n) in enumerate(zip(query_lens, seq_lens, strict=True))
+        for at in [torch.arange(n - query_len, n)]
     ]
     return CommonAttentionMetadata(
         query_start_loc=starts.to(device),

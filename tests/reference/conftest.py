@@ -10,7 +10,7 @@ from tests.support import calls
 from tests.support.calls import PagedCall, VarlenCall
 
 Request = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""query [q_len, H, D], key and value [seq_len, HK, D]"""
+"""query [query_len, H, D], key and value [seq_len, HK, D]"""
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ SHAPES = [(1, 1, 1), (4, 2, 8), (6, 1, 80)]
 
 
 def sdpa(query, key, value, **options):
-    """[q_len, H, D]: torch's attention of one request, in float64."""
+    """[query_len, H, D]: torch's attention of one request, in float64."""
     heads_first = (x.double().transpose(0, 1) for x in (query, key, value))
     return scaled_dot_product_attention(*heads_first, enable_gqa=True, **options).transpose(0, 1)
 
@@ -23,7 +23,7 @@ def assert_agrees(call, requests, expected):
 
 @pytest.mark.parametrize(("H", "HK", "D"), SHAPES)
 def test_causal_prefill(H, HK, D, paged_call, randn):
-    """torch's is_causal aligns to the top left corner, which is the same as ours only where q_len is seq_len."""
+    """torch's is_causal aligns to the top left corner, which is the same as ours only where query_len is seq_len."""
     tokens = [(randn(n, H, D), randn(n, HK, D), randn(n, HK, D)) for n in (1, 5, 13)]
     call = paged_call(tokens, scale=0.3)
     assert_agrees(call, paged_requests(*call, torch.float64), [sdpa(*request, is_causal=True, scale=0.3) for request in tokens])
@@ -42,14 +42,14 @@ def test_extend_with_an_explicit_mask(causal, window, paged_call, randn):
     lengths = ((4, 9), (1, 6), (5, 5))
     tokens = [(randn(q, 4, 8), randn(s, 2, 8), randn(s, 2, 8)) for q, s in lengths]
     expected = []
-    for request, (q_len, seq_len) in zip(tokens, lengths, strict=True):
-        mask = torch.ones(q_len, seq_len, dtype=torch.bool)
+    for request, (query_len, seq_len) in zip(tokens, lengths, strict=True):
+        mask = torch.ones(query_len, seq_len, dtype=torch.bool)
         if causal:
-            mask = mask.tril(seq_len - q_len)
+            mask = mask.tril(seq_len - query_len)
         if window[0] >= 0:
-            mask = mask.triu(seq_len - q_len - window[0])
+            mask = mask.triu(seq_len - query_len - window[0])
         if window[1] >= 0:
-            mask = mask.tril(seq_len - q_len + window[1])
+            mask = mask.tril(seq_len - query_len + window[1])
         expected.append(sdpa(*request, attn_mask=mask))
     call = paged_call(tokens, causal=causal, window=window)
     assert_agrees(call, paged_requests(*call, torch.float64), expected)

@@ -99,13 +99,13 @@ def test_causality_is_a_property_of_a_request(paged_call, randn):
     assert not torch.equal(mixed[3:6], paged_attention(*paged_call(tokens, causal=True))[3:6])
 
 
-@pytest.mark.parametrize("q_len", [1, 3])
-def test_cross_attention_sees_every_key(q_len, paged_call):
-    """A causal mask would be invisible at q_len 1 (vLLM #38450)."""
+@pytest.mark.parametrize("query_len", [1, 3])
+def test_cross_attention_sees_every_key(query_len, paged_call):
+    """A causal mask would be invisible at query_len 1 (vLLM #38450)."""
     value = torch.arange(8.0).view(8, 1, 1)
-    query, key = torch.zeros(q_len, 1, 1), torch.zeros(8, 1, 1)
+    query, key = torch.zeros(query_len, 1, 1), torch.zeros(8, 1, 1)
     call = paged_call([(query, key, value)], attn_type=AttentionType.ENCODER_DECODER, causal=False)
-    assert torch.equal(paged_attention(*call)[:q_len], torch.full((q_len, 1, 1), 3.5))
+    assert torch.equal(paged_attention(*call)[:query_len], torch.full((query_len, 1, 1), 3.5))
 
 
 @pytest.mark.parametrize("sink", [None, -torch.inf, -2.0, 3.0])

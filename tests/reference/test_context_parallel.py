@@ -80,37 +80,39 @@ def test_one_block_table_serves_all_ranks(length, blocks, num_ranks, interleave)
 
 @settings(deadline=None, max_examples=40)
 @given(
-    q_len=st.integers(1, 4),
+    query_len=st.integers(1, 4),
     context_len=st.integers(0, 9),
     window=st.sampled_from([(-1, -1), (3, 0), (0, 2)]),
     with_sinks=st.booleans(),
     seed=st.integers(0, 99),
     **sizes,
 )
-def test_attention_over_ranks_is_attention_over_all_keys(q_len, context_len, window, with_sinks, seed, num_ranks, interleave):
-    generator, seq_len = torch.Generator().manual_seed(seed), q_len + context_len
-    query, key, value = (torch.randn(n, 2, 3, generator=generator, dtype=torch.float64) for n in (q_len, seq_len, seq_len))
+def test_attention_over_ranks_is_attention_over_all_keys(
+    query_len, context_len, window, with_sinks, seed, num_ranks, interleave
+):
+    generator, seq_len = torch.Generator().manual_seed(seed), query_len + context_len
+    query, key, value = (torch.randn(n, 2, 3, generator=generator, dtype=torch.float64) for n in (query_len, seq_len, seq_len))
     sinks = torch.tensor([0.5, -1.0]) if with_sinks else None
     sizes = {"num_heads": 2, "num_kv_heads": 2, "head_size": 3, "layout": Layout.KV_FIRST_NHD}
     layer = Layer(**sizes, scale=1.0, window=window, sinks=sinks)
     positions = torch.arange(context_len, seq_len)
     batch = Batch(
-        query_start_loc=torch.tensor([0, q_len], dtype=torch.int32),
+        query_start_loc=torch.tensor([0, query_len], dtype=torch.int32),
         seq_lens=torch.tensor([seq_len], dtype=torch.int32),
-        max_query_len=q_len,
+        max_query_len=query_len,
         max_seq_len=seq_len,
-        num_actual_tokens=q_len,
+        num_actual_tokens=query_len,
         causal=True,
     )
     seen = visible(positions, torch.arange(seq_len), layer, batch, 0)
-    request = Request(0, slice(0, q_len), query, key, value, seen, positions, bias=None)
+    request = Request(0, slice(0, query_len), query, key, value, seen, positions, bias=None)
     whole = attend(request, layer)
     parts = [
         attend(context_parallel.local_request(request, rank, num_ranks, interleave), context_parallel.local_layer(layer, rank))
         for rank in range(num_ranks)
     ]
     for order in itertools.islice(itertools.permutations(parts), 3):
-        lse = torch.empty(2, q_len)
+        lse = torch.empty(2, query_len)
         outs, lses = torch.stack([part.out.float() for part in order]), torch.stack([part.lse.float() for part in order])
         out = merge_attn_parts(outs, lses, lse=lse)
         torch.testing.assert_close(out.double(), whole.out, rtol=0, atol=2**-24 * 64)

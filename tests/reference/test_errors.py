@@ -1,4 +1,4 @@
-"""The reference refuses bad arguments and bad values at its border, and has then written nothing."""
+"""The reference refuses bad arguments and bad values, and has then written nothing."""
 
 import dataclasses
 import inspect
@@ -194,7 +194,7 @@ def test_entries_of_a_block_table_past_the_sequence_are_garbage(right_arguments)
 
 
 def test_values_are_always_checked(call):
-    """The kernels read no value of a device tensor at their border. The reference does: it is a debugging tool."""
+    """The kernels read no value of a device tensor when they check arguments. The reference does: it is a debugging tool."""
     table = call.batch.block_table.clone()
     table[0, 1] = 99
     batch = dataclasses.replace(call.batch, block_table=table)

@@ -20,13 +20,13 @@ def indexer(**fields: Any) -> Indexer:
 
 
 def step(lens: list[tuple[int, int]], blocks: list[list[int]]) -> Batch:
-    """A step of requests (q_len, seq_len) whose rows of the block table are padded with blocks that do not exist."""
+    """A step of requests (query_len, seq_len) whose rows of the block table are padded with blocks that do not exist."""
     width = max(map(len, blocks)) + 1
-    starts = list(itertools.accumulate((q_len for q_len, _ in lens), initial=0))
+    starts = list(itertools.accumulate((query_len for query_len, _ in lens), initial=0))
     return Batch(
         query_start_loc=torch.tensor(starts, dtype=torch.int32),
         seq_lens=torch.tensor([seq_len for _, seq_len in lens], dtype=torch.int32),
-        max_query_len=max(q_len for q_len, _ in lens),
+        max_query_len=max(query_len for query_len, _ in lens),
         max_seq_len=max(seq_len for _, seq_len in lens),
         num_actual_tokens=starts[-1],
         causal=True,
@@ -52,8 +52,8 @@ def test_logits_are_those_of_loops(score: IndexScore, selection_unit: int, key_u
     assert logits.shape == (2, rows, -(-9 // selection_unit))
     expected: dict[tuple[int, int, int], int] = {}
     row = 0
-    for (q_len, seq_len), table in zip(lens, blocks, strict=True):
-        for p in range(seq_len - q_len, seq_len):
+    for (query_len, seq_len), table in zip(lens, blocks, strict=True):
+        for p in range(seq_len - query_len, seq_len):
             for key in range(seq_len // key_unit):
                 if key * key_unit + key_unit - 1 > p:
                     continue
@@ -69,13 +69,13 @@ def test_logits_are_those_of_loops(score: IndexScore, selection_unit: int, key_u
         assert float(logits[place]) == expected.get(place, -torch.inf), place
 
 
-def selected_of(logits: list[float], q_len: int = 1, **fields: Any) -> list[set[int]]:
+def selected_of(logits: list[float], query_len: int = 1, **fields: Any) -> list[set[int]]:
     """What the last rows of a request select, by logits that all of them have."""
     made = indexer(num_heads=1, **fields)
     seq_len = len(logits) * made.selection_unit if "seq_len" not in fields else fields["seq_len"]
-    batch = step([(q_len, seq_len)], [[0]])
-    chosen = select(torch.tensor(logits).expand(1, q_len, -1).contiguous(), made, batch)
-    assert chosen.shape == (1, q_len, made.selected_width)
+    batch = step([(query_len, seq_len)], [[0]])
+    chosen = select(torch.tensor(logits).expand(1, query_len, -1).contiguous(), made, batch)
+    assert chosen.shape == (1, query_len, made.selected_width)
     return [{unit for unit in row if unit >= 0} for row in chosen[0].tolist()]
 
 
@@ -87,11 +87,11 @@ def test_the_greatest_are_selected() -> None:
 
 
 def test_a_row_chooses_among_units_that_it_sees() -> None:
-    assert selected_of([1.0, 2.0, 9.0], q_len=3) == [{0}, {0, 1}, {1, 2}]
+    assert selected_of([1.0, 2.0, 9.0], query_len=3) == [{0}, {0, 1}, {1, 2}]
     # units of 4 tokens with a key each: the row at 6 sees unit 0 alone, and stands in unit 1
-    assert selected_of([1.0, 2.0], q_len=3, selection_unit=4, key_unit=4, top_k=1) == [{0, 1}, {0, 1}, {1}]
+    assert selected_of([1.0, 2.0], query_len=3, selection_unit=4, key_unit=4, top_k=1) == [{0, 1}, {0, 1}, {1}]
     # with a key per token, a unit is seen from its first token on
-    assert selected_of([1.0, 2.0], q_len=5, selection_unit=4, top_k=1) == [{0}, {1}, {1}, {1}, {1}]
+    assert selected_of([1.0, 2.0], query_len=5, selection_unit=4, top_k=1) == [{0}, {1}, {1}, {1}, {1}]
 
 
 def test_forced_units_count_among_the_best() -> None:
@@ -99,7 +99,7 @@ def test_forced_units_count_among_the_best() -> None:
     assert selected_of(logits, top_k=3, first_units=1, last_units=1) == [{0, 2, 4}]
     assert selected_of(logits, top_k=2, first_units=1, last_units=1) == [{0, 4}]
     assert selected_of(logits[:1], top_k=3, first_units=1, last_units=2) == [{0}]
-    assert selected_of(logits, q_len=2, top_k=1, last_units=1) == [{3}, {4}]
+    assert selected_of(logits, query_len=2, top_k=1, last_units=1) == [{3}, {4}]
 
 
 def test_rows_before_the_sequence_select_nothing() -> None:

@@ -162,7 +162,7 @@ def test_v_is_the_beginning_of_k(randn):
 
 
 def test_a_draft_of_several_tokens_is_as_many_decodes(randn):
-    """Query t of q_len sees seq_len - q_len + 1 + t keys. Every row of a causal step equals a step of one token."""
+    """Query t of query_len sees seq_len - query_len + 1 + t keys. Every row of a causal step equals a step of one token."""
     q, rows = randn(4, N, LKV + R), randn(12, 1, LKV + R).view(3, 4, -1)
     table = torch.tensor([[2, 0, 1]], dtype=torch.int32)
     drafts = paged_attention(q, rows, layer_of(**LATENT), batch_of([4], [11], block_table=table))

@@ -17,9 +17,9 @@ LARGEST_OUT, LARGEST_LSE = 1, 9
 """Tokens are drawn from [-1, 1]: a logit is at most 6 in absolute value, and 6 + log(13) < 9 for 12 keys and a sink."""
 
 
-def random_tokens(q_len, seq_len, seed):
+def random_tokens(query_len, seq_len, seed):
     generator = torch.Generator().manual_seed(seed)
-    shapes = ((q_len, H, D), (seq_len, HK, D), (seq_len, HK, D))
+    shapes = ((query_len, H, D), (seq_len, HK, D), (seq_len, HK, D))
     return [2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1 for shape in shapes]
 
 
@@ -48,14 +48,18 @@ def assert_same_state(a, b, roundings):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    q_len=st.integers(0, 4), seq_len=st.integers(0, 12), with_sinks=st.booleans(), seed=st.integers(0, 2**16), data=st.data()
+    query_len=st.integers(0, 4),
+    seq_len=st.integers(0, 12),
+    with_sinks=st.booleans(),
+    seed=st.integers(0, 2**16),
+    data=st.data(),
 )
-def test_any_split_merges_into_the_whole(q_len, seq_len, with_sinks, seed, data):
+def test_any_split_merges_into_the_whole(query_len, seq_len, with_sinks, seed, data):
     """Each key belongs to one of two parts, which need not be contiguous. The sink joins exactly one part."""
     in_a = torch.tensor(data.draw(st.lists(st.booleans(), min_size=seq_len, max_size=seq_len)), dtype=torch.bool)
-    tokens = random_tokens(q_len, seq_len, seed)
+    tokens = random_tokens(query_len, seq_len, seed)
     sinks = torch.linspace(-2, 2, H) if with_sinks else None
-    everything = torch.ones(q_len, seq_len, dtype=torch.bool)
+    everything = torch.ones(query_len, seq_len, dtype=torch.bool)
     merged = merge(state(*tokens, everything & in_a, sinks), state(*tokens, everything & ~in_a))
     assert_same_state(merged, state(*tokens, everything, sinks), roundings=4)
 
@@ -103,12 +107,16 @@ def test_in_place(randn):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    num_parts=st.integers(1, 5), q_len=st.integers(0, 3), seq_len=st.integers(0, 12), seed=st.integers(0, 2**16), data=st.data()
+    num_parts=st.integers(1, 5),
+    query_len=st.integers(0, 3),
+    seq_len=st.integers(0, 12),
+    seed=st.integers(0, 2**16),
+    data=st.data(),
 )
-def test_any_number_of_parts_merges_into_the_whole(num_parts, q_len, seq_len, seed, data):
+def test_any_number_of_parts_merges_into_the_whole(num_parts, query_len, seq_len, seed, data):
     part_of = torch.tensor(data.draw(st.lists(st.integers(0, num_parts - 1), min_size=seq_len, max_size=seq_len)))
-    tokens = random_tokens(q_len, seq_len, seed)
-    everything = torch.ones(q_len, seq_len, dtype=torch.bool)
+    tokens = random_tokens(query_len, seq_len, seed)
+    everything = torch.ones(query_len, seq_len, dtype=torch.bool)
     parts = [state(*tokens, everything & (part_of == part)) for part in range(num_parts)]
     assert_same_state(merge_parts(parts), state(*tokens, everything), roundings=2)
     base_2 = [(out, (lse.double() / math.log(2)).float()) for out, lse in parts]

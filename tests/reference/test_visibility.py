@@ -14,7 +14,7 @@ from attn_reference import attend, paged_requests, varlen_requests, visible
 from attn_reference.masks import in_range
 
 LENGTHS = list(itertools.product(range(1, 5), range(8)))
-"""(q_len, seq_len). With more queries than keys, the first queries stand before the sequence."""
+"""(query_len, seq_len). With more queries than keys, the first queries stand before the sequence."""
 
 WINDOWS = list(itertools.product((-1, 0, 1, 3), repeat=2))
 RANGES = [[1, 4], [6, 6], [4, 2], [-2, 0]]
@@ -38,9 +38,9 @@ class Rules:
     qq_bias: bool = False
 
 
-def sees(i: int, j: int, q_len: int, seq_len: int, rules: Rules) -> bool:
+def sees(i: int, j: int, query_len: int, seq_len: int, rules: Rules) -> bool:
     """Whether query i sees key j: the formula, term by term."""
-    context_len = seq_len - q_len
+    context_len = seq_len - query_len
     p = context_len + i
     left, right = rules.window
     in_window = (left < 0 or p - j <= left) and (right < 0 or j - p <= right)
@@ -53,9 +53,9 @@ def sees(i: int, j: int, q_len: int, seq_len: int, rules: Rules) -> bool:
     return 0 <= j < seq_len and (base or in_range) and selected and not hidden
 
 
-def truth_table(q_len: int, seq_len: int, rules: Rules) -> torch.Tensor:
-    rows = [[sees(i, j, q_len, seq_len, rules) for j in range(seq_len)] for i in range(q_len)]
-    return torch.tensor(rows, dtype=torch.bool).reshape(q_len, seq_len)
+def truth_table(query_len: int, seq_len: int, rules: Rules) -> torch.Tensor:
+    rows = [[sees(i, j, query_len, seq_len, rules) for j in range(seq_len)] for i in range(query_len)]
+    return torch.tensor(rows, dtype=torch.bool).reshape(query_len, seq_len)
 
 
 def layer_of(rules: Rules) -> Layer:
@@ -73,17 +73,17 @@ def of_the_layer(rules: Rules) -> dict[str, Any]:
     return {name: value for name, value in vars(rules).items() if name in held_rules(Layer)}
 
 
-def seen_keys(q_len: int, seq_len: int, keys: range, rules: Rules) -> torch.Tensor:
+def seen_keys(query_len: int, seq_len: int, keys: range, rules: Rules) -> torch.Tensor:
     """`visible` for a batch of one request. The keys may lie outside the request."""
     batch = Batch(
-        query_start_loc=torch.tensor([0, q_len], dtype=torch.int32),
+        query_start_loc=torch.tensor([0, query_len], dtype=torch.int32),
         seq_lens=torch.tensor([seq_len], dtype=torch.int32),
-        max_query_len=q_len,
+        max_query_len=query_len,
         max_seq_len=seq_len,
-        num_actual_tokens=q_len,
+        num_actual_tokens=query_len,
         causal=rules.causal,
     )
-    positions, key_positions = torch.arange(seq_len - q_len, seq_len), torch.tensor(keys, dtype=torch.int64)
+    positions, key_positions = torch.arange(seq_len - query_len, seq_len), torch.tensor(keys, dtype=torch.int64)
     return visible(positions, key_positions, layer_of(rules), batch, 0)
 
 
@@ -130,11 +130,11 @@ def test_the_truth_table_itself():
 def test_windows(window, causal):
     """Positions before 0 and from seq_len on hold no key, and are never visible."""
     rules = Rules(causal=causal, window=window)
-    for q_len, seq_len in LENGTHS:
+    for query_len, seq_len in LENGTHS:
         keys = range(-2, seq_len + 3)
-        seen = seen_keys(q_len, seq_len, keys, rules)
-        expected = [[sees(i, j, q_len, seq_len, rules) for j in keys] for i in range(q_len)]
-        assert seen.tolist() == expected, (q_len, seq_len)
+        seen = seen_keys(query_len, seq_len, keys, rules)
+        expected = [[sees(i, j, query_len, seq_len, rules) for j in keys] for i in range(query_len)]
+        assert seen.tolist() == expected, (query_len, seq_len)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -142,27 +142,27 @@ def test_windows(window, causal):
 @pytest.mark.parametrize("sink_tokens", [0, 1, 3, 100])
 def test_chunks_and_sink_tokens(sink_tokens, chunked_local, causal):
     rules = Rules(causal=causal, window=(1, 0), sink_tokens=sink_tokens, chunked_local=chunked_local)
-    for q_len, seq_len in LENGTHS:
-        seen = seen_keys(q_len, seq_len, range(seq_len), rules)
-        assert torch.equal(seen, truth_table(q_len, seq_len, rules)), (q_len, seq_len)
+    for query_len, seq_len in LENGTHS:
+        seen = seen_keys(query_len, seq_len, range(seq_len), rules)
+        assert torch.equal(seen, truth_table(query_len, seq_len, rules)), (query_len, seq_len)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_all_rules_together(causal, paged_call, randn):
     """Every combination of the rules, over every length, as a call applies them."""
-    tokens = [(randn(q_len, 1, 4), randn(seq_len, 1, 4), randn(seq_len, 1, 4)) for q_len, seq_len in LENGTHS]
+    tokens = [(randn(query_len, 1, 4), randn(seq_len, 1, 4), randn(seq_len, 1, 4)) for query_len, seq_len in LENGTHS]
     for rules in (replace(rules, causal=causal) for rules in ALL):
-        for request, (q_len, seq_len) in zip(requests_of(paged_call, tokens, rules), LENGTHS, strict=True):
-            assert torch.equal(request.visible, truth_table(q_len, seq_len, rules)), (rules, q_len, seq_len)
+        for request, (query_len, seq_len) in zip(requests_of(paged_call, tokens, rules), LENGTHS, strict=True):
+            assert torch.equal(request.visible, truth_table(query_len, seq_len, rules)), (rules, query_len, seq_len)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_weights_are_zero_exactly_where_a_key_is_not_seen(causal, paged_call, randn):
     lengths = [(1, 7), (3, 6), (4, 4), (4, 2)]
-    tokens = [(randn(q_len, 2, 4), randn(seq_len, 1, 4), randn(seq_len, 1, 4)) for q_len, seq_len in lengths]
+    tokens = [(randn(query_len, 2, 4), randn(seq_len, 1, 4), randn(seq_len, 1, 4)) for query_len, seq_len in lengths]
     for rules in (replace(rules, causal=causal) for rules in ALL):
-        for request, (q_len, seq_len) in zip(requests_of(paged_call, tokens, rules), lengths, strict=True):
-            expected = truth_table(q_len, seq_len, rules)
+        for request, (query_len, seq_len) in zip(requests_of(paged_call, tokens, rules), lengths, strict=True):
+            expected = truth_table(query_len, seq_len, rules)
             attention = attend(request, replace(layer_of(rules), num_heads=2))
             assert torch.equal(attention.weights != 0, expected.expand(2, -1, -1)), rules
             assert torch.equal(attention.logits != -torch.inf, expected.expand(2, -1, -1)), rules
@@ -193,8 +193,8 @@ def selected_of(lengths, selection_unit):
         return None
     rows = [
         [unit if unit * selection_unit < seq_len else -1 for unit in SELECTED[i]]
-        for q_len, seq_len in lengths
-        for i in range(q_len)
+        for query_len, seq_len in lengths
+        for i in range(query_len)
     ]
     return torch.nn.functional.pad(torch.tensor([rows], dtype=torch.int32), (0, 0, 0, 8))
 
@@ -221,22 +221,22 @@ def test_keys_of_four_tokens_by_hand(paged_call):
 def test_keys_of_several_tokens(key_unit, paged_call, randn):
     """A key is seen once the query stands at its last token or behind it. A selection of units of two keys hides others."""
     sizes = sorted({*range(7), key_unit - 1, key_unit, key_unit + 1, 4 * key_unit - 1, 4 * key_unit, 4 * key_unit + 1, 12})
-    lengths = [(q_len, seq_len) for q_len in (1, 3, 5) for seq_len in sizes]
-    tokens = [(randn(q_len, 1, 4), *randn(2, seq_len // key_unit, 1, 4)) for q_len, seq_len in lengths]
-    rows = [[0 if seq_len >= key_unit else -1] for q_len, seq_len in lengths for _ in range(q_len)]
+    lengths = [(query_len, seq_len) for query_len in (1, 3, 5) for seq_len in sizes]
+    tokens = [(randn(query_len, 1, 4), *randn(2, seq_len // key_unit, 1, 4)) for query_len, seq_len in lengths]
+    rows = [[0 if seq_len >= key_unit else -1] for query_len, seq_len in lengths for _ in range(query_len)]
     selected = torch.nn.functional.pad(torch.tensor([rows], dtype=torch.int32), (0, 0, 0, 8))
     for of_selection in ({}, {"selection_unit": 2, "selected": selected}):
         call = sharing(paged_call, tokens, [seq_len for _, seq_len in lengths], key_unit=key_unit, **of_selection)
-        for request, (q_len, seq_len) in zip(paged_requests(*call, torch.float64), lengths, strict=True):
+        for request, (query_len, seq_len) in zip(paged_requests(*call, torch.float64), lengths, strict=True):
             seen = [
                 [
-                    all(token <= seq_len - q_len + i for token in range(key * key_unit, (key + 1) * key_unit))
+                    all(token <= seq_len - query_len + i for token in range(key * key_unit, (key + 1) * key_unit))
                     and (not of_selection or key in (0, 1))
                     for key in range(seq_len // key_unit)
                 ]
-                for i in range(q_len)
+                for i in range(query_len)
             ]
-            assert request.visible.tolist() == seen, (q_len, seq_len)
+            assert request.visible.tolist() == seen, (query_len, seq_len)
 
 
 def test_two_sources_are_one_softmax_over_both(paged_call, randn):

@@ -75,7 +75,7 @@ class Blocks(NamedTuple):
 
 
 def joined(requests: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> Tokens:
-    """Tokens of requests that are each given as query [q_len, H, D], key and value [seq_len, HK, D]."""
+    """Tokens of requests that are each given as query [query_len, H, D], key and value [seq_len, HK, D]."""
     query, key, value = map(torch.cat, zip(*requests, strict=True))
     return Tokens(query, key, value, [len(q) for q, _, _ in requests], [len(k) for _, k, _ in requests])
 
@@ -184,7 +184,7 @@ def shuffled_blocks(seq_lens: Sequence[int], block_size: int) -> Blocks:
 
 def is_new(query_lens: Sequence[int], seq_lens: Sequence[int]) -> torch.Tensor:
     """[S] bool: which keys, request after request, a step brings: the last ones, as many as there are queries."""
-    return torch.cat([torch.arange(n) >= n - q_len for q_len, n in zip(query_lens, seq_lens, strict=True)])
+    return torch.cat([torch.arange(n) >= n - query_len for query_len, n in zip(query_lens, seq_lens, strict=True)])
 
 
 def padded_rows(*parts: torch.Tensor, device: torch.device | str = "cpu") -> tuple[torch.Tensor, ...]:
@@ -221,10 +221,10 @@ def write_keys(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: 
     If V is of another width, it is the first dims of v and of -v behind it.
     """
     if layer.layout is not None and layer.layout.has_latent_value:
-        kv_c, k_pe = k[:, 0].tensor_split([layer.value_size], dim=1)
+        kv_c, k_pe = k[:, 0].tensor_split([layer.v_head_size], dim=1)
         attn_reference.write_latent_cache(kv_c, k_pe, kv_cache, layer, slots)
     else:
-        attn_reference.write_kv_cache(k, torch.cat([v, -v], dim=-1)[..., : layer.value_size], kv_cache, layer, slots)
+        attn_reference.write_kv_cache(k, torch.cat([v, -v], dim=-1)[..., : layer.v_head_size], kv_cache, layer, slots)
 
 
 def unseen_slots(call: PagedCall) -> torch.Tensor:

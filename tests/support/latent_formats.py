@@ -14,8 +14,8 @@ def latent_sizes(layout: Layout, scales: int = 1) -> dict[str, int]:
     form = LATENT_FORMATS[layout]
     behind_v, kept = (2, 0) if form.kept_dims is None else (0, form.kept_dims)
     for count in itertools.count(scales):
-        value_size = count * form.scale_dims + kept
-        sizes = {"head_size": value_size + behind_v, "head_size_v": value_size}
+        v_head_size = count * form.scale_dims + kept
+        sizes = {"head_size": v_head_size + behind_v, "head_size_v": v_head_size}
         try:
             layout.check_widths(**sizes)
         except ContractError:

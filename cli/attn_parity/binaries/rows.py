@@ -41,7 +41,7 @@ class Execution(NamedTuple):
         verdict: "agree"; a kind of failure of `attn_fuzz.verdict.verdict`, such as "value" or "raised"; or "not run".
         error: the largest error / bound of outputs; 0 where what is written is compared bitwise.
         why: why it does not agree, or did not run; empty if it agrees.
-        code: the first digits of the digest of the launch's assembly; empty if nobody noted it.
+        code: the first digits of the digest of the launch's assembly; empty if unknown.
     """
 
     verdict: str

@@ -157,7 +157,7 @@ def _launches(shipped: ShippedCall, architecture: str) -> Iterator[KernelCall]:
         case "write":
             yield write_kv_cache_call(k, v, _cache(shipped), layer, _integers(num_tokens), architecture=architecture)
         case "write latent":
-            kv_c, k_pe = _empty((num_tokens, shipped.head_size), shipped.dtype).tensor_split([layer.value_size], dim=1)
+            kv_c, k_pe = _empty((num_tokens, shipped.head_size), shipped.dtype).tensor_split([layer.v_head_size], dim=1)
             arguments = (kv_c, k_pe, _cache(shipped), layer, _integers(num_tokens))
             yield write_latent_cache_call(*arguments, architecture=architecture)
         case "rope":

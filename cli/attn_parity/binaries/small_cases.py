@@ -65,7 +65,7 @@ def _second_lengths(shipped: ShippedCall, queries: int, keys: int) -> list[tuple
 
 
 def _for_cascade(shipped: ShippedCall, keys: int) -> list[tuple[int, int]]:
-    """So many more queries that those of all requests together are no decode."""
+    """The number of further queries with which all requests together are no decode."""
     heads = KV_HEADS * (shipped.num_heads // shipped.num_kv_heads)
     return [(1, keys + 2)] * (DECODE_TILE_ROWS // heads + 1) if shipped.op == "cascade" else []
 

@@ -40,7 +40,7 @@ def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for rule in reversed(list(RULES.values())):
         name = f"--{rule.name.replace('_', '-')}"
         kind = _OPTION_TYPES.get(rule.type, {"is_flag": True})
-        words = rule.words.removesuffix(f" ({rule.name})")
+        words = rule.label.removesuffix(f" ({rule.name})")
         command = click.option(name, rule.name, help=f"{words[0].upper()}{words[1:]}.", **kind)(command)
     return command
 

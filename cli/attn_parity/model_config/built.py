@@ -35,7 +35,7 @@ _WITHOUT_EFFECT = frozenset(
 
 
 class Reason(StrEnum):
-    """Why a layer, or all of a model, is not answered. There are no other reasons."""
+    """The reason why a layer, or all of a model, is not answered. There are no other reasons."""
 
     NOT_BUILT = "transformers builds no model of it on meta"
     NO_CALL = "no call of transformers' attention"
@@ -61,7 +61,7 @@ class Call:
     Args:
         layer: the number of the layer, counted from 0 in its list of layers.
         path: the module's name in the model, without that number and the names of lists.
-        num_heads, num_kv_heads, head_size, value_size: the sizes of q, k and v as handed.
+        num_heads, num_kv_heads, head_size, v_head_size: the sizes of q, k and v as handed.
         rules: window, chunked_local, selection_unit, logits_soft_cap and sinks, as in AttentionConfig.
         attn_type, top_k: as in AttentionConfig.
         shared_with: the layer whose keys it is handed; None: its own.
@@ -74,7 +74,7 @@ class Call:
     num_heads: int = 0
     num_kv_heads: int = 0
     head_size: int = 0
-    value_size: int = 0
+    v_head_size: int = 0
     scale: float = 0.0
     rules: Mapping[str, Any] = field(default_factory=dict)
     attn_type: AttentionType = AttentionType.DECODER
@@ -108,7 +108,7 @@ def built(config: Any, model_class: Any) -> Built:
         names = {module: name for name, module in model.named_modules()}
         calls = tuple(_own_calls(names, config))
         if not calls:
-            _spare_what_has_no_attention(names)
+            _skip_modules_without_attention(names)
             _run(model, kept)
     if not calls and not kept:
         mixers = ", ".join(dict.fromkeys(_without(names, (), set()).values()))
@@ -188,7 +188,7 @@ def _attends(module: torch.nn.Module) -> bool:
     return "Attention" in type(module).__name__ or hasattr(module, "num_key_value_groups")
 
 
-def _spare_what_has_no_attention(names: Mapping[torch.nn.Module, str]) -> None:
+def _skip_modules_without_attention(names: Mapping[torch.nn.Module, str]) -> None:
     """Lets parts of layers that cannot run on meta, such as a choice of experts, hand on zeros. No attention is in them."""
     around = [name for module, name in names.items() if _attends(module)]
     for module, name in names.items():
@@ -232,7 +232,7 @@ def _call(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_size=head_size,
-        value_size=value.shape[-1],
+        v_head_size=value.shape[-1],
         scale=_scaled_before(module) * (head_size**-0.5 if scaling is None else float(scaling)),
         rules=rules if unit is None else rules | {"selection_unit": unit},
         attn_type=attn_type,

@@ -31,7 +31,7 @@ def deployed(config: ModelConfig, engine: Engine) -> ModelFile:
     """The model file of a config. Its layers are the config's groups, whose caches share an allocation.
 
     Raises:
-        ContractError: nobody says the dtype, or the heads cannot be shared by so many devices.
+        ContractError: the dtype is not given, or that number of devices cannot share the heads.
     """
     dtype = engine.fields.get("dtype", config.dtype)
     if dtype is None:
@@ -72,7 +72,7 @@ def _fields(group: Group, asked: Mapping[str, Any], engine: Engine) -> dict[str,
 
 
 def _widen_blocks(layers: Mapping[str, dict[str, Any]]) -> None:
-    """Give layers of smaller rows so many more slots a block, that all blocks have as many bytes, as vLLM does."""
+    """Give layers of smaller rows more slots in a block, so that all blocks have the same bytes, as vLLM does."""
     cached = [(fields, fields["num_kv_heads"] * fields["head_size"]) for fields in layers.values() if "block_size" in fields]
     most = max((row for _, row in cached), default=1)
     for fields, row in cached:

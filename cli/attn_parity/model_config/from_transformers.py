@@ -250,8 +250,8 @@ def _group(call: Call, text: Any, images: Images | None) -> Group:
         # the absorbed form, which reads the cache, of the expanded form that transformers computes
         sizes |= {"num_kv_heads": 1, "head_size": latent + rope}
         rules["head_size_v"] = latent
-    elif call.value_size != call.head_size:
-        rules["head_size_v"], layout = call.value_size, Layout.CONTENT_PACKED
+    elif call.v_head_size != call.head_size:
+        rules["head_size_v"], layout = call.v_head_size, Layout.CONTENT_PACKED
     group = Group(
         layers=(call.layer,),
         scale=call.scale,

@@ -41,7 +41,7 @@ def _xglm(module: Any, config: Any) -> dict[str, Any]:
 
 
 def _read(heads: int, head_size: int, scale: float, **rules: Any) -> dict[str, Any]:
-    sizes = {"num_heads": heads, "num_kv_heads": heads, "head_size": head_size, "value_size": head_size}
+    sizes = {"num_heads": heads, "num_kv_heads": heads, "head_size": head_size, "v_head_size": head_size}
     return {**sizes, "scale": float(scale), "rules": rules}
 
 

@@ -1,4 +1,4 @@
-"""The border of every call: one check for each operation.
+"""Argument checks: one for each operation.
 
 Shapes, dtypes, strides and numbers of the host are always checked. Values in tensors are checked with `values=True`: to read
 them from a device means to wait for the device, so implementations that ship read none unless they are asked to. Each check

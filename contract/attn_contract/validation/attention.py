@@ -59,10 +59,10 @@ def check_paged_attention(
         q: [T, H, D] float32, float16 or bfloat16, or the cache's float8 with a `layer.q_scale`; finite in the rows of requests.
         kv_cache: shaped as the layer's layout says. K and V of a key that some query of the request sees are finite; all else
             that the cache holds may be NaN or infinite.
-        out: [T, H, value_size] or [T, H * value_size] of q's dtype, or of a float8 type with an output_scale; None: the caller
-            allocates it in `dtype_of_output`. Beside a float8 q it is of any of these types.
+        out: [T, H, v_head_size] or [T, H * v_head_size] of q's dtype, or of a float8 type with an output_scale; None: the
+            caller allocates it in `dtype_of_output`. With a float8 q it is of any of these types.
         lse: [H, T] float32; None: the caller does not want it, or allocates it.
-        values: True if to check lengths, blocks, slots, biases and scales, too: the `validate` of whoever is called.
+        values: True if to check lengths, blocks, slots, biases and scales, too: the `validate` of the implementation.
     """
     check_type("validate", values, bool, "a bool")
     check_attention_tensors({"q": q, "kv_cache": kv_cache}, layer, batch, out, lse)
@@ -108,9 +108,9 @@ def check_varlen_attention(
 
     Args:
         q: [T, H, D] float32, float16 or bfloat16, finite in the rows of requests.
-        k, v: [T_kv, HK, D] and [T_kv, HK, value_size] of q's dtype, finite in the rows of requests.
+        k, v: [T_kv, HK, D] and [T_kv, HK, v_head_size] of q's dtype, finite in the rows of requests.
         out, lse: as in check_paged_attention.
-        values: True if to check lengths, biases and scales, too: the `validate` of whoever is called.
+        values: True if to check lengths, biases and scales, too: the `validate` of the implementation.
     """
     check_type("validate", values, bool, "a bool")
     check_attention_tensors({"q": q, "k": k, "v": v}, layer, batch, out, lse)
@@ -133,7 +133,7 @@ def check_varlen_attention(
 def check_own_tokens(
     k: torch.Tensor, v: torch.Tensor, q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor | None
 ) -> None:
-    """Check the keys [T_kv, HK, D] and values [T_kv, HK, value_size] of a step's own tokens.
+    """Check the keys [T_kv, HK, D] and values [T_kv, HK, v_head_size] of a step's own tokens.
 
     A prefill may read them instead of the cache.
 
@@ -190,7 +190,7 @@ def _check_out(out: torch.Tensor | None, q: torch.Tensor, layer: Layer) -> None:
         if layer.output_scale is not None:
             raise ContractError("out", None, f"a tensor of {float8}")
         return
-    shapes = ((len(q), layer.num_heads, layer.value_size), (len(q), layer.num_heads * layer.value_size))
+    shapes = ((len(q), layer.num_heads, layer.v_head_size), (len(q), layer.num_heads * layer.v_head_size))
     if tuple(out.shape) not in shapes:
         raise ContractError("out", f"shape {tuple(out.shape)}", f"shape {shapes[0]} or {shapes[1]}")
     if layer.output_scale is None and layer.q_scale is not None:
@@ -214,7 +214,7 @@ def dtype_of_output(q: torch.Tensor, layer: Layer) -> torch.dtype:
 
 
 def _check_keys_of_step(k: torch.Tensor, v: torch.Tensor, q: torch.Tensor, layer: Layer, batch: Batch) -> None:
-    """Check that k [T_kv, HK, D] and v [T_kv, HK, value_size] have a row for every token of the step."""
+    """Check that k [T_kv, HK, D] and v [T_kv, HK, v_head_size] have a row for every token of the step."""
     check_key_value(k, v, layer, q.dtype)
     check_heads("k", k, "T_kv", layer.num_kv_heads, layer.head_size)
     if len(k) < batch.num_actual_tokens:

@@ -43,7 +43,7 @@ def check_write_kv_cache(
     """Check a cache write.
 
     Args:
-        k, v: [T_kv, HK, D] and [T_kv, HK, value_size].
+        k, v: [T_kv, HK, D] and [T_kv, HK, v_head_size].
         slot_mapping: [S] int64, S at most T_kv.
         values: True if to check the slots and scales, too.
     """
@@ -67,7 +67,7 @@ def check_rope_and_write_kv_cache(
 
     Args:
         q: [T, H, D], written.
-        k, v: [T_kv, HK, D] and [T_kv, HK, value_size].
+        k, v: [T_kv, HK, D] and [T_kv, HK, v_head_size].
         positions: [P] int64, of the first P rows of q and of k; S <= P <= T.
         cos_sin_cache: [max_position, rotary_dim], float32 or q's dtype; rotary_dim is even and at most D.
         slot_mapping: [S] int64, S at most T_kv.
@@ -116,8 +116,8 @@ def check_write_latent_cache(
         raise ContractError("layer.layout", layer.layout, f"{A_LATENT_LAYOUT}; use write_kv_cache")
     check_float("kv_c", kv_c)
     for name, tensor, size in (
-        ("kv_c", kv_c, layer.value_size),
-        ("k_pe", k_pe, layer.head_size - layer.value_size),
+        ("kv_c", kv_c, layer.v_head_size),
+        ("k_pe", k_pe, layer.head_size - layer.v_head_size),
     ):
         if tensor.dim() != 2 or tensor.shape[1] != size or len(tensor) != len(kv_c):
             rows = "T_kv" if name == "kv_c" else len(kv_c)

@@ -15,7 +15,7 @@ def check_heads(name: str, tensor: torch.Tensor, rows: str, num_heads: int, head
 
 
 def check_key_value(k: torch.Tensor, v: torch.Tensor, layer: Layer, dtype: torch.dtype) -> None:
-    """Check that k and v are [T_kv, HK, D] and [T_kv, HK, value_size] of `dtype`, dense in the last dimension."""
+    """Check that k and v are [T_kv, HK, D] and [T_kv, HK, v_head_size] of `dtype`, dense in the last dimension."""
     for name, tensor in {"k": k, "v": v}.items():
         check_dims(name, tensor, ("T_kv", "num_kv_heads", "head_size"))
         if tensor.dtype != dtype:

@@ -67,7 +67,7 @@ def step(instruction: Instruction, kernel: Kernel, *, scc_matters: bool = True) 
     """The function that carries out an instruction on waves.
 
     Args:
-        scc_matters: True if somebody may read what the instruction leaves in SCC.
+        scc_matters: True if a later instruction may read the SCC of this one.
 
     Raises:
         UnknownInstructionError: the instruction, an operand or a modifier has no meaning here.

@@ -135,7 +135,8 @@ def _operands(instruction: Instruction) -> tuple[Operand, ...]:
 
 
 def _fits(within: Range, offset: np.ndarray, form: Format) -> tuple:
-    """Which lanes are in range (None if all are), and whether that differs between the words of a lane: then for each word."""
+    """The lanes in range (None: all), and True if that differs between the words of a lane: then they are given for each
+    word."""
     if int(np.maximum.reduce(offset, axis=None)) <= within.least - form.size:
         return None, False
     fits = offset <= within.length - form.size

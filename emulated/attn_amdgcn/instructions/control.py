@@ -76,11 +76,11 @@ def barrier_signal(instruction: Instruction, kernel: Kernel) -> Step:
 
 
 _SCHEDULING = (Named("hwreg(HW_REG_WAVE_MODE, 25, 1)"), Named("hwreg(HW_REG_WAVE_SCHED_MODE, 0, 2)"))
-"""How gfx1250 repeats memory instructions after a page fault (LLVM pull request 169016), and whether hardware waits for results
-of arithmetic (LLVM pull request 170319)."""
+"""Fields that say how gfx1250 repeats memory instructions after a page fault (LLVM pull request 169016), and whether hardware
+waits for results of arithmetic (LLVM pull request 170319)."""
 
 _ROUNDING = (Named("hwreg(HW_REG_MODE, 2, 2)"), Named("hwreg(HW_REG_WAVE_MODE, 2, 2)"))
-"""How float16 and float64 are rounded: 0, to nearest, as `modes` requires when a program begins."""
+"""The rounding of float16 and float64: 0, to nearest, as `modes` requires when a program begins."""
 
 
 @own_step("s_setreg_imm32_b32")

@@ -91,7 +91,7 @@ def reads(instruction: Instruction, read: Read, kernel: Kernel) -> Read:
 
 
 def _valid(instruction: Instruction, kernel: Kernel) -> Callable[[Waves], np.ndarray | None]:
-    """Which lanes read something; None if all do."""
+    """The lanes that read something; None if all do."""
     lane, inside = sources(instruction, kernel.wave_size)
     everywhere = None if inside.all() else inside[None]
     if instruction.modifiers.get("fi", 0) == 1:
@@ -100,7 +100,8 @@ def _valid(instruction: Instruction, kernel: Kernel) -> Callable[[Waves], np.nda
 
 
 def writes_lanes(instruction: Instruction, kernel: Kernel) -> Callable[[Waves], np.ndarray] | None:
-    """Which lanes of those that are on get a result: by `row_mask`, `bank_mask`, and, without `bound_ctrl`, by their source.
+    """The lanes, of those that are on, that get a result: by `row_mask`, `bank_mask`, and, without `bound_ctrl`, by their
+    source.
 
     None if all of them do.
     """

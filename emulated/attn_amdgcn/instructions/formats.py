@@ -105,12 +105,12 @@ def data_target(instruction: Instruction, operand: Operand, form: Format, kernel
 
 
 def rows_target(row: int, count: int, attribute: str = "vector") -> Piece:
-    """So many vector registers, as an array may be put there, in an attribute of `Waves` that has them."""
+    """A number of vector registers in an attribute of `Waves`, in the form to which an array is assigned."""
     return piece(f"waves.{attribute}[{{}}]", Row(tuple(range(row, row + count))))
 
 
 def writes_rows(row: int, count: int) -> Callable[[Waves, np.ndarray], None]:
-    """Writes [registers, waves, lanes] into so many registers, in the lanes that are on."""
+    """Writes [registers, waves, lanes] into consecutive registers, in the lanes that are on."""
     rows = slice(row, row + count)
 
     def write(waves: Waves, values: np.ndarray) -> None:

@@ -149,7 +149,7 @@ def scalar_step(instruction: Instruction, kernel: Kernel, *, scc_matters: bool =
     """The step of an instruction that `scalar` registers.
 
     Args:
-        scc_matters: True if somebody may read what it leaves in SCC.
+        scc_matters: True if a later instruction may read its SCC.
     """
     meaning = SCALAR[instruction.name]
     operands, results = list(instruction.operands), meaning.results

@@ -217,7 +217,7 @@ def _offset(instruction: Instruction) -> np.ndarray:
 
 
 def _place(instruction: Instruction, operand: Operand, offset: np.ndarray, form: Format, kernel: Kernel) -> Piece:
-    """Where an access begins in the LDS of all workgroups, for each offset [waves, lanes]."""
+    """The place in the LDS of all workgroups where an access begins, for each offset [waves, lanes]."""
     if "gds" in instruction.modifiers:
         raise unknown(instruction)
     address = piece("waves.vector{}", SourceRow(row_of(instruction, operand, 1, kernel)))
@@ -238,7 +238,7 @@ def _place_at(waves: Waves, address: np.ndarray, offset: np.ndarray, size: int) 
 
 
 def place_of(waves: Waves, address: np.ndarray, size: int, lanes: np.ndarray | None) -> np.ndarray:
-    """Where bytes lie in the LDS of all workgroups, by their addresses [waves, lanes] int64 in the workgroup's.
+    """The places of bytes in the LDS of all workgroups, from their addresses [waves, lanes] int64 in the workgroup's LDS.
 
     Args:
         lanes: those that access LDS; None if all do.

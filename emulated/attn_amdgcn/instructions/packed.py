@@ -38,7 +38,7 @@ from attn_amdgcn.waves import Waves
 
 
 def _halves(instruction: Instruction, i: int) -> tuple[int, int]:
-    """Which half of a source the lower and the upper operation read."""
+    """The halves of a source that the lower and the upper operation read."""
     sources = len(instruction.operands) - 1
     return numbers(instruction, "op_sel", sources)[i], numbers(instruction, "op_sel_hi", sources, 1)[i]
 

@@ -137,7 +137,7 @@ def _checked(waves: Waves, address: np.ndarray, form: Format) -> np.ndarray:
 
 
 def _places(waves: Waves, address: np.ndarray) -> np.ndarray:
-    """Where a byte of each lane lies in `Waves.scratch`, which is [words, waves, lanes]."""
+    """The place of a byte of each lane in `Waves.scratch`, which is [words, waves, lanes]."""
     num_waves, num_lanes = waves.shape
     lane = np.arange(num_waves * num_lanes).reshape(num_waves, num_lanes)
     return ((address >> 2) * (num_waves * num_lanes) + lane) * 4 + (address & 3)

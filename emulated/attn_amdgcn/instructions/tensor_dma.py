@@ -84,7 +84,7 @@ def store(instruction: Instruction, kernel: Kernel) -> Step:
 
 
 def _columns(instruction: Instruction, kernel: Kernel) -> list[slice]:
-    """Where a wave's scalar registers have the descriptor's groups."""
+    """The columns of a wave's scalar registers with the descriptor's groups."""
     if kernel.architecture != "gfx1250":
         raise unknown(instruction, f"a tensor data mover on {kernel.architecture}")
     check_modifiers(instruction, "th", "scope", "nv")

@@ -176,7 +176,7 @@ def _block_stride(case: Case, cache: Cache) -> int:
     """The elements from a block to the next, if no other layer's blocks lie between them."""
     stride, unit = (
         _pages(cache) * _page_size(case, cache) + cache.padding,
-        cache.layout.unit_of_blocks(case.head_size, case.head_size_v),
+        cache.layout.block_alignment(case.head_size, case.head_size_v),
     )
     return -(-stride // unit) * unit
 

@@ -322,7 +322,7 @@ def _results(call: Call, kept: Sequence[int], out: torch.Tensor | None, lse: tor
     if out is None or out.numel() > KEPT_ELEMENTS:
         return {}
     rows = _rows(call, kept)
-    found = {"out": out.reshape(len(out), call.layer.num_heads, call.layer.value_size)[rows]}
+    found = {"out": out.reshape(len(out), call.layer.num_heads, call.layer.v_head_size)[rows]}
     if lse is not None:
         found["lse"] = lse[:, rows]
     return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
@@ -363,7 +363,7 @@ def _elements(view: KVCacheView, kv: int, block: torch.Tensor, offset: torch.Ten
 def _expected_results(case: Case) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of the results that a file may hold."""
     rows, dtype = case.query_start_loc[-1], DTYPES[case.output_dtype or case.dtype]
-    results = {"out": ((rows, case.num_heads, case.value_size), dtype), "lse": ((case.num_heads, rows), torch.float32)}
+    results = {"out": ((rows, case.num_heads, case.v_head_size), dtype), "lse": ((case.num_heads, rows), torch.float32)}
     return results if case.lse else {"out": results["out"]}
 
 
@@ -375,7 +375,7 @@ def _expected(case: Case) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     of_q = dtype if case.q_scale is None else stored
     expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"q": ((rows, heads, case.head_size), of_q)}
     if case.cache is None:
-        expected |= {"k": ((rows, kv_heads, case.head_size), dtype), "v": ((rows, kv_heads, case.value_size), dtype)}
+        expected |= {"k": ((rows, kv_heads, case.head_size), dtype), "v": ((rows, kv_heads, case.v_head_size), dtype)}
     else:
         num_slots = num_slots_of_keys(case, case.cache)
         view = allocations.cache_view(case, case.cache)

@@ -228,7 +228,7 @@ class Case(
         unlike_strides: v has larger strides than k unless both are slices of one tensor, and v_scale_cache has its dimensions
             in another order in memory than k_scale_cache. By the seed, padding makes the heads of q, k, v and out whole numbers
             of a vector. For a latent cache, kv_c has larger strides than k_pe. In all tensors
-            a dimension of one element has a stride that nobody would give it (`attn_fuzz.cases.idle_strides`). A cache of
+            a dimension of one element has an unusual stride (`attn_fuzz.cases.idle_strides`). A cache of
             bytes that no other layer sees begins one byte later.
         rope: the step's write rotates q and k.
         output_dtype: dtype of a quantized out, which has an output_scale. None: the layer's dtype.
@@ -297,7 +297,7 @@ class Case(
         return self.num_kv_heads * self.group_size
 
     @property
-    def value_size(self) -> int:
+    def v_head_size(self) -> int:
         """The width of V and of the output."""
         return self.head_size_v or self.head_size
 
@@ -421,7 +421,7 @@ def slot_of(request: Request, cache: Cache, key: int) -> int:
 
 def num_elements(case: Case) -> int:
     """About how many elements the tensors of a case have together. Scores do not count: only the oracle holds them."""
-    head = max(case.head_size, case.value_size) * case.num_kv_heads
+    head = max(case.head_size, case.v_head_size) * case.num_kv_heads
     in_cache = 0
     if case.cache is not None:
         row = (

@@ -48,7 +48,7 @@ def queries(case: Case, generator: torch.Generator) -> tuple[torch.Tensor, torch
     direction = torch.randint(0, 2, (case.head_size,), generator=generator) * 2.0 - 1.0
     noise = torch.randn(shape, generator=generator)
     if case.has_latent_cache and case.values.kind in MEANING_VALUES:
-        direction[: case.value_size] = noise[..., : case.value_size] = 0
+        direction[: case.v_head_size] = noise[..., : case.v_head_size] = 0
     if case.values.kind == "exact":
         return torch.zeros(shape), direction
     if case.values.kind == "signature":
@@ -105,15 +105,15 @@ def keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Genera
     if not case.has_latent_cache:
         return keys, values
     if case.values.kind in MEANING_VALUES:
-        keys[..., : case.value_size] = values
-    return keys, keys[..., : case.value_size]
+        keys[..., : case.v_head_size] = values
+    return keys, keys[..., : case.v_head_size]
 
 
 def _keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """K and V as if they were stored separately."""
     cache = case.cache
     slots = cache.num_blocks * cache.block_size if cache else case.query_start_loc[-1]
-    shape, shape_of_v = ((slots, case.num_kv_heads, size) for size in (case.head_size, case.value_size))
+    shape, shape_of_v = ((slots, case.num_kv_heads, size) for size in (case.head_size, case.v_head_size))
     kind = case.values.kind
     if kind == "exact":
         return torch.randint(-2, 3, shape, generator=generator).float(), torch.randint(
@@ -135,7 +135,7 @@ def _keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Gener
     elif kind == "one_hot":
         values = torch.zeros(shape_of_v)
         for r, request in enumerate(case.requests):
-            for channel, key in enumerate(_edges(case, request)[: case.value_size]):
+            for channel, key in enumerate(_edges(case, request)[: case.v_head_size]):
                 values[_slot(case, r, key), :, channel] = 256
     elif kind == "signature":
         values = _signatures(shape_of_v)
@@ -273,7 +273,7 @@ def output_scale(case: Case, generator: torch.Generator) -> torch.Tensor:
 
 
 def rope_positions(case: Case, rope: Rope, generator: torch.Generator) -> list[int]:
-    """A position for each row that counts, or for all; not the request's own, but so many more. Rows that no request owns have
+    """A position for each row that counts, or for all rows: the request's own plus a constant. Rows that no request owns have
     small ones, and not 0 alone, whose rotation changes nothing."""
     positions: list[int] = []
     for request in case.requests:

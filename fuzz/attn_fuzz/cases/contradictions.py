@@ -42,7 +42,7 @@ def check(case: Case) -> None:
         raise CaseError("saturated: only a write to a quantized cache saturates, and a rotation makes NaN of infinities")
     if case.q_scale is not None:
         _check_float8_queries(case)
-    _check_value_size(case)
+    _check_v_head_size(case)
     if case.cache is None:
         _check_dense(case)
     else:
@@ -80,7 +80,7 @@ def _check_float8_queries(case: Case) -> None:
         raise CaseError("q_scale: null where q is rotated in place or lies beside k and v, which are of another dtype")
 
 
-def _check_value_size(case: Case) -> None:
+def _check_v_head_size(case: Case) -> None:
     """Check head_size_v as Layer does: dense V has any width, and so has V in the rows of CONTENT_PACKED."""
     if case.cache is None or case.cache.layout.takes_two_widths:
         if case.head_size_v == case.head_size:
@@ -107,7 +107,7 @@ def _check_dense(case: Case) -> None:
 def _check_allocation(case: Case, cache: Cache) -> None:
     """Check the layout, dtype and scales of the cache, and its other views."""
     head_unit, block_unit = cache.layout.units(case.itemsize)
-    unit = cache.layout.unit_of_strides
+    unit = cache.layout.stride_alignment
     is_unaligned = cache.padding % unit or cache.slot_padding % unit
     if case.head_size % head_unit or cache.block_size % block_unit or is_unaligned:
         sizes = f"a head_size that is a multiple of {head_unit} and a block_size that is a multiple of {block_unit}"

@@ -64,7 +64,7 @@ def _changed(step: Step, name: str) -> Step | None:
         other = _CHANGES[name](step)
         if other is not None:
             check_rules_of_step(other.layer, other.batch)
-    except ContractError:  # no rule of this attention type, or beside this one; no bias for so many queries
+    except ContractError:  # the attention type or another rule excludes this one, or no bias has that number of queries
         return None
     return other
 
@@ -210,7 +210,7 @@ def _cache_strides(step: Step) -> Step | None:
     if step.raw is None or step.view is None:
         return None
     view = step.view
-    kv_cache = restrided(view.tensor(step.raw), view.layout.unit_of_blocks(view.head_size, view.head_size_v))
+    kv_cache = restrided(view.tensor(step.raw), view.layout.block_alignment(view.head_size, view.head_size_v))
     sizes = {"num_kv_heads": view.num_kv_heads, "head_size": view.head_size, "head_size_v": view.head_size_v}
     raw = kv_cache.new_empty(0).set_(kv_cache.untyped_storage())
     return dataclasses.replace(step, raw=raw, view=KVCacheView.of(kv_cache, view.layout, **sizes))
@@ -321,7 +321,7 @@ def _cache_alignment(step: Step) -> Step | None:
     """A cache of the same numbers that begins one element later, or as many as its layout's strides are multiples of."""
     if step.raw is None or step.view is None:
         return None
-    later = step.view.layout.unit_of_strides
+    later = step.view.layout.stride_alignment
     raw = step.raw.new_empty(len(step.raw) + later)
     bits(raw)[later:].copy_(bits(step.raw))
     return dataclasses.replace(step, raw=raw, view=dataclasses.replace(step.view, offset=step.view.offset + later))
@@ -342,12 +342,12 @@ def _scale(step: Step) -> Step | None:
     return _of_layer(scale=2 * step.layer.scale or 1.0)(step)
 
 
-def _value_size(size: Callable[[Layer], int]) -> Callable[[Step], Step | None]:
+def _v_head_size(size: Callable[[Layer], int]) -> Callable[[Step], Step | None]:
     """V and the output of another width, with zeros where dense V was narrower. A cache that stores V apart stays as it is."""
 
     def change(step: Step) -> Step | None:
         layer, other = step.layer, size(step.layer)
-        if other in (0, layer.value_size) or not (layer.layout is None or layer.layout.has_latent_value):
+        if other in (0, layer.v_head_size) or not (layer.layout is None or layer.layout.has_latent_value):
             return None
         v = None if step.v is None else torch.nn.functional.pad(step.v, (0, max(0, other - step.v.shape[2])))[..., :other]
         changed = dataclasses.replace(layer, head_size_v=other)
@@ -390,13 +390,13 @@ def _of_heads(step: Step, num_kv_heads: int, group: int) -> Step:
         q=step.q[:, :num_heads],
         k=k,
         v=v,
-        out=_out_of(step, num_heads, layer.value_size),
+        out=_out_of(step, num_heads, layer.v_head_size),
         lse=None if step.lse is None else step.lse[:num_heads],
     )
 
 
-def _out_of(step: Step, num_heads: int, value_size: int) -> torch.Tensor:
-    heads = (num_heads, value_size) if step.out.dim() == 3 else (num_heads * value_size,)
+def _out_of(step: Step, num_heads: int, v_head_size: int) -> torch.Tensor:
+    heads = (num_heads, v_head_size) if step.out.dim() == 3 else (num_heads * v_head_size,)
     return step.out.new_empty((len(step.out), *heads))
 
 
@@ -622,8 +622,8 @@ _CHANGES: dict[str, Callable[[Step], Step | None]] = {
     ILLEGAL: _same,
     **{name: _rule(name) for name in _HELD},
     **{name: _without_rule(name.removeprefix("no ")) for name in CHANGES if name.startswith("no ")},
-    "head_size_v": _value_size(lambda layer: layer.value_size // 2),
-    "no head_size_v": _value_size(lambda layer: layer.head_size),
+    "head_size_v": _v_head_size(lambda layer: layer.v_head_size // 2),
+    "no head_size_v": _v_head_size(lambda layer: layer.head_size),
     "q_scale": _q_scale,
     "selection_unit": _selection_unit,
     "no selection_unit": _no_selection_unit,

@@ -278,17 +278,17 @@ def _wide_v(case: Case) -> int:
     """The size of a head of v with padding, if its strides are to be unlike k's."""
     if not case.unlike_strides:
         return 0
-    wide = _wide(case, case.value_size)
-    return wide + VECTOR if wide else case.value_size + PADDING
+    wide = _wide(case, case.v_head_size)
+    return wide + VECTOR if wide else case.v_head_size + PADDING
 
 
 def _output(case: Case, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
-    wide = 0 if case.flat_out or case.dense_out else _wide(case, case.value_size)
-    width = case.num_heads * (wide or case.value_size)
+    wide = 0 if case.flat_out or case.dense_out else _wide(case, case.v_head_size)
+    width = case.num_heads * (wide or case.v_head_size)
     padded = width if case.dense_out or wide else width + PADDING
     buffer = canary((case.num_rows + 2 * GUARD, padded), DTYPES[case.output_dtype or case.dtype], device)
     out = buffer[GUARD : GUARD + case.num_rows, :width]
-    out = out if case.flat_out else out.unflatten(1, (case.num_heads, -1))[..., : case.value_size]
+    out = out if case.flat_out else out.unflatten(1, (case.num_heads, -1))[..., : case.v_head_size]
     return buffer, with_idle_strides(case, out)
 
 
@@ -443,7 +443,7 @@ def _written_rows(
     k = _rows(k, num_rows, device, _wide(case, case.head_size) if wide_v else 0)
     if not case.has_latent_cache:
         return k, _rows(v, num_rows, device, wide_v)
-    v = k[..., : case.value_size]
+    v = k[..., : case.v_head_size]
     return k, _rows(v, num_rows, device, wide_v) if wide_v else v
 
 

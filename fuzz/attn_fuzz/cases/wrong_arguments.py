@@ -70,7 +70,7 @@ def wrong_attention(
     for name, tensor in tensors.items():
         for form, make in wrong_tensors(tensor, dims_of(layer.layout, "block", "slot") if name == "kv_cache" else ()):
             yield f"{name} {form}", calling(lambda name=name, make=make: {name: make()})
-    if kv_cache is not None and kv_cache.numel() and layer.layout is not None and (unit := layer.layout.unit_of_strides) > 1:
+    if kv_cache is not None and kv_cache.numel() and layer.layout is not None and (unit := layer.layout.stride_alignment) > 1:
         half = functools.partial(_later, kv_cache, unit // 2)
         yield f"kv_cache at no multiple of {unit} elements", calling(lambda: {"kv_cache": half()})
     if layer.output_scale is None and layer.q_scale is None:
@@ -104,7 +104,7 @@ def _shorter(tensors: dict[str, torch.Tensor], dims: dict[str, int], length: int
 
 
 def _later(right: torch.Tensor, elements: int) -> torch.Tensor:
-    """A tensor of the same shape and strides that begins so many elements behind the beginning of its memory."""
+    """A tensor of the same shape and strides that begins some elements behind the beginning of its memory."""
     return right.new_empty(extent(right) + elements).as_strided(right.shape, right.stride(), elements)
 
 

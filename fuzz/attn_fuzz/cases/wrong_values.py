@@ -44,7 +44,7 @@ def of_attention(
 
 
 def of_write(write: Write) -> Iterator[tuple[str, AbstractContextManager[None]]]:
-    """Likewise for a legal cache write."""
+    """The wrong value in words, and such a context, for a legal cache write."""
     slots, wrong = write.slot_mapping, list(_of_scales(write.layer, ("k_scale", "v_scale")))
     if len(slots):
         wrong += [("a slot", slots, value, (len(slots) - 1,)) for value in (-2, write.view.num_slots)]

@@ -37,7 +37,7 @@ def adapted(case: Case, support: Support) -> tuple[Case | None, str]:
 
 
 def _cannot_run(captured: Case, support: Support) -> str | None:
-    """Why a target cannot run a captured call. A Support's sizes say what is drawn, not what the kernel can do."""
+    """The reason why a target cannot run a captured call. A Support's sizes say what is drawn, not what the kernel can do."""
     if captured.dtype not in support.dtypes:
         return f"dtype {captured.dtype}"
     if captured.cache is not None and captured.cache.layout not in support.layouts:
@@ -116,9 +116,9 @@ def _with_sizes(case: Case, support: Support) -> Case:
 
 def _with_latent_sizes(case: Case, cache: Cache, latent: LatentSizes) -> Case:
     """The next larger pair of widths by that of K, and heads and blocks likewise."""
-    own = (case.value_size, case.head_size - case.value_size)
-    value_size, rotated = own if own in latent.widths else _nearest_pair(case.head_size, latent.widths)
-    sizes = {"head_size": value_size + rotated, "head_size_v": value_size}
+    own = (case.v_head_size, case.head_size - case.v_head_size)
+    v_head_size, rotated = own if own in latent.widths else _nearest_pair(case.head_size, latent.widths)
+    sizes = {"head_size": v_head_size + rotated, "head_size_v": v_head_size}
     case = replace(case, **sizes, group_size=_nearest(case.group_size, latent.group_sizes))
     block_size = _nearest(cache.block_size, latent.block_sizes)
     return case if block_size == cache.block_size else _with_block_size(case, cache, block_size)

@@ -1,7 +1,7 @@
 """A database of failures: each run adds the cases that it found, and the next one runs them first.
 
 Hypothesis's example databases store bytes under keys, in folders or Redis sets for example. Here the bytes are cases as JSON.
-Hypothesis itself would store the choices behind a case, which nobody can read. They mean another case after every edit of a
+Hypothesis itself would store the choices behind a case, which are unreadable. They mean another case after every edit of a
 strategy.
 """
 

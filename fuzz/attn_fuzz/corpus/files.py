@@ -16,7 +16,7 @@ from attn_fuzz.targets.target import Support
 SHIPPED = Path(__file__).parent
 MAX_CASES = 10_000
 REASONS = 3
-"""How many reasons for leaving cases out are printed."""
+"""The most reasons for leaving out cases that are printed."""
 
 
 def shipped() -> dict[str, Case]:
@@ -71,7 +71,8 @@ class Admitted(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """How many cases are run, adapted and left out, and the most frequent reasons; empty if all run as they are."""
+        """The numbers of cases that are run, adapted and left out, and the most frequent reasons; empty if all run as they
+        are."""
         if not self.adapted and not self.left_out:
             return ""
         reasons = sorted(self.left_out.items(), key=lambda item: -len(item[1]))

@@ -1,4 +1,4 @@
-"""Launches of code objects that somebody else has compiled: tensors become buffers, and buffers become tensors again."""
+"""Launches of compiled code objects of others: tensors become buffers, and buffers become tensors again."""
 
 import struct
 from collections.abc import Mapping, Sequence

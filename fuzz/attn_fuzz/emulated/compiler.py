@@ -70,7 +70,7 @@ def compiled_code(request: bytes) -> Compiled:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> str:
-    """How a process died, in words."""
+    """The death of a process, in words."""
     try:
         code = process.wait(END_SECONDS)
     except subprocess.TimeoutExpired:

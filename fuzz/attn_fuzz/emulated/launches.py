@@ -1,4 +1,4 @@
-"""Launches of interpreted kernels, whoever wrote them: another process compiles them for AMD, and the code is emulated.
+"""Launches of interpreted kernels of any origin: another process compiles them for AMD, and the code is emulated.
 
 Gluon kernels have no interpreter, and are launched in the same way.
 """

@@ -1,10 +1,10 @@
-"""Arithmetic of a kernel's floats on elements: exactly, or not at all.
+"""The arithmetic of a kernel's floats, on elements: a result is exact, or it is refused.
 
     sums, products, quotients, tl.dot    in both fields
     exp2, exp                            exponent -> value: exp2(a + b) = exp2(a) * exp2(b) holds for all a and b
     log2, log                            value -> logarithm, of which exp2 gives the value back
-    maxima, comparisons, abs             by `order`: one of the operands is chosen, and whichever it is cancels exactly
-    tanh                                 a fixed odd function of the element: of equal elements it is equal
+    maxima, comparisons, abs             by `order`: one of the operands; which one a maximum takes cancels exactly
+    tanh                                 a fixed odd function: equal elements have equal results
 
 log2(e) is no rational number. Here it is a fixed element LOG2E, and ln(2) is 1 / LOG2E: a kernel that uses a power of e on one
 side and a power of 2 on the other agrees with itself only if its factors are right.
@@ -21,9 +21,9 @@ from attn_fuzz.exact.refusal import NotCarriedError
 
 _NO_EXPONENT = "a number that comes of exp2, or of nothing known, used as an exponent"
 LEAST_EXPONENT = -(2.0**20)
-"""A number below it stands for -infinity: kernels initialise maxima, and mask logits, with numbers such as -1e20."""
+"""Numbers below it are taken for -infinity: kernels initialise maxima, and mask logits, with numbers such as -1e20."""
 _ROOTS = [numerator * pow(denominator, -1, EXPONENTS) % EXPONENTS for denominator in (2, 4, 8) for numerator in (1, -1)]
-"""Factors of logarithms that take a root, which a field does not have of every number."""
+"""Factors of logarithms that stand for roots. In a field not every number has a root."""
 _PRODUCT = "a product of two logarithms"
 LOG2E = Elements(
     np.array([np.log2(np.e)]),

@@ -1,4 +1,4 @@
-"""Triton's interpreter with elements for floats: methods that replace those of its `InterpreterBuilder`.
+"""Methods that replace those of the `InterpreterBuilder` of Triton's interpreter, and compute with elements in place of floats.
 
 While a call is followed (`attn_fuzz.exact.call`), a method computes with elements if one of its operands is a block of
 elements, and as before otherwise. Blocks of elements come from loads of floats and from constants. Integers, pointers and
@@ -126,7 +126,7 @@ def _has_elements(operands: Any) -> bool:
 
 
 def _for_elements(method: Method, compute: Callable[..., Handle]) -> Method:
-    """A method that computes with elements if one of its operands is a block of them, and as before otherwise."""
+    """A method that computes with elements if an operand is a block of elements, and as before otherwise."""
 
     def op(self: Any, *operands: Any, **named: Any) -> Any:
         if _has_elements(operands):
@@ -193,7 +193,7 @@ def _select(handle: Any, method: Method) -> Method:
 
 
 def _of_alike(handle: Any, method: Method) -> Method:
-    """A method that moves several blocks into one: all are elements, or none is."""
+    """A method that moves several blocks into one. If one block is of elements, all are made so."""
 
     def op(self: Any, *blocks: Handle) -> Handle:
         if _has_elements(blocks):
@@ -204,7 +204,8 @@ def _of_alike(handle: Any, method: Method) -> Method:
 
 
 def _bitcast(handle: Any, method: Method) -> Method:
-    """The bits of floats that memory or a constant holds are known. Those of a computed element are not: it is not rounded."""
+    """A bitcast: it knows the bits of floats from memory or a constant, but not those of a computed element, which is
+    unrounded."""
 
     def bitcast(self: Any, operand: Handle, target: Any) -> Handle:
         to, source = target.scalar, operand.dtype.scalar
@@ -235,10 +236,10 @@ def _cast(handle: Any, method: Method) -> Method:
 
 
 def _floats(operand: Handle, what: str) -> np.ndarray:
-    """The numbers of a block of elements that nothing was computed with.
+    """The floats that the elements of a block stand for.
 
     Raises:
-        NotCarriedError: something was.
+        NotCarriedError: an element is the result of a computation.
     """
     floats = elements.as_floats(operand.data)
     if floats is None:
@@ -263,7 +264,7 @@ def _load(handle: Any, memory: Any, method: Method) -> Method:
 
 
 def _spread(found: Elements, enabled: np.ndarray, other: Handle | None) -> Elements:
-    """Loaded elements [n] at the lanes that are enabled, and `other` at the rest: 0 if there is none."""
+    """Loaded elements [n] in the enabled lanes, and `other`, or 0 without it, in the rest."""
     if enabled.all():
         return found.reshape(enabled.shape)
     rest = elements.of_floats(np.zeros(1)) if other is None else elements_of(other)

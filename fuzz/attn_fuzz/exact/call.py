@@ -1,4 +1,4 @@
-"""The call that is followed in exact mode: its named quantities, and the elements in its memory."""
+"""The call that exact mode follows: its named quantities, and the elements in its memory."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -18,8 +18,8 @@ class Call:
 
     Args:
         quantities: the quantities of the call.
-        inputs: tensors that the call is given.
-        outputs: tensors that are compared after it.
+        inputs: the tensors that the call reads.
+        outputs: the tensors that are compared after the call.
 
     Attributes:
         quantities, memory, host: the quantities, the memory and the host of the call.
@@ -38,15 +38,15 @@ class Call:
 
 
 current: Call | None = None
-"""The call that is running, or None: then kernels compute with floats."""
+"""The call that is running. If it is None, kernels compute with floats."""
 
 
 @contextmanager
 def following(call: Call | None) -> Iterator[None]:
-    """Have kernels that are launched inside the `with` compute with elements, where `interpreter.install` was called.
+    """Make kernels that are launched inside the `with` compute with elements, in a process that called `interpreter.install`.
 
     Args:
-        call: what is noted on; None: kernels compute with floats.
+        call: the call that keeps elements and refusals; None: kernels compute with floats.
     """
     global current
     before, current = current, call
@@ -63,7 +63,7 @@ def following(call: Call | None) -> Iterator[None]:
 
 
 def refuse(what: str) -> None:
-    """Refuse the running call because of what exact mode cannot follow; nothing if no call is followed.
+    """Refuse the running call because exact mode cannot follow something. Do nothing if no call is followed.
 
     Raises:
         NotCarriedError: a call is followed.
@@ -73,7 +73,7 @@ def refuse(what: str) -> None:
 
 
 def note(error: NotCarriedError) -> None:
-    """Note on the running call what cannot be carried."""
+    """Note the first refusal on the running call."""
     if current is not None and not current.refusal:
         current.refusal = str(error)
 
@@ -81,7 +81,7 @@ def note(error: NotCarriedError) -> None:
 def while_followed(method: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
     """`method` while a call is followed, and `otherwise` if none is.
 
-    What `method` cannot carry is noted on the call: Triton wraps exceptions, and a target may catch them.
+    A refusal by `method` is noted on the call, because Triton wraps exceptions, and a target may catch them.
     """
 
     @functools.wraps(otherwise)

@@ -1,4 +1,4 @@
-"""Compares what a followed call has left in its outputs with the specification: each element is equal, or it is wrong."""
+"""Compares the outputs of a followed call with the specification: each element is equal, or it is wrong."""
 
 from typing import Literal, NamedTuple
 
@@ -16,7 +16,7 @@ from attn_fuzz.exact.specification import Rows, specified
 
 
 class Inequality(NamedTuple):
-    """The first element that is not what the specification says, and how many are not."""
+    """The first element that differs from the specification, and the number of those that do."""
 
     tensor: Literal["out", "lse"]
     message: str
@@ -26,12 +26,12 @@ def inequality(call: Call, step: Step, expected: Step) -> Inequality | None:
     """The first wrong element of a step's outputs; None if all are equal.
 
     Args:
-        call: what kernels have stored.
-        step: as the target left it.
-        expected: the step of which the formula is evaluated.
+        call: the call, with the elements that kernels have stored.
+        step: the step as the target left it.
+        expected: the step for which the formula is evaluated.
 
     Raises:
-        NotCarriedError: an output holds what exact mode cannot compare.
+        NotCarriedError: exact mode cannot compare an output.
     """
     for rows in specified(expected):
         out = _by_head(step)[rows.rows]
@@ -51,7 +51,7 @@ def inequality(call: Call, step: Step, expected: Step) -> Inequality | None:
 
 def _by_head(step: Step) -> torch.Tensor:
     """`out` [T, H, Dv], a view."""
-    return step.out if step.out.dim() == 3 else step.out.unflatten(1, (step.layer.num_heads, step.layer.value_size))
+    return step.out if step.out.dim() == 3 else step.out.unflatten(1, (step.layer.num_heads, step.layer.v_head_size))
 
 
 def _elements(memory: Memory, tensor: torch.Tensor, name: str) -> Elements:
@@ -94,7 +94,7 @@ def _wrong_out(held: Elements, rows: Rows, dtype: torch.dtype) -> Inequality | N
 
 
 def _is_clamped(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    """True if an element is the largest number of a float8 output, of either sign. The judge knows whether it should be."""
+    """True if an element is the largest number of a float8 output, of either sign. The judge decides if that is right."""
     if not dtype.is_floating_point or dtype.itemsize > 1:
         return np.zeros(values.shape, np.bool_)
     largest = torch.finfo(dtype).max

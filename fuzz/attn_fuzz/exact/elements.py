@@ -1,4 +1,4 @@
-"""Blocks of elements: what a kernel's floats are in exact mode.
+"""Blocks of elements, which take the place of a kernel's floats in exact mode.
 
 An element has up to four parts. A part that a block does not have is None for the whole block:
 
@@ -7,9 +7,9 @@ An element has up to four parts. A part that a block does not have is None for t
     exponent    the number modulo `fields.EXPONENTS`, of which `exp2` makes a value
     logarithm   (c, r): the element is exponent + c * log2(r), c modulo EXPONENTS and r modulo VALUES. None: c is 0
 
-What `exp2` gives has a value and no exponent. What `log2` gives has a logarithm and no value. An operation that needs a part
-that a block lacks does not guess it: the result lacks the part, too, with the reason `lacks`. The reason is the message if
-that result is an output, or the argument of `exp2`.
+A result of `exp2` has a value and no exponent. A result of `log2` has a logarithm and no value. An operation does not guess a
+part that a block lacks: its result lacks the part, too, and says why in `lacks`. If that result is an output, or the argument
+of `exp2`, the reason becomes the message.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +24,13 @@ from attn_fuzz.exact.refusal import NotCarriedError
 
 @dataclass(frozen=True, eq=False)
 class Elements:
-    """A block of elements. It has what Triton's interpreter asks of an array of NumPy: its shape, and functions that move.
+    """A block of elements. Like an array of NumPy it has a shape and functions that move, for Triton's interpreter.
 
     Attributes:
         order, value, exponent, logarithm: the parts, all of one shape. See the module.
-        lacks: why a part is None; empty if none is, or if it is None because of what `exp2` and `log2` are.
-        stored: the bits that memory is to hold, where a named function of the kernel has made them; else None.
+        lacks: the reason why a part is None; empty if each part is there, or only those are None that `exp2` or `log2` cannot
+            have.
+        stored: the bits to store in memory, if a named function of the kernel has made them; else None.
     """
 
     order: np.ndarray
@@ -115,18 +116,19 @@ _OF_MANY = {np.concatenate, np.stack}
 
 
 def of_floats(numbers: np.ndarray) -> Elements:
-    """The elements that floats of NumPy are."""
+    """The elements of floats of NumPy."""
     order = np.asarray(numbers, np.float64)
     return Elements(order, fields.of_floats(order, VALUES), fields.of_floats(order, EXPONENTS))
 
 
 def of_integers(numbers: np.ndarray) -> Elements:
-    """The elements that integers are."""
+    """The elements of integers."""
     return Elements(numbers.astype(np.float64), fields.of_integers(numbers, VALUES), fields.of_integers(numbers, EXPONENTS))
 
 
 def as_floats(x: Elements) -> np.ndarray | None:
-    """The float64 numbers that elements are; None unless each of them is one. A computed number is one only by chance."""
+    """The float64 numbers that elements stand for; None unless each stands for one. A computed element does so only by
+    chance."""
     if x.value is None or x.exponent is None or x.logarithm is not None:
         return None
     own = of_floats(x.order)
@@ -136,12 +138,12 @@ def as_floats(x: Elements) -> np.ndarray | None:
 
 
 def lacking(x: Elements, why: str) -> Elements:
-    """The same numbers, of which nothing is known but their order."""
+    """The same elements, of which only the order is kept."""
     return Elements(x.order, lacks=x.lacks or why)
 
 
 def joined(blocks: Sequence[Elements], join: Callable[[list[np.ndarray]], np.ndarray]) -> Elements:
-    """One block of several, by a function that moves numbers. It has the parts that all blocks have."""
+    """One block made of several by a function that moves numbers. It has the parts that all blocks have."""
 
     def of(parts: list[Any]) -> np.ndarray | None:
         return None if any(part is None for part in parts) else join(parts)
@@ -161,7 +163,7 @@ def joined(blocks: Sequence[Elements], join: Callable[[list[np.ndarray]], np.nda
 
 
 def assembled(size: int, parts: Sequence[tuple[np.ndarray, Elements]]) -> Elements:
-    """A block [size] of blocks [n], each with the n indices where it lies. Every index belongs to one of them."""
+    """A block [size] made of blocks [n], each with its n indices. Every index belongs to one block."""
 
     def place(arrays: list[np.ndarray]) -> np.ndarray:
         found = np.zeros(size, arrays[0].dtype)

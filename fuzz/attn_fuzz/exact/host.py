@@ -1,9 +1,9 @@
 """Floats on the host, beside launches of kernels: torch's operators while a call is followed.
 
 An operator that moves floats takes their elements along. An operator that computes floats is carried if
-`attn_fuzz.exact.operators` says how. What any other operator makes of computed numbers has no element: it may decide a maximum,
-and nothing else, and the operator's name is the reason. Integers that were made of computed numbers have no element either.
-Comparisons are torch's own.
+`attn_fuzz.exact.operators` has it. The results of any other operator on computed numbers have no element: they may only decide
+a maximum, and the reason names the operator. Integers that were made of computed numbers have no element either. Comparisons
+are torch's own.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,12 +22,12 @@ from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.interpreted.eager import EagerMode
 
 _NUMBERS = frozenset({"self", "other", "alpha", "beta", "value", "min", "max", "exponent"})
-"""The names of arguments that are numbers to compute with, where they are no tensors."""
+"""The names of arguments that are numbers to compute with, if they are no tensors."""
 _CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
 class Host(EagerMode):
-    """While this mode is on, it tells a call's memory what torch does with floats.
+    """A mode that reports torch's operations on floats to a call's memory.
 
     The mode keeps all memory that is allocated, so that no other tensor gets the address of a tensor that is gone.
 
@@ -68,7 +68,7 @@ class Host(EagerMode):
         return result
 
     def _fresh(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator whose result is what it looks like."""
+        """Run an operator whose results are plain floats: no element differs from its bits."""
         result = self._run(func, args, kwargs)
         self._memory.know(_tensors(result))
         return result
@@ -92,7 +92,8 @@ class Host(EagerMode):
         return result
 
     def _moved_elements(self, movement: Movement, floats: bool) -> tuple[Elements, np.ndarray]:
-        """The elements of what is moved, and where its bits are those of elements, of the result's shape.
+        """The elements that are moved, and a bool for each place, True where bits of elements are moved, both of the result's
+        shape.
 
         Args:
             floats: True if floats are moved; False: the bits of floats.
@@ -145,7 +146,7 @@ class Host(EagerMode):
                 self._memory.cloud(tensor, f"integers that torch's {name} has made of computed numbers")
 
     def _matters(self, tensor: torch.Tensor) -> bool:
-        """True if a tensor holds floats, or integers that are not what they look like."""
+        """True if a tensor holds floats, or integers made of computed numbers."""
         return tensor.is_floating_point() or not self._is_itself(tensor)
 
     def _is_itself(self, tensor: torch.Tensor) -> bool:
@@ -154,7 +155,7 @@ class Host(EagerMode):
         return not self._memory.holds_elements(tensor) and not self._memory.cloud_of(tensor)
 
     def _elements_at(self, source: torch.Tensor | float, index: np.ndarray, floats: bool) -> tuple[Elements, np.ndarray]:
-        """The elements [n] of what an operator moves from places [n], and where [n] bits are those of elements."""
+        """The elements [n] that an operator moves from places [n], and a bool [n], True where bits of elements are moved."""
         none = np.zeros(len(index), np.bool_)
         if not isinstance(source, torch.Tensor):
             return self._quantities.element(float(source)).broadcast((len(index),)), none
@@ -165,7 +166,7 @@ class Host(EagerMode):
         return self._numbers(source).reshape(-1)[index], none
 
     def _numbers(self, tensor: torch.Tensor) -> Elements:
-        """The elements that a tensor's numbers are, of its shape."""
+        """The elements of a tensor's numbers, of its shape."""
         if tensor.is_floating_point():
             return self._memory.elements(tensor)
         found = elements.of_integers(tensor.detach().numpy())

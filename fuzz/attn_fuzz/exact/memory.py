@@ -1,4 +1,4 @@
-"""Which elements lie in memory: those that kernels and torch have stored, and the elements that the floats of other memory are.
+"""The elements in memory: those that kernels and torch have stored, and the elements that other floats stand for.
 
 A kernel's store writes the number (its order, rounded to the memory's dtype) into the memory itself, and the element into a
 shadow of the allocation. What torch computes goes into a shadow, too. A load finds the element in the shadow if the memory
@@ -48,13 +48,13 @@ class Memory:
                 self._allocations[base] = storage.nbytes()
 
     def know(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Note allocations whose floats are themselves: inputs of the call, and what torch fills."""
+        """Note allocations whose floats stand for themselves: inputs of the call, and tensors that torch fills."""
         tensors = list(tensors)
         self.note(tensors)
         self._known |= {_base(each) for each in tensors}
 
     def expect(self, outputs: Iterable[torch.Tensor]) -> None:
-        """Note outputs of the call: what is compared has to be stored in them."""
+        """Note outputs of the call, into which elements must be stored before they are compared."""
         for output in outputs:
             self.know([output])
             if output.numel():
@@ -77,11 +77,11 @@ class Memory:
         self._clouded.setdefault(_base(tensor), why)
 
     def cloud_of(self, tensor: torch.Tensor) -> str:
-        """The computed numbers of which a tensor's integers were made; empty if of none."""
+        """Says of which computed numbers a tensor's integers were made; empty if of none."""
         return self._clouded.get(_base(tensor), "")
 
     def is_itself(self, tensor: torch.Tensor) -> bool:
-        """True if all that lies in a tensor's allocation is what it looks like, and has no element beside it."""
+        """True if all floats in a tensor's allocation stand for themselves, and none has an element in a shadow."""
         base = _base(tensor)
         return base in self._known and base not in self._shadows and base not in self._clouded
 
@@ -99,7 +99,7 @@ class Memory:
         return self.loaded(_addresses(tensor)[index], bits_of(tensor).ravel()[index], numbers)
 
     def stored_at(self, tensor: torch.Tensor, index: np.ndarray) -> tuple[Elements, np.ndarray]:
-        """The elements [n] that were stored in memory of which a tensor holds the bits, and where [n] it holds some."""
+        """The elements [n] whose bits a tensor holds, and a bool [n], True where it holds any."""
         bits, shadow = bits_of(tensor).ravel()[index], self.shadow_of(tensor)
         if shadow is None:
             return of_floats(np.zeros(len(index))), np.zeros(len(index), np.bool_)
@@ -108,10 +108,10 @@ class Memory:
         return self.loaded(addresses, bits, np.zeros(len(index))), held
 
     def put(self, tensor: torch.Tensor, block: Elements, computed: np.ndarray | None = None) -> None:
-        """Note that torch has stored elements in a tensor. Floats that are themselves need no shadow of their own.
+        """Note that torch has stored elements in a tensor. Floats that stand for themselves need no shadow.
 
         Args:
-            computed: where the tensor holds the bits of elements; None: it holds floats, and elements everywhere.
+            computed: True where the tensor holds the bits of elements; None: it holds floats, each with an element.
         """
         self.know([tensor])
         if computed is None:
@@ -126,8 +126,8 @@ class Memory:
         """The elements at addresses [n].
 
         Args:
-            bits: [n], what memory holds there.
-            numbers: [n] float64, the floats that these bits are.
+            bits: [n], the bits in memory there.
+            numbers: [n] float64, the floats with these bits.
         """
         if not len(addresses):
             return of_floats(numbers)
@@ -150,7 +150,7 @@ class Memory:
         return assembled(len(addresses), [(here, block) for here, block in parts if len(here)])
 
     def store(self, addresses: np.ndarray, block: Elements, bits: np.ndarray) -> None:
-        """Note that memory at addresses [n] holds the elements of a block [n], as bits [n]."""
+        """Note that memory at addresses [n] holds the elements of a block [n], stored as bits [n]."""
         if not len(addresses):
             return
         first = int(addresses[0])

@@ -1,4 +1,4 @@
-"""Which float goes where when torch moves floats: the operator itself says so, run on the numbers of its floats.
+"""Finds the place to which torch moves each float: it runs the operator itself on the indices of the floats.
 
 Each float that an operator may move gets a number, and so does each number of Python that it may fill in. The operator runs on
 these numbers in place of the floats, and its result names the float that lies at each place.
@@ -18,7 +18,7 @@ class Movement:
     """One run of an operator that moves floats.
 
     Attributes:
-        places: of the result's shape: the number of the float that lies there.
+        places: the number of the float at each place of the result.
     """
 
     def __init__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -30,7 +30,7 @@ class Movement:
         self.places: np.ndarray = func(*numbered, **others).numpy()
 
     def parts(self) -> Iterator[tuple[np.ndarray, torch.Tensor | float, np.ndarray]]:
-        """For each tensor and number that something was taken from: where it lies in the flat result, and from which places."""
+        """Each tensor or number that floats come from, with their places in the flat result and those in the tensor."""
         places = self.places.ravel()
         ends = [first for first, _ in self._sources[1:]] + [self._count]
         for (first, source), end in zip(self._sources, ends, strict=True):

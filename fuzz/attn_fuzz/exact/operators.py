@@ -1,7 +1,7 @@
-"""torch's operators on floats, on elements: by the operator's name, without `aten::` and a trailing underscore.
+"""torch's operators on floats, computed on elements, by name without `aten::` and a trailing underscore.
 
-A function takes the operator's arguments by the names of its schema. Tensors and numbers are elements there; dims, flags and
-dtypes are what they are. `result` is what torch itself has computed, for operators that say which elements they have chosen.
+A function takes the operator's arguments by the names of its schema. Tensors and numbers are given as elements; dims, flags
+and dtypes are given as they are. `result` is torch's own result, for operators that say which elements they have chosen.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Carried = Callable[[Any], Elements]
 
 
 def _axes(a: Any, rank: int) -> list[int]:
-    """The dims that an operator reduces, none of which is below 0: all of them if it names none."""
+    """The dims that an operator reduces, counted from 0: all of them if it names none."""
     dims = getattr(a, "dim", None)
     given = range(rank) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     return sorted(dim % max(rank, 1) for dim in given)
@@ -75,7 +75,7 @@ def _kept(block: Elements, axis: int) -> Elements:
 
 
 def _indexed(a: Any) -> Elements:
-    """Values that torch has chosen along a dim, and says which."""
+    """Values that torch has chosen along a dim. It says which by their indices."""
     places = a.result[1].numpy()
     if not a.self.ndim:
         return a.self

@@ -1,10 +1,12 @@
-"""Which element a number of the host is: the kernel's constants, and its arguments that are floats.
+"""The elements of numbers of the host: the kernel's constants, and its float arguments.
 
-A float that is short, such as 0.5, 448.0 or 2**-126, is that rational number. Any other float of a kernel is the rounding of
-something: the host may have multiplied the scale by log2(e) before the launch. So such a float is read as a product of named
-quantities of the call, their reciprocals and a power of two, within TOLERANCE. A float that is no such product is a number of
-which nothing is known but its order: it may decide a maximum, and nothing else. Two products that are within TOLERANCE of one
-float are told apart by how many factors they have, and else not told apart.
+A float that is short, such as 0.5, 448.0 or 2**-126, is that rational number. Any other float of a kernel is a rounded
+result: the host may have multiplied the scale by log2(e) before the launch. So such a float is read as a product of named
+quantities of the call, their reciprocals and a power of two, within TOLERANCE. Of a float that is no such product only the
+order is
+known: it may decide a maximum, and nothing else. If several products are within TOLERANCE of a float, those with the fewest
+    factors
+are taken. If these differ, the float has only its order.
 """
 
 import itertools
@@ -18,11 +20,11 @@ from attn_fuzz.exact import algebra
 from attn_fuzz.exact.elements import Elements, assembled, joined, lacking, of_floats
 
 TOLERANCE = 4e-7
-"""Relative: a few roundings to float32."""
+"""The largest relative distance, of a few roundings to float32."""
 SHORT_BITS = 11
 """A float with no more significant bits is a rational number on purpose."""
 SHORT_DIGITS = 2
-"""So is one that has no more significant digits, such as -1e20."""
+"""A float with no more significant digits, such as -1e20, is a rational number on purpose, too."""
 _MOST_DIFFERENT = 64
 """The most different floats that a tensor of the host may hold. Each is looked for among the products."""
 _POWERS_OF_TWO = range(-2, 3)
@@ -32,8 +34,8 @@ class Quantities:
     """The named quantities of one call.
 
     Args:
-        numbers: by name, such as "scale". Each is that very float.
-        floats: the numbers of tensors that a host may read number by number, such as the sinks. Each is itself.
+        numbers: floats by name, such as "scale".
+        floats: the numbers of tensors that a host may read one by one, such as the sinks. Each stands for itself.
     """
 
     def __init__(self, numbers: dict[str, float], floats: Iterable[float] = ()) -> None:
@@ -42,13 +44,13 @@ class Quantities:
         self._known: dict[float, Elements] = {}
 
     def element(self, number: float) -> Elements:
-        """[1], the element that a float of the host is."""
+        """[1], the element of a float of the host."""
         if number not in self._known:
             self._known[number] = self._found(number)
         return self._known[number]
 
     def elements(self, numbers: np.ndarray) -> Elements:
-        """[n], the elements that floats [n] of the host are."""
+        """[n], the elements of floats [n] of the host."""
         exact = of_floats(numbers)
         mantissas, _ = np.frexp(np.where(np.isfinite(numbers), numbers, 0.0))
         long = (mantissas * 2**SHORT_BITS) % 1 != 0
@@ -77,7 +79,7 @@ class Quantities:
         return lacking(exact, f"the number {number!r}, which is {candidates}")
 
     def _products(self, number: float) -> Iterator[tuple[int, str, Elements]]:
-        """Products of named quantities near a number: how many factors, in words, and the element."""
+        """Products of named quantities near a number: the number of factors, the product in words, and its element."""
         names = list(self._named)
         orders = np.log2([abs(self._named[name].order[0]) for name in names])
         near = np.abs(self._exponents @ orders + self._powers - math.log2(abs(number))) < TOLERANCE / math.log(2)
@@ -116,8 +118,8 @@ def of_layer(layer: Layer) -> Quantities:
     """The quantities of a call: the layer's scale and cap, its scales that are one number, and its slopes and sinks."""
     numbers = {"scale": layer.scale}
     usual = layer.head_size**-0.5
-    if not math.isclose(layer.scale, usual, rel_tol=2 * TOLERANCE):  # else the two are not told apart
-        numbers["head_size ** -0.5"] = usual  # what code takes for the scale where it takes a wrong one
+    if not math.isclose(layer.scale, usual, rel_tol=2 * TOLERANCE):  # else the two could not be told apart
+        numbers["head_size ** -0.5"] = usual  # a wrong scale that code often takes
     if layer.logits_soft_cap is not None:
         numbers["logits_soft_cap"] = layer.logits_soft_cap
     for name in ("q_scale", "k_scale", "v_scale", "output_scale"):

@@ -56,11 +56,11 @@ class Shadow:
         return Elements(self._order[at], value, exponent, logarithm, self.lacks)
 
     def written(self, places: np.ndarray) -> np.ndarray:
-        """Which of these places something was stored in."""
+        """True for each place in which something was stored."""
         return self._written[self._at(places)]
 
     def holds(self, places: np.ndarray, bits: np.ndarray) -> np.ndarray:
-        """In which of these places memory still holds the bits that were stored."""
+        """True for each of these places in which memory still holds the stored bits."""
         at = self._at(places)
         return self._written[at] & (self._bits[at] == bits)
 

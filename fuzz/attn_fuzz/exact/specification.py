@@ -4,9 +4,9 @@
     w_j = exp(s_j) if row p sees key j, else 0;  w_sink = exp(sink)
     l = w_sink + sum_j w_j;  out = sum_j w_j v_j / l, or 0 if nothing is seen;  lse = log(l)
 
-Which keys a row sees, where keys lie, and what a quantized cache holds is the reference's own: `attn_reference` reads a call
-in float64, in which `stored * scale` is exact, and `attn_reference.masks` decides what is visible. Nothing else of the
-reference's arithmetic is used.
+The reference decides which keys a row sees, where keys lie, and what a quantized cache holds: `attn_reference` reads a call in
+float64, in which `stored * scale` is exact, and `attn_reference.masks` has the visible keys. Nothing else of the reference's
+arithmetic is used.
 """
 
 from collections.abc import Iterator

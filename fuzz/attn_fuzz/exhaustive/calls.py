@@ -193,5 +193,5 @@ def _all_batches(requests: tuple[Request, ...], num_requests: int, block_size: i
 
 
 def not_served(case: Case, target: Target, device: str) -> str | None:
-    """Why a target does not serve a case, in words; None if it does."""
+    """The reason why a target does not serve a case, in words; None if it does."""
     return target.beyond(case, device) or target.support(device).not_drawn(case)

@@ -37,7 +37,7 @@ def judge_together(case: Case, step: Step, rounding: Rounding) -> Judgement:
     if len(case.requests) < FEWEST or (rounding.exact_division and has_exact_sums(case)):
         return judge(case, step, rounding)
     layer = step.layer
-    out = step.out if step.out.dim() == 3 else step.out.unflatten(1, (layer.num_heads, layer.value_size))
+    out = step.out if step.out.dim() == 3 else step.out.unflatten(1, (layer.num_heads, layer.v_head_size))
     of_bound = {"out": torch.zeros(out.shape, dtype=torch.float64, device=out.device)}
     if step.lse is not None:
         of_bound["lse"] = torch.zeros(out.shape[:2], dtype=torch.float64, device=out.device)

@@ -31,7 +31,7 @@ from attn_fuzz.verdict.verdict import Verdict
 MOST_CALLS = 256
 """The most calls of one launch. A failing launch is split in halves, and a larger one saves little."""
 SUSPECTS, SEEDS = 8, 3
-"""So many of the requests that a verdict names are run alone, each with so many seeds: alone, a request has other numbers."""
+"""The requests of a verdict that are run alone, and the seeds for each: alone, a request has other numbers."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         shard: (k, n), k from 1: the launches whose number leaves the remainder k - 1 when it is divided by n.
         workers: processes at once.
         folder: where the running cases are written.
-        failures: stop after so many failing launches.
+        failures: the number of failing launches after which to stop.
         case_seconds: seconds that one launch may take.
         sanitize: True if to check every memory access (`attn_fuzz.interpreted.sanitizer`).
         exactly: True if each launch is followed in exact mode, too (`attn_fuzz.exact`).
@@ -71,7 +71,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass
 class Counted:
-    """How many calls a part has, and how many launches run them.
+    """The number of calls of a part, and the number of launches that run them.
 
     Args:
         part: the part.

@@ -133,7 +133,7 @@ RULES = Scope(
 
 
 def _masks_at(tile: int) -> tuple[Choice, ...]:
-    """Rules of masks with edges around the ends of tiles of so many keys."""
+    """Rules of masks with edges around the ends of tiles of `tile` keys."""
     edges = (tile - 1, tile, tile + 1)
     values = {
         "window": ((0, -1), *((edge, -1) for edge in edges), (-1, 0), (-1, tile - 1), (-1, tile), (tile, tile)),
@@ -205,7 +205,7 @@ SMALL = Scope(
 
 
 def _tiles(tile: int) -> Scope:
-    """Lengths around the ends of tiles of so many keys, so that one call needs up to three tiles."""
+    """Lengths around the ends of tiles of keys, so that one call needs up to three tiles."""
     edges = (tile - 1, tile, tile + 1)
     formats = [name for name in FORMATS if name not in ("scale", "layout", "rope")]
     return Scope(

@@ -2,7 +2,6 @@
 
 A variant (`attn_fuzz.explain.variants`) is the call with one mistake that kernels make: a window that is one key longer, sinks
 dropped, the block table of another request. `search` computes each variant by the reference, and a variant explains an output
-if it agrees with all wrong rows within the judge's bound, where the right call does not. `evidence` runs the failing case again
-with other numbers, and in richer forms, so that a case with one key does not fit ten variants. The optimized side is never
-asked.
+if its results agree with all wrong rows within the judge's bound. `evidence` runs the failing case again with other numbers,
+and in richer forms: a case with one key fits ten variants. The optimized side is never asked.
 """

@@ -1,4 +1,4 @@
-"""The outputs that a captured call keeps: judged, and explained, without a kernel."""
+"""Judges and explains the outputs that a captured call keeps, without a kernel."""
 
 import json
 
@@ -28,20 +28,20 @@ def step(case: Case) -> Step | None:
         return None
     built = tensors.build(case)
     rows = case.query_start_loc[-1]
-    built.out.view(built.q.shape[0], case.num_heads, case.value_size)[:rows] = held["out"]
+    built.out.view(built.q.shape[0], case.num_heads, case.v_head_size)[:rows] = held["out"]
     if built.lse is not None:
         built.lse[:, :rows] = held["lse"]
     return built
 
 
 def verdict(case: Case, *, explains: bool = False) -> Verdict | None:
-    """The verdict on the outputs that a captured case keeps; None if it keeps none. HARD decides, as in a recording.
+    """The verdict on the outputs that a captured case keeps; None if it keeps none. The HARD bound decides, as in a recording.
 
     Args:
-        explains: True if to look for what explains a wrong output.
+        explains: True to search for mistakes that explain a wrong output.
 
     Raises:
-        CaseError: as `step`; or a request attends to NaN, or the file names a rounding that there is none of.
+        CaseError: as for `step`; or a request attends to NaN, or the file names a rounding that does not exist.
     """
     built = step(case)
     if built is None:
@@ -54,7 +54,7 @@ def verdict(case: Case, *, explains: bool = False) -> Verdict | None:
         raise CaseError(f"{case.values.file}: its outputs cannot be judged: {error}") from None
     lines = list[str]()
     if explains and not judgement.agrees:
-        out = built.out if built.out.dim() == 3 else built.out.unflatten(1, (case.num_heads, case.value_size))
+        out = built.out if built.out.dim() == 3 else built.out.unflatten(1, (case.num_heads, case.v_head_size))
         lines = places.wrong_places(judgement, built.batch)
         lines += trial.said([Seen(built, out, built.lse, rounding, generic=False)])
     return Verdict(

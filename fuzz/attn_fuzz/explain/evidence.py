@@ -1,8 +1,8 @@
-"""More outputs of a failing target: of the case with other numbers, and of richer cases that fail likewise.
+"""More outputs of a failing target: for the case with other numbers, and for richer cases that fail as well.
 
-A smallest case has often one key, one head and zeros in q: a dozen mistakes then give the same output. So the case is run again
-with random numbers, and is grown as long as it fails: more keys, heads, queries and requests. Memory that holds NaN is filled
-with numbers, so that an output shows what was read there.
+The smallest failing case often has one key, one head and zeros in q, and a dozen mistakes give the same output. So the case
+runs again with random numbers, and grows as long as it fails: it gets more keys, heads, queries and requests. Memory that holds
+NaN is filled with numbers, so that an output shows which of them were read.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,10 +19,10 @@ from attn_fuzz.run.checks import CHECKS
 from attn_fuzz.targets.target import Target
 
 KEYS, LONGEST = 19, 192
-"""How many keys a grown request has more, up to how many."""
+"""The number of keys by which a request grows, and the largest number of keys from which it still does."""
 WIDER = 4
 MORE_BLOCKS = 11
-"""No multiple of a power of two, so that ids whose upper bits are lost are not in order."""
+"""No multiple of a power of two: ids that lose their upper bits are then out of order."""
 
 
 def filled(step: Step) -> None:
@@ -58,19 +58,19 @@ def _storage(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def seen(case: Case, target: Target, device: str, fill: Callable[[Step], None] | None = filled) -> Seen | None:
-    """The outputs of one run of a case; None if the target raises, or has written wrong what is not an output."""
+    """The outputs of one run of a case; None if the target raises, or writes wrong bytes elsewhere."""
     if contradiction(case) or target.beyond(case, device) or target.not_drawn(case, device):
         return None
     attempt = Attempt(case, target, device, prepare=fill)
     if attempt.error is not None or any(check(attempt) for _, check in CHECKS):
         return None
     step = attempt.step
-    out = step.out if step.out.dim() == 3 else step.out.unflatten(1, (case.num_heads, case.value_size))
+    out = step.out if step.out.dim() == 3 else step.out.unflatten(1, (case.num_heads, case.v_head_size))
     return Seen(step, out, step.lse, target.rounding(device), case.values.kind == "random")
 
 
 def with_random_numbers(case: Case) -> Case:
-    """The case with numbers that fit no two mistakes: a captured one keeps its own."""
+    """The case with random numbers, which seldom fit two mistakes. A captured case keeps its own."""
     if case.values.kind == "captured":
         return case
     sinks = "near" if case.sinks in ("zero", "above", "below") else case.sinks
@@ -78,7 +78,7 @@ def with_random_numbers(case: Case) -> Case:
 
 
 def grown(case: Case) -> Iterator[Callable[[Case], Case]]:
-    """Ways to make a case richer, in the order in which they are tried, each upon those that still fail."""
+    """Ways to make a case richer, in the order of their trials. Each is applied to the richest case that still fails."""
     if case.values.kind == "captured":
         return
     yield lambda case: msgspec.structs.replace(case, lse=True)
@@ -94,7 +94,7 @@ def grown(case: Case) -> Iterator[Callable[[Case], Case]]:
 
 
 def _with_more_blocks(case: Case) -> Case:
-    """A wrong block table or stride then leads to a block that no request has, and not out of the cache."""
+    """The case with a larger cache: a wrong block table or stride leads to a block that no request has, and not out of it."""
     if case.cache is None:
         return case
     return msgspec.structs.replace(
@@ -103,7 +103,7 @@ def _with_more_blocks(case: Case) -> Case:
 
 
 def _with_wider_rules(case: Case) -> Case:
-    """A window of the query's own key alone hides what causality hides, too."""
+    """The case with wider windows: one that holds only the query's own key hides the same keys as causality."""
     left, right = (edge + WIDER if edge >= 0 else edge for edge in case.window)
     more = {"sink_tokens": case.sink_tokens and case.sink_tokens + 1, "window": (left, right)}
     if case.chunked_local is not None:
@@ -134,14 +134,14 @@ def _longer(request: Request, case: Case, queries: int, keys: int) -> Request:
 
 
 def _with_requests(case: Case, requests: list[Request]) -> Case:
-    """The case with requests that may lack blocks, for which the cache grows."""
+    """The case with other requests. The cache grows by the blocks that they lack."""
     cache = case.cache
     if cache is None:
         return msgspec.structs.replace(case, requests=tuple(requests))
     num_blocks, placed = cache.num_blocks, []
     for request in requests:
         missing = -(-request.seq_len // cache.block_size) - len(request.blocks)
-        # not one after the other: a table that is not followed must show
+        # not in order, so that a kernel that ignores the table is wrong
         fresh = [num_blocks + (i ^ 1 if i ^ 1 < missing else i) for i in range(missing)]
         num_blocks += max(missing, 0)
         placed.append(msgspec.structs.replace(request, blocks=(*request.blocks, *fresh)))

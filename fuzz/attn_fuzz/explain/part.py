@@ -1,4 +1,4 @@
-"""One request of a call as the reference attends to it, with what a variant may change of it."""
+"""One request of a call as the reference attends to it, with methods that change it as variants do."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from attn_reference.logits import logit_bias, to_logits
 from attn_reference.masks import position_of
 
 Outputs = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""Makes out [q, H, D] and the LSE [q, H] of a variant, from those of a part."""
+"""Makes the out [q, H, D] and the LSE [q, H] of a variant from those of a part."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +23,8 @@ class Part:
     """Rows of one request, its keys and values, and the layer and batch whose rules hold for them.
 
     Attributes:
-        outputs: what a variant makes of the results; None: nothing.
-        own_keys: True if the step's own keys and values are those of k and v, and not what the cache holds.
+        outputs: the change that a variant makes in the results; None: no change.
+        own_keys: True if the keys and values of the step's own tokens come from k and v, and not from the cache.
     """
 
     call: Call
@@ -87,7 +87,7 @@ class Part:
         return dataclasses.replace(self, request=dataclasses.replace(self.request, **fields))
 
     def ruled(self, *, layer: dict[str, Any] | None = None, batch: dict[str, Any] | None = None) -> "Part":
-        """The part under other rules, which fields of the layer and of the batch say: visibility and biases follow."""
+        """The part under other rules: fields of the layer and of the batch. Its visibility and its biases follow from them."""
         other = dataclasses.replace(
             self,
             layer=dataclasses.replace(self.layer, **layer or {}),
@@ -100,7 +100,7 @@ class Part:
         )
 
     def adding(self, bias: torch.Tensor) -> "Part":
-        """The part with numbers added to its logits: [H, q, k], or what broadcasts to this."""
+        """The part with numbers added to its logits, of shape [H, q, k] or one that broadcasts to it."""
         bias = bias.double().expand(self.layer.num_heads, len(self.p), self.j.shape[1])
         return self.having(bias=bias if self.request.bias is None else self.request.bias + bias)
 
@@ -129,9 +129,9 @@ class Part:
 
         Args:
             table: [blocks], in place of the request's row of the block table.
-            num_keys: in place of the request's.
+            num_keys: in place of the request's number.
             layer: fields of the layer that differ, such as scales.
-            view: strides that differ.
+            view: fields of the view that differ, such as strides.
 
         Raises:
             IndexError, RuntimeError: the reading leads out of the cache.
@@ -167,7 +167,7 @@ class Part:
         return self.having(key=key, value=value).ruled(batch={"seq_lens": seq_lens})
 
     def with_zeros(self, more: int) -> "Part":
-        """The part with more keys and values of 0 behind its own, and numbers for those that are hidden."""
+        """The part with more keys and values, all of them 0, behind its own. NaN and infinity in its own become 0."""
         key, value = (
             torch.cat([x.nan_to_num(0, 0, 0), x.new_zeros(more, *x.shape[1:])]) for x in (self.request.key, self.request.value)
         )

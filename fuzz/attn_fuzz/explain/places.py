@@ -1,4 +1,4 @@
-"""Which rows, heads and dims of an output are wrong, in words."""
+"""Describes which rows, heads and dims of an output are wrong."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ def wrong_places(judgement: Judgement, batch: Batch) -> list[str]:
 
 
 def _of(wrong: torch.Tensor, noun: str) -> str:
-    """Which of a dimension's indices are wrong: "rows 3 to 7 of 9", "all 4 heads"."""
+    """The wrong indices of a dimension, in words: "rows 3 to 7 of 9", "all 4 heads"."""
     indices, count = wrong.nonzero().flatten().tolist(), len(wrong)
     if len(indices) == count:
         return f"all {count} {noun}s" if count > 1 else f"the only {noun}"

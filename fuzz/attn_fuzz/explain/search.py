@@ -1,4 +1,4 @@
-"""Searches the variants, and pairs of them, for one that has just the output that a kernel gave."""
+"""Searches the variants, and pairs of them, for one with the same output as a kernel."""
 
 import itertools
 import time
@@ -20,11 +20,12 @@ from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import attend
 
 PAIR_SECONDS = 4.0
-"""How long pairs of variants are searched, in time of the CPU."""
+"""The seconds of the CPU for the search among pairs of variants."""
 ENOUGH = 4
-"""How many outputs a mistake must explain if there are so many: the failing case's, and those of three richer ones."""
+"""The number of outputs that a mistake must explain if there are that many: of the failing case, and of three richer ones."""
 OF_OUTPUT = 0.125
-"""The largest bound of an element that counts, as a share of the row's largest element; of an LSE, as it is."""
+"""The largest bound that is applied to an element, as a share of the row's largest element. To an LSE it is applied as it
+is."""
 OF_ERROR = 0.1
 """A pair is held to the bound only if it brings the largest error below this share."""
 _NOT_HERE = (ContractError, UnsupportedError, IndexError, RuntimeError, ValueError, AssertionError)
@@ -32,12 +33,12 @@ _NOT_HERE = (ContractError, UnsupportedError, IndexError, RuntimeError, ValueErr
 
 
 class Explained(NamedTuple):
-    """A variant, or several in a row, which explains all that is wrong.
+    """A variant, or several applied one after the other, and the outputs that they explain.
 
     Args:
-        outputs: how many of the outputs it explains, from the first on.
-        everywhere: True if the output is the variant's in all rows. If not, it is so in all wrong rows, and the other rows are
-            right although the variant would change them.
+        outputs: the number of outputs that are explained, from the first on.
+        everywhere: True if all rows of an output are the variant's. If not, all wrong rows are, and other rows are right
+            although the variant would change them.
     """
 
     variants: tuple[Variant, ...]
@@ -55,7 +56,7 @@ class Seen:
     """The outputs of a call as a kernel left them.
 
     Args:
-        call: with the cache as attention found it.
+        call: the call, with the cache as attention found it.
         out: [T, H, D] in the dtype of the output.
         lse: [H, T], or None.
         rounding, generic: as for `attn_fuzz.verdict.judge.judge_call`.
@@ -80,7 +81,7 @@ class Seen:
 
     @cached_property
     def right(self) -> list[torch.Tensor]:
-        """For each part bool [q, H]: where the output is right."""
+        """For each part a bool [q, H]: True where the output is right."""
         return [self.agrees(part, most=torch.inf) for part in self.parts]
 
     @property
@@ -88,10 +89,11 @@ class Seen:
         return all(bool(right.all()) for right in self.right)
 
     def agrees(self, part: Part, most: float = OF_OUTPUT) -> torch.Tensor:
-        """[q, H] bool: where the output is that of a part, right or changed, within the bound.
+        """[q, H] bool: True where the output is that of a part, right or changed, within the bound.
 
         Args:
-            most: the largest bound that counts, as OF_OUTPUT: a variant that reads wild numbers has one that everything keeps.
+            most: the largest bound that is applied, as for OF_OUTPUT. A variant that reads huge numbers has a bound so large
+                that every output is within it.
         """
         rows = part.request.rows
         oracle = Oracle(part.request, part.layer, self.out.dtype, self.rounding, self.call.q.dtype)
@@ -111,7 +113,7 @@ class Seen:
         return good
 
     def error(self, part: Part, where: torch.Tensor) -> float:
-        """The largest error of the output [q, H, D] in some rows and heads [q, H], relative to a part's."""
+        """The largest difference from a part's output [q, H, D], in the rows and heads that `where` [q, H] names."""
         try:
             out = attend(part.request, part.layer).out
         except _NOT_HERE:
@@ -119,7 +121,7 @@ class Seen:
         return float((self._read(part.request.rows) - out).abs().nan_to_num(nan=torch.inf)[where].max())
 
     def unwritten(self, part: Part) -> torch.Tensor:
-        """[q, H]: where no element of the output was written."""
+        """[q, H] bool: True where no element of the output was written."""
         out = self.out[part.request.rows]
         return (bits(out) == bits(canary((1,), out.dtype, out.device))).all(-1)
 
@@ -132,15 +134,15 @@ class Seen:
 
 
 def explanations(seen: Sequence[Seen], *, most: int = 4, seconds: float = PAIR_SECONDS) -> list[Explained]:
-    """Variants that explain all that is wrong in all outputs, the best first; pairs of them if none alone does.
+    """Variants that explain everything wrong in all outputs, the best first. If no variant does, pairs of variants.
 
-    A mistake within a tile is another one where there are several tiles. So if none explains the richest outputs, those count
-    that explain most of the outputs, at least ENOUGH.
+    A mistake within a tile shows differently where there are several tiles. So variants that do not explain the richest outputs
+    are returned, too, if they explain ENOUGH outputs, and none explains more.
 
     Args:
-        seen: outputs of one kernel, each of which is wrong somewhere, those of the failing case first and the richest last.
-        most: how many to return.
-        seconds: how long to search for pairs.
+        seen: outputs of one kernel, each wrong somewhere. Those of the failing case come first, the richest last.
+        most: the number of explanations to return.
+        seconds: the time for the search for pairs.
     """
     if not seen:
         return []
@@ -153,7 +155,7 @@ def explanations(seen: Sequence[Seen], *, most: int = 4, seconds: float = PAIR_S
 
 
 def changed(part: Part, variants: Sequence[Variant]) -> list[Part]:
-    """A part as one mistake after the other makes it, for each of their sizes; none if one of them changes nothing here."""
+    """A part after one mistake after the other, once for each combination of their sizes; empty if a mistake does not apply."""
     parts = [part]
     for variant in variants:
         parts = [other for part in parts for change in variant.changes if (other := _made(part, change)) is not None]
@@ -168,7 +170,7 @@ def _made(part: Part, change: Change) -> Part | None:
 
 
 def _leads_out(part: Part, variants: Sequence[Variant]) -> bool:
-    """True if the first of the mistakes reads beyond the cache, where nobody knows what lies."""
+    """True if the first mistake reads beyond the cache, where contents are unknown."""
     for change in variants[0].changes:
         try:
             change(part)
@@ -180,10 +182,13 @@ def _leads_out(part: Part, variants: Sequence[Variant]) -> bool:
 
 
 def _explains(variants: tuple[Variant, ...], seen: Sequence[Seen]) -> Explained:
-    """How many outputs mistakes explain, up to the first that they do not. Those that lead out of the cache do not count."""
+    """Mistakes, and the number of outputs that they explain before the first that they do not.
+
+    An output for which they lead out of the cache is passed over.
+    """
     everywhere, explained = True, 0
     for each in seen:
-        # parts with something wrong first: most variants fail there
+        # wrong parts come first: most variants fail there
         for part, right in sorted(zip(each.parts, each.right, strict=True), key=lambda pair: bool(pair[1].all())):
             if right.all() and not everywhere:
                 continue
@@ -209,7 +214,7 @@ def _agrees(seen: Seen, part: Part) -> torch.Tensor:
 
 
 def _pairs(seen: Sequence[Seen], until: float) -> Iterator[Explained]:
-    """Pairs that explain everything in all rows. The first wrong part tells most pairs that they do not."""
+    """Pairs that explain everything in all rows. Most are ruled out by the first wrong part alone."""
     first = seen[0]
     part, right = next((part, right) for part, right in zip(first.parts, first.right, strict=True) if not right.all())
     least = OF_ERROR * first.error(part, ~right)

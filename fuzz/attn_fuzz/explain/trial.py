@@ -1,4 +1,4 @@
-"""The trial of an `Executor` that explains a failing case, where the target runs."""
+"""Explains a failing case: an `Executor` makes this trial in the process of the target."""
 
 import dataclasses
 import time
@@ -16,7 +16,7 @@ from attn_fuzz.verdict.judge import judge_call
 from attn_fuzz.verdict.verdict import Verdict
 
 SECONDS = 6.0
-"""How long more outputs are looked for, in time of the CPU."""
+"""The seconds of the CPU for the search for more outputs."""
 READS_HIDDEN = (
     "explanation: it reads memory that it must not read: with numbers there instead of NaN the output is right. "
     "What was read has the weight 0, and 0 * NaN is NaN"
@@ -25,7 +25,7 @@ KEEPS = "explanation: it keeps something of an earlier call: the output is right
 UNWRITTEN = "explanation: what is wrong was never written"
 _OF_16_BITS = dict.fromkeys(("logits", "products", "maximum", "sums", "outputs"), "q")
 _COARSER = {torch.float32: {"operands": "tf32"}, torch.float16: _OF_16_BITS, torch.bfloat16: _OF_16_BITS}
-"""Fields of `Rounding` that a first declaration may lack, by the dtype of q."""
+"""Fields of `Rounding` that the author of a target may forget to declare, by the dtype of q."""
 
 
 def explain(case: Case, target: Target, device: str, *, first: Case | None = None, seconds: float = SECONDS) -> Verdict:
@@ -33,7 +33,7 @@ def explain(case: Case, target: Target, device: str, *, first: Case | None = Non
 
     Args:
         first: the case as it was found, before it was shrunk.
-        seconds: how long to look for more outputs.
+        seconds: the time for the search for more outputs.
     """
     if not target.oracle:
         return Verdict(kind="agree")
@@ -61,7 +61,7 @@ def _lines(case: Case, first: Case | None, target: Target, device: str, until: f
 
 
 def said(seen: list[Seen], *, seconds: float = PAIR_SECONDS) -> list[str]:
-    """Which mistakes explain outputs, in lines of which the first begins with "explanation" or "no explanation"."""
+    """Lines about the mistakes that explain outputs. The first begins with "explanation" or "no explanation"."""
     if all((right | each.unwritten(part)).all() for each in seen for part, right in zip(each.parts, each.right, strict=True)):
         return [UNWRITTEN]
     found = explanations(seen, seconds=seconds)
@@ -72,7 +72,8 @@ def said(seen: list[Seen], *, seconds: float = PAIR_SECONDS) -> list[str]:
 
 
 def _roundings(seen: list[Seen]) -> list[str]:
-    """Which coarser `Rounding` would allow outputs, of those that the target does not declare: each alone, or all of them."""
+    """A line that names the coarser `Rounding` that would allow the outputs: single fields that the target lacks, or all of
+    them."""
     q, declared = seen[0].call.q.dtype, seen[0].rounding
     fields = _COARSER.get(q, {})
     missing = {name: dtype for name, dtype in fields.items() if getattr(declared, name) is None}
@@ -93,7 +94,7 @@ def _allows(coarser: dict[str, str], seen: list[Seen]) -> bool:
 
 
 def _outputs(case: Case, first: Case | None, target: Target, device: str, until: float) -> list[Seen]:
-    """Wrong outputs of the case, of richer ones, and of the case as it was found, which may have more than one cause."""
+    """The wrong outputs of the case, of richer cases, and of the case as it was found, which may have several causes."""
     found = []
 
     def wrong(case: Case) -> bool:

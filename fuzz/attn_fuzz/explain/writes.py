@@ -1,4 +1,4 @@
-"""Which mistake of a cache write, or of its rotation, left just the bits that a kernel left."""
+"""Finds a mistake in a cache write, or in its rotation, that leaves exactly the bits that a kernel left."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from attn_fuzz.targets.target import Target
 
 
 def _table(change: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> Callable[[Rotation], Rotation]:
-    """With the cosines and sines that `change(cosines, sines)` gives."""
+    """A mistake that rotates by the cosines and sines that `change(cosines, sines)` returns."""
     return lambda turn: dataclasses.replace(turn, cos_sin_cache=torch.cat(change(*turn.cos_sin_cache.chunk(2, -1)), -1))
 
 
@@ -47,11 +47,11 @@ WRITES: dict[str, Callable[[Write], Write]] = {
         one, slot_mapping=torch.where(one.slot_mapping < 0, -1, one.slot_mapping + 1)
     ),
 }
-"""Mistakes in a rotation, each with the K or q that it makes, and mistakes in a write, each with the K that it makes."""
+"""Mistakes by the words that say what became of K or q: those in a rotation, and those in a write."""
 
 
 def explanations(cases: list[Case], target: Target, device: str) -> list[str]:
-    """The mistakes that explain what the writes of all cases left, in lines as `trial.said` has them; none if all is right."""
+    """Lines like those of `trial.said`, about mistakes that explain the writes of all cases; none if all is right."""
     found = [set(_of(case, target, device)) for case in cases]
     common = [words for words in found[0] if all(words in each for each in found)]
     return [f"{'or' if i else 'explanation'}: {words}" for i, words in enumerate(sorted(common, key=len))]
@@ -68,7 +68,7 @@ def _of(case: Case, target: Target, device: str) -> Iterator[str]:
         try:
             for each in step.writes:
                 write(change(each), step, REFERENCE_FP32)
-        except (ValueError, RuntimeError, IndexError):  # it leads out of the cache, or makes no call of the contract
+        except (ValueError, RuntimeError, IndexError):  # it leads out of the cache, or breaks the contract
             continue
         explained = _same(attempt, step)
         wrong = [name for name, is_right in right.items() if not is_right]
@@ -81,7 +81,7 @@ def _rotating(change: Callable[[Rotation], Rotation]) -> Callable[[Write], Write
 
 
 def _same(attempt: Attempt, step: Step) -> dict[str, bool]:
-    """True if a step has the cache (K) and the queries (q) that the target left, bit by bit."""
+    """For the cache (K) and the queries (q): True if a step's are what the target left, bit by bit."""
     return {
         "K": all(torch.equal(bits(attempt.written[name]), bits(tensor)) for name, tensor in step.memory.items()),
         "q": torch.equal(bits(attempt.step.q), bits(step.q)),

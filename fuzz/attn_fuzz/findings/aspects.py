@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ASPECTS = (*FEATURES, *of_kind("aspect"))
 _BY_NAME = {aspect.name: aspect for aspect in ASPECTS}
 OF_ATTENTION = frozenset(feature.name for feature in FEATURES if feature.group == "attention")
-"""Which attention a case asks for. A failure is taken to need it unless another kind of attention fails likewise."""
+"""The kind of attention of a case. A failure is taken to need it unless another kind of attention fails in the same way."""
 
 
 def aspects(case: Case) -> frozenset[str]:

@@ -146,4 +146,4 @@ HOST = (
         explains=lambda case, verdict: False,
     ),
 )
-"""Of host code, which no target runs."""
+"""Findings of host code, which no target runs."""

@@ -38,7 +38,7 @@ VALUES = ("value", "bitwise", "exact")
 def _each(
     kinds: "Collection[str]", holds: "Callable[[Case, Request, Difference], bool]", *others: "Callable[[Case], object]"
 ) -> "Callable[[Case, Verdict], bool]":
-    """As `of`, where something also holds for each request that is wrong, and for its worst element."""
+    """A predicate as `of`, which also asks something of each wrong request and of its worst element."""
     explains = of(kinds, *others)
 
     def explains_each(case: "Case", verdict: "Verdict") -> bool:

@@ -87,7 +87,7 @@ def findable(package: str) -> Iterator[None]:
 
 
 def missing(package: str, files: Sequence[str], requirement: str) -> str | None:
-    """Why a package's files cannot be loaded, with the command that brings them; None if they are here.
+    """The reason why a package's files cannot be loaded, with the command that brings them; None if they are here.
 
     Args:
         package, files: as `load` takes them.

@@ -22,7 +22,7 @@ def keys_and_values(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor,
         case Layout.KV_FIRST_HND:
             return kv_cache[0].transpose(1, 2), kv_cache[1].transpose(1, 2)
         case Layout.CONTENT_PACKED:
-            k, v = kv_cache.transpose(1, 2).split([layer.head_size, layer.value_size], dim=3)
+            k, v = kv_cache.transpose(1, 2).split([layer.head_size, layer.v_head_size], dim=3)
             return k, v
         case _:
             raise ValueError(f"layout: got {layer.layout}, expected one whose rows of D elements have strides")

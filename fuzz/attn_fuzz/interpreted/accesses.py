@@ -1,4 +1,4 @@
-"""Reports what interpreted kernels do to the sanitizer: each launch, and each access of memory.
+"""Reports to the sanitizer what interpreted kernels do: each launch, and each access of memory.
 
 `install` replaces methods of Triton's interpreter. The new methods call the watch of the running call, and then the old
 methods. Pointers keep the Region of the argument from which they were computed, so an access is checked against that argument.
@@ -37,10 +37,10 @@ def install(checks: sanitizer.Checks = "rights") -> None:
     """Have Triton's interpreter report to the sanitizer, for the life of this process. Nothing is checked outside of a `watch`.
 
     Args:
-        checks: what a `watch` checks.
+        checks: the checks that a `watch` makes.
 
     Raises:
-        RuntimeError: Triton compiles in this process, or its interpreter lacks a method that is to be replaced.
+        RuntimeError: Triton compiles in this process, or its interpreter lacks a method that is replaced here.
     """
     import triton
     from triton import knobs
@@ -92,7 +92,7 @@ def _keeping_region(method: Any, operand: int, *, begins: bool) -> Any:
 
 
 def _checking(method: Any, access: sanitizer.Access, at: int, mask_at: int | None, value_at: int | None) -> Any:
-    """A method that has its access checked before it happens."""
+    """A method whose access is checked before it happens."""
 
     def op(builder: Any, *operands: Any, **named: Any) -> Any:
         if sanitizer.current is not None:
@@ -137,7 +137,7 @@ def _announcing_launch(init_args_hst: Any) -> Any:
 
 
 def _without_modes(call: Any) -> Any:
-    """A launch in which torch's operations are the interpreter's and the sanitizer's own: no mode is to note them."""
+    """A launch during which no mode notes torch's operations: they are those of the interpreter and the sanitizer."""
 
     def launch(executor: Any, *args: Any, **kwargs: Any) -> Any:
         with _disable_current_modes():

@@ -1,7 +1,7 @@
 """Loads AITER's Triton unified_attention on a CPU: the installed files, unchanged, under Triton's interpreter.
 
 `import aiter` asks ROCm for its version and Triton for its GPU. It fails on a machine without them. So `attn_fuzz.foreign`
-loads the modules of this kernel alone, and fixed answers replace the two modules that ask the GPU.
+loads only the modules of this kernel, and fixed answers replace the two modules that ask the GPU.
 """
 
 import dataclasses
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from attn_optimized.aiter_adapter import Aiter
 
 COMPUTE_UNITS = 16
-"""Compute units that the kernel is told on every machine. It splits keys if it has fewer programs than four times this."""
+"""The compute units that the kernel sees on every machine. It splits keys if it has fewer programs than four times this."""
 XCDS = 8
 """Chiplets of an MI300X. Kernels spread heads over them."""
 ARCHITECTURE = "gfx942"
-"""The architecture that the kernel is told. Its native float8 is e4m3fnuz."""
+"""The architecture that the kernel sees. Its native float8 is e4m3fnuz."""
 FOLDERS = (
     "ops/triton/_triton_kernels/",
     "ops/triton/_triton_kernels/attention/",

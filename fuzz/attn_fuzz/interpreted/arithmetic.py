@@ -1,4 +1,4 @@
-"""Arithmetic of Triton's interpreter, made right: methods that replace those of its `InterpreterBuilder`.
+"""Correct arithmetic for Triton's interpreter: methods that replace those of its `InterpreterBuilder`.
 
 As it comes (Triton 3.6 to 3.9), the interpreter computes with the bit patterns of bfloat16 and float8, and its comparisons
 return the dtype of their operands. The methods here compute as compiled code does:
@@ -170,7 +170,7 @@ def _high_bits(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _histogram(data: np.ndarray, bins: int, mask: Any) -> np.ndarray:
-    """How many of the numbers 0 to bins - 1 there are of each, without what `mask` hides."""
+    """A histogram: the count of each of the numbers 0 to bins - 1, without those that `mask` hides."""
     counted = (data >= 0) & (data < bins)
     if mask is not None:
         counted &= mask.data
@@ -184,7 +184,7 @@ def _atomic_rmw(handle: Any, create_atomic_rmw: Any, interpreter: Any) -> Callab
         dtype = value.dtype.scalar
         # Triton before 3.9 reads memory as if nothing were broadcast
         pointers, value, mask = (handle(np.ascontiguousarray(each.data), each.dtype) for each in (pointers, value, mask))
-        if op == operations.XCHG and dtype.is_floating():  # Triton's own exchanges integers alone
+        if op == operations.XCHG and dtype.is_floating():  # Triton's own exchanges only integers
             bits = handle(value.data.view(f"uint{dtype.primitive_bitwidth}"), value.dtype)
             old = create_atomic_rmw(self, op, pointers, bits, mask, *rest)
             return handle(old.data.view(value.data.dtype), dtype)

@@ -1,4 +1,4 @@
-"""Torch's operations as they run: the base of modes that note them."""
+"""The base of modes that note torch's operations as they run."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class EagerMode(TorchDispatchMode):
-    """A mode of operations that nobody compiles."""
+    """A mode for operations that are never compiled."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -16,7 +16,7 @@ class EagerMode(TorchDispatchMode):
 
 
 def returned(result: Any) -> Any:
-    """What an operation has returned, as a mode may hand it on: torch takes no list with None in it back.
+    """The result of an operation in a form that a mode may return: torch accepts no list with None in it.
 
     A list has None for each tensor that C++ left undefined, as FlashAttention-3 does with sums of parts that it does not have.
     """

@@ -1,4 +1,4 @@
-"""Triton's interpreter, made right and quick. For a process that interprets kernels and nothing else.
+"""Makes Triton's interpreter correct and quick, in a process that interprets kernels and does nothing else.
 
 `install` replaces parts of the interpreter of Triton 3.6 to 3.9:
 
@@ -13,9 +13,9 @@
     types of the language, each made once        `attn_fuzz.interpreted.types`
     operations of the language, played again     `attn_fuzz.interpreted.tapes`
     the language, patched once per module of kernels and not in every call
-    launches, without NumPy's warnings: a GPU computes infinities and NaN without a word
+    launches, without NumPy's warnings: a GPU computes infinities and NaN silently
 
-What is not replaced is right as it comes, or raises. `tests/fuzz/interpreted/test_interpreter.py` goes through all dtypes and
+The other parts are right as Triton has them, or raise. `tests/fuzz/interpreted/test_interpreter.py` goes through all dtypes and
 all functions of the language.
 """
 

@@ -1,4 +1,4 @@
-"""`and`, `or` and `not` of blocks, which Triton's interpreter takes for Python's.
+"""`and`, `or` and `not` of blocks, for which Triton's interpreter uses Python's.
 
 To Python, every block of several elements is true: `x and y` is y, and `not x` is False. Compiled code takes `and`, `or` and
 `not` of int1 element by element, and evaluates all operands. It refuses `if` and `while` of a block.
@@ -32,7 +32,7 @@ def install(interpreter: Any) -> None:
 
 
 def truth(self: Any) -> bool:
-    """`tl.tensor.__bool__`: the truth of a scalar. Triton's own code asks whether it was given a block at all."""
+    """`tl.tensor.__bool__`: the truth of a scalar. Triton's own code asks if it got a block at all."""
     if sys._getframe(1).f_globals.get("__name__") == "triton.language.semantic":
         return True
     return control.truth(self)
@@ -51,7 +51,7 @@ def transposed(interpreter: Any) -> property:
 
 
 def describing(make: Any, tensor_handle: type) -> Any:
-    """`TritonSemantic.make_tensor_descriptor` of a last stride that is an argument: it asks for its truth (see `truth`)."""
+    """`TritonSemantic.make_tensor_descriptor` for a last stride that is an argument, whose truth it takes (see `truth`)."""
 
     def make_tensor_descriptor(self: Any, base: Any, shape: Any, strides: Any, *rest: Any, **named: Any) -> Any:
         *others, last = strides
@@ -113,7 +113,7 @@ def _logical(tensor: type) -> Callable[..., Any]:
 
 
 def _with_constant(name: str, result: Any, constant: Any) -> Any:
-    """A tensor and a constant: the constant where it decides alone, else the tensor."""
+    """A tensor and a constant: the constant if it decides the result, else the tensor."""
     return constant if bool(constant) is (name == "logical_or") else result
 
 

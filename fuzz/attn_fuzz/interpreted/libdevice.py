@@ -1,8 +1,8 @@
 """Functions of libdevice in interpreted kernels: `triton.language.extra.libdevice`, and those of `cuda` and `hip` beside it.
 
 As it comes, the interpreter calls the stubs of the first module, which return None, and refuses the other two. Here each
-function takes and gives the dtypes of Triton's own declaration, and is computed in float64 and rounded once. Functions named
-`fast_...` are as exact as the others, and hardware's are not. What is not computed is a LimitError that names the function.
+function has the dtypes of Triton's own declaration, and is computed in float64 and rounded once. Functions named `fast_...` are
+as exact as the others; those of hardware are not. A function that is not computed raises a LimitError with its name.
 """
 
 import functools
@@ -169,7 +169,7 @@ UNKNOWN = "it is not computed here"
 
 
 def why_not(name: str) -> str | None:
-    """Why the interpreter does not compute a function of libdevice, or None."""
+    """The reason why the interpreter does not compute a function of libdevice, or None."""
     if name in FLOATS or name in INTEGERS or name in TO_INTEGERS or name in _METHODS:
         return None
     if "2u" in name and name.startswith(("float", "double")):

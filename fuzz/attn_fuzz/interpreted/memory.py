@@ -1,4 +1,4 @@
-"""Loads and stores of Triton's interpreter by NumPy, which gathers lanes several times as fast.
+"""Loads and stores of Triton's interpreter by NumPy, which gathers lanes several times as fast as Triton.
 
 All memory of the process is one array of NumPy for each dtype. An address is an index of that array, if it is a multiple of the
 dtype's size. Triton's own functions serve other addresses, and end the process at an address that no process has. As there, a
@@ -14,7 +14,7 @@ import numpy as np
 from attn_fuzz.errors import RefusedByTritonError
 
 _FIRST, _LAST = 1 << 12, 1 << 48
-"""The bytes that a process may have."""
+"""The range of addresses that a process may have."""
 
 
 def methods(interpreter: Any) -> dict[str, Callable[..., Any]]:

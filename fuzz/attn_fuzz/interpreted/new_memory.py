@@ -1,7 +1,7 @@
-"""What memory holds that torch allocates uninitialized, while a target runs: NaN, or in half of the cases a number.
+"""Fills memory that torch allocates uninitialized while a target runs: with NaN, or in half of the cases with a number.
 
-NaN shows that a weight of 0 multiplies it. It does not show where code takes NaN for "no key", as merges do: there a number is
-taken for what somebody has written. Integers are so large that an index leads out of every tensor.
+NaN becomes visible even if a weight of 0 multiplies the memory. But code that takes NaN for "no key", as merges do, hides it;
+such code takes a number for data. Integers are so large that an index leads out of every tensor.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ ALLOCATE = {
 NUMBER = 0x41
 """A byte of which every floating type makes a number between 1 and 16."""
 holds_numbers = False
-"""True if new memory of this process holds numbers, inside of `filled`."""
+"""True if new memory of this process holds numbers inside a `filled` block."""
 
 
 def numbers_in(case: Case) -> bool:

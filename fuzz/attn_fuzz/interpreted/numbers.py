@@ -5,8 +5,8 @@ The interpreter stores bfloat16 as uint16 and float8 as uint8: NumPy has neither
     to a float      the nearest number, ties to even. Float8 saturates and bfloat16 does not, as the GPUs' instructions. From an
                     integer to bfloat16 by way of float32, as PyTorch and AMD's instructions do (PTX rounds once).
                     Toward zero, where a kernel asks for "rtz".
-    to an integer   toward zero. LLVM gives no number to what is out of range. GPUs' instructions do, and so does a cast here:
-                    NaN is 0, 32 and 64 bits saturate, and fewer bits are the low bits of the 32.
+    to an integer   toward zero. LLVM leaves numbers out of range undefined. GPUs' instructions define them, and so does a cast
+                    here: NaN is 0, 32 and 64 bits saturate, and fewer bits are the low bits of the 32.
     to fp8e4b15     from float16 and float32, as `triton/language/extra/cuda/utils.py` does it in PTX: by way of float16 toward
                     zero, ties away from zero, at most 1.75. NVIDIA's backend casts nothing else to it. AMD's has no fp8e4b15.
 
@@ -42,7 +42,7 @@ _E4B15_LARGEST = np.uint16(0x3F00)
 
 
 def cast(data: np.ndarray, source: str, target: str, *, toward_zero: bool = False) -> np.ndarray:
-    """Numbers of one dtype, as they are stored, as numbers of another.
+    """Stored numbers of one dtype, cast to another.
 
     Raises:
         RefusedByTritonError: a cast that Triton does not compile.
@@ -97,13 +97,13 @@ def smaller(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def largest(numbers: np.ndarray, axis: int) -> np.ndarray:
-    """The largest along an axis; NaN where there is nothing else."""
+    """The largest along an axis; NaN where all are NaN."""
     found = np.maximum.reduce(numbers, axis=axis)
     return found if not np.isnan(found).any() else np.fmax.reduce(_quiet(numbers), axis=axis)
 
 
 def smallest(numbers: np.ndarray, axis: int) -> np.ndarray:
-    """The smallest along an axis; NaN where there is nothing else."""
+    """The smallest along an axis; NaN where all are NaN."""
     found = np.minimum.reduce(numbers, axis=axis)
     return found if not np.isnan(found).any() else np.fmin.reduce(_quiet(numbers), axis=axis)
 
@@ -149,7 +149,7 @@ def _to_integer(numbers: np.ndarray, to: np.dtype) -> np.ndarray:
 
 
 def _to_float32(numbers: np.ndarray) -> np.ndarray:
-    """Numbers in float32: float64 such that a rounding to fewer bits is right, integers to nearest."""
+    """Numbers in float32. Float64 is rounded such that a second rounding to fewer bits is right, integers to nearest."""
     if numbers.dtype != np.float64:
         return numbers.astype(np.float32)
     nearest = numbers.astype(np.float32)

@@ -96,7 +96,7 @@ def region(name: str, tensor: torch.Tensor, rights: torch.Tensor | int, **rule: 
 
 
 def of_attention(step: Step) -> list[Region]:
-    """The memory that `Target.attention` may touch: which elements may be read, which written, and whose they are."""
+    """The memory that `Target.attention` may touch: which elements may be read, which written, and which requests own them."""
     batch, layer = step.batch, step.layer
     bits = [1 << r % REQUEST_BITS for r in range(batch.num_requests)]
     owner = torch.zeros(len(step.q), dtype=torch.int32)
@@ -195,7 +195,7 @@ def _read_cache(step: Step, view: KVCacheView, bits: list[int]) -> Iterator[Regi
 
 
 def _beside(view: KVCacheView, blocks: torch.Tensor, num_keys: int) -> torch.Tensor:
-    """Slots behind a request's keys whose values share 16 bytes of a dim with those of keys: in x-packed layouts alone."""
+    """Slots behind a request's keys whose values share 16 bytes of a dim with those of keys: only in x-packed layouts."""
     if not view.layout.is_x_packed:
         return blocks[:0]
     key = torch.arange(num_keys, -(-num_keys // view.x) * view.x)

@@ -1,7 +1,7 @@
-"""The order in which an interpreted launch runs its programs, or hands them out to run together.
+"""The order in which an interpreted launch runs its programs, or groups of programs that run together.
 
-A GPU promises no order. Triton's interpreter runs programs by their index, so a later program may repair what a wrong one did:
-the wrong one writes its neighbour's row, and then the neighbour does. In another order the wrong row stays.
+A GPU promises no order. Triton's interpreter runs programs by their index, so a later program may repair a wrong one's work:
+the wrong one writes its neighbour's row, and then the neighbour writes it. In another order the wrong row stays.
 """
 
 import random
@@ -12,13 +12,13 @@ from attn_fuzz.cases.case import ProgramOrder
 
 
 class _State:
-    """How the launches of this process are run."""
+    """The order in which launches of this process run their programs."""
 
     order: ProgramOrder = "in order"
     rng = random.Random(0)
 
 
-_state = _State()
+state = _State()
 
 
 def use(order: ProgramOrder, seed: int) -> None:
@@ -28,25 +28,25 @@ def use(order: ProgramOrder, seed: int) -> None:
         order: "in order": by index, the last axis of the grid fastest. "shuffled": each launch by the next numbers of the seed.
         seed: with the same seed, the same launches run in the same orders.
     """
-    _state.order, _state.rng = order, random.Random(seed)
+    state.order, state.rng = order, random.Random(seed)
 
 
 @contextmanager
 def programs(order: ProgramOrder, seed: int) -> Iterator[None]:
     """`use` for the launches inside."""
-    before = _state.order, _state.rng
+    before = state.order, state.rng
     use(order, seed)
     try:
         yield
     finally:
-        _state.order, _state.rng = before
+        state.order, state.rng = before
 
 
 def order(programs: int) -> list[int]:
     """The places of the programs of the next launch, in the order in which they run."""
     places = list(range(programs))
-    if _state.order == "reversed":
+    if state.order == "reversed":
         places.reverse()
-    elif _state.order == "shuffled":
-        _state.rng.shuffle(places)
+    elif state.order == "shuffled":
+        state.rng.shuffle(places)
     return places

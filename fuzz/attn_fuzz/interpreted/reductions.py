@@ -1,7 +1,7 @@
-"""Reductions and scans of Triton's interpreter by the kernel's own function, in a tree, as compiled code reduces.
+"""Reductions and scans of Triton's interpreter by the kernel's own function, in a tree, as in compiled code.
 
 As it comes, the interpreter adds bit patterns of bfloat16, compares them in `argmax`, sums float16 in float32, raises where
-`argmax` is of NaN alone, and calls other functions element by element.
+`argmax` sees only NaN, and calls other functions element by element.
 
 The first axis of a block is that of the programs that run together; Triton's axis 0 is the second, and its axis -1 the last.
 
@@ -46,7 +46,7 @@ def along(axis: Any, blocks: list[Any]) -> tuple[list[Any], int, tuple[int, ...]
     """Blocks with one axis to reduce, its number among all of theirs, and the numbers that the reduced axes had before.
 
     Args:
-        axis: as the kernel names it; None: all but that of the programs.
+        axis: the axis as the kernel names it; None: all axes but that of the programs.
     """
     if (axis := unwrapped(axis)) is not None:
         found = numbered(axis, blocks[0].ndim - 1)

@@ -10,16 +10,16 @@ raises a Violation. There are seven kinds:
     no right    the call gives the element no such right: a slot without a key is read, or a row that no request owns, or a
                 garbage entry of the block table; or an input is written
     foreign     the program has read queries of one request, and reads keys or writes rows of another request
-    unwritten   the target allocated the memory, and nobody has written the element before it is read
+    unwritten   the target allocated the memory, and the element is read before it is written
     race        two programs of one launch write the element, or one program reads it and another program writes it
     lanes       two lanes of one store write different bits to the element: a GPU promises no order among them
 
-For kernels that declare no such rights there is a fence alone: an access outside of the memory of every argument of the launch
-is a Violation. What they write there is memory of this process, and a later case would pay for it.
+Kernels that declare no such rights have only a fence: an access outside the memory of every argument of the launch is a
+Violation. A write there would change memory of this process, and spoil a later case.
 
 Memory that the call allocates may be read once it is written, by torch or by a kernel: `attn_fuzz.interpreted.unwritten` knows
-each byte, also of memory that the target keeps for its next call: there, what kernels alone have written is stale. Any other
-memory counts as written. Atomic updates of one element by several programs are
+each byte, also of memory that the target keeps for its next call: there, bytes that only kernels have written are stale. Any
+other memory counts as written. Atomic updates of one element by several programs are
 no race. An atomic update by one program and a load or store by another one are.
 """
 
@@ -38,7 +38,7 @@ from attn_fuzz.interpreted.unwritten import Unwritten
 
 Access = Literal["load", "store", "atomic"]
 Checks = Literal["nothing", "bounds", "rights"]
-"""The check of a kernel's accesses: none; that they lie in its arguments' memory; or that the call allows them."""
+"""The check of a kernel's accesses: there is none; or they must lie in its arguments' memory; or the call must allow them."""
 
 REGION = "region"
 """The attribute of the interpreter's pointers that holds the Region of the argument from which they were computed."""
@@ -62,7 +62,7 @@ class Violation(Exception):  # noqa: N818 - a fault of the kernel, not an error 
 
 @contextmanager
 def watch(permissions: Callable[[], Sequence[Region]]) -> Iterator["Watch | Fence"]:
-    """Check the kernels that are launched inside the `with`, as `accesses.install` was told. Without it nothing is checked.
+    """Check the kernels that are launched inside the `with`, by the checks of `accesses.install`. No other is checked.
 
     Args:
         permissions: returns the regions of the call. It is called at the first launch, before a kernel has written anything.
@@ -95,7 +95,7 @@ class _Launches:
     """The launches of one call, one after the other.
 
     Attributes:
-        lanes: how many addresses were checked so far.
+        lanes: the number of addresses checked so far.
         violation: the first forbidden access, or None.
     """
 
@@ -160,7 +160,7 @@ class Fence(_Launches):
         self._ends = self._begins + np.array([tensor.untyped_storage().nbytes() for _, tensor in named], np.uint64)
 
     def argument_of(self, pointers: Any) -> None:
-        """No argument: an address may lie in the memory of any."""
+        """None: an address may lie in the memory of any argument."""
 
     def check(self, access: Access, pointers: Any, mask: np.ndarray | None, active: Active = None, value: Any = None) -> None:
         """See `Watch`.
@@ -196,7 +196,7 @@ class Watch(_Launches):
 
     Args:
         permissions: as for `watch`.
-        memory: what the call has allocated and not written.
+        memory: the memory that the call has allocated and not written.
     """
 
     poisons = True
@@ -269,8 +269,8 @@ class Watch(_Launches):
         Args:
             pointers: a block of the interpreter, whose first axis is of the programs that run together.
             mask: a mask of the block's shape, or None.
-            active: which of the programs access memory, [programs] bool; None: all of them.
-            value: the block that is stored; None if nothing is.
+            active: [programs] bool, True for programs that access memory; None: all of them.
+            value: the block that is stored; None in a load.
 
         Raises:
             Violation: about the first lane whose access is forbidden.
@@ -352,7 +352,7 @@ class Watch(_Launches):
         return bool((last[element] != lane).any())
 
     def _check_lanes(self, region: Region, addresses: np.ndarray, places: np.ndarray, values: np.ndarray) -> None:
-        """Check that lanes of one store that have one address store the same bits."""
+        """Check that lanes of a store with the same address store the same bits."""
         order = np.argsort(addresses, kind="stable")
         first, second = order[:-1], order[1:]
         bits = np.ascontiguousarray(values).view(f"u{values.itemsize}")
@@ -374,7 +374,7 @@ class Watch(_Launches):
     def _check_race(self, region: Region, lanes: _Lanes, access: Access) -> None:
         logs = {"store": self._writer, "load": self._reader, "atomic": self._updater}
         for other, does in (("store", "writes it too"), ("load", "reads it"), ("atomic", "updates it")):
-            is_race = other != access or access == "store"  # loads of several programs are none, nor are updates
+            is_race = other != access or access == "store"  # several programs may load or update an element
             if is_race and id(region) in logs[other]:
                 self._require_alone(logs[other][id(region)], region, lanes, access, does)
         mine, programs = self._log(logs[access], region), self._programs[lanes.places]
@@ -423,7 +423,7 @@ class Watch(_Launches):
 current: Watch | Fence | None = None
 """The object that checks the call which runs in this process."""
 checks: Checks = "nothing"
-"""The checks that `attn_fuzz.interpreted.accesses` was asked for."""
+"""The checks that `attn_fuzz.interpreted.accesses` has installed."""
 
 
 def _at(pointers: Any, value: Any) -> np.ndarray:

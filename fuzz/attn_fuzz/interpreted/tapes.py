@@ -1,11 +1,11 @@
-"""Operations of Triton's language as tapes: the methods of the interpreter's builder that they call, played at once.
+"""Tapes of operations of Triton's language: lists of the builder's methods that they call, to be called at once.
 
 An operation goes through hundreds of lines of Python that look at the types of its operands. Then it calls a few methods of
 the builder, which compute. Operands of the same types and the same constants lead to the same methods. So the methods are
 noted when an operation first meets its operands' types, and called at once from then on.
 
-An operation runs as it is where a tape could not tell what it does: if an operand is neither a tensor nor a plain value, or if
-a block is made without the builder.
+An operation runs without a tape where a tape could miss something: if an operand is neither a tensor nor a plain value, or if a
+block is made without the builder.
 """
 
 import inspect
@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 MOST = 1 << 14
-"""The number of an operation's tapes at which all are forgotten: kernels may meet any number of constants."""
+"""The number of an operation's tapes at which all are forgotten: kernels may have any number of constants."""
 _FOLDED = ("create_make_range", "create_splat", "create_expand_dims")
-"""Beside `get_...`: methods that give a constant of constants."""
+"""Methods that make a constant of constants, beside those named `get_...`."""
 _PLAIN = (int, bool, str, type(None))
 in_use = True
-"""True if operations are played in this process. Exact mode runs them as they are: its constants belong to a call."""
+"""True if this process uses tapes. Exact mode does not, because its constants belong to a call."""
 
 
 class _Step(NamedTuple):
@@ -121,7 +121,7 @@ class _Recorder:
 
     Args:
         interpreter: Triton's module.
-        tensors: that the operation is given.
+        tensors: the tensors that the operation gets.
     """
 
     def __init__(self, interpreter: Any, tensors: list[Any]) -> None:
@@ -146,7 +146,7 @@ class _Recorder:
         return method
 
     def tape(self, result: Any) -> _Tape | None:
-        """The tape of the operation that has run, or None if a tape could not tell what it does."""
+        """The tape of the operation that has run, or None if a tape would miss something."""
         try:
             return _Tape(self._steps, self._returning(result)) if self._is_known else None
         except _UnknownError:

@@ -1,8 +1,8 @@
-"""The types of Triton's language, each made once: each block that an interpreted operation gives has one.
+"""Makes each type of Triton's language once. Each block that an interpreted operation returns has a type.
 
-Nothing that a kernel computes changes. A type is what its element and shape say. Nobody alters a type that is made. Operands of
-an operation that goes element by element keep their sizes of 1, along which NumPy repeats them. Integers are not added a second
-time for an assertion that is off.
+Results of kernels stay the same. A type follows from its element and shape, and is never altered. Operands of an elementwise
+operation keep their sizes of 1, along which NumPy repeats them. Integers are not added a second time for an assertion that is
+off.
 """
 
 import importlib
@@ -20,7 +20,7 @@ _RULES = ("broadcast_impl_value", "binary_op_type_checking_impl", "binary_op_san
 
 
 def missing() -> list[str]:
-    """Names of what is replaced that this Triton does not have."""
+    """Names of replaced parts that this Triton lacks."""
     modules = {name: importlib.import_module(name) for name in _HOOKS}
     found = [part for name, parts in _HOOKS.items() for part in parts if not hasattr(modules[name], part)]
     rules = getattr(modules["triton.language.semantic"], "TritonSemantic", None)
@@ -121,7 +121,7 @@ def _operands(rules: Any, builder: Any) -> Callable[..., tuple[Any, Any]]:
     unnoted = rules(builder)
 
     class OfOneType(rules):
-        """Triton's rules, by which two operands get one type, and keep their sizes of 1."""
+        """Triton's rules by which two operands get one type. The operands keep their sizes of 1."""
 
         def broadcast_impl_value(self, lhs: Any, rhs: Any) -> tuple[Any, Any]:
             left, right = broadcast(unnoted, lhs, rhs)

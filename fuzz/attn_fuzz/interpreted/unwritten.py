@@ -1,7 +1,7 @@
-"""Memory that a target allocates uninitialized, and which of its bytes have been written.
+"""Memory that a target allocates uninitialized, with a note of each byte that was written.
 
-A target may keep such memory for its next call. There, what torch has written still counts as written: a constant may be made
-once. What kernels alone have written does not: it is of another call.
+A target may keep such memory for its next call. There, bytes that torch has written still count as written: a constant may be
+made once. Bytes that only kernels have written do not: they are those of another call.
 """
 
 from collections.abc import Iterable
@@ -23,8 +23,8 @@ class _Allocation:
 
     Attributes:
         storage: keeps the memory, so that no other allocation gets its address.
-        written: [bytes] bool, by whomever.
-        by_torch: [bytes] bool, or None if torch has written nothing of it.
+        written: [bytes] bool, True if anything has written the byte.
+        by_torch: [bytes] bool, True if torch has written the byte; None if torch has written none.
     """
 
     storage: torch.UntypedStorage
@@ -33,7 +33,7 @@ class _Allocation:
 
 
 class Unwritten(EagerMode):
-    """While this mode is on, it notes what torch allocates uninitialized, and what torch writes of it."""
+    """A mode that notes the memory that torch allocates uninitialized, and the bytes of it that torch writes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,11 +78,11 @@ class Unwritten(EagerMode):
 
 
 _kept: list[tuple[StorageWeakRef, torch.Tensor | None]] = []
-"""What the last call left that somebody may still hold, and which of its bytes torch has written."""
+"""Memory of the last call that may still be in use, with the bytes that torch has written."""
 
 
 def _of_elements(of_bytes: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """What is noted of a storage's bytes, by the elements of a tensor: [*shape, bytes of an element]."""
+    """The notes about a storage's bytes, by the elements of a tensor: [*shape, bytes of an element]."""
     size = tensor.element_size()
     strides = [step * size for step in tensor.stride()]
     return of_bytes.as_strided((*tensor.shape, size), (*strides, 1), tensor.storage_offset() * size)

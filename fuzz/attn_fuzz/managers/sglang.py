@@ -144,7 +144,7 @@ class RadixManager:
         return True
 
     def _alloc(self, kv: Any, end: int) -> torch.Tensor | None:
-        """Slots up to `end`, after evicting what nobody uses if there are too few (base.py: evict_to_free_tokens)."""
+        """Slots up to `end`, after evicting unused slots if there are too few (base.py: evict_to_free_tokens)."""
         start = kv.kv_allocated_len
         wanted = end - start if self.page_size == 1 else end - start + self.page_size
         if (short := wanted - self.pool.available_size()) > 0:

@@ -231,7 +231,8 @@ class _Source:
         find: dict[str, list[_Piece]],
         found: list[tuple[int, int]],
     ) -> str:
-        """Why a patch does not apply. The message names the nearest code, for whoever moved the code or writes the patch."""
+        """The reason why a patch does not apply. The message names the nearest code, for whoever moved the code or writes the
+        patch."""
         stands = f"its `find` stands there {len(found)} times, expected once: {_one_line(patch.find)}"
         if found:
             return f"{stands} (lines {', '.join(str(self._line(begin)) for begin, _ in sorted(found))})"
@@ -246,7 +247,7 @@ class _Source:
 
 @functools.lru_cache(maxsize=64)
 def _tree(text: bytes) -> ast.Module:
-    """The syntax tree of a module. Many mutants copy it, and nobody alters it."""
+    """The syntax tree of a module. Many mutants copy it, and it must not change."""
     return ast.parse(text)
 
 

@@ -2,7 +2,7 @@
 reference is too slow.
 
     batches     the same requests in another batch
-    memory      the same numbers elsewhere in memory, other numbers where nobody reads
+    memory      the same numbers elsewhere in memory, other numbers in memory that is not read
     heads       heads and channels in another order
     values      linear in V; weights sum to 1 less the sink's share
     logits      what leaves the softmax unchanged

@@ -64,7 +64,7 @@ def error_bound(rounding: Callable[[str], Rounding]) -> ErrorBound:
     def of_step(step: Step) -> Outputs:
         """[rows, H, D] and [rows, H] float64, for the rows that requests own."""
         rows, layer = int(step.batch.query_start_loc[-1]), step.layer
-        out = torch.zeros((rows, layer.num_heads, layer.value_size), dtype=torch.float64, device=step.q.device)
+        out = torch.zeros((rows, layer.num_heads, layer.v_head_size), dtype=torch.float64, device=step.q.device)
         lse = torch.zeros((rows, layer.num_heads), dtype=torch.float64, device=step.q.device)
         for r, (start, end) in enumerate(request_rows(step.batch)):
             if start < end:

@@ -32,7 +32,7 @@ def far_keys(step: Step, call_target: CallTarget, one_in: int = ONE_IN) -> str |
     """For targets that are batch-invariant, and take every rule of positions.
 
     Args:
-        one_in: of so many steps one is looked at, by its keys: a table of so many blocks takes a while.
+        one_in: one step in this many is checked, chosen by its keys, because a table of that many blocks takes a while.
     """
     batch, layer = step.batch, step.layer
     query_lens = batch.query_start_loc.diff()
@@ -78,7 +78,7 @@ def _longer(tensor: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def _behind(step: Step, num_blocks: int) -> Batch:
-    """The batch with so many times one block before the keys of each request. Ranges hold the same keys and queries."""
+    """The batch with one block, repeated, before the keys of each request. Ranges hold the same keys and queries."""
     batch, view = step.batch, step.view
     assert view is not None
     assert batch.block_table is not None

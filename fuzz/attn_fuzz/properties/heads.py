@@ -49,8 +49,8 @@ def head_permutation(step: Step, call_target: CallTarget) -> str | None:
 def channel_permutation(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:
     if has_latent_value(step):
         return None
-    channels = torch.arange(step.layer.value_size, device=step.q.device).flip(0)
+    channels = torch.arange(step.layer.v_head_size, device=step.q.device).flip(0)
     part = variant(step, call_target, **with_rows(step, v=rows_of_slots(step)[1][..., channels]))
     # the channels back in their first order
-    back = part.out.unflatten(-1, (-1, step.layer.value_size))[..., channels].reshape(part.out.shape)
+    back = part.out.unflatten(-1, (-1, step.layer.v_head_size))[..., channels].reshape(part.out.shape)
     return Comparison(step, error).differs(dataclasses.replace(part, out=back))

@@ -1,4 +1,4 @@
-"""The same numbers elsewhere in memory, and other numbers in memory that nobody reads."""
+"""The same numbers elsewhere in memory, and other numbers in memory that is not read."""
 
 import dataclasses
 

@@ -58,7 +58,7 @@ class Outputs:
     @classmethod
     def of(cls, step: Step) -> "Outputs":
         rows, layer = int(step.batch.query_start_loc[-1]), step.layer
-        out = step.out[:rows].reshape(rows, layer.num_heads, layer.value_size)
+        out = step.out[:rows].reshape(rows, layer.num_heads, layer.v_head_size)
         return cls(out, None if step.lse is None else step.lse[:, :rows].T)
 
     @classmethod

@@ -24,7 +24,7 @@ def elements(view: KVCacheView, device: torch.device) -> tuple[torch.Tensor, tor
 def _elements_of_numbers(step: Step, raw: torch.Tensor, view: KVCacheView) -> tuple[torch.Tensor, torch.Tensor]:
     """[slots, HK, D] and [slots, HK, Dv] int64: the same without scales. V of a latent cache is all of K."""
     k, v = elements(view, raw.device)
-    sizes = (view.head_size, view.head_size if has_latent_value(step) else step.layer.value_size)
+    sizes = (view.head_size, view.head_size if has_latent_value(step) else step.layer.v_head_size)
     return k[..., : sizes[K]].flatten(0, 1), v[..., : sizes[V]].flatten(0, 1)
 
 

@@ -72,7 +72,7 @@ def weights(step: Step, call_target: CallTarget, error: ErrorBound) -> str | Non
         return None
     v = rows_of_slots(step)[1]
     slot = torch.arange(len(v), device=v.device).view(-1, 1, 1)
-    one_hot = (slot % layer.value_size == torch.arange(layer.value_size, device=v.device)).expand(v.shape)
+    one_hot = (slot % layer.v_head_size == torch.arange(layer.v_head_size, device=v.device)).expand(v.shape)
     units = dataclasses.replace(step, **with_rows(step, v=one_hot.to(v.dtype)))
     part = variant(replaced_scales(units, torch.ones_like), call_target)
     shares, bound = Outputs.read(part), error(part)
@@ -87,7 +87,7 @@ def weights(step: Step, call_target: CallTarget, error: ErrorBound) -> str | Non
         lse = shares.lse.masked_fill(shares.lse.isinf(), 0.0)
         expected = torch.where(shares.lse.isinf(), 0.0, 1 - torch.exp(sink - lse))
     # apart from underflow, the errors of all channels together are at most the error of one channel that has all the weight
-    allowed = bound.out.amax(-1) + layer.value_size * UNDERFLOW[part.out.dtype]
+    allowed = bound.out.amax(-1) + layer.v_head_size * UNDERFLOW[part.out.dtype]
     if layer.sinks is not None and bound.lse is not None:
         allowed = allowed + torch.expm1(bound.lse)
     wrong = ~((total - expected).abs() <= allowed)

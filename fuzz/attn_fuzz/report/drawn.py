@@ -157,7 +157,7 @@ def can_have(support: Support, feature: Feature) -> bool:
 
 
 def why_not(support: Support, first: str, second: str) -> str | None:
-    """Why no case that the support allows has both of two features that it allows one by one; None if one can."""
+    """The reason why no case that the support allows has both of two features that it allows one by one; None if one can."""
     if reason := undefined(first, second):
         return reason
     engine = support.engine

@@ -102,7 +102,7 @@ def cell(kind: str, place: str = "") -> Cell:
 
 
 def cuts(size: int, most: int) -> list[slice]:
-    """Slices that cut the range of a size into at most so many parts, which are as even as possible."""
+    """Slices that cut the range of a size into at most `most` parts, which are as even as possible."""
     parts = max(1, min(size, most))
     return [slice(size * i // parts, size * (i + 1) // parts) for i in range(parts)] if size else []
 
@@ -114,6 +114,6 @@ def span(name: str, cut: slice, first: int = 0) -> str:
 
 
 def sampled(rows: Sequence[slice], columns: Sequence[slice]) -> str:
-    """How much a cell of these rows and columns stands for; empty if each stands for one element."""
+    """The number of elements that a cell of these rows and columns stands for, in words; empty if each stands for one."""
     most = [max((cut.stop - cut.start for cut in each), default=1) for each in (rows, columns)]
     return "" if most == [1, 1] else f"a cell is up to {most[0]} x {most[1]} elements"

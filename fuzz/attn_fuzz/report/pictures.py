@@ -182,7 +182,7 @@ def slots(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[in
     assert step.raw is not None
     # [BS, D + Dv]: all heads of a slot are written together
     k, v = (inside[:, 0] for inside in step.view.first_block_elements())
-    elements = torch.cat([k[:, : case.head_size], v[:, : case.value_size]], dim=1)
+    elements = torch.cat([k[:, : case.head_size], v[:, : case.v_head_size]], dim=1)
     chosen = sorted([*sorted(owners), *(block for block in range(cache.num_blocks) if block not in owners)][: room.rows])
     every = torch.tensor(chosen).view(-1, 1, 1) * step.view.block_stride + elements
     held = bits(step.raw)[every]

@@ -24,7 +24,7 @@ PATHS = {
     "split": "in {} the keys were split",
     "cascade": "in {} the requests' common prefix was attended to once",
 }
-"""How a run's last line counts the examples that took a path of the kernels; other events are named after their number."""
+"""The words in which a run's last line counts examples that took a path of the kernels. It names other events by themselves."""
 
 
 class Found(NamedTuple):
@@ -163,7 +163,7 @@ class Run:
 
     @property
     def outcome(self) -> str:
-        """How the run ended, in a few words: "all agree", "2 failing", "interrupted: no failure so far"."""
+        """The end of the run in a few words: "all agree", "2 failing", "interrupted: no failure so far"."""
         if self.failures:
             many = len(self.failures)
             words = f"{many} distinct failure{'s' * (many > 1)}" if self.keeps_going else f"{many} failing"

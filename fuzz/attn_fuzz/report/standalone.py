@@ -97,7 +97,7 @@ lse_buffer = torch.full({lse_shape}, 96.0, device=DEVICE)
 lse = {lse}
 inputs = dict(q=q, k=k, v=v, kv_cache=kv_cache, **layer.tensors, **batch.tensors)
 inputs = {{name: (tensor, all_bytes(tensor).clone()) for name, tensor in inputs.items() if tensor is not None}}
-reference = torch.zeros(len(q), layer.num_heads, layer.value_size, dtype=out.dtype, device=DEVICE)
+reference = torch.zeros(len(q), layer.num_heads, layer.v_head_size, dtype=out.dtype, device=DEVICE)
 reference_lse = torch.zeros(q.shape[1], q.shape[0], device=DEVICE)
 attn_reference.{reference}, out=reference, lse=reference_lse, precision=torch.float64)
 {earlier}with new_memory.filled(with_numbers={with_numbers}):

@@ -111,7 +111,7 @@ _PARTS = ((0, 1), (1, NUM_BINS - 1), (NUM_BINS - 1, NUM_BINS))
 
 
 def _place(index: float) -> float:
-    """Where a bin begins."""
+    """The place where a bin begins."""
     return BIN * index + APART * (index >= 1) + APART * (index >= NUM_BINS - 1)
 
 
@@ -126,8 +126,8 @@ def _steps(first: int, tops: Sequence[str], kind: str) -> Element:
 
 
 def pairs(names: Sequence[str], together: Sequence[Sequence[int]], why_none: Callable[[str, str], str | None]) -> Element:
-    """How many examples had each pair of features, and a legend of the shades. A row's name stands on its left, and a column's
-    name above its first cell, on the diagonal.
+    """The number of examples with each pair of features, and a legend of the shades. A row's name stands on its left, and a
+    column's name above its first cell, on the diagonal.
 
     Args:
         names: names of features.

@@ -97,7 +97,7 @@ class Attempt:
             write(cache_write, self.called, self.target)
             if ILLEGAL in self.case.earlier:
                 refuse_wrong_writes(cache_write, self.called, self.target)
-            _synchronize(self.device)
+            synchronize(self.device)
             self.written = {name: tensor.to(self._built.q.device, copy=True) for name, tensor in self.called.memory.items()}
             self.num_written += 1
         own = dataclasses.replace(self.called, batch=_own(self.called.batch))
@@ -107,7 +107,7 @@ class Attempt:
         self.during = ""
         with exact.following(self.followed):
             attend(own, self.target.attention)
-        _synchronize(self.device)
+        synchronize(self.device)
         self.events = tuple(self.target.events(self.called))
 
     @functools.cached_property
@@ -210,7 +210,7 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
                 raise
             except refusals:
                 pass
-        _synchronize(step.q.device.type)
+        synchronize(step.q.device.type)
 
 
 def _keeps_writes(target: Target, device: str) -> bool:
@@ -324,7 +324,7 @@ def attend(step: Step, attention: AttentionFunction) -> None:
 
 
 def _view(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory by another object, with all strides. `Tensor.view` makes up those of dimensions of one element."""
+    """Another tensor of the same memory, with all strides. `Tensor.view` changes the strides of dimensions of one element."""
     return tensor[...]
 
 
@@ -355,6 +355,6 @@ def write(cache_write: Write, step: Step, target: Target) -> None:
         rotate(q, k, v, positions, table, kv_cache, layer, slot_mapping, is_neox=cache_write.rotation.is_neox)
 
 
-def _synchronize(device: str) -> None:
+def synchronize(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize()

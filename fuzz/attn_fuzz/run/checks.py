@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from attn_contract import AttentionConfig, Capabilities, UnsupportedError
-from attn_contract.rules import words_of
+from attn_contract.rules import label_of
 from attn_fuzz.cases import allocations
 from attn_fuzz.cases.case import GUARD, Case
 from attn_fuzz.cases.poison import bits, canary
@@ -57,7 +57,7 @@ def missing_refusal(attempt: Attempt) -> Wrong | None:
     """
     if attempt.error is not None or not (attempt.beyond and attempt.target.refuses):
         return None
-    if not attempt.case.requests and attempt.beyond == words_of("non_causal"):
+    if not attempt.case.requests and attempt.beyond == label_of("non_causal"):
         return None
     return Wrong(str(attempt.beyond), f"{_must_refuse(attempt)}it was served")
 
@@ -226,16 +226,16 @@ def _wrong_rotation(expected: torch.Tensor, got: torch.Tensor) -> str | None:
 
 
 def _place_around_out(row: int, column: int, step: Step, case: Case) -> str:
-    """Name an element of the buffer around `out` [T, H, value_size].
+    """Name an element of the buffer around `out` [T, H, v_head_size].
 
     Args:
         row: a row of the buffer, where 0 is the first row of `out`. It may be negative.
         column: a column of the buffer, whose rows may be longer than those of `out`.
     """
-    head_step = step.out.stride(1) if step.out.dim() == 3 and case.num_heads > 1 else case.value_size
-    width = (case.num_heads - 1) * head_step + case.value_size
+    head_step = step.out.stride(1) if step.out.dim() == 3 and case.num_heads > 1 else case.v_head_size
+    width = (case.num_heads - 1) * head_step + case.v_head_size
     if column < width:
-        if column % head_step >= case.value_size:
+        if column % head_step >= case.v_head_size:
             return f"row {row}, between two heads"
         return _row_in_words(row, "", case)
     if case.num_rows == 1 and row == 0:

@@ -171,7 +171,7 @@ class DistinctFailures:
         return list(self._trails).index(entry.target), entry.after, entry.met_in is not None, entry.way, entry.number
 
     def of_target(self, target: str) -> list[Progress]:
-        """How far each shard of a target has come that has begun."""
+        """The progress of each shard of a target that has begun."""
         return [self.progress[index] for index in self._trails[target].shards if index in self.progress]
 
     def report(self, index: int, progress: Progress) -> None:

@@ -259,7 +259,7 @@ class Executor:
             return self._cause_of_death() or self._started()
 
     def _cause_of_death(self) -> str | None:
-        """How the process has ended, in words; None if it is lost."""
+        """The end of the process in words; None if it is lost."""
         process, self._process = self._process, None
         assert process is not None
         assert process.pid is not None

@@ -36,7 +36,7 @@ class Fence(NamedTuple):
 
     @property
     def words(self) -> str:
-        """Where an access faults."""
+        """The place where an access faults, in words."""
         where = "past the end" if self.side == "end" else "before the beginning"
         return f"{where} of {self.only or 'a tensor'}"
 
@@ -117,7 +117,7 @@ def _fenced(storage: torch.UntypedStorage, extent: _Extent, side: Side, pool: pa
 
 
 def _with_views_cut(step: Step, elements: int) -> Step:
-    """The step whose views of the KV cache begin so many elements earlier in its allocation."""
+    """The step whose views of the KV cache begin some elements earlier in its allocation."""
 
     def moved(holder: Any) -> Any:
         return dataclasses.replace(holder, view=dataclasses.replace(holder.view, offset=holder.view.offset - elements))

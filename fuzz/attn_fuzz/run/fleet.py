@@ -42,7 +42,7 @@ LIVES = 4
 """Nodes die by themselves, so a plan is given up later than on one machine."""
 TASKS_OF_A_GPU = 8
 LABEL = 0.001
-"""How much a task takes of a resource that is asked for by name: what limits the number of tasks is CPUs and GPUs."""
+"""The share that a task takes of a resource asked for by name: it is small, so that CPUs and GPUs limit the tasks."""
 
 
 class FleetError(InputError):

@@ -104,7 +104,7 @@ def check_no_fault(error: BaseException) -> None:
 def _raised_in(error: BaseException) -> FrameType | None:
     """The innermost frame of code that may be at fault: of a tool, of Triton, or of the code under test.
 
-    Whoever calls an operator object of torch hands on the operation of somebody else: modes of `attn_fuzz.interpreted` do.
+    Code that calls an operator object of torch passes on an operation of other code: modes of `attn_fuzz.interpreted` do so.
     """
     inner = ""
     for frame in reversed([frame for frame, _ in traceback.walk_tb(error.__traceback__)]):

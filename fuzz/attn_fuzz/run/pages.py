@@ -34,7 +34,7 @@ class Pages(Protocol):
     size: int
 
     def mapped(self, size: int) -> int:
-        """The address of new memory of so many bytes, a multiple of `size`, that lies between unmapped pages.
+        """The address of new memory, of a multiple of `size` bytes, that lies between unmapped pages.
 
         Raises:
             NoPagesError: the system, or the driver, refuses it.

@@ -78,8 +78,9 @@ class _Process(ForkServerProcess):
     _Popen = _Popen
 
     def start(self) -> None:
-        """If the server has died, another one is started, unless this process is a fork of it: then this process ends, because
-        it is lost itself.
+        """Start the process, and first another server if the server has died.
+
+        A fork of a dead server cannot start one: it ends, because it is lost itself.
 
         Raises:
             ExecutorError: too many servers have died.
@@ -124,9 +125,9 @@ _device: str | None = None
 
 
 def context(device: str) -> SpawnContext | ForkServerContext:
-    """How to start a process that runs a target on "cpu" or "cuda".
+    """The context that starts processes for targets on "cpu" or "cuda".
 
-    It is forked by a server, or starts from nothing if this process has a server for the other device.
+    A process is forked by a server, or starts from nothing if this process has a server for the other device.
     """
     global _device
     _device = _device or device
@@ -138,7 +139,7 @@ def context(device: str) -> SpawnContext | ForkServerContext:
 
 def have_server() -> None:
     """Start a server, unless this process has one that runs."""
-    global _deaths
+    global deaths
     server: Any = forkserver._forkserver
     before = server._forkserver_pid
     forkserver.set_forkserver_preload(_IMPORTED)
@@ -146,13 +147,13 @@ def have_server() -> None:
     interprets = INTERPRETS if _device == "cpu" else {}
     with _environment(ONE_THREAD | KEEPS_MEMORY | interprets | SAFE_PATH), _interrupts_blocked():
         forkserver.ensure_running()
-    _deaths += before not in (None, server._forkserver_pid)
-    if _deaths > MOST_DEATHS:
-        raise ExecutorError(f"the server that starts the processes of a run has died {_deaths} times: is memory short?")
+    deaths += before not in (None, server._forkserver_pid)
+    if deaths > MOST_DEATHS:
+        raise ExecutorError(f"the server that starts the processes of a run has died {deaths} times: is memory short?")
 
 
-_deaths = 0
-"""How many servers of this process have died."""
+deaths = 0
+"""The number of servers of this process that have died."""
 
 
 def start(device: str, function: Callable[..., None], *arguments: object, daemon: bool = False) -> BaseProcess:
@@ -209,7 +210,7 @@ def _call_patched(environment: dict[str, str], mutant: Mutant, held: _Pickled) -
 
 
 def is_lost(process: BaseProcess) -> bool:
-    """True if nobody knows how a process has ended, because its server died before it. If it ran, it is killed."""
+    """True if the end of a process cannot be known, because its server died before it. If it runs, it is killed."""
     return process.exitcode == _LOST
 
 
@@ -226,7 +227,7 @@ def answer(device: str, seconds: float | None, function: Callable[..., None], *a
 
     Raises:
         EOFError: the process ended before it had sent anything.
-        TimeoutError: it has sent nothing in so many seconds.
+        TimeoutError: it has sent nothing in that time.
     """
     kills = 0
     while True:

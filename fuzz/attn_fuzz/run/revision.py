@@ -39,7 +39,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a target is imported from.
+    """The folders from which a target is imported.
 
     Attributes:
         checkout: the user's checkout, from which nothing may be imported.

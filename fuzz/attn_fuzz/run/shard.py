@@ -116,7 +116,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a shard has come. All counts except `replayed` are of cases that were drawn.
+    """The progress of a shard. All counts except `replayed` are of cases that were drawn.
 
     Attributes:
         replayed: past cases that ran.

@@ -127,7 +127,7 @@ def _candidates(case: Case, support: Support) -> Iterator[Case]:
     if case.has_latent_cache:
         sizes = {"group_size": support.latent.group_sizes}
         for latent, rotated in sorted(support.latent.widths):
-            if latent <= case.value_size and latent + rotated <= case.head_size:
+            if latent <= case.v_head_size and latent + rotated <= case.head_size:
                 yield replace(case, head_size=latent + rotated, head_size_v=latent)
     for name, values in sizes.items():
         for value in sorted(value for value in values if value < getattr(case, name)):

@@ -1,4 +1,4 @@
-"""How small a failing case is."""
+"""The size of a failing case."""
 
 import msgspec
 from attn_fuzz.cases.case import Case

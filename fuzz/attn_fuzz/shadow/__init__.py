@@ -1,7 +1,7 @@
-"""A shadow of a KV cache: who wrote which key of which request where, to hold what attention is handed to it.
+"""A shadow of a KV cache: it records the writer, the request and the slot of each key, and checks what attention reads.
 
-`Shadow` is told what an engine does: writes, forks, copies, roll-backs, frees. Its `read` names the faults in what attention is
-handed. It sees no attention, and its verdict stands beside that of a recording: attention can be right over wrong keys.
+An engine reports its writes, forks, copies, roll-backs and frees to a `Shadow`. `Shadow.read` names the faults in the keys that
+attention gets. A shadow judges no outputs, as a recording does: attention can be right over wrong keys.
 """
 
 from attn_fuzz.shadow.contents import Contents, contents_of

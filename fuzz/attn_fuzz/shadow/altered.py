@@ -1,4 +1,4 @@
-"""How a key that nobody wrote differs from the one that should be there: by a factor, or by a rotation."""
+"""The difference between a key that was never written and the one that should be there: a factor, or a rotation."""
 
 import math
 
@@ -10,14 +10,14 @@ _CLOSE = 0.02
 
 
 def change_of(written: torch.Tensor, handed: torch.Tensor, position: int) -> tuple[Kind, str]:
-    """The kind of change, and what was seen, in words.
+    """The kind of a change, and its description in words.
 
     A rotation is recognised by its first pair of dims, which RoPE turns by one radian a position, in pairs of neighbours or of
     halves, and in the dims that differ.
 
     Args:
-        written, handed: [..., D], a key, or a value.
-        position: by which the written key is rotated.
+        written, handed: [..., D], the key or value that was written, and the one that attention got.
+        position: the position by which the written key is rotated.
     """
     old, new = (x.double().reshape(-1, x.shape[-1] if x.dim() else 1).cpu() for x in (written, handed))
     if old.shape != new.shape:

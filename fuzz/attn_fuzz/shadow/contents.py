@@ -1,4 +1,4 @@
-"""Marks of keys and values: 64 bits a token, compared in the place of its bytes.
+"""Marks of keys and values: 64 bits of a token, which are compared in place of its bytes.
 
 A mark is a hash of the key (31 bits) above one of the value (32 bits), each a sum of 32-bit words times random 64-bit numbers,
 of which the upper bits count. Tokens that differ have the same hash with a chance of 2^-31. Zeros hash to zero.
@@ -22,11 +22,11 @@ _MOST_WORDS: Final = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """Keys and values of n tokens: their marks, and the tensors themselves for who keeps values.
+    """Keys and values of n tokens: their marks, and the tensors themselves, for a shadow that keeps values.
 
     Args:
         marks: [n] uint64.
-        mask: the bits of a mark that are known: of keys, values, or both.
+        mask: the bits of a mark that are known: those of keys, of values, or of both.
         keys, values: [n, ...].
     """
 
@@ -49,7 +49,7 @@ class Contents:
         return sum(x.nbytes for x in (self.keys, self.values) if x is not None)
 
     def clone(self) -> "Contents":
-        """With memory of its own for the tensors."""
+        """The same contents with memory of their own for the tensors."""
         return Contents(self.marks, self.mask, *(None if x is None else x.clone() for x in (self.keys, self.values)))
 
 
@@ -58,7 +58,7 @@ def contents_of(keys: Any, values: Any = None) -> Contents:
 
     Args:
         keys: [n, ...], a tensor or an array; None if they are not known.
-        values: likewise.
+        values: the same for values.
 
     Raises:
         ContractError: an argument is no tensor, or the two have different lengths.

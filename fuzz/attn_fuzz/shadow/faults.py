@@ -1,4 +1,4 @@
-"""Faults of the keys that attention is handed."""
+"""Faults of the keys that attention gets."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -8,10 +8,9 @@ from enum import StrEnum
 class Kind(StrEnum):
     """The kind of a fault.
 
-    Of a key that is handed for a position of a request, `WRONG_SLOT` and `WRONG_RING` say that it is that of another position
-    of this request, in a layer whose window is not known and in one that slides; `OTHER_REQUEST`, that it is one of a request
-    which still uses it; `STALE_BLOCK`, one that was freed, rolled back or written anew since. `ALTERED` is a key that nobody
-    wrote, and that is neither rotated nor scaled.
+    WRONG_SLOT is the key of another position of the request. In a layer with a sliding window it is WRONG_RING. OTHER_REQUEST
+    is a key that another request still uses. STALE_BLOCK is a key that was freed, rolled back or written anew since. ALTERED is
+    a key that was never written, neither with another rotation nor with another scale.
     """
 
     WRONG_SLOT = "wrong slot"
@@ -29,14 +28,14 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Written:
-    """A key: whose, and in which step it was written."""
+    """The write of a key: its request, position and step."""
 
     layer: Hashable
     request: Hashable
     position: int
     step: int
     freed: int | None = None
-    """the step in which the request was freed"""
+    """The step in which the request was freed."""
 
     def __str__(self) -> str:
         freed = "" if self.freed is None else f" (freed in step {self.freed})"
@@ -45,16 +44,16 @@ class Written:
 
 @dataclass(frozen=True)
 class Fault:
-    """A key that is wrong, and what attention was handed instead. `str` of it is a line for people.
+    """A wrong key, and the one that attention got instead. Its `str` is a line for people.
 
     Args:
         position: the first position of the request that is wrong.
         step: the number of the step that read.
-        slot: that attention was handed for this position; None in a cache without slots.
-        expected_slot: where the position was written.
+        slot: the slot in which attention looks for this position; None in a cache without slots.
+        expected_slot: the slot into which the position was written.
         expected: the write of this position; None if there was none.
-        writer: who wrote the slot last, or, without slots, who wrote the key that was handed; None if nobody did.
-        count: how many of the keys that were handed are wrong.
+        writer: the last write into the slot, or without slots that of the key that attention got; None if there was none.
+        count: the number of wrong keys that attention got.
         detail: more, in words.
     """
 

@@ -1,4 +1,4 @@
-"""The faults in what attention is handed, from what a shadow knows."""
+"""Finds the faults in the keys that attention gets, by the tables of a shadow."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _ALL: Final = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """The keys that attention is handed for a request in a layer: see `Shadow.read`."""
+    """The keys that attention gets for a request in a layer: see `Shadow.read`."""
 
     layer: Hashable
     request: Hashable
@@ -32,7 +32,7 @@ class Read:
 
 
 def faults(state: State, read: Read, *, whole: bool) -> list[Fault]:
-    """A fault of the number of keys, and one of the first wrong key."""
+    """The faults of a read: one about the number of keys, and one about the first wrong key."""
     track = state.tracks.get(read.layer, {}).get(state.numbers.get(read.request, -1))
     if track is None:
         return [_unknown(state, read)] if len(read.positions) else []
@@ -47,7 +47,7 @@ def _unknown(state: State, read: Read) -> Fault:
 
 
 def _wrong_length(state: State, read: Read, track: Track) -> Fault | None:
-    """The fault of a read that lacks positions which the queries of this step see, or has positions beyond them."""
+    """The fault of a read without some positions that the queries of this step see, or with positions beyond them."""
     is_of_step = track.step == state.step
     end = track.last + 1 if is_of_step else track.end
     last = int(read.positions.max()) if len(read.positions) else -1
@@ -87,7 +87,7 @@ def _wrong_key(state: State, read: Read, track: Track) -> Fault | None:
 def _fault_of_key(
     state: State, read: Read, at: int, expected: Any, stored: Any, got: np.uint64, mask: np.uint64, count: int
 ) -> Fault:
-    """The fault of the key that is handed as number `at`.
+    """The fault of key number `at` of a read.
 
     Args:
         expected: the record of its position.
@@ -119,7 +119,7 @@ def _fault_of_key(
 def _source(
     state: State, read: Read, position: int, got: np.uint64, mask: np.uint64, handed: Contents | None
 ) -> np.void | None:
-    """The write of a key that is handed, as a record of a slot; None if nobody wrote it."""
+    """The write of a key that attention got, as a record of a slot; None if the key was never written."""
     number = state.numbers[read.request]
     if (source := state.source(read.layer, number, got, mask)) is not None or not read.close or handed is None:
         return source
@@ -130,10 +130,10 @@ def _source(
 
 
 def _kind_of_source(state: State, read: Read, position: int, source: Any) -> Kind:
-    """The kind of a wrong key by whose it is.
+    """The kind of the fault, if the wrong key is one of some request.
 
     Args:
-        source: the write of the key that was handed, as a record of a slot.
+        source: the write of the key that attention got, as a record of a slot.
     """
     owner, where, number = int(source["request"]), int(source["position"]), state.numbers[read.request]
     track = state.tracks.get(read.layer, {}).get(owner)
@@ -146,13 +146,13 @@ def _kind_of_source(state: State, read: Read, position: int, source: Any) -> Kin
 
 
 def _is_close(state: State, mark: int, handed: Contents, close: float) -> bool:
-    """True if a key is close to the one of this mark, or this one is not kept."""
+    """True if a key is close to the one with this mark, or if the latter is not kept."""
     kept = state.kept(mark)
     return kept is None or all(_are_close(old, new, close) for _, old, new in _pairs(kept, handed))
 
 
 def _pairs(kept: Contents, handed: Contents) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
-    """The key and the value that are kept, beside those that are handed, as far as both are known."""
+    """The kept key and value beside those that attention got, as far as both are known."""
     pairs = (("key", kept.keys, handed.keys), ("value", kept.values, handed.values))
     return [
         (name, old[0].double().cpu(), new[0].double().cpu()) for name, old, new in pairs if old is not None and new is not None
@@ -164,7 +164,7 @@ def _are_close(old: torch.Tensor, new: torch.Tensor, close: float) -> bool:
 
 
 def _change(state: State, mark: int, position: int, handed: Contents | None, close: float) -> tuple[Kind, str]:
-    """How a key that nobody wrote differs from the one of this mark."""
+    """The difference between a key that was never written and the one with this mark."""
     kept = state.kept(mark)
     if kept is None or handed is None:
         return Kind.ALTERED, "its bytes are no longer kept" if kept is None and state.value_bytes else ""
@@ -176,7 +176,7 @@ def _change(state: State, mark: int, position: int, handed: Contents | None, clo
 
 
 def not_shared(state: State, number: int, position: int, record: np.void) -> Kind | None:
-    """Why a slot's last write cannot be taken for a position of a request; None if it can."""
+    """The reason why a slot's last write cannot be taken for a position of a request; None if it can."""
     if record["mark"] == 0:
         return Kind.LOST_KEY
     if record["position"] != position:

@@ -1,4 +1,4 @@
-"""The shadow cache: what an engine wrote, and whether attention is handed it."""
+"""The shadow cache: it records what an engine wrote, and checks that attention gets it."""
 
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
@@ -17,23 +17,24 @@ from attn_fuzz.shadow.tables import MOST_SLOT
 class Shadow:
     """A record of what each request wrote in each layer: the mark, slot and step of each position, and each slot's last write.
 
-    Three calls are enough for an engine of one's own, layer by layer: `write` the new keys of each request, `read` what
-    attention is handed, and `free` requests that end. What else moves keys or requests is told by `fork`, `reorder`, `adopt`,
-    `copy` and `roll_back`. A step ends when a layer that was read is written again, or by `next_step`.
+    An engine needs three calls for each layer: `write` for the new keys of each request, `read` for the keys that attention
+    gets, and `free` for requests that end. It reports other moves of keys or requests by `fork`, `reorder`, `adopt`, `copy` and
+    `roll_back`. A step ends when a layer that was read is written again, or by `next_step`.
 
-    Layers and requests have any hashable names. A position is one of the request, from 0. A slot is a number of a pool, one
-    pool for each layer unless `pools` says otherwise. Slots below 0 are not written, as those of padding.
+    The names of layers and requests are any hashable objects. Positions of a request are counted from 0. A slot is a number in
+    a pool; each layer has a pool of its own unless `pools` says otherwise. Slots below 0 are those of padding, and are not
+    written.
 
     Args:
-        value_bytes: how many bytes of keys and values to keep, the latest ones. Without them, a key that nobody wrote is
-            ALTERED: its cause is not known.
-        pools: the pool of a layer, where layers share memory.
-        limit: how many faults to keep in `faults`. Further ones are only counted, in `wrong`.
+        value_bytes: the number of bytes of keys and values to keep, of the latest writes. Without them, a key that was never
+            written is ALTERED: its cause is not known.
+        pools: the pool of each layer that shares memory with others.
+        limit: the number of faults to keep in `faults`. Further ones are only counted, in `wrong`.
 
     Attributes:
-        reads, wrong: how many reads were held to the shadow, and how many had faults.
-        faults: those of the first reads that had any.
-        not_seen: what whoever tells the shadow could not tell, by reason, and how often.
+        reads, wrong: the number of reads that were checked, and the number of those with faults.
+        faults: the faults of the first reads that had any.
+        not_seen: the number of events that could not be reported to the shadow, by reason.
     """
 
     def __init__(self, *, value_bytes: int = 0, pools: Mapping[Any, Hashable] | None = None, limit: int = 100) -> None:
@@ -55,7 +56,7 @@ class Shadow:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all tables, without the keys and values that are kept."""
+        """The bytes of all tables, without the kept keys and values."""
         return self._state.nbytes
 
     def first_seen(self, layer: Hashable, query: int) -> int:
@@ -77,7 +78,7 @@ class Shadow:
         self._state.step += 1
 
     def narrow(self, layer: Hashable, *, window: int | None = None, chunk: int | None = None) -> None:
-        """Say that a layer's queries see the last `window` keys, themselves among them, or those of their chunk, alone."""
+        """Say that a layer's queries see only the last `window` keys, their own included, or only the keys of their chunk."""
         for name, given in (("window", window), ("chunk", chunk)):
             if given is not None:
                 check_int(name, given, minimum=1)
@@ -96,12 +97,12 @@ class Shadow:
         """Note that a request's keys and values are written.
 
         Args:
-            positions: [n], those of the keys, as numbers, a range, an array or a tensor.
+            positions: [n], the positions of the keys, as numbers, a range, an array or a tensor.
             slots: [n]; None in a cache without slots.
             keys, values: [n, ...], tensors or arrays, as the cache holds them; keys can be Contents. None: not known.
 
         Returns:
-            WRITE_AFTER_READ, where attention was handed a position before it was written; otherwise nothing.
+            The fault WRITE_AFTER_READ if attention read a position before this write; otherwise nothing.
 
         Raises:
             ContractError: an argument is malformed; it is named.
@@ -138,19 +139,20 @@ class Shadow:
         masked: int | None = None,
         close: float = 0.0,
     ) -> list[Fault]:
-        """The faults in what attention is handed for a request's queries, which are the positions that this step wrote.
+        """Check the keys that attention gets for a request's queries, and return the faults.
 
-        Keys are held to what was written. Where no keys are given, the slots' last writes are.
+        The queries are at the positions that this step wrote. The keys are compared with the written ones. If no keys are
+        given, the last writes into the slots are compared.
 
         Args:
-            positions: [n], for which attention takes the keys that it is handed, in order.
-            slots: [n], where it finds them.
+            positions: [n], the positions for which attention takes the keys, in order.
+            slots: [n], where attention finds the keys.
             keys, values: [n, ...], as for `write`.
-            whole: True if these are all keys that it is handed for this request: then none may be missing, and the last one is
+            whole: True if attention gets no other keys for this request: then none may be missing, and the last one must be
                 the last that this step wrote.
-            masked: for how many keys attention has a mask; None: as many as it is handed.
-            close: how far a key may be off, of the largest element of what was written, as in a quantized cache. Keys that
-                are not kept are not held to it.
+            masked: the number of keys for which attention has a mask; None: the number that it gets.
+            close: the largest difference of a key from the written one, relative to the largest element of the latter, as in
+                a quantized cache. Keys that are not kept are not compared so.
 
         Raises:
             ContractError: an argument is malformed; it is named.
@@ -162,14 +164,14 @@ class Shadow:
         found = faults(self._state, Read(layer, request, positions, slots, handed, masked, close), whole=whole)
         self._missing.pop((layer, request), None)
         for fault in found:
-            # attention that comes before the step's write is handed a position that is written later
+            # if attention precedes the step's write, it reads a position that is written later
             if fault.expected is None and (layer, request) in self._read_since:
                 self._missing[layer, request] = fault
         self._read_since.add((layer, request))
         return self._noted(found)
 
     def place(self, layer: Hashable, request: Hashable, positions: Any, slots: Any) -> None:
-        """Note that what a request has written lies in slots from now on: in a ring that is read before it is overwritten."""
+        """Note that a request's keys lie in these slots from now on, as in a ring that is read before it is overwritten."""
         positions = _positions(positions)
         slots = _slots(slots, positions)
         number = self._state.number(request)
@@ -183,10 +185,11 @@ class Shadow:
         self._state.fill(layer, number, positions, slots, marks)
 
     def adopt(self, layer: Hashable, request: Hashable, positions: Any, slots: Any) -> list[Fault]:
-        """Note that a request takes what lies in slots for its own, as one that shares the blocks of a prefix does.
+        """Note that a request uses the keys in slots as its own: it shares the blocks of a prefix.
 
         Returns:
-            The first slot that holds no such position, or one behind other tokens, if both requests' tokens are known.
+            A fault for the first slot that holds another position, or one that follows other tokens, if the tokens of both
+            requests are known.
         """
         state, positions = self._state, _positions(positions)
         slots = _slots(slots, positions)
@@ -209,10 +212,10 @@ class Shadow:
         self.reorder({request: of}, length)
 
     def reorder(self, sources: Mapping[Any, Hashable], length: int | None = None) -> None:
-        """Note that requests become copies of requests, all at once, as beams do.
+        """Note that requests become copies of other requests, all at once, as beams do.
 
         Args:
-            sources: for each request the one whose keys it has from now on.
+            sources: for each request the one that it becomes a copy of.
         """
         state = self._state
         if missing := [of for of in sources.values() if of not in state.numbers]:
@@ -231,7 +234,7 @@ class Shadow:
                 state.tracks[layer][number] = track
 
     def copy(self, layer: Hashable, from_slots: Any, to_slots: Any) -> None:
-        """Note that the pool of a layer copied slots, as a copy on write does."""
+        """Note that slots in the pool of a layer were copied, as by a copy on write."""
         source, target = _numbers("from_slots", from_slots), _numbers("to_slots", to_slots)
         if len(source) != len(target):
             raise ContractError("to_slots", f"{len(target)} slots", f"{len(source)}, as from_slots")
@@ -239,7 +242,7 @@ class Shadow:
         pool.put(target, pool.get(source))
 
     def roll_back(self, request: Hashable, length: int, *, layer: Hashable | None = None) -> None:
-        """Note that a request forgets the positions from `length` on, as those of rejected drafts, in all layers or in one."""
+        """Note that a request forgets the positions from `length` on, such as rejected drafts, in all layers or in one."""
         check_int("length", length, minimum=0)
         state = self._state
         number = state.numbers.get(request, -1)
@@ -250,19 +253,21 @@ class Shadow:
             state.tokens[number] = state.tokens[number][:length]
 
     def free(self, request: Hashable) -> None:
-        """Note that a request has ended, or was preempted. A later request of this name is another one."""
+        """Note that a request has ended, or was preempted. A later request with this name is another one."""
         self._state.free(request)
 
     def tell(self, request: Hashable, tokens: Iterable[int]) -> None:
-        """Say which tokens a request has, all from position 0 on: sharing is held to them. A token may be any number, such as
-        a hash of an id and of an adapter."""
+        """Note all tokens of a request, from position 0 on, by which `adopt` checks sharing.
+
+        A token may be any number, such as a hash of an id and of an adapter.
+        """
         array = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
         if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
             raise ContractError("tokens", f"{array.dtype} of shape {array.shape}", "a list of whole numbers")
         self._state.tokens[self._state.number(request)] = array.astype(np.int64)
 
     def pass_over(self, reason: str) -> None:
-        """Count something that is not held to the shadow."""
+        """Count an event that the shadow cannot check, by its reason."""
         self.not_seen[reason] = self.not_seen.get(reason, 0) + 1
 
     def _written_late(self, layer: Hashable, request: Hashable, positions: np.ndarray) -> list[Fault]:

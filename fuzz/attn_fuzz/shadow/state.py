@@ -14,17 +14,17 @@ from attn_fuzz.shadow.tables import SLOT, Slots, Track
 _FREED_KEPT: Final = 4096
 """The number of freed requests whose tokens are kept."""
 _DROPPED_KEPT: Final = 16
-"""The number of freed requests whose positions each layer keeps, to name a key that attention is still handed."""
+"""The number of freed requests whose positions each layer keeps, to name a key that attention still reads."""
 
 
 class State:
-    """The tables of a shadow. A request has a number, and one that is freed never gets it back.
+    """The tables of a shadow. Each request has a number. The number of a freed request is never used again.
 
     Args:
         value_bytes, pools: as for Shadow.
 
     Attributes:
-        numbers: the numbers of the requests that live.
+        numbers: the numbers of living requests.
         tracks: by layer and number.
         tokens: by number.
     """
@@ -47,7 +47,7 @@ class State:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all tables, without the keys and values that are kept."""
+        """The bytes of all tables, without the kept keys and values."""
         tables = [*self._slots.values(), *(track for *_, track in self._dropped)]
         tables += [track for tracks in self.tracks.values() for track in tracks.values()]
         return sum(table.nbytes for table in tables)
@@ -90,12 +90,12 @@ class State:
         self.slots(layer).put(slots[kept], records)
 
     def serials(self, count: int) -> np.ndarray:
-        """Marks of keys that are not known: no two writes have the same."""
+        """Marks of unknown keys, each different from all others."""
         self._serial += count
         return np.arange(self._serial - count + 1, self._serial + 1, dtype=np.uint64)
 
     def keep(self, written: Contents) -> None:
-        """Keep keys and values by their mark: requests that share a key find it, too."""
+        """Keep keys and values by their mark, under which requests that share a key find it, too."""
         if not self.value_bytes:
             return
         kept = written.clone()
@@ -139,7 +139,7 @@ class State:
         return Written(layer, request, position, int(record["step"]))
 
     def writer(self, record: Any) -> Written | None:
-        """The writer of a slot's record; None if nobody wrote it."""
+        """The writer of a slot's record; None if it was not written."""
         if record is None or record["mark"] == 0:
             return None
         owner = int(record["request"])
@@ -147,7 +147,7 @@ class State:
         return Written(layer, self._names[owner], int(record["position"]), int(record["step"]), self._freed.get(owner))
 
     def source(self, layer: Hashable, number: int, mark: np.uint64, mask: np.uint64) -> Any:
-        """The write of a mark, as a record of a slot: of the same request, of others, of freed ones, or only in a slot."""
+        """The write with a mark, as a record of a slot. It is searched in the request, others, freed ones, then in slots."""
         if mark & REAL == 0 or mark == ZEROS:
             return None
         for owner, track in sorted(self._tracks(layer), key=lambda one: one[0] != number):

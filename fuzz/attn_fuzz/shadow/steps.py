@@ -1,4 +1,4 @@
-"""Steps of paged attention, held to a shadow: where each request's new keys are written, and where all its keys are found."""
+"""Steps of paged attention, checked by a shadow: the slots that new keys are written into, and those that are read."""
 
 import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -20,14 +20,15 @@ class PagedStep:
     """The metadata of one layer in a step, row by row.
 
     Args:
-        requests: their names. Further rows, as those of padding, are not held.
+        requests: their names. Further rows, such as padding, are not checked.
         query_start_loc, seq_lens, block_table: as in Batch.
         block_size: slots of a block.
-        slot_mapping: [S], where the new keys are written; None: where the block table has them.
-        contexts: how many tokens a request has before this step, where somebody knows it other than by `seq_lens`: the fewest
-            and the most.
-        shared: how many positions of a request that is new in the layer lie in blocks of others; None: all before this step.
-        reader: gives the keys and values that lie in slots; None: the slots alone are held.
+        slot_mapping: [S], the slots of the new keys; None: the block table has them.
+        contexts: the fewest and the most tokens that a request has before this step, if they are known otherwise than from
+            `seq_lens`.
+        shared: the number of positions in blocks of other requests, of a request that is new in the layer; None: all
+            positions before this step.
+        reader: reads the keys and values in slots; None: only the slots are checked.
     """
 
     requests: Sequence[Hashable]
@@ -41,10 +42,10 @@ class PagedStep:
     reader: Reader | None = None
 
     def hold(self, shadow: Shadow, layer: Hashable) -> None:
-        """Tell a shadow what the step writes, and then hold what it reads.
+        """Report the step's writes to a shadow, and then check its reads.
 
         Args:
-            layer: the name of the layer whose cache it is. A window or chunks are told before: see `Shadow.narrow`.
+            layer: the name of the layer that owns the cache. Call `Shadow.narrow` before if it has a window or chunks.
         """
         written = None if self.slot_mapping is None else self.slot_mapping.cpu()
         starts, lengths = self.query_start_loc.tolist(), self.seq_lens.tolist()
@@ -70,7 +71,7 @@ class PagedStep:
         return told if least <= told <= most else most
 
     def _adopt(self, shadow: Shadow, layer: Hashable, request: Hashable, blocks: torch.Tensor, before: range) -> bool:
-        """Take the positions that lie in blocks of others. False: it is not known that there are any, and nobody wrote them."""
+        """Adopt the positions in blocks of others. False if these are unknown and the blocks were never written."""
         shared = range(before.start, before.stop if self.shared is None else min(before.stop, self.shared.get(request, 0)))
         slots = self._slots(blocks, shared)
         if self.shared is None and len(shared) and not shadow.has_written(layer, slots):
@@ -97,11 +98,11 @@ class PagedStep:
 
 
 def reader_of(kv_cache: torch.Tensor, layer: Layer) -> Reader:
-    """Reads a cache of the contract: the numbers that attention takes, after scales.
+    """A reader of a cache of the contract. It returns the numbers that attention takes, after scales.
 
     Args:
-        kv_cache: shaped as `layer.layout` says.
-        layer: its layout, kv_cache_dtype and scales are used.
+        kv_cache: its shape is that of `layer.layout`.
+        layer: the source of the layout, kv_cache_dtype and scales.
     """
     size = layer.view_of(kv_cache).block_size
 

@@ -1,4 +1,4 @@
-"""The two tables of a shadow: what a request wrote for each position, and what was written last into each slot."""
+"""The two tables of a shadow: the write of each position of a request, and the last write into each slot."""
 
 import numpy as np
 
@@ -12,8 +12,8 @@ class Track:
     """The writes of one request in one layer, by position. A mark of 0 is a position that was not written.
 
     Attributes:
-        begin, end: the positions that are kept. What is before `begin` has slid out.
-        step, first, last: of the latest step that wrote, its number and its first and last position.
+        begin, end: the positions that are kept. Those before `begin` have left the window.
+        step, first, last: the number of the latest step that wrote, and its first and last position.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Track:
         self.step = step
 
     def adopt(self, positions: np.ndarray, marks: np.ndarray, slots: np.ndarray, step: int) -> None:
-        """Put positions that no query of this step has."""
+        """Put positions that this step does not query."""
         self.put(positions, marks, slots, step)
         self.step = -1
 
@@ -81,7 +81,7 @@ class Track:
             self.begin, self.end = begin, max(begin, self.end)
 
     def copy(self, end: int | None) -> "Track":
-        """The positions before `end`, or all, as those of another request, which has written nothing itself."""
+        """A track of another request, with the positions before `end`, or with all. That request has written nothing itself."""
         other = Track()
         other.begin, other.end = self.begin, self.end if end is None else max(self.begin, min(self.end, end))
         other._data = self._data[: other.end - other.begin].copy()
@@ -97,7 +97,7 @@ class Track:
 
 
 class Slots:
-    """The last write into each slot of a pool. A mark of 0 is a slot that nobody wrote."""
+    """The last write into each slot of a pool. A slot with the mark 0 was not written."""
 
     _PAGE = 64
 

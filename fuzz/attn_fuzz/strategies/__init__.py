@@ -4,7 +4,7 @@
     layers      heads, sizes, scale, those rules' numbers, layout and dtype of the cache: fixed for a model
     batches     requests, their lengths, causal flags and ranges
     caches      allocation, other views of it, and block tables
-    cases       the four together, what the step does to the cache, rows that belong to nobody, and the values
+    cases       the four together, what the step does to the cache, rows without an owner, and the values
 
 Simple things come first in every choice, so that shrinking ends at them.
 """

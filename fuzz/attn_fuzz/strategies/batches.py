@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 MAX_REQUESTS = 8
 ONE_IN = 40
-"""One step in so many is a long request. A run draws steps that it lacks, and takes twice as many of them."""
+"""One drawn step in this many is a single long request. A run prefers steps that it lacks, and takes twice as many of these."""
 ONE_IN_FEW, ONE_IN_FAR = 4, 3
-"""Likewise, of one or two requests as long as a step has them. The second where the window reaches far back, or queries select
-keys."""
+"""One drawn step in this many is of one or two of the longest requests. ONE_IN_FAR applies if the window reaches far back, or
+if queries select keys."""
 ONE_IN_CHUNKS = 2
-"""Likewise, where chunks are longer than tiles: over the end of one."""
+"""If chunks are longer than tiles, one drawn step in this many has queries across a chunk's end."""
 DECODE, FEW = (1, 1, 1, 0), (1, 2, 3, 4, 5, 8, 9)
 
 
@@ -75,13 +75,13 @@ def batches(
     chunk: int,
     key_unit: int,
 ) -> tuple[Request, ...]:
-    """Up to 8 requests without blocks, within the support's limits on tokens and keys; now and then many, or a long one alone.
+    """Up to 8 requests without blocks, within the support's limits on tokens and keys; now and then many, or a single long one.
 
-    Kernels split keys where there is little else to do: sometimes one or two requests decode, as long as a step has them. They
-    are drawn more often for a window that reaches back beyond a tile, and for queries that select keys, and may have ranges,
-    with which parts before the window are not left out. For a chunk that is longer than a tile (0: there are no chunks), one
-    request is drawn as often whose queries lie over a chunk's end: some see all keys of a tile that is hidden from their
-    neighbours. Where key_unit tokens share a key, requests have as many keys as else, and so many times the tokens.
+    Kernels split keys if a step has little work: sometimes one or two of the longest requests decode. They are drawn more often
+    for a window that reaches back beyond a tile, and for queries that select keys. They may have ranges, with which kernels do
+    not leave out the parts before the window. If chunks are longer than a tile (0: there are no chunks), one request is drawn
+    equally often with queries across a chunk's end: some of them see all keys of a tile that is hidden from their neighbours.
+    If key_unit tokens share a key, requests have the usual numbers of keys, and key_unit times the tokens.
     """
     is_decoder = attn_type is AttentionType.DECODER
     flags = _causal_flags(support, rules)
@@ -122,7 +122,8 @@ def batches(
 
 
 def _over_an_end(draw: st.DrawFn, support: Support, chunk: int, causal: bool) -> Request:
-    """As many queries as a step has, over the end of a chunk: the last end that leaves room for them, if one does."""
+    """A request with the step's number of queries, across the end of a chunk: the last end that leaves room for them, if one
+    does."""
     end = max(1, (support.max_seq_len - support.max_tokens) // chunk) * chunk
     context_len = max(0, end - pick(draw, (1, 37)))
     seq_len = min(context_len + support.max_tokens, support.max_seq_len)
@@ -137,7 +138,7 @@ def _few_requests(draw: st.DrawFn, support: Support, causal: bool, key_unit: int
 
 
 def _many_requests(draw: st.DrawFn, count: int, causal: bool, key_unit: int) -> tuple[Request, ...]:
-    """As many requests of few keys, most of which decode: more than a kernel looks at together."""
+    """More requests than a kernel looks at together. They have few keys, and most of them decode."""
     least, every = pick(draw, (1, 15, 40)), pick(draw, (2, 7, count))
     lengths = ((least + r % 3) * key_unit - r % key_unit for r in range(count))
     return tuple(Request(query_len=int(r % every != 1), seq_len=length, causal=causal) for r, length in enumerate(lengths))
@@ -204,8 +205,8 @@ def _lengths(
 
 
 def _shared_length(draw: st.DrawFn, num_keys: int, key_unit: int, query_len: int) -> int:
-    """The tokens of so many keys or, for half of the lengths, of few; or a token more or less, or half a key or half of the
-    queries less: behind a context of such a length, a key is completed between two queries."""
+    """The tokens of `num_keys` keys, or for half of the lengths of a few keys; plus or minus a token, or minus half a key or
+    half of the queries: behind a context of such a length, a key is completed between two queries."""
     keys = pick(draw, (0, 1, 2)) if pick(draw, (False, True)) else num_keys
     return max(0, keys * key_unit - pick(draw, (0, 1, -1, key_unit // 2, query_len // 2 + 1)))
 
@@ -242,9 +243,9 @@ def _range_over(draw: st.DrawFn, request: Request, window_left: int, end: int) -
 
 
 def ranges(draw: st.DrawFn, support: Support, block_size: int, request: Request) -> tuple[int, int] | None:
-    """From and to where tiles, blocks, the context and the sequence end, or of a few positions; some end early, or are empty.
+    """The first and the last position of a range. It begins near the end of a tile, a block, the context or the sequence.
 
-    None if the engine sends only ranges inside the prompt, and there is none.
+    It ends at such a place, too, or is short, or empty. None if it must be inside the sequence, which has no key.
     """
     is_free = "any" in support.engine.ranges
     start = max(request.context_len, 0)

@@ -20,16 +20,16 @@ from hypothesis import strategies as st
 replace = msgspec.structs.replace
 VALUES = ("exact", "one_hot", "signature", "random", "extreme", "below")
 CANDIDATES = 4
-"""Layers that are drawn for each one that is taken: the one that adds most to what the run has drawn so far."""
+"""The layers that are drawn for each one that is taken: the one that adds most to what the run has drawn so far."""
 STEPS = 2
-"""Steps of the layer that are drawn for each one that is taken, likewise."""
+"""The steps of the layer that are drawn for each one that is taken, by the same criterion."""
 
 WIDE_ROW = 2048
-"""Elements of a row of q, of all heads, from twice of which on a layer gets fewer tokens and keys: 16 heads of 128 dims."""
+"""A layer whose rows of q have twice this number of elements, or more, gets fewer tokens and keys: 16 heads of 128 dims."""
 FEW_TOKENS, FEW_KEYS = 16, 64
-"""The least that is left to such a layer."""
+"""The fewest tokens and keys of such a layer."""
 FEW_ROWS = 16
-"""Query heads of a latent cache that a tile of few rows holds."""
+"""The query heads of a latent cache that a tile of few rows holds."""
 MOST_SELECTING = 24
 """The most tokens of a step whose queries select keys: each query and KV head is a program of its own."""
 

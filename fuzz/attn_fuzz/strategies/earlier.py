@@ -101,5 +101,5 @@ def _may_change(name: str, case: Case, support: Support, refuses: bool) -> bool:
     if rule in RULES:
         may_be_on = refuses and rule in support.rules and case.attn_type in RULES[rule].attn_types
         return rule in case.rules or may_be_on
-    # what contradicts the contract is refused whoever sends it
+    # a change that contradicts the contract is refused for any sender
     return name in _SAFE or (refuses and (name == ILLEGAL or support.engine == ANY_ENGINE))

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 USUAL = ("window", "sinks")
 BESIDE_ALIBI = frozenset({"sinks", "bidirectional_ranges"})
 """Rules that layers with ALiBi lack if the engine sends no `mixed_alibi`."""
-# Rules of many kinds are chosen so many times as often as others, and so are rules that only some cases can have.
+# how many times as often as others a rule is chosen: rules of many kinds, and rules that only some cases can have
 WEIGHT = {"quantized": 4, "rope": 2, "bidirectional_ranges": 2, "qq_bias": 2, "head_size_v": 4, "selection_unit": 3}
 ONE_IN = 4
-"""One layer in so many has a rule that excludes others. Were it chosen as all rules are, many layers would lack the others."""
+"""One layer in this many has a rule that excludes others. If it were chosen like other rules, many layers would
+lack the others."""
 
 
 def window(draw: st.DrawFn, support: Support, kind: WindowKind) -> tuple[int, int]:
@@ -64,7 +65,7 @@ SMALLEST_CAP = 2.0**-120
 
 
 def _edge_caps(support: Support) -> tuple[float, ...]:
-    """A cap of which the scale may be so many times as no float32 is; for an engine that sends any scale."""
+    """Caps so small that scale / cap may exceed float32, for an engine that sends any scale."""
     return (SMALLEST_CAP,) * 2 if support.engine.other_scales and 0 in support.engine.scale_signs else ()
 
 
@@ -78,7 +79,7 @@ NUMBERS: dict[str, _Number] = {
     "qq_bias": _one_of("tree", "random", "hiding"),
     "sinks": _one_of("zero", "near", "above", "below", "off", "some"),
 }
-"""By the name of a rule of a layer or of a step: what draws the number that a case holds. A rule without one is not drawn."""
+"""For each rule of a layer or of a step, the strategy of the number that a case holds. A rule without one is not drawn."""
 
 DRAWN_ELSEWHERE = {
     "bidirectional_ranges": "strategies.batches draws the ranges of each request",
@@ -87,7 +88,7 @@ DRAWN_ELSEWHERE = {
     "q_scale": "strategies.layers draws it beside caches of float8",
     "selection_unit": "strategies.layers draws it as the cache's layout allows",
 }
-"""By the name of a rule of a layer or of a step that has no number here: where it is drawn."""
+"""For each rule of a layer or of a step without a number here, the place where it is drawn."""
 
 
 def rules(draw: st.DrawFn, support: Support, attn_type: AttentionType) -> set[str]:

@@ -66,9 +66,10 @@ class Tally:
             self._kept.append(case)
 
     def novelty(self, case: Case) -> float:
-        """The worth of a case: 1 for each pair or triple of its traits that was never drawn, and less the oftener it was.
+        """The worth of a case: 1 for each pair or triple of its traits that was never drawn, and less if it was drawn more
+        often.
 
-        A pair of an edge and something else counts EDGE_SHARE as much.
+        A pair of an edge and another trait counts EDGE_SHARE times as much.
         """
         held, worth = traits(case), self._worth.get
         # lists are faster than generators
@@ -76,11 +77,11 @@ class Tally:
         return of_traits + EDGE_SHARE * sum([worth(together, 1.0) for together in itertools.product(edges(case), held)])
 
     def rarest_changes(self, case: Case, changes: Sequence[str], count: int) -> tuple[str, ...]:
-        """The changes whose earlier calls would add most to a case that has no earlier call, likewise; the rarest one last.
+        """The changes whose earlier calls would add most novelty to a case without earlier calls; the rarest one last.
 
         Args:
-            changes: to choose from; the first of several that add as much.
-            count: how many to choose, if there are as many.
+            changes: the changes to choose from. Among equal ones the first is chosen.
+            count: the number of changes to choose, if there are enough.
         """
         held, worth = traits(case), self._worth.get
         adds = {change: sum([worth((trait, _earlier(change)), 1.0) for trait in held]) for change in changes}
@@ -90,7 +91,7 @@ class Tally:
         """True if a case that was drawn for a support is to run; the reason is counted if it is not.
 
         Args:
-            case: drawn.
+            case: the drawn case.
             support: the support of the target.
             refused: True if the case is to be refused.
         """
@@ -122,7 +123,7 @@ def _why_not(case: Case, support: Support, refused: bool) -> str | None:
 
 
 def traits(case: Case) -> list[str]:
-    """The features of a case, its sizes, and last the changes of earlier calls: whatever is to meet whatever else."""
+    """The features of a case, its sizes, and last the changes of earlier calls: all pairs of these should be drawn."""
     sizes = (f"{name} {size(case)}" for name, size in _SIZES.items())
     return [*features(case), *sizes, *map(_earlier, dict.fromkeys(case.earlier))]
 

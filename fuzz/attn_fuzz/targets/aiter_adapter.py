@@ -137,7 +137,7 @@ def _rounding(device: str) -> Rounding:
 
 
 def missing_e4m3fnuz() -> str | None:
-    """Why Triton's interpreter cannot take gfx942's float8, or None if it can."""
+    """The reason why Triton's interpreter cannot take gfx942's float8, or None if it can."""
     import triton
 
     release = triton.__version__

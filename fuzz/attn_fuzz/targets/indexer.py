@@ -106,7 +106,7 @@ class IndexStep:
         return own.as_strided(cache.shape, cache.stride(), cache.storage_offset())
 
     def on(self, device: torch.device) -> "IndexStep":
-        """The same step on a device, strides and what lies between rows included."""
+        """The same step on a device, with the same strides and the same memory between rows."""
         buffer = self.buffer.to(device)
         moved = {name: _moved(getattr(self, name), device) for name in ("q", "weights", "k", "slot_mapping")}
         return dataclasses.replace(
@@ -413,7 +413,7 @@ def _padded(rows: torch.Tensor, count: int, wide: bool, dtype: torch.dtype) -> t
 
 
 def _place(step: IndexStep, at: int) -> str:
-    """Where a byte of the buffer lies, in words."""
+    """The place of a byte of the buffer, in words."""
     cache = step.index_cache
     page = cache.stride(0) * cache.itemsize
     byte = at - int(cache.storage_offset()) * cache.itemsize

@@ -180,7 +180,7 @@ def write_state(part: State, rows: slice, out: torch.Tensor, lse: torch.Tensor, 
 
 def rows_of(out: torch.Tensor, layer: Layer, rows: int) -> torch.Tensor:
     """The first rows of an output, [rows, H, D of V], from either of its two shapes."""
-    return out.view(len(out), layer.num_heads, layer.value_size)[:rows]
+    return out.view(len(out), layer.num_heads, layer.v_head_size)[:rows]
 
 
 def parts_like(q: torch.Tensor, out: torch.Tensor, layer: Layer, rows: int) -> torch.Tensor:
@@ -192,7 +192,7 @@ def parts_like(q: torch.Tensor, out: torch.Tensor, layer: Layer, rows: int) -> t
 
 def state(q: torch.Tensor, layer: Layer, rng: random.Random) -> State:
     """Memory for a part, with poison around and between its rows."""
-    rows, heads, head_size = len(q), layer.num_heads, layer.value_size
+    rows, heads, head_size = len(q), layer.num_heads, layer.v_head_size
     head_step = head_size + rng.choice((0, 0, MOST_PADDING))
     row_step = heads * head_step + rng.choice((0, MOST_PADDING))
     lse_step = rows + rng.choice((0, 1, MOST_PADDING))
@@ -206,7 +206,7 @@ def state(q: torch.Tensor, layer: Layer, rng: random.Random) -> State:
 
 def stacked(q: torch.Tensor, layer: Layer, parts: int, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
     """Memory for parts: outs [N, rows, H, D] and LSEs [N, H, rows], each nested in some order, with poison between."""
-    rows, heads, head_size = len(q), layer.num_heads, layer.value_size
+    rows, heads, head_size = len(q), layer.num_heads, layer.v_head_size
     padded = head_size + rng.choice((0, 0, MOST_PADDING))
     outs, lses = rng.choice(("nthd", "tnhd", "htnd")), rng.choice(("nht", "nth", "thn"))
     sizes = {"n": parts, "t": rows, "h": heads, "d": padded}

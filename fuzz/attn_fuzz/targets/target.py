@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 import msgspec
 import torch
 from attn_contract import RULES, AttentionType, Batch, Capabilities, Layer, Layout
-from attn_contract.rules import words_of
+from attn_contract.rules import label_of
 from attn_fuzz.cases.case import Case, Dtype, Float8, Quantized, ScaleKind
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.errors import InputError
@@ -133,7 +133,7 @@ class Support:
             kernel that is known to read them with a weight of 0, because 0 * NaN is NaN: 3 of 4 cases hold a finite number.
             "finite" is for an engine whose cache never holds NaN.
         latent: sizes of latent caches, instead of head_sizes, group_sizes and block_sizes.
-        refused_sizes: sizes one step beyond the served ones, which the target must refuse: by head_sizes, value_sizes (widths
+        refused_sizes: sizes one step beyond the served ones, which the target must refuse: by head_sizes, v_head_sizes (widths
             of V), group_sizes, block_sizes, and widths of latent caches.
         tile_sizes: sizes of the kernel's tiles. Lengths are drawn around their multiples.
         max_tokens, max_seq_len: the most query tokens of a batch and keys of a request, so that an example stays fast.
@@ -194,13 +194,14 @@ class Support:
             raise ValueError("Support: got DECODER with neither causal nor the rule non_causal, expected one of them")
 
     def not_drawn(self, case: Case) -> str | None:
-        """Why a case is not run, in words: a dtype, a layout, a size or something else that is not drawn. None if it is run."""
+        """The reason why a case is not run, in words: a dtype, a layout, a size or something else that is not drawn. None if it
+        is run."""
         choices: dict[str, tuple[object, Collection[object]]] = {"dtype": (case.dtype, self.dtypes)}
         if case.has_latent_cache:
-            choices["widths"] = ((case.value_size, case.head_size - case.value_size), self.latent.widths)
+            choices["widths"] = ((case.v_head_size, case.head_size - case.v_head_size), self.latent.widths)
         else:
             choices["head_size"] = (case.head_size, self.head_sizes)
-            choices["head_size_v"] = (case.value_size, self.head_sizes)
+            choices["head_size_v"] = (case.v_head_size, self.head_sizes)
         sizes = self.latent if case.has_latent_cache else self
         choices["group_size"] = (case.group_size, sizes.group_sizes)
         if case.cache is not None:
@@ -223,10 +224,10 @@ class Support:
             return "causal attention"
         for name in case.rules:
             if name not in self.rules:
-                return words_of(name)
+                return label_of(name)
         for name in self.required_rules:
             if name not in case.rules:
-                return f"a layer without {words_of(name)}"
+                return f"a layer without {label_of(name)}"
         cache_dtype, scales = (case.cache.dtype, case.cache.scales) if case.cache else (None, None)
         if cache_dtype is not None and cache_dtype not in self.cache_dtypes:
             return f"a cache of {cache_dtype}"
@@ -300,15 +301,15 @@ class Support:
         if of_latent is not None:
             fields["latent"] = dataclasses.replace(self.latent, **{of_latent: (size,) * 4 + getattr(self.latent, of_latent)})
         if name != "widths":
-            own = "head_sizes" if name == "value_sizes" else name
+            own = "head_sizes" if name == "v_head_sizes" else name
             fields[own] = (size,) * 4 + getattr(self, own)
         return fields
 
 
 _REFUSED_SIZES: dict[str, tuple[str, Callable[[Case], object]]] = {
     "head_sizes": ("head size", lambda case: None if case.has_latent_cache else case.head_size),
-    "value_sizes": ("a V of width", lambda case: None if case.has_latent_cache else case.value_size),
-    "widths": ("latent widths", lambda case: (case.value_size, case.head_size - case.value_size)),
+    "v_head_sizes": ("a V of width", lambda case: None if case.has_latent_cache else case.v_head_size),
+    "widths": ("latent widths", lambda case: (case.v_head_size, case.head_size - case.v_head_size)),
     "group_sizes": ("query heads for each KV head:", lambda case: case.group_size),
     "block_sizes": ("block size", lambda case: case.cache and case.cache.block_size),
 }
@@ -417,7 +418,7 @@ class Target:
             `python -m attn_lab mutate` leaves the target out unless it is named.
         sanitizes: True if its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.
         exact: True if it computes the formula of attention and nothing beside it, such as a small number that is added to a
-            divisor. Every so many examples are then compared in exact mode (`attn_fuzz.run.shard.EXACT_EVERY`).
+            divisor. One example in many is then compared in exact mode, too (`attn_fuzz.run.shard.EXACT_EVERY`).
     """
 
     name: str

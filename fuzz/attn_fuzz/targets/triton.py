@@ -94,7 +94,7 @@ def _triton_support(device: str) -> Support:
 
 
 def missing_triton(device: str) -> str | None:
-    """Why Triton's kernels cannot run on a device type here, or None if they can."""
+    """The reason why Triton's kernels cannot run on a device type here, or None if they can."""
     if importlib.util.find_spec("triton") is None:
         return extras.missing("triton")
     return None

@@ -120,7 +120,7 @@ def judge_call(
         ContractError: the call contradicts the contract.
     """
     layer = call.layer
-    out = out if out.dim() == 3 else out.unflatten(1, (layer.num_heads, layer.value_size))
+    out = out if out.dim() == 3 else out.unflatten(1, (layer.num_heads, layer.v_head_size))
     of_bound = {"out": torch.zeros(out.shape, dtype=torch.float64, device=out.device)}
     if lse is not None:
         of_bound["lse"] = torch.zeros(out.shape[:2], dtype=torch.float64, device=out.device)
@@ -231,7 +231,7 @@ def check_scores(case: Case) -> None:
 
 def judge_finite(step: Step) -> Judgement:
     """Judge without an oracle: each row of a request must be written and hold finite numbers. An LSE may also be -inf."""
-    out = step.out.reshape(-1, step.layer.num_heads, step.layer.value_size)
+    out = step.out.reshape(-1, step.layer.num_heads, step.layer.v_head_size)
     outputs: dict[Literal["out", "lse"], torch.Tensor] = {"out": out} if step.lse is None else {"out": out, "lse": step.lse.T}
     differences: list[Difference] = []
     kind = "agree"

@@ -52,7 +52,7 @@ def check(call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, rou
 
     Args:
         call: the inputs of the kernel.
-        out: [T, H, Dv] or [T, H * Dv] with Dv = `layer.value_size`, the kernel's output. Its dtype is q's, or float8 if the
+        out: [T, H, Dv] or [T, H * Dv] with Dv = `layer.v_head_size`, the kernel's output. Its dtype is q's, or float8 if the
             layer has an output_scale, or any of `FLOAT_DTYPES` beside a float8 q.
         lse: [H, T] float32, natural logarithms that include the sinks; None if the kernel wrote none.
         rounding: where the kernel rounds. A float32 kernel whose products are TF32 needs one with operands="tf32".
@@ -68,7 +68,7 @@ def check(call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, rou
     layer, q, rows = call.layer, call.q, len(call.q)
     own = (q.dtype,) if layer.q_scale is None else FLOAT_DTYPES
     dtypes = own if layer.output_scale is None else FLOAT8_DTYPES
-    shapes = [(rows, layer.num_heads, layer.value_size), (rows, layer.num_heads * layer.value_size)]
+    shapes = [(rows, layer.num_heads, layer.v_head_size), (rows, layer.num_heads * layer.v_head_size)]
     _check_output("out", out, q, shapes, dtypes)
     if lse is not None:
         _check_output("lse", lse, q, [(layer.num_heads, rows)], (torch.float32,))

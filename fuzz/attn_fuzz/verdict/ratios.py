@@ -63,7 +63,7 @@ def added(counts: Mapping[str, list[int]], more: Mapping[str, list[int]]) -> dic
 
 def pictures(case: Case, step: Step, judgement: Judgement) -> dict[str, bytes]:
     """The picture of each tensor: a byte per row and head."""
-    got = {"out": step.out if step.out.dim() == 3 else step.out.unflatten(1, (case.num_heads, case.value_size))}
+    got = {"out": step.out if step.out.dim() == 3 else step.out.unflatten(1, (case.num_heads, case.v_head_size))}
     if step.lse is not None:
         got["lse"] = step.lse.T
     return {name: picture(ratio, got[name], case.query_start_loc[-1]) for name, ratio in judgement.of_bound.items()}

@@ -18,7 +18,7 @@ MOST: tuple[Fact, ...] = ("vgpr_spills", "sgpr_spills_in_loops")
 
 
 ONE_SPILL_IN = 50
-"""Spills may be above a budget by one in so many. LLVM orders the terms of some sums by their addresses in the compiler's own
+"""Spills may be above a budget by one in this many. LLVM orders the terms of some sums by their addresses in the compiler's own
 memory, so one launch has other code in another run of the compiler: of 36 runs, 20 spilled 515 registers, 15 spilled 516 and
 one 517; another launch spilled 275 or 279. A budget below 50 allows none more."""
 

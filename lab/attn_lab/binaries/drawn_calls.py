@@ -1,4 +1,4 @@
-"""Launches that nobody chose: those of steps that the fuzzer's strategies draw, with all rules, dtypes, layouts and sizes, in
+"""Drawn launches: those of steps that the fuzzer's strategies draw, with all rules, dtypes, layouts and sizes, in
 both modes.
 
 Tensors are moved to the device meta. A KV cache counts as one of CACHE_BYTES, as on GPUs that serve.

@@ -45,7 +45,7 @@ class Text(NamedTuple):
 
 
 class Run(NamedTuple):
-    """How many cases of a package's kernels were drawn on an architecture, ran, and agree or fail by known findings alone."""
+    """The cases of a package's kernels on an architecture: drawn, run, and in agreement or failing only by known findings."""
 
     of: "Of"
     cases: int
@@ -126,7 +126,7 @@ def read(found: Iterable[Text]) -> tuple[dict[Of, Made], Forms]:
 
 
 def why_unknown(instruction: Instruction, architecture: str) -> str | None:
-    """Why the emulator has no meaning for an instruction, or None."""
+    """The reason why the emulator has no meaning for an instruction, or None."""
     lanes = 64 if architecture.startswith("gfx9") else 32
     settings = {"next_free_vgpr": 512, "accum_offset": 256} if lanes == 64 else {"next_free_vgpr": 1024}
     return _why_unknown_in(Kernel("", architecture, (), {}, (), 0, lanes, lanes, 0, 1024, settings), instruction)

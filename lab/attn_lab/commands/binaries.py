@@ -152,7 +152,7 @@ def _over(found: Results, calls: "Calls", allowed: Budgets) -> list[str]:
 
 
 def _print(found: Results, over: list[str], outcome: Outcome, names: Mapping[str, list[str]] | None) -> None:
-    """Print facts, what is over its budget, and which exceptions of budgets nobody needs.
+    """Print facts, what is over its budget, and which exceptions of budgets are not needed.
 
     Args:
         names: the names of all launches; None if not all were compiled.

@@ -124,7 +124,7 @@ def _page(ci: Coverage, nightly: Coverage) -> str:
 
 
 def _summary(nightly: Coverage) -> list[str]:
-    """How many pairs of features were drawn, and the pairs that were drawn least often."""
+    """The number of pairs of features that were drawn, and the pairs that were drawn least often."""
     pairs = sorted((nightly.pairs.get(pair, 0), pair) for pair in combinations(NAMES, 2) if undefined(*pair) is None)
     rarest = "; ".join(f"{a} and {b} ({count})" for count, (a, b) in pairs[:3])
     never = sum(not count for count, _ in pairs)

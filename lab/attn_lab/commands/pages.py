@@ -36,7 +36,7 @@ def command(beside: tuple[str, ...]) -> int:
 
 
 def check_all(checks: Iterable[str], cpus: int) -> int:
-    """Run the checks, so many at once. The exit code."""
+    """Run the checks, at most `cpus` at once, and return the exit code."""
     failed = 0
     with ThreadPoolExecutor(cpus) as pool:
         for ended in as_completed([pool.submit(_run, check) for check in checks]):

@@ -177,7 +177,7 @@ def _run(
     running = [bug for bug in bugs if bug.name not in missing and (plan.device != "cpu" or not bug.needs_gpu)]
     say_what_runs_kernels(plan.device, [registry.load(bug.target) for bug in running])
     plans = _plans(plan, running, range(plan.seed, plan.seed + seeds), sanitize=sanitize, shrinks=shrinks)
-    outcome = _run_plans(plans, workers)
+    outcome = run_plans(plans, workers)
     runs = {bug.name: _ended(outcome, range(i * seeds, (i + 1) * seeds)) for i, bug in enumerate(running)}
     return runs | {name: [Progress(broken=why)] for name, why in missing.items()}, outcome
 
@@ -253,7 +253,7 @@ def _plans(plan: FuzzPlan, running: list[KnownBug], seeds: range, *, sanitize: b
     ]
 
 
-def _run_plans(plans: list[FuzzPlan], workers: int) -> Outcome:
+def run_plans(plans: list[FuzzPlan], workers: int) -> Outcome:
     """Run every plan while a progress bar counts findings and examples. Each finding is told when it is made."""
     done = [Progress() for _ in plans]
     with progress_bar(len(plans)) as show_bar:
@@ -269,7 +269,8 @@ def _run_plans(plans: list[FuzzPlan], workers: int) -> Outcome:
 
 
 def _missing_targets(bugs: list[KnownBug], device: str) -> dict[str, str]:
-    """Why a bug's target cannot run on this device, by the bug's name. On a CPU, bugs that need a GPU are passed over."""
+    """The reason why a bug's target cannot run on this device, by the bug's name. On a CPU, bugs that need a GPU are passed
+    over."""
     found = {}
     for bug in bugs:
         try:

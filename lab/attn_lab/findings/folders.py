@@ -129,7 +129,7 @@ def _moved(text: str, version: str, package: Path) -> str:
 
 
 def _patched_lines(report: Report, package: Path) -> list[str]:
-    """Where the patch changes sources of AITER's repository, of which a wheel has no lines."""
+    """The places of a patch in sources of AITER's repository that are not in a wheel."""
     if not (package.parent / ".git").exists():
         return []
     ask, found = ["git", "-C", package.parent, "rev-parse", "--short=8", "HEAD"], []
@@ -143,7 +143,7 @@ def _patched_lines(report: Report, package: Path) -> list[str]:
 
 
 def _lines(first: int, last: int) -> str:
-    """As difflib counts lines: from 0, without the last one."""
+    """A range of lines as difflib counts them: from 0, without the last one."""
     return f"{last}" if first + 1 == last else f"{first + 1}-{last}"
 
 

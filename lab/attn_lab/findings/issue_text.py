@@ -21,7 +21,7 @@ _LOAD = re.compile(r'\bload\("([\w.]+)"\)')
 
 
 class Layout(NamedTuple):
-    """How an owner keeps issues and tests.
+    """The form in which an owner keeps issues and tests.
 
     Attributes:
         issue: what a title begins with, and the sections of the template, each with what fills it: "bug", "reproduction" or a
@@ -102,7 +102,7 @@ class _Statement(NamedTuple):
     node: ast.stmt
     text: str
     names: frozenset[str]
-    """That it binds. An effect binds none: a change of the environment, or of a module."""
+    """The names that it binds. An effect binds none: it changes the environment, or a module."""
 
 
 def _bound(node: ast.stmt) -> frozenset[str]:

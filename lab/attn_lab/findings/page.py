@@ -81,7 +81,7 @@ def shared(targets: Iterable[tuple[str, Iterable[Finding]]]) -> Shared:
 
 
 class Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How fast hunts met a finding.
+    """The examples after which hunts met a finding.
 
     Attributes:
         drawn: the most examples that a hunt drew for one of the finding's targets.
@@ -98,7 +98,7 @@ class Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def speeds(findings: Shared, hunts: Sequence[dict[str, Any]]) -> dict[str, Speed]:
-    """How fast these hunts met each finding. A hunt of none of a finding's targets says nothing of it.
+    """The speed at which these hunts met each finding. A hunt of none of a finding's targets says nothing of it.
 
     Args:
         hunts: of several seeds, the JSON of each target's run, by target.

@@ -114,7 +114,7 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What the script of a finding did.
+    """The result of a finding's script.
 
     Attributes:
         interpreted: what it printed.

@@ -75,7 +75,7 @@ def _answers(capabilities: Capabilities, together: list[str]) -> Iterator[tuple[
         if field.name == "attn_types":
             yield from ((attn_type.name, _cell(answer[attn_type])) for attn_type in AttentionType)
         elif field.name == "rules":
-            yield from ((rule.words, _cell(capabilities.answer(name))) for name, rule in RULES.items())
+            yield from ((rule.label, _cell(capabilities.answer(name))) for name, rule in RULES.items())
         elif field.name not in ("backend", "combinations"):
             yield field.name.replace("_", " "), _cell(answer)
     reasons = {one.property: one.reason for one in capabilities.combinations}

@@ -21,7 +21,7 @@ NAMES = [feature.name for feature in FEATURES if can_have(EVERYTHING, feature)]
 
 
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
-    """How many cases have each feature and each pair of features.
+    """The numbers of cases with each feature and with each pair of features.
 
     Attributes:
         examples: cases drawn.

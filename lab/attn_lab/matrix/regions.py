@@ -26,7 +26,7 @@ from attn_fuzz.run import runner, shard
 from attn_fuzz.run.shard import FuzzPlan
 from attn_lab.pages import table
 
-_BORDERS = (
+_ARGUMENT_CHECKS = (
     check_paged_attention,
     check_varlen_attention,
     check_write_kv_cache,
@@ -39,7 +39,7 @@ def fields() -> list[str]:
     """Every field and argument of the contract that a call has: of Layer, Batch and KVCacheView, rules of a call, arguments."""
     held = [f"{holder.__name__}.{field.name}" for holder in (Layer, Batch, KVCacheView) for field in dataclasses.fields(holder)]
     called = [f"call.{name}" for name, rule in RULES.items() if rule.holder == "call"]
-    arguments = dict.fromkeys(f"argument.{name}" for border in _BORDERS for name in inspect.signature(border).parameters)
+    arguments = dict.fromkeys(f"argument.{name}" for check in _ARGUMENT_CHECKS for name in inspect.signature(check).parameters)
     return [*held, *called, *arguments]
 
 

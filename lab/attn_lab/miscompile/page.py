@@ -59,7 +59,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Reason(msgspec.Struct, frozen=True, rename={"kind": "class"}):
-    """Why a mutant survives."""
+    """The reason why a mutant survives."""
 
     kind: str
     why: str

@@ -69,7 +69,7 @@ class Subject:
 
 
 class AlarmError(Exception):
-    """A case of a kernel that nobody changed fails: a false alarm, or a bug."""
+    """A case of an unchanged kernel fails: a false alarm, or a bug."""
 
 
 def subjects(architecture: str, cases: Sequence[Case]) -> list[Subject]:

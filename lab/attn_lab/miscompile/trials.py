@@ -127,7 +127,7 @@ def _mutants(subject: Subject, kind: str, rng: random.Random) -> Iterator[Mutant
 
 
 def _can_be_run(instruction: Instruction, kernel: Kernel) -> bool:
-    """Whether the emulator knows it, and all of its registers exist. A compiler's bug that made anything else would be seen."""
+    """True if the emulator knows it, and all of its registers exist. A compiler's bug that made anything else would be seen."""
     vectors, accumulation = kernel.settings["next_free_vgpr"], kernel.settings.get("accum_offset")
     ends = {"v": accumulation or vectors, "a": vectors - (accumulation or vectors), "s": 102}
     for operand in instruction.operands:

@@ -1,4 +1,4 @@
-"""Generated mutants: every operator at every place of a package's source, and a sample of them that nobody chose."""
+"""Generated mutants: every operator at every place of a package's source, and a random sample of them."""
 
 import ast
 import functools
@@ -39,7 +39,7 @@ class Generated(NamedTuple):
 
     @property
     def mutant(self) -> Mutant:
-        """Every exception counts as a finding: nobody could announce the exceptions of hundreds of mutants."""
+        """Every exception counts as a finding: the exceptions of hundreds of mutants cannot be announced."""
         return Mutant(name=self.name, patches=(self.patch,), raises="")
 
 

@@ -1,4 +1,4 @@
-"""Which statements of the optimized side a target runs: recorded while the target runs cases such as it is fuzzed with.
+"""The statements of the optimized side that a target runs, recorded while it runs cases as a fuzz run draws them.
 
 A target cannot find a mutant of a statement that it does not run.
 """
@@ -31,7 +31,7 @@ class Reach(msgspec.Struct, frozen=True, omit_defaults=True, tag="reach"):
     cases: dict[str, dict[int, int]]
 
     def count(self, module: str, line: int) -> int:
-        """How many cases run the statement of a module that begins on a line."""
+        """The number of cases that run the statement of a module that begins on a line."""
         return self.cases.get(module, {}).get(line, 0)
 
 

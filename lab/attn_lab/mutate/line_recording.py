@@ -1,4 +1,4 @@
-"""Which statements of a package run: each notes its own line when it runs. Works for interpreted kernels, too.
+"""Records which statements of a package run: each notes its own line. Interpreted kernels are recorded, too.
 
 A trace function of Python would slow interpreted kernels down tenfold, because it is called for every function of Triton's
 interpreter.

@@ -239,16 +239,22 @@ def _rebinds(target: ast.expr, value: ast.expr) -> bool:
 
 
 def _alike(values: list[ast.expr]) -> Iterator[tuple[int, int]]:
-    """Each value with the next one of a like name: the same words but for one, as in `stride_a` and `stride_b`."""
+    """Each value with the next one of a like name: the same words but for one, as in `stride_a` and `stride_b`, or but for the
+    letter v, as in `head_size` and `v_head_size`."""
     words = [re.findall(r"[A-Za-z0-9]+|[^A-Za-z0-9_\s]", ast.unparse(value)) for value in values]
     is_value = [not isinstance(value, ast.Constant | ast.Starred | ast.JoinedStr) for value in values]
     for i, first in enumerate(words):
         for j in range(i + 1, len(words)):
             differ = [(one, other) for one, other in zip(first, words[j], strict=False) if one != other]
             alike = len(first) == len(words[j]) and len(differ) == 1 and (len(first) > 1 or max(map(len, differ[0])) == 1)
-            if is_value[i] and is_value[j] and alike:
+            if is_value[i] and is_value[j] and (alike or _is_of_v(first, words[j]) or _is_of_v(words[j], first)):
                 yield i, j
                 break
+
+
+def _is_of_v(words: list[str], others: list[str]) -> bool:
+    """Whether words are the others and one "v" more."""
+    return any(word == "v" and [*words[:i], *words[i + 1 :]] == others for i, word in enumerate(words))
 
 
 def _exchanged(values: list[ast.expr], i: int, j: int) -> list[ast.expr]:

@@ -102,7 +102,7 @@ class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="schema", tag=SCHEMA):
-    """Where a campaign ran, with which Hypothesis, sample, seeds and examples for each target, and each mutant.
+    """The results of a campaign: its device, Hypothesis, sample, seeds and examples for each target, and each mutant.
 
     `suite` is None if no tests ran.
     """
@@ -169,7 +169,7 @@ def _number(found: int | str) -> int | None:
 
 
 def of_tests(mutant: Generated, log: Log) -> bool | None:
-    """Whether the test suite finds a mutant; None if the log does not hold the end of its tests."""
+    """True if the test suite finds a mutant; None if the log does not hold the end of its tests."""
     tests = suite.tests_of(mutant, [*log.tests.values()])
     trial = log.trials.get(suite.key(mutant, tests))
     if trial is None or trial.broken:
@@ -214,7 +214,7 @@ KERNELS_OR_HOST: dict[str, Callable[[Row], bool]] = {
 
 
 Judge = Callable[[Row], list[bool] | None]
-"""Whether each seed found a mutant; None if that is not known."""
+"""Says of each seed if it found a mutant; None if that is not known."""
 
 RATES: dict[str, Judge] = {
     "fuzzer": lambda row: [each is not None for each in row.examples] or None,

@@ -89,7 +89,7 @@ class PatchMaker:
         return ".".join([self.module, *(node.name for node in outer if isinstance(node, _Scope))])
 
     def _count(self, scope: ast.AST, node: ast.AST) -> int:
-        """How often a node's code stands in a scope."""
+        """The number of times that a node's code stands in a scope."""
         if id(scope) not in self._counts:
             pieces = (piece for piece in ast.walk(scope) if isinstance(piece, ast.expr | ast.stmt))
             self._counts[id(scope)] = Counter(map(self._dump, pieces))

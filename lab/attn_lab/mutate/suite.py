@@ -31,14 +31,15 @@ TESTS = -1
 PART_SECONDS = 180.0
 """A test of a part that has not ended by then counts for nothing."""
 TOGETHER = 250
-"""How many of a mutant's tests run in one process. Their files are collected before the first of them runs."""
+"""The number of a mutant's tests that run in one process. Their files are collected before the first of them runs."""
 PATIENCE, LEAST_SECONDS = 10, 20.0
 """A test hangs that takes PATIENCE times as long as without a mutant, and longer than LEAST_SECONDS."""
 UNDER = ("torch", "Triton", "numpy")
 
 
 class Stop(NamedTuple):
-    """Why a mutant's tests do not go on: `test` fails "test", has "hung" or "died"; or no time is left, and `by` is None."""
+    """The reason why a mutant's tests do not go on: `test` fails "test", has "hung" or "died"; or no time is left, and `by` is
+    None."""
 
     by: str | None
     test: str
@@ -60,7 +61,7 @@ def tests_of(mutant: Generated, recorded: Sequence[RecordedTests]) -> dict[str, 
 
 
 def key(mutant: Generated, tests: Mapping[str, float]) -> Key:
-    """Which trial is a mutant's with these tests: with other tests it is another one."""
+    """The key of a mutant's trial with these tests. With other tests it is another trial."""
     return Key(mutant.name, TESTS, "tests", len(tests))
 
 
@@ -213,7 +214,7 @@ def _runs(file: str, part: int, count: int, told: Sequence[Told]) -> RecordedTes
 def _first_stop(
     tests: Mapping[str, float], mutant: Mutant, until: float, interrupted: threading.Event, *, harmless: bool = False
 ) -> tuple[int, Stop | None]:
-    """How many of the tests pass, one after another, and what stops the next one; None if nothing does.
+    """The number of tests that pass, one after another, and what stops the next one; None if nothing does.
 
     Args:
         harmless: True if the modules that the mutant patches are installed as they are.

@@ -19,7 +19,7 @@ from attn_fuzz.run import prepared
 from attn_lab.mutate import line_recording
 
 PART = 25
-"""How many tests of a file are recorded in one process, so that a long file is recorded in several at once."""
+"""The number of tests of a file that are recorded in one process, so that several processes record a long file at once."""
 WAKE_SECONDS = 0.5
 
 

@@ -45,7 +45,7 @@ the seconds of each theorem. `python -m attn_lab proofs --mutants` puts each mut
   16 or 128 tokens. In the family `select`, units have 1, 4 or 128 tokens, a turn looks at 64 or 4096 of them, and their
   codes are any numbers. In the family `keys`, any number of tokens share a key. The other families are about calls without a
   selection, in which each token has its own key.
-* **The contract** gives ranges: lengths, rows and rules as the border checks leave them (`contract/attn_contract`). A
+* **The contract** gives ranges: lengths, rows and rules as the argument checks leave them (`contract/attn_contract`). A
   tile has at least one query, and its queries are the request's: the theorems of the family `programs` say so.
 
 ## What is not proved

@@ -1,1 +1,1 @@
-"""A time machine over releases of other projects: fixes that nobody here chose, and findings from first to last."""
+"""A time machine over releases of other projects: all fixes of others, and findings from first to last."""

@@ -31,7 +31,7 @@ WHAT = ("mended", "false alarm", "not read")
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What failures of a target are on the releases before one: of WHAT, and why.
+    """The reading of a target's failures on the releases before one: one of WHAT, and the reason.
 
     Attributes:
         kinds: kinds of verdicts; none: all.
@@ -84,11 +84,11 @@ class Counted(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
 
 
 Kept = dict[str, dict[str, Counted]]
-"""By target and release."""
+"""The counts by target and release."""
 
 
 class Summary(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """Of a target: on how many releases it ran, and its cases there. `alarms` are by WHAT."""
+    """The number of releases on which a target ran, and its cases there. `alarms` counts them by WHAT."""
 
     releases: int
     cases: int
@@ -108,12 +108,12 @@ def keep(seed: int, file: Path) -> None:
 
 
 def summaries() -> dict[int, dict[str, Summary]]:
-    """By seed and target."""
+    """The summaries by seed and target."""
     return msgspec.json.decode(RESULTS.read_bytes(), type=dict[int, dict[str, Summary]]) if RESULTS.is_file() else {}
 
 
 def summary(kept: Kept) -> dict[str, Summary]:
-    """Of the targets that ran anywhere."""
+    """The summary of each target that ran on a release."""
     read, found = entries(), {}
     for name, by_release in sorted(kept.items()):
         ran = {release: counted for release, counted in by_release.items() if counted.examples}

@@ -52,11 +52,11 @@ Kind = Literal[
     "determinism",
     "state",
 ]
-"""Where attention goes wrong: the classes of bugs."""
+"""The classes of bugs: the parts of attention that go wrong."""
 
 KERNELS = "attn_optimized.kernels."
 """The package of the kernels' sources."""
-REPLACED = "triton"
+KERNEL_TARGET = "triton"
 """The target whose bugs `on_target` takes to another one."""
 
 
@@ -95,7 +95,7 @@ def on_target(bugs: Sequence[KnownBug], target: str, *, compiles: bool) -> list[
     return [
         msgspec.structs.replace(bug, target=target, needs_gpu=bug.needs_gpu and not compiles)
         for bug in bugs
-        if bug.in_kernel and bug.target == REPLACED
+        if bug.in_kernel and bug.target == KERNEL_TARGET
     ]
 
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 from attn_contract import YES, Batch, Layer, Layout, No
-from attn_contract.rules import words_of
+from attn_contract.rules import label_of
 from attn_contract.validation import check_paged_attention
 
 from attn_optimized.aiter_adapter.features import ASSEMBLY_BLOCK_SIZES, ASSEMBLY_HEAD_SIZES
@@ -70,7 +70,7 @@ def pa_fwd_asm(
         _NAME,
         *one_token(layer, batch, values=validate),
         *rules(_RULES, layer, batch),
-        (layer.window[0] >= 0, words_of("window"), NO_SUCH_MASK),
+        (layer.window[0] >= 0, label_of("window"), NO_SUCH_MASK),
         (lse is not None, "the LSE", "it returns none"),
         (not math.isclose(layer.scale, fixed, rel_tol=1e-6), f"a scale of {layer.scale:g}", f"it is {fixed:g} inside"),
         dtype(q.dtype),

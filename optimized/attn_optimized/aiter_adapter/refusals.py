@@ -10,7 +10,7 @@ from attn_contract import AttentionType, Batch, Layer, No, UnsupportedError
 from attn_contract.arguments import named
 from attn_contract.attention_config import Scales, scales_of
 from attn_contract.capabilities import NOT_DECLARED, Answer, Values
-from attn_contract.rules import active_rules, words_of
+from attn_contract.rules import active_rules, label_of
 
 Limit = tuple[bool, str, str]
 """True if the limit applies to a call, the feature, and the reason why it is not supported."""
@@ -38,7 +38,7 @@ def size(name: str, value: int, values: Values) -> Limit:
 def rules(answers: Mapping[str, Answer], *holders: Layer | Batch) -> tuple[Limit, ...]:
     """A limit for each rule of a layer or a step for which a function's answer is not YES."""
     found = {name: answers.get(name, NOT_DECLARED) for name in active_rules(*holders)}
-    return tuple((isinstance(answer, No), words_of(name), str(answer)) for name, answer in found.items())
+    return tuple((isinstance(answer, No), label_of(name), str(answer)) for name, answer in found.items())
 
 
 def dtype(given: torch.dtype) -> Limit:

@@ -78,7 +78,7 @@ class AttentionImplBase(ABC, Generic[Metadata]):
         layer: the parameters of the layer; its `layout` is that of the tensors passed as kv_cache.
         dtype: the dtype of query, key and value. With a q_scale it is the dtype of key, value and an output without a scale.
         block_size: slots of a block; None for types without a cache.
-        allocation_layout: the layout by which other layers read the same raw allocation, None if nobody does or all use
+        allocation_layout: the layout by which other layers read the same raw allocation, None if none do or all use
             `layer.layout`. Where they keep K and V in planes, all methods reinterpret a blocks-first kv_cache as planes, so
             that a block id covers the same bytes for everyone (vLLM #43945).
         kv_sharing_target_layer_name: the layer whose cache this one reads; it then writes nothing itself.

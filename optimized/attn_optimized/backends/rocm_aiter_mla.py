@@ -1,6 +1,6 @@
 """ROCM_AITER_MLA and ROCM_AITER_TRITON_MLA: what vLLM 0.33's backends of these names serve. Neither can be built here.
 
-Both decode on AITER's assembly kernels, which only a GPU of CDNA 3 or later runs: nobody of this project has run them, and
+Both decode on AITER's assembly kernels, which only a GPU of CDNA 3 or later runs: this project has not run them, and
 nothing here can interpret them. An adapter that was never run would be a promise without a proof, so there is none. They differ
 in their prefill alone: AITER's flash attention of its C++ kernels, or of its Triton ones.
 """

@@ -67,7 +67,7 @@ class TritonAttentionDiffKVBackend(AttentionBackend):
                 ),
                 Combination(
                     property=f"V wider than {MAX_HEAD_SIZE}",
-                    applies=lambda config, _: config.value_size > MAX_HEAD_SIZE,
+                    applies=lambda config, _: config.v_head_size > MAX_HEAD_SIZE,
                     reason="a tile holds whole heads",
                 ),
                 FLOAT8_BEFORE_SM89,

@@ -43,21 +43,21 @@ class _Row(NamedTuple):
     """A head's row of a message: its outputs, and behind them their LSEs. Attention writes into it, so nothing is packed."""
 
     num_tokens: int
-    value_size: int
+    v_head_size: int
     dtype: torch.dtype
 
     @property
     def sizes(self) -> tuple[int, int]:
         """Bytes of the outputs and of the LSEs, in whole units of 16, which kernels read and write at once; at least one."""
-        sizes = self.value_size * self.dtype.itemsize, torch.float32.itemsize
+        sizes = self.v_head_size * self.dtype.itemsize, torch.float32.itemsize
         outputs, lses = ((self.num_tokens * size // 16 + 1) * 16 for size in sizes)
         return outputs, lses
 
     def read(self, message: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of a message [..., H, bytes]: outputs [..., T, H, D] and LSEs [..., H, T]."""
         outs, lses = message.split(self.sizes, dim=-1)
-        outs = outs.view(self.dtype)[..., : self.num_tokens * self.value_size]
-        by_token = outs.unflatten(-1, (self.num_tokens, self.value_size)).transpose(-3, -2)
+        outs = outs.view(self.dtype)[..., : self.num_tokens * self.v_head_size]
+        by_token = outs.unflatten(-1, (self.num_tokens, self.v_head_size)).transpose(-3, -2)
         return by_token, lses.view(torch.float32)[..., : self.num_tokens]
 
 
@@ -129,7 +129,7 @@ def attend_over_ranks(
     of_rank = kv_cache, local_layer(layer, step.dealing), step.of_layer(layer)
     # a column that no request owns keeps an LSE of -inf, so that its row has no weight
     if exchange == "all_to_all":
-        row = _Row(num_tokens, layer.value_size, q.dtype)
+        row = _Row(num_tokens, layer.v_head_size, q.dtype)
         message = torch.empty(num_heads, sum(row.sizes), dtype=torch.uint8, device=q.device)
         part, lse = row.read(message)
         lse.fill_(-torch.inf)
@@ -204,7 +204,7 @@ def _told(q: torch.Tensor, layer: Layer, step: LocalStep, exchange: str) -> dict
         "dtype of q": OneOf(q.dtype, FLOAT_DTYPES),
         "num_heads": layer.num_heads,
         "num_kv_heads": layer.num_kv_heads,
-        "head size of V": layer.value_size,
+        "head size of V": layer.v_head_size,
         "attn_type": OneOf(layer.attn_type, tuple(AttentionType)),
         "scale": float(layer.scale),
         "logits_soft_cap": float(layer.logits_soft_cap or 0.0),

@@ -78,9 +78,9 @@ class Kind:
     """the number of dims of q and K"""
     first_size: int
     """the number of these dims in the first of two dots; all of them if there is one dot: see key_rest"""
-    value_size: int
+    v_head_size: int
     """the number of dims of V and of the output"""
-    first_value_size: int
+    first_v_head_size: int
     """the number of these dims in the first of two sums of values; all of them if there is one sum: see key_rest"""
     groups_per_kv_head: int
     """the number of groups, each with tiles of its own, into which the query heads of a KV head are cut"""
@@ -96,7 +96,7 @@ class Kind:
     block_rest: int
     """the other dims of q and K, padded to a power of two; 0 if there is one dot"""
     block_v: int
-    """first_value_size, padded to a power of two"""
+    """first_v_head_size, padded to a power of two"""
     block_v_rest: int
     """the other dims of V, padded to a power of two; 0 if there is one sum of values"""
 
@@ -139,8 +139,8 @@ class Sizes(NamedTuple):
     split_keys.py and selection.py."""
 
     num_tokens: tl.tensor
-    group: tl.tensor
-    group_inverse: tl.tensor
+    heads_per_group: tl.tensor
+    inverse_heads_per_group: tl.tensor
     num_splits: tl.tensor
     tiles_per_split: tl.tensor
     first_part: tl.tensor

@@ -59,11 +59,11 @@ def attention_kernel(
     one_tile_per_request,
     # whether the grid's second dimension holds the tiles, and its first the heads
     heads_first,
-    # query heads of a tile, and 2^16 / group, rounded up: a row of a tile times this, shifted by 16, is its query
-    group, group_inverse,
+    # query heads of a tile, and 2^16 / heads_per_group, rounded up: a row of a tile times this, shifted by 16, is its query
+    heads_per_group, inverse_heads_per_group,
     # see split_keys
     num_splits, balanced_splits, filling_splits, work_shares, min_tiles_per_split, max_tiles, first_part,
-    # in rows of KIND.value_size elements: so the compiler knows a divisor of the offsets, and stores 16 bytes at once
+    # in rows of KIND.v_head_size elements: so the compiler knows a divisor of the offsets, and stores 16 bytes at once
     stride_acc_part, stride_acc_row,
     # in KIND.q_unit elements
     stride_out_row, stride_out_head, stride_q_row, stride_q_head,
@@ -77,7 +77,7 @@ def attention_kernel(
     num_selected, stride_selected_head, stride_selected_row,
     KIND: tl.constexpr,
 ):  # fmt: skip
-    """One tile of queries of one request, at most `group` query heads of one KV head, one split of the keys.
+    """One tile of queries of one request, at most `heads_per_group` query heads of one KV head, one split of the keys.
 
     Grid: (tiles, groups, num_splits), or (groups, tiles, num_splits) if heads_first. A request whose rows fit
     KIND.small_block_m has a tile of that many rows. So a request that decodes in a batch with a long prefill reads its keys as
@@ -89,9 +89,9 @@ def attention_kernel(
     # are still in the cache: a prompt of 72k tokens and 32 KV heads takes 1.26 times as long in heads_first.
     # int64 from here on: rows, blocks and heads get multiplied by strides
     if heads_first:
-        tile_index, heads = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(0).to(tl.int64)
+        tile_index, head_group = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(0).to(tl.int64)
     else:
-        tile_index, heads = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
+        tile_index, head_group = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
     split = tl.program_id(2).to(tl.int64)
     request, first_row, query_len, first_query, end_query = find_tile(
         query_start_loc_ptr, num_requests, queries_per_tile, one_tile_per_request, tile_index
@@ -110,7 +110,7 @@ def attention_kernel(
             filling_splits, work_shares, min_tiles_per_split, max_tiles, KIND.block_n * KIND.key_unit,
         )  # fmt: skip
     tile = Tile(
-        request=request, heads=heads, kv_head=heads // KIND.groups_per_kv_head, split=split, seq_len=seq_len,
+        request=request, head_group=head_group, kv_head=head_group // KIND.groups_per_kv_head, split=split, seq_len=seq_len,
         first_row=first_row, query_len=query_len, first_query=first_query, end_query=end_query, hidden_zero=zero,
     )  # fmt: skip
     Q_FORMAT: tl.constexpr = KIND.q_format
@@ -133,8 +133,8 @@ def attention_kernel(
         qq_bias_len=qq_bias_len,
     )  # fmt: skip
     sizes = Sizes(
-        num_tokens=num_tokens, group=group, group_inverse=group_inverse, num_splits=num_splits,
-        tiles_per_split=tiles_per_split, first_part=first_part, num_selected=num_selected,
+        num_tokens=num_tokens, heads_per_group=heads_per_group, inverse_heads_per_group=inverse_heads_per_group,
+        num_splits=num_splits, tiles_per_split=tiles_per_split, first_part=first_part, num_selected=num_selected,
     )  # fmt: skip
     strides = Strides(
         acc_part=stride_acc_part, acc_row=stride_acc_row, out_row=stride_out_row, out_head=stride_out_head,
@@ -148,7 +148,7 @@ def attention_kernel(
     args = Arguments(tensors, flags, rules, sizes, strides)
     # two ifs, because the compiler decides the first one
     if KIND.small_block_m > 0:  # noqa: SIM102
-        if query_len * group <= KIND.small_block_m:
+        if query_len * heads_per_group <= KIND.small_block_m:
             attend_tile(tile, args, KIND, KIND.small_block_m)
             return
     attend_tile(tile, args, KIND, KIND.block_m)
@@ -175,8 +175,8 @@ class Queries(NamedTuple):
 def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
     """Attend to a part of the keys, and write the rows of the output or the state of that part.
 
-    Row m of the tile is query `m // group` and head `m % group` of the group, for any group size. Tiles of keys begin at
-    multiples of KIND.block_n, so that a row's sums do not depend on the tile that the row is in.
+    Row m of the tile is query `m // heads_per_group` and head `m % heads_per_group` of the group, for any group size. Tiles of
+    keys begin at multiples of KIND.block_n, so that a row's sums do not depend on the tile that the row is in.
     """
     # [M]
     rows = rows_of_tile(tile, args.sizes, 0, KIND, BLOCK_M)
@@ -204,7 +204,7 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
         sums *= 2.0**LOG2_UNIT
     if KIND.has_sums_in_columns:
         sums = in_columns(sums, KIND.block_n)
-    # sums of the odd dims if PAIRS, and of the dims of V behind the first block_v; otherwise placeholders that nobody reads
+    # sums of the odd dims if PAIRS, and of the dims of V behind the first block_v; otherwise placeholders that are not read
     acc_odd = acc
     acc_rest = tl.full([BLOCK_M, KIND.block_v_rest], 0.0, tl.float32) if KIND.block_v_rest > 0 else acc
     factor, v_scale = load_scales(tile, args)

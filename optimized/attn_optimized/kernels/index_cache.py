@@ -1,4 +1,4 @@
-"""Where the numbers of an index cache lie: kernels that write index keys and kernels that read them share these addresses.
+"""The addresses of an index cache's numbers, which kernels that write index keys share with kernels that read them.
 
 LAYOUT is "plain" (each key is a row of dims, KIND.cache_unit * stride_slot elements apart), "flat" or "tiled". In the latter
 two a page is dense: its keys, and behind them a float32 scale of each. Keys are rows of dims in "flat"; in "tiled", tiles of 16

@@ -49,9 +49,9 @@ def load_rest_of_values(source, block, slot, in_tile, dtype, args, KIND: tl.cons
     KV_FORMAT: tl.constexpr = KIND.kv_format
     v_rest = 0.0
     if KIND.block_v_rest > 0:
-        SIZE: tl.constexpr = KIND.value_size - KIND.first_value_size
+        SIZE: tl.constexpr = KIND.v_head_size - KIND.first_v_head_size
         offset = offset_of_values(block, slot, args.strides, KIND)
-        stored = load_rest(source.v_head_ptr + KIND.first_value_size, offset, in_tile, SIZE, KIND.block_v_rest, MASKED)
+        stored = load_rest(source.v_head_ptr + KIND.first_v_head_size, offset, in_tile, SIZE, KIND.block_v_rest, MASKED)
         v_rest = decode(stored, KV_FORMAT, dtype, KIND.has_integer_bfloat16)
     return v_rest
 

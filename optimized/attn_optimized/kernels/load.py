@@ -63,7 +63,7 @@ def load_scales(tile, args):
 
 @triton.jit
 def source_of_keys(tile, selection, args, KIND: tl.constexpr):
-    """Where the keys and values of a tile of queries lie."""
+    """The places of the keys and values of a tile of queries."""
     dim, value_dim = tl.arange(0, KIND.block_d)[None, :], tl.arange(0, KIND.block_v)[None, :]
     request_table_ptr = args.tensors.block_table_ptr + tile.request * args.strides.block_table
     k_head_ptr = args.tensors.k_ptr + tile.kv_head * args.strides.k_head * KIND.kv_unit
@@ -161,7 +161,7 @@ def load_rows(source, block, slot, in_tile, strides, KIND: tl.constexpr, PAIRS: 
     INTERIOR: tl.constexpr = KIND.interior
     # [1, D], [1, Dv], [N, D], [N, Dv]
     in_head = tl.arange(0, KIND.block_d)[None, :] < KIND.first_size
-    in_value = tl.arange(0, KIND.block_v)[None, :] < KIND.first_value_size
+    in_value = tl.arange(0, KIND.block_v)[None, :] < KIND.first_v_head_size
     loaded, value_loaded = in_tile[:, None] & in_head, in_tile[:, None] & in_value
     k_pointer = source.k_dim_ptr + offset_of_keys(block, slot, strides, KIND)[:, None]
     v_pointer = source.v_dim_ptr + offset_of_values(block, slot, strides, KIND)[:, None]
@@ -175,7 +175,7 @@ def load_rows(source, block, slot, in_tile, strides, KIND: tl.constexpr, PAIRS: 
     elif PAIRS:
         v = load_value_pairs(source, block, slot, in_tile, strides, KIND, MASKED)
     else:
-        v = load_dims(v_pointer, value_loaded, in_value, KIND.first_value_size < KIND.block_v, MASKED)
+        v = load_dims(v_pointer, value_loaded, in_value, KIND.first_v_head_size < KIND.block_v, MASKED)
     return k, v
 
 
@@ -191,10 +191,10 @@ def load_value_pairs(source, block, slot, in_tile, strides, KIND: tl.constexpr, 
     """
     # [1, Dv / 2]
     pair = tl.arange(0, KIND.block_v // 2)[None, :]
-    in_value = pair < KIND.first_value_size // 2
+    in_value = pair < KIND.first_v_head_size // 2
     row = (block * strides.block + slot * strides.k_slot) * (KIND.kv_unit // 2)
     pointer = source.v_head_ptr.to(tl.pointer_type(tl.int16)) + row[:, None] + pair
-    return load_dims(pointer, in_tile[:, None] & in_value, in_value, KIND.first_value_size < KIND.block_v, MASKED)
+    return load_dims(pointer, in_tile[:, None] & in_value, in_value, KIND.first_v_head_size < KIND.block_v, MASKED)
 
 
 @triton.jit

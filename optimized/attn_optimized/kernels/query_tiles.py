@@ -18,11 +18,12 @@ REQUESTS_AT_ONCE = tl.constexpr(4 if knobs.runtime.interpret else 256)
 class Tile(NamedTuple):
     """The work of one program: queries [first_query, end_query) of a request, for query heads of one KV head.
 
-    The tile has all query heads of that KV head, or the heads of group `heads` of the grid if its rows are too few for all.
+    The tile has all query heads of that KV head, or the heads of group `head_group` of the grid if its rows are too few for
+    all.
     """
 
     request: tl.tensor
-    heads: tl.tensor
+    head_group: tl.tensor
     kv_head: tl.tensor
     split: tl.tensor
     seq_len: tl.tensor
@@ -87,15 +88,18 @@ def request_of_tile(query_start_loc_ptr, num_requests, queries_per_tile, tile):
 def rows_of_tile(tile, sizes, first, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
     """The tile's rows, from row `first` on."""
     tile_row = first + tl.arange(0, BLOCK_M)
-    tile_query = (tile_row * sizes.group_inverse) >> 16  # int32: a row of a tile, times 2^16 at most
+    tile_query = (tile_row * sizes.inverse_heads_per_group) >> 16  # int32: a row of a tile, times 2^16 at most
     query = tile.first_query.to(tl.int32) + tile_query
-    head = tile.heads.to(tl.int32) * sizes.group + (tile_row - tile_query * sizes.group)  # int32: a head
+    head = (
+        tile.head_group.to(tl.int32) * sizes.heads_per_group  # int32: a head
+        + (tile_row - tile_query * sizes.heads_per_group)  # int32: a head of the group
+    )
     row = tile.first_row.to(tl.int32) + query
     # outputs are written to these rows: lengths that were not checked must not reach beyond them
     owned = (query < tile.end_query.to(tl.int32)) & (row >= 0) & (row < sizes.num_tokens)
     if KIND.groups_per_kv_head > 1:
         # the last group of a KV head may have fewer heads than the others
-        missing = KIND.groups_per_kv_head * sizes.group - KIND.heads_per_kv_head  # int32: heads
+        missing = KIND.groups_per_kv_head * sizes.heads_per_group - KIND.heads_per_kv_head  # int32: heads
         head -= tile.kv_head.to(tl.int32) * missing  # int32: a head
         owned &= head < (tile.kv_head.to(tl.int32) + 1) * KIND.heads_per_kv_head  # int32: heads
     return Rows(query, head, row, owned)

@@ -21,7 +21,7 @@ def finish(tile, is_part, row_max, row_sum, acc, acc_rest, v_scale, args, KIND: 
         if is_part:
             part = args.sizes.first_part + tile.split
             row, head = rows.row.to(tl.int64), rows.head.to(tl.int64)
-            acc_offset = (part * args.strides.acc_part + row * args.strides.acc_row + head) * KIND.value_size
+            acc_offset = (part * args.strides.acc_part + row * args.strides.acc_row + head) * KIND.v_head_size
             stored = rows.owned & (row_max > float("-inf"))
             store_dims(tensors.acc_ptr, acc_offset, acc * v_scale, stored, KIND, False)
             if KIND.block_v_rest > 0:
@@ -64,8 +64,8 @@ def store_output(
 @triton.jit
 def store_dims(ptr, offset, values, stored, KIND: tl.constexpr, REST: tl.constexpr):
     """Store the first dims of V, or if REST the dims behind them, to rows that begin at `offset` [M], where `stored` [M]."""
-    FIRST: tl.constexpr = KIND.first_value_size if REST else 0
-    END: tl.constexpr = KIND.value_size if REST else KIND.first_value_size
+    FIRST: tl.constexpr = KIND.first_v_head_size if REST else 0
+    END: tl.constexpr = KIND.v_head_size if REST else KIND.first_v_head_size
     dim = FIRST + tl.arange(0, KIND.block_v_rest if REST else KIND.block_v)[None, :]
     tl.store(ptr + offset[:, None] + dim, values, mask=stored[:, None] & (dim < END))
 

@@ -37,7 +37,7 @@ class WriteKind:
     """Elements that the stride of the cosines and sines counts in."""
     head_size: int
     """Dims of q and k."""
-    value_size: int
+    v_head_size: int
     """Dims of v."""
     block_rows: int
     block_d: int
@@ -156,7 +156,7 @@ def write_keys_and_values(tile, dim, k_rows, v_rows, slot_mapping_ptr, rotation,
     block, slot = mapped // cache.block_size, mapped % cache.block_size
 
     # [rows, D] of k and of v
-    stored, v_stored = written[:, None] & (dim < KIND.head_size), written[:, None] & (dim < KIND.value_size)
+    stored, v_stored = written[:, None] & (dim < KIND.head_size), written[:, None] & (dim < KIND.v_head_size)
     k_row_ptr, v_row_ptr = row_pointers(k_rows, token, head, KIND), row_pointers(v_rows, token, head, KIND)
     if KIND.rotary_dim > 0:
         position = tl.load(rotation.positions_ptr + token, mask=written, other=0)
@@ -209,7 +209,7 @@ def store_elements(cache, block, slot, head, dim, k, v, stored, v_stored, KIND: 
     k_page_ptr = cache.ptr + ((block * cache.stride_block + head * cache.stride_head) * KIND.kv_unit)[:, None]
     v_page_ptr = k_page_ptr + cache.stride_kv.to(tl.int64) * KIND.kv_unit
     k_offset = key_offset(slot, dim, cache.block_size, cache.stride_slot, KIND.kv_unit, KIND.x, INTERIOR)
-    v_offset = value_offset(slot, dim, cache.block_size, cache.stride_slot, KIND.kv_unit, KIND.value_size, KIND.x, INTERIOR)
+    v_offset = value_offset(slot, dim, cache.block_size, cache.stride_slot, KIND.kv_unit, KIND.v_head_size, KIND.x, INTERIOR)
     tl.store(k_page_ptr + k_offset, k, mask=stored)
     tl.store(v_page_ptr + v_offset, v, mask=v_stored)
 

@@ -154,7 +154,7 @@ def has_value_pairs(plan: AttentionPlan, layer: Layer, form: KeyForm, kv_unit: i
         return False
     # a dot over half of the dims of a latent key has at least MIN_DOT of them
     has_rows = form.interior == "rows" or (form.interior == "latent" and plan.tiles.widths.block_d >= 2 * MIN_DOT)
-    is_even = kv_unit % 2 == 0 and layer.value_size % 2 == 0 and form.begins_even
+    is_even = kv_unit % 2 == 0 and layer.v_head_size % 2 == 0 and form.begins_even
     return form.x == 16 and has_rows and is_even
 
 
@@ -195,8 +195,8 @@ def _sizes(plan: AttentionPlan, batch: Batch) -> dict[str, int]:
         "queries_per_tile": plan.tiles.queries,
         "one_tile_per_request": int(plan.one_tile_per_request),
         "heads_first": int(plan.heads_first),
-        "group": plan.tiles.group,
-        "group_inverse": -(-(1 << 16) // plan.tiles.group),
+        "heads_per_group": plan.tiles.group,
+        "inverse_heads_per_group": -(-(1 << 16) // plan.tiles.group),
         "num_splits": plan.splits,
         "balanced_splits": plan.balanced_splits,
         "filling_splits": plan.filling_splits,

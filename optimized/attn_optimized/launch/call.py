@@ -97,7 +97,7 @@ class PagedKeys(NamedTuple):
             interior=cache.interior,
             x=16 // self.kv_cache.element_size(),
             scale_dims=0 if row is None else row.scale_dims,
-            kept_dims=0 if row is None else layer.value_size - row.quantized,
+            kept_dims=0 if row is None else layer.v_head_size - row.quantized,
             kv_format=kv_format,
             has_token_scales=token_scales(self.kv_cache, layer) is not None,
         )
@@ -156,4 +156,4 @@ def new_output(q: torch.Tensor, layer: Layer) -> torch.Tensor:
     Raises:
         ContractError: q is float8, from which no dtype of the output follows.
     """
-    return q.new_empty((len(q), layer.num_heads, layer.value_size), dtype=dtype_of_output(q, layer))
+    return q.new_empty((len(q), layer.num_heads, layer.v_head_size), dtype=dtype_of_output(q, layer))

@@ -32,7 +32,7 @@ class Parts(NamedTuple):
         num_rows, num_heads = batch.num_actual_tokens, layer.num_heads
         state = (num_parts, num_heads, num_rows)
         return cls(
-            q.new_empty((num_parts, num_rows, num_heads, layer.value_size), dtype=torch.float32),
+            q.new_empty((num_parts, num_rows, num_heads, layer.v_head_size), dtype=torch.float32),
             q.new_empty(state, dtype=torch.float32),
             q.new_empty(state, dtype=torch.float32),
         )
@@ -43,7 +43,7 @@ def reduce_launch(plan: AttentionPlan, call: AttentionCall, num_parts: int) -> L
     layer, batch, lse = call.layer, call.batch, call.lse
     out = rows_by_head(call)
     num_rows = batch.num_actual_tokens
-    tiles = reduce_tiles(plan.architecture, head_size=layer.value_size, num_parts=num_parts)
+    tiles = reduce_tiles(plan.architecture, head_size=layer.v_head_size, num_parts=num_parts)
     is_dependent = has_dependent_launches(plan.architecture)
     out_unit, out_strides = in_units(out.element_size(), stride_out_row=out.stride(0), stride_out_head=out.stride(1))
     return Launch.of(
@@ -86,4 +86,4 @@ def reduce_tensors(plan: AttentionPlan, call: AttentionCall, parts: Parts) -> di
 def rows_by_head(call: AttentionCall) -> torch.Tensor:
     """The output as [T, H, D], from either of its two shapes."""
     out, layer = call.out, call.layer
-    return without_idle_strides(out if out.dim() == 3 else out.view(len(out), layer.num_heads, layer.value_size))
+    return without_idle_strides(out if out.dim() == 3 else out.view(len(out), layer.num_heads, layer.v_head_size))

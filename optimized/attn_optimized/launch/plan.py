@@ -53,7 +53,7 @@ class AttentionPlan:
         scratch_bytes: the memory of the parts between the two kernels; 0 without a split.
 
     Raises:
-        UnsupportedError: no GPU has a grid of so many programs.
+        UnsupportedError: the grid has more programs than any GPU allows.
     """
 
     architecture: str

@@ -92,7 +92,7 @@ def splits_of(
     if workload.is_latent or workload.num_requests == 1:
         waves = MIN_WAVES_OF_TILES, MOST_WAVES_OF_TILES
         return _by_length(workload, num_programs, at_once, waves, compute_units, max_keys, parameters)
-    part_bytes = 8 * (queries * workload.num_heads // groups) * workload.value_size
+    part_bytes = 8 * (queries * workload.num_heads // groups) * workload.v_head_size
     within_sums = most_sums * _most_bytes(workload, max_keys) / part_bytes
     # at least as many programs as cut each tile, if all tiles have the same work
     fewest = max(LEAST_WAVES * at_once, SHARES_OF_LONGEST.value * num_programs)
@@ -127,7 +127,7 @@ def _by_length(
 def _most_bytes(workload: Workload, max_keys: int) -> int:
     """The most bytes of K and V that a step of these sizes reads."""
     itemsize = 1 if workload.quantized else workload.itemsize
-    dims = (workload.head_size + workload.value_size) * workload.num_kv_heads
+    dims = (workload.head_size + workload.v_head_size) * workload.num_kv_heads
     return workload.num_requests * max_keys * dims * itemsize
 
 
@@ -174,4 +174,4 @@ def least_work(workload: Workload, max_keys: int) -> int:
 
 def parts_bytes(num_parts: int, workload: Workload) -> int:
     """Memory of the softmax's state for parts of the keys: float32 sums of values, largest logits and sums of weights."""
-    return num_parts * workload.num_tokens * workload.num_heads * (workload.value_size + 2) * 4
+    return num_parts * workload.num_tokens * workload.num_heads * (workload.v_head_size + 2) * 4

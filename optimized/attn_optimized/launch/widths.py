@@ -23,16 +23,16 @@ class Widths:
     Args:
         head_size: the number of dims of q and K.
         first_size: the number of these dims in the first of two dots; all of them if there is one dot.
-        value_size: the number of dims of V and of the output.
-        first_value_size: the number of these dims in the first of two sums of values; all of them if there is one sum.
+        v_head_size: the number of dims of V and of the output.
+        first_v_head_size: the number of these dims in the first of two sums of values; all of them if there is one sum.
         block_d, block_rest: the first dims of K and the other ones, padded to powers of two; block_rest is 0 with one dot.
         block_v, block_v_rest: the first dims of V and the other ones, likewise.
     """
 
     head_size: int
     first_size: int
-    value_size: int
-    first_value_size: int
+    v_head_size: int
+    first_v_head_size: int
     block_d: int
     block_rest: int
     block_v: int
@@ -61,23 +61,23 @@ class Widths:
             UnsupportedError: a row is wider than a tile.
         """
         _check(workload)
-        head_size, value_size = workload.head_size, workload.value_size
-        first_size, first_value_size = head_size, value_size
+        head_size, v_head_size = workload.head_size, workload.v_head_size
+        first_size, first_v_head_size = head_size, v_head_size
         if workload.is_latent:
-            first_size = value_size
+            first_size = v_head_size
         elif not (workload.has_few_rows or workload.is_x_packed):
-            first_size, first_value_size = _exact_first_size(head_size), _exact_first_size(value_size)
-        if value_size != head_size and not workload.is_latent:
+            first_size, first_v_head_size = _exact_first_size(head_size), _exact_first_size(v_head_size)
+        if v_head_size != head_size and not workload.is_latent:
             first_size = _narrow_first_size(head_size)
         return cls(
             head_size=head_size,
             first_size=first_size,
-            value_size=value_size,
-            first_value_size=first_value_size,
+            v_head_size=v_head_size,
+            first_v_head_size=first_v_head_size,
             block_d=padded(first_size),
             block_rest=padded(head_size - first_size) if first_size < head_size else 0,
-            block_v=padded(first_value_size),
-            block_v_rest=padded(value_size - first_value_size) if first_value_size < value_size else 0,
+            block_v=padded(first_v_head_size),
+            block_v_rest=padded(v_head_size - first_v_head_size) if first_v_head_size < v_head_size else 0,
         )
 
 
@@ -107,14 +107,14 @@ def _exact_first_size(size: int) -> int:
 
 
 def _check(workload: Workload) -> None:
-    head_size, value_size = workload.head_size, workload.value_size
+    head_size, v_head_size = workload.head_size, workload.v_head_size
     if workload.is_latent:
-        sizes = {f"a latent V of {value_size} dims": (value_size, MAX_LATENT_SIZE)}
-        sizes[f"{head_size - value_size} dims of K behind a latent V"] = (head_size - value_size, MAX_REST_SIZE)
+        sizes = {f"a latent V of {v_head_size} dims": (v_head_size, MAX_LATENT_SIZE)}
+        sizes[f"{head_size - v_head_size} dims of K behind a latent V"] = (head_size - v_head_size, MAX_REST_SIZE)
     else:
         sizes = {
             f"head size {head_size}": (head_size, MAX_HEAD_SIZE),
-            f"head size {value_size} of V": (value_size, MAX_HEAD_SIZE),
+            f"head size {v_head_size} of V": (v_head_size, MAX_HEAD_SIZE),
         }
     for feature, (size, most) in sizes.items():
         if size > most:

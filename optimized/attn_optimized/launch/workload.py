@@ -116,7 +116,7 @@ class Workload:
         )
 
     @property
-    def value_size(self) -> int:
+    def v_head_size(self) -> int:
         """The width of V."""
         return self.head_size_v or self.head_size
 
@@ -133,7 +133,7 @@ class Workload:
     @property
     def most_heads(self) -> int:
         """The most query heads of a group of a cache that is not latent."""
-        is_narrow = max(self.head_size, self.value_size) <= MOST_GROUPED_DIMS
+        is_narrow = max(self.head_size, self.v_head_size) <= MOST_GROUPED_DIMS
         if self.batch_invariant or not is_narrow or not 0 < self.most_queries <= MOST_SPECULATED:
             return MAX_GROUP
         fitting = DECODE_TILE_ROWS // self.most_queries

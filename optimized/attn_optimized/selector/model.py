@@ -166,8 +166,8 @@ def _same_elements(a: Layout | None, b: Layout | None, config: AttentionConfig) 
     if a is None or b is None or config.block_size is None:
         return a is b
     few = 2 * 16 // config.itemsize
-    value_size = config.value_of("head_size_v")
-    widths = min(config.head_size, few), None if value_size is None else min(value_size, few)
+    v_head_size = config.value_of("head_size_v")
+    widths = min(config.head_size, few), None if v_head_size is None else min(v_head_size, few)
     sizes = min(config.block_size, few), min(config.num_kv_heads, 2), *widths
     return same_elements(_view(a, config, *sizes), _view(b, config, *sizes))
 

@@ -1,4 +1,4 @@
-"""Where the kernels read and write is where the contract's formulas say, for all strides: K, V, q, the output, the tables.
+"""The kernels read and write where the contract's formulas say, for all strides: K, V, q, the output, the tables.
 
 The strides of a cache come from its tensor by `attn_optimized.strides.kv_cache_strides`, and count units of one or of
 several elements.
@@ -217,7 +217,7 @@ def tile_of_request() -> list[Term]:
         length < 2**31,
         seq_len >= 0,
         seq_len < 2**31,
-        z3.Int("group_inverse") >= 1,
+        z3.Int("inverse_heads_per_group") >= 1,
         *edges,
     ]
 

@@ -41,7 +41,7 @@ def _row(extraction: Extraction, name: str) -> Term:
 
 def _given(extraction: Extraction, *more: Term) -> tuple[Term, ...]:
     m, n = integers("m n")
-    return (m >= 0, m < BLOCK_M, n >= 0, n < BLOCK_N, z3.Int("group_inverse") >= 1, *more, *extraction.assumptions)
+    return (m >= 0, m < BLOCK_M, n >= 0, n < BLOCK_N, z3.Int("inverse_heads_per_group") >= 1, *more, *extraction.assumptions)
 
 
 def _accesses(extraction: Extraction, name: str, *, stores: bool = False) -> list[Access]:

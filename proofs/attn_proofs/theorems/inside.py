@@ -1,8 +1,8 @@
 """The kernels access the inside of the allocation: no element before the first of a view, and none behind its last.
 
 The last element of a view is at the sum of (size - 1) * stride over its dimensions, and its memory exists: torch makes
-no other tensor, and the border checks take no negative stride. So a sum of 64 bits that is an accessed address fits, too. Table
-entries are blocks of the cache, and the head of a row is one of the heads: theorems on programs and the contract say so.
+no other tensor, and the argument checks take no negative stride. So a sum of 64 bits that is an accessed address fits, too.
+Table entries are blocks of the cache, and the head of a row is one of the heads: theorems on programs and the contract say so.
 
 Heads are 48 dims wide in tiles of 64, so that a tile has lanes which no head has.
 """
@@ -124,8 +124,8 @@ def _case(model: Model) -> Case:
 THEOREMS = (
     Theorem(
         "inside.read", "What is read of K and V lies inside of the cache, for all sizes and strides, in each layout.", _read,
-        f"{KERNELS}.load.load_rows", "tl.arange(0, KIND.block_v)[None, :] < KIND.first_value_size",
-        "tl.arange(0, KIND.block_v)[None, :] <= KIND.first_value_size", _case,
+        f"{KERNELS}.load.load_rows", "tl.arange(0, KIND.block_v)[None, :] < KIND.first_v_head_size",
+        "tl.arange(0, KIND.block_v)[None, :] <= KIND.first_v_head_size", _case,
     ),
     Theorem(
         "inside.written", "What is written of K and V lies inside of the cache, for all sizes and strides, in each layout.",

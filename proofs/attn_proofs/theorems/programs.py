@@ -32,7 +32,7 @@ FIRST_WRONG_GROUP = 257
 
 
 def max_group(sources: Sources) -> int:
-    """The most query heads of a group: the host cuts a KV head's into groups of at most so many."""
+    """The most query heads of a group: the host cuts a KV head's heads into groups of at most this size."""
     return _literal(sources, "MAX_GROUP")
 
 
@@ -241,7 +241,8 @@ def _grid(sources: Sources) -> Iterator[Claim]:
 def rows_of_group(sources: Sources, group: int, inverse: Any, **cut: int) -> tuple[Extraction, Any]:
     """The rows of any tile for a group of heads. `cut`: of a KV head whose query heads are cut into groups."""
     extraction = Extraction(sources)
-    sizes = Record("Sizes", {"group": group, "group_inverse": inverse, "num_tokens": symbol("num_tokens", "int32")})
+    of_group = {"heads_per_group": group, "inverse_heads_per_group": inverse}
+    sizes = Record("Sizes", of_group | {"num_tokens": symbol("num_tokens", "int32")})
     rows = extraction.call(f"{QUERY_TILES}.rows_of_tile", tile(sources), sizes, 0, kind(**cut), max_rows(sources))
     return extraction, rows
 
@@ -292,7 +293,8 @@ def _groups(sources: Sources) -> Iterator[Claim]:
 
 def _owned(sources: Sources) -> Iterator[Claim]:
     extraction = Extraction(sources)
-    sizes = Record("Sizes", {name: symbol(name, "int32") for name in ("group", "group_inverse", "num_tokens")})
+    names = ("heads_per_group", "inverse_heads_per_group", "num_tokens")
+    sizes = Record("Sizes", {name: symbol(name, "int32") for name in names})
     rows = extraction.call(f"{QUERY_TILES}.rows_of_tile", tile(sources), sizes, 0, kind(), max_rows(sources))
     m = z3.Int("m")
     first, end, row = z3.Int("first_query"), z3.Int("end_query"), rows.row.at(m)
@@ -328,7 +330,7 @@ def inverse_of(sources: Sources, group: int) -> tuple[Extraction, Any]:
     tiles = Record("Tiles", {"queries": symbol("queries"), "group": group})
     plan = Record("Plan", {"tiles": tiles} | {name: symbol(name) for name in names})
     batch = Record("Batch", {"num_requests": symbol("num_requests"), "num_actual_tokens": symbol("num_tokens")})
-    return extraction, extraction.call(f"{LAUNCH}._sizes", plan, batch)["group_inverse"]
+    return extraction, extraction.call(f"{LAUNCH}._sizes", plan, batch)["inverse_heads_per_group"]
 
 
 def _inverse(sources: Sources) -> Iterator[Claim]:
@@ -398,7 +400,8 @@ THEOREMS = (
     Theorem(
         "programs.rows",
             "Each query of a tile and each head of its group is one row of the tile, for each group that a tile holds.", _rows,
-        f"{QUERY_TILES}.rows_of_tile", "tile.heads.to(tl.int32) * sizes.group", "tile.heads.to(tl.int32)", _grouped, LIMIT,
+        f"{QUERY_TILES}.rows_of_tile", "tile.head_group.to(tl.int32) * sizes.heads_per_group", "tile.head_group.to(tl.int32)",
+        _grouped, LIMIT,
     ),
     Theorem(
         "programs.groups",

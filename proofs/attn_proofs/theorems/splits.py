@@ -91,7 +91,7 @@ class Program:
             {"parameters": Record("Parameters", parameters), "block_n": block_n, "queries": symbol("queries_per_tile"),
              "group": 1},
         )  # fmt: skip
-        names = ("max_seq_len", "window_keys", "num_tokens", "num_requests", "num_heads", "value_size")
+        names = ("max_seq_len", "window_keys", "num_tokens", "num_requests", "num_heads", "v_head_size")
         workload = Record(
             "Workload",
             {name: symbol(name) for name in names} | {"batch_invariant": False, "has_short_window": symbol("is_short", "bool")},
@@ -219,7 +219,7 @@ def _executed(sources: Sources) -> tuple[Extraction, Extraction]:
 
     writer = Extraction(sources)
     writer.arbitrary = {("rows_of_tile", "row"): block(BLOCK_M, token), ("rows_of_tile", "head"): block(BLOCK_M, head)}
-    layer, batch = Record("Layer", {"num_heads": heads, "value_size": size}), Record("Batch", {"num_actual_tokens": rows})
+    layer, batch = Record("Layer", {"num_heads": heads, "v_head_size": size}), Record("Batch", {"num_actual_tokens": rows})
     strides = writer.call("attn_optimized.launch.attention._state_strides", layer, batch)
     arguments = inputs.arguments(sources, flags={"writes_output": 1}, num_splits=symbol("num_splits", "int32", least=1))
     arguments.sizes.fields["first_part"] = 0
@@ -228,7 +228,7 @@ def _executed(sources: Sources) -> tuple[Extraction, Extraction]:
         ATTEND_TILE,
         inputs.tile(sources, split=number(part, "int64")),
         arguments,
-        inputs.kind(is_partial=True, skips_masked_loop=True, value_size=size, block_v=size),
+        inputs.kind(is_partial=True, skips_masked_loop=True, v_head_size=size, block_v=size),
         BLOCK_M,
     )
     return writer, reader

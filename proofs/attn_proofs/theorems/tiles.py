@@ -135,7 +135,7 @@ def _none_hidden(sources: Sources) -> Iterator[Claim]:
 
 
 def _hidden_from_all(_: Model) -> Case:
-    """A step of one query, whose bias hides its own key, the last one of a tile: nobody sees the key, and it may be NaN."""
+    """A step of one query, whose bias hides its own key, the last one of a tile: no query sees the key, and it may be NaN."""
     return paged([(1, INTERPRETED_BLOCK_N)], qq_bias="hiding", values=Values("random", HIDES_ALL), recycled=True, writes=False)
 
 

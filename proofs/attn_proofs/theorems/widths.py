@@ -1,6 +1,7 @@
 """Numbers of 32 bits: the statements about integers hold of the machine, because each sum, product and cast fits its type.
 
-Of any sizes that the border accepts: lengths, rows and numbers of heads are int32 (contract/attn_contract/arguments.py).
+They hold for any sizes that the argument checks accept: lengths, rows and numbers of heads are int32
+(contract/attn_contract/arguments.py).
 """
 
 from collections.abc import Callable, Iterator
@@ -191,8 +192,8 @@ THEOREMS = (
         "widths.rows",
             "Queries, heads and rows of a tile fit the 32 bits that `rows_of_tile` holds them in, for each group, and where "
             "the query heads of a KV head are cut into groups.", _rows_fit,
-        f"{KERNELS}.query_tiles.rows_of_tile", "(tile_row * sizes.group_inverse) >> 16",
-            "(tile_row * (sizes.group_inverse * 1024)) >> 26", one_tile,
+        f"{KERNELS}.query_tiles.rows_of_tile", "(tile_row * sizes.inverse_heads_per_group) >> 16",
+            "(tile_row * (sizes.inverse_heads_per_group * 1024)) >> 26", one_tile,
     ),
     Theorem(
         "widths.writer",

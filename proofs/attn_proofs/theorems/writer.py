@@ -59,7 +59,7 @@ def executed(
         "row_unit": 1, "kv_unit": unit, "interior": layout.lower() if layout.startswith(("X_", "SH")) else "rows",
             "x": sizes["x"],
         "kv_format": "float", "has_token_scales": False, "rotary_dim": 0, "is_neox": True, "cos_sin_unit": 1,
-        "head_size": sizes["head_size"], "value_size": sizes["head_size"], "block_rows": BLOCK_ROWS, "block_d": block_d,
+        "head_size": sizes["head_size"], "v_head_size": sizes["head_size"], "block_rows": BLOCK_ROWS, "block_d": block_d,
     }  # fmt: skip
     extraction.call(f"{WRITE}.write_kv_cache_kernel", **arguments, KIND=Record("WriteKind", kind))
     return extraction, strides

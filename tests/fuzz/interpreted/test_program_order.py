@@ -23,7 +23,7 @@ replace = msgspec.structs.replace
 @pytest.fixture
 def launch(monkeypatch):
     """The places of the programs of one launch of 24, in the order in which they run."""
-    monkeypatch.setattr(program_order, "_state", SimpleNamespace(**vars(program_order._State)))
+    monkeypatch.setattr(program_order, "state", SimpleNamespace(**vars(program_order._State)))
     return lambda: program_order.order(24)
 
 

@@ -82,7 +82,7 @@ def flash(tile: int, splits: int, see: Callable[[torch.Tensor], torch.Tensor] = 
     multiply the sum.
 
     Args:
-        see: makes the mask that is used of the right one, [q_len, seq_len].
+        see: makes the mask that is used of the right one, [query_len, seq_len].
     """
 
     def attention(q, k, v, kv_cache, layer: Layer, batch, *, out, lse) -> None:

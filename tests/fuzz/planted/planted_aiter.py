@@ -12,7 +12,7 @@ import attn_reference
 import torch
 from attn_contract import AttentionType, Batch, Layout, UnsupportedError
 from attn_contract.layer import UNLIMITED
-from attn_contract.rules import active_rules, words_of
+from attn_contract.rules import active_rules, label_of
 from attn_contract.validation import check_paged_attention
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets.aiter_adapter import AITER_UNIFIED_ATTENTION, ROWS
@@ -88,9 +88,9 @@ def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     """
     function = "AITER's flash_attn_varlen_func"
     if isinstance(batch.causal, torch.Tensor):
-        raise UnsupportedError(function, words_of("per_request_causal"), "it has one flag")
+        raise UnsupportedError(function, label_of("per_request_causal"), "it has one flag")
     for name in active_rules(batch):
-        raise UnsupportedError(function, words_of(name), "it is told of no batch")
+        raise UnsupportedError(function, label_of(name), "it is told of no batch")
     if layer.kv_cache_dtype is not None:
         raise UnsupportedError(function, "a quantized cache", "it reads dense keys of q's dtype")
     key_lens, k, v = _dense_keys(q, k, v, kv_cache, layer, batch)

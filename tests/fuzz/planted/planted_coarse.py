@@ -247,7 +247,7 @@ def attention_of(does: Rounding, rescales: str = "first", mistake: Mistake = RIG
         else:
             requests = attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float32)
         kernel, group = mistake.kernel(does, q.dtype, rescales), layer.num_heads // layer.num_kv_heads
-        out = out.view(len(q), layer.num_heads, layer.value_size)
+        out = out.view(len(q), layer.num_heads, layer.v_head_size)
         for request in requests:
             visible = mistake.see(request.visible)
             seen = visible.any(-2)[..., None]

@@ -56,7 +56,7 @@ def test_what_a_gpu_tells_late_is_no_fault(error, step_case, monkeypatch):
     def wait(*arguments):
         raise error
 
-    monkeypatch.setattr("attn_fuzz.run.attempt._synchronize", wait)
+    monkeypatch.setattr("attn_fuzz.run.attempt.synchronize", wait)
     assert try_case(step_case, REFERENCE_FP32, "cpu").kind == "raised"
 
 

@@ -107,10 +107,10 @@ def _kill_server() -> None:
 
 
 def test_the_server_of_a_fork_that_has_its_own_lives_on():
-    deaths = prepared._deaths
+    deaths = prepared.deaths
     assert prepared.answer("cpu", 60.0, _leaves_its_server) == "answer"
     told()
-    assert prepared._deaths == deaths
+    assert prepared.deaths == deaths
 
 
 @pytest.mark.nightly
@@ -130,7 +130,7 @@ def test_a_server_that_dies_before_its_fork_is_replaced_by_one_like_it(monkeypat
 
 
 def test_servers_that_go_on_dying_end_a_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(prepared, "MOST_DEATHS", prepared._deaths)
+    monkeypatch.setattr(prepared, "MOST_DEATHS", prepared.deaths)
     with pytest.raises(ExecutorError, match="the server that starts the processes of a run has died"):
         prepared.answer("cpu", 60.0, _kills_once, tmp_path / "killed", True)
 

@@ -99,7 +99,7 @@ def test_latent_attention_agrees_but_for_what_is_known(target, examples, attn_pa
 
 def attend_to_40_keys() -> None:
     q, cache = torch.zeros(2, 16, 576, dtype=BF16), torch.zeros(40, 1, 576, dtype=BF16)
-    layer = dataclasses.make_dataclass("Layer", ["head_size", "num_heads", "value_size", "scale", "kv_cache_dtype"])
+    layer = dataclasses.make_dataclass("Layer", ["head_size", "num_heads", "v_head_size", "scale", "kv_cache_dtype"])
     batch = dataclasses.make_dataclass("Batch", ["query_start_loc", "seq_lens", "num_requests", "block_table"])
     numbers = [torch.tensor(each, dtype=torch.int32) for each in ([0, 2], [40])]
     table = torch.arange(40, dtype=torch.int32)[None]

@@ -92,7 +92,7 @@ def test_sizes_beyond_the_bounds_of_a_backend_are_drawn_and_refused_by_what_it_d
     assert met
 
 
-WORDS = {"head_sizes": "head size", "value_sizes": "a V of width", "widths": "latent widths", "block_sizes": "block size"}
+WORDS = {"head_sizes": "head size", "v_head_sizes": "a V of width", "widths": "latent widths", "block_sizes": "block size"}
 
 
 @pytest.mark.nightly

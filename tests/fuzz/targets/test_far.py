@@ -62,7 +62,7 @@ def test_a_tensor_without_two_rows_stays_where_it_is():
 def test_a_pool_has_rows_that_32_bits_do_not_reach_and_is_full_of_nan_otherwise(monkeypatch):
     like, before = torch.zeros(2, 3, 512, dtype=torch.bfloat16), resident_bytes()
     assert far.pool(5, like).isnan().sum() == 5 * 512
-    monkeypatch.setattr(far, "_is_far", True)
+    monkeypatch.setattr(far, "is_far", True)
     rows = far.pool(5, like)
     rows[-1] = 1
     assert (rows.shape, rows.dtype, rows.stride()) == ((REACH // 512, 512), like.dtype, (512, 1))
@@ -100,10 +100,10 @@ def test_a_system_without_such_memory_says_so(monkeypatch):
     def none(size):
         raise OSError("Cannot allocate memory")
 
-    monkeypatch.setattr(far, "_memory", none)
-    far._missing_memory.cache_clear()
+    monkeypatch.setattr(far, "reserved_memory", none)
+    far.missing_memory.cache_clear()
     assert "Cannot allocate memory" in (registry.load("triton@far").unavailable("cpu") or "")
-    far._missing_memory.cache_clear()
+    far.missing_memory.cache_clear()
 
 
 def test_rows_of_parts_lie_apart_in_this_mode_alone_and_meet_where_offsets_have_32_bits():

@@ -187,7 +187,7 @@ def _in_arrival_order(logits: torch.Tensor, k: int) -> list[int]:
 
 
 def _without_ties(logits: torch.Tensor, k: int) -> list[int]:
-    """sglang #30512: of equal logits at the border none is taken."""
+    """sglang #30512: of equal logits at the cut none is taken."""
     if len(logits) <= k:
         return list(range(len(logits)))
     least = float(logits[_ranked(logits)[k]])

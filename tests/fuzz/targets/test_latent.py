@@ -75,7 +75,7 @@ def latent_cases() -> Iterator[Case]:
 
 
 VISITED: dict[str, Callable[[Case], object]] = {
-    **{f"widths {pair}": lambda case, pair=pair: (case.value_size, case.head_size - case.value_size) == pair
+    **{f"widths {pair}": lambda case, pair=pair: (case.v_head_size, case.head_size - case.v_head_size) == pair
        for pair in LatentSizes().widths},
     **{f"{size} query heads": lambda case, size=size: case.group_size == size for size in LatentSizes().group_sizes},
     **{f"blocks of {size}": lambda case, size=size: case.cache.block_size == size for size in LatentSizes().block_sizes},
@@ -101,8 +101,8 @@ def test_latent_layers_are_drawn_with(name):
 
 def _visited_with_scales() -> Iterator[tuple[Layout, str, Callable[[Case], object]]]:
     for layout, form in LATENT_FORMATS.items():
-        for value_size, rest in WITH_SCALES[layout].latent.widths[:2]:
-            widths = {"value_size": value_size, "head_size": value_size + rest}
+        for v_head_size, rest in WITH_SCALES[layout].latent.widths[:2]:
+            widths = {"v_head_size": v_head_size, "head_size": v_head_size + rest}
             yield layout, f"widths {widths}", lambda case, of=widths: {name: getattr(case, name) for name in of} == of
         yield layout, "another layer's write", lambda case, of=layout: case.cache.neighbour is of
         names = ["cache of fp8_e4m3fn", "cache of fp8_e4m3fnuz", "padded blocks", "drafts", "infinities that saturate"]
@@ -123,7 +123,7 @@ def test_formats_with_scales_are_drawn_with(layout, name, holds):
     assert all((case.dtype, case.cache.layout, case.cache.scales) == ("bfloat16", layout, None) for case in drawn)
     for case in drawn:
         layout.check_widths(case.head_size, case.head_size_v)
-        unit = layout.unit_of_blocks(case.head_size, case.head_size_v)
+        unit = layout.block_alignment(case.head_size, case.head_size_v)
         # one block may have any stride
         assert case.cache.num_blocks == 1 or allocations.cache_view(case, case.cache).block_stride % unit == 0
         assert not (case.cache.slot_padding and layout.has_dense_pages)
@@ -171,7 +171,7 @@ def test_the_kernels_agree_over_formats_with_scales(layout):
 
 
 def test_dense_v_is_drawn_wider_and_narrower():
-    sizes = {(case.value_size > case.head_size) - (case.value_size < case.head_size) for case in draw(DENSE)}
+    sizes = {(case.v_head_size > case.head_size) - (case.v_head_size < case.head_size) for case in draw(DENSE)}
     assert sizes == {-1, 0, 1}
 
 
@@ -181,14 +181,14 @@ def test_a_target_of_all_layouts_has_both_kinds_of_caches():
     assert all(case.head_size_v is not None for case in drawn if case.has_latent_cache)
     packed = [case for case in drawn if case.head_size_v is not None and not case.has_latent_cache]
     assert {case.cache.layout for case in packed} == {Layout.CONTENT_PACKED}
-    assert {case.value_size > case.head_size for case in packed} == {True, False}
+    assert {case.v_head_size > case.head_size for case in packed} == {True, False}
 
 
 PACKED = dataclasses.replace(SMALL, attn_types=(AttentionType.DECODER,), layouts=(Layout.CONTENT_PACKED,))
 PACKED_VISITED: dict[str, Callable[[Case], object]] = {
     "one width": lambda case: case.head_size_v is None,
-    "a narrower V": lambda case: case.value_size < case.head_size,
-    "a wider V": lambda case: case.value_size > case.head_size,
+    "a narrower V": lambda case: case.v_head_size < case.head_size,
+    "a wider V": lambda case: case.v_head_size > case.head_size,
     "several KV heads": lambda case: case.head_size_v and case.num_kv_heads > 1,
     "several layers": lambda case: case.head_size_v and case.cache.num_layers > 1,
     "slots before heads": lambda case: case.head_size_v and case.cache.order == "BLNHC",
@@ -223,7 +223,7 @@ def test_rows_of_bytes_whose_v_begins_at_an_odd_address_are_drawn(name):
     def loads_no_pairs(case: Case) -> bool:
         has_bytes = case.cache is not None and case.cache.dtype is not None and not case.has_latent_cache
         rows = max((request.query_len for request in case.requests), default=0) * case.group_size
-        return has_bytes and case.head_size % 2 == 1 and case.value_size % 2 == 0 and 0 < rows <= 16
+        return has_bytes and case.head_size % 2 == 1 and case.v_head_size % 2 == 0 and 0 < rows <= 16
 
     assert sum(map(loads_no_pairs, draw(registry.load(name).support("cpu"), 300))) > 1
 
@@ -296,7 +296,7 @@ def _contradictions_with_scales() -> Iterator[tuple[Layout, dict[str, Any], str]
             yield layout, {"head_size_v": 1}, f"head_size_v: got 1, expected a multiple of {form.scale_dims} in layout {layout}"
         else:
             yield layout, {"head_size_v": 1}, f"head_size_v: got 1, expected head_size ({form.scale_dims + form.kept_dims}) in"
-        if form.unit > 1:
+        if form.alignment > 1:
             yield layout, {"cache": {"padding": 1}}, f"cache.layout: {layout} needs"
         if form.scales_apart:
             yield (
@@ -335,7 +335,7 @@ def test_the_reference_in_float32_agrees_with_itself(support):
 
 def last_elements(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     """V is taken from the end of K's row, which is its rotated part."""
-    rotated = layer.head_size - layer.value_size
+    rotated = layer.head_size - layer.v_head_size
     REFERENCE_FP32.attention(q.roll(-rotated, 2), k, v, kv_cache.roll(-rotated, 2).contiguous(), layer, batch, out=out, lse=lse)
 
 
@@ -368,7 +368,7 @@ def test_a_failure_shrinks_to_a_small_latent_layer():
     assert is_minimal
     assert small.has_latent_cache
     assert (len(small.requests), small.group_size, small.cache.slot_padding) == (1, 1, 0)
-    assert (small.value_size, small.head_size - small.value_size) in ((8, 32), (16, 8))
+    assert (small.v_head_size, small.head_size - small.v_head_size) in ((8, 32), (16, 8))
 
 
 # --- cases in files ---
@@ -388,7 +388,7 @@ def test_a_captured_call_attends_to_the_same_numbers(support):
         dense = {} if step.kv_cache is not None else {"k": step.k, "v": step.v}
         call = Call(q=step.q, layer=step.layer, batch=step.batch, kv_cache=step.kv_cache, **dense)
         again = captured_again(call)
-        assert again.layer.value_size == step.layer.value_size
+        assert again.layer.v_head_size == step.layer.v_head_size
         for live, replayed in zip(oracle.requests(call), oracle.requests(again), strict=True):
             ours, theirs = attn_reference.attend(live, call.layer), attn_reference.attend(replayed, again.layer)
             assert torch.equal(ours.out, theirs.out)
@@ -409,7 +409,7 @@ def test_a_latent_case_is_adapted_to_targets_of_latent_caches_alone():
     case = replace(next(latent_cases()), group_size=5)
     sizes = LatentSizes(widths=((512, 64),), group_sizes=(16, 128), block_sizes=(64,))
     adapted, _ = adapting.adapted(case, dataclasses.replace(LATENT, latent=sizes))
-    assert (adapted.value_size, adapted.head_size, adapted.group_size, adapted.cache.block_size) == (512, 576, 16, 64)
+    assert (adapted.v_head_size, adapted.head_size, adapted.group_size, adapted.cache.block_size) == (512, 576, 16, 64)
     nobody, reason = adapting.adapted(case, EVERYTHING)
     assert (nobody, reason) == (None, "a head size of V other than K's (head_size_v)")
 

@@ -284,7 +284,7 @@ def test_a_row_with_scales_is_off_at_ties_alone(steps, factor, kind, monkeypatch
 
     def write(k, v, kv_cache, layer, slot_mapping):
         sibling = _Sibling(layer, kv_cache, steps, factor)
-        monkeypatch.setattr(vllm_write, "_module", lambda device: sibling)
+        monkeypatch.setattr(vllm_write, "module_for", lambda device: sibling)
         write_kv_cache(k, v, kv_cache, layer, slot_mapping)
 
     case = Case(
@@ -349,7 +349,7 @@ WITH_TIES = Case(
 def test_a_gpu_may_store_either_neighbour_of_a_tie(on_gpu, units, steps, kind, monkeypatch):
     target = TARGETS[WITH_TIES.target]
     module = _Dividing(units, steps)
-    monkeypatch.setattr(vllm_write, "_module", lambda device: module)
+    monkeypatch.setattr(vllm_write, "module_for", lambda device: module)
     if on_gpu:
         on_cuda = vllm_write.division_error(torch.device("cuda"))
         monkeypatch.setattr(vllm_write, "division_error", lambda device: on_cuda)

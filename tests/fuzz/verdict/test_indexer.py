@@ -18,8 +18,8 @@ def indexer(**fields: Any) -> Indexer:
     return Indexer(**{"num_heads": 1, "head_size": 8, "top_k": 2, **fields})
 
 
-def step(q_len: int, seq_len: int) -> Batch:
-    return one_request(q_len, seq_len, causal=True, block_table=torch.tensor([[0]], dtype=torch.int32))
+def step(query_len: int, seq_len: int) -> Batch:
+    return one_request(query_len, seq_len, causal=True, block_table=torch.tensor([[0]], dtype=torch.int32))
 
 
 def verdict(selected: list[int], logits: list[float], bound: list[float] | None = None, /, **fields: Any) -> str | None:

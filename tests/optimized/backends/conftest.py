@@ -106,7 +106,7 @@ def make_step(device: torch.device) -> Callable[..., BackendStep]:
         else:
             call, kv_cache = varlen_call(tokens, attn_type=attn_type, device=device, **rules), None
         key, value = padded_rows(tokens.key[new], tokens.value[new], device=device)
-        value = value[..., : call.layer.value_size]
+        value = value[..., : call.layer.v_head_size]
         common = common_metadata(call.batch, attn_type)
         common = replace(
             common,
@@ -140,7 +140,7 @@ def forward(aiter: Aiter) -> Callable[..., torch.Tensor]:
         if step.kv_cache is not None:
             impl.do_kv_cache_update(step.key, step.value, step.kv_cache, step.common.slot_mapping)
         metadata = backend.builder(step.layer.attn_type, **(builder or {})).build(step.common)
-        output = step.query.new_full((*step.query.shape[:2], step.layer.value_size), torch.nan)
+        output = step.query.new_full((*step.query.shape[:2], step.layer.v_head_size), torch.nan)
         assert impl.forward(step.query, step.key, step.value, step.kv_cache, metadata, output=output) is output
         return output
 
@@ -167,7 +167,7 @@ def refuses(aiter: Aiter, calls: list[Call]) -> Callable[..., None]:
             "value": step.value,
             "kv_cache": step.kv_cache,
             "attn_metadata": backend.builder(step.layer.attn_type).build(step.common),
-            "output": step.query.new_full((*step.query.shape[:2], step.layer.value_size), torch.nan),
+            "output": step.query.new_full((*step.query.shape[:2], step.layer.v_head_size), torch.nan),
             **(replaced or {}),
         }
         before = copy.deepcopy(arguments["output"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, Layer, Layout, UnsupportedError
 from attn_contract.arguments import named
-from attn_contract.rules import words_of
+from attn_contract.rules import label_of
 from attn_optimized.aiter_adapter import Aiter, recorded
 from attn_optimized.backends import BACKENDS
 from hypothesis import given, settings
@@ -306,8 +306,8 @@ def each_value(served: Served) -> Iterator[tuple[AttentionConfig, str | None]]:
         for dtype in FLOAT8:
             yield replace(plain, output_dtype=dtype), architecture
     edges = itertools.product((1, 31, 32, 255, 256, 257, 511, 512, 513), (-1, 0, 1, 31, 127, 128, 129))
-    for value_size, more in edges if is_wide else ():
-        if (config := changed(plain, [{"head_size": value_size + more, "rules": {"head_size_v": value_size}}])) is not None:
+    for v_head_size, more in edges if is_wide else ():
+        if (config := changed(plain, [{"head_size": v_head_size + more, "rules": {"head_size_v": v_head_size}}])) is not None:
             yield config, None
 
 
@@ -375,7 +375,7 @@ def in_words(rule: str, config: AttentionConfig) -> set[str]:
     """The words by which a backend that lacks a rule refuses a config."""
     if rule == "output_dtype":
         return {f"output dtype {named(config.output_dtype)}"} if config.output_dtype else set()
-    return {rule} if rule == ANY_LAYER else {words_of(rule)} if config.asks(rule) else set()
+    return {rule} if rule == ANY_LAYER else {label_of(rule)} if config.asks(rule) else set()
 
 
 def asking() -> Iterator[AttentionConfig]:

@@ -57,8 +57,8 @@ class Step:
 def picked(name: str, seq_lens: list[int], query_lens: list[int], heads: int) -> torch.Tensor:
     """Distinct visible units of each row and head, as many as there are up to k, in any order, with -1 between and behind."""
     draw, rows = torch.Generator().manual_seed(5), []
-    for q_len, seq_len in zip(query_lens, seq_lens, strict=True):
-        for position in range(seq_len - q_len, seq_len):
+    for query_len, seq_len in zip(query_lens, seq_lens, strict=True):
+        for position in range(seq_len - query_len, seq_len):
             units = position // FORMS[name]["selection_unit"] + 1
             of_heads = [torch.randperm(units, generator=draw)[: K[name] - 1] for _ in range(heads)]
             row = torch.full((heads, K[name]), -1)
@@ -100,7 +100,7 @@ def written(impl: Any, step: Step) -> None:
 
 
 def out_of(step: Step) -> torch.Tensor:
-    return step.call.q.new_full((*step.call.q.shape[:2], step.call.layer.value_size), torch.nan)
+    return step.call.q.new_full((*step.call.q.shape[:2], step.call.layer.v_head_size), torch.nan)
 
 
 @every_backend

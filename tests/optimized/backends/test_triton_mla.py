@@ -98,19 +98,19 @@ def run(step: Step, impl: TritonMlaImpl, **builder: Any) -> tuple[torch.Tensor, 
 def assert_right(step: Step, out: torch.Tensor, lse: torch.Tensor, *, causal: bool = True) -> None:
     """Against each request by itself, expanded, in float64."""
     scale, row = (NOPE + ROPE) ** -0.5, 0
-    for keys, q_len in zip(step.tokens, step.common.query_start_loc_cpu.diff().tolist(), strict=True):
-        q = step.q[row : row + q_len].double()
+    for keys, query_len in zip(step.tokens, step.common.query_start_loc_cpu.diff().tolist(), strict=True):
+        q = step.q[row : row + query_len].double()
         parts = q[..., :NOPE], q[..., NOPE:], keys[:, :LATENT].double(), keys[:, LATENT:].double()
         form = expanded(*parts, step.w_uk.double(), step.w_uv.double())
         logits = torch.einsum("tnd,knd->ntk", form.query, form.key) * scale
         if causal:
-            first = len(keys) - q_len
+            first = len(keys) - query_len
             hidden = torch.arange(len(keys))[None] > torch.arange(first, len(keys))[:, None]
             logits = logits.masked_fill(hidden.to(logits.device), -torch.inf)
         expected = torch.einsum("ntk,knv->tnv", logits.softmax(-1), form.value)
-        torch.testing.assert_close(out[row : row + q_len].double(), expected, rtol=0, atol=4e-3)
-        torch.testing.assert_close(lse[:, row : row + q_len].double(), logits.logsumexp(-1), rtol=0, atol=4e-3)
-        row += q_len
+        torch.testing.assert_close(out[row : row + query_len].double(), expected, rtol=0, atol=4e-3)
+        torch.testing.assert_close(lse[:, row : row + query_len].double(), logits.logsumexp(-1), rtol=0, atol=4e-3)
+        row += query_len
     assert row == len(out)
 
 

@@ -10,7 +10,7 @@ from attn_fuzz.cases.wrong_arguments import dims_of
 from attn_optimized.attention import forget_launches
 from attn_optimized.backends import BACKENDS
 
-from tests.optimized.backends.test_border import FORMS, PLAIN, ROTATING
+from tests.optimized.backends.test_arguments import FORMS, PLAIN, ROTATING
 from tests.support.wrong_arguments import not_refused, wrong_calls
 
 OF_DECODERS = ("causal", "bidirectional_ranges", "qq_bias")
@@ -65,7 +65,7 @@ def test_a_step(name, attn_type, validate, step_of, aiter):
     keys = {"kv_cache": step.kv_cache} if attn_type.reads_cache else {"key": step.key, "value": step.value}
     if name == "ROCM_AITER_FA":
         keys |= {"key": step.key, "value": step.value}
-    out = step.query.new_zeros(*step.query.shape[:2], step.layer.value_size)
+    out = step.query.new_zeros(*step.query.shape[:2], step.layer.v_head_size)
     arguments = {"query": step.query, **keys, "attn_metadata": builder.build(step.common), "output": out}
     takes_lse = bool(BACKENDS[name].capabilities(aiter).answer("lse"))
     if takes_lse:
@@ -88,7 +88,7 @@ def test_what_an_engine_tells_of_a_step(name, attn_type, validate, step_of, aite
     impl = BACKENDS[name].impl(step.layer, aiter=aiter, validate=validate, **step.constructor)
     builder = BACKENDS[name].builder(attn_type)
     told = {field.name: getattr(step.common, field.name) for field in fields(step.common)}
-    out = step.query.new_zeros(*step.query.shape[:2], step.layer.value_size)
+    out = step.query.new_zeros(*step.query.shape[:2], step.layer.v_head_size)
 
     def attend(**changed):
         try:

@@ -35,8 +35,12 @@ def layers(draw: st.DrawFn) -> Layer:
     heads = kv_heads * draw(sizes(64))
     fields = {"attn_type": AttentionType.ENCODER_ONLY if kind == "dense" else AttentionType.DECODER}
     if kind == "latent":
-        value_size = draw(sizes(512))
-        fields |= {"layout": Layout.LATENT, "head_size_v": value_size, "head_size": value_size + draw(st.just(0) | sizes(128))}
+        v_head_size = draw(sizes(512))
+        fields |= {
+            "layout": Layout.LATENT,
+            "head_size_v": v_head_size,
+            "head_size": v_head_size + draw(st.just(0) | sizes(128)),
+        }
     else:
         fields |= {"layout": Layout.CONTENT_PACKED} if kind == "paged" else {}
         fields |= {"head_size": draw(sizes(512)), "head_size_v": draw(st.none() | sizes(512))}
@@ -73,8 +77,8 @@ longest_queries = st.sampled_from((1, 2, 5, 16, 17, 64, 300, 4096))
 
 def too_large(layer: Layer) -> bool:
     if layer.layout is Layout.LATENT:
-        return layer.value_size > 512 or layer.head_size - layer.value_size > 128
-    return max(layer.head_size, layer.value_size) > 512
+        return layer.v_head_size > 512 or layer.head_size - layer.v_head_size > 128
+    return max(layer.head_size, layer.v_head_size) > 512
 
 
 def padded(size: int) -> int:
@@ -121,10 +125,10 @@ def test_a_plan_holds_what_it_is_for(
 def check_tiles(tiles, layer: Layer) -> None:
     """Dims stand in the least powers of two, and the heads of a KV head in groups of much the same size that a tile holds."""
     widths, heads = tiles.widths, layer.num_heads // layer.num_kv_heads
-    assert (widths.head_size, widths.value_size) == (layer.head_size, layer.value_size)
+    assert (widths.head_size, widths.v_head_size) == (layer.head_size, layer.v_head_size)
     for size, first, *blocks in (
         (layer.head_size, widths.first_size, widths.block_d, widths.block_rest),
-        (layer.value_size, widths.first_value_size, widths.block_v, widths.block_v_rest),
+        (layer.v_head_size, widths.first_v_head_size, widths.block_v, widths.block_v_rest),
     ):
         assert 1 <= first <= size
         assert blocks == [padded(first), padded(size - first) if first < size else 0]

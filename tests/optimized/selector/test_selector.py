@@ -273,8 +273,8 @@ def configs(draw: st.DrawFn) -> AttentionConfig:
         is_latent = kind != "two widths"
         heads = {"num_heads": 8, "num_kv_heads": 1 if is_latent else 2}
         layout = Layout.LATENT if is_latent else Layout.CONTENT_PACKED
-        value_size = head_size // 2 if is_latent else draw(st.sampled_from((16, 96)))
-        rules = {"head_size_v": value_size, "selection_unit": unit}
+        v_head_size = head_size // 2 if is_latent else draw(st.sampled_from((16, 96)))
+        rules = {"head_size_v": v_head_size, "selection_unit": unit}
         fields |= {**heads, "layout": draw(st.sampled_from((None, layout))), "rules": rules}
         fields["dtype"] = draw(st.sampled_from((torch.float16, torch.bfloat16)))
         return replace(DECODER, **fields)

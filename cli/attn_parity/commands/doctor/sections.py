@@ -118,7 +118,7 @@ def facts_of(done: Outcome) -> Section:
 
 
 def _not_compiled(architecture: str) -> str | None:
-    """Why no launch is compiled for an architecture; None if it is."""
+    """The reason why no launch is compiled for an architecture; None if it is."""
     from attn_optimized.device import missing_compiler
 
     if architecture not in ARCHITECTURES:

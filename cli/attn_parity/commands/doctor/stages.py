@@ -69,12 +69,12 @@ class Pair(msgspec.Struct):
 
     @property
     def gain(self) -> float | None:
-        """How many times as fast the other variant is."""
+        """The factor by which the other variant is faster."""
         return self.shipped.times.ms / self.other.times.ms if self.shipped.times and self.other.times else None
 
     @property
     def verdict(self) -> Literal["faster", "slower", "within the spread", "not timed"]:
-        """How the other variant compares. It is faster if its slow rounds are faster than the shipped one's fast rounds."""
+        """The other variant beside the shipped one. It is faster if its p90 is below the shipped one's p10."""
         shipped, other = self.shipped.times, self.other.times
         if shipped is None or other is None:
             return "not timed"

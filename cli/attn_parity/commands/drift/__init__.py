@@ -22,7 +22,7 @@ EXAMPLES, MINUTES = 100, 60.0
 SHARE = 0.7
 """The share of a target's time in which cases are drawn. In the rest its process starts and runs known findings again."""
 _WORDS = {"failures": "FAILS: ", "still_failing": "still fails: ", "not_judged": "", "findings": "", "sources": ""}
-"""How lines about a field of a Change begin."""
+"""The beginnings of lines about a field of a Change."""
 
 
 @click.command("drift")

@@ -109,7 +109,7 @@ def _findings(side: Side, name: str) -> set[str] | None:
 
 
 def misfit(failed: Failed, package: str) -> str | None:
-    """Why a failure is the adapter's and not the kernel's; None if it is not known to be.
+    """The reason why a failure is the adapter's and not the kernel's; None if it is not known to be.
 
     An exception that was raised outside of the package's files is one of a call that they do not take. Triton is called by
     kernels, and not by adapters.

@@ -1,4 +1,4 @@
-"""How the elements of A and B are read: from the registers of a lane, whose bits stand in a row, to floats.
+"""Readers of the elements of A and B: they make floats of a lane's registers, whose bits stand in a row.
 
 Integers of 8 and fewer bits are read as float32, too: their sums of up to 128 products are below 2**24, and so exact.
 """

@@ -1,4 +1,4 @@
-"""Which element of a matrix a lane holds: a formula for each family of instructions.
+"""The element of a matrix that a lane holds: a formula for each family of instructions.
 
 An operand of A is described by (lane, element) -> (block, row, k), where `element` counts the elements that a lane holds,
 from the lowest bits of its first register on. B has the same layout with columns instead of rows. D and C are described by
@@ -113,7 +113,7 @@ def input_table(
 def output_table(
     layout: Layout, lanes: int, per_lane: int, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Where D's elements go.
+    """The places of D's elements.
 
     Args:
         shape: blocks, rows and columns.

@@ -55,7 +55,7 @@ SHAPES_GFX90A: dict[str, str] = {
     "i32 i8": "32x32x4_2b 16x16x4_4b 4x4x4_16b 32x32x8 16x16x16",
     "f64 f64": SHAPES["f64 f64"],
 }
-"""The same of gfx90a, whose mnemonics have no number of blocks, and no underscore before the kind of A and B."""
+"""The same for gfx90a, whose mnemonics have no number of blocks, and no underscore before the kind of A and B."""
 F8F6F4 = ("fp8", "bf8", "fp6", "bf6", "fp4")
 """The formats of f8f6f4 by their numbers, cbsz for A and blgp for B."""
 
@@ -185,7 +185,7 @@ def _f8f6f4(shape: Shape, has_scales: bool, instruction: Instruction, kernel: Ke
 
 
 def _shift(which: int, instruction: Instruction) -> int:
-    """Where in its register the byte of A's or B's scale lies."""
+    """The place of the byte of A's or B's scale in its register."""
     if "op_sel_hi" not in instruction.modifiers:
         raise unknown(instruction, "scales without op_sel_hi")
     low, high = (numbers(instruction, name, 3)[which] for name in ("op_sel", "op_sel_hi"))

@@ -77,7 +77,7 @@ def _gathers_whole(words: int, table: np.ndarray, kind: Format, signs: np.ndarra
 
     @cache
     def places(num_waves: int, num_lanes: int) -> np.ndarray:
-        """Where in the registers of so many waves and lanes the elements lie."""
+        """The places of the elements in the registers of a number of waves and lanes."""
         wave = np.arange(num_waves).reshape(-1, 1, 1, 1)
         return ((element // per_word * num_waves + wave) * num_lanes + lane) * per_word + element % per_word
 
@@ -92,7 +92,7 @@ def _gathers_whole(words: int, table: np.ndarray, kind: Format, signs: np.ndarra
 
 
 def words_of(operand: Operand, count: int, instruction: Instruction, kernel: Kernel, attribute: str = "vector") -> Piece:
-    """So many registers of an operand, as an attribute of `Waves` has them."""
+    """A number of registers of an operand, as an attribute of `Waves` holds them."""
     row = row_of(instruction, operand, count, kernel)
     return piece(f"waves.{attribute}{{}}", SourceRow(tuple(range(row, row + count))))
 

@@ -65,7 +65,7 @@ def tables(generation: str, k: int, bits: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 def _run(generation: str, k: int, bits: int) -> int:
-    """How many k in a row a lane holds: see layouts.gfx12_input."""
+    """The number of consecutive k that a lane holds: see layouts.gfx12_input."""
     if generation == "gfx120":
         return 4 if bits == 16 else k // 2
     return {32: 2, 16: 8, 8: 16 if k == 128 else 8}[bits]

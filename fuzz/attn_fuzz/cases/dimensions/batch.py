@@ -55,7 +55,7 @@ ATTENTION = (
         _causal("decoder, causal per request", {True, False}, setting(causality="per request"), causal=bool, rules=_mixes),
         in_step("true", lambda case, step: step.batch.causal is True),
         of_tensor("causal", "flags that agree", lambda flags: len(flags.unique()) == 1),
-        illegal("true for another attention type", "the borders of attention refuse it"),
+        illegal("true for another attention type", "the argument checks of attention refuse it"),
     ),
     dimension("attn_type", "attention", fields="attn_type", contract="Layer.attn_type")(
         equals("encoder", "attn_type", ENCODER, *_ENCODERS, attn_types=has(ENCODER)),
@@ -146,7 +146,7 @@ REQUESTS = (
         of_tensor("block_table", "no column", lambda table: table.shape[1] == 0),
         of_tensor("block_table", "rows longer than its columns", lambda table: table.stride(0) > table.shape[1]),
         idle_stride("block_table"),
-        not_drawn("0 blocks", "an empty cache holds no key; tests/contract has its borders"),
+        not_drawn("0 blocks", "an empty cache holds no key; tests/contract has its argument checks"),
         illegal("a used entry outside the cache", "`validation.values` refuses it"),
     ),
 )

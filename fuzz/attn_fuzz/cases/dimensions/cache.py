@@ -54,10 +54,10 @@ def _smallest_sizes(layout: Layout, form: LatentFormat) -> dict[str, int]:
     """The least head_size and head_size_v of a latent format with scales, with two dims behind V if it may have any."""
     behind_v, kept = (2, 0) if form.kept_dims is None else (0, form.kept_dims)
     for count in itertools.count(1):
-        value_size = count * form.scale_dims + kept
+        v_head_size = count * form.scale_dims + kept
         with contextlib.suppress(ContractError):
-            layout.check_widths(value_size + behind_v, value_size)
-            return {"head_size": value_size + behind_v, "head_size_v": value_size}
+            layout.check_widths(v_head_size + behind_v, v_head_size)
+            return {"head_size": v_head_size + behind_v, "head_size_v": v_head_size}
     raise AssertionError
 
 

@@ -146,7 +146,7 @@ def of_tensor(tensor: str, words: str, holds: Callable[[torch.Tensor], object]) 
 
 
 def idle_stride(tensor: str) -> Value:
-    """A tensor that has a dimension of one element, whose stride is one that nobody would give it."""
+    """A tensor that has a dimension of one element, whose stride is unusual."""
     alone = of_tensor(tensor, "one element in a dimension of any stride", lambda found: 1 in found.shape)
     return in_step(alone.name, lambda case, step: case.unlike_strides and alone.in_step and alone.in_step(case, step))
 

@@ -353,7 +353,7 @@ def _place(case: Case) -> str:
 
 
 def _width(words: str, place: str, compare: Callable[[int, int], bool]) -> Value:
-    return region(f"{words} {place}", lambda case: _place(case) == place and compare(case.value_size, case.head_size))
+    return region(f"{words} {place}", lambda case: _place(case) == place and compare(case.v_head_size, case.head_size))
 
 
 def _in_row(name: str, holds: Callable[[Case], object]) -> Value:
@@ -362,7 +362,7 @@ def _in_row(name: str, holds: Callable[[Case], object]) -> Value:
 
 def _is_odd(case: Case) -> bool:
     """True if the rows of V have pairs of dims, each of a byte, and begin at odd addresses."""
-    return case.is_quantized and case.head_size % 2 == 1 and case.value_size % 2 == 0
+    return case.is_quantized and case.head_size % 2 == 1 and case.v_head_size % 2 == 0
 
 
 _PACKED, _LATENT = {"layout": Layout.CONTENT_PACKED}, {"layout": Layout.LATENT}
@@ -382,7 +382,7 @@ WIDTHS = _rule("head_size_v", choice="layout")(
     _width("all of K", "in a latent row", operator.eq),
     _width("narrower than K", "in a row of two widths", operator.lt),
     _width("wider than K", "in a row of two widths", operator.gt),
-    _in_row("128 behind 192 of K", lambda case: (case.head_size, case.value_size) == (192, 128)),
+    _in_row("128 behind 192 of K", lambda case: (case.head_size, case.v_head_size) == (192, 128)),
     _in_row("in a row of encoder keys", lambda case: case.attn_type is AttentionType.ENCODER_DECODER),
     _in_row("even behind an odd K in a row of bytes", _is_odd),
     not_drawn("512 of 576", "sizes are arguments of one formula; targets of kernels name their own (`Support.latent`)"),

@@ -75,7 +75,7 @@ def _sinks_not_in_lse(part: Part) -> Part | None:
 
 
 def _without_rope_dims(part: Part) -> Part | None:
-    width, size = part.layer.value_size, part.layer.head_size
+    width, size = part.layer.v_head_size, part.layer.head_size
     return part.having(query=part.request.query * (torch.arange(size) < width)) if width < size else None
 
 
@@ -113,7 +113,9 @@ VARIANTS = (
     mistake("the LSE leaves the sinks out", _sinks_not_in_lse),
     mistake("the scale is left out", _scale(lambda scale, part: 1.0)),
     mistake("the scale is head_size ** -0.5 and not the layer's", _scale(lambda scale, part: part.layer.head_size**-0.5)),
-    mistake("the scale is the width of V ** -0.5 and not the layer's", _scale(lambda scale, part: part.layer.value_size**-0.5)),
+    mistake(
+        "the scale is the width of V ** -0.5 and not the layer's", _scale(lambda scale, part: part.layer.v_head_size**-0.5)
+    ),
     mistake(
         "the scale is a number of heads ** -0.5 and not the layer's",
         _scale(lambda scale, part: part.layer.num_heads**-0.5),

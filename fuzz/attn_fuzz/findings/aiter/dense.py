@@ -13,9 +13,9 @@ MHA_TILE_ROWS = 128
 
 
 def _sees_no_tile(case: "Case") -> bool:
-    """Whether _attn_fwd has a tile of queries that sees no tile of keys, in a causal call or in one before it.
+    """True if a tile of queries sees no tile of keys in _attn_fwd, in a causal call or in one before it.
 
-    An earlier call with other contents has half of the keys, and none of a single key that has no query.
+    An earlier call with other contents has half of a request's keys, and none if the request has one key and no query.
     """
     least = 1 if "contents" in case.earlier else 0
     return (bool(case.earlier) or any(request.causal for request in case.requests)) and any(

@@ -10,9 +10,10 @@ if TYPE_CHECKING:
 
 
 def _is_of_no_keys(case: "Case", verdict: "Verdict") -> bool:
-    """Whether all requests that are wrong have no key, in a call without a causal mask, as is one of one query each.
+    """True if every wrong request is without keys, and the call without a causal mask.
 
-    Outputs that are what lay in registers differ with the schedule, which names no request.
+    A causal call in which each request has one query needs no mask. Outputs that are left over in registers differ with the
+    schedule; such a verdict names no request.
     """
     has_mask = any(request.causal for request in case.requests) and max(r.query_len for r in case.requests) + case.slack > 1
     if has_mask:
@@ -24,7 +25,7 @@ def _is_of_no_keys(case: "Case", verdict: "Verdict") -> bool:
 
 
 def _is_far_before_keys(case: "Case", verdict: "Verdict") -> bool:
-    """Whether the LSE is wrong, and a causal request has two tiles of queries of fmha_v3_fwd before its first key."""
+    """True if the LSE is wrong, only of causal requests with two of fmha_v3_fwd's tiles of queries before their first key."""
     requests = [case.requests[each.request] for each in verdict.differences]
     return verdict.kind == "lse" and all(r.causal and r.query_len - r.seq_len >= 512 for r in requests)
 

@@ -15,7 +15,7 @@ _CHECKED = (*WRONG, "sanitizer")
 
 
 def takes_gluon_2d(case: "Case") -> bool:
-    """Whether unified_attention launches its 2D kernel, which is Gluon where the cache has q's dtype."""
+    """True if unified_attention launches its 2D kernel in Gluon: it does for a cache of q's dtype."""
     return not case.is_quantized and (case.window[0] >= 0 or case.max_query_len > 1)
 
 
@@ -43,7 +43,7 @@ GLUON_DECODE = (
         cause="aiter/ops/triton/gluon/pa_decode_gluon.py:926-941, and so in the file's other kernels: weights are multiplied "
         "by scale / (max + 1e-8) and the output by max, the largest scale of the tile. It is taken with its sign, and slots "
         "behind the last key have 0. AITER's own writers make positive scales.",
-        # attn_fuzz.cases.tensors: every fourth seed is of another writer, with the other sign
+        # attn_fuzz.cases.tensors: with every fourth seed scales are negative, as another writer may have them
         explains=of(_CHECKED, lambda case: case.cache and case.cache.scales == "token" and case.values.seed % 4 == 1),
     ),
 )
@@ -99,7 +99,7 @@ GLUON_SPARSE = (
         what="NaN in slot 0 of a cache makes rows NaN that have an index of -1 in a full tile.",
         cause="aiter/ops/triton/_gluon_kernels/gfx950/attention/pa_decode_sparse.py:67-71 and 143-175: in a full tile slot 0 "
         "is read in the place of -1, and V is not masked, as it is in the last tile: its weight is 0, and 0 * NaN is NaN.",
-        # a copy of the cache in another order is the second one: any slot's NaN may be in its slot 0
+        # the second cache is a copy of the first in another order: NaN of any slot may be in its slot 0
         explains=lambda case, verdict: (
             is_nan(case, verdict) and not case.finite_slots and any(one.seq_len > 64 for one in case.requests)
         ),
@@ -165,7 +165,7 @@ GLUON_PREFILL_SPARSE_GFX1250 = (
         "last tile is not full.",
         cause=f"{_GLUON}/pa_prefill_sparse.py:41-43, 242-246 and 377-381: row 0 is read in the place of -1 and of what is "
         "behind the end of a list, and V is nowhere masked: its weight is 0, and 0 * NaN is NaN.",
-        # a copy of the pool in another order is the step's own: any slot's NaN may be its row 0
+        # the step's own rows are a copy of the pool in another order: NaN of any slot may be in row 0
         explains=lambda case, verdict: is_nan(case, verdict) and not case.finite_slots,
     ),
 )

@@ -38,7 +38,10 @@ _MAXIMUM_FROM_ZERO = in_wheel(
 
 
 def _has_unread_dims(case: "Case") -> bool:
-    """Whether dims are left over: V's are in steps of 64; those of the scores in ceil(D / 128) parts, in steps of 32, or 64."""
+    """True if the kernel computes fewer dims than a head has.
+
+    V's are computed in steps of 64; those of the scores in ceil(D / 128) parts, in steps of 32, or of 64 for float8.
+    """
     part = -(-case.head_size // -(-case.head_size // 128))
     return case.head_size % 64 > 0 or part % (64 if case.is_quantized else 32) > 0
 

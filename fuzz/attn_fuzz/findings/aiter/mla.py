@@ -22,8 +22,8 @@ MLA_DECODE_ROPE = (
         meets=_is_latent,
         explains=lambda case, verdict: (
             (is_nan(case, verdict) or verdict.kind == "sanitizer")
-            # an earlier call may be of another width
-            and ((case.head_size - case.value_size).bit_count() > 1 or "head_size_v" in case.earlier)
+            # an earlier call may have rows of another width
+            and ((case.head_size - case.v_head_size).bit_count() > 1 or "head_size_v" in case.earlier)
         ),
     ),
 )

@@ -16,9 +16,9 @@ def _cache_dtype(case: "Case") -> str | None:
 
 
 def _has_empty_split(case: "Case") -> bool:
-    """Whether a request has fewer splits than the reduction reads, in AITER's decode of float8 latent rows.
+    """True if AITER's decode of float8 latent rows makes fewer splits of a request than its reduction reads.
 
-    The splits are those of the average length, by the tile of keys that get_meta_param has for the rows of q.
+    The reduction reads as many as the average length has tiles; get_meta_param chooses the tile by the rows of q.
     """
     rows = case.group_size * max((request.query_len for request in case.requests), default=0)
     if case.cache is None or case.cache.dtype is None or rows <= 16:
@@ -30,7 +30,7 @@ def _has_empty_split(case: "Case") -> bool:
 
 
 def has_junk_in_slot_0(case: "Case") -> bool:
-    """Whether slot 0 may hold NaN: no request has a key there, or none that a query sees."""
+    """True if slot 0 may hold NaN: no request has a key there, or keys that no query sees hold NaN, too."""
     if case.cache is None or case.finite_slots:
         return False
     if case.recycled:
@@ -90,7 +90,7 @@ UNWRITTEN = (*WRONG, "unwritten")
 
 
 def _of_accesses(instruction: str, *holds: "Callable[[Case], object]") -> "Callable[[Case, Verdict], bool]":
-    """As `of`, of accesses by an instruction that are forbidden."""
+    """A test like those of `of`, for forbidden accesses by an instruction."""
 
     def explains(case: "Case", verdict: "Verdict") -> bool:
         is_access = (verdict.kind, verdict.about) == ("sanitizer", "access") and instruction in verdict.message
@@ -171,11 +171,11 @@ MLA_ASSEMBLY_OF_MAIN = (
         explains=_of_accesses("buffer_load", _of_8_heads, lambda case: case.is_quantized),
     ),
 )
-"""Of files that the wheel has not: with the wheel no case meets them."""
+"""Findings in files that the wheel lacks: with the wheel no case meets them."""
 
 
 def _has_short_end(case: "Case") -> bool:
-    """Whether the last block of 16 keys of a request has fewer keys than the request has queries."""
+    """True if the last block of 16 keys of a request holds fewer keys than the request has queries."""
     return any((each.seq_len - 1) % 16 + 1 < each.query_len <= each.seq_len for each in case.requests)
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def _has_short_tail(case: "Case", verdict: "Verdict") -> bool:
-    """Whether all requests that are wrong have 241 to 255 keys: 16 blocks of 16 slots, of which the last is not full."""
+    """True if every wrong request has 241 to 255 keys, which are in 16 blocks of 16 slots, the last of them not full."""
     wrong = [case.requests[each.request] for each in verdict.differences]
     return verdict.kind in WRONG and bool(wrong) and all(240 < each.seq_len < 256 for each in wrong)
 
@@ -40,7 +40,7 @@ PA_ASSEMBLY = (
 
 
 def _made_of_registers(case: "Case", verdict: "Verdict") -> list[int]:
-    """The query lengths of the wrong requests, if each may depend on what registers held before the kernel; else none."""
+    """The query lengths of the wrong requests if each may depend on what registers held before the kernel, or none."""
     lengths = [each.query_len for each in case.requests]
     may = {length for length in lengths if length > 2 or (length == 1 and max(lengths) > 1)}
     wrong = [lengths[each.request] for each in verdict.differences]

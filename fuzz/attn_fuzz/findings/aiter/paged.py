@@ -15,12 +15,12 @@ def _has_decodes(case: "Case") -> bool:
 
 
 def _overflows(case: "Case", verdict: "Verdict") -> bool:
-    """Whether an output is NaN where products of q and k may be beyond the range of float16."""
+    """True if an output is NaN, and products of q and k may be beyond the range of float16."""
     return is_nan(case, verdict) and case.dtype == "float16" and case.values.kind in FAR_LOGITS
 
 
 def _is_of_decodes(case: "Case", verdict: "Verdict") -> bool:
-    """Whether all requests that are wrong have one query."""
+    """True if every wrong request has one query."""
     lengths = [case.requests[each.request].query_len for each in verdict.differences]
     return bool(lengths) and all(length == 1 for length in lengths)
 

@@ -1,4 +1,4 @@
-"""What findings in several of AITER's kernels share: where they were seen, and the cases that they explain."""
+"""The parts that findings in several of AITER's kernels share: where they were seen, and the cases that they explain."""
 
 import functools
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ def has_3_queries(case: "Case") -> bool:
 
 
 def reads_unused_slots(case: "Case", verdict: "Verdict") -> bool:
-    """Whether an output is NaN of a request whose last block is not full, or with NaN in keys that no query sees."""
+    """True if an output is NaN, and its request's last block is not full or the case has NaN in keys that no query sees."""
     if not is_nan(case, verdict) or case.finite_slots or case.cache is None:
         return False
     requests = [case.requests[each.request] for each in verdict.differences]
@@ -35,7 +35,7 @@ def is_decoder(config: AttentionConfig) -> bool:
 
 
 def has_holes(case: "Case") -> bool:
-    """Whether a tile of entries may name no token, and a later one may name some."""
+    """True if a tile of entries may name no token while a later tile names some."""
     return case.selection_unit is not None and case.selected in ("holes", "ahead")
 
 

@@ -24,4 +24,4 @@ OF_MAIN = (
         explains=lambda case, verdict: False,
     ),
 )
-"""Of a source later than the wheel's, which the targets are declared for."""
+"""Findings in a source later than that of the wheel, for which the targets are declared."""

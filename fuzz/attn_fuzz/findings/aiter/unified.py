@@ -17,18 +17,18 @@ SPLIT_KEYS = 512
 
 
 def _may_split(case: "Case") -> bool:
-    """Whether a device with many compute units splits a case's keys into segments."""
+    """True if a device with many compute units splits a case's keys into segments."""
     return case.window[0] < 0 and max((request.seq_len for request in case.requests), default=0) + case.slack > SPLIT_KEYS
 
 
 def _hides_tiles(case: "Case") -> bool:
-    """Whether a row may see no key of a tile that other rows of its tile of queries see, and still see keys of another tile."""
+    """True if a row may see no key of a tile that its neighbours in the tile of queries see, but keys of another tile."""
     is_windowed = case.window[0] >= 0 and case.sinks in (None, "off", "some")
     return (is_windowed or _may_split(case)) and any(request.query_len > 1 for request in case.requests)
 
 
 def _is_behind_an_empty_decode(case: "Case", verdict: "Verdict") -> bool:
-    """Whether a request without a query, in a step of decodes, may have moved what is wrong."""
+    """True if the wrong rows may have been moved by a request without a query, in a step of decodes."""
     empty = [index for index, request in enumerate(case.requests) if not request.query_len]
     if case.max_query_len > 1 or not empty:
         return False
@@ -123,7 +123,7 @@ UNIFIED_ATTENTION = (
 
 
 def _of_decoders(finding: Finding) -> Finding:
-    """The finding for decoders alone: a backend launches this project's kernels for the other attention types."""
+    """The finding, but only for decoders: a backend launches this project's kernels for the other attention types."""
     return dataclasses.replace(
         finding,
         explains=lambda case, verdict: case.attn_type is AttentionType.DECODER and finding.explains(case, verdict),

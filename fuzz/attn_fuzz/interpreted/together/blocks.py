@@ -17,7 +17,7 @@ from attn_fuzz.interpreted.together.running import Running, apart
 Handle = Any
 Method = Callable[..., Any]
 inner: dict[str, Method] = {}
-"""By name, the methods that are called beneath those of this module. Exact mode replaces them: see `replace`."""
+"""The methods that the methods of this module call, by name. Exact mode replaces them: see `replace`."""
 # methods of the builder that have no meaning for several programs at once: for one they run as they are, with the blocks' first
 # axis taken away, and given back to what they return
 _OF_ONE = (
@@ -25,7 +25,7 @@ _OF_ONE = (
     *("create_atomic_poll", "create_print", "create_inline_asm"),
 )
 _DESCRIBED_BYTES = 16
-"""What a descriptor's base, strides and boxes are multiples of."""
+"""A descriptor's base, strides and boxes are multiples of this number."""
 
 
 def install(interpreter: Any) -> None:
@@ -157,7 +157,7 @@ def _of_memory(handle: Any, tl: Any, builder: Any) -> dict[str, Method]:
 
     def create_atomic_cas(self: Any, pointers: Handle, *operands: Any) -> Handle:
         shapes = [each.data.shape[1:] for each in (pointers, *operands[:2])]
-        if shapes.count(shapes[0]) != 3:  # nobody fits them to each other, and compiled code refuses them
+        if shapes.count(shapes[0]) != 3:  # they cannot be broadcast, and compiled code refuses them
             raise RefusedByTritonError(
                 "tl.atomic_cas of pointers {}, compared with {}, for values {}: they have one shape".format(*shapes)
             )

@@ -17,7 +17,7 @@ from attn_fuzz.interpreted.together.running import FewerError, Lanes, apart, bot
 
 
 class _Undefined:
-    """The value of a variable that nobody has assigned, or that has blocks of two types, which compiled code refuses to use."""
+    """The value of a variable that is not assigned, or that has blocks of two types, which compiled code refuses to use."""
 
 
 UNDEFINED = _Undefined()

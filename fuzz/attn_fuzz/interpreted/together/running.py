@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 AT_ONCE = 32
-"""How many programs of a launch run together, at most. Their blocks then fit into a core's caches."""
+"""The most programs of a launch that run together. Their blocks then fit into a core's caches."""
 
 Lanes = np.ndarray | None
-"""Which of the running programs, [programs] bool; None: all of them."""
+"""The active ones of the running programs, [programs] bool; None: all of them."""
 
 
 class Running:
@@ -63,7 +63,7 @@ class FewerError(BaseException):
 current = Running(np.zeros((1, 3), np.int32), None)
 """The programs that run in this process."""
 at_once = AT_ONCE
-"""How many programs of the next launch run together, at most."""
+"""The most programs of the next launch that run together."""
 
 
 def apart(why: str) -> ApartError:

@@ -183,7 +183,7 @@ class MlaStep(NamedTuple):
 
 def _step(metadata: Any, q, kv_cache, layer: Layer, batch: Batch, out, lse) -> MlaStep:
     latent = None if metadata.prefill is None else own_rows(q, kv_cache, layer, batch)
-    by_head = out.view(len(out), layer.num_heads, layer.value_size)
+    by_head = out.view(len(out), layer.num_heads, layer.v_head_size)
     return MlaStep(metadata, weights_of(layer, q), q, latent, kv_cache, by_head, lse)
 
 
@@ -217,7 +217,7 @@ def _decodes_alone(batch: Batch, options: dict[str, Any]) -> bool:
 
 
 def weights_of(layer: Layer, rows: torch.Tensor) -> Weights:
-    return weights(layer.num_heads, layer.value_size, rows.dtype, rows.device)
+    return weights(layer.num_heads, layer.v_head_size, rows.dtype, rows.device)
 
 
 def own_rows(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> torch.Tensor:

@@ -36,7 +36,7 @@ def triton_attn_diffkv(device: str) -> Support:
         block_sizes=tuple(size for size in drawn.block_sizes if size % 16 == 0),
         rules=("head_size_v", "window", "logits_soft_cap", "q_scale", "alibi_slopes", "sinks"),
         required_rules=("head_size_v",),
-        refused_sizes={"head_sizes": (31, 513), "value_sizes": (513,), "block_sizes": (8, 24)},
+        refused_sizes={"head_sizes": (31, 513), "v_head_sizes": (513,), "block_sizes": (8, 24)},
         cache_dtypes=("fp8_e4m3fn", "fp8_e4m3fnuz"),
         scales=("tensor",),
         output_dtypes=(),

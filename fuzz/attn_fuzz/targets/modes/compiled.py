@@ -46,7 +46,7 @@ def _is_large(arguments: Iterable[object]) -> bool:
     if layer is None:
         return False
     group = layer.num_heads // layer.num_kv_heads
-    fields = (group, layer.head_size, layer.value_size, layer.attn_type.value, layer.layout, layer.kv_cache_dtype)
+    fields = (group, layer.head_size, layer.v_head_size, layer.attn_type.value, layer.layout, layer.kv_cache_dtype)
     return rng_of(fields).random() < LARGE_SHARE
 
 

@@ -97,20 +97,21 @@ def _far(tensor: torch.Tensor, dim: int, unit_bytes: int, multiple: int, rng: ra
 
 
 def _copied_apart(tensor: torch.Tensor, dim: int, apart: int, before: int) -> torch.Tensor:
-    """A copy of a tensor with so many elements from one row of a dimension to the next, and before and behind all of it."""
+    """A copy of a tensor with a given distance between the rows of a dimension, and with that much memory before and behind
+    it."""
     itemsize = tensor.element_size()
     others = [size for i, size in enumerate(tensor.shape) if i != dim]
     stride = list(torch.empty(others, device="meta").stride())
     stride.insert(dim, apart)
     span = sum((size - 1) * step for size, step in zip(tensor.shape, stride, strict=True)) + 1
-    memory = _memory((before + span + before) * itemsize).view(tensor.dtype)
+    memory = reserved_memory((before + span + before) * itemsize).view(tensor.dtype)
     far = memory.as_strided(tensor.shape, stride, before)
     bits(far).copy_(bits(tensor))
     return far
 
 
-def _memory(size: int) -> torch.Tensor:
-    """[size] uint8: zeros, of which only the pages take memory that somebody writes. They are given back with the tensor."""
+def reserved_memory(size: int) -> torch.Tensor:
+    """[size] uint8: zeros, of which only written pages take memory. It is given back with the tensor."""
     size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
@@ -127,7 +128,7 @@ def spread(rng: random.Random) -> Iterator[Spread]:
         copies.write_back()
 
 
-_is_far = False
+is_far = False
 """True if a call of this mode runs."""
 
 
@@ -139,18 +140,18 @@ def parts(shape: Sequence[int], device: torch.device, width: int | None = None) 
             such parts themselves.
     """
     memory = torch.full(tuple(shape), torch.nan, device=device)
-    if not _is_far:
+    if not is_far:
         return memory
     whole, own = (shape[-1], 1) if width is None else (width, width)
     return _copied_apart(memory, 0, PART_ROWS_APART // whole * whole // own, REACH // 2)
 
 
 def pool(rows: int, like: torch.Tensor) -> torch.Tensor:
-    """Memory for so many rows as those of `like`, full of NaN. In this mode it has 2^32 elements, which are 0."""
+    """Memory for a number of rows as those of `like`, full of NaN. In this mode it has 2^32 elements, which are 0."""
     width = like.shape[-1]
-    if not _is_far:
+    if not is_far:
         return like.new_full((rows, width), torch.nan)
-    memory = _memory(2 * REACH * like.element_size()).view(like.dtype)  # half of it before and behind the rows
+    memory = reserved_memory(2 * REACH * like.element_size()).view(like.dtype)  # half of it before and behind the rows
     return memory[REACH // 2 : REACH // 2 + REACH].view(-1, width)
 
 
@@ -178,7 +179,7 @@ class _AnyStrides:
         if layer.layout is None:
             return self._spread.rows(kv_cache), layer
         dims = range(layer.layout.dims.index("page")) if layer.layout.has_dense_pages else None
-        return self._spread.rows(kv_cache, dims, layer.layout.unit_of_blocks(layer.head_size, layer.head_size_v)), layer
+        return self._spread.rows(kv_cache, dims, layer.layout.block_alignment(layer.head_size, layer.head_size_v)), layer
 
     def slots(self, slots: torch.Tensor) -> torch.Tensor:
         return slots
@@ -236,7 +237,7 @@ class _LargeCache:
         ordered = [shape[i] for i in order]
         stride = torch.empty(ordered, device="meta").stride()
         before = REACH // 2
-        memory = _memory((before + math.prod(shape) + before) * tensor.element_size()).view(tensor.dtype)
+        memory = reserved_memory((before + math.prod(shape) + before) * tensor.element_size()).view(tensor.dtype)
         large = memory.as_strided(shape, [stride[order.index(i)] for i in range(tensor.dim())], before)
         far = large[(slice(None),) * dim + (slice(self._apart - 1, None, self._apart),)]
         bits(far).copy_(bits(tensor))
@@ -289,7 +290,7 @@ def _with(target: Target, tensors_of: Callable[[Spread], _AnyStrides | _LargeCac
 
         def call(*arguments: Any, **options: Any) -> None:
             given = dict(zip(parameters, arguments, strict=True)) | options
-            with mock.patch(f"{__name__}._is_far", True), spread(rng_of_metadata(arguments)) as copies:
+            with mock.patch(f"{__name__}.is_far", True), spread(rng_of_metadata(arguments)) as copies:
                 far = tensors_of(copies)
                 given["kv_cache"], given["layer"] = far.cached(given["kv_cache"], given["layer"])
                 given |= {name: getattr(far, how)(given[name]) for name, how in _CHANGED_BY.items() if name in given}
@@ -317,7 +318,7 @@ def missing(device: str) -> str | None:
     """The reason why tensors cannot lie far apart on a device, or None."""
     if device != "cpu":
         return "it needs memory that costs nothing until it is written: --device cpu"
-    return _missing_memory()
+    return missing_memory()
 
 
 def merge_attn_states(merge: Callable[..., object], out_a, lse_a, out_b, lse_b, *, out, lse, **options) -> None:
@@ -334,9 +335,9 @@ def merge_attn_parts(merge: Callable[..., object], outs, lses, *, out, lse, **op
 
 
 @functools.cache
-def _missing_memory() -> str | None:
+def missing_memory() -> str | None:
     try:
-        _memory(1 << 40)
+        reserved_memory(1 << 40)
     except (OSError, ValueError, AttributeError) as error:
         return f"this system gives no memory of 1 TB that is not touched: {error}"
     return None

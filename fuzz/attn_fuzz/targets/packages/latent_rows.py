@@ -80,7 +80,8 @@ def ragged(slots: torch.Tensor, rng: random.Random, least: int = 0) -> tuple[tor
 
 
 def has_row_without_keys(case: Case) -> str | None:
-    """Why a case is left out: such a row divides by 0. It is padding, or a rank's part that the merge selects away."""
+    """The reason why a case is left out: such a row divides by 0. It is padding, or a rank's part that the merge selects
+    away."""
     empty = any(request.query_len > request.seq_len and (request.causal or not request.seq_len) for request in case.requests)
     return "a row without keys" if empty else None
 

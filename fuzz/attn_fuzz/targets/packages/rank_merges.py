@@ -75,7 +75,7 @@ def over_ranks(
         # a merged LSE has the dtype of the parts'
         may_be_narrow = narrow_lses and is_small and lse is None
         lse_dtype = rng.choice((dtype, torch.float32)) if may_be_narrow else torch.float32
-        outs = torch.full((num_ranks, num_tokens, num_heads, layer.value_size), torch.nan, dtype=dtype, device=q.device)
+        outs = torch.full((num_ranks, num_tokens, num_heads, layer.v_head_size), torch.nan, dtype=dtype, device=q.device)
         lses = torch.full((num_ranks, num_heads, num_tokens), -torch.inf, dtype=lse_dtype, device=q.device)
         local = [
             [context_parallel.local_length(n, rank, num_ranks, interleave) for n in batch.seq_lens.tolist()]

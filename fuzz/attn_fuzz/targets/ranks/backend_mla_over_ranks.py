@@ -60,7 +60,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse, batch_invariant=Fal
     # what was written to a row that no request owns is not NaN any more, and is not to be hidden
     rows_written = by_head.isfinite().any(2).any(1)
     rows_written[:rows] = True
-    out.view(len(out), layer.num_heads, layer.value_size)[rows_written] = by_head[rows_written]
+    out.view(len(out), layer.num_heads, layer.v_head_size)[rows_written] = by_head[rows_written]
     if lse is not None:
         lse[:, rows_written] = of_heads[:, rows_written]
 
@@ -132,12 +132,12 @@ def _attend(
         timeout=TIMEOUT,
         **options,
     )
-    kv_c, k_pe = latent.tensor_split((layer.value_size,), dim=1)
+    kv_c, k_pe = latent.tensor_split((layer.v_head_size,), dim=1)
     if layer.kv_cache_dtype is None:  # rounded again, a number may be another one
         slots = common.slot_mapping
         own.kv_cache.flatten(0, 1)[slots[slots >= 0]] = torch.nan
         impl.do_kv_cache_update(kv_c, k_pe, own.kv_cache, slots)
-    out = q.new_full((*q.shape[:2], layer.value_size), torch.nan)
+    out = q.new_full((*q.shape[:2], layer.v_head_size), torch.nan)
     lse = torch.full((q.shape[1], len(q)), torch.nan)
     metadata = backend.builder(layer.attn_type, **builder).build(common)
     attend_phases(impl, MlaStep(metadata, weights, q, latent, own.kv_cache, out, lse))

@@ -19,7 +19,7 @@ NO_BLOCK = (-1, 2**31 - 1)
 
 
 def interleave(rng: random.Random, layer: Layer) -> int:
-    """How many tokens a rank is dealt at a time: whole units of a selection."""
+    """The number of tokens that a rank is dealt at a time: whole units of a selection."""
     return math.lcm(rng.choice(INTERLEAVES), layer.selection_unit or 1)
 
 

@@ -70,8 +70,8 @@ WIDEST = MAX_LATENT_SIZE + MAX_REST_SIZE
 
 
 def _is_too_wide(config: AttentionConfig) -> bool:
-    value_size = config.value_size
-    return config.has_latent_cache and (value_size > MAX_LATENT_SIZE or config.head_size - value_size > MAX_REST_SIZE)
+    v_head_size = config.v_head_size
+    return config.has_latent_cache and (v_head_size > MAX_LATENT_SIZE or config.head_size - v_head_size > MAX_REST_SIZE)
 
 
 TOO_WIDE = Combination(

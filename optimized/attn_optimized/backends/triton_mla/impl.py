@@ -41,7 +41,7 @@ class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
         self._check_dtype("kv_b_proj", kv_b_proj)
         check_dims("kv_b_proj", kv_b_proj, ("N * (P + V)", "Lkv"))
         check_int("v_head_dim", v_head_dim, minimum=1)
-        num_heads, latent_size = layer.num_heads, layer.value_size
+        num_heads, latent_size = layer.num_heads, layer.v_head_size
         nope_size, rest = divmod(kv_b_proj.shape[0] - num_heads * v_head_dim, num_heads)
         if kv_b_proj.shape[1] != latent_size or rest or nope_size < 1:
             expected = f"({num_heads} * (P + {v_head_dim}), {latent_size}): W_UK and W_UV of each head"
@@ -123,7 +123,7 @@ class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
         rows = kv_cache[block, chunk.position % block_size]
         if self.layer.k_scale is not None:
             rows = (rows.float() * self.layer.k_scale).to(self.config.dtype)
-        latent_size = self.layer.value_size
+        latent_size = self.layer.v_head_size
         return rows[:, :latent_size], rows[:, latent_size:]
 
     def _checked_prefill(
@@ -148,7 +148,7 @@ class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
         kv_cache = self._own_view(kv_cache)
         check_dims("query", query, ("T", "N", "P + R"))
         num_tokens = prefill.batch.num_actual_tokens
-        widths = {"kv_c": (kv_c, self.layer.value_size), "k_pe": (k_pe, self.layer.head_size - self.layer.value_size)}
+        widths = {"kv_c": (kv_c, self.layer.v_head_size), "k_pe": (k_pe, self.layer.head_size - self.layer.v_head_size)}
         for name, (tensor, width) in widths.items():
             self._check_dtype(name, tensor)
             if tuple(tensor.shape) != (num_tokens, width):

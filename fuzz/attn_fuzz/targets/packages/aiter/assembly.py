@@ -79,7 +79,7 @@ def _table(file: Path) -> Sequence[Mapping[str, str]]:
 
 
 def missing(folder: str, architecture: str, device: str) -> str | None:
-    """Why the files of a folder of hsa/ARCHITECTURE/ cannot run here."""
+    """The reason why the files of a folder of hsa/ARCHITECTURE/ cannot run here."""
     if reason := emulated.missing(device) or foreign.missing("aiter", ("__init__.py",), REQUIREMENT):
         return reason
     if not (place := files() / architecture / folder).is_dir():

@@ -86,7 +86,7 @@ def _attend(architecture, q, k, v, kv_cache, layer: Layer, batch: Batch, *, out,
     source = hip.Source(text, tuple(root() / each for each in _FOLDERS), _OPTIONS)
     tensors = {"q": q, "k": k, "v": v, "out": out, "lse": of_rows, "q_starts": batch.query_start_loc, "k_starts": starts}
     strides = [stride for each in (q, k, v, out) for stride in each.stride()[:2]]
-    sizes = (batch.num_requests, batch.max_query_len, layer.num_heads, layer.num_kv_heads, layer.head_size, layer.value_size)
+    sizes = (batch.num_requests, batch.max_query_len, layer.num_heads, layer.num_kv_heads, layer.head_size, layer.v_head_size)
     numbers = (*sizes, *strides, 0 if of_rows is None else rows, left, right, _BOTTOM_RIGHT * has_mask)
     rng = rng_of_lengths(batch)
     hip.compiled(source, architecture).call(

@@ -165,10 +165,10 @@ def _mla_decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     keys, block_size = torch.arange(int(lens.max())), kv_cache.shape[1]
     slots = batch.block_table[request][:, keys // block_size] * block_size + keys % block_size
     table = torch.where(keys < lens[:, None], slots, 0).int()
-    found = torch.empty(len(request), layer.num_heads, layer.value_size, dtype=q.dtype)
-    latent, rotated = q[: len(request)].split([layer.value_size, layer.head_size - layer.value_size], dim=2)
+    found = torch.empty(len(request), layer.num_heads, layer.v_head_size, dtype=q.dtype)
+    latent, rotated = q[: len(request)].split([layer.v_head_size, layer.head_size - layer.v_head_size], dim=2)
     rows = kv_cache.flatten(0, 1)
-    modules(MLA_DECODE)[0].mla_gluon(latent, rotated, rows, found, table, lens, layer.scale, kv_pe_offset=layer.value_size)
+    modules(MLA_DECODE)[0].mla_gluon(latent, rotated, rows, found, table, lens, layer.scale, kv_pe_offset=layer.v_head_size)
     rows_of(out, layer, len(request))[:] = found
 
 
@@ -187,8 +187,8 @@ def _mla(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         max_seqlen_kv=batch.max_seq_len,
         block_tables=batch.block_table,
         softmax_scale=layer.scale,
-        kv_lora_rank=layer.value_size,
-        qk_rope_head_dim=layer.head_size - layer.value_size,
+        kv_lora_rank=layer.v_head_size,
+        qk_rope_head_dim=layer.head_size - layer.v_head_size,
         causal=True,
         q_descale=None,
         kv_descale=None,

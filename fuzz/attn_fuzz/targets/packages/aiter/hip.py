@@ -70,7 +70,8 @@ Call = Callable[[torch.Tensor, torch.Tensor, Layer, Batch, torch.Tensor], dict[s
 
 
 def missing(name: str, architecture: str, device: str) -> str | None:
-    """Why a target cannot run here: what is not here of AITER, such as a file below `root`, or of what compiles it."""
+    """The reason why a target cannot run here: what is not here of AITER, such as a file below `root`, or of what compiles
+    it."""
     from attn_fuzz.emulated import hip
 
     files = ("__init__.py",)

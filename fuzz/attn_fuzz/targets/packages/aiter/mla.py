@@ -49,23 +49,23 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse, rotates: bool) -> None
         last = keys[indices[ends - 1]]
         indices[ends - 1] = len(keys) + torch.arange(rows, device=q.device)
         rotation = _Rotation(layer, rows, rng, q)
-        rotated, last[:, layer.value_size :] = last[:, layer.value_size :].clone(), rotation.back(last[:, None])[:, 0]
-        queries[..., layer.value_size :] = rotation.back(queries)
+        rotated, last[:, layer.v_head_size :] = last[:, layer.v_head_size :].clone(), rotation.back(last[:, None])[:, 0]
+        queries[..., layer.v_head_size :] = rotation.back(queries)
         keys = torch.cat([keys, last])
         rotation = rotation.arguments
-    new_out = torch.zeros(rows, layer.num_heads, layer.value_size, dtype=q.dtype, device=q.device)
+    new_out = torch.zeros(rows, layer.num_heads, layer.v_head_size, dtype=q.dtype, device=q.device)
     splits = rng.choice(SPLITS)
-    tokens_out = torch.full((rows, layer.head_size - layer.value_size), torch.nan, dtype=q.dtype, device=q.device)
+    tokens_out = torch.full((rows, layer.head_size - layer.v_head_size), torch.nan, dtype=q.dtype, device=q.device)
     module.decode_attention_fwd_grouped_rope(
         q=queries,
         k_buffer=keys[:, None],
-        v_buffer=keys[:, None, : layer.value_size],
+        v_buffer=keys[:, None, : layer.v_head_size],
         o=new_out,
         kv_indptr=torch.cat([ends.new_zeros(1), ends]).int(),
         kv_indices=indices.int(),
         k_pe_tokens=tokens_out if rotates else None,
-        kv_lora_rank=layer.value_size,
-        attn_logits=torch.full((rows, layer.num_heads, splits, layer.value_size + 1), torch.nan, device=q.device),
+        kv_lora_rank=layer.v_head_size,
+        attn_logits=torch.full((rows, layer.num_heads, splits, layer.v_head_size + 1), torch.nan, device=q.device),
         num_kv_splits=splits,
         sm_scale=layer.scale,
         logit_cap=layer.logits_soft_cap or 0.0,
@@ -81,8 +81,8 @@ class _Rotation:
     """A quarter turn, or several or none, for each pair of dims at each of a few positions."""
 
     def __init__(self, layer: Layer, rows: int, rng: random.Random, q: torch.Tensor) -> None:
-        rotated = layer.head_size - layer.value_size
-        self.first, self.dim, self.neox = layer.value_size, rng.choice((rotated, rotated // 2)), rng.choice((False, True))
+        rotated = layer.head_size - layer.v_head_size
+        self.first, self.dim, self.neox = layer.v_head_size, rng.choice((rotated, rotated // 2)), rng.choice((False, True))
         turns = torch.tensor([[rng.randrange(4) for _ in range(self.dim // 2)] for _ in range(8)])
         table = torch.cat([torch.tensor(COSINES)[turns], torch.tensor(SINES)[turns]], dim=1)
         self.table = table.to(q)
@@ -118,7 +118,7 @@ def _sparse(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
             softmax_scale=layer.scale,
             topk_indices=selected_slots(layer, batch, kv_cache.shape[1])[0],
             block_table=batch.block_table,
-            kv_lora_rank=layer.value_size,
+            kv_lora_rank=layer.v_head_size,
         )
 
 

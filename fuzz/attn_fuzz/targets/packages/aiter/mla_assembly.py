@@ -246,8 +246,10 @@ def _prefill_stage(
 
 
 def _attend(architecture: str, q, kv_cache, layer, batch, out, *, kind: str = "decode") -> None:
-    if (layer.head_size, layer.value_size) != (HEAD_SIZE, VALUE_SIZE):
-        raise NotImplementedError(f"heads of {layer.head_size} and {layer.value_size}: it writes {VALUE_SIZE} whatever out has")
+    if (layer.head_size, layer.v_head_size) != (HEAD_SIZE, VALUE_SIZE):
+        raise NotImplementedError(
+            f"heads of {layer.head_size} and {layer.v_head_size}: it writes {VALUE_SIZE} whatever out has"
+        )
     module, rng = _module(architecture), rng_of_call(q, batch)
     rows, requests = int(batch.query_start_loc[-1]), batch.num_requests
     schedules = emulated.schedules(rng)
@@ -258,7 +260,7 @@ def _attend(architecture: str, q, kv_cache, layer, batch, out, *, kind: str = "d
 
     indptr, indices = sglang_package.slots(batch, torch.zeros_like(batch.seq_lens), batch.seq_lens, kv_cache.shape[1])
     kv, query = kv_cache.reshape(-1, 1, 1, layer.head_size), q[:rows].contiguous()
-    new_out = torch.empty(rows, layer.num_heads, layer.value_size, dtype=out.dtype)
+    new_out = torch.empty(rows, layer.num_heads, layer.v_head_size, dtype=out.dtype)
     most = int(batch.query_start_loc.diff().max())
     # pages of one slot
     common = (batch.query_start_loc[: requests + 1], indptr, indices.int(), torch.ones_like(batch.seq_lens), most)

@@ -139,7 +139,7 @@ def missing(device: str) -> str | None:
 
 
 def missing_block_pointers(device: str) -> str | None:
-    """The same of a target whose kernel makes block pointers."""
+    """The same, for a target whose kernel makes block pointers."""
     if reason := missing(device):
         return reason
     version = importlib.metadata.version("triton")

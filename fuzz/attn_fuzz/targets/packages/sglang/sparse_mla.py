@@ -64,9 +64,9 @@ def _padded(slots: torch.Tensor) -> torch.Tensor:
 
 
 def _attend(q, slots, kv_cache, layer, out, rng) -> None:
-    latent, rotated = q.split([layer.value_size, layer.head_size - layer.value_size], dim=2)
+    latent, rotated = q.split([layer.v_head_size, layer.head_size - layer.v_head_size], dim=2)
     cache, indices, splits = kv_cache.flatten(0, 1).unsqueeze(1), _padded(slots).unsqueeze(1), rng.choice(SPLITS)
-    call = (latent, rotated, cache, indices, layer.scale, layer.value_size)
+    call = (latent, rotated, cache, indices, layer.scale, layer.v_head_size)
     fused, decode = SPARSE.load()
     if rng.choice((False, True)):
         found = decode.triton_sparse_mla_decode_splitk(*call, kv_splits=splits, workspace=[])
@@ -81,7 +81,7 @@ def _prefill(q, slots, kv_cache, layer, out, rng) -> None:
         kv_cache.flatten(0, 1),
         _padded(slots),
         layer.scale,
-        layer.value_size,
+        layer.v_head_size,
         union=rng.choice((0, 2, 4)),
         union_config=TILES_OF_PREFILL,
         int64_indexing=rng.choice((False, True)),

@@ -47,7 +47,7 @@ def _attend(q, slots, kv_cache, layer, out, rng) -> None:
     found, _ = SOURCES.load()[0].triton_fp8_attention_fwd(
         q=q.unsqueeze(1),
         k_cache=rows.unsqueeze(2),
-        head_dim_v=layer.value_size,
+        head_dim_v=layer.v_head_size,
         softmax_scale=layer.scale,
         indices=indices,
         attn_sink=layer.sinks,

@@ -41,7 +41,7 @@ def load(dtype: torch.dtype) -> ModuleType:
 
 
 def _missing(device: str) -> str | None:
-    """Of the writer. vLLM 0.20 has one that is flat (`"NHD",`), and calls another."""
+    """The layout of the writer. vLLM 0.20 has a flat one (`"NHD",`), and calls another."""
     if why := vllm_sparse_mla.SOURCES.missing(device):
         return why
     file = foreign.sources("vllm") / "v1/attention/ops/rocm_aiter_mla_sparse.py"

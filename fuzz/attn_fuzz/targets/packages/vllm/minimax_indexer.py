@@ -47,7 +47,7 @@ COMMON, ROCM = _sources("index_topk", is_rocm=False), _sources("index_topk", "sp
 
 
 def _odd_heads(case: Case) -> str | None:
-    """Why a case is left out: the kernels take a power of two of heads (:346)."""
+    """The reason why a case is left out: the kernels take a power of two of heads (:346)."""
     return "heads that are no power of two" if case.num_kv_heads & (case.num_kv_heads - 1) else None
 
 

@@ -26,19 +26,19 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     request, seq_lens = decoded_rows(batch)
     rows = len(request)
     splits = rng_of((q.shape, batch.seq_lens)).choice(SPLITS)
-    new_out = torch.zeros(rows, layer.num_heads, layer.value_size, dtype=q.dtype, device=q.device)
+    new_out = torch.zeros(rows, layer.num_heads, layer.v_head_size, dtype=q.dtype, device=q.device)
     new_lse = torch.zeros(rows, layer.num_heads, dtype=q.dtype, device=q.device)
     if rows:
         cache = kv_cache.unsqueeze(2)
         module.decode_attention_fwd(
             q[:rows],
             cache,
-            cache[..., : layer.value_size],
+            cache[..., : layer.v_head_size],
             new_out,
             new_lse,
             batch.block_table[request],
             seq_lens,
-            far.parts((rows, layer.num_heads, splits, layer.value_size + 1), q.device),
+            far.parts((rows, layer.num_heads, splits, layer.v_head_size + 1), q.device),
             splits,
             layer.scale,
             kv_cache.shape[1],

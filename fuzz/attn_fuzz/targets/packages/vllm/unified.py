@@ -76,10 +76,10 @@ def arguments(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor) ->
     rows = batch.num_actual_tokens
     threshold = MIN_LAUNCH_GRID_SIZE_2D // layer.num_kv_heads
     scratch = (threshold * MAX_3D_QUERY_LEN, layer.num_heads, NUM_PAR_SOFTMAX_SEGMENTS)
-    padded = 1 << (layer.value_size - 1).bit_length()
+    padded = 1 << (layer.v_head_size - 1).bit_length()
     return {
         "q": q[:rows],
-        "out": out.view(*q.shape[:2], layer.value_size)[:rows],
+        "out": out.view(*q.shape[:2], layer.v_head_size)[:rows],
         "cu_seqlens_q": batch.query_start_loc,
         "max_seqlen_q": batch.max_query_len,
         "seqused_k": batch.seq_lens,

@@ -37,13 +37,13 @@ def _write_kv_cache(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, la
     write(k, v, kv_cache, layer, slot_mapping)
 
 
-def _module(device: torch.device) -> ModuleType:
+def module_for(device: torch.device) -> ModuleType:
     """On CUDA it asks the device for its capability."""
     return (ON_ROCM if device.type == "cpu" else SOURCES).load()[0]
 
 
 def _write_rows(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor) -> None:
-    module = _module(k.device)
+    module = module_for(k.device)
     caches = foreign.keys_and_values(kv_cache, layer)
 
     def write(dtype: str, *scales: torch.Tensor) -> None:
@@ -105,7 +105,7 @@ def _write_scaled_rows(
     k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor
 ) -> None:
     """Write by the sibling, and then replace rows that differ from the contract's as they may."""
-    module = _module(k.device)
+    module = module_for(k.device)
     k_cache, v_cache, k_scales, v_scales = vllm_package.keys_values_and_scales(kv_cache, layer)
     mode = KVQuantMode.INT8_PER_TOKEN_HEAD if kv_cache.dtype == torch.int8 else KVQuantMode.FP8_PER_TOKEN_HEAD
     k, v = k[: len(slot_mapping)], v[: len(slot_mapping)]  # as the engine sends them: v1/worker/gpu_model_runner.py:4038

@@ -165,7 +165,7 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
         own = torch.cat(super()._gathered(kv_cache, prefill, chunk), dim=1)
         sent = torch.nn.functional.pad(own, (0, 0, 0, chunk.rows_sent - len(own)))
         of_all = gathered("gathering a context", self.group, sent, self.timeout)
-        rows, latent_size = of_all.flatten(0, 1)[chunk.order], self.layer.value_size
+        rows, latent_size = of_all.flatten(0, 1)[chunk.order], self.layer.v_head_size
         return rows[:, :latent_size], rows[:, latent_size:]
 
     def _check_dealing(self, attn_metadata: RankMlaMetadata) -> None:
@@ -193,7 +193,7 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
         return {
             "rows of query": len(query),
             "dtype of query": OneOf(query.dtype, FLOAT_DTYPES),
-            "head size of the latent vector": self.layer.value_size,
+            "head size of the latent vector": self.layer.v_head_size,
             "head size of the cache": self.layer.head_size,
             "scale": float(self.layer.scale),
             "logits_soft_cap": float(self.layer.logits_soft_cap or 0.0),

@@ -35,7 +35,7 @@ class RankContextChunk(ContextChunk):
     `request` and `position` are of this rank's rows, and a position counts the rank's own tokens. `batch` is of all rows.
 
     Args:
-        rows_sent: so many rows each rank sends, which is as many as the one with the most rows has.
+        rows_sent: the number of rows that each rank sends, which is that of the rank with the most rows.
         order: [n] int64, which of the rows that all ranks have sent, rank by rank, is the next one in the sequence.
     """
 

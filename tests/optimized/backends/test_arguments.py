@@ -137,7 +137,7 @@ def test_a_step_is_refused_after_one_that_was_served(name, what, make_step, aite
     step = make_step([3, 1], [9, 5], **FORMS[name])
     impl, builder = BACKENDS[name].impl(step.layer, aiter=aiter, **step.constructor), BACKENDS[name].builder
     impl.do_kv_cache_update(step.key, step.value, step.kv_cache, step.common.slot_mapping)
-    out = step.query.new_zeros(*step.query.shape[:2], step.layer.value_size)
+    out = step.query.new_zeros(*step.query.shape[:2], step.layer.v_head_size)
     lse = torch.zeros(step.layer.num_heads, len(out), device=device) if what == "the LSE" else None
     changed = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in ASKED[what].items()}
     batch, common = replace(step.batch, **changed), replace(step.common, **changed)
