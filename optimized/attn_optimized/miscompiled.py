@@ -69,9 +69,8 @@ def refuse_miscompiled(assembly: str, architecture: str) -> None:
 def refuse_wrong_values(architecture: str, dtype: torch.dtype, layer: Layer) -> None:
     """Refuse a selection of keys by float32 queries in a one-byte SHUFFLED cache on NVIDIA's GPUs.
 
-    On an H200, under Triton 3.6.0 and with heads of 64, outputs are right in dims 0, 8, 16 and so on, and wrong in the others, even
-    for a single key. The emulated code for AMD's GPUs is right. The cause is not known, and no other release of Triton has run
-    there.
+    On an H200, under Triton 3.6.0, outputs of heads of 64 are right in dims 0, 8, 16 and so on alone, even for a single key.
+    The emulated code for AMD's GPUs is right. The cause is not known, and no other release of Triton has run there.
 
     Raises:
         MiscompiledError: it is such a call.

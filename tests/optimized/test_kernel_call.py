@@ -548,7 +548,7 @@ def test_a_selection_that_triton_reads_wrong_is_refused(architecture, changes, i
         "k_scale": scale,
         "v_scale": scale,
         "selection_unit": 16,
-        "selected": torch.zeros(1, 1, 1, dtype=torch.int32, device=device),
+        "selected": torch.zeros(1, 2, 1, dtype=torch.int32, device=device),
     }
     call = paged_call([1], [40], **options | changes)
     with pytest.raises(MiscompiledError, match="float32 queries") if is_refused else nullcontext():
