@@ -1,4 +1,4 @@
-"""What all commands share: help, completion, defaults of pyproject.toml, the examples, and the number of workers."""
+"""The parts that all commands share: help, completion, defaults of pyproject.toml, the examples, and the number of workers."""
 
 import json
 import os
@@ -105,7 +105,7 @@ def test_every_shell_has_a_startup_file():
 @pytest.mark.nightly
 @pytest.mark.parametrize(("shell", "startup", "line"), STARTUP_FILES, ids=[shell for shell, _, _ in STARTUP_FILES])
 def test_a_shell_with_the_documented_line_completes_what_is_typed(shell, startup, line, tmp_path):
-    """In an interactive shell, with the Tab key."""
+    """The completions of an interactive shell, by the Tab key."""
     program = shutil.which(shell)
     if program is None:
         pytest.skip(f"needs {shell}")

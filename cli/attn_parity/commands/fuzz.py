@@ -386,7 +386,7 @@ def _run(
     """Run the shards. Each failure is shown and written into the folder at once; returns the files of each shard.
 
     Args:
-        total: how many cases the shards run.
+        total: the number of cases that the shards run.
     """
     done = [shard.Progress() for _ in plans]
     files_of = [failing.EarlyFiles() for _ in plans]

@@ -35,7 +35,7 @@ class Found(NamedTuple):
         first_file: the file of the case as it was found.
         past: the name of the past case that fails, if it is one.
         while_shrinking: True if the failure was met while another failure was shrunk.
-        entry: what a run that keeps going knows of the failure's cause; None in any other run.
+        entry: the entry of the failure's cause in a run that keeps going; None in any other run.
         name: the name of this failure and of its files, in a run that keeps going.
         met_in: the name of the failure whose shrinking met this one, in such a run, if no drawn case did.
         explanation: lines about where its outputs are wrong, and which mistake explains them.
@@ -173,14 +173,17 @@ class Run:
             words = "no failure so far"
         elif sum(self.limits.values()) == self.examples + self.replayed:
             words = "nothing could be run"
+        elif self.refused == self.examples + self.replayed:
+            words = "all were refused"
         else:
             words = "nothing new" if self.known else "all that ran agree" if self.limits else "all agree"
         return f"interrupted: {words}" if self.interrupted else words
 
     @property
     def not_run(self) -> list[str]:
-        """The lines of `not_run` for the run's limits."""
-        return not_run(self.limits, self.replayed + self.examples)
+        """The lines of `not_run` for the run's limits, and one on code that the compiler made wrong."""
+        wrong = next((p.miscompiled for p in self.progress if p.miscompiled), "")
+        return not_run(self.limits, self.replayed + self.examples) + [f"refused, the first of them: {wrong}"] * bool(wrong)
 
     @property
     def sentence(self) -> str:

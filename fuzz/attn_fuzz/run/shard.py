@@ -50,8 +50,8 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         target: name of the target.
         device: "cpu" or "cuda".
-        examples: how many cases to draw.
-        first: how many of the examples run; None if all do.
+        examples: the number of cases to draw.
+        first: the number of examples that run; None if all do.
         turn: two numbers, such as 1 of 5: of the families of the examples (`attn_fuzz.strategies.families`) every fifth runs,
             from the second one on. All families are drawn, because each depends on those before it.
         part: likewise of the cases of such a family: of 4 parts, 1 is the second quarter.
@@ -59,13 +59,13 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
         seed: the seed of Hypothesis. The same plan draws the same cases.
         case_seconds: seconds that one case may take.
         until: stop drawing at this time (`time.time()`), if given.
-        folder: where the running case is written.
+        folder: the folder for the running case.
         mutant: a bug that is put back before the target is imported.
         sanitize: True if to check every memory access of a target that can be sanitized (`attn_fuzz.interpreted.sanitizer`).
         exact_every: one in this many examples gets dense random numbers and is also compared in exact mode
             (`attn_fuzz.exact`). 1: all cases, past ones included. 0: none.
         fenced: True if cases run with unmapped pages beside their tensors, too; see `Executor.fenced`.
-        on_failure: what follows a failure.
+        on_failure: the reaction to a failure.
     """
 
     target: str
@@ -121,13 +121,14 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         replayed: past cases that ran.
         examples, refused: cases that ran, and how many of them the target refused rightly.
+        miscompiled: why the first of the refused cases was wrong code of the compiler.
         limits: by limit of this tool, how many examples and past cases could not be run because of it.
         seconds, spent: seconds since the start, and the seconds spent on each kind of work.
         ratio: the largest error / bound.
         events: by path of the target, how many examples took the path.
         known: by known finding, how many examples failed because of the finding.
         known_after: by known finding, how many examples had run, this one included, when the first failed because of it.
-        together: how many examples have a feature or a pair of features (`attn_fuzz.cases.features.count`).
+        together: the number of examples with each feature or pair of features (`attn_fuzz.cases.features.count`).
         ratios: elements of outputs by error / bound (`attn_fuzz.verdict.ratios.counts`).
         rejected: drawn cases that were discarded, by reason.
         remedies: at the end, restrictions of Support that avoid discarded cases, by reason (`attn_fuzz.strategies.tally`). Of
@@ -144,6 +145,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     replayed: int = 0
     examples: int = 0
     refused: int = 0
+    miscompiled: str = ""
     limits: dict[str, int] = {}
     seconds: float = 0.0
     ratio: float = 0.0
@@ -425,6 +427,7 @@ class _Shard:
         self.tell(
             examples=examples,
             refused=self.progress.refused + (verdict.kind == "refused"),
+            miscompiled=self.progress.miscompiled or (verdict.about if verdict.kind == "refused" else ""),
             limits=self._limits(verdict),
             known={**self.progress.known, **known},
             known_after={**dict.fromkeys(known, examples), **self.progress.known_after},

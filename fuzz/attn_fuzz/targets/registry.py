@@ -47,7 +47,7 @@ class Package(NamedTuple):
 
     Attributes:
         name: the name of the package, as Python imports it.
-        requirement: what installs it, such as "vllm==0.33.0".
+        requirement: the package that installs it, such as "vllm==0.33.0".
         places: module and attribute of each target, by its name.
     """
 

@@ -73,7 +73,7 @@ def tried(case: Case) -> Verdict:
 
 
 def test_drawn_examples_agree(fuzz_here):
-    """On gfx1201: `tox run -e emulated-main` runs launches for gfx942."""
+    """The cases run on gfx1201: `tox run -e emulated-main` runs launches for gfx942."""
     ended, cases = fuzz_here("planted_emulated:SMALL_TRITON@gfx1201", examples=4, seed=4)
     assert ended.failure is None, ended.failure
     assert ended.examples == len(cases) == 4
@@ -133,7 +133,7 @@ def test_code_that_lost_an_address_is_refused_and_does_not_run(step_case, monkey
     monkeypatch.setattr("attn_fuzz.emulated.launches.refuse_miscompiled", refuse)
     monkeypatch.setattr("attn_fuzz.emulated.launches.run", None)
     verdict = tried(step_case)
-    assert verdict.kind == "refused"
+    assert (verdict.kind, verdict.about) == ("refused", verdict.message)
     assert "planted not supported: for gfx942" in verdict.message
 
 
@@ -358,7 +358,7 @@ def test_half_of_the_selections_look_at_few_units_in_a_turn():
 
 
 def code_of(case: Case) -> list[tuple]:
-    """What the launches of a case are compiled for on gfx942."""
+    """The specializations that the launches of a case are compiled for, on gfx942."""
     step = build(case, "cpu")
     jobs = []
     with planned(Gpu("gfx942")):
@@ -398,7 +398,7 @@ def fields_of(layer: DrawnLayer) -> dict[str, object]:
 
 @pytest.mark.nightly
 def test_steps_of_a_layer_have_their_own_numbers_of_what_kernels_are_not_compiled_for():
-    """By field of a layer: whether another value gives other code, for each layer in which the field has one."""
+    """For each field of a layer, and each layer that sets it: True if another value gives other code."""
     own, kept = defaultdict[str, list[bool]](list), defaultdict[str, list[bool]](list)
     support = TRITON_GFX942.support("cpu")
 

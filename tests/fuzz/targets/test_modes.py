@@ -37,7 +37,7 @@ def test_a_package_that_is_not_here_is_listed_by_name(attn_parity, monkeypatch):
         ("triton-merge", "@far +no: a share of its merges is called so already"),
         ("reference-fp32", r"@planned +no: reference-fp32 does not say how its host code plans for another GPU"),
         ("triton@far", "what +.* tensors that reach beyond"),
-        ("triton@properties", "property +scale in q: .* Compared bit *\\s* by bit; asked of all"),
+        ("triton@properties", "property +repetition: .* Compared bit *\\s* by bit; asked of all"),
     ],
 )
 def test_a_target_is_told_in_full(name, told, attn_parity, monkeypatch):
