@@ -144,7 +144,7 @@ def assembly(layer_type: type[Layer], **settings: Any) -> None:
 
 
 def selecting(backend: str, layer_type: type[Layer], layout: Layout, **settings: Any) -> None:
-    """A layer of a backend whose layers attend to what an indexer picked."""
+    """A layer of a backend whose layers attend to what an indexer selected."""
     unit = 1 if layout is Layout.LATENT else 128
     form = {**LATENT, "selection_unit": 1} if layout is Layout.LATENT else {"head_size": 128, "selection_unit": 128}
     layer = layer_type(**{**SHAPE, **form, "layout": layout, **settings})

@@ -33,7 +33,7 @@ def latent(numbers: str, heads: int, size: int, rotated: int, *, nope: int, scal
 
 
 def indexed(numbers: str, heads: int, *, nope: int) -> dict[str, Answer]:
-    """A decoder with latent attention to the tokens that an indexer picks."""
+    """A decoder with latent attention to the tokens that an indexer selects."""
     scale = (nope + 64) ** -0.5
     return {"indexed_attention": group(numbers, heads, 1, 576, MLA_SPARSE, scale=scale, selection_unit=1, head_size_v=512)}
 

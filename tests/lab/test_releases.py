@@ -50,7 +50,7 @@ def test_two_releases_of_a_package_leave_what_is_known_of_the_others(sources, tm
     runner.add_releases(kept, sources)
     assert kept.releases == {PACKAGE: ["1.8.0", "1.9.0", "1.10.0", "1.10.0.post1", "1.11.0"], "vllm": ["0.33.0"]}
     monkeypatch.setattr(runner, "fixes", lambda: [FIX, msgspec.structs.replace(FIX, release="1.11.0")])
-    run = runner.run_fixes(sources, kept, tmp_path / "results.json", examples=0, seconds=600, only=[TARGET], picked=[3])
+    run = runner.run_fixes(sources, kept, tmp_path / "results.json", examples=0, seconds=600, only=[TARGET], extra=[3])
     assert [line.split()[1] for line in run] == ["1.9.0:", "1.10.0:"]  # of 1.11.0 nothing is there
     assert all(each.extra[0] == 3 for each in kept.runs[TARGET].values())
 

@@ -25,7 +25,7 @@ from attn_parity.console import results
     help="Examples of each target on each release.",
 )
 @click.option(
-    "--example", "picked", type=click.IntRange(0, runner.MOST_EXAMPLES - 1), multiple=True, help="Further examples, from 0 on."
+    "--example", "extra", type=click.IntRange(0, runner.MOST_EXAMPLES - 1), multiple=True, help="Further examples, from 0 on."
 )
 @click.option("--seconds", type=click.FloatRange(1), default=600.0, show_default=True, help="For a target on a release.")
 @click.option(
@@ -42,7 +42,7 @@ def command(
     names: tuple[str, ...],
     sources: Path | None,
     examples: int,
-    picked: tuple[int, ...],
+    extra: tuple[int, ...],
     seconds: float,
     seed: int,
     alarms_file: Path | None,
@@ -61,7 +61,7 @@ def command(
         alarms.keep(seed, alarms_file)
     elif sources:
         runner.add_releases(kept, sources)
-        options = {"examples": examples, "seconds": seconds, "only": names, "picked": picked}
+        options = {"examples": examples, "seconds": seconds, "only": names, "extra": extra}
         for line in runner.run_fixes(sources, kept, runner.RESULTS, **options):
             results.print(line, soft_wrap=True, markup=False)
         for line in runner.run_findings(sources, kept, runner.RESULTS, names):

@@ -81,7 +81,7 @@ class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
 
     Attributes:
         draw: a digest of the first examples: another one says that the fuzzer draws others now, and the run begins again.
-        extra: further examples that ran, since they fail on the release before, or were picked by what a fix is about.
+        extra: further examples that ran, since they fail on the release before, or were named by what a fix is about.
         failed: the examples that failed, by number from 0, each with the kind of its verdict.
         known: the examples that a known finding explains.
         limits, refused: examples that a limit of this tool or of the adapter kept from running, and that the kernel refused.
@@ -239,7 +239,7 @@ def run_fixes(
     examples: int,
     seconds: float,
     only: Sequence[str] = (),
-    picked: Sequence[int] = (),
+    extra: Sequence[int] = (),
 ) -> Iterator[str]:
     """Run the targets of all fixes on the release before each and on its own, where both are in the folder of sources.
 
@@ -249,7 +249,7 @@ def run_fixes(
         kept: goes on; it is kept in `file` after each run.
         seconds: for one target on one release.
         only: these targets alone.
-        picked: further examples, by number from 0.
+        extra: further examples, by number from 0.
     """
     wanted = [(each, target) for each in fixes() for target in each.tried if not only or target in only]
     for fix, target in wanted:
@@ -257,7 +257,7 @@ def run_fixes(
         around = (before(known, fix.release), fix.release)
         if not {*around} <= {*releases(sources, fix.package)}:
             continue
-        failed = [*picked]
+        failed = [*extra]
         for release in around:
             assert release is not None
             if release not in runs or runs[release].draw != digest(target):
@@ -270,7 +270,7 @@ def run_fixes(
                     run_target(target, run, cases, examples=examples, seconds=seconds, first=failed)
                 save(kept, file)
                 yield f"{target} {release}: {run}"
-            failed = sorted({*picked, *run.failed})
+            failed = sorted({*extra, *run.failed})
 
 
 def run_findings(sources: Path, kept: Results, file: Path, only: Sequence[str] = ()) -> Iterator[str]:

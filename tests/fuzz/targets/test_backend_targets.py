@@ -65,7 +65,7 @@ def test_a_fault_of_a_layer_is_found(place, find, replace, finds_fault):
         "buffer[..., : buffer.shape[2] // 2]",
         "buffer.as_strided(buffer.shape, (buffer.stride(0), buffer.shape[2], 1))",
     ],
-    ids=["-1 is unit 0", "rows of the tokens before", "half of the picks", "rows without what lies between them"],
+    ids=["-1 is unit 0", "rows of the tokens before", "half of the selection", "rows without what lies between them"],
 )
 def test_a_fault_of_what_was_picked_is_found(target, wrong, finds_fault):
     find, replace = (f"dataclasses.replace(step, selected={selected})" for selected in ("buffer", wrong))

@@ -197,7 +197,7 @@ SERVED = {
         beyond=before_sm89,
         plain=replace(PLAIN, rules={"head_size_v": 32}),
     ),
-    # vLLM 0.33: blocks of 1 slot or of tiles of 16, picks in tiles of 128, sinks on MI300 and MI350, AITER on CDNA 3 and later
+    # vLLM 0.33: blocks of 1 slot or of tiles of 16, selections in tiles of 128, sinks on MI300 and MI350, AITER from CDNA 3 on
     "ROCM_AITER_MLA_SPARSE": Served(
         rules=("head_size_v", "selection_unit", "sinks"),
         head_sizes=(),
@@ -210,7 +210,7 @@ SERVED = {
         beyond=beyond_sparse_mla,
         plain=replace(PLAIN, rules={"head_size_v": 32, "selection_unit": 1}),
     ),
-    # vLLM 0.33: a page is a block that is picked
+    # vLLM 0.33: a page is a block that is selected
     "MINIMAX_M3_SPARSE": Served(
         rules=("selection_unit",),
         head_sizes=(128,),

@@ -1,4 +1,4 @@
-"""ROCM_AITER_MLA_SPARSE and MINIMAX_M3_SPARSE: layers that attend to what an indexer picked into a buffer."""
+"""ROCM_AITER_MLA_SPARSE and MINIMAX_M3_SPARSE: layers that attend to what an indexer selected into a buffer."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -54,7 +54,7 @@ class Step:
         return partial(impl.forward, key=self.new[0], value=self.new[1], **given)
 
 
-def picked(name: str, seq_lens: list[int], query_lens: list[int], heads: int) -> torch.Tensor:
+def selection(name: str, seq_lens: list[int], query_lens: list[int], heads: int) -> torch.Tensor:
     """Distinct visible units of each row and head, as many as there are up to k, in any order, with -1 between and behind."""
     draw, rows = torch.Generator().manual_seed(5), []
     for query_len, seq_len in zip(query_lens, seq_lens, strict=True):
@@ -75,7 +75,7 @@ def step_of(name: str, device: torch.device, **layer: Any) -> Step:
     sizes = {key: form.pop(key) for key in ("num_kv_heads", "head_size")}
     tokens = random_tokens(query_lens, seq_lens, dtype=dtype, num_heads=4, **sizes)
     heads = 1 if name == MLA else sizes["num_kv_heads"]
-    selected = picked(name, seq_lens, query_lens, heads)
+    selected = selection(name, seq_lens, query_lens, heads)
     buffer = torch.full((heads, 64, K[name] + 3), 1 << 30, dtype=torch.int32)[..., : K[name]]
     buffer[:, : selected.shape[1]] = selected
     options = {"block_size": BLOCK_SIZE[name], "gap": 0, "device": device, "selected": buffer.clone().to(device)}
@@ -185,7 +185,7 @@ def test_wrong_picks_are_refused_with_validate(name, wrong, device):
 
 
 def test_ids_that_vllm_would_drop_are_refused(device):
-    """GLM-5.3-Flash's indexer picks 2048 tokens and up to 3 of an open pool. vLLM's backend cuts a row to index_topk."""
+    """GLM-5.3-Flash's indexer selects 2048 tokens and up to 3 of an open pool. vLLM's backend cuts a row to index_topk."""
     step = step_of(MLA, device)
     wider = torch.nn.functional.pad(step.buffer, (0, 3))
     with pytest.raises(UnsupportedError, match=r"top_k 131 not supported: vLLM.* \(it takes multiples of 128\)"):
