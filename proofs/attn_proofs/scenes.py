@@ -94,7 +94,7 @@ class Scene:
             z3.Int("request") == 0,
             z3.Int("num_tokens") == z3.Int("query_len"),
             z3.Int("heads_per_group") == 1,
-            z3.Int("heads") == 0,
+            z3.Int("head_group") == 0,
             z3.Int("key_unit") == 3,
             z3.Int("kv_head") == 0,
             *(z3.Int(name) <= most for name, most in numbers.items()),

@@ -173,14 +173,17 @@ class Run:
             words = "no failure so far"
         elif sum(self.limits.values()) == self.examples + self.replayed:
             words = "nothing could be run"
+        elif self.refused == self.examples + self.replayed:
+            words = "all were refused"
         else:
             words = "nothing new" if self.known else "all that ran agree" if self.limits else "all agree"
         return f"interrupted: {words}" if self.interrupted else words
 
     @property
     def not_run(self) -> list[str]:
-        """The lines of `not_run` for the run's limits."""
-        return not_run(self.limits, self.replayed + self.examples)
+        """The lines of `not_run` for the run's limits, and one on code that the compiler made wrong."""
+        wrong = next((p.miscompiled for p in self.progress if p.miscompiled), "")
+        return not_run(self.limits, self.replayed + self.examples) + [f"refused, the first of them: {wrong}"] * bool(wrong)
 
     @property
     def sentence(self) -> str:

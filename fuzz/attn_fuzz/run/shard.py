@@ -121,6 +121,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         replayed: past cases that ran.
         examples, refused: cases that ran, and how many of them the target refused rightly.
+        miscompiled: why the first of the refused cases was wrong code of the compiler.
         limits: by limit of this tool, how many examples and past cases could not be run because of it.
         seconds, spent: seconds since the start, and the seconds spent on each kind of work.
         ratio: the largest error / bound.
@@ -144,6 +145,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     replayed: int = 0
     examples: int = 0
     refused: int = 0
+    miscompiled: str = ""
     limits: dict[str, int] = {}
     seconds: float = 0.0
     ratio: float = 0.0
@@ -425,6 +427,7 @@ class _Shard:
         self.tell(
             examples=examples,
             refused=self.progress.refused + (verdict.kind == "refused"),
+            miscompiled=self.progress.miscompiled or (verdict.about if verdict.kind == "refused" else ""),
             limits=self._limits(verdict),
             known={**self.progress.known, **known},
             known_after={**dict.fromkeys(known, examples), **self.progress.known_after},

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import torch
+from attn_contract import MiscompiledError
 from attn_fuzz.cases.case import CHOICES, MODE, Case, CaseError
 from attn_fuzz.cases.earlier import restored
 from attn_fuzz.cases.tensors import Step
@@ -125,7 +126,8 @@ def _tried(case: Case, target: Target, device: str, judge_step: Judge) -> tuple[
             judgement = judge_step(case, attempt.step, target.rounding(device)) if shows_outputs else None
             return verdict(kind, wrong.message, judgement, wrong.about)
     if attempt.error is not None:
-        return verdict("refused", message_of(attempt.error))
+        message = message_of(attempt.error)
+        return verdict("refused", message, about=message if isinstance(attempt.error, MiscompiledError) else "")
     judgement = judge_step(case, attempt.step, target.rounding(device)) if target.oracle else judge_finite(attempt.step)
     if case.values.kind == "captured" and any(worst.expected != worst.expected for worst in judgement.differences):
         raise CaseError(f"values.file: {case.values.file}: NaN or infinity in what a request attends to")

@@ -106,7 +106,11 @@ def read(found: Iterable[Text]) -> tuple[dict[Of, Made], Forms]:
         each = made[Of(text.package, text.triton, text.architecture)]
         each.kernels.add(text.kernel)
         each.texts += 1
-        kernel = load(text.assembly)
+        try:
+            kernel = load(text.assembly)
+        except AmdgcnError as error:  # a text that is too long
+            each.unknown[text.kernel] = str(error)
+            continue
         for instruction in kernel.instructions:
             each.mnemonics |= {instruction.name} | ({instruction.second.name} if instruction.second else set())
             if instruction.name == _SETS_MODES and (why := _why_unknown_in(kernel, instruction)):

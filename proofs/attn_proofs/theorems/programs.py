@@ -253,7 +253,7 @@ def _rows(sources: Sources) -> Iterator[Claim]:
     most = max_rows(sources)
     for group in range(1, most + 1):
         extraction, rows = rows_of_group(sources, group, -(-(1 << 16) // group))
-        first, head = integers("first_query heads")
+        first, head = integers("first_query head_group")
         lanes = (m >= 0, m < most, t >= 0, h >= 0, h < group, t * group + h < most)
         lane = t * group + h
         goal = z3.And(
@@ -267,13 +267,13 @@ def _rows(sources: Sources) -> Iterator[Claim]:
 
 def _groups(sources: Sources) -> Iterator[Claim]:
     """The groups that the query heads of a KV head are cut into, for each number of heads that one group does not hold."""
-    m, h, kv_head, heads = integers("m h kv_head heads")
+    m, h, kv_head, head_group = integers("m h kv_head head_group")
     most = max_rows(sources)
     for heads_per_kv_head, group in cut_groups(sources):
         groups = -(-heads_per_kv_head // group)
         cut = {"groups_per_kv_head": groups, "heads_per_kv_head": heads_per_kv_head}
         extraction, rows = rows_of_group(sources, group, -(-(1 << 16) // group), **cut)
-        number = heads - kv_head * groups
+        number = head_group - kv_head * groups
         lanes = (m >= 0, m < most, h >= 0, h < heads_per_kv_head, number >= 0, number < groups, kv_head >= 0)
         in_group = number * group + m % group
         there = z3.And(rows.query.at(m) < z3.Int("end_query"), rows.row.at(m) >= 0, rows.row.at(m) < z3.Int("num_tokens"))

@@ -273,9 +273,9 @@ THEOREMS = (
         f"{SELECT}.{KERNEL}", "tl.cumsum(own, 0) - own", "tl.cumsum(own, 0)", _case,
     ),
     Theorem(
-        "select.rest", "A row has as many ids as it sees units, or top_k if they are more, and -1 in each entry behind them.",
+        "select.rest", "A row has as many ids as it sees units, or top_k if it sees more, and -1 in each entry behind them.",
         _rest,
         f"{SELECT}.{KERNEL}", "entry < top_k", "entry < top_k - 1", _case,
-        assumes="of more than top_k units: `last_selected` finds the code of the last one that is selected",
+        assumes="Where it sees more, `last_selected` is taken to find the code of the last one that is selected.",
     ),
 )  # fmt: skip

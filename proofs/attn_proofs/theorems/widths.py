@@ -61,7 +61,7 @@ def _fits(sources: Sources) -> Iterator[Claim]:
 def _rows_fit(sources: Sources) -> Iterator[Claim]:
     """Rows, queries and heads of a tile, for each group that a tile holds, with the host's inverse of the group, and for each
     number of heads that one group does not hold."""
-    head, kv_head, first, length = integers("heads kv_head first_query query_len")
+    head, kv_head, first, length = integers("head_group kv_head first_query query_len")
     most = max_rows(sources)
     for group in range(1, most + 1):
         given = (head >= 0, (head + 1) * group <= INT32_MAX - most)

@@ -164,3 +164,10 @@ def test_the_page_of_a_case_that_was_not_run(step_case):
     assert "error / bound" in "\n".join(
         Parsed(page.of_case(step_case, try_case(step_case, FLASH, "cpu"), Path("c")).decode()).texts
     )
+
+
+@pytest.mark.parametrize(("refused", "outcome"), [(1, "all agree"), (2, "all were refused")])
+def test_code_that_the_compiler_made_wrong_is_told(refused, outcome):
+    run = reported.run_of(progress=[Progress(examples=2, refused=refused, miscompiled="LLVM loses an address")])
+    assert f", {outcome}, {refused} refused" in run.sentence
+    assert run.not_run == ["refused, the first of them: LLVM loses an address"]

@@ -67,7 +67,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse, batch_invariant=Fal
 
 def _steps(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch, *, batch_invariant: bool) -> list[RankStep]:
     """The step of each rank. The steps of a batch-invariant layer have the same ranks and chunks, as an engine has them."""
-    from attn_optimized.context_parallel import Dealing, Exchange
+    from attn_optimized.context_parallel import Dealing, Exchange, local_layer
 
     rng = rng_of_call(q, batch)
     fixed = rng_of((layer.num_heads, layer.scale)) if batch_invariant else rng
@@ -84,12 +84,13 @@ def _steps(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch, 
     steps = []
     for rank in range(num_ranks):
         dealt = rank, num_ranks, interleave
+        dealing = Dealing(num_ranks=num_ranks, rank=rank, interleave=interleave)
+        local_layer(layer, dealing)  # a layer that is refused has no parts: those of several tokens a key have fewer blocks
         tokens = [context_parallel.tokens_of_rank(length, *dealt) for length in batch.seq_lens.tolist()]
         own = shard(kv_cache, layer, batch, tokens, rng)
         slots = _slots(own, batch, len(q), dealt)
         local = dataclasses.replace(batch, block_table=own.block_table, slot_mapping=slots)
         heads = slice(layer.num_heads // num_ranks * rank, layer.num_heads // num_ranks * (rank + 1))
-        dealing = Dealing(num_ranks=num_ranks, rank=rank, interleave=interleave)
         builder = {**options_of(layer, batch), "dealing": dealing}
         common = common_metadata(local, layer.attn_type)
         steps.append(RankStep(q[:, heads], latent, own, of_layer.of_heads(heads), common, builder, options))
