@@ -73,7 +73,7 @@ def request_of_tile(query_start_loc_ptr, num_requests, queries_per_tile, tile):
     All requests are loaded at once, because each step of a binary search would wait for memory.
     """
     request = -1
-    # the loop runs at least once: without requests no program is launched
+    # at least once: without requests no program is launched
     for first in range(0, num_requests, REQUESTS_AT_ONCE):
         candidate = first + tl.arange(0, REQUESTS_AT_ONCE)
         row = tl.load(query_start_loc_ptr + candidate, mask=candidate < num_requests, other=0)

@@ -60,7 +60,7 @@ def reduce_parts_kernel(
     largest = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
     row_sum = tl.full([BLOCK_ROWS], 0.0, tl.float32)
     acc = tl.full([BLOCK_ROWS, BLOCK_D], 0.0, tl.float32)
-    # the loop runs at least once: there is a part to reduce
+    # at least once: there is a part to reduce
     for first_part in range(0, num_parts, BLOCK_PARTS):
         # [rows, parts]
         part = first_part + in_block

@@ -98,12 +98,12 @@ def last_selected(row_ptr, n, top_k, first_units, last_units, KIND: tl.constexpr
     digit = tl.arange(0, _DIGITS)
     known, mask = tl.full((), 0, tl.uint32), tl.full((), 0, tl.uint32)
     missing = top_k
-    # the loop runs at least once: there are 32 bits
+    # at least once: there are 32 bits
     for bits in range(0, 32, _BITS):
         shift = 32 - _BITS - bits
         # [digits, threads], so that no number leaves its thread in the loop
         found = tl.full([_DIGITS, KIND.block // _TOGETHER], 0, tl.int32)
-        # the loop runs at least once: there are more than top_k units
+        # at least once: there are more than top_k units
         for first in range(0, n, KIND.block):
             unit = first + tl.arange(0, KIND.block)
             code = codes_of(row_ptr, unit, n, first_units, last_units)
