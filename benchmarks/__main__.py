@@ -35,7 +35,7 @@ class Benchmarks(Commands):
         return getattr(importlib.import_module(PLACES[cmd_name]), cmd_name) if cmd_name in PLACES else None
 
 
-@click.group(cls=Benchmarks, groups=GROUPS, module="", moved={}, context_settings=HELP)
+@click.group(cls=Benchmarks, groups=GROUPS, module="", context_settings=HELP)
 def cli() -> None:
     """Time the attention kernels beside those of other projects, and measure what this project's tools find."""
 

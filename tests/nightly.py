@@ -42,7 +42,7 @@ def _coverage() -> Iterator[str]:
 
 
 def _zoo() -> Iterator[str]:
-    """By twenty mutants: `--write` keeps what came of the others."""
+    """Run twenty mutants at a time: `--write` keeps the results of the others."""
     names = sorted(path.stem for path in (ROOT / "lab/attn_lab/zoo/bugs").glob("*.toml"))
     for first in range(0, len(names), 20):
         yield "python -m attn_lab zoo --seeds 3 --write " + " ".join(f"--only {name}" for name in names[first : first + 20])
@@ -97,7 +97,7 @@ PARTS = {
     "emulated": (_emulated, "every launch that ships for AMD, run on the emulator"),
     "emulated-drawn": (_emulated_drawn, "drawn cases on every emulated architecture"),
 }
-"""By name: the commands, and what they check."""
+"""The commands of each part, and what they check, by name."""
 
 
 def oldest(results: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a release holds: the wheel that is made of the source distribution has the packages, whole, and nothing else."""
+"""The wheel made of the source distribution holds the packages, whole, and nothing else."""
 
 import email
 import re

@@ -221,7 +221,7 @@ def test_a_backend_that_names_the_rule_serves_it(backend, unheard, monkeypatch):
 
 
 def runs_on(backend: str, architecture: str) -> bool:
-    """Whether a backend runs on an architecture at all. If not, it gives no other reason there."""
+    """True if a backend runs on an architecture at all. If not, it gives no other reason there."""
     prefixes = BACKENDS[backend].capabilities(AITER).architectures
     return not isinstance(prefixes, Only) or architecture.startswith(tuple(prefixes.values))
 

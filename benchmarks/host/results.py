@@ -12,8 +12,8 @@ class Times(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Microseconds of one participant in one step.
 
     Attributes:
-        build: time to build the step's metadata; None: nobody measured a function for it.
-        write: time of a layer's cache write; None: nobody measured it.
+        build: time to build the step's metadata; None: not measured.
+        write: time of a layer's cache write; None: not measured.
         attention: time of a layer's attention.
         layer: time of the whole step, divided by its layers.
     """

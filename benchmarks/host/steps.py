@@ -1,4 +1,4 @@
-"""Steps of a model of LAYERS layers, and who runs them: metadata once, then in each layer a cache write and attention.
+"""Steps of a model of LAYERS layers, and their participants: metadata once, then a cache write and attention in each layer.
 
 Sequences are short and every layer has a cache of its own, so that the device waits for the host and never the other way round.
 """
@@ -110,10 +110,10 @@ class _New:
 
 
 def _backend(backend: type[AttentionBackend], case: Attention, num_layers: int, device: torch.device) -> Parts:
-    """With the first of LAYOUTS that it takes.
+    """The parts of a backend, with the first of LAYOUTS that it takes.
 
     Raises:
-        UnsupportedError: it takes none; why not the first.
+        UnsupportedError: it takes none. The reason is that for the first.
     """
     refused: list[UnsupportedError] = []
     for layout in LAYOUTS:
@@ -173,7 +173,7 @@ def _our_functions(calls: Sequence[Call]) -> Parts:
 
 
 def _our_ops(calls: Sequence[Call]) -> Parts:
-    """With arguments by position, as a compiled graph has them."""
+    """Our ops with arguments by position, as a compiled graph has them."""
     new, out, layer, batch = _New.of(calls[0]), torch.empty_like(calls[0].q), calls[0].layer, calls[0].batch
     ops = torch.ops.attn_parity
     settings = str(layer.layout), layer.num_kv_heads, layer.scale, str(layer.attn_type)

@@ -1,6 +1,6 @@
 """The launches that each participant would make for a case, and their facts: in a process without Triton's interpreter.
 
-Ours are known before they are launched. A peer's wrapper is called, and what it launches is kept instead.
+Our launches are known before they run. A peer's wrapper is called, and its launches are kept instead of run.
 """
 
 import dataclasses
@@ -110,7 +110,7 @@ def _recorded() -> Iterator[list[Launch]]:
 
 
 def rows_of(kind: str, cases: dict[str, Attention], architecture: str, name: str, whose: str, folder: Path | None) -> list[Row]:
-    """The rows of a participant's launches in a case, in their order; none of what it refuses.
+    """The rows of a participant's launches in a case, in their order; none if it refuses the case.
 
     Args:
         kind: a key of FACTS.
@@ -134,7 +134,7 @@ def rows_of(kind: str, cases: dict[str, Attention], architecture: str, name: str
 def _row(facts: Callable[[str, Launch], tuple[dict[str, float], str]], row: Row, launch: Launch) -> Row:
     try:
         found, why = facts(row.architecture, launch)
-    except Exception as error:  # whatever a compiler raises is the result
+    except Exception as error:  # any error of a compiler is a result
         return row.without(f"{type(error).__name__}: {error}")
     return row._replace(facts=found, why=why)
 

@@ -1,4 +1,4 @@
-"""The hot loop of a kernel in AMD's assembly, and the bounds that follow from what its instructions take."""
+"""The hot loop of a kernel in AMD's assembly, and the bounds that follow from the costs of its instructions."""
 
 import re
 from typing import NamedTuple
@@ -18,9 +18,9 @@ _WAIT = re.compile(r"s_waitcnt .*?vmcnt\((\d+)\)|s_wait_loadcnt(?:_dscnt)? (0x[0
 def hot_loop(assembly: str) -> Cost | None:
     """The cost of one turn of the hot loop: of the loops that multiply most, the one with the fewest other instructions.
 
-    A kernel has loops over tiles of keys that need no mask and over those that do. In the first one long requests spend their
-    time. One with tiles of two sizes has these loops for each, and those of the larger tile multiply more. None: there is no
-    such loop.
+    A kernel has one loop over tiles of keys without a mask, in which long requests spend their time, and one over tiles with a
+    mask. A kernel with tiles of two sizes has both loops for each size; those for the larger tiles multiply more. None: there
+    is no such loop.
 
     Raises:
         UnknownRateError: it has an instruction without a published rate.
@@ -96,7 +96,7 @@ def _ahead(loop: list[str]) -> float:
 
 
 class Bounds(NamedTuple):
-    """Shares between 0 and 1, and what bounds them.
+    """Shares of peak rates between 0 and 1, and the unit that limits them.
 
     Attributes:
         matrix: the share of the matrix units' time in which they can compute.

@@ -62,7 +62,7 @@ class UnknownRateError(ValueError):
 def cost_of(mnemonic: str) -> Cost:
     """
     Raises:
-        UnknownRateError: of a matrix instruction, or an access to memory of another kind than those that kernels here have.
+        UnknownRateError: it is a matrix instruction, or an access to memory, of a kind that no kernel here has.
     """
     if "mfma" in mnemonic:  # of sparse products, smfmac, no rate is here
         return Cost(instructions=1, matrix=1, matrix_cycles=_matrix_cycles(mnemonic))
@@ -105,6 +105,6 @@ def _of_memory(mnemonic: str) -> Cost:
     width = None if found is None else next((n for name, n in _WIDTHS.items() if found[3].startswith(name)), None)
     if found is None or width is None:
         raise UnknownRateError(mnemonic)
-    # what is spilled is in the L1 cache, too, and is nothing that HBM gives
+    # spilled registers are in the L1 cache, and are not read from HBM
     is_loaded = found[2] == "load" and found[1] != "scratch"
     return Cost(instructions=1, l1_bytes=LANES * width, loaded_bytes=LANES * width if is_loaded else 0)

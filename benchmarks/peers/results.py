@@ -12,16 +12,16 @@ FEW_WORDS = 100
 """Characters of a reason."""
 PLACE = ("architecture", "case", "whose", "kernel")
 KEYS = 2
-"""The columns of PLACE that a line leaves out if they are those of the line before."""
+"""The number of PLACE's columns that a line leaves out where they equal those of the line before."""
 
 
 class Row(NamedTuple):
     """A participant's launch in a case, on an architecture.
 
     Attributes:
-        kernel: its name; empty where nothing was launched.
-        facts: by name; one that is unknown or has no meaning here is left out.
-        why: what is wrong with the launch, or why there are no facts.
+        kernel: the name of the kernel; empty where nothing was launched.
+        facts: numbers by name. Unknown ones, and those without a meaning here, are left out.
+        why: the fault of the launch, or the reason why there are no facts.
     """
 
     architecture: str
@@ -32,7 +32,7 @@ class Row(NamedTuple):
     why: str = ""
 
     def without(self, error: str) -> "Row":
-        """With the last words of an error, and with the first of its kind, on one line."""
+        """The row with the kind of an error and its last line as the reason."""
         kind, _, rest = error.partition(":")
         lines = [line.strip() for line in rest.splitlines() if line.strip()]
         return self._replace(why=f"{kind}: {lines[-1]}"[:FEW_WORDS] if lines else kind[:FEW_WORDS])
@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Results:
-    """The rows, the version of Triton, and that of each peer, by what `Row.whose` calls it."""
+    """The rows, the version of Triton, and the versions of the peers by their names in `Row.whose`."""
 
     triton: str
     peers: Mapping[str, str]

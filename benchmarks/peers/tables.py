@@ -1,4 +1,4 @@
-"""The kinds of facts about launches: what is kept of them, which cases they are of, and what the page shows."""
+"""The kinds of facts about launches: their cases, the facts that are kept, and those that the page shows."""
 
 import dataclasses
 from collections import defaultdict

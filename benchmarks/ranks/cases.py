@@ -19,7 +19,7 @@ class Case:
     """A step of attention alone.
 
     Args:
-        interleave: how many tokens a rank is dealt at a time.
+        interleave: the number of tokens that a rank is dealt at a time.
     """
 
     attention: Attention

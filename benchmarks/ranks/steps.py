@@ -26,7 +26,7 @@ class StepCase:
         query_lens, seq_lens: the lengths of each request. An engine puts decodes first.
         latent_size, rope_size, nope_size, v_head_dim: Lkv, R, P and V.
         num_speculative_tokens, context_chunk_keys: the builder's.
-        interleave: how many tokens a rank is dealt at a time.
+        interleave: the number of tokens that a rank is dealt at a time.
     """
 
     name: str

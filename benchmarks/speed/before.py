@@ -35,13 +35,13 @@ def load_before(folder: Path) -> SimpleNamespace:
             varlen_attention=attention.varlen_attention,
             cascade_attention=cascade.cascade_attention,
         )
-    except Exception as error:  # whatever an earlier source raises
+    except Exception as error:  # any error of an earlier source
         raise MissingPeerError(f"--before: got {folder}, expected one with today's functions of attention: {error}") from error
 
 
 @contextmanager
 def _instead(package: ModuleType, root: Path) -> Iterator[None]:
-    """While it lasts, the package is that of a folder, whose own `__init__.py` does not run."""
+    """Replace the package by that of a folder, inside the `with`. Its own `__init__.py` does not run."""
     today = {name: sys.modules.pop(name) for name in [*sys.modules] if name.partition(".")[0] == PACKAGE}
     package.__path__ = [str(root)]
     sys.modules[PACKAGE] = package

@@ -16,8 +16,8 @@ class Reach:
     """The share of a rate that a case must reach, and the share that it aims at.
 
     Attributes:
-        of: a share of what the GPU does (`bandwidth` of a copy, sustained `matmul` rate, `floor`), or how many times as fast
-            as others (the better of both Triton `peers`, `AITER`, the better `SDPA`).
+        of: the rate that shares are relative to: one of the GPU (`bandwidth` of a copy, sustained `matmul` rate, `floor`), or
+            the speed of others (the better of both Triton `peers`, `AITER`, the better `SDPA`).
     """
 
     of: Literal["bandwidth", "matmul", "floor", "peers", "AITER", "SDPA"]

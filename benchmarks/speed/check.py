@@ -10,12 +10,12 @@ from benchmarks.speed.calls import DTYPE, Call, requests_of
 SAMPLED_ROWS = 64
 LIMIT = 2 * torch.finfo(DTYPE).eps
 """The largest relative error: half an eps each for the output, the weights, a q that is scaled first, and dequantized keys and
-values. Those of a sample of rows are independent, and what is allowed is their worst sum. The fuzzer is the strict judge: this
-one sees a forgotten sink, cap or window, a wrong block, or a part of the keys left out."""
+values. These errors are independent in a sample of rows, but their worst sum is allowed. The fuzzer is the strict judge. This
+check finds a forgotten sink, cap or window, a wrong block, or missing keys."""
 
 
 def sampled_rows(call: Call) -> list[int]:
-    """Rows of q, from as many requests as there is room for: of each its last one, and others at random."""
+    """Up to SAMPLED_ROWS rows of q, from as many requests as possible: the last row of each, and others at random."""
     case = call.case
     generator = torch.Generator().manual_seed(0)
     requests = torch.randperm(len(case.query_lens), generator=generator)[:SAMPLED_ROWS].tolist()
@@ -39,7 +39,7 @@ def expected_rows(call: Call, rows: list[int]) -> torch.Tensor:
 
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Euclidean norm of the error over that of what is expected; infinite where something is not finite."""
+    """The Euclidean norm of the error over that of the expected numbers; infinite if a number is not finite."""
     if not bool(got.double().isfinite().all()):
         return float("inf")
     return float((got.double() - expected).norm() / expected.norm())

@@ -84,7 +84,7 @@ def participants(vllm: SimpleNamespace | None, tries: Mapping[str, Sequence[int]
 
 
 def ours_with(changed: Mapping[str, int], call: Call) -> Prepared:
-    """With some launch parameters other than those of the table."""
+    """Our kernel with some launch parameters other than those of the table."""
     out, gpu = poisoned(call), (architecture_of(call.q.device, call.q.dtype), compute_units_of(call.q.device))
     today: Parameters = attention_tiles(Workload.of(call.q, call.layer, call.batch), *gpu).parameters
     parameters = dataclasses.replace(today, **changed)

@@ -17,7 +17,7 @@ class LayerKind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """One kind of layer of a model.
 
     Attributes:
-        share: how many layers are of this kind, in proportion to the others' shares.
+        share: the number of layers of this kind, in proportion to the others' shares.
         window: keys that a query sees, itself among them; None: all before it.
         chunked_local: keys of a chunk; None: no chunks.
         sinks: True if each head has a logit without a key.

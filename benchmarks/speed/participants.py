@@ -1,7 +1,7 @@
-"""The participants, and how each is called: our kernels, PyTorch's dense attention, vLLM's and AITER's Triton kernels.
+"""The participants and their calls: our kernels, PyTorch's dense attention, vLLM's and AITER's Triton kernels.
 
-A participant prepares a call once: whatever an engine does once (views, scratch memory, for the dense ones gathering K and V)
-is done there and not timed. What it cannot express it refuses with an UnsupportedError.
+A participant prepares a call once: work that an engine does once (views, scratch memory, gathering K and V for dense attention)
+is done there, and is not timed. It refuses a case that it cannot express with an UnsupportedError.
 """
 
 import functools
@@ -29,8 +29,8 @@ class Prepared(NamedTuple):
     """A call that can be made again and again.
 
     Attributes:
-        run: makes it.
-        output: takes what run returns, and gives the rows [T, H, D] that are checked.
+        run: makes the call.
+        output: turns the result of `run` into the rows [T, H, D] that are checked.
     """
 
     run: Callable[[], Any]
@@ -38,7 +38,7 @@ class Prepared(NamedTuple):
 
 
 class Participant(NamedTuple):
-    """`prepare` is given calls of cases that `joins` holds for: of those of `Attention`, if nothing else is said."""
+    """`prepare` gets calls of the cases for which `joins` is true: by default those of `Attention`."""
 
     name: str
     prepare: Callable[[Any], Prepared]

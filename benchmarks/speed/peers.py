@@ -37,10 +37,10 @@ def load_vllm(folder: Path | None, architecture: str | None = None) -> SimpleNam
     """vLLM's attention kernels from a folder that holds the package `vllm`; from the installed one if None.
 
     Args:
-        architecture: the GPU's, one of ARCHITECTURES; None: of the one that is here.
+        architecture: the GPU's, one of ARCHITECTURES; None: that of this machine.
 
     Raises:
-        MissingPeerError: there is none, or its modules import what is not there.
+        MissingPeerError: there is no such package, or its modules import missing ones.
     """
     root = _package("vllm", folder)
     names = ("unified_attention", "prefill_attention", "decode_attention", "reshape_and_cache_flash")
@@ -148,8 +148,8 @@ class Kernels(NamedTuple):
     """The modules that were loaded; None: not there.
 
     Attributes:
-        fa3: torch's ops of FlashAttention-3, as vLLM's wheel brings it.
-        flashmla: torch's ops of FlashMLA, likewise.
+        fa3: torch's ops of FlashAttention-3, as vLLM's wheel has them.
+        flashmla: torch's ops of FlashMLA, as vLLM's wheel has them.
     """
 
     vllm: SimpleNamespace | None
@@ -169,7 +169,7 @@ def load_all(vllm: Path | None, aiter: Path | None, tell: Callable[[str], None])
     Raises:
         MissingPeerError: as `load_if_there`.
     """
-    # vLLM's folder may well lack them: they are told, and nothing ends
+    # vLLM's folder may well lack them: a message says so
     hopper = [load_if_there(lambda _, file=file: load_compiled(vllm, file), None, tell) for file in (FA3_FILE, FLASHMLA_FILE)]
     return Kernels(load_if_there(load_vllm, vllm, tell), load_if_there(load_aiter, aiter, tell), *hopper)
 
@@ -177,10 +177,10 @@ def load_all(vllm: Path | None, aiter: Path | None, tell: Callable[[str], None])
 def load_if_there(
     load: Callable[[Path | None], SimpleNamespace], folder: Path | None, tell: Callable[[str], None]
 ) -> SimpleNamespace | None:
-    """A peer's kernels; None, and why is told, where they were not asked for and are not there.
+    """A peer's kernels. None, with a message, if they are missing and no folder was named.
 
     Raises:
-        MissingPeerError: they were asked for.
+        MissingPeerError: a folder was named.
     """
     try:
         return load(folder)

@@ -20,8 +20,8 @@ class StoredCase(msgspec.Struct, frozen=True, array_like=True):
     """A CaseResult. Its floor follows from the rates of the run.
 
     Attributes:
-        found: of each participant of the run the median, the 10th and the 90th percentile; or what is wrong and why, as in
-            "wrong: relative error 0.1"; None of one that did not take part, or refused.
+        found: for each participant of the run the median, the 10th and the 90th percentile; or a verdict and its reason, as in
+            "wrong: relative error 0.1"; None if it did not take part, or refused.
     """
 
     name: str
@@ -58,7 +58,7 @@ def read(path: Path) -> Performance:
 
 
 def with_run(stored: Performance, path: Path) -> Performance:
-    """Add the run of a file, in place of the runs on its machine whose cases it has; drawn cases count as alike.
+    """Add the run of a file, in place of runs on its machine that have no other cases. Drawn cases count as one.
 
     Raises:
         ValueError: it is a file of neither `speed` nor `host`.

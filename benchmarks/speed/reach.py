@@ -1,4 +1,4 @@
-"""True if a case reaches what it is to reach: `Reach` of its data, and for every case that no Triton peer is faster."""
+"""Compares a case with its aims: the `Reach` of its data, and for every case that no Triton peer is faster."""
 
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ _UNITS = {
 
 
 class Standing(NamedTuple):
-    """`reached` is None where the case asks for nothing, or for what was not measured."""
+    """`reached` is None if the case has no aim, or one that was not measured."""
 
     reached: bool | None
     text: str

@@ -21,11 +21,11 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The result of one participant in one case.
 
     Attributes:
-        verdict: `refused` what it cannot express, `wrong` what is off by more than the check allows and is not timed,
-            `failed` what raised an error.
+        verdict: `refused`: the participant cannot express the case. `wrong`: its error is larger than the check allows, and it
+            is not timed. `failed`: it raised an error.
         error: relative error of the sampled rows.
         why: the reason for a verdict other than `measured`.
-        calls: in each replay.
+        calls: the number of calls in each replay.
     """
 
     verdict: Literal["measured", "refused", "wrong", "failed"]
@@ -36,7 +36,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class CaseResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`traffic`: of a drawn case, what kind of step it is."""
+    """The results of one case. `traffic` is the kind of step of a drawn case."""
 
     name: str
     flops: float

@@ -1,4 +1,4 @@
-"""Operations on rows: our call, and what it is to give by the reference."""
+"""Operations on rows: our call, and its expected results by the reference."""
 
 import functools
 
@@ -15,7 +15,7 @@ NUM_POSITIONS = 32768
 
 
 def row_op(case: RowOp, device: torch.device, seed: int) -> tuple[Prepared, torch.Tensor]:
-    """The call, and what its first run gives, as one row of float64: all tensors that it writes."""
+    """The call, and the results of its first run as one row of float64: all tensors that it writes."""
     generator = torch.Generator(device).manual_seed(seed)
     return {"write": _write, "rope": _rope, "merge": _merge}[case.op](case, device, generator)
 

@@ -170,7 +170,7 @@ def all_participants(kernels: Kernels, before: SimpleNamespace | None, tries: Ma
 
 
 def overheads(participants: Sequence[Participant], device: torch.device, sizes: Sizes) -> dict[str, float]:
-    """Microseconds of one call, for all who can make it."""
+    """Microseconds of one call, for all participants that can make it."""
     call = attention_call(HOST, device, seed=0)
     found = {}
     for participant in participants:

@@ -187,7 +187,7 @@ def _head(gpu: _Gpu, refused: dict[str, str], options: str, commit: str | None, 
     from benchmarks.tuning.results import Tuning
 
     head = head_of_run(gpu.device, {}, commit, console, tiny=tiny)
-    head["of_value"] = not tiny  # what is derived from binaries has a value without a GPU
+    head["of_value"] = not tiny  # results from binaries have a value without a GPU
     versions, date = head["versions"], time.strftime("%Y-%m-%d")
     of_machine = f"measured: {head['machine']}, torch {versions['torch']}, " if gpu.is_here else ""
     for name, why in refused.items():
@@ -201,11 +201,11 @@ def _head(gpu: _Gpu, refused: dict[str, str], options: str, commit: str | None, 
 
 
 class _Saved:
-    """Writes what a run has found so far, and what it has chosen for a class into the launch table.
+    """Writes the results of a run so far, and the choice for a class into the launch table.
 
     Args:
         path: the path of the JSON file; None: nothing is written.
-        table: the architecture whose launch table is updated; None: none is.
+        table: the architecture whose launch table is updated; None: no table is.
     """
 
     def __init__(self, run: "Tuning", path: Path | None, table: str | None) -> None:
@@ -215,7 +215,7 @@ class _Saved:
     def __call__(self, call_class: "CallClass | None" = None) -> None:
         """
         Args:
-            call_class: what has been searched to its end; None: no class.
+            call_class: the class whose search has ended; None: no class.
         """
         from benchmarks.speed.results import write
         from benchmarks.tuning import table
@@ -252,12 +252,12 @@ def _search(
     from benchmarks.tuning.facts import Facts
     from benchmarks.tuning.tune import derive, measure
 
-    # engines' caches are large; on a GPU, what is compiled is what is timed
+    # engines' caches are large; on a GPU the compiled calls are the timed ones
     cache_bytes = 0 if gpu.is_here else shipped_calls.CACHE_BYTES
     compiler = functools.partial(
         compiled, architecture=gpu.architecture, compute_units=gpu.compute_units, cache_bytes=cache_bytes
     )
-    # what is interpreted is not compiled
+    # interpreted kernels are not compiled
     compile_all = (lambda jobs, *_: {job: Facts() for job in jobs}) if tiny else in_parallel(compiler, workers)
     if not gpu.is_here:
         derive(run, by_class, compile_all, console=console, **common)

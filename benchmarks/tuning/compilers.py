@@ -37,7 +37,7 @@ def compiled(case: Attention, parameters: Parameters, *, architecture: str, comp
     """The worst facts of the attention kernels of a case, all of whose kernels are compiled.
 
     Args:
-        cache_bytes: see `attention_call`. AMD's buffer instructions reach 2 GiB: what holds more is compiled otherwise.
+        cache_bytes: see `attention_call`. Beyond the 2 GiB of AMD's buffer instructions kernels are compiled otherwise.
     """
     call = attention_call(case, META, 1, FLOAT8_OF.get(architecture, FLOAT8), cache_bytes)
     gpu = {"architecture": architecture, "compute_units": compute_units}
@@ -48,7 +48,7 @@ def compiled(case: Attention, parameters: Parameters, *, architecture: str, comp
 
 
 def in_parallel(compiler: Callable[[Attention, Parameters], Facts], workers: int) -> Compile:
-    """Compile each job once. A job whose compiler crashes costs itself and no other.
+    """Compile each job once. A job whose compiler crashes is lost, and no other.
 
     Args:
         compiler: gives the facts of a job; it is called in another process.

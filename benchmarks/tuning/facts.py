@@ -107,7 +107,7 @@ def instructions_per_pair(assembly: str, num_warps: int, pairs: int) -> float | 
 
 
 def loop_instructions(assembly: str) -> int | None:
-    """Instructions of the loop over tiles that need no mask: the shortest of those that multiply most."""
+    """Instructions of the loop over tiles without a mask: the shortest of the loops that multiply most."""
     multiply = next((kind for kind in _MULTIPLIES if kind.search(assembly)), None)
     if multiply is None:
         return None

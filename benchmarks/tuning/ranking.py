@@ -1,6 +1,6 @@
-"""Candidates compared by their binaries alone, for an AMD GPU that is not there.
+"""Compares candidates only by their binaries, for an AMD GPU that is not at hand.
 
-In this order, each deciding only between those that are alike in all before it:
+The criteria in order, each of which decides only between candidates that are equal in all before it:
 
 1. fewest vector registers spilled to memory;
 2. matrix instructions, where any candidate has them;
@@ -8,7 +8,7 @@ In this order, each deciding only between those that are alike in all before it:
 4. loads that the hot loop waits for only after it has computed for ENOUGH_AHEAD of a turn: these hide their own latency;
 5. fewest barriers per pair of row and key in the hot loop;
 6. fewest cycles per pair of row and key in the hot loop, by AMD's published rates; where there are none, fewest instructions;
-   of those with nearly as few, the one with the fewest rows, as more and smaller programs fill a GPU better.
+   among nearly equal ones, fewest rows, because more and smaller programs fill a GPU better.
 
 Today's parameters stay where the first takes more cycles or instructions: those that load what is spilled are among them.
 Those that load ahead, as today's do not, may take WORTH_OF_AHEAD times as many.

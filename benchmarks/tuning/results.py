@@ -16,9 +16,9 @@ class Candidate(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Parameters that were tried.
 
     Attributes:
-        verdict: `waiting` for its turn when time was up or an interrupt came; `pruned` by the facts of its binaries; `failed`
-            to compile or to run; `wrong`, beside the reference; `slower` than others in the cases that it has times of;
-            `final`, timed in every case beside today's; `ranked` by its facts alone, without a GPU.
+        verdict: `waiting`: its turn had not come at the end of the time or at an interrupt; `pruned` by the facts of its
+            binaries; `failed` to compile or to run; `wrong` by the reference; `slower` than others in its timed cases;
+            `final`: timed in every case beside today's; `ranked` only by its facts, without a GPU.
         why: the reason for `pruned`, `failed` and `wrong`.
         facts: the facts of its binaries, the worst of each.
         times: milliseconds of a call, by case.
@@ -35,11 +35,11 @@ class Search(msgspec.Struct, kw_only=True):
     """The search for one class of calls.
 
     Attributes:
-        chosen: in place of today's parameters; None: they stay.
-        why: one line.
+        chosen: the parameters that replace today's; None: these stay.
+        why: the reason for the choice, in one line.
         gain: today's time over that of the chosen ones, the geometric mean over the cases.
-        cases: the names of what is timed; those that a search begins with are the first.
-        candidates: today's first.
+        cases: the names of timed cases, beginning with those of the first stage.
+        candidates: the candidates, today's parameters first.
     """
 
     name: str
@@ -54,8 +54,8 @@ class Tuning(results.Head, kw_only=True):
     """One run for one architecture.
 
     Attributes:
-        refused: drawn steps that our kernels do not serve, and why; they are in no class.
-        unfinished: classes for which the budget had no time, or before whose end the run was interrupted.
+        refused: the reasons of drawn steps that our kernels do not serve, and that are in no class.
+        unfinished: classes whose search did not end within the budget, or before an interrupt.
     """
 
     schema: str = SCHEMA

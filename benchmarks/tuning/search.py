@@ -1,9 +1,9 @@
 """The search for one class of calls on a GPU, in stages from coarse to fine.
 
     tiles     other shapes of the loop over keys, in the two cases that a class begins with
-    options   of the best two: stages of the pipeline and registers, in the same cases
-    splits    of the best: how keys are split, in all cases; for classes whose programs may need a split
-    all       the best of all that beside today's parameters, in all cases, replayed in turn so that clocks drift for all alike
+    options   stages of the pipeline and registers for the best two, in the same cases
+    splits    splits of keys for the best, in all cases; for classes whose programs may need a split
+    all       the best of these beside today's parameters, in all cases, replayed in turn so that clocks drift equally for all
 
 A candidate that is faster than today's in the last stage, beyond the spread, in the geometric mean over the cases, is chosen.
 """
@@ -34,7 +34,7 @@ STAGES = ("tiles", "options", "splits", "all")
 
 @dataclass(frozen=True, eq=False)
 class ClassSearch:
-    """A class, its cases, and what is found of it. `most`: candidates of a stage at most."""
+    """A class, its cases, and the results so far. `most` is the largest number of candidates of a stage."""
 
     call_class: CallClass
     cases: list[Attention]
@@ -92,7 +92,7 @@ def gain(candidate: Candidate, today: Candidate) -> float:
 
 
 def time_in_turn(search: ClassSearch, contenders: Sequence[Candidate], bench: Bench, deadline: float) -> None:
-    """Time those that have no time in a case yet, one after the other."""
+    """Time the candidates that have no time in a case yet, one after the other."""
     for candidate in _running([search.today, *contenders]):
         if bench.case.name in candidate.times or time.monotonic() >= deadline:
             continue
@@ -165,7 +165,7 @@ def improves(candidate: Candidate, today: Candidate) -> bool:
 
 
 def judge(search: ClassSearch, device: torch.device) -> None:
-    """Ask the reference about what is chosen."""
+    """Check the chosen parameters by the reference."""
     found = search.found
     chosen = next(each for each in found.candidates if each.parameters == found.chosen)
     for case in search.call_class.checked:
@@ -181,7 +181,7 @@ def judge(search: ClassSearch, device: torch.device) -> None:
 
 
 def failure(error: Exception) -> tuple[Literal["wrong", "failed"], str]:
-    """The verdict on what raised an error, and the error in a line.
+    """The verdict on a candidate that raised an error, and the error in a line.
 
     Raises:
         DeviceError: the error has taken the GPU with it.

@@ -18,8 +18,8 @@ Vendor = Literal["nvidia", "amd"]
 class Space:
     """Every combination of these values is a candidate; names as in `Parameters`.
 
-    Those of TILE are the shape of a loop over keys; those of OPTIONS say how it is compiled; those of SPLITS change no loop,
-    and are none where programs need no split.
+    The fields in TILE are the shape of a loop over keys; those in OPTIONS say how it is compiled; those in SPLITS change no
+    loop, and are empty where programs need no split.
     """
 
     block_m: tuple[int, ...]

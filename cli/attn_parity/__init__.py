@@ -46,10 +46,6 @@ GROUPS = {
 }
 """The list of `attn-parity --help`. Command NAME is `command` of the module attn_parity.commands.NAME, imported when it is
 used: `select` needs nothing of what `fuzz` imports."""
-MOVED = {name: f"python -m attn_lab {name}, in a checkout" for name in ("zoo", "mutate", "matrix")} | {
-    "hunt": "attn-parity fuzz --keep-going --target TARGET"
-}
-"""Names that commands had, and the commands of today."""
 COMMANDS = {name: words for group in GROUPS.values() for name, words in group.items()}
 
 ENDED = "a process of this run ended before it had answered: it was killed, or memory is short"
@@ -63,12 +59,11 @@ class Commands(click.Group):
     Args:
         groups: the commands' names and what they do, in groups with titles.
         module: the name of a command's module, whose `command` it is, with {} for the command's name.
-        moved: names that commands had, and what is called instead.
     """
 
-    def __init__(self, *args: Any, groups: Mapping[str, Mapping[str, str]], module: str, moved: Mapping[str, str], **rest: Any):
+    def __init__(self, *args: Any, groups: Mapping[str, Mapping[str, str]], module: str, **rest: Any):
         super().__init__(*args, **rest)
-        self.groups, self.module, self.moved = groups, module, moved
+        self.groups, self.module = groups, module
         self.words = {name: words for group in groups.values() for name, words in group.items()}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -96,8 +91,6 @@ class Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """The command that the arguments name. Its defaults in pyproject.toml apply, and are printed."""
-        if args[0] in self.moved:
-            raise click.UsageError(f"{args[0]} is {self.moved[args[0]]}")
         if args[0] not in self.words and not args[0].startswith("-"):
             raise click.UsageError(f"no command {args[0]}{nearest(args[0], self.words)}; --help lists them")
         name, command, rest = super().resolve_command(ctx, args)
@@ -118,7 +111,7 @@ class Commands(click.Group):
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
-@click.group(cls=Commands, groups=GROUPS, module="attn_parity.commands.{}", moved=MOVED, context_settings=HELP)
+@click.group(cls=Commands, groups=GROUPS, module="attn_parity.commands.{}", context_settings=HELP)
 @click.version_option(package_name="attn-parity", prog_name="attn-parity")
 def cli() -> None:
     """Two implementations of one attention contract, and a fuzzer that looks for disagreements."""

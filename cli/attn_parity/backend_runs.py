@@ -22,7 +22,7 @@ class Run(NamedTuple):
 
     Attributes:
         kernels: the kernels, in words.
-        how: how they were run; NOT_RUN if they were not.
+        how: the way in which they were run; NOT_RUN if they were not.
         target: the target that runs them, if there is one.
         findings: known bugs of the kernels, as this target runs them.
     """

@@ -16,7 +16,7 @@ def quota(groups: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/sel
     """The smallest quota, in CPUs, of this process's control group and those above it; infinity without a quota.
 
     Args:
-        groups: where control groups of version 2 are mounted.
+        groups: the folder in which control groups of version 2 are mounted.
         process: the file that names the groups of this process.
     """
     least, group = math.inf, groups

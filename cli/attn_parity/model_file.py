@@ -21,7 +21,7 @@ class ModelFile:
     Attributes:
         schema: names this format.
         model: the model's name.
-        source: where its numbers are from.
+        source: the source of its numbers.
         layers: by a layer's name, the fields of AttentionConfig and the rules that the layer has; one entry may stand for all
             layers that are alike.
         allocations: for each allocation, the names of the layers that share it.

@@ -43,7 +43,7 @@ class AttentionConfig:
         dtype: the dtype of q, k and v: float32, float16 or bfloat16. With the rule q_scale it is the dtype
             of k, v and the output, and q has kv_cache_dtype.
         block_size: slots of a block; None exactly for the types that have no cache.
-        layout: how the cache is laid out, if the engine has decided; None leaves the choice to the backend. With a head_size_v
+        layout: the layout of the cache, if the engine has decided; None leaves the choice to the backend. With a head_size_v
             and one KV head that choice is among latent layouts, unless V is wider than K: name CONTENT_PACKED for another one.
         kv_cache_dtype: the element type of a quantized cache; None: the cache is of `dtype`.
         scales: the kind of scales of a quantized cache; None exactly where kv_cache_dtype is None.
@@ -210,7 +210,7 @@ class AttentionConfig:
             block_size: slots of a block; None for the types that have no cache.
             batch: the step; None: what the layer asks for in all steps.
             output_dtype: the dtype of a float8 output.
-            rules: what the caller asks for besides: lse, batch_invariant, rope, kv_sharing, over_ranks; without a batch also
+            rules: further requests of the caller: lse, batch_invariant, rope, kv_sharing, over_ranks; without a batch also
                 non_causal and per_request_causal.
 
         Raises:

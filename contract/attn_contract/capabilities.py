@@ -38,7 +38,7 @@ class Only:
 
     Args:
         values: values of any type that compares by equality.
-        why: what forbids all other values.
+        why: the reason that forbids all other values.
 
     Raises:
         ContractError: `values` is no tuple. A text would be taken for its letters.
@@ -63,7 +63,7 @@ class Multiples:
 
     Args:
         of: the number, at least 1.
-        why: what forbids all other numbers.
+        why: the reason that forbids all other numbers.
         at_most: the largest one; None: there is no largest.
     """
 
@@ -116,7 +116,7 @@ class Combination:
     """Properties that a backend supports one by one, but not together, or not on every architecture.
 
     Args:
-        property: what is not supported, in words.
+        property: the unsupported property, in words.
         applies: True if a config asks for it, on an architecture. The architecture is None where it is not known yet.
         reason: why it is not supported.
     """

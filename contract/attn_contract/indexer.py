@@ -87,7 +87,7 @@ class Indexer:
         num_selections: HS, the number of groups of neighbouring heads, each with a selection of its own: 1, or one per KV head.
         selection_unit: the number of tokens of a unit, as in `Layer`.
         key_unit: the number of tokens that share an index key: 1 or selection_unit. A shared key exists once all its tokens do.
-        score: how a key's logit is made of products.
+        score: the way in which a key's logit is made of products.
         first_units, last_units: the numbers of first and last units, among those with a logit, that are always selected. They
             count among the top_k.
         layout: the layout of the index cache.

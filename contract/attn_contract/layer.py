@@ -97,7 +97,7 @@ class Layer:
         head_size: D, the width of q and k.
         scale: factor of q.k, usually `head_size ** -0.5`: 0, or of a magnitude from 2^-126 to 2^64. That of latent attention is
             not `head_size ** -0.5`: see `attn_reference.latent`.
-        attn_type: where the keys come from.
+        attn_type: the origin of the keys.
         window: (left, right), inclusive: a query at position p sees keys in [p - left, p + right]; -1 is unlimited, 0 is
             a real window (only itself). A model's `sliding_window=W` counts the token itself and is (W - 1, W - 1).
         sink_tokens: the first keys of a request, which stay visible outside the window (StreamingLLM; AITER's `sink_size`).
@@ -127,7 +127,7 @@ class Layer:
         head_size_v: the width of v and of out. None: v is as wide as k. Dense k and v (ENCODER, ENCODER_ONLY) may have any two
             widths, and so may K and V in the rows of CONTENT_PACKED. No other layout stores V of another width. In a latent
             layout V is the first head_size_v dims of K; there it must be given, even if it is head_size.
-        layout: how the KV cache is laid out; None exactly for the types that have no cache.
+        layout: the layout of the KV cache; None exactly for the types that have no cache.
         kv_cache_dtype: torch.float8_e4m3fn, torch.float8_e4m3fnuz or torch.int8 of a quantized cache, which needs scales:
             per tensor or head, per token and head, or inline (CONTENT_PACKED_SCALED). An int8 cache needs one scale per token
             and head. A LATENT cache is float8 with one k_scale, one of another latent layout float8 with scales in its pages.

@@ -236,9 +236,9 @@ def refuse_unnamed(implementation: str, names: Collection[str], *holders: Any, i
     """Refuse a Layer or a Batch, or both, that ask for a rule which an implementation does not name.
 
     Args:
-        implementation: who refuses, for the message.
+        implementation: the name of the refusing side, for the message.
         names: the rules that it implements.
-        instead: who serves the call, for the message.
+        instead: the name of a side that serves the call, for the message.
 
     Raises:
         UnsupportedError: naming the implementation and the first rule that it does not name.

@@ -60,7 +60,7 @@ class Register:
     Attributes:
         bank: "v" (vector), "a" (accumulation), "s" (scalar), "ttmp" (trap temporaries), or the name of a special register.
         index: the first register's number.
-        count: how many registers of 32 bits. `vcc` and `exec` are two in every kernel: one with 32 lanes writes vcc_lo.
+        count: the number of registers of 32 bits. `vcc` and `exec` are two in every kernel: one with 32 lanes writes vcc_lo.
         half: "l" or "h" where gfx11 and later name one half of a vector register.
     """
 
@@ -105,8 +105,8 @@ class Instruction:
         name: the mnemonic without its encoding.
         encoding: "e32", "e64", "dpp", "e64_dpp", "sdwa" or empty.
         operands: in the order of the text, results first.
-        modifiers: what follows the operands: `offen` is True, `offset:16` is 16, `op_sel:[0,1]` is (0, 1), and `dst_sel:BYTE_0`
-            is a text.
+        modifiers: the words behind the operands: `offen` is True, `offset:16` is 16, `op_sel:[0,1]` is (0, 1), and
+            `dst_sel:BYTE_0` is a text.
         text: the whole line.
         line: its number in the text.
         source: "file:line" of the kernel's source.
@@ -145,7 +145,7 @@ class Kernel:
         architecture: "gfx942" and its like.
         instructions: in the order of the text.
         labels: the number of the instruction behind each label.
-        arguments: what lies in the memory that the kernel's first scalar registers point to.
+        arguments: the contents of the memory to which the kernel's first scalar registers point.
         argument_bytes: the number of bytes of that memory.
         wave_size: lanes of a wave, 32 or 64.
         threads: lanes of a workgroup.

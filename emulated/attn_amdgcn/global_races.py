@@ -29,7 +29,7 @@ class Events:
     """The accesses of a launch by waves, each with a number; 0 stands for no access.
 
     Attributes:
-        count: how many there are, event 0 included.
+        count: the number of events, event 0 included.
         since: the number of the first one since the last barrier.
     """
 

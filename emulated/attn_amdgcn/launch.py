@@ -73,7 +73,7 @@ class Report:
     """The report of a launch.
 
     Attributes:
-        executed: how many waves ran each instruction, in the order of the text.
+        executed: the number of waves that ran each instruction, in the order of the text.
     """
 
     executed: np.ndarray
@@ -106,10 +106,10 @@ def launch(
         buffers: uint8 bytes of each buffer; they are copied.
         lds_bytes: the bytes of dynamic LDS of each workgroup.
         schedule: the order of waves and workgroups.
-        watches: what looks on.
+        watches: the observers of the run.
         parts: the bytes of buffers that may be touched; None: all.
-        most: how many instructions all waves together may run.
-        hazards: where faults of that kind are recorded, and the launch goes on. None: they end it.
+        most: the number of instructions that all waves together may run.
+        hazards: the record of faults of that kind, after which the launch goes on. None: they end it.
 
     Returns:
         Memory after the launch, and what the launch did.

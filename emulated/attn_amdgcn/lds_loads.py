@@ -54,7 +54,7 @@ class LdsLoads(Watch):
     """The bytes of LDS that the waves of some workgroups must not touch yet.
 
     Args:
-        workgroups: how many share the LDS array.
+        workgroups: the number of workgroups that share the LDS array.
         num_waves: the number of waves of a workgroup.
         row_bytes: the bytes of each workgroup's row in the LDS array.
     """

@@ -20,7 +20,7 @@ class LdsRaces(Watch):
     """The accesses of some workgroups to each byte of LDS since the last barrier.
 
     Args:
-        workgroups: how many share the LDS array.
+        workgroups: the number of workgroups that share the LDS array.
         num_waves: the number of waves of a workgroup, at most 32.
         row_bytes: the bytes of each workgroup's row in the LDS array.
     """

@@ -68,7 +68,7 @@ class Memory(Storage):
     Args:
         contents: bytes of each buffer, by name. They are copied, and must not change while the memory is used.
         seed: the seed of the bytes between the buffers.
-        parts: what may be touched; None: all.
+        parts: the parts that may be touched; None: all.
 
     Attributes:
         told: the workgroups that got a value from an atomic instruction: it may order them behind others.

@@ -26,7 +26,7 @@ Origin = frozenset[int]
 Origins = frozenset[Origin]
 """The origins of the values that may be in a place; empty if no value is known there."""
 Place = tuple[str, int, int]
-"""A scalar register ("s"); a vector register ("v") with lane -1, or one of its lanes; a word of scratch ("m"), likewise."""
+"""A scalar register ("s"); a vector register ("v") with lane -1, or one of its lanes; a word of scratch ("m"), too."""
 State = dict[Place, Origins]
 
 _NO_POINTER: Origins = frozenset({frozenset()})

@@ -58,7 +58,7 @@ class Program:
         """The loads and stores under way after a block that was entered with a state. The answer is kept for all launches.
 
         Args:
-            hazards: where faults are recorded.
+            hazards: the record of faults.
 
         Raises:
             Fault: an instruction touches a pending register, and there is no record.

@@ -21,10 +21,10 @@ class Runner:
     """Runs groups of waves of one program.
 
     Attributes:
-        program: what runs.
+        program: the program that runs.
         ended: called with each group of waves that has ended.
-        executed: how many waves have run each block.
-        most: how many instructions all waves together may run.
+        executed: the number of waves that have run each block.
+        most: the number of instructions that all waves together may run.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ flat instruction raises two counters, that of vector memory and that of LDS, and
 (or one half of it) that an older load of the same counter writes, because both come in order.
 
 From gfx11 on, a load of 16 bits writes its half of a register alone. While it is under way, the other half may be loaded, and a
-store of 8 or 16 bits may read it. On gfx12 other instructions that name the other half alone may read or write it, too; gfx11
+store of 8 or 16 bits may read it. On gfx12 other instructions that name only the other half may read or write it, too; gfx11
 needs a wait there (LLVM: "d16 writes 32-bit VGPR").
 
 On gfx9 vmcnt counts to 63 and lgkmcnt to 15, and an instruction that would count further does not begin before another has
@@ -93,7 +93,7 @@ def after(block: Sequence[Instruction], state: State, kernel: Kernel, hazards: H
     """The loads and stores under way after a block.
 
     Args:
-        hazards: where faults are recorded. Then the load counts as if it had come.
+        hazards: the record of faults. Then the load counts as if it had come.
 
     Raises:
         Fault: an instruction touches a pending register, and there is no record. Its instruction is filled in.

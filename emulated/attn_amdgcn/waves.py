@@ -32,8 +32,8 @@ class Shared:
         lds: [workgroups, words] uint32, the LDS of each workgroup.
         lds_bytes: the bytes of each workgroup's LDS; `lds` may have a few more.
         scratch_bytes: the bytes of each lane's private memory.
-        watches: what looks on.
-        hazards: where faults of that kind are recorded; None: each of them ends the launch.
+        watches: the observers of the run.
+        hazards: the record of faults of that kind; None: each of them ends the launch.
         lds_storage: `lds`, row behind row.
         ranges: the ranges of buffers, by their resources (`instructions.buffer_memory`).
     """
@@ -62,10 +62,10 @@ class Waves:
         uniform, uniform_f32, uniform_i32: [SCALARS, waves, 1], the same bits as values of lanes; `uniform64` has the pairs.
         shape: numbers of waves and of lanes.
         scc: [waves] bool, the scalar condition code.
-        masks: what `mask` returned, by index, until the scalar registers there are written.
+        masks: the results of `mask`, by index, until the scalar registers there are written.
         lanes: [waves, lanes] bool, the lanes that EXEC switches on; None if all are on.
         block: the number of the basic block in which the next instruction stands.
-        pending: what memory instructions have not brought yet (`attn_amdgcn.waits`).
+        pending: the memory instructions that are not complete yet (`attn_amdgcn.waits`).
         workgroup: [waves] int64, the number of each wave's workgroup in the grid.
         number: [waves] int64, the number of each wave in its workgroup.
         slot: [waves] int64, the row of `shared.lds` that is the wave's.

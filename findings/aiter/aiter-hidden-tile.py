@@ -1,6 +1,6 @@
 """unified_attention: a row whose first tile is hidden from it loses its weights where its logits are negative.
 
-Two queries after 63 keys, and a window of 1 token: each query sees itself alone, so its output is its own value, 1. The second
+Two queries after 63 keys, and a window of 1 token: each query sees only itself, so its output is its own value, 1. The second
 query sees nothing of the first tile of 64 keys. All logits are -200.
 """
 

@@ -24,7 +24,7 @@ for vector copies behind s_or_b64, and does not look past these scalar copies. L
 Triton 3.9.0 has it. 3.6.0 and 3.7.1 do not, but 3.7.1 allocates the registers of this kernel in another way. In LLVM's issue
 222368, open in September 2026, other scalar instructions than copies have the same effect, seen on an MI300A.
 
-This script needs Triton alone, and no GPU.
+This script needs only Triton, and no GPU.
 """
 
 import gzip

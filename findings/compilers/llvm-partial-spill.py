@@ -35,7 +35,7 @@ On gfx942, the loop's second turn takes a mask of lanes for the address of the s
 outputs are wrong. Without the two v_writelane_b32 that overwrite the address, the emulated outputs are right on both.
 On gfx942 a window is enough: in 128 dims, without a soft cap and without sinks, the case fails, too. In 64 dims it agrees.
 
-Triton 3.6.0, 3.7.1 and 3.8.0 make right code of both kernels. This script needs Triton alone, and no GPU.
+Triton 3.6.0, 3.7.1 and 3.8.0 make right code of both kernels. This script needs only Triton, and no GPU.
 """
 
 import re

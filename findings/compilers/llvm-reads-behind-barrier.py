@@ -26,7 +26,7 @@ LLVM's issue 181708 says why: MachineSink does not look at what stands behind a 
 3.8.0 and 3.9.0 leaves the reads of this IR where they are. These Tritons also put fences beside a barrier. LMDeploy's decode
 (_fwd_grouped_split_kernel) of 80 dims has the fault. The emulator tells it as a race, of this IR and of LMDeploy's kernel.
 
-This script needs Triton alone, and no GPU.
+This script needs only Triton, and no GPU.
 """
 
 import gzip

@@ -20,7 +20,7 @@ of the same launch does; it cannot read this IR. AITER's extend_attention and de
 fault for gfx1100 under Triton 3.9. The emulator tells it as a race once the loop has turned twice, and
 `attn_optimized.miscompiled` refuses such code.
 
-This script needs Triton alone, and no GPU.
+This script needs only Triton, and no GPU.
 """
 
 import gzip

@@ -7,7 +7,7 @@ store's address is base + 8 * n + 504 * n + (16 * n ^ ...). In the code of ptxas
 and by compute-sanitizer "Invalid __shared__ write of size 16 bytes". ptxas 12.9.86, of Triton 3.8.0 and 3.9.0, makes right code
 of the same PTX.
 
-Since then the kernel loads values with wider masks, and spills nothing. This script needs Triton alone, and no GPU.
+Since then the kernel loads values with wider masks, and spills nothing. This script needs only Triton, and no GPU.
 """
 
 import gzip

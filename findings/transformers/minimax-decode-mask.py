@@ -5,7 +5,7 @@ in 5.24). It is the entry of the first key, which broadcasts: a request that is 
 the lowest number to each logit, which hides nothing, so that the request attends to its padding, too; `sdpa` hides every key.
 
 The model below is small and random. The script prints by how much the logits of a request differ, by step, between a call of
-its own and one in which it is padded beside a longer request. It needs torch and transformers alone, and no GPU. It exits with
+its own and one in which it is padded beside a longer request. It needs only torch and transformers, and no GPU. It exits with
 1 where the finding shows, with 0 where it does not, and with 2 where it cannot run.
 """
 

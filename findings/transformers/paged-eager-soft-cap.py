@@ -13,7 +13,7 @@ since 5.21, by "paged|eager", unless FlashAttention is there. So a model that is
 integrations/eager_paged.py has no line about a cap in 5.17, 5.20, 5.23 and 5.24, the newest that was read.
 
 The model below is small and random, with logits far above its cap. The script prints what `generate` makes of each prompt, and
-what `generate_batch` makes of all of them. It needs torch and transformers alone, and no GPU. It exits with 1 where the finding
+what `generate_batch` makes of all of them. It needs only torch and transformers, and no GPU. It exits with 1 where the finding
 shows, with 0 where it does not, and with 2 where it cannot run.
 """
 

@@ -1,7 +1,7 @@
 """Modules of the current folder, which is not on `sys.path`: a person names one as module:attribute.
 
 Packages look for optional modules when they are imported: torch for `pydot`, transformers for `accelerate`. With the folder on
-the path, a file of such a name in the folder of a downloaded model would run. So two imports alone are resolved there: that of
+the path, a file of such a name in the folder of a downloaded model would run. So only two imports are resolved there: that of
 a module that was named, and one that a module of the folder makes, at any time, for a module beside it. Whatever is found on
 `sys.path` comes first.
 """

@@ -48,7 +48,7 @@ class FailedCheckError(Exception):
 
     Args:
         kind: the kind of the verdict (`attn_fuzz.verdict.verdict.Kind`), such as "property".
-        about: what the failure is about, as `Verdict.about` has it.
+        about: the subject of the failure, as in `Verdict.about`.
         message: one line for a person.
         ratio: the largest error / bound, of a value.
     """

@@ -82,7 +82,7 @@ def held(path: Path, most: int, starts: bytes) -> Iterator[Lines]:
     Args:
         path: a file, in a folder that exists.
         most: bytes that it may have.
-        starts: how the first line of such a file starts.
+        starts: the beginning of the first line of such a file.
 
     Raises:
         InputError: another run holds the file, or it cannot be read. It is left as it was if it has another start.

@@ -23,7 +23,7 @@ GROUPS = {
 }
 
 
-@click.group(cls=Commands, groups=GROUPS, module="attn_lab.commands.{}", moved={}, context_settings=HELP)
+@click.group(cls=Commands, groups=GROUPS, module="attn_lab.commands.{}", context_settings=HELP)
 def lab() -> None:
     """Commands for maintainers of attn-parity, run in the root of a checkout."""
 

@@ -21,6 +21,7 @@ from attn_optimized.launch.rules import IMPLEMENTED_RULES
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.warp_specialized import warp_specialized_launch
 from attn_optimized.launch.workload import Workload, rounded
+from attn_optimized.miscompiled import refuse_wrong_values
 from attn_optimized.signature_cache import SignatureCache
 from attn_optimized.strides import offset_of_scales
 
@@ -223,6 +224,7 @@ def attention_launches(plan: AttentionPlan, call: AttentionCall) -> AttentionLau
     keys are split, the reduction of the parts."""
     if not plan.num_programs:
         return AttentionLaunches(plan, None, None)
+    refuse_wrong_values(plan.architecture, call.q.dtype, call.layer)
     if (specialized := warp_specialized_launch(plan, call)) is not None:
         return AttentionLaunches(plan, specialized, None)
     reduction = reduce_launch(plan, call, plan.splits) if plan.splits > 1 else None

@@ -19,7 +19,7 @@ class Launch:
     """A launch without its tensors: calls of one signature share it.
 
     Args:
-        kernel: what triton.jit made of a function, compiled or interpreted. Its parameters are tensors, then numbers, then
+        kernel: a function after triton.jit, compiled or interpreted. Its parameters are tensors, then numbers, then
             constants.
         grid: the number of programs in each dimension.
         constants: the kernel's tl.constexpr, by name.

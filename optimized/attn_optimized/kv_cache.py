@@ -46,7 +46,7 @@ def write_kv_cache(
 
     Args:
         k, v: [T_kv, HK, D] and [T_kv, HK, Dv] float32, float16 or bfloat16; the last dimension is dense. Rows past S are not
-            read. Dv is D but for a head_size_v, which CONTENT_PACKED alone takes.
+            read. Dv is D, or head_size_v, which only CONTENT_PACKED takes.
         kv_cache: as `layer.layout` says, of `layer.kv_cache_dtype` or k's dtype, with any strides.
         layer: only its layout, kv_cache_dtype and scales are read.
         slot_mapping: [S] int64, `block * block_size + offset`; -1 writes nothing.
@@ -79,7 +79,7 @@ def rope_and_write_kv_cache(
     is_neox: bool,
     validate: bool = False,
 ) -> None:
-    """Rotate q in place and write k, rotated likewise, and v into the cache (RoPE; Su et al., arXiv:2104.09864).
+    """Rotate q in place and write k, also rotated, and v into the cache (RoPE; Su et al., arXiv:2104.09864).
 
     Two dims x1, x2 that rotate together become `x1 * cos - x2 * sin` and `x2 * cos + x1 * sin`, each product and sum rounded to
     float32, and the result to the dtype of q. The rotated k and v are then written as `write_kv_cache` writes them.

@@ -1,4 +1,6 @@
-"""Refuses launches that Triton is known to compile wrongly for AMD's GPUs, before they run.
+"""Refuses launches that Triton is known to compile wrongly, before they run.
+
+For AMD's GPUs the code of a kernel shows it:
 
 * LLVM 24, of Triton 3.9, may lose a spilled address: see `attn_amdgcn.origins`, which finds such code in its text. Kernels that
   spill no register cannot have it.
@@ -6,14 +8,17 @@
   findings/compilers/llvm-copies-before-exec.py. Later ones repair a part of this (LLVM's issue 222368).
 * LLVM, of Triton 3.8 and 3.9, may wait for a loop's stores into LDS behind the barrier that hands them to other waves: see
   findings/compilers/llvm-wait-behind-barrier.py.
+
+For NVIDIA's, one kind of call is known by its results; see `refuse_wrong_values`.
 """
 
 import functools
 import itertools
 import re
 
+import torch
 import triton
-from attn_contract import MiscompiledError, UnsupportedError
+from attn_contract import Layer, Layout, MiscompiledError, UnsupportedError
 
 _SPILLS = re.compile(r"\.(?:sgpr|vgpr)_spill_count:\s*[1-9]")
 _FIRST_THAT_LOSES = (3, 9)
@@ -59,6 +64,21 @@ def refuse_miscompiled(assembly: str, architecture: str) -> None:
     if lost:
         why = f"LLVM loses the address of {len(lost)} accesses, the first of {lost[0].instruction.source or 'an unknown line'}"
         raise _refusal(kernel.name, architecture, why, "Triton 3.8")
+
+
+def refuse_wrong_values(architecture: str, dtype: torch.dtype, layer: Layer) -> None:
+    """Refuse a selection of keys by float32 queries in a one-byte SHUFFLED cache on NVIDIA's GPUs.
+
+    On an H200, under Triton 3.6.0, outputs of heads of 64 are right in dims 0, 8, 16 and so on alone, even for a single key.
+    The emulated code for AMD's GPUs is right. The cause is not known, and no other release of Triton has run there.
+
+    Raises:
+        MiscompiledError: it is such a call.
+    """
+    is_read_wrong = layer.layout == Layout.SHUFFLED and layer.kv_cache_dtype is not None and layer.selection_unit is not None
+    if architecture.startswith("sm") and dtype == torch.float32 and is_read_wrong:
+        what = "a selection by float32 queries in a one-byte SHUFFLED cache"
+        raise _refusal(what, architecture, "values are wrong on an H200", "float16 or bfloat16 queries, or another layout")
 
 
 def _refusal(kernel: str, architecture: str, why: str, instead: str) -> MiscompiledError:

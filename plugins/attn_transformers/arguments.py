@@ -49,7 +49,7 @@ class Arguments:
         bias: [B, H, Q, K] on the CPU, the numbers added to logits.
         softcap, s_aux, sliding_window: transformers' names of logits_soft_cap, of sinks, and of a window that counts the token
             itself.
-        packed: where the queries and the keys of each request begin, and where those of the last one end.
+        packed: the first query and the first key of each request, and the ends of the last one.
     """
 
     query: torch.Tensor

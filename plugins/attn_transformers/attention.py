@@ -27,7 +27,7 @@ def attention(
         key: [B, HK, K, D].
         value: [B, HK, K, DV].
         attention_mask: [B, 1, Q, K] bool, or floats that are added to logits.
-        arguments: those of `arguments_of`, and those of `through_cache`.
+        arguments: the arguments of `arguments_of` and of `through_cache`.
 
     Returns:
         [B, Q, H, DV], with zeros for queries that see no key, and no weights.

@@ -158,7 +158,7 @@ def _ranges(metadata: Any) -> torch.Tensor | None:
     of_queries = getattr(metadata, "mm_prefix_query_range_tensor", None)
     if of_queries is None:
         return of_requests
-    # a range acts on its own queries alone, so those that hold a query of this step are all that act
+    # a range acts only on its own queries, so those that hold a query of this step are all that act
     starts, queries = metadata.query_start_loc.tolist(), of_queries.tolist()
     found = [
         sorted({(first, last) for first, last in queries[begin:end] if first >= 0}) for begin, end in itertools.pairwise(starts)

@@ -77,7 +77,7 @@ class Blocks:
         Args:
             layer: its name, or that of the layer whose cache it shares.
             metadata: of a backend, with `slot_mapping`, and the Batch's other fields, or those of MLA.
-            window: how many keys a query of the layer sees, itself among them.
+            window: the number of keys that a query of the layer sees, its own included.
             query_start_loc: of metadata that have none.
             reader: makes the reader of the layer's cache; see PagedStep. It is called for a layer that is held.
 

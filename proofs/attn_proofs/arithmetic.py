@@ -1,4 +1,4 @@
-"""Triton's arithmetic in mathematical integers: what an operator makes of terms, and which term must fit which type.
+"""Triton's arithmetic in mathematical integers: the results of operators on terms, and the type that each term must fit.
 
 `//` and `%` of a kernel truncate toward zero, as the GPU's division does; those of host code floor, as Python's do. `&`
 and `|` are logical on conditions; `&` with a number of low bits is a remainder. `>>` floors. A sum, difference or product of
@@ -147,7 +147,7 @@ def negative(context: Context, value: Tensor) -> Tensor:
 
 
 def opaque(name: str, shape: tuple[int, ...]) -> Tensor:
-    """A float of which nothing is known but that it is one number for each index."""
+    """An unknown float, which is a number for each index."""
     if not shape:
         term = z3.Real(fresh_name(name))
         return Tensor((), "float", lambda _: term)

@@ -83,17 +83,15 @@ class Frame:
 
 @dataclass
 class Extraction:
-    """An execution, and what it left.
+    """An execution and its results.
 
     Args:
         sources: the modules.
-        interprets: what `knobs.runtime.interpret` is: some constants are smaller under Triton's interpreter.
+        interprets: the value of `knobs.runtime.interpret`: some constants are smaller under Triton's interpreter.
         invariants: by the name of a function that holds a loop, what holds of its variables before each turn: see `loops.py`.
-        arbitrary: by function and variable, a value that takes the place of the one that is assigned. A statement about
-            an arbitrary
-            value holds of the assigned one, too, and is often shorter.
-        given: by a function's dotted name, what is called in its place. A statement about any result holds of the function's
-            own, too.
+        arbitrary: by function and variable, a value that takes the place of the one that is assigned. A statement about an
+            arbitrary value holds of the assigned one, too, and is often shorter.
+        given: replacements of functions, by dotted names. A statement about any result holds of the function's own, too.
         grid: the program's index and number in each dimension of the grid.
     """
 
@@ -140,7 +138,7 @@ class Extraction:
     # execution
 
     def execute(self, located: Located, arguments: Sequence[Any], named: dict[str, Any]) -> Any:
-        """Execute a function with arguments, and merge what its returns give."""
+        """Execute a function with arguments, and merge the results of its returns."""
         node = located.node
         assert isinstance(node, ast.FunctionDef)
         frame = Frame(located, self._bound(located, node, arguments, named))

@@ -1,4 +1,4 @@
-"""The arguments of the kernels as symbols: what a launch may give them."""
+"""The arguments of the kernels as symbols, for any launch."""
 
 import ast
 from typing import Any
@@ -72,7 +72,7 @@ def pointer(name: str) -> Pointer:
 
 
 def record(sources: Sources, place: str, dtype: str, **given: Any) -> Record:
-    """A record whose fields are symbols of their own names, but for those that are given."""
+    """A record whose fields are symbols named after them, except for given ones."""
     fields = {
         name: given[name]
         if name in given

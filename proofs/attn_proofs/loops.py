@@ -178,7 +178,7 @@ def _equal_lanes(extraction: "Extraction", value: Any, other: Any) -> list[Term]
 
 
 def _at_turn(before: dict[str, Any], steps: dict[str, int], count: Term) -> dict[str, Any]:
-    """The variables at a turn: arbitrary, but for those that have a closed form."""
+    """The variables at a turn: arbitrary, except for those that have a closed form."""
     return {
         name: _stepped(value, count * steps[name]) if name in steps else arbitrary(name, value)
         for name, value in before.items()

@@ -1,4 +1,4 @@
-"""Products and quotients of two numbers of which neither is known: functions, by what proofs need of them.
+"""Products and quotients of two unknown numbers: functions with the properties that proofs need.
 
 The solver's own multiplication and division of unknown numbers make it search without end. So `product(a, b)` is a
 function of which a proof is told that it distributes over sums (`times` does so when it builds a term) and that two

@@ -1,4 +1,4 @@
-"""Scenes: a program of the attention kernel at work on a tile of queries, with the specification's names for what it works on.
+"""Scenes: a program of the attention kernel with its tile of queries, named as in the specification.
 
 A scene runs `attend_tile` on one row m of an arbitrary tile, and one key j. Its assumptions are the contract's ranges,
 and what the theorems of the family `programs` prove of a tile: it has at least one query, and its queries are the
@@ -42,7 +42,7 @@ class Scene:
         return self.extraction.local("rows_of_tile", "owned", 0).value.at(z3.Int("m"))
 
     def given(self, *more: Term) -> tuple[Term, ...]:
-        """The assumptions, with those that evaluating terms has added."""
+        """The assumptions, including those added by the evaluation of terms."""
         return (*self.assumptions, *self.extraction.assumptions, *more)
 
     def claim(self, name: str, assumptions: list[Term], goal: Term) -> Claim:
@@ -94,7 +94,7 @@ class Scene:
             z3.Int("request") == 0,
             z3.Int("num_tokens") == z3.Int("query_len"),
             z3.Int("heads_per_group") == 1,
-            z3.Int("heads") == 0,
+            z3.Int("head_group") == 0,
             z3.Int("key_unit") == 3,
             z3.Int("kv_head") == 0,
             *(z3.Int(name) <= most for name, most in numbers.items()),

@@ -27,7 +27,7 @@ class Sources:
 
     patched: Mapping[str, str] = field(default_factory=dict)
     scenes: dict[Any, Any] = field(default_factory=dict)
-    """what theorems have extracted of these sources, so that several share it"""
+    """the extractions of these sources, which several theorems share"""
 
     def tree(self, module: str) -> ast.Module:
         return _tree(self.text(module))

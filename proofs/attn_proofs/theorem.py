@@ -28,9 +28,9 @@ class Claim:
     Attributes:
         name: which part of the theorem it is.
         assumptions: the contract's, and the conditions under which the program is there.
-        goal: what is to follow.
-        small: what a counterexample is to be, too, so that it becomes a case: lengths that the interpreter runs in seconds, and
-            the tiles that it uses. None: no counterexample is looked for.
+        goal: the statement to prove.
+        small: further conditions on a counterexample that becomes a case: lengths that the interpreter runs in seconds, and
+            the tiles that it uses. None: no counterexample is searched for.
         lines: the executed source lines, by module.
     """
 
@@ -75,7 +75,7 @@ class Theorem:
         find: the mutant's: what is there.
         replace: the mutant's: what comes instead.
         case: makes a case of a counterexample, which fails on the changed source.
-        assumes: what it assumes beyond the family's assumptions.
+        assumes: its assumptions beyond those of the family.
     """
 
     name: str

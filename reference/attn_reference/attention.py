@@ -96,7 +96,7 @@ def paged_attention(
         q: [T, H, D] float32, float16 or bfloat16, or of the cache's float8 type if there is a `layer.q_scale`.
         kv_cache: a tensor of q's dtype or `layer.kv_cache_dtype`, shaped as `layer.layout` says, of any strides; this step's
             keys are already written.
-        layer, batch: what is fixed for the layer, and what changes every step.
+        layer, batch: the settings of the layer, and those that change every step.
         out: [T, H, Dv] or [T, H * Dv] of q's dtype, or float8 if there is a `layer.output_scale`, where Dv is
             `layer.v_head_size`, the width of V; only rows that a request owns are written. None: a new [T, H, Dv] of q's dtype,
             with zeros in the other rows. Beside a float8 q it is given, in a dtype of the caller's choice.

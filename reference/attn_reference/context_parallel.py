@@ -12,7 +12,7 @@ rank has the `base = L // (I * N) * I` of the whole rounds. Of the last round it
 
 **Pages.** A rank stores its local token l in slot `l % BS` of the block `block_table[l // BS]`, like any token. If BS is a
 multiple of I, then `l // BS == i // (BS * N)`: one block table serves all ranks, and an entry stands for BS * N tokens of the
-request. A table made for the request's length alone would have N times too many entries (vLLM #48003).
+request. A table made for the request's whole length would have N times too many entries (vLLM #48003).
 
 **What a query sees.** Every rank has every query, at its position p in the whole sequence. The *global* index of a token says
 whether the query sees it: a causal query sees the rank's tokens i <= p. Because a rank keeps the order, these are its first

@@ -119,7 +119,7 @@ def select(logits: torch.Tensor, indexer: Indexer, batch: Batch, *, out: torch.T
         logits: [HS, T, units] float32 or float64; what a row does not see is not looked at.
         indexer: the terms of the index layer.
         batch: causal.
-        out: what to return, and write to; None: a new tensor.
+        out: the tensor to write to and to return; None: a new tensor.
 
     Returns:
         [HS, T, indexer.selected_width] int32, as `Batch.selected` has it. Of equal logits those of the first units are taken.

@@ -81,7 +81,7 @@ def gather_kv_cache(
         kv_cache: of `layer.kv_cache_dtype`, or of a float dtype if that is None; shaped as `layer.layout` says, of any strides.
         layer: its layout, kv_cache_dtype and scales are used.
         block_table: [max_blocks] int32, the request's row; entries past `ceil(seq_len / block_size)` are never followed.
-        seq_len: how many keys to read.
+        seq_len: the number of keys to read.
         dtype: the dtype of the result: float64, which is exact for every cache, float32, float16 or bfloat16.
 
     Returns:

@@ -100,7 +100,7 @@ def test_what_differs_is_told():
 
 @pytest.fixture
 def compiled_once(monkeypatch):
-    """What one command has compiled, the next ones find: what they make of it is looked at."""
+    """A launch is compiled once for all commands, whose comparisons are tested."""
     known = {}
 
     def remembered(work, jobs, *arguments):

@@ -51,7 +51,7 @@ def test_the_work_of_a_prefill_is_that_of_the_pairs_that_are_seen():
 
 @pytest.mark.parametrize("case", CASES[2:7:2] + CASES[-4:], ids=lambda case: case.name)
 def test_our_kernel_computes_what_is_expected(case):
-    """In bfloat16 and float8, of several rows, of ragged requests, and of prompts that are expanded."""
+    """Cases in bfloat16 and float8, with several rows, ragged requests, and expanded prompts."""
     call = attention_call(case.tiny(), torch.device("cpu"), seed=0)
     rows = check.sampled_rows(call)
     prepared = ours(attn_optimized, call)

@@ -1,4 +1,4 @@
-"""Who is wrong is said to be wrong and not timed; what was measured before an error, an interrupt or the end is kept."""
+"""Wrong participants are named and not timed; results before an error, an interrupt or the end are kept."""
 
 import dataclasses
 import io

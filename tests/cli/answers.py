@@ -1,11 +1,11 @@
-"""What `attn-parity select` must answer for the model configs in `configs/`, on gfx942 with AITER 2026-08. Written by hand."""
+"""The right answers of `attn-parity select` for configs in `configs/`, on gfx942 with AITER 2026-08, written by hand."""
 
 import math
 from typing import Any, NamedTuple
 
 
 class Answer(NamedTuple):
-    """Of a group: the numbers of its layers, its sizes, the backend that serves it, and the rules that it asks for."""
+    """A group of layers: their numbers and sizes, the backend that serves them, and the rules that they ask for."""
 
     numbers: str
     heads: int
@@ -52,7 +52,7 @@ def encoder_decoder(layers: int, heads: int, cross: str) -> dict[str, Answer]:
 
 
 def window(width: int) -> list[int]:
-    """Of a `sliding_window`, which counts the token itself."""
+    """The rules of a `sliding_window`, which counts the token itself."""
     return [width - 1, width - 1]
 
 

@@ -1,4 +1,4 @@
-"""What `select` says of how a backend's kernels were run."""
+"""`select` says how a backend's kernels were run."""
 
 import pytest
 from attn_fuzz.targets import registry

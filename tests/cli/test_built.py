@@ -24,7 +24,7 @@ TINY = {
 
 
 def answer(model_type: str, **fields: Any) -> dict[str, Any]:
-    """What is said of each group of a small config: the numbers of its layers, its sizes and its rules."""
+    """The description of each group of a small config: the numbers of its layers, its sizes and its rules."""
     config = model_config({"model_type": model_type, **TINY, **fields})
     return {
         name: (list(group.layers), group.num_heads, group.num_kv_heads, group.head_size, dict(group.rules))

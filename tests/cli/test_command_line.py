@@ -1,4 +1,4 @@
-"""What all commands share: help, completion, defaults of pyproject.toml, the examples, and the number of workers."""
+"""The parts that all commands share: help, completion, defaults of pyproject.toml, the examples, and the number of workers."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import msgspec
 import pytest
 import torch
 from attn_fuzz.cases import case_file
-from attn_parity import COMMANDS, MOVED, cpus, executors, options
+from attn_parity import COMMANDS, cpus, executors, options
 
 from tests.support import processes
 from tests.support.pages import PAGES, ROOT
@@ -29,13 +29,6 @@ def test_help_lists_every_command_in_a_group(attn_parity):
     assert all(text.count(f"\n  {name} ") == 1 for name in COMMANDS)
     first = text.split("Commands to begin with:")[1].split("\n\n")[0]
     assert re.findall(r"^  (\w+)", first, re.MULTILINE) == ["fuzz", "replay", "explain", "show", "targets", "select", "doctor"]
-
-
-@pytest.mark.parametrize("name", MOVED)
-def test_a_command_that_moved_says_where_to(name, attn_parity):
-    run = attn_parity(name)
-    assert run.code == 2
-    assert f"{name} is {MOVED[name]}" in run.err
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
@@ -112,7 +105,7 @@ def test_every_shell_has_a_startup_file():
 @pytest.mark.nightly
 @pytest.mark.parametrize(("shell", "startup", "line"), STARTUP_FILES, ids=[shell for shell, _, _ in STARTUP_FILES])
 def test_a_shell_with_the_documented_line_completes_what_is_typed(shell, startup, line, tmp_path):
-    """In an interactive shell, with the Tab key."""
+    """The completions of an interactive shell, by the Tab key."""
     program = shutil.which(shell)
     if program is None:
         pytest.skip(f"needs {shell}")

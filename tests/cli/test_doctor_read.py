@@ -28,7 +28,7 @@ def pair_of(entry: Entry, gain: float | None, architecture: str = "gfx942", stag
 
 @pytest.fixture
 def read(monkeypatch, tmp_path, capsys):
-    """What `doctor --read` prints of launches, by name."""
+    """The lines that `doctor --read` prints about launches, by name."""
     monkeypatch.chdir(tmp_path)
 
     def printed(**pairs: Pair) -> str:

@@ -1,4 +1,4 @@
-"""What each command and each import needs installed: some run without an extra, the others name it in one line."""
+"""The packages that each command and each import needs: some run without an extra, the others name it in one line."""
 
 import ast
 import json
@@ -56,11 +56,11 @@ ARGUMENTS = {
     "emulate": ["launches.json"],
     "select": ["--heads", "8", "--head-size", "64"],
 }
-"""What a command must be given."""
+"""The arguments that a command needs."""
 NO_EXTRA = ("vllm",)
 """vLLM is no extra."""
 OF_THE_USER = ("pytest",)
-"""What calls this project, and so is there."""
+"""The packages that call this project, and so are installed."""
 
 
 def blocked(modules: tuple[str, ...], program: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -18,9 +18,9 @@ from attn_parity.binaries import run_folder, saved
 from tests.emulated.test_run import KERNEL
 
 LENGTH, TIMES = 3000, 8
-"""Of the shorter text, and how many times as long the other one is."""
+"""The length of the shorter text, and the factor of the longer one."""
 SECONDS = 0.005
-"""What a clock does not tell apart."""
+"""The seconds that a clock does not tell apart."""
 UNITS = (
     *(
         '"\\',
@@ -91,7 +91,7 @@ def test_time_grows_as_a_kernel_does(place, unit):
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Of this process on a CPU, whatever the call raises."""
+    """The CPU seconds of this process in a call, which may raise."""
     begun = time.process_time()
     with contextlib.suppress(Exception):
         function()

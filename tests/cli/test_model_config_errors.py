@@ -165,7 +165,7 @@ def test_what_is_not_known_is_told():
 
 
 def test_fields_of_others_than_attention_are_passed_over_or_told():
-    """Of the states of linear layers, of a model with rewards, of images, and of how text is generated."""
+    """Fields about the states of linear layers, rewards, images, and the generation of text."""
     others = {"mamba_ssm_dtype": "float32", "num_reward_heads": 0, "encoder_no_repeat_ngram_size": 0, "mask_init_id": 12}
     assert model_config({**LLAMA, **others}).unknown == ()
     told = {

@@ -238,7 +238,7 @@ MLA = AttentionConfig(
     num_heads=16, num_kv_heads=1, head_size=576, dtype=torch.bfloat16, block_size=64, rules={"head_size_v": 512}
 )
 WIDE = MLA.with_rules(head_size_v=None)
-"""As MLA, with V as wide as K."""
+"""Latent attention, with V as wide as K."""
 INLINE = {"kv_cache_dtype": E4M3FN, "scales": "inline"}
 CONFIGS = {"config": CONFIG, "encoder's config": ENCODER, "config of MLA": MLA}
 

@@ -118,7 +118,7 @@ ADDRESSES = {
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_addresses(name):
-    """By the formula, and by a tensor over an allocation whose elements are their own addresses."""
+    """The address of an element, by the formula and by a tensor whose elements are their own addresses."""
     view = VIEWS[name]
     tensor = view.tensor(torch.arange(view.end))
     for index, address in zip(INDICES, ADDRESSES[name], strict=True):

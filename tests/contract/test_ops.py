@@ -260,7 +260,7 @@ def test_cache_writes_know_as_much_of_the_layer_as_they_need(recorded, name, dty
 
 @pytest.mark.parametrize("v_size", [3, 8, 12])
 def test_the_op_of_a_write_takes_the_width_of_v_from_v(v_size):
-    """In CONTENT_PACKED, whose rows can be of two widths. In other layouts v is as wide as k."""
+    """A width of v is taken only in CONTENT_PACKED, whose rows can be of two widths. In other layouts v is as wide as k."""
     k, v, slots = torch.ones(2, 2, 8), torch.full((2, 2, v_size), 2.0), torch.tensor([5, -1])
     cache = torch.zeros(2, 2, 4, 8 + v_size)
     ops.write_kv_cache(k, v, cache, "CONTENT_PACKED", slots)
@@ -272,7 +272,7 @@ def test_the_op_of_a_write_takes_the_width_of_v_from_v(v_size):
 
 
 def test_a_width_of_v_is_passed_by_name():
-    """As a layout is. It is never guessed from v."""
+    """The width is passed, as a layout is. It is never guessed from v."""
     arguments = varlen_arguments() | {"v": torch.zeros(1, 2, 3), "out": torch.full((1, 4, 3), torch.nan)}
     ops.varlen_attention(**arguments, head_size_v=3)
     assert not arguments["out"].any()

@@ -112,7 +112,7 @@ def of_inline_scales() -> Arguments:
 
 
 def fp8() -> Arguments:
-    """With quantized output."""
+    """A call with quantized output."""
     return paged() | fixed() | {"output_scale": torch.ones(1), "out": torch.zeros(8, 4, 8).to(torch.float8_e4m3fn)}
 
 

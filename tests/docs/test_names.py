@@ -26,7 +26,7 @@ def test_what_the_packages_name_is_there():
 
 
 def gone_in(*files: Path) -> dict[str, list[str]]:
-    """By file, what `gone` finds in it."""
+    """The results of `gone`, by file."""
     found = {path.relative_to(ROOT).as_posix(): gone(path.read_text(encoding="utf-8"), path.parent) for path in sorted(files)}
     return {name: names for name, names in found.items() if names}
 

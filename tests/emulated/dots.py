@@ -19,7 +19,7 @@ KINDS = {
     "fp8": (torch.float8_e4m3fn, torch.float32),
     "bf8_fnuz": (torch.float8_e5m2fnuz, torch.float32),
 }
-"""Of A and B, and of the product."""
+"""The dtypes of A and B, and of the product."""
 ARCHITECTURES = {
     "gfx90a": "bf16 i8 f32 f64",
     "gfx942": "bf16 i8 f32 f64 bf8_fnuz",
@@ -28,7 +28,7 @@ ARCHITECTURES = {
     "gfx1201": "bf16 i8 fp8",
     "gfx1250": "bf16 i8 f32 fp8",
 }
-"""What each architecture multiplies by matrix instructions, one kind for each layout: f16, for one, has the layouts of bf16."""
+"""The kinds that each architecture multiplies by matrix instructions, one for each layout: f16 has the layouts of bf16."""
 SCALED = (128, 128, 256)
 """Rows, columns and k of the product with scales, whose A is E4M3 and whose B is E2M1, two elements in a byte."""
 

@@ -45,7 +45,7 @@ NUMBERS += [
     1e-300,
     1e300,
 ]
-"""What lies about the limits of integers, and between neighbours in another format."""
+"""Numbers about the limits of integers, and between neighbours in another format."""
 
 
 def rounded(exact: Fraction, kind: str) -> float:
@@ -70,14 +70,14 @@ def number(bits: int, kind: str) -> float:
 
 
 def bits_of(value: float, kind: str) -> int:
-    """Of a number that the format has, or a NaN."""
+    """The bits of a number in the format, or of a NaN."""
     if math.isnan(value):
         return QUIET[kind]
     return bits_of(value, "f32") >> 16 if kind == "bf16" else int.from_bytes(struct.pack(f"<{_LETTERS[kind]}", value), "little")
 
 
 def is_same(found: int, expected: float, kind: str) -> bool:
-    """Whether the bits are those of a number; of a NaN, whether they are those of any quiet NaN."""
+    """True if the bits are those of a number. For a NaN, they may be those of any quiet NaN."""
     return found & QUIET[kind] == QUIET[kind] if math.isnan(expected) else found == bits_of(expected, kind)
 
 

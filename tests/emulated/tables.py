@@ -15,7 +15,7 @@ EDGES += (0x1000001, 0x1000003, 0x01020304, 0x12345678, 0x7FFFFFC0, 0x7FFFFFFF)
 SHORT = {"b16", "u16", "i16", "f16", "bf16"}
 _LANES = np.arange(64, dtype=np.uint64)
 OLD = 0xABCDABCD
-"""What stands in the register of a result before."""
+"""The bits in the register of a result before the instruction."""
 
 
 def bits_of_kind(kind: str) -> int:
@@ -35,7 +35,7 @@ def edges(kind: str) -> list[int]:
 
 
 def number_of(bits: int, kind: str) -> int | float | tuple[float, float]:
-    """What bits stand for; those of a mask are 0 or 1."""
+    """The value of bits; those of a mask are 0 or 1."""
     if kind[0] == "2":
         return number_of(bits & 0xFFFF, kind[1:]), number_of(bits >> 16, kind[1:])
     if kind in floats.FORMATS:
@@ -55,7 +55,7 @@ def drawn(kinds: Sequence[str], most: int, multiple: int) -> list[tuple[int, ...
 
 
 class Places(NamedTuple):
-    """How the values of operands lie in registers.
+    """The layout of operands' values in registers.
 
     Attributes:
         file: "v", or "s": there each wave has one value.
@@ -87,7 +87,7 @@ class Places(NamedTuple):
         return values & np.uint64(0xFFFFFFFF), values >> np.uint64(32)
 
     def values(self, kind: str, registers: np.ndarray) -> np.ndarray:
-        """Of two registers. Two values of one lane are side by side."""
+        """The values of two registers. Two values of one lane are side by side."""
         low, high = registers.astype(np.uint64)
         both = low | high << np.uint64(32)
         if kind == "mask":

@@ -94,7 +94,7 @@ def test_a_branch_by_the_program_counter_is_a_branch():
     [pytest.param("0xfffe", id="the LLVM of Triton 3.6"), pytest.param("depctr_sa_sdst(0)", id="the LLVM of Triton 3.9")],
 )
 def test_a_branch_by_the_program_counter_may_hold_waits_for_the_scalar_unit(wait):
-    """As gfx1201 has it."""
+    """The instruction as gfx1201 has it."""
     text = f"""\ts_getpc_b64 s[46:47]
 .Lpost_getpc0:
 \ts_wait_alu {wait}

@@ -1,4 +1,4 @@
-"""What the table of gfx950's words makes of them is assembled again by an assembler that knows gfx950: Triton's."""
+"""The instructions that the table reads from gfx950's words are assembled again by Triton's assembler, which knows gfx950."""
 
 import re
 import struct

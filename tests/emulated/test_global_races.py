@@ -163,7 +163,7 @@ class FewWaves:
 
 
 def is_race(first, second) -> bool:
-    """Whether two accesses of a byte race: (wave, turn, whether it writes, value)."""
+    """True if two accesses of a byte race: (wave, turn, whether it writes, value)."""
     (one, turn, writes, value), (other, other_turn, other_writes, other_value) = first, second
     if one == other or not (writes or other_writes):
         return False

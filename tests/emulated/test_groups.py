@@ -94,7 +94,7 @@ OF_ANY_KIND = (
     "ds_read_b32 v{}, v20 offset:16",
     "ds_bpermute_b32 v{}, v20, v{}",
 )
-"""Of v0 to v9, s0 to s7, and LDS at v20."""
+"""Instructions on v0 to v9, s0 to s7, and LDS at v20."""
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -1,4 +1,4 @@
-"""What is right only if hardware is quick enough: it is recorded, and the code goes on."""
+"""Code that is right only if hardware is quick enough is recorded, and goes on."""
 
 import numpy as np
 import pytest

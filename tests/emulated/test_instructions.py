@@ -106,7 +106,7 @@ def test_the_page_counts_what_the_table_has():
 
 
 def _kernels(cell):
-    """How many kernels a cell names, by Triton and architecture: `3.9.0: 7 for gfx90a gfx942, 3 for gfx1100; 3.8.0: ...`."""
+    """The number of kernels in a cell, by Triton and architecture: `3.9.0: 7 for gfx90a gfx942, 3 for gfx1100; 3.8.0: ...`."""
     for by_triton in cell.split(";"):
         triton, _, numbers = by_triton.strip().partition(": ")
         for each in numbers.split(", "):

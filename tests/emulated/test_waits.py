@@ -166,7 +166,7 @@ def test_a_wait_of_one_branch_is_not_enough():
 
 
 def test_a_loop_without_waits_comes_to_an_end():
-    """What is under way returns to a state that was there before."""
+    """The outstanding accesses return to an earlier state."""
     lines = [
         "s_mov_b32 s4, 300",
         ".L0:",

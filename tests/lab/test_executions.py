@@ -142,7 +142,7 @@ def test_calls_whose_process_fails_did_not_run_and_others_go_on():
 
 @dataclass(frozen=True)
 class Compiled:
-    """As much of a binary as says what its code is."""
+    """The fields of a binary that identify its code."""
 
     assembly: str
     name: str = "kernel"

@@ -113,7 +113,7 @@ class Ran(NamedTuple):
 
 @pytest.fixture
 def ran(monkeypatch):
-    """In place of the runner. Returns what plans ran, and how a plan ends that has a mutant, by the mutant's name."""
+    """Replace the runner. Returns the plans that ran, and the ends of plans with mutants, by the mutant's name."""
     ran: list[Ran] = []
     answers: dict[str, Progress] = {}
 

@@ -19,7 +19,7 @@ def test_no_dimension_names_what_the_contract_has_not():
 
 @pytest.mark.parametrize("own", DIMENSIONS, ids=lambda own: own.name)
 def test_every_region_is_counted_or_has_a_reason(own):
-    """Whether each is drawn: `tox run -e nightly -- coverage`."""
+    """Another part tests that each is drawn: `tox run -e nightly -- coverage`."""
     assert all(value.reason or value.holds or value.in_step for value in own.values)
 
 

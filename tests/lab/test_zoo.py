@@ -139,7 +139,7 @@ SOONEST = {
     for row in KEPT.mutants
     if any(number is not None for number in row.found) and row.name not in LATE
 }
-"""By mutant, the seed that has found it after the fewest examples."""
+"""The seed that has found each mutant after the fewest examples."""
 
 
 FIRST = {row.name: min(number for number in row.found if number is not None) for row in KEPT.mutants if row.name in SOONEST}

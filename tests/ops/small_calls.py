@@ -251,7 +251,7 @@ CALLS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     "select units": lambda device: select(device, selection_unit=4, key_unit=4, first_units=1, last_units=1),
 }
 IN_EACH_RUN = {name for name in CALLS if " " not in name or "rule" in name}
-"""Of each op one call, and those with every rule: torch traces each call for half a second."""
+"""One call of each op, and those with every rule: torch traces each call for half a second."""
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:

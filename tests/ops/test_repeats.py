@@ -20,7 +20,7 @@ IN_THE_WHOLE_WAY = {name for name in NAMES if "inline scales" in name or "write_
 
 
 class Counted(repeats.Repeats):
-    """Whether each call of this process was like an earlier one."""
+    """True for each call of this process that was like an earlier one."""
 
     made_calls: ClassVar[list[bool]] = []
 

@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 from triton import JITFunction
 
 from tests.emulated.kernels import POINTER, kernel_text
+from tests.optimized.conftest import launches
 from tests.support.calls import HEAD_SCALES, with_idle_strides
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE, NUM_ROWS = 4, 2, 32, 7
@@ -333,7 +334,7 @@ class Gpus:
 LAUNCHES = st.lists(
     st.tuples(st.integers(0, 1), st.integers(0, 1), st.sampled_from(("aligned", "shifted", "empty"))), max_size=5
 )
-"""On which GPU, which one is current, and where the first tensor lies. One without an element has the address 0."""
+"""The GPU of a call, the current one, and the place of the first tensor. One without an element has the address 0."""
 
 
 @settings(max_examples=100)
@@ -525,3 +526,30 @@ def test_code_that_cannot_be_read_is_no_error_of_the_emulator(monkeypatch):
     miscompiled.refuse_miscompiled.cache_clear()
     with pytest.raises(UnsupportedError, match="cannot be checked"):
         miscompiled.refuse_miscompiled("; .sgpr_spill_count: 4\n.text", "gfx942")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "is_refused"),
+    [
+        ("sm90", {}, True),
+        ("gfx942", {}, False),
+        ("interpreter", {}, False),
+        ("sm90", {"dtype": torch.bfloat16}, False),
+        ("sm90", {"kv_cache_dtype": None, "k_scale": None, "v_scale": None}, False),
+        ("sm90", {"layout": Layout.BLOCKS_FIRST_NHD}, False),
+        ("sm90", {"selection_unit": None, "selected": None}, False),
+    ],
+)
+def test_a_selection_that_triton_reads_wrong_is_refused(architecture, changes, is_refused, paged_call, device):
+    scale = torch.tensor(0.5, device=device)
+    options = {
+        "layout": Layout.SHUFFLED,
+        "kv_cache_dtype": torch.float8_e4m3fn,
+        "k_scale": scale,
+        "v_scale": scale,
+        "selection_unit": 16,
+        "selected": torch.zeros(1, 2, 1, dtype=torch.int32, device=device),
+    }
+    call = paged_call([1], [40], **options | changes)
+    with pytest.raises(MiscompiledError, match="float32 queries") if is_refused else nullcontext():
+        launches(call, architecture=architecture, compute_units=8)

@@ -13,7 +13,7 @@ U = 2**-24
 T, H, D = 37, 3, 40
 OF_PARTS = {f"{count} of base {base}": (count, {"lse_base": base}) for count in (1, 2, 3, 7) for base in ("e", "2")}
 MERGES = {"states": (2, None), **OF_PARTS}
-"""How many parts, and the options of `merge_attn_parts`; None: they are two states."""
+"""The number of parts, and the options of `merge_attn_parts`; None: they are two states."""
 EMPTY = (-torch.inf, torch.inf, torch.nan)
 """LSEs of a part without keys."""
 
@@ -73,7 +73,7 @@ def test_an_empty_part_changes_nothing_and_two_are_an_empty_one(options, empty, 
 
 @pytest.mark.parametrize("options", [None, {"lse_base": "e"}, {"lse_base": "2"}], ids=str)
 def test_a_part_of_the_largest_lse_takes_all_weight_and_of_the_least_none(options, device):
-    """As a part has them where a sink of that size is its own."""
+    """A part has such an LSE if a sink of that size is its own."""
     outs, lses = torch.randn(3, T, H, D, device=device), torch.zeros(3, H, T, device=device)
     lses[:, 0] = torch.tensor([LARGEST_LOGIT, -LARGEST_LOGIT, 3.0], device=device)[:, None]
     lses[:, 1] = torch.tensor([-LARGEST_LOGIT, -LARGEST_LOGIT, 3.0], device=device)[:, None]

@@ -254,7 +254,7 @@ def test_inline_scales_at_an_odd_place_are_refused_after_a_call_that_was_served(
 
 
 def test_float8_formats_without_conversions(paged_call, assert_agrees, monkeypatch):
-    """As on a GPU whose compiler does not convert these types."""
+    """The kernel converts these types itself, as on a GPU whose compiler does not."""
     monkeypatch.setattr("attn_optimized.quantization._is_converted", lambda float8, architecture: False)
     for kv_cache_dtype in (torch.float8_e4m3fn, torch.float8_e4m3fnuz):
         assert_agrees(paged_call([3], [50], kv_cache_dtype=kv_cache_dtype, output_scale=torch.tensor(0.125)))
@@ -334,7 +334,7 @@ def test_batch_invariant(dtype, paged_call):
     ids=["ranges", "ranges and a window", "another without causality and a window"],
 )
 def test_batch_invariant_beside_a_request_with_other_rules(window, others, paged_call):
-    """What these rules cost a batch, the loop without a mask, must not show in a request that has none of them."""
+    """These rules cost a batch the loop without a mask, but must not change a request without them."""
     call = paged_call([70, 5], [700, 300], window=window, sinks=[0.0, 1.0, 2.0, 3.0], **others)
     together = attn_optimized.paged_attention(*call, batch_invariant=True)
     plain = replace(call.batch, causal=True, bidirectional_ranges=None)
@@ -422,7 +422,7 @@ def test_parts_cover_all_keys(splits, min_tiles_per_split, seq_lens, rules, page
 
 
 def parts_of(seq_lens, paged_call, max_seq_len=640, **parts):
-    """In how many parts of the keys, in tiles of 64, each request has a state after the kernel."""
+    """The number of parts of the keys, in tiles of 64, in which each request has a state after the kernel."""
     call = paged_call([1] * len(seq_lens), seq_lens)
     call = call._replace(batch=replace(call.batch, max_seq_len=max_seq_len))
     attend, made = attend_in(**parts, block_n=64)
@@ -441,7 +441,7 @@ def test_requests_of_one_length_are_cut_into_few_parts_and_others_by_their_lengt
 
 
 def parts_by_work(query_lens, seq_lens, paged_call, work_shares):
-    """In how many parts the keys of each request's last query are, of 8 at most. Tiles have 16 queries and 64 keys."""
+    """The number of parts, at most 8, of the keys of each request's last query. Tiles have 16 queries and 64 keys."""
     call = paged_call(query_lens, seq_lens, num_heads=4, num_kv_heads=1)
     parameters = Parameters(block_m=64, block_n=64, num_warps=4, num_stages=2)
     plan = attn_optimized.plan_of(call.q, call.layer, call.batch, parameters=parameters)

@@ -35,7 +35,7 @@ def test_too_large(paged_call):
     ],
 )
 def test_where_no_kernel_can_run(interpret, element, words):
-    """In another process: this one has decided already how it runs kernels."""
+    """Run in another process: this one has decided already how it runs kernels."""
     program = f"""
 import attn_optimized, torch
 out, lse = torch.zeros(1, 1, 8, dtype=torch.{element}), torch.zeros(1, 1)

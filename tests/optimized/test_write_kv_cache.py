@@ -108,7 +108,7 @@ def assert_writes_as_the_reference(
 @pytest.mark.parametrize("element", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if not layout.has_inline_scales])
 def test_every_bit_of_padded_blocks(layout, element, layer_of, device):
-    """From slices of a fused tensor that has more rows than slots."""
+    """Keys and values are slices of a fused tensor with more rows than slots."""
     view = dense_view(layout, element.itemsize)
     view = replace(view, offset=24, block_stride=view.block_stride + 24)
     if layout.dims[0] == "kv":
@@ -161,7 +161,7 @@ def test_inline_scales_in_another_physical_order(layer_of, device):
 @pytest.mark.parametrize("cache_dtype", [None, *CACHE_DTYPES], ids=str)
 @pytest.mark.parametrize("widths", [(192, 128), (48, 80), (9, 1)], ids=str)
 def test_rows_of_two_widths(widths, cache_dtype, layer_of, device):
-    """From v with rows longer than its own."""
+    """The rows of v are longer than its dims."""
     k, v = torch.randn(len(SLOTS), NUM_KV_HEADS, 512, device=device).bfloat16().split(256, dim=-1)
     rows = k[..., : widths[0]], v[..., : widths[1]]
     itemsize = 2 if cache_dtype is None else 1

@@ -62,7 +62,7 @@ def with_prefixes(number: int, seed: int) -> list[list[int]]:
 
 
 def recorded(name: str, number: int, seed: int) -> dict[str, Any]:
-    """What a recording of this model's requests counts.
+    """The counts of a recording of this model's requests.
 
     paged|eager serves Gemma 2 without its soft cap, which is a true alarm: there our own attention computes.
     """

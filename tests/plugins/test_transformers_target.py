@@ -52,7 +52,7 @@ WRONG = {
 }
 """A change of the arguments, and fields of a case: it needs one of them in order to show the change."""
 FIRST = ("the scale is lost", "beams share the page that they write")
-"""What each run of the tests plants: a process that imports transformers takes seconds."""
+"""The faults that each run of the tests plants: a process that imports transformers takes seconds."""
 
 
 @pytest.mark.parametrize("name", mostly_nightly(WRONG, FIRST))

@@ -347,7 +347,7 @@ def test_scales_of_every_head(backend, device):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8", "fp8_per_token_head"])
 def test_a_captured_step_serves_others(backend, kv_cache_dtype, device):
-    """As vLLM, capture a padded step, fill the same tensors anew, and replay. Nothing waits for the device."""
+    """Capture a padded step, fill the same tensors anew, and replay, as vLLM does. Nothing waits for the device."""
     if backend is ParityReferenceBackend:
         pytest.skip("the reference reads values: it says NEVER")
     torch.manual_seed(0)

@@ -235,7 +235,7 @@ def test_a_mistake_is_found(owner, name, mistake, said, layer, recorded, monkeyp
 
 
 def in_steps(blocks):
-    """What vLLM's scheduler says of two steps: that two requests come, and that they go on."""
+    """The output of vLLM's scheduler for two steps: two requests come, and go on."""
     blocks.rows = lambda: ["a", "b"]
     none, two = SimpleNamespace(req_ids=[], resumed_req_ids=set(), num_computed_tokens=[]), [5, 20]
     new = [
@@ -275,7 +275,7 @@ def written_flat(writer):
     ids=["right", "flat", "elsewhere"],
 )
 def test_the_index_cache_is_held_to_the_shadow(mistake, kinds, layer, recorded, monkeypatch):
-    """In calls that are not judged, too. What the second step writes, alters keys of the first step."""
+    """Faults are found in calls that are not judged, too. Writes of the second step alter keys of the first."""
     monkeypatch.setattr(kernels, "indexer_k_quant_and_cache_triton", mistake(kernels.indexer_k_quant_and_cache_triton))
     monkeypatch.setattr(recorded, "most", 0)
     blocks = watching.current().blocks

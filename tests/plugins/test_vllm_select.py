@@ -1,4 +1,4 @@
-"""What `attn-parity select` reads off transformers' model, against what vLLM's class constructs of the same config by layer.
+"""Compares the layers that `attn-parity select` reads off transformers' model with those that vLLM's class constructs.
 
 vLLM's models are built on meta, with its attention replaced by one that keeps its arguments. These are models without experts,
 with attention of one kind or of two. Mixtures of experts, which need vLLM's groups of ranks, and ALiBi, whose slopes meta does

@@ -62,7 +62,7 @@ def recorded(backend, tmp_path, monkeypatch):
 
 @pytest.fixture
 def make_layer(backend, recorded):
-    """What vLLM's layer of latent attention needs of itself to run a step, around vLLM's implementation."""
+    """The parts of vLLM's layer of latent attention that a step needs, around vLLM's implementation."""
 
     def make(*, sinks=True, dtype=torch.float16, kv_cache_dtype="auto"):
         generator = torch.Generator().manual_seed(0)
@@ -119,7 +119,7 @@ def make_layer(backend, recorded):
 
 
 def select(layer, seed: int) -> None:
-    """As an index layer does: any k of the tokens that a row sees, or all."""
+    """The selection of an index layer: any k of the tokens that a row sees, or all."""
     generator = torch.Generator().manual_seed(seed)
     rows = [end - count + 1 + row for end, count in zip(LENGTHS, COUNTS, strict=True) for row in range(count)]
     buffer = layer.impl.topk_indices_buffer.fill_(-1)

@@ -17,7 +17,7 @@ RULES = ("window_size", "block_table", "softcap", "q_descale", "k_descale", "v_d
 
 
 def interpret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a GPU: answer what vLLM asks of it before it launches its Triton kernels."""
+    """Answer vLLM's questions about the GPU before it launches its Triton kernels, on a machine without one."""
     if torch.cuda.is_available():
         return
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))

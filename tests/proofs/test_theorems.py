@@ -37,7 +37,7 @@ FIRST = (
     *("mask.window-right", "rules.sinks-off", "splits.read", "inside.written", "writer.slots", "widths.writer"),
     *("selection.row", "keys.mask", "select.once", "specialized.nothing-behind"),
 )
-"""Those of RUN that each run of the tests has: a family each."""
+"""The theorems of RUN in each run of the tests: one of each family."""
 WITHOUT_NUMBERS = {"widths.writer", "widths.reduction", "widths.merges", "tiles.biased"}
 """Theorems about numbers beyond 2^31, whose target, and not the counterexample, says how far rows lie apart; and one about
 -inf in a bias, which one case has for all queries of a tile."""

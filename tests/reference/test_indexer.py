@@ -70,7 +70,7 @@ def test_logits_are_those_of_loops(score: IndexScore, selection_unit: int, key_u
 
 
 def selected_of(logits: list[float], query_len: int = 1, **fields: Any) -> list[set[int]]:
-    """What the last rows of a request select, by logits that all of them have."""
+    """The selections of the last rows of a request, by logits that all rows have."""
     made = indexer(num_heads=1, **fields)
     seq_len = len(logits) * made.selection_unit if "seq_len" not in fields else fields["seq_len"]
     batch = step([(query_len, seq_len)], [[0]])

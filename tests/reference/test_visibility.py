@@ -39,7 +39,7 @@ class Rules:
 
 
 def sees(i: int, j: int, query_len: int, seq_len: int, rules: Rules) -> bool:
-    """Whether query i sees key j: the formula, term by term."""
+    """True if query i sees key j: the formula, term by term."""
     context_len = seq_len - query_len
     p = context_len + i
     left, right = rules.window

@@ -17,7 +17,7 @@ from attn_contract import AttentionType, Batch, KVCacheView, Layer, Layout
 UNOWNED_ROWS = 2
 """Rows after those of the last request. `num_actual_tokens` counts one of them."""
 SLACK = 3
-"""How far `max_query_len` and `max_seq_len` exceed the longest request; a qq_bias must be as much larger."""
+"""The distance by which `max_query_len` and `max_seq_len` exceed the longest request; a qq_bias must be as much larger."""
 GARBAGE_BLOCKS = torch.tensor([-1, 2**31 - 1], dtype=torch.int32)
 """Entries of a block table past a request's last block."""
 SPARE_BLOCKS = 2
@@ -61,7 +61,7 @@ class VarlenCall(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Where a paged cache holds the keys of a batch.
+    """The places of a batch's keys in a paged cache.
 
     Attributes:
         table: [R, max_blocks] int32, garbage past each request's blocks.

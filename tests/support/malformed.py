@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SECONDS, MEBIBYTES = 2.0, 64
-"""Of the CPU, and of memory beyond that of this process: what a command may take to refuse a file."""
+"""The time of the CPU, and the memory beyond that of this process, that a command may take to refuse a file."""
 LONG = "9" * 5000
 DEEP = "[" * 3000 + "]" * 3000
 

@@ -120,7 +120,7 @@ def _run(arguments: list[str], cwd: Path, env: dict[str, str], paths: tuple[Path
 
 
 def _path_of_a_new_interpreter(env: Mapping[str, str]) -> list[str]:
-    """Without the folders that pytest and conftest.py have put there."""
+    """The path without the folders that pytest and conftest.py have added."""
     tests = ROOT / "tests"
     installed = [entry for entry in sys.path if entry and Path(entry) != ROOT and not Path(entry).is_relative_to(tests)]
     return [*filter(None, env.get("PYTHONPATH", "").split(os.pathsep)), *installed]

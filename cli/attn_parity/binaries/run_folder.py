@@ -55,7 +55,7 @@ class Argument(msgspec.Struct, frozen=True):
         offset, size: in bytes.
         kind: as in LLVM's metadata of code objects.
         bytes: in hexadecimal digits, in their order in memory; zeros for a pointer.
-        buffer, byte: where a pointer leads to: a byte of a buffer's file. `buffer` is None for a null pointer.
+        buffer, byte: the target of a pointer: a byte of a buffer's file. `buffer` is None for a null pointer.
     """
 
     name: Text

@@ -116,7 +116,7 @@ def decoded(path: Path, kind: type[Kind], schema: str, remedy: str) -> Kind:
     """Read a JSON file of a schema.
 
     Args:
-        remedy: who writes such a file, in words.
+        remedy: the commands that write such a file, in words.
 
     Raises:
         SavedFileError: it is missing, is no such file, or a field is missing, of another type or out of range.

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 import msgspec
-from attn_fuzz import outputs, renamed
+from attn_fuzz import outputs
 from attn_fuzz.cases.case import Case
 from attn_fuzz.corpus import database, files
 from attn_fuzz.errors import NOT_RUN, ExecutorError
@@ -370,11 +370,10 @@ def _past(
     """The past cases that the target supports, each with its name. They run before cases are drawn."""
     cases = files.chosen(corpus)
     if failures_of is not None:
-        found = [database.fetch(failures_of, database.key(name, device_name)) for name in (target, *renamed.before(target))]
-        for stored, skipped in found:
-            cases |= {f"database case {name}": case for name, case in stored.items()}
-            for reason in skipped:
-                notes.print(f"skipped: {reason}", soft_wrap=True)
+        stored, skipped = database.fetch(failures_of, database.key(target, device_name))
+        cases |= {f"database case {name}": case for name, case in stored.items()}
+        for reason in skipped:
+            notes.print(f"skipped: {reason}", soft_wrap=True)
     admitted = files.admitted(cases, target, support)
     if admitted.sentence:
         notes.print(admitted.sentence, soft_wrap=True)
@@ -387,7 +386,7 @@ def _run(
     """Run the shards. Each failure is shown and written into the folder at once; returns the files of each shard.
 
     Args:
-        total: how many cases the shards run.
+        total: the number of cases that the shards run.
     """
     done = [shard.Progress() for _ in plans]
     files_of = [failing.EarlyFiles() for _ in plans]

@@ -121,7 +121,7 @@ def built(config: Any, model_class: Any) -> Built:
 
 def _model(config: Any, model_class: Any) -> Any:
     """A model whose attention is the one that keeps its arguments, or the model's own where it has no other."""
-    config.output_hidden_states = True  # of all tokens: for the last ones alone, some models cut masks
+    config.output_hidden_states = True  # of all tokens: if only the last are kept, some models cut masks
     config._attn_implementation = NAME
     try:
         model = model_class(config).eval()

@@ -192,7 +192,7 @@ def _class_of(text: Any) -> Any:
 
 @dataclass(frozen=True)
 class Images:
-    """Images that see themselves both ways, which a model of text alone does not show.
+    """Images that see themselves both ways, which a text-only model does not show.
 
     Args:
         longest: the tokens of an image, at most.

@@ -26,8 +26,8 @@ def check_write_tensors(
     """Check the devices, gradients and memory of a cache write's tensors. Writes of one signature may differ in all of these.
 
     Args:
-        read: what the write reads besides slot_mapping and the layer's scales, by name.
-        written: what it writes besides the cache and its scales, by name.
+        read: tensors that the write reads besides slot_mapping and the layer's scales, by name.
+        written: tensors that it writes besides the cache and its scales, by name.
     """
     check_type("layer", layer, Layer, "a Layer")
     scales, scale_caches = _tensors(layer, _FIXED_SCALES), _tensors(layer, _SCALE_CACHES)

@@ -22,7 +22,7 @@ def check_lengths(batch: Batch, names: tuple[str, str] = ("query_start_loc", "se
     """Check query_start_loc and seq_lens against each other and against the bounds of the batch.
 
     Args:
-        names: what the caller calls query_start_loc and seq_lens, for messages.
+        names: the caller's names of query_start_loc and seq_lens, for messages.
 
     Returns:
         [R] int64 on the host: the number of query tokens of each request.

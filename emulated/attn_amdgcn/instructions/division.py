@@ -1,6 +1,6 @@
 """The three instructions around a division by Newton's method: v_div_scale, v_div_fmas, v_div_fixup.
 
-A division of float16 is computed in float32, and needs the last one alone, as RDNA3's and CDNA3's ISA documents have it.
+A division of float16 is computed in float32, and needs only the last one, as RDNA3's and CDNA3's ISA documents have it.
 
 Their pseudocode in AMD's ISA documents (CDNA4, RDNA3.5 and RDNA4 agree) is followed but for some places where a division that
 LLVM expands would be wrong. What stands here instead is this project's reading:

@@ -32,7 +32,7 @@ class Format:
     """A float of 8 bits: a sign, an exponent and a mantissa.
 
     Attributes:
-        mantissa: how many bits it has.
+        mantissa: the number of its bits.
         bias: the bias of the exponent.
         largest: the code of the largest number.
         beyond: the code of numbers beyond it: of infinity, or of a NaN.

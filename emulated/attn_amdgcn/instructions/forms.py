@@ -72,7 +72,7 @@ class Grouped:
 
     Attributes:
         make: its statements. They raise faults before they write.
-        least: how many instructions gain by it.
+        least: the least number of instructions that gain by it.
     """
 
     make: Callable[[Instruction, Kernel], Sequence[Piece]]

@@ -241,7 +241,7 @@ def place_of(waves: Waves, address: np.ndarray, size: int, lanes: np.ndarray | N
     """The places of bytes in the LDS of all workgroups, from their addresses [waves, lanes] int64 in the workgroup's LDS.
 
     Args:
-        lanes: those that access LDS; None if all do.
+        lanes: the lanes that access LDS; None if all do.
 
     Raises:
         Fault: one of them accesses a byte beyond it.

@@ -1,6 +1,6 @@
 """SDWA: a vector instruction that reads bytes or halves of its sources, and writes a byte or a half of its result.
 
-Source: "Sub-Dword Addressing (SDWA)" in AMD's Instinct MI300 ISA. gfx9 alone has it.
+Source: "Sub-Dword Addressing (SDWA)" in AMD's Instinct MI300 ISA. Only gfx9 has it.
 """
 
 import numpy as np

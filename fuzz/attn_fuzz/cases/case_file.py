@@ -7,7 +7,6 @@ from attn_fuzz import inputs, outputs
 from attn_fuzz.cases.case import MESSAGE, SCHEMA, Case, CaseError
 from attn_fuzz.cases.contradictions import check
 from attn_fuzz.errors import InputError
-from attn_fuzz.renamed import renamed
 from attn_fuzz.text import one_line
 
 MAX_BYTES = 1 << 24
@@ -55,7 +54,7 @@ def loads(text: str | bytes) -> Case:
     file = case.values.file
     if file is not None and not (file.endswith(".safetensors") and file.isprintable() and not set(file) & {"/", "\\"}):
         raise CaseError(f"values.file: got {file!r}, expected the plain name of a .safetensors file beside the case")
-    return msgspec.structs.replace(case, target=renamed(case.target))
+    return case
 
 
 def _schema(text: str | bytes) -> bytes:

@@ -274,7 +274,7 @@ def output_scale(case: Case, generator: torch.Generator) -> torch.Tensor:
 
 def rope_positions(case: Case, rope: Rope, generator: torch.Generator) -> list[int]:
     """A position for each row that counts, or for all rows: the request's own plus a constant. Rows that no request owns have
-    small ones, and not 0 alone, whose rotation changes nothing."""
+    small ones, and not only 0, whose rotation changes nothing."""
     positions: list[int] = []
     for request in case.requests:
         shift = int(torch.randint(0, 4, (), generator=generator))

@@ -16,7 +16,7 @@ own. Each of them is the case's own call with one change, on the same tensors wh
     mode                                other functions of the target, which share what it keeps (`Target.siblings`)
     illegal                             calls with a wrong tensor or value, of a target that refuses them (checks_arguments)
 
-Before its writes a case makes earlier writes likewise (`attn_fuzz.cases.earlier_writes`).
+Before its writes a case makes earlier writes, too (`attn_fuzz.cases.earlier_writes`).
 
 The order of the names is that of a sequence: ("no window", "same") calls without a window, then with it, and then once more.
 """

@@ -70,7 +70,7 @@ class Step:
         q, k, v: the step's rows, some more behind them. k and v are None where no key of the step is written.
         raw: the cache's allocation, as bytes or elements of its dtype; None without a cache.
         scale_buffers: the allocations of scale caches, by name.
-        view: where the layout puts the cache's elements in `raw`.
+        view: the places of the cache's elements in `raw`, by the layout.
         writes: the writes of the step, which the target may make.
         out_buffer, lse_buffer: the allocations around `out` and `lse`. `lse` is None where the case asks for none.
         dense_keys: for each request, whether the target reads the keys and values of this step's tokens from k and v instead of

@@ -115,7 +115,7 @@ def _with_sizes(case: Case, support: Support) -> Case:
 
 
 def _with_latent_sizes(case: Case, cache: Cache, latent: LatentSizes) -> Case:
-    """The next larger pair of widths by that of K, and heads and blocks likewise."""
+    """The next larger pair of widths by that of K, and the next larger heads and blocks."""
     own = (case.v_head_size, case.head_size - case.v_head_size)
     v_head_size, rotated = own if own in latent.widths else _nearest_pair(case.head_size, latent.widths)
     sizes = {"head_size": v_head_size + rotated, "head_size_v": v_head_size}

@@ -61,7 +61,7 @@ class Admitted(NamedTuple):
 
     Attributes:
         cases: each case once, as a case of the target, with its name.
-        adapted: how many of them have other sizes or forms than the file.
+        adapted: the number of them with other sizes or forms than in the file.
         left_out: by reason, the names of the cases that the target cannot run.
     """
 

@@ -59,7 +59,7 @@ def run(
     Args:
         arguments: by their offsets in the memory of the kernel's arguments. Bytes that none of them has are 0. Those behind
             the kernel's own arguments are left out: host code fills one struct for several kernels.
-        hazards: where faults of that kind are recorded; None: each of them ends the launch.
+        hazards: the record of faults of that kind; None: each of them ends the launch.
 
     Raises:
         LaunchError: the kernel has no argument at an offset, or has a pointer that is not given.

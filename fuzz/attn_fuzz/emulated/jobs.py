@@ -33,7 +33,7 @@ class Job(NamedTuple):
     """A launch to compile.
 
     Attributes:
-        module, kernel: where the kernel is found.
+        module, kernel: the module of the kernel, and its name there.
         architecture: such as "gfx942".
         arguments: by the kernel's names: pointers, numbers and None, then constants and the compiler's options.
         modules: what returns modules that have the kernel, as `pkgutil.resolve_name` takes it. None: `module` can be imported.
@@ -52,7 +52,7 @@ class Compiled(NamedTuple):
     Attributes:
         text: the assembly.
         names: the arguments that are no constants, in the kernel's order.
-        scratch: how many pointers to scratch memory follow them, which may be null.
+        scratch: the number of pointers to scratch memory that follow them, and that may be null.
         lds_bytes: dynamic LDS of a workgroup.
     """
 

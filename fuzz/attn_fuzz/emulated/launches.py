@@ -70,8 +70,8 @@ class Launches:
         """The job that compiles a launch.
 
         Args:
-            values: what each parameter of the kernel gets.
-            named: what the launch names: some of these, and the compiler's options.
+            values: the argument of each parameter of the kernel.
+            named: the arguments that the launch names: some of these, and the compiler's options.
             is_large: True if 32 bits do not address a tensor's storage.
         """
         options = {name: value for name, value in named.items() if name not in kernel.arg_names}

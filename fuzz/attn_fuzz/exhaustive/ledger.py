@@ -43,9 +43,9 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
 
     Attributes:
         launch: its number in the scope.
-        calls: how many calls it stands for.
+        calls: the number of calls that it stands for.
         ratio: the largest error / bound.
-        seconds: where the time went, as `Verdict.seconds`.
+        seconds: the seconds of each kind of work, as in `Verdict.seconds`.
         exact: in exact mode, whether the launch was compared exactly, or what exact mode could not carry of it.
         failed: the file of the smallest case in it that fails; None if all its calls agree.
     """

@@ -34,7 +34,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         scope: its name.
         shard: (k, n), k from 1: the launches whose number leaves the remainder k - 1 when it is divided by n.
         workers: processes at once.
-        folder: where the running cases are written.
+        folder: the folder for running cases.
         failures: the number of failing launches after which to stop.
         case_seconds: seconds that one launch may take.
         sanitize: True if to check every memory access (`attn_fuzz.interpreted.sanitizer`).
@@ -76,8 +76,8 @@ class Counted:
     Args:
         part: the part.
         block_sizes: on the target.
-        layers, calls, launches: those that run.
-        left_out: those that do not.
+        layers, calls, launches: the numbers of those that run.
+        left_out: the numbers of those that do not.
     """
 
     part: Part

@@ -34,7 +34,7 @@ class Finding:
 
     Args:
         name: the name of the finding, and of its stored case NAME.json.
-        what: what goes wrong, and when.
+        what: the wrong behaviour, and its conditions.
         cause: why, with file and function.
         seen_in: the version in which the fuzzer saw the bug.
         link: the link of the bug's report; None while the bug is not reported.
@@ -42,10 +42,10 @@ class Finding:
             target is in a folder of your own.
         meets: True if a layer can meet the bug, for `attn-parity select`. The default is that every layer can.
         explains: True if a case that fails with a verdict fails because of this finding. Only failing cases are asked about.
-        needs_gpu: True if code that is compiled for a GPU alone shows the bug, and Triton's interpreter does not. Such a
+        needs_gpu: True if only code compiled for a GPU shows the bug, and Triton's interpreter does not. Such a
             finding explains nothing on a CPU (`Target.findings_on`).
         is_in_sources: True if the sources that a run takes have the lines of the bug, which came after the release that the
-            target is declared for. It explains nothing on others, likewise.
+            target is declared for. On others it explains nothing.
     """
 
     name: str
@@ -101,7 +101,7 @@ def is_nan(case: "Case", verdict: "Verdict") -> bool:
 
 
 def is_nan_before_windows(case: "Case", verdict: "Verdict") -> bool:
-    """True if outputs are NaN, of requests alone that have slots with NaN before the windows of all their queries.
+    """True if outputs are NaN, only of requests that have slots with NaN before the windows of all their queries.
 
     Other requests may be wrong by another finding. A float8 output does not say which of them are NaN: one of them has such
     slots.

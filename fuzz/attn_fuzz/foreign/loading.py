@@ -91,7 +91,7 @@ def missing(package: str, files: Sequence[str], requirement: str) -> str | None:
 
     Args:
         package, files: as `load` takes them.
-        requirement: what to install, such as "vllm==0.33.0".
+        requirement: the package to install, such as "vllm==0.33.0".
     """
     install = f"pip install --no-deps {requirement}"
     try:

@@ -30,7 +30,7 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Patches that are installed together.
 
     Attributes:
-        raises: a part of the message of the exceptions that count as a finding; empty if all count, None if REFUSALS alone do.
+        raises: a part of the message of the exceptions that count as a finding; empty if all count, None if only REFUSALS do.
             Several texts: a message that has any of them counts.
     """
 

@@ -105,7 +105,7 @@ class _Piece(NamedTuple):
     Attributes:
         kind: "expression", "statements", "arguments" or "entries".
         nodes: the key and the value of an entry; of all others one node.
-        begin, end: where the piece stands in the source, in bytes.
+        begin, end: the place of the piece in the source, in bytes.
     """
 
     kind: str

@@ -186,7 +186,7 @@ def _rearranged(
 def _run(step: Step, r: int, first: int, last: int, end: int, call_target: CallTarget) -> Step:
     """Call the target on rows `first` to `last - 1` of request r, in a step of their own; the request's rows end at `end`.
 
-    The step has what the request alone needs: a block table of its blocks, its ranges if it has any, and its part of qq_bias.
+    The step has only what the request needs: a block table of its blocks, its ranges if it has any, and its part of qq_bias.
     So it may be launched in another way.
     """
     batch, queries = step.batch, last - first

@@ -3,6 +3,7 @@
 import dataclasses
 
 import torch
+from attn_contract.layer import SMALLEST_NORMAL
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, close, relation, same_bits, variant
 from attn_fuzz.properties.slots import has_latent_value, rows_of_slots, slots_of_keys, with_rows
@@ -46,9 +47,13 @@ def shifted_keys(step: Step, call_target: CallTarget, error: ErrorBound) -> str 
 
 
 @relation(
-    "scale in q", says="Queries times 4, by their q_scale where they are float8, and a quarter of the scale give the same."
+    "scale in q",
+    says="Queries times 4, by their q_scale where they are float8, and a quarter of the scale give the same.",
+    applies="scales of which a quarter is a normal number, or 0",
 )
 def scale_in_query(step: Step, call_target: CallTarget) -> str | None:
+    if 0 < abs(step.layer.scale) < 4 * SMALLEST_NORMAL:
+        return None
     layer = dataclasses.replace(step.layer, scale=step.layer.scale / 4)
     if layer.q_scale is None:
         moved = variant(step, call_target, q=4 * step.q, layer=layer)

@@ -30,9 +30,9 @@ class Property:
 
     Args:
         name: as reports name it.
-        says: what holds, in a sentence.
+        says: the relation in a sentence.
         applies: to which steps.
-        compared: how outputs are compared, in words; see `compared`.
+        compared: the comparison of outputs, in words; see `compared`.
         holds: the relation itself.
     """
 

@@ -35,7 +35,7 @@ class Found(NamedTuple):
         first_file: the file of the case as it was found.
         past: the name of the past case that fails, if it is one.
         while_shrinking: True if the failure was met while another failure was shrunk.
-        entry: what a run that keeps going knows of the failure's cause; None in any other run.
+        entry: the entry of the failure's cause in a run that keeps going; None in any other run.
         name: the name of this failure and of its files, in a run that keeps going.
         met_in: the name of the failure whose shrinking met this one, in such a run, if no drawn case did.
         explanation: lines about where its outputs are wrong, and which mistake explains them.

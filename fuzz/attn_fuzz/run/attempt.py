@@ -39,12 +39,12 @@ class Attempt:
         case, target, device: as given.
         called: the step on the target's device, as the target left it.
         written: the memory of the cache after the last write and before attention, by name, where the case is judged.
-        num_written: how many of the step's cache writes the target has made.
+        num_written: the number of the step's cache writes that the target has made.
         error: the exception that the target raised, or None.
         during: the earlier call or write that raised it, in words; empty if the case's own did.
         followed: what exact mode knows of the case's own call; None if it is not followed.
         events: the paths that the target took, by its own account.
-        seconds: how long building the step and the target took.
+        seconds: the seconds that building the step and the target took.
     """
 
     def __init__(
@@ -284,7 +284,7 @@ def _refusing(attention: AttentionFunction) -> AttentionFunction:
 
 
 def _refusing_values(attention: AttentionFunction) -> AttentionFunction:
-    """Calls attention with one wrong value after the other, which it must refuse likewise."""
+    """Calls attention with one wrong value after the other, which it must refuse."""
 
     def all_refused(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         for what, holding in wrong_values.of_attention(layer, batch, kv_cache):

@@ -26,7 +26,7 @@ class Wrong(NamedTuple):
     """The finding of a check.
 
     Args:
-        about: what is wrong, as `Verdict.about` has it: the name of a tensor, or the type of an exception.
+        about: the subject of the failure, as in `Verdict.about`: the name of a tensor, or the type of an exception.
         message: one line for a person.
     """
 

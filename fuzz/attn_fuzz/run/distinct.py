@@ -4,7 +4,7 @@ Its shards draw cases, and note each failure with the parts that the case needs 
 run reads these failures in the order of the shards. A failure that no entry explains becomes an entry: a plan of its own
 shrinks the case, and finds what the smallest case needs. Later failures that the entry explains are counted.
 
-An entry explains failures of one target that fail in one way (`what_failed`) alone, so failures of different ways never wait
+An entry explains only failures of one target in one way (`what_failed`), so failures of different ways never wait
 for each other. Failures of one way are read one after the other. So a seed means the same entries with any number of workers,
 if no shrinking runs out of time.
 """
@@ -38,7 +38,7 @@ class Entry:
         number: its number among the target's entries of this way, from 1.
         after: the number of the target's cases that had run, this one included, when it was first hit.
         failure: the failure, with the smallest case so far.
-        explained: how many later failing cases the entry explains.
+        explained: the number of later failing cases that the entry explains.
         again: True if the case failed again when it was run once more.
         met_in: the entry whose shrinking met this failure; None if the failing case was drawn.
         is_open: True if its case is still being shrunk.
@@ -116,8 +116,8 @@ class _Trail:
     Args:
         shards: indices of its plans, in order.
         at: place of the first shard that was not read to its end.
-        read: how many failures of this shard were read.
-        before: how many cases the shards before it ran.
+        read: the number of failures of this shard that were read.
+        before: the number of cases that the shards before it ran.
     """
 
     shards: list[int]

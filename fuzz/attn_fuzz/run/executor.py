@@ -55,8 +55,8 @@ class Executor:
         ahead: path of the file that holds the running case.
         mutant: the bug to put back in the child's memory.
         sanitize: True if to check every access of interpreted kernels (`attn_fuzz.interpreted.sanitizer`).
-        trial: what runs and judges a case in the child, as module:function. It takes the case, the Target and the device, and
-            returns a Verdict. Its module is imported after the mutant is installed.
+        trial: the function that runs and judges a case in the child, as module:function. It takes the case, the Target and the
+            device, and returns a Verdict. Its module is imported after the mutant is installed.
         exactly: True if calls can be followed in exact mode (`attn_fuzz.exact`), by a trial that takes `exactly`.
         fenced: True if the calls of a case with which nothing is wrong are made again with unmapped pages beside the tensors
             (`attn_fuzz.run.fence`).
@@ -108,7 +108,7 @@ class Executor:
     def _run_fenced(self, case: Case, verdict: Verdict) -> Verdict:
         """The verdict on a case with which nothing was wrong, after its calls were made with unmapped pages beside its tensors.
 
-        A fault tells no tensor. So the calls are made again with one side of one tensor fenced alone, until they fault again.
+        A fault tells no tensor. So the calls are made again with only one side of one tensor fenced, until they fault again.
         The last tensor and side that was found so is tried first: smaller cases fault there, too, and each fault costs a
         process.
         """

@@ -55,13 +55,13 @@ def connected(address: str, folder: Path | None) -> Iterator[None]:
 
     Args:
         address: "auto", which is the cluster that this machine is a node of, or HOST:PORT.
-        folder: what tasks get a copy of, as their working directory.
+        folder: a folder whose copy is the working directory of each task.
 
     Raises:
         FleetError: the cluster does not answer, or is of another version of Ray or Python.
     """
     _check_answers(address)
-    worker._worker_logs_enabled = False  # of a node that dies, Ray prints logs on stdout; `log_to_driver` is about tasks alone
+    worker._worker_logs_enabled = False  # of a node that dies, Ray prints logs on stdout; `log_to_driver` is only about tasks
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     environment = {"working_dir": str(folder)} if folder is not None else None
     try:
@@ -224,7 +224,7 @@ def cluster(device: str, needs: Sequence[str], workers: int | None) -> Cluster:
     Args:
         device: "auto", "cpu" or "cuda". auto: GPUs, if the nodes have some.
         needs: resources that a node must have.
-        workers: how many tasks the run will start at once. Few tasks take larger shares of GPUs than many.
+        workers: the number of tasks that the run will start at once. Few tasks take larger shares of GPUs than many.
 
     Raises:
         FleetError: no node has what is asked for.
@@ -260,7 +260,7 @@ class Task:
     Args:
         start: starts a task.
         nodes: the nodes of the cluster.
-        said: what the task has said, and will say.
+        said: the messages of the task, past and future.
         lost: why no task says anything any more, or None.
     """
 

@@ -46,7 +46,7 @@ class Workers(Protocol[W]):
     """Starts workers and waits for them; see `attn_fuzz.run.workers.Workers`.
 
     Attributes:
-        lives: how many workers may die of one plan before the run ends.
+        lives: the number of workers that may die of one plan before the run ends.
     """
 
     lives: int
@@ -136,7 +136,7 @@ def run(
             shards before it run to their end, so the first failing shard is the same with any number of workers.
         report: called after every case with the index of the plan and its progress.
         ended: called when a plan has run to its end.
-        place: where workers run; by default they are processes of this machine.
+        place: the place where workers run; by default they are processes of this machine.
     """
     outcome = Outcome([Progress() for _ in plans])
     if not plans:
@@ -196,14 +196,14 @@ class _Pool(Generic[W]):
 
     Args:
         plans: all shards. The other fields name a plan by its index.
-        outcome: what became of the plans so far.
+        outcome: the results of the plans so far.
         report: called after every case.
         ended: called when a plan has run to its end.
         workers: starts workers, and waits for them.
         waiting: plans that still have to run, in order.
         idle: workers without a plan.
         busy: the plan of each worker that has one.
-        deaths: how many workers have died of a plan.
+        deaths: the number of workers that have died of a plan.
     """
 
     plans: Sequence[FuzzPlan]

@@ -50,8 +50,8 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         target: name of the target.
         device: "cpu" or "cuda".
-        examples: how many cases to draw.
-        first: how many of the examples run; None if all do.
+        examples: the number of cases to draw.
+        first: the number of examples that run; None if all do.
         turn: two numbers, such as 1 of 5: of the families of the examples (`attn_fuzz.strategies.families`) every fifth runs,
             from the second one on. All families are drawn, because each depends on those before it.
         part: likewise of the cases of such a family: of 4 parts, 1 is the second quarter.
@@ -59,13 +59,13 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
         seed: the seed of Hypothesis. The same plan draws the same cases.
         case_seconds: seconds that one case may take.
         until: stop drawing at this time (`time.time()`), if given.
-        folder: where the running case is written.
+        folder: the folder for the running case.
         mutant: a bug that is put back before the target is imported.
         sanitize: True if to check every memory access of a target that can be sanitized (`attn_fuzz.interpreted.sanitizer`).
         exact_every: one in this many examples gets dense random numbers and is also compared in exact mode
             (`attn_fuzz.exact`). 1: all cases, past ones included. 0: none.
         fenced: True if cases run with unmapped pages beside their tensors, too; see `Executor.fenced`.
-        on_failure: what follows a failure.
+        on_failure: the reaction to a failure.
     """
 
     target: str
@@ -128,7 +128,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         events: by path of the target, how many examples took the path.
         known: by known finding, how many examples failed because of the finding.
         known_after: by known finding, how many examples had run, this one included, when the first failed because of it.
-        together: how many examples have a feature or a pair of features (`attn_fuzz.cases.features.count`).
+        together: the number of examples with each feature or pair of features (`attn_fuzz.cases.features.count`).
         ratios: elements of outputs by error / bound (`attn_fuzz.verdict.ratios.counts`).
         rejected: drawn cases that were discarded, by reason.
         remedies: at the end, restrictions of Support that avoid discarded cases, by reason (`attn_fuzz.strategies.tally`). Of

@@ -77,7 +77,7 @@ class Workers:
 
     Args:
         device: "cpu" or "cuda".
-        lives: how many workers may die of one plan before the run ends.
+        lives: the number of workers that may die of one plan before the run ends.
         started: all workers, those that have died too.
     """
 

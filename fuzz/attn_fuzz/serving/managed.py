@@ -50,7 +50,7 @@ class ManagerFaultError(AssertionError):
     Attributes:
         kind: "cache": a key that is read is not the one that was written for it; "raised": the manager raises; "count": it says
             more or fewer keys or slots than there are.
-        steps: what was done until then, in words.
+        steps: the steps until then, in words.
         actions: the same for `replay`.
     """
 

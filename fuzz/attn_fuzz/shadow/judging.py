@@ -94,7 +94,7 @@ def _fault_of_key(
         stored: the record of its slot; None in a cache without slots.
         got: the mark of the key.
         mask: the bits of the mark that are known.
-        count: how many keys are wrong.
+        count: the number of wrong keys.
     """
     position, place, slot = int(read.positions[at]), int(expected["slot"]), read.slot(at)
     handed = None if read.handed is None else read.handed[at : at + 1]

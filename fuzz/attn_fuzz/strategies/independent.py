@@ -1,4 +1,4 @@
-"""Draws that a seed alone determines: Hypothesis without what makes them depend on anything else."""
+"""Draws that depend only on a seed: Hypothesis without its other sources of randomness."""
 
 import tempfile
 from pathlib import Path

@@ -28,7 +28,7 @@ AXES = (("attention", "phase", "rule"), ("attention", "layout", "rule"))
 class Tally:
     """Counts of the cases that a run has drawn and rejected.
 
-    A case is added after it has run, and whatever its verdict is. So the cases of a run depend on its seed alone, and the same
+    A case is added after it has run, with any verdict. So the cases of a run depend only on its seed, and the same
     choices of Hypothesis give the same case while a failure is shrunk.
 
     Attributes:

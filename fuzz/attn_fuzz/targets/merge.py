@@ -32,7 +32,7 @@ class Merges(NamedTuple):
     """Further inputs of a merge, beside two states.
 
     Attributes:
-        empty_lses: what a part without a key may have as its LSE.
+        empty_lses: the LSEs that a part without a key may have.
         has_prefix_bound: True if it takes `prefill_tokens_with_context`.
         has_output_scale: True if it takes `output_scale`, and gives float8.
     """
@@ -226,7 +226,7 @@ def merge_target(name: str, load_merge: Callable[[], MergeFunction], takes: Merg
     Args:
         name: the name of the target.
         load_merge: imports and returns the function.
-        takes: what the function takes beside two states.
+        takes: the arguments of the function beside two states.
         fields: other fields of Target.
     """
     return Target(

@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 from attn_fuzz import current_folder, foreign
 from attn_fuzz.errors import NOT_RUN, InputError, LimitError
-from attn_fuzz.renamed import renamed
 from attn_fuzz.targets import modes
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.text import nearest
@@ -48,7 +47,7 @@ class Package(NamedTuple):
 
     Attributes:
         name: the name of the package, as Python imports it.
-        requirement: what installs it, such as "vllm==0.33.0".
+        requirement: the package that installs it, such as "vllm==0.33.0".
         places: module and attribute of each target, by its name.
     """
 
@@ -122,8 +121,6 @@ def entry(name: str) -> EntryPoint:
     for package in packages().values():
         if base in package.places:
             return EntryPoint(base, package.places[base], GROUP)
-    if (now := renamed(name)) != name:
-        raise UnknownTargetError(f"target: {name} is now {now}")
     raise UnknownTargetError(f"target: no target {base!r}{nearest(base, names())}; `attn-parity targets` lists them")
 
 

@@ -125,7 +125,7 @@ class Support:
         cache_dtypes, scales: of quantized caches; rows with inline scales are of layout CONTENT_PACKED_SCALED, or one of
             `LATENT_FORMATS`, instead.
         output_dtypes: the dtypes of `out` with an output_scale.
-        engine: what the engine that calls the target sends, such as windows of one kind, no K and V planes or no request
+        engine: restrictions of the engine that calls the target, such as windows of one kind, no K and V planes or no request
             without a query (`attn_fuzz.targets.engine`). `VLLM` is what vLLM sends.
         exclude: returns why the target does not support a case, or None. It is for what no field can express, such as two
             rules that are not supported together. What it excludes is drawn and thrown away.
@@ -141,8 +141,8 @@ class Support:
             request has more than max_seq_len.
         many_requests: the requests of a step that is drawn now and then, of one query each or none. None: no
             step has more than 8.
-        steps_per_layer: how many cases in a row share a layer. Raise it if a kernel is compiled for each layer, and compiling
-            takes longer than running many cases.
+        steps_per_layer: the number of cases in a row that share a layer. Raise it if a kernel is compiled for each layer, and
+            compiling takes longer than running many cases.
         own_numbers: True if kernels take a layer's scale, number of KV heads and the numbers of its rules as arguments, and are
             not compiled for them. Then each of the cases that share a layer has its own.
 
@@ -413,7 +413,7 @@ class Target:
         compiled_for: returns `NAME@gfx942` for an architecture, of a target whose kernels are not Triton. None: the target's
             `modules` say what is compiled.
         architectures: those that its kernels are written for, if these are Gluon, which no interpreter runs. The target runs as
-            `NAME@gfx950` alone, which has the findings.
+            only `NAME@gfx950`, which has the findings.
         compiles: True if it compiles kernels for a GPU that is emulated. Compiling takes longer than the rest of a case, so
             `python -m attn_lab mutate` leaves the target out unless it is named.
         sanitizes: True if its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.

@@ -50,7 +50,7 @@ class Judgement(msgspec.Struct, frozen=True):
     Attributes:
         differences: the worst element of each request and tensor that is wrong.
         ratio: the largest error / bound of a finite output.
-        kind: what is wrong with the first of the differences.
+        kind: the kind of the first difference.
         breaks_hard: True if an error is larger than the bound without statistics, too. A number that is NaN, or that differs
             from one that it must equal bitwise, breaks every bound.
         of_bound: error / bound of every element of "out" [T, H, D], and of "lse" [T, H] if the step has an LSE. It is 0 in rows
@@ -109,7 +109,7 @@ def judge_call(
     """Compare the outputs of one call with the oracle's, row by row of every request.
 
     Args:
-        call: what was attended to.
+        call: the call that was made.
         out: [T, H, D] or [T, H * D] of q's dtype, or float8 with an output_scale.
         lse: [H, T] float32, or None.
         rounding: the rounding of the kernel that attended.

@@ -55,7 +55,7 @@ def check(call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, rou
         out: [T, H, Dv] or [T, H * Dv] with Dv = `layer.v_head_size`, the kernel's output. Its dtype is q's, or float8 if the
             layer has an output_scale, or any of `FLOAT_DTYPES` beside a float8 q.
         lse: [H, T] float32, natural logarithms that include the sinks; None if the kernel wrote none.
-        rounding: where the kernel rounds. A float32 kernel whose products are TF32 needs one with operands="tf32".
+        rounding: the roundings of the kernel. A float32 kernel whose products are TF32 needs one with operands="tf32".
 
     Returns:
         The differences, beginning with the worst element of each request. `.message` is a line for people. Tests call
@@ -120,19 +120,19 @@ class Recording:
     """The calls of attention that a program has made, with the judgements on them.
 
     Args:
-        folder: where captured calls are written, as call-N.json. Files that are there stay: a name that is taken gets a number,
+        folder: the folder for captured calls, as call-N.json. Files that are there stay: a name that is taken gets a number,
             as in call-N-2.json.
         every: judge every call whose number is a multiple of this.
         limit: how many judged calls to keep in `found`, and how many that could not be judged. Further calls are only counted.
         captures: which of the judged calls are captured.
         rounding: as for `check`.
-        most: how many calls to judge. None: all whose turn it is.
+        most: the number of calls to judge. None: all whose turn it is.
         shadow: the shadow with which the cache is compared in every call. Its `faults` are a verdict of their own.
 
     Attributes:
         requests: names of the requests of the next step, row by row, which the caller sets. Without them, caches of functions
             and ops are not compared with the shadow.
-        calls, judged, wrong: how many calls were made, how many were judged, and how many of these were wrong.
+        calls, judged, wrong: the numbers of calls, of judged calls, and of wrong ones.
         not_judged: by reason, how many calls could not be judged though it was their turn.
         ratio, statistical_ratio: the largest of all judgements.
         hidden, first_hidden: the number of tokens that are no padding and whose keys a mask hides all, once for each layer, and
@@ -236,7 +236,7 @@ class Recording:
         """Count a verdict on the call that was counted last, which is no call of attention. It is not captured.
 
         Args:
-            wrong: what is wrong, in one line; None: nothing.
+            wrong: the fault, in one line; None: there is none.
             function: as for `see`.
         """
         self.judged += 1

@@ -33,7 +33,7 @@ none. A cap does not enlarge errors, since the slope of tanh is at most 1.
 
     2 |z_j|     with a cap or a bias: z is scaled to the exponential's base before s is, and s may be far smaller
     2 |z_j|     with a quantized cache: the scale of K multiplies the layer's scale or the score, in one or two more roundings
-    2 |z_j|     with a float8 query: its scale multiplies the layer's scale or the score likewise; q itself is read exactly
+    2 |z_j|     with a float8 query: its scale multiplies the layer's scale or the score, too; q itself is read exactly
     8 c         the cap by one exponential, 1 - 2 / (exp(2x) + 1) or (1 - t) / (1 + t) with t = exp(-|2x|), x = z / c: an error
                 of 2 u32 in the exponential's value and |2x| u32 in its argument, times a slope that decays as exp(-|2x|); three
                 more roundings of numbers up to 2; all of this times c. A kernel may have another formula for small x
@@ -56,7 +56,7 @@ element of q may lose 2^-39 of the largest.
 
 A kernel may round q and the weights to the float8 of the cache (`Rounding.float8_dots`). Then u_P and eta_P are those of this
 dtype, and eps_j has two more terms, u lam A2_j and eta |scale| sum_d |k_jd|, for q, unless q was float8 before. Some kernels
-round the weights so beside a float8 q alone, where they dequantize nothing (`Rounding.float8_weights`); any other kernel is
+round the weights so only beside a float8 q, where they dequantize nothing (`Rounding.float8_weights`); any other kernel is
 taken to multiply float8 queries, keys and values as float16 numbers, which holds all of them exactly: u_P and eta_P are those
 of float16.
 

@@ -73,7 +73,7 @@ class Rounding:
         float16_dots: True if q of bfloat16, and the weights, may be float16 in the dots with an e4m3fn cache, scaled so that
             the largest number of a row is 2^14 or more. Each number may lose LOST_IN_FLOAT16 of the largest.
         float8_dots: True if q and the weights are rounded to the cache's dtype, where that is float8, each number by itself.
-        float8_weights: True if the weights alone are rounded to the float8 of q, where q is float8 and nothing is dequantized.
+        float8_weights: True if only the weights are rounded to the float8 of q, where q is float8 and nothing is dequantized.
         int8_dots: True if q and the weights become int8 where the cache is int8: multiples of 1/127 of the largest number of a
             row of q, or of a tile's weights times the scales of their values, that are cut toward 0. LEAST_OF_INT8 is the
             least such largest number.
@@ -157,7 +157,7 @@ class CallRounding:
     """The roundings of one call: a `Rounding`, applied to the call's layer and dtypes.
 
     Args:
-        rounding: where the kernel rounds.
+        rounding: the roundings of the kernel.
         layer: says whether the cache and the output are quantized.
         dtype: the dtype of q, and of the weights that are multiplied by V. Beside a float8 q they are float16, unless
             `float8_dots` or `float8_weights` says that they are float8.

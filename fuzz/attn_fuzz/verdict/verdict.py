@@ -46,13 +46,13 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
             one of an unmapped page beside a tensor (`attn_fuzz.run.fence`), an exception, a call served that is to be refused,
             a dead process, no answer in time.
         message: one line for a person; empty if they agree.
-        about: what the failure is about, such as the tensor that is wrong, the type of the exception, or the property that does
-            not hold. A failure of a call that the target should have refused also names what it should have refused.
+        about: the subject of the failure, such as the tensor that is wrong, the type of the exception, or the property that
+            does not hold. A failure of a call that the target should have refused also names the part to be refused.
         differences: the worst element per request.
         ratio: the largest error / bound.
         ratios: counts of elements by error / bound, by tensor, dtype and phase; none of what was compared bitwise.
         pictures: by tensor, a byte per row and head; see `attn_fuzz.verdict.ratios`.
-        seconds: where the time went: building, the target, and the oracle with the judge and exact mode.
+        seconds: the seconds of building, of the target, and of the oracle with the judge and exact mode.
         events: paths that the target took, and properties that were asked of it.
         explanation: lines about where the outputs are wrong, and which mistake explains them (`attn_fuzz.explain`).
     """

@@ -20,7 +20,7 @@ def calls_of(binaries: "Mapping[Job, Binary]", kept: Results | None = None) -> l
     """The calls whose launches binaries are. NVIDIA's are left out: there is no emulator for them.
 
     Args:
-        kept: what came of launches before. A call is left out if all of its launches agreed, in the code that they have now.
+        kept: the earlier results of launches. A call is left out if all of its launches agreed, in the code that they have now.
     """
     from attn_parity.binaries.shipped_calls import name_of_call
 

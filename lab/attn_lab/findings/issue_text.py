@@ -24,12 +24,12 @@ class Layout(NamedTuple):
     """The form in which an owner keeps issues and tests.
 
     Attributes:
-        issue: what a title begins with, and the sections of the template, each with what fills it: "bug", "reproduction" or a
+        issue: the beginning of titles, and the sections of the template, each with what fills it: "bug", "reproduction" or a
             text.
-        tests: where tests of attention are.
-        prefix: what the repository has before the package's folder.
+        tests: the place of tests of attention.
+        prefix: the path before the package's folder in the repository.
         header: the header of a file.
-        registered: what registers a test that is a method of a TestCase. Empty: tests are functions.
+        registered: code that registers a test that is a method of a TestCase. Empty: tests are functions.
     """
 
     issue: tuple[str, tuple[tuple[str, str], ...]]

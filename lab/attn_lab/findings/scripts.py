@@ -69,7 +69,7 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
         confirmed: what says that it is no false alarm: one of CONFIRMED, a colon, and what it says.
         since: the first version or commit that is known to have the bug, and the last one that is known not to have it.
         newest: the newest version or commit that was looked at, and whether it has the bug.
-        harm: how bad it is.
+        harm: the severity.
         sent_by: lines of engines that send such a call, "file:line what". Empty: no engine is known to send one.
         gpu: of a finding that needs a GPU (`Finding.needs_gpu`), which GPU showed it, and how a CPU imitates it. Its script
             does so where there is no GPU. None: the finding shows on a CPU.
@@ -117,10 +117,10 @@ class Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """The result of a finding's script.
 
     Attributes:
-        interpreted: what it printed.
-        compiled: what it printed with kernels that were compiled for gfx942 and emulated; None if it launches no kernel, or if
+        interpreted: its output.
+        compiled: its output with kernels that were compiled for gfx942 and emulated; None if it launches no kernel, or if
             the finding needs a GPU.
-        repaired: what it printed with the repaired file; None if there is no repair.
+        repaired: its output with the repaired file; None if there is no repair.
         run_on: the GPU on which `findings --check` passed, with its Triton; None if there was none.
     """
 

@@ -75,7 +75,7 @@ def _holds(case: Case, step: Step, dimension: Dimension, value: Value) -> bool:
 
 HEADING = "## What is legal, and what is drawn"
 TARGETS = ("triton", "reference-fp32")
-"""The targets whose cases are counted: the kernels, and the reference, which alone has all that the contract has."""
+"""The targets whose cases are counted: the kernels, and the reference, because only it has everything in the contract."""
 
 
 def region_counts(plan: FuzzPlan) -> dict[tuple[str, str], int]:

@@ -25,7 +25,7 @@ _EDGES = {"lt": "le", "le": "lt", "gt": "ge", "ge": "gt", "eq": "lg", "ne": "eq"
 _IDLE = frozenset((*NO_EFFECT.split(), *WAITS.split(), "s_sendmsg"))
 """Instructions that compute nothing."""
 _HINTS = ("nt", "sc0", "sc1", "glc", "slc", "dlc", "th", "scope", "off")
-"""Modifiers that change time alone, or that say what another operand says."""
+"""Modifiers that change only time, or that repeat another operand."""
 _OFFSETS = ("offset", "offset0", "offset1")
 _DEFAULTS = {
     "row_mask": 15,
@@ -163,7 +163,7 @@ def _nothing(instruction: Instruction) -> Instruction:
 
 
 def _swaps(instruction: Instruction, first: int) -> Iterator[Instruction]:
-    """With two neighbours among the sources in the other order. `first` is the place of the first that may change."""
+    """Instructions with two neighbouring sources in the other order. `first` is the place of the first that may change."""
     operands = instruction.operands
     for i in range(first, len(operands) - 1):
         if operands[i] != operands[i + 1]:

@@ -34,7 +34,7 @@ class Launch:
 
     Attributes:
         buffers, after: bytes by the names of buffers, before the launch and after it.
-        instructions: how many wave instructions ran.
+        instructions: the number of wave instructions that ran.
         parts: as of `attn_amdgcn.checked`.
     """
 

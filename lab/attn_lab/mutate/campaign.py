@@ -49,7 +49,7 @@ class Log:
 
     Args:
         path: the path of the file. Without one the first entry makes it.
-        package: whose mutants these are.
+        package: the package of the mutants.
 
     Raises:
         InputError: the file is of other sources, or it is no log.
@@ -135,11 +135,11 @@ class Trial(msgspec.Struct, frozen=True, omit_defaults=True, tag="trial"):
 
     Attributes:
         key: which shard.
-        examples: how many cases ran.
-        seconds: how long they took.
+        examples: the number of cases that ran.
+        seconds: the seconds that they took.
         by: the kind of the verdict that found the mutant; None if no case did.
-        message: what the verdict says, or why the mutant does not run.
-        together: how many mutants were installed, this one included.
+        message: the verdict's message, or the reason why the mutant does not run.
+        together: the number of installed mutants, this one included.
         always: True if the mutant raised in every case.
         broken: True if the mutant does not import, or its kernels do not compile.
     """
@@ -177,7 +177,7 @@ def order(mutant: Generated, seed: int, targets: Sequence[str], examples: int) -
     A profile with more examples begins with the shards of one with less.
 
     Args:
-        targets: those that run the mutant, the quickest first.
+        targets: the targets that run the mutant, the quickest first.
         examples: for each target.
     """
     count = max(1, round(examples / runner.SHARD_EXAMPLES))

@@ -23,9 +23,9 @@ class Generated(NamedTuple):
 
     Attributes:
         name: `module.function:operator:number`. The operator's changes of a function are numbered from 1, so that a change
-            of another function renames no mutant. A name alone says which mutant it is.
+            of another function renames no mutant. The name identifies the mutant.
         module, operator: names.
-        patch: what the mutant changes.
+        patch: the mutant's change.
         line: where the statement begins that is changed, or that holds what is changed.
         change: the code that is replaced and what takes its place, in one line.
     """

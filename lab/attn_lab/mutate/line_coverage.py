@@ -22,7 +22,7 @@ class Reach(msgspec.Struct, frozen=True, omit_defaults=True, tag="reach"):
 
     Attributes:
         target: its name.
-        seconds: how long a case takes.
+        seconds: the seconds that a case takes.
         cases: by module and line, how many of them run the statement that begins there. What runs at import counts once.
     """
 
@@ -41,13 +41,13 @@ class RecordedTests(msgspec.Struct, frozen=True, omit_defaults=True, tag="tests"
     Attributes:
         file: its path.
         part: which part of its tests this is, from 0.
-        count: how many tests the file has, in all parts.
+        count: the number of tests in the file, in all parts.
         under: versions of what they ran under.
-        tests: how many seconds each takes, by name.
+        tests: the seconds of each test, by name.
         runs: by module and line, which of them run the statement that begins there, by number from 0.
         imported: by module, the lines of statements that run when the file or a module is imported, which is for all of them.
         failed: the names of those that fail.
-        skipped: how many are skipped.
+        skipped: the number of skipped tests.
     """
 
     file: str

@@ -253,7 +253,7 @@ def _alike(values: list[ast.expr]) -> Iterator[tuple[int, int]]:
 
 
 def _is_of_v(words: list[str], others: list[str]) -> bool:
-    """Whether words are the others and one "v" more."""
+    """True if words are the others and one "v" more."""
     return any(word == "v" and [*words[:i], *words[i + 1 :]] == others for i, word in enumerate(words))
 
 

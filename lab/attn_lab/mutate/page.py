@@ -88,9 +88,9 @@ class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         versions: what it ran under.
-        passed, skipped, failed: how many tests, without a mutant.
-        running: how many of those that pass run a statement of the package in their own process, beyond imports.
-        others: how many did not end in time.
+        passed, skipped, failed: numbers of tests, without a mutant.
+        running: the number of passing tests that run a statement of the package in their own process, beyond imports.
+        others: the number of tests that did not end in time.
     """
 
     versions: dict[str, str]

@@ -69,7 +69,7 @@ def record(files: Sequence[str], package: str, log: Log, workers: int, report: C
     """Record the tests of files, unless the log knows them.
 
     Args:
-        package: whose statements note that they run.
+        package: the package whose statements note that they run.
         log: results are added as they come.
         workers: processes at once.
         report: called after each part of a file.

@@ -29,7 +29,7 @@ class Told(NamedTuple):
     Attributes:
         test: its name.
         outcome: "passed", "failed" or "skipped". A test that is expected to fail is skipped.
-        seconds: how long it took.
+        seconds: the seconds that it took.
         lines: the statements that it ran, by module.
     """
 

@@ -35,7 +35,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         kinds: kinds of verdicts; none: all.
-        says: what the message of the verdict holds.
+        says: a part of the verdict's message.
         asked: the release on which the failing cases run; "": the first one that does not fail so.
     """
 
@@ -69,8 +69,8 @@ class Counted(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """The first cases of a target's draw on a release.
 
     Attributes:
-        examples: how many ran.
-        known: how many of them a known finding explains.
+        examples: the number of examples that ran.
+        known: the number of them that a known finding explains.
         left_out: how many a limit of this tool kept from running, or the adapter, which does not fit the release.
         alarms: the others that failed.
         error: why the target does not load.

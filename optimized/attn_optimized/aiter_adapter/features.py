@@ -91,8 +91,8 @@ def is_foreign_cache(aiter: Aiter, architecture: str | None, kv_cache_dtype: tor
 def features_of(aiter: Aiter) -> dict[str, str | None]:
     """For each feature, None if an AITER's signatures declare it, or the reason why not.
 
-    `prefill` is flash_attn_varlen_func, `prefill_sinks` its argument for them, and likewise `unified` (unified_attention),
-    `decode` (paged_attention_v1, `decode_multi_token` for several queries of a request) and `decode_assembly` (pa_fwd_asm).
+    `prefill` is flash_attn_varlen_func, and `prefill_sinks` its argument for sinks. In the same way `unified` is
+    unified_attention, `decode` is paged_attention_v1, and `decode_assembly` is pa_fwd_asm.
     """
     return {name: _why_not(aiter, *place) for name, place in _ARGUMENTS.items()}
 

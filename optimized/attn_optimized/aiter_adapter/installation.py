@@ -38,7 +38,7 @@ class Aiter:
         version: as its package says; None for a checkout.
         location: folder of the package; None of a recorded one.
         signatures: the signature of each function that it has, by name.
-        unified_traits: those of `signatures.UNIFIED_TRAITS` that are true of it.
+        unified_traits: the names in `signatures.UNIFIED_TRAITS` that are true of it.
         fn_architectures: those whose own float8 type it takes to be e4m3fn; that of the others is e4m3fnuz.
         functions: the functions that are loaded already. The others are imported when they are first called.
     """

@@ -235,7 +235,7 @@ class AttentionImpl(AttentionImplBase[Metadata]):
             kv_cache: as the layer's layout says; None for types without a cache.
             attn_metadata: metadata of this backend's builder.
             output: [T, H, Dv] or [T, H * Dv], written in the rows that a request owns.
-            lse: [H, T] float32, written likewise.
+            lse: [H, T] float32, written like out.
 
         Returns:
             output.
@@ -332,7 +332,7 @@ class MLAAttentionImpl(AttentionImplBase[Metadata]):
             kv_cache: [NB, BS, Lkv + R].
             attn_metadata: metadata of this backend's builder.
             output: [T_d, N, Lkv] or [T_d, N * Lkv], written in the rows that a request owns.
-            lse: [N, T_d] float32, written likewise.
+            lse: [N, T_d] float32, written like out.
 
         Returns:
             output.

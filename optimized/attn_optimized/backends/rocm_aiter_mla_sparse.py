@@ -40,7 +40,7 @@ NAME = "ROCM_AITER_MLA_SPARSE"
 
 
 class SparseMlaMetadataBuilder(AttentionMetadataBuilder[MlaMetadata]):
-    """Every request is a decode: expanded keys of its own tokens alone are no use to a row that selects others.
+    """Every request is a decode: a row that selects other tokens has no use for expanded keys of its own tokens only.
 
     Raises:
         UnsupportedError: another `attn_type` than DECODER.

@@ -111,7 +111,7 @@ def compare_calls(
     Args:
         call: the numbers that must be the same on all ranks, by name; or the error by which this rank refuses its call.
         names: the names of the numbers, in one order on all ranks. They tell one kind of call from another.
-        timeout: how long a rank waits for the others.
+        timeout: the time that a rank waits for the others.
 
     Raises:
         Exception: `call`, if it is an error.

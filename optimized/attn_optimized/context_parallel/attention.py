@@ -93,7 +93,7 @@ def attend_over_ranks(
         kv_cache: this rank's keys and values.
         layer: the layer of all H heads, with this rank's cache scales.
         step: the result of `local_step`.
-        exchange: how the outputs meet.
+        exchange: the way in which outputs meet.
         out_dtype: the dtype of the output if the layer has an output_scale.
         compare: first compare the call with those of the other ranks, which waits for all of them, and for the device. Without
             it, ranks whose calls differ wait until a timeout, or return wrong numbers.
@@ -259,7 +259,7 @@ def gathered(what: str, group: dist.ProcessGroup, tensor: torch.Tensor, timeout:
 
     Args:
         what: the collective's name in an error.
-        timeout: how long a rank waits for the others in gloo.
+        timeout: the time that a rank waits for the others in gloo.
 
     Raises:
         RanksError: a rank did not come.

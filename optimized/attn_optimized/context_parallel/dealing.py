@@ -64,7 +64,7 @@ class LocalStep:
     Args:
         whole: the step of the whole sequences, with the rank's own block table.
         batch: the step of the rank's keys. What is selected are units of the whole sequences: see `of_layer`.
-        dealing: how the tokens were dealt.
+        dealing: the dealing of the tokens.
 
     Raises:
         ContractError: an argument is of another type.
@@ -99,7 +99,7 @@ def local_step(batch: Batch, dealing: Dealing) -> LocalStep:
     Args:
         batch: the step: lengths of the whole sequences, and the block table of this rank's cache, which holds local token l of
             request r in slot `l % block_size` of block `block_table[r, l // block_size]`.
-        dealing: how tokens are dealt.
+        dealing: the dealing of tokens.
 
     Raises:
         ContractError: an argument is of another type, or the batch has no block table.

@@ -38,7 +38,7 @@ def attention_kernel(
     q_ptr, k_ptr, v_ptr,
     # one scale of q, or one per KV head; None if KIND.q_format is "float": a compiled kernel then has no such argument
     q_scale_ptr,
-    # one scale, or one per KV head, if has_scales; [NB, BS, HK] if KIND.has_token_scales; of K alone, [NB, BS, scales of
+    # one scale, or one per KV head, if has_scales; [NB, BS, HK] if KIND.has_token_scales; only of K, [NB, BS, scales of
     # a row] float32 or ue8m0 bytes, if KIND.interior is "latent_scaled"
     k_scale_ptr, v_scale_ptr,
     # one if has_output_scale, [H] if has_sinks, [H] if has_alibi_slopes, [qq_bias_len, qq_bias_len], [R, num_ranges, 2]

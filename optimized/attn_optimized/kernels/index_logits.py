@@ -77,7 +77,7 @@ def index_logits_kernel(
     stride_logits_selection, stride_logits_row, stride_weights_row, stride_block_table,
     # in KIND.q_unit elements
     stride_q_row, stride_q_head,
-    # in KIND.cache_unit elements; that of slots is used by the layout "plain" alone
+    # in KIND.cache_unit elements; that of slots is used only by the layout "plain"
     stride_block, stride_slot,
     KIND: tl.constexpr,
 ):  # fmt: skip

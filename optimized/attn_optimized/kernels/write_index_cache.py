@@ -44,7 +44,7 @@ def write_index_cache_kernel(
     largest,
     # in KIND.row_unit elements
     stride_k,
-    # in KIND.cache_unit elements; that of slots is used by the layout "plain" alone
+    # in KIND.cache_unit elements; that of slots is used only by the layout "plain"
     stride_block, stride_slot,
     KIND: tl.constexpr,
 ):  # fmt: skip

@@ -98,7 +98,7 @@ def attention_plan(
     """The plan of a workload on a GPU.
 
     Args:
-        architecture, compute_units: those of the GPU; see `device.architecture_of`.
+        architecture, compute_units: of the GPU; see `device.architecture_of`.
         parameters: launch parameters to use instead of those of the architecture's table; the attention kernel then serves any
             call.
 

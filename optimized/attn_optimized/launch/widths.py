@@ -26,7 +26,7 @@ class Widths:
         v_head_size: the number of dims of V and of the output.
         first_v_head_size: the number of these dims in the first of two sums of values; all of them if there is one sum.
         block_d, block_rest: the first dims of K and the other ones, padded to powers of two; block_rest is 0 with one dot.
-        block_v, block_v_rest: the first dims of V and the other ones, likewise.
+        block_v, block_v_rest: the same for the first dims of V and the other ones.
     """
 
     head_size: int

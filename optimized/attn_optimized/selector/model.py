@@ -105,7 +105,7 @@ def select_model(
 
 @dataclass(frozen=True)
 class _Place:
-    """One way to serve a layer. `cost` is 0 for the way that the layer would have alone, and compares as a tuple does."""
+    """One way to serve a layer. `cost` is 0 for the way of the layer without others, and compares as a tuple does."""
 
     backend: str
     layout: Layout | None

@@ -94,7 +94,7 @@ def executed(
 
 
 def _in_units(stride: Any, unit: int) -> Tensor:
-    """A stride as the kernel gets it: `launch.in_units` divides only what is a multiple."""
+    """A stride as the kernel gets it: `launch.in_units` divides only multiples."""
     if isinstance(stride, int):
         return number(z3.IntVal(stride // unit), "int64")
     term = as_tensor(stride).term
@@ -169,7 +169,7 @@ def _at_element(
 
 
 def lane_of(access: Access, x: int) -> tuple[Term, ...]:
-    """Where key n and dim d of a tile are in a load's block: [N, D], [D/x, N, x] or [N/S, D, S], for S slots side by side."""
+    """The place of key n, dim d of a tile in a load's block: [N, D], [D/x, N, x] or [N/S, D, S], for S slots side by side."""
     n, d = integers("n d")
     step = access.pointer.step
     side = as_tensor(access.pointer.offset).shape[-1]

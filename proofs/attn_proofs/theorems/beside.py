@@ -1,4 +1,4 @@
-"""Where the attention kernel reads and writes beside a paged cache of K and V: scales, sinks, biases, the LSE, dense rows.
+"""The addresses that the attention kernel accesses beside a paged cache of K and V: scales, sinks, biases, the LSE, dense rows.
 
 And the unit in which it counts strides, which the host chooses.
 """

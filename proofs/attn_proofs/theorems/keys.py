@@ -1,4 +1,4 @@
-"""Keys that several tokens share: a query sees those all of whose tokens are at or before it, whatever their number is.
+"""Keys that several tokens share: a query sees a key if all tokens of the key, of any number, are at or before it.
 
 The number of tokens is any from 2 on: it is no constant here, as it is of the kernel. A layer that has it has no other rule of
 positions, and its queries are causal.

@@ -1,7 +1,7 @@
 """The mask of a tile is the specification's visibility formula: what each rule hides, and what the rules together show.
 
-Of any tile of keys that is masked, any owned row m and any key j of the tile. The first theorems say that what the mask
-shows is visible, one rule each; the last three say that what is visible is shown. Together: the mask is the formula, for
+The theorems hold for any masked tile of keys, any owned row m and any key j of the tile. The first theorems say that what the
+mask shows is visible, one rule each; the last three say that what is visible is shown. Together: the mask is the formula, for
 every set of rules.
 """
 

@@ -109,7 +109,7 @@ class Search:
     def _invariant(self, turn: Turn) -> list[Term]:
         found, count = turn.now["request"].term, turn.count
         end: Any = z3.If(count * self.at_once <= R, count * self.at_once, R)
-        # r is arbitrary, so what is assumed of it holds of every request, and of the last one that was looked at, too
+        # r is arbitrary, so its assumptions hold for every request, also for the last one in the search
         last = count * self.at_once - 1
         terms = [self._counted(count, found, REQUEST), found >= -1, found <= end - 1]
         if not z3.is_int_value(count) and z3.is_const(count):
@@ -160,7 +160,7 @@ def _search(sources: Sources, *, steps: bool) -> Iterator[Claim]:
         falls = z3.Implies(reduction.operand.at(b) == 1, reduction.operand.at(a) == 1)
         facts = search.sums()
         for request in (REQUEST, first):
-            search.begins(request)  # its quotient, whose facts the claims need
+            search.begins(request)  # the claims need facts about its quotient
         given = [*search.given(), *extraction.assumptions]
         name = f"{search.at_once} requests at once"
         small = search.small() if interprets else None
@@ -253,7 +253,7 @@ def _rows(sources: Sources) -> Iterator[Claim]:
     most = max_rows(sources)
     for group in range(1, most + 1):
         extraction, rows = rows_of_group(sources, group, -(-(1 << 16) // group))
-        first, head = integers("first_query heads")
+        first, head = integers("first_query head_group")
         lanes = (m >= 0, m < most, t >= 0, h >= 0, h < group, t * group + h < most)
         lane = t * group + h
         goal = z3.And(
@@ -267,13 +267,13 @@ def _rows(sources: Sources) -> Iterator[Claim]:
 
 def _groups(sources: Sources) -> Iterator[Claim]:
     """The groups that the query heads of a KV head are cut into, for each number of heads that one group does not hold."""
-    m, h, kv_head, heads = integers("m h kv_head heads")
+    m, h, kv_head, head_group = integers("m h kv_head head_group")
     most = max_rows(sources)
     for heads_per_kv_head, group in cut_groups(sources):
         groups = -(-heads_per_kv_head // group)
         cut = {"groups_per_kv_head": groups, "heads_per_kv_head": heads_per_kv_head}
         extraction, rows = rows_of_group(sources, group, -(-(1 << 16) // group), **cut)
-        number = heads - kv_head * groups
+        number = head_group - kv_head * groups
         lanes = (m >= 0, m < most, h >= 0, h < heads_per_kv_head, number >= 0, number < groups, kv_head >= 0)
         in_group = number * group + m % group
         there = z3.And(rows.query.at(m) < z3.Int("end_query"), rows.row.at(m) >= 0, rows.row.at(m) < z3.Int("num_tokens"))
@@ -366,7 +366,7 @@ def _grouped(model: Model) -> Case:
 
 
 def _cut(model: Model) -> Case:
-    """Few queries of two KV heads whose query heads are two groups."""
+    """A few queries with two KV heads, whose query heads form two groups."""
     return paged([(model.within("t", 1, 3), 60), (2, 70)], group_size=FALCON_HEADS, num_kv_heads=2, scale=0.25)
 
 

@@ -32,7 +32,7 @@ BLOCKS = (64, 4096)
 POSITION, TOP_K, TIES, THRESHOLD, NUM_UNITS = integers("position top_k ties_of_last threshold num_units")
 U, V, LANE = integers("u v lane")
 CODE, ABOVE, TIED = memory("code"), memory("above"), memory("tied")
-"""Of a unit: its code, and how many units before it are above the threshold, and tie with it."""
+"""The code of a unit, and the numbers of units before it that are above the threshold, and that tie with it."""
 
 
 @dataclass
@@ -87,7 +87,7 @@ class _Made:
         return unit.path, unit.value.at(0)
 
     def given(self) -> tuple[Term, ...]:
-        """What is known of a row, and of the sums of the turn over units."""
+        """The facts about a row, and about the sums of the turn over units."""
         known = (*_ROW, ABOVE(0) == 0, TIED(0) == 0, *self.extraction.assumptions)
         _, first = self.turn
         sums = [(reduction, LANE if reduction.kind == "cumsum" else z3.IntVal(self.block)) for reduction in self.reductions]
@@ -98,7 +98,7 @@ class _Made:
         return [each for each in self.extraction.reductions if each.place == KERNEL]
 
     def added(self, reduction: Reduction, lane: Term, first: Term) -> tuple[Term, ...]:
-        """What the numbers of the lanes before one add up to: both counts in one number (the lemma of `_sums`)."""
+        """The sum of the numbers of the lanes before one: both counts in one number (the lemma of `_sums`)."""
         of_lanes = (
             reduction.result.at(lane) - reduction.operand.at(lane) if reduction.kind == "cumsum" else reduction.result.term
         )
@@ -273,9 +273,9 @@ THEOREMS = (
         f"{SELECT}.{KERNEL}", "tl.cumsum(own, 0) - own", "tl.cumsum(own, 0)", _case,
     ),
     Theorem(
-        "select.rest", "A row has as many ids as it sees units, or top_k if they are more, and -1 in each entry behind them.",
+        "select.rest", "A row has as many ids as it sees units, or top_k if it sees more, and -1 in each entry behind them.",
         _rest,
         f"{SELECT}.{KERNEL}", "entry < top_k", "entry < top_k - 1", _case,
-        assumes="of more than top_k units: `last_selected` finds the code of the last one that is selected",
+        assumes="Where it sees more, `last_selected` is taken to find the code of the last one that is selected.",
     ),
 )  # fmt: skip

@@ -104,7 +104,7 @@ def _once(sources: Sources) -> Iterator[Claim]:
 
 
 def _row(sources: Sources) -> Iterator[Claim]:
-    """The entries are those of the query's row for its KV head; a row that is none has no entry."""
+    """The entries are those of the query's row for its KV head. A row that does not exist has no entry."""
     extraction = Extraction(sources)
     tile = inputs.tile(sources)
     found = extraction.call(f"{SELECTION}.selection_of", tile, inputs.arguments(sources), inputs.kind(selection_unit=4))

@@ -21,7 +21,7 @@ KERNEL = "attn_optimized.kernels.warp_specialized"
 NAME = "warp_specialized_kernel"
 BLOCK_M, BLOCK_N, HEAD_SIZE = 128, 64, 256
 BLOCK_SIZES = (64, 128)
-"""Of a tile of keys, and of two."""
+"""Blocks of one tile of keys, and of two."""
 QSL, LENS, TABLE = memory("query_start_loc_ptr"), memory("seq_lens_ptr"), memory("block_table_ptr")
 R, T, J, M, Y, D = integers("r t j m y d")
 

@@ -235,7 +235,7 @@ def _executed(sources: Sources) -> tuple[Extraction, Extraction]:
 
 
 def _still_owned(turn: Turn) -> list[Term]:
-    """A row that the loop over parts owns is one that it owned before."""
+    """A row that the loop over parts owns was owned before it."""
     r = z3.Int("r")
     return [z3.Implies(turn.now["owned"].at(r), turn.before["owned"].at(r))]
 

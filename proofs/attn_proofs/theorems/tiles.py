@@ -2,7 +2,7 @@
 is visible.
 
 The loops of a tile of queries run over an order of tiles, 0 to `count`: sink tiles first, then the others. A split has
-[begin, end) of the order. One loop takes those of them that need no mask, the other loop the rest.
+[begin, end) of the order. One loop takes the tiles that need no mask, the other loop the rest.
 """
 
 from collections.abc import Callable, Iterator
@@ -66,7 +66,7 @@ def _scenes(sources: Sources, *, gaps: bool | None = None) -> Iterator[Scene]:
 
 
 def _covered(seen: Callable[[Rules], Term], *, gaps: bool | None = None):
-    """A visible key lies in a tile of the order, where it is loaded; whatever loop it is in."""
+    """A visible key lies in a tile of the order, and either loop loads it there."""
 
     def claims(sources: Sources) -> Iterator[Claim]:
         for made in _scenes(sources, gaps=gaps):

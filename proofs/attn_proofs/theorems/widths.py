@@ -53,7 +53,7 @@ def _fits(sources: Sources) -> Iterator[Claim]:
                 [*sizes, *note.path],
                 z3.And(low <= note.term, note.term <= high),
             )
-            # a query before the sequence sees nothing, whatever a wrapped number says, and a whole tile may need no mask
+            # a query before the sequence sees no key, for any wrapped number, and a whole tile may need no mask
             seen = (z3.Int("query_len") <= z3.Int("seq_len"), z3.Int("window_right") == -1, z3.Int("seq_len") % 64 == 30)
             yield replace(claim, small=None if claim.small is None else (*claim.small, *seen))
 
@@ -61,7 +61,7 @@ def _fits(sources: Sources) -> Iterator[Claim]:
 def _rows_fit(sources: Sources) -> Iterator[Claim]:
     """Rows, queries and heads of a tile, for each group that a tile holds, with the host's inverse of the group, and for each
     number of heads that one group does not hold."""
-    head, kv_head, first, length = integers("heads kv_head first_query query_len")
+    head, kv_head, first, length = integers("head_group kv_head first_query query_len")
     most = max_rows(sources)
     for group in range(1, most + 1):
         given = (head >= 0, (head + 1) * group <= INT32_MAX - most)

@@ -38,7 +38,7 @@ def executed(
     """The kernel on a cache of a layout, without a rotation, and the strides of the cache.
 
     Args:
-        arbitrary: what takes the place of `token` and of `head`.
+        arbitrary: replacements for `token` and `head`.
     """
     extraction = Extraction(sources, grid=((PROGRAM, z3.Int("programs")),))
     extraction.arbitrary = {("write_keys_and_values", name): value for name, value in arbitrary.items()}

@@ -10,7 +10,7 @@ U32 = 1 << 32
 
 
 def field(a, first, count):
-    """Of an unsigned number, or with the sign of the field's last bit."""
+    """A field's bits as an unsigned number."""
     first, count = first % 32, count % 32
     return (a >> first) % (1 << count)
 

@@ -41,7 +41,7 @@ def test_ordinary_numbers_that_round():
 
 
 def test_a_product_alone_is_that_of_torch():
-    """As Triton multiplies: upper halves and the third source are 0."""
+    """Products as Triton makes them: upper halves and the third source are 0."""
     values = [bits for bits in edges("bf16") if bits & 0x7F80 != 0x7F80]
     found = results("v_dot2_bf16_bf16 v9, v0, v1, 0", values, values, architecture="gfx1201")
     a, b, product = (

@@ -24,7 +24,7 @@ def assembly() -> dict[str, str]:
 
 
 def stored(text: str, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What a kernel whose arguments are these tensors stores into "c"."""
+    """The result that a kernel with these tensors as arguments stores into "c"."""
     buffers = {name: tensor.contiguous().view(torch.uint8).numpy().ravel() for name, tensor in tensors.items()}
     arguments = [*((name, 0) for name in buffers), None, None]  # the compiler's scratch memory is not needed
     memory, _ = launch(prepare(load(text)), (1, 1, 1), arguments, buffers, lds_bytes=1 << 16)

@@ -46,7 +46,7 @@ FORMULAS: dict[str, Callable[..., float]] = {
     "trunc": partial(whole, math.trunc),
     "rndne": partial(whole, round),
 }
-"""By the middle of the names: from numbers and their format."""
+"""Formulas by the middle of the names. They take numbers and their format."""
 MIDDLE = "add", "sub", "mul", "floor", "ceil", "trunc", "rndne"
 PACKED = [(f"v_pk_{name}", kind, "gfx950") for name in ("add", "mul", "fma") for kind in ("f16", "f32")]
 PACKED += [(f"v_pk_{name}", "bf16", "gfx1250") for name in ("add", "mul", "fma")]

@@ -71,7 +71,7 @@ def resource(address: int, records: int, architecture: str) -> dict[int, int]:
 
 
 ADDRESS = 0x7F3E_FFFF_C000 + 4096
-"""Of the first buffer."""
+"""The address of the first buffer."""
 
 
 @pytest.mark.parametrize("architecture", ["gfx942", "gfx1201"])

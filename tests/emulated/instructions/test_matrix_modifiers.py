@@ -1,4 +1,4 @@
-"""What modifiers, constants and special values do to matrix instructions: by what the same instruction does without them."""
+"""Effects of modifiers, constants and special values on matrix instructions, beside the same instruction without them."""
 
 from collections.abc import Mapping
 

@@ -118,7 +118,7 @@ def test_ones_and_zeros_are_counted(architecture, value):
 @pytest.mark.parametrize("value", [0, 0x1234, 0x8000, 0xFFFF_0000_8000_7FFF, 1 << 63, ALL])
 @pytest.mark.parametrize(("first", "count"), [(0, 16), (15, 17), (20, 44), (63, 1), (0, 64), (5, 0)])
 def test_a_field_of_64_bits(value, first, count):
-    """As Python's slices of a text of bits."""
+    """The field by Python's slices of a text of bits."""
     place = first | count << 16
     after = ran(
         f"s_bfe_i64 s[2:3], s[0:1], {place:#x}\ns_bfe_u64 s[4:5], s[0:1], {place:#x}", s={0: value & 0xFFFFFFFF, 1: value >> 32}

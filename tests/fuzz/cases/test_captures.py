@@ -85,7 +85,7 @@ def test_slots_without_keys_are_not_copied_and_hold_poison_again(captured, step_
 
 
 def test_blocks_that_a_window_has_left_may_be_one(step_case, tmp_path):
-    """As vLLM puts its null block there: twice in one request, and its numbers anybody's."""
+    """vLLM puts its null block there: twice in one request, with numbers of any request."""
     case = replace(
         step_case, window=(1, -1), requests=(replace(step_case.requests[0], query_len=1, seq_len=12, blocks=(2, 0, 1)),)
     )

@@ -41,7 +41,7 @@ def memory_of(step: Step) -> dict[str, torch.Tensor]:
 
 
 def parts_of(step: Step) -> dict[str, object]:
-    """What a call is told: values, and shapes, strides, dtypes and alignments of tensors."""
+    """The arguments of a call: values, and shapes, strides, dtypes and alignments of tensors."""
     named = {"q": step.q, "k": step.k, "v": step.v, "kv_cache": step.kv_cache, "out": step.out, "lse": step.lse}
     for holder in (step.layer, step.batch):
         named |= {field.name: getattr(holder, field.name) for field in dataclasses.fields(holder)}
@@ -201,7 +201,7 @@ WITH_ILLEGAL_CALLS = [
 
 @pytest.mark.parametrize("name", WITH_ILLEGAL_CALLS)
 def test_illegal_calls_are_drawn_for_every_target_that_has_some(name, tmp_path):
-    """Of a target with an engine of its own, such as backend-triton-mla, none was drawn."""
+    """For a target with an engine of its own, such as backend-triton-mla, none was drawn."""
     plan = FuzzPlan(target=name, device="cpu", examples=100, seed=1, folder=tmp_path)
     assert any(ILLEGAL in case.earlier for part in runner.shards(plan) for case in shard.drawn(part))
 

@@ -1,4 +1,4 @@
-"""What drawn queries select, and how adapters hand it to kernels that know no units."""
+"""The selections of drawn queries, and their form for kernels that know no units."""
 
 import random
 

@@ -175,7 +175,7 @@ EXACT = {
 
 
 def held(compute):
-    """What torch computes, and its elements."""
+    """The result of torch, and its elements."""
     running = call.Call(Quantities({}), (X, Y, SQUARE, OTHER, POWERS, BATCH, OTHERS))
     with call.following(running):
         result = compute()

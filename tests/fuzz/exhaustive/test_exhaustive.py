@@ -54,7 +54,7 @@ def launches_of(of: Scope, target=planted_small.RIGHT, name: str = "planted_smal
 
 
 def brute_force(part: Part, flags: tuple[bool, ...], block_size: int, num_blocks: int) -> int:
-    """How many calls of two requests there are with labelled blocks, by going through all tables. No symmetry is used."""
+    """The number of calls of two requests with labelled blocks, counted over all tables without a symmetry."""
     one = list(itertools.product(part.query_lens, part.seq_lens, flags))
     total = 0
     for (q_a, s_a, _), (q_b, s_b, _) in itertools.product(one, one):
@@ -130,7 +130,7 @@ def plainest(name: str) -> Case:
 
 
 def contradictions(setting: Setting, part: Part, of: Case) -> list[str]:
-    """What the contract says against the plainest call of a target with a setting."""
+    """The contract's refusal of the plainest call of a target with a setting."""
     found: list[str | None] = []
     for template in calls.templates(setting, of, part.block_sizes):
         requests = calls.requests_of(part, template.attn_type, setting.causality, setting.ranges)
@@ -237,7 +237,7 @@ SYMMETRIES = (properties.block_permutation(), properties.request_order())
 
 
 def broken_symmetry(case: Case, target) -> str | None:
-    """What a target's outputs say against the symmetries, with the case's contents moved along; None if they hold."""
+    """The symmetry that a target's outputs break, with the case's contents moved along; None if all hold."""
     attempt = Attempt(case, target, "cpu")
     assert attempt.error is None
     for each in SYMMETRIES:
@@ -254,7 +254,7 @@ def orbits(target_name: str, every: int) -> list[Case]:
 
 
 def test_symmetric_calls_have_the_same_outputs():
-    """Of the reference: for each of some orbits, the call with its blocks renamed, and with its requests in the other order."""
+    """Calls of the reference for some orbits: one with renamed blocks, and one with its requests in the other order."""
     target = registry.load("reference-fp32")
     assert not [message for case in orbits("reference-fp32", 7) if (message := broken_symmetry(case, target))]
 

@@ -40,7 +40,7 @@ TOWARD_ZERO = [
 
 
 def refusal(source: str, target: str) -> str:
-    """Why no backend compiles a cast; empty if one does, or could."""
+    """The reason why no backend compiles a cast; empty if one does, or could."""
     if (source in FLOAT8 and target in INTEGERS) or (source in INTEGERS and target in FLOAT8):
         return "Triton casts float8 to and from floats alone"
     if target == "fp8e4b15" and source not in ("fp16", "fp32"):
@@ -89,7 +89,7 @@ def _to_integer(given: np.ndarray, source: str, target: str) -> np.ndarray:
 
 
 def _to_e4b15(given: np.ndarray) -> np.ndarray:
-    """By way of float16 toward zero, then to nearest with ties away from zero, at most 1.75; NaN is 1.75 too."""
+    """The cast by way of float16: toward zero, then to nearest with ties away from zero, at most 1.75, as is NaN."""
     half = np.minimum(np.nan_to_num(np.abs(nearest(given, "fp16", toward_zero=True)), nan=2), 1.75)
     every = np.unique(np.abs(numbers(np.arange(256).astype(np.uint8), "fp8e4b15")))
     above = np.clip(np.searchsorted(every, half), 1, len(every) - 1)

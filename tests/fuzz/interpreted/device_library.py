@@ -153,7 +153,7 @@ def checked(name: str) -> Callable[[], None]:
 
 
 def _compares(name: str, form: tuple[str, ...]) -> bool:
-    """Whether Triton declares the function for these dtypes, after its results were compared."""
+    """Compare the results of a function. True if Triton declares it for these dtypes."""
     pools = [NUMBERS if "fp" in dtype else WHOLE for dtype in form]
     rows = [tuple(pool[(i * (k + 1) + k) % len(pool)] for k, pool in enumerate(pools)) for i in range(16)]
     operands = [torch.tensor(column, dtype=DTYPES[dtype]) for column, dtype in zip(zip(*rows, strict=True), form, strict=True)]

@@ -149,7 +149,7 @@ def nearest(values: np.ndarray, name: str, *, toward_zero: bool = False) -> np.n
 
 
 def agree(got: np.ndarray, expected: np.ndarray, name: str) -> np.ndarray:
-    """Where two arrays of numbers are the same: NaN is NaN, and 0 is not -0, which the FNUZ formats do not have."""
+    """True where two arrays of numbers are the same: NaN is NaN, and 0 is not -0, which the FNUZ formats do not have."""
     if name not in FLOATS:
         return got == expected
     same_sign = (np.signbit(got) == np.signbit(expected)) | (got != 0) | (name in ("fp8e4b8", "fp8e5b16"))

@@ -21,7 +21,7 @@ from tests.fuzz.interpreted.blocks import SMALL, small
 from tests.fuzz.interpreted.dtypes import dtype_of, numbers, unsigned
 
 PROGRAMS = 2
-"""Of each launch. Their numbers differ, so that blocks have an axis of programs."""
+"""The programs of each launch. Their numbers differ, so that blocks have an axis of programs."""
 _RESULTS, _ROOM = 4, 1 << 9
 """How many results a function may have, and how many elements a program's."""
 _OMITTED = object()
@@ -42,7 +42,7 @@ class Block:
         return small(self.dtype, (PROGRAMS, *self.shape), self.values, seed)
 
     def made(self, pointer: Any) -> Any:
-        """What the function is given.
+        """The argument that the function gets.
 
         Args:
             pointer: to the program's bits.
@@ -242,7 +242,7 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = _by_name(
 
 
 def names() -> list[str]:
-    """Of all functions, without methods of a tensor that are functions, too."""
+    """The names of all functions, without methods of a tensor that are functions, too."""
     of_descriptors = inspect.getmembers(tl.core.tensor_descriptor_base, tl.core.is_builtin)
     return [name for name in functions.language() if functions.reason(name) != functions.ALIAS] + [
         f"descriptor.{name}" for name, _ in of_descriptors
@@ -256,7 +256,7 @@ def found(name: str) -> Any:
 
 
 def parameters(name: str) -> list[inspect.Parameter]:
-    """Those of a function, without what the compiler adds."""
+    """The parameters of a function, without those that the compiler adds."""
     return _PARAMETERS[name]
 
 
@@ -267,7 +267,7 @@ def _parameters_of(name: str) -> list[inspect.Parameter]:
 
 
 _PARAMETERS = {name: _parameters_of(name) for name in names()}
-"""By name, as they are before Triton's interpreter wraps functions in this process."""
+"""Parameters by function, as they are before Triton's interpreter wraps functions in this process."""
 
 
 def forms(name: str, parameter: inspect.Parameter) -> list[Any]:
@@ -313,7 +313,7 @@ def call_kernel(memories, results, BODY: tl.constexpr):
 
 
 def outcome(case: Case, takes: list[inspect.Parameter], following: Any = nullcontext) -> list[Any]:
-    """What a case gives in each program: the dtype, shape and numbers of each result, and what memory holds after it.
+    """The results of a case in each program: the dtype, shape and numbers of each result, and what memory holds after it.
 
     Args:
         takes: the parameters of its function.

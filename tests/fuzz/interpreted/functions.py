@@ -1,4 +1,4 @@
-"""What is checked of each function of Triton's language, or why there is nothing to check."""
+"""The checks of each function of Triton's language, or the reason why it has none."""
 
 import inspect
 import itertools
@@ -30,7 +30,7 @@ def language() -> list[str]:
 
 
 def names() -> list[str]:
-    """Those of the language, and those of libdevice behind "libdevice."."""
+    """The functions of the language, and those of libdevice under "libdevice."."""
     return [*language(), *(f"libdevice.{name}" for name in device_library.names())]
 
 
@@ -172,7 +172,7 @@ _OF_MODULES = {
 
 
 def reason(name: str) -> str | None:
-    """Why a function is not checked, or None."""
+    """The reason why a function is not checked, or None."""
     kind, _, own = name.partition(".")
     if kind in _OF_MODULES:
         return _OF_MODULES[kind]

@@ -1,4 +1,4 @@
-"""How often the loops of our kernels turn in the draws of a small fuzz run, as JSON: `python -m interpreted.loops EXAMPLES`."""
+"""The turns of our kernels' loops in the draws of a small fuzz run, as JSON: `python -m interpreted.loops EXAMPLES`."""
 
 import ast
 import json

@@ -20,7 +20,7 @@ _EXTRAS = ("cuda", "hip")
 
 
 def generated() -> set[str]:
-    """Those that Triton's own modules have."""
+    """The names in Triton's own modules."""
     found = {*functions.names(), *(name for name, member in inspect.getmembers(tl) if inspect.isclass(member))}
     found |= {f"descriptor.{name}" for name, _ in inspect.getmembers(tl.core.tensor_descriptor_base, tl.core.is_builtin)}
     found |= {f"tensor.{name}" for name in vars(tl.tensor) if not name.startswith("_")}

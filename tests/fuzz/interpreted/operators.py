@@ -100,7 +100,7 @@ def _of_integers(name: str, dtype: str, x: np.ndarray, y: np.ndarray) -> tuple[n
 
 
 def _divided(name: str, x: int, y: int) -> int:
-    """As C has it: the quotient is truncated, and the remainder has the sign of x."""
+    """C's division: the quotient is truncated, and the remainder has the sign of x."""
     quotient = abs(x) // abs(y) * (1 if (x < 0) == (y < 0) else -1)
     return quotient if name == "floordiv" else x - quotient * y
 
@@ -347,7 +347,7 @@ def constants() -> None:
 
 
 def compared_then_cast() -> None:
-    """What comparisons return is of int1, and casts take it so."""
+    """Comparisons return int1, and casts take it."""
     for dtype in [name for name in NAMES if name not in FLOAT8]:
         first, second = pairs(dtype)
         x, y = numbers(first, dtype), numbers(second, dtype)

@@ -1,4 +1,4 @@
-"""What reductions and scans are to give, by NumPy.
+"""The expected results of reductions and scans, by NumPy.
 
 Triton's interpreter as it comes is no judge of them: in some it takes a negative axis for another one, and what is left of a
 block of one element for a block.

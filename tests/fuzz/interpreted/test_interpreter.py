@@ -20,7 +20,7 @@ from tests.support import processes
 
 
 def run(*arguments: str) -> Any:
-    """What the checks print."""
+    """The output of the checks."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     result = processes.run(["-m", "tests.fuzz.interpreted", *arguments], cwd=Path(__file__).parents[3], env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -52,7 +52,7 @@ STORED = names.stored()
 
 
 def test_the_names_of_this_triton_are_stored():
-    """In a process of its own: a kernel that failed in this one may have left the interpreter in Triton's modules."""
+    """Run it in another process: a kernel that failed in this one may have left the interpreter in Triton's modules."""
     assert set(run("--names")) == STORED[triton.__version__], "python -m interpreted --write-names"
 
 
@@ -84,7 +84,7 @@ JUDGED = [name for name in forms.names() if not (IS_OLD and name in ("umulhi", "
 
 KERNELS = " ".join(path.read_text() for path in Path(attn_optimized.__file__).parent.glob("kernels/*.py"))
 USED = [name for name in JUDGED if re.search(rf"\btl\.{name}\(", KERNELS)]
-"""Those of our kernels."""
+"""The functions that our kernels use."""
 OTHERS = [name for name in JUDGED if name not in USED]
 
 

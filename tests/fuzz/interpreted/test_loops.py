@@ -13,7 +13,7 @@ EXAMPLES = 40
 
 @pytest.fixture(scope="module")
 def turns() -> dict[str, list[int]]:
-    """By file and line, the numbers of turns: 0, 1, and 2 for more."""
+    """The numbers of turns by file and line: 0, 1, and 2 for more."""
     result = processes.run(["-m", "interpreted.loops", EXAMPLES], cwd=Path(__file__).parents[1])
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])

@@ -71,7 +71,7 @@ def test_half_of_the_seeds_give_numbers_and_0_gives_nan(step_case):
 
 
 def test_a_list_comes_back_from_a_mode_with_an_empty_tensor_for_each_that_is_undefined():
-    """As C++ returns one. Torch raises where a mode hands None back."""
+    """C++ returns such a list. Torch raises where a mode returns None in it."""
     given = torch.ones(2)
     one, none = eager.returned([given, None])
     assert one is given

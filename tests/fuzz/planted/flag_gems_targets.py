@@ -66,7 +66,7 @@ def _excluded(case):
 
 
 def _swaps(case):
-    """Whether it takes the heads of a group for queries: its LSE is of other rows if there are several requests."""
+    """True if it takes the heads of a group for queries: its LSE is then that of other rows, with several requests."""
     ones = all(each.query_len == 1 for each in case.requests)
     return ones and case.group_size > 1 and not case.alibi_slopes and case.lse and len(case.requests) > 1
 

@@ -65,7 +65,7 @@ def _target(
 
 
 def stored_values(value: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a quantized cache holds of values [k, HK, D], and its scales, which broadcast to them."""
+    """The stored numbers of values [k, HK, D] in a quantized cache, and its scales, which broadcast to them."""
     if layer.kv_cache_dtype is None:
         return value, torch.ones(1, 1, 1)
     if layer.v_scale is None:
@@ -248,7 +248,7 @@ def _segfaults(q, kv_cache, batch, out, lse) -> None:
 
 
 def _killed_once(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    """As by an operator: the process of its first call dies, and no other."""
+    """The process of its first call dies, and no other, as if an operator had killed it."""
     called = Path(os.environ["PLANTED_CALLED"])
     if not called.exists():
         called.write_text(".")
@@ -257,12 +257,12 @@ def _killed_once(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 
 def _killed_always(*args, **kwargs) -> None:
-    """As by a system that is out of memory."""
+    """The process dies, as if the system were out of memory."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _without_memory_once(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-    """As on a GPU whose memory other processes have for a while."""
+    """It is out of memory for a while, as on a GPU that other processes use."""
     called = Path(os.environ["PLANTED_CALLED"])
     if not called.exists():
         called.write_text(str(os.getpid()))

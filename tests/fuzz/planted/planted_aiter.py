@@ -33,7 +33,7 @@ MOST_CHUNKS = 3
 RULES = ("window", "logits_soft_cap", "alibi_slopes", "sinks")
 FLOAT8 = ("fp8_e4m3fn", "fp8_e4m3fnuz")
 OWN_FLOAT8 = FLOAT8[1:]
-"""What the double's unified_attention takes on gfx942, and under the interpreter."""
+"""The float8 that the double's unified_attention takes on gfx942, and under the interpreter."""
 
 
 @functools.cache

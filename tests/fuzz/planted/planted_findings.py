@@ -8,7 +8,7 @@ from attn_fuzz.targets.reference import REFERENCE_FP32
 from planted import SMALL, attend
 
 FINDINGS = Path(__file__).parent / "findings"
-"""Of each target a folder with its stored case."""
+"""A folder with the stored case of each target."""
 
 SINKS = Finding(
     name="planted-sinks",

@@ -52,4 +52,4 @@ COMPILED = _compiled(RACE)
 TWICE = dataclasses.replace(COMPILED, name="twice", attention=_attention(False, times=2))
 """Two programs write each row, the same numbers."""
 MEANT = dataclasses.replace(TWICE, name="meant", races="Two programs copy each row.")
-"""As it declares."""
+"""It declares that two programs write each row."""

@@ -1,4 +1,4 @@
-"""What `--json` writes has the fields of its published schema, and no others."""
+"""Records that `--json` writes have the fields of their published schemas, and no others."""
 
 import json
 from typing import Any
@@ -29,7 +29,7 @@ def closed(schema: Any) -> Any:
 
 
 def check(name: str, text: str) -> Any:
-    """What a command wrote, if it is as its schema says."""
+    """The record that a command wrote, if its schema allows it."""
     result = json.loads(text)
     jsonschema.validate(result, {"$ref": f"#/$defs/{OUTPUTS[name].__name__}", "$defs": closed(PARTS)})
     return result

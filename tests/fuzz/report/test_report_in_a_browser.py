@@ -188,7 +188,7 @@ def _linear(part: int) -> float:
 
 
 def distance(one: tuple[int, ...], other: tuple[int, ...]) -> float:
-    """How far two colours are apart in CIELAB (1976). 2.3 is just noticeable."""
+    """The distance of two colours in CIELAB (1976). 2.3 is just noticeable."""
     return sum((a - b) ** 2 for a, b in zip(_lab(one), _lab(other), strict=True)) ** 0.5
 
 

@@ -38,7 +38,7 @@ class Parsed(HTMLParser):
 
 
 def holds_all_it_needs(source: str) -> bool:
-    """Whether nothing is run and nothing is fetched."""
+    """True if nothing is run and nothing is fetched."""
     tags = Parsed(source).tags
     runs = any(tag in ("script", "iframe", "object", "embed", "link", "img") for tag, _ in tags)
     fetches = any(name in ("src", "href", "action") or name.startswith("on") for _, attributes in tags for name in attributes)

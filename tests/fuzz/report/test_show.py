@@ -1,4 +1,4 @@
-"""What a picture shows is what the case has: who sees which key, who owns which block, where memory lies, what is wrong."""
+"""A picture shows the case: the keys that each query sees, the owners of blocks, places in memory, and wrong elements."""
 
 import dataclasses
 import re
@@ -247,7 +247,7 @@ def test_without_a_run_no_target_is_needed(attn_parity, step_case, tmp_path):
 
 @pytest.mark.parametrize(("qq_bias", "kind"), [(None, "other"), ("random", "tree")])
 def test_a_key_that_no_known_rule_hides_is_not_blamed_on_drafts(step_case, qq_bias, kind):
-    """As a rule that was added later does."""
+    """Keys are hidden as by a rule that was added later."""
     step = tensors.build(replace(step_case, qq_bias=qq_bias))
     part = next(part for part in pictures.oracle.requests(step) if part.visible.any())
     hidden = dataclasses.replace(part, visible=torch.zeros_like(part.visible))

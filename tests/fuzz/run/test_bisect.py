@@ -87,7 +87,7 @@ def bisect(attn_parity, repository, tmp_path, step_case):
 
 
 def state(folder: Path) -> tuple[str, ...]:
-    """What a bisection must leave as it was: HEAD, the changes of the checkout, all references, and the worktrees."""
+    """The state that a bisection must keep: HEAD, the changes of the checkout, all references, and the worktrees."""
     asked = (("rev-parse", "HEAD"), ("diff",), ("status", "--porcelain"), ("for-each-ref",), ("worktree", "list"))
     return tuple(git(folder, *each) for each in asked)
 

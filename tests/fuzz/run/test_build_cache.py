@@ -1,4 +1,4 @@
-"""What is kept in the user's cache is made once, and again where it was damaged or cannot be written."""
+"""Files in the user's cache are made once, and again if they are damaged or cannot be written."""
 
 import pytest
 from attn_fuzz.emulated.build_cache import cached

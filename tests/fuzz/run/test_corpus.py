@@ -1,4 +1,4 @@
-"""What failed once is run first: the shipped corpus, one's own, and a database that runs fill; all of it is only data."""
+"""Cases that failed once run first: the shipped corpus, one's own, and a database that runs fill; all of it is only data."""
 
 import dataclasses
 import json
@@ -120,7 +120,7 @@ def test_failures_are_a_targets_on_one_kind_of_device(step, tmp_path):
 def test_a_database_that_keeps_nothing_is_an_error(step):
     class Full(InMemoryExampleDatabase):
         def save(self, key: bytes, value: bytes) -> None:
-            """As a folder on a full disk."""
+            """Fail, as on a full disk."""
 
     with pytest.raises(DatabaseError, match="did not keep"):
         database.save(Full(), b"key", step)

@@ -1,4 +1,4 @@
-"""What is said of an exception names the place in the target's code, whoever raises it there, and on any machine."""
+"""The message about an exception names the place in the target's code, for any function that raises it, and on any machine."""
 
 import dataclasses
 import json

@@ -137,7 +137,7 @@ def lse_faults(rows: int) -> Iterator[Fault]:
 
 
 def cache_faults(rows: int, what: str) -> Iterator[Fault]:
-    """In every part of the memory of the cache, for attention or for the cache write."""
+    """Faults in every part of the memory of the cache, for attention or for the cache write."""
     case = case_of(rows)
     for kv, block, slot, head in itertools.product(range(2), range(2 * rows), range(BLOCK_SIZE), range(HEADS)):
         place = (kv, block, slot, head, 3)

@@ -185,7 +185,7 @@ class Scripted:
 
 
 def shrunk(verdict_of, case: Case, tmp_path, **fields) -> shard.Progress:
-    """How a run ends whose past case is the given one."""
+    """The end of a run whose past case is the given one."""
     case = msgspec.structs.replace(case, head_size=16)
     plan = FuzzPlan(target="reference-fp32", device="cpu", examples=0, seed=1, folder=tmp_path, past=(case,), **fields)
     return shard.fuzz(plan, Scripted(verdict_of))  # pyright: ignore[reportArgumentType]

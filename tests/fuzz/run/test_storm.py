@@ -153,7 +153,7 @@ class Storm:
             os.killpg(self.main.pid, signal.SIGINT)
 
     def end(self, kind: str, what: signal.Signals) -> str:
-        """What is wrong when the run has ended; empty if nothing is."""
+        """The fault at the end of the run, in words; empty if there is none."""
         try:
             code = self.main.wait(MOST_SECONDS)
         except subprocess.TimeoutExpired:

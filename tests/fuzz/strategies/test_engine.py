@@ -1,4 +1,4 @@
-"""What an engine sends is drawn directly; what is thrown away all the same is counted, with what would say so directly."""
+"""Calls of an engine are drawn directly. Rejected draws are counted, with the declarations that would avoid them."""
 
 import re
 from dataclasses import fields, replace

@@ -1,4 +1,4 @@
-"""What is drawn is valid and within the target's support; and a few hundred cases visit every edge that bugs live on."""
+"""Drawn cases are valid and within the target's support; and a few hundred cases visit every edge that bugs live on."""
 
 import functools
 import itertools

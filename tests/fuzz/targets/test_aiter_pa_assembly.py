@@ -21,7 +21,7 @@ of_the_wheel = pytest.mark.skipif(not IS_WHEEL, reason="the tables of AITER's ma
 
 
 def attended(row, keys: int, *, first_block: int = 0, block_bytes: int = 8192, behind: float = 1.0):
-    """What a file makes of one request of one query, what is right, and the hazards that it met.
+    """The output of a file for one request of one query, the right output, and the hazards that it met.
 
     K and V of a block lie side by side. V is multiplied by `behind` in the slots behind the last key.
     """
@@ -111,7 +111,7 @@ GQA8 = {
     "34ddd3820d95d3f1ad2bb3c04d2acdc0e7025c7cec9d4102f8fe6c6b5e531079": False,  # amd-aiter 0.1.7.post2.dev18
     "7533107346eee4ebdaea4d3320dc8bd3fff5d01036857c66b6aadb81f7a383af": True,  # AITER's main, e4048607a5
 }
-"""Whether a pa_bf16_noquant_gqa8_1tg_4w.co of gfx942 reads block ids of more than 16 bits, by its SHA-256."""
+"""True if a pa_bf16_noquant_gqa8_1tg_4w.co of gfx942 reads block ids of more than 16 bits, by its SHA-256."""
 
 
 @pytest.mark.parametrize("first", [65534, 65536])

@@ -82,7 +82,7 @@ def test_loading_it_leaves_no_module_behind():
 
 @needs_aiter
 def test_a_padded_head_does_not_compile_where_keys_are_split():
-    """Why UNIFIED_HEAD_SIZES are powers of two. When this fails, AITER is repaired: let them be what they can be."""
+    """The reason why UNIFIED_HEAD_SIZES are powers of two. When this fails, AITER is repaired: allow other sizes."""
     ended = run_alone("513")
     assert "it ran" not in ended.stdout
     assert "offs_d" in ended.stderr

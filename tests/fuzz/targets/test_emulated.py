@@ -73,7 +73,7 @@ def tried(case: Case) -> Verdict:
 
 
 def test_drawn_examples_agree(fuzz_here):
-    """On gfx1201: `tox run -e emulated-main` runs launches for gfx942."""
+    """The cases run on gfx1201: `tox run -e emulated-main` runs launches for gfx942."""
     ended, cases = fuzz_here("planted_emulated:SMALL_TRITON@gfx1201", examples=4, seed=4)
     assert ended.failure is None, ended.failure
     assert ended.examples == len(cases) == 4
@@ -233,7 +233,6 @@ def test_the_command_line_says_what_runs_kernels(targets, said, capsys):
         ("triton@invariant@returned", "@invariant@returned: one excludes the other"),
         ("triton@planned@gfx942", "@gfx942 alone plans for gfx942"),
         ("triton-merge@far", "a share of its merges is called so already"),
-        ("triton-latent-scaled-far@gfx942", "triton-latent-scaled-far@gfx942 is now triton-latent@scaled@far@gfx942"),
         ("nobody@gfx942", "no target 'nobody'"),
     ],
 )
@@ -359,7 +358,7 @@ def test_half_of_the_selections_look_at_few_units_in_a_turn():
 
 
 def code_of(case: Case) -> list[tuple]:
-    """What the launches of a case are compiled for on gfx942."""
+    """The specializations that the launches of a case are compiled for, on gfx942."""
     step = build(case, "cpu")
     jobs = []
     with planned(Gpu("gfx942")):
@@ -399,7 +398,7 @@ def fields_of(layer: DrawnLayer) -> dict[str, object]:
 
 @pytest.mark.nightly
 def test_steps_of_a_layer_have_their_own_numbers_of_what_kernels_are_not_compiled_for():
-    """By field of a layer: whether another value gives other code, for each layer in which the field has one."""
+    """For each field of a layer, and each layer that sets it: True if another value gives other code."""
     own, kept = defaultdict[str, list[bool]](list), defaultdict[str, list[bool]](list)
     support = TRITON_GFX942.support("cpu")
 

@@ -1,34 +1,12 @@
-"""Names of targets in modes: which there are, in which order they come, and which had another name."""
+"""Names of targets in modes: which there are, and in which order they come."""
 
 import re
 
 import pytest
 from attn_amdgcn.program import ARCHITECTURES
-from attn_fuzz import renamed
-from attn_fuzz.cases import case_file
-from attn_fuzz.corpus import database
 from attn_fuzz.targets import modes, registry
 from attn_parity import backend_runs
 from click import unstyle
-
-
-@pytest.mark.parametrize(("old", "now"), renamed.NOW.items(), ids=renamed.NOW)
-def test_an_old_name_is_refused_with_the_new_one_which_loads(old, now):
-    with pytest.raises(registry.UnknownTargetError, match=f"^target: {old} is now {now}$"):
-        registry.load(old)
-    assert registry.load(now).name == now
-    assert renamed.renamed(old) == now
-    assert old in renamed.before(now)
-
-
-def test_stored_cases_of_an_old_name_are_those_of_the_new_one(step_case, attn_parity, tmp_path):
-    stored = case_file.dumps(step_case).replace("reference-fp32", "torch-ops-latent")
-    assert case_file.loads(stored).target == "torch-ops@latent"
-    folder = database.connect(str(tmp_path / "found"))
-    folder.save(database.key("torch-ops-latent", "CPU"), stored.encode())
-    options = ("--examples", 1, "--corpus", "none", "--workers", 1, "--device", "cpu")
-    run = attn_parity("fuzz", "--target", "torch-ops@latent", "--database", tmp_path / "found", *options)
-    assert "target torch-ops@latent on CPU, 1 past case, 1 examples" in run.out
 
 
 def test_what_our_targets_declare_they_have():
@@ -59,7 +37,7 @@ def test_a_package_that_is_not_here_is_listed_by_name(attn_parity, monkeypatch):
         ("triton-merge", "@far +no: a share of its merges is called so already"),
         ("reference-fp32", r"@planned +no: reference-fp32 does not say how its host code plans for another GPU"),
         ("triton@far", "what +.* tensors that reach beyond"),
-        ("triton@properties", "property +scale in q: .* Compared bit *\\s* by bit; asked of all"),
+        ("triton@properties", "property +repetition: .* Compared bit *\\s* by bit; asked of all"),
     ],
 )
 def test_a_target_is_told_in_full(name, told, attn_parity, monkeypatch):

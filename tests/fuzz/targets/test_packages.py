@@ -262,7 +262,7 @@ def test_the_complete_target_of_the_guide_runs(attn_parity, tmp_path):
 
 
 class _Sibling:
-    """In place of vLLM's module: what the contract writes, with numbers and scales that are off."""
+    """Stands for vLLM's module: it writes the contract's numbers and scales with errors."""
 
     def __init__(self, layer: Layer, kv_cache: torch.Tensor, steps: int, factor: float) -> None:
         self.layer, self.kv_cache, self.steps, self.factor = layer, kv_cache, steps, factor
@@ -300,7 +300,7 @@ def test_a_row_with_scales_is_off_at_ties_alone(steps, factor, kind, monkeypatch
 
 
 class _Dividing:
-    """In place of vLLM's module: quotients that are off by some units in the last place, and numbers by some steps."""
+    """Stands for vLLM's module: its quotients are off by some units in the last place, and its numbers by some steps."""
 
     def __init__(self, units: int, steps: int) -> None:
         self.units, self.steps = units, steps

@@ -19,7 +19,7 @@ LAYER = Layer(num_heads=1, num_kv_heads=1, head_size=16, scale=0.25, attn_type=A
 
 
 def of_call(dtype: torch.dtype = torch.bfloat16, cache: torch.dtype | None = None, **does) -> CallRounding:
-    """What a kernel may do in a call with q of a dtype. A cache is quantized: beside q in float8, in q's dtype."""
+    """The roundings of a kernel in a call with q of a dtype. A cache is quantized: beside q in float8, in q's dtype."""
     layer, scales = LAYER, ("k_scale", "v_scale", "q_scale") if dtype.itemsize == 1 else ("k_scale", "v_scale")
     if cache is not None:
         held = {f"{name}_cache": torch.ones(1, 16, 1) for name in scales} if cache is torch.int8 else {}

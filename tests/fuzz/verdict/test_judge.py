@@ -68,7 +68,7 @@ def answered(case):
 
 
 def rules():
-    """By name: fields of a case, and of its cache."""
+    """Fields of a case, and of its cache, by name."""
     yield "cap", {"logits_soft_cap": 1.0}, {}
     yield "ALiBi", {"alibi_slopes": True}, {}
     yield "tree", {"qq_bias": "tree"}, {}

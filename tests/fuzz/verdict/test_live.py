@@ -48,7 +48,7 @@ def int32(values) -> torch.Tensor:
 
 
 def attention(module, query, key, value, attention_mask, scaling, sliding_window=None, s_aux=None, **_):
-    """What transformers calls, [B, heads, tokens, D]: paged, one request per row, but for an encoder's own tokens."""
+    """Arguments of transformers, [B, heads, tokens, D]: paged, one request per row, but for an encoder's own tokens."""
     requests, num_kv_heads, seq_len, head_size = key.shape
     query_len = query.shape[2]
     is_encoder = getattr(module, "is_decoder", True) is False

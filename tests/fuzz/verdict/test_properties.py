@@ -512,6 +512,14 @@ def test_keys_that_no_query_selects_may_be_nan(recycled):
     assert bool(calls) is not recycled
 
 
+def test_a_scale_whose_quarter_is_none_is_left_out():
+    """A false alarm once: the contract has no scale below 2^-126 but 0."""
+    calls: list[Step] = []
+    for scale in (2.0**-125, -(2.0**-125), 2.0**-124):
+        properties.scale_in_query()(written(replace(SEEN, scale=scale)), calls.append)
+    assert [step.layer.scale for step in calls] == [2.0**-126]
+
+
 def test_what_our_kernels_promise():
     invariant = {each.name for each in registry.load("triton@invariant").properties}
     assert invariant == {"batch composition", "neighbour's rules", "chunked prefill", "far keys"}

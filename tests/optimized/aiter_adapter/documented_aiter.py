@@ -60,7 +60,7 @@ def _noted(function: Callable[..., Any], signature: Signature, calls: list[Call]
 
 
 def _is_of(value: object, hint: Any) -> bool:
-    """Whether a value is of an annotated type: a class, a union, or a tuple of classes."""
+    """True if a value is of an annotated type: a class, a union, or a tuple of classes."""
     if isinstance(hint, UnionType):
         return any(_is_of(value, one) for one in get_args(hint))
     if get_origin(hint) is tuple:
@@ -279,7 +279,7 @@ def unified_attention(
 
 
 def _elements_behind(row: torch.Tensor) -> int:
-    """How many elements the memory of a tensor holds from its first one on."""
+    """The number of elements that the memory of a tensor holds from its first one on."""
     return row.untyped_storage().nbytes() // row.element_size() - int(row.storage_offset())
 
 

@@ -229,7 +229,7 @@ NUMBERS = {
     "selection_unit": (None, 1, 4, 128),
     "logits_soft_cap": (5.0,),
 }
-"""By the name of a rule that a config holds as a number: values that are unlike each other. Other rules are on or off."""
+"""Different values of each rule that a config holds as a number. Other rules are on or off."""
 
 SIZES = st.integers(1, 321) | st.sampled_from((16, 32, 64, 128, 192, 256))
 

@@ -50,7 +50,7 @@ FOUND_BY = {
     "43817": ("test_served.py", "sinks"),
     "43945": ("test_the_five_reports.py", "Test43945"),
 }
-"""By a report: the tests that find it, and which of them."""
+"""By report, the file of the tests that find it, and the name of those tests."""
 
 
 class Test43945:

@@ -68,7 +68,7 @@ def _functions(kernels: str) -> dict[str, Callable]:
 
 
 def counts_messages(group: dist.ProcessGroup):
-    """How many times an all-to-all of outputs and LSEs calls upon the network."""
+    """The number of network calls in an all-to-all of outputs and LSEs."""
     all_to_all, sent = dist.all_to_all_single, []
 
     def counted(received, message, **options):

@@ -36,7 +36,7 @@ def test_what_bfloat16_holds_is_exact(device):
 
 @pytest.mark.parametrize("below", [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
 def test_numbers_between_two_are_rounded_to_the_nearest(below, device):
-    """In the middle the larger magnitude is taken; beyond the largest number, infinity."""
+    """A number in the middle takes the larger magnitude; one beyond the largest number becomes infinity."""
     bits = ALL | below
     number = bits.view(torch.float32)
     found = ran(nearest_kernel, bits, device).view(torch.bfloat16)

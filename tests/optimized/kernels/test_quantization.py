@@ -103,7 +103,7 @@ def test_decodes_every_byte(element, dtype, device):
 
 
 def test_reads_every_ue8m0_byte(device):
-    """As torch does: 0 is 2^-127, a subnormal number, and 255 is NaN."""
+    """The numbers of torch: 0 is 2^-127, a subnormal number, and 255 is NaN."""
     codes = torch.arange(256, dtype=torch.uint8, device=device)
     got = torch.empty(256, device=device)
     e8m0_number_kernel[(1,)](got, codes)

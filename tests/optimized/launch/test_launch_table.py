@@ -105,7 +105,7 @@ NO_TABLES = {
     document(parameters={"block_m": 16, "block_n": 64}): "sm90.json: entry 0: got .*num_warps",
     json.dumps({"schema": table.SCHEMA, "entries": [None]}): "sm90.json: entry 0: got",
 }
-"""By the text of a file: the beginning of its refusal."""
+"""The beginnings of refusals, by the texts of files."""
 
 
 @pytest.mark.parametrize(("text", "words"), NO_TABLES.items(), ids=NO_TABLES.values())

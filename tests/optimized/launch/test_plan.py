@@ -218,7 +218,7 @@ def test_a_grid_is_one_that_gpus_have(requests_and_heads, group, longest):
 
 
 NAMES = r"(sm[0-9]+|gfx1?[0-9a-f]{3})\Z"
-"""Of architectures."""
+"""The names of architectures."""
 
 
 @given(

@@ -60,7 +60,7 @@ def on_mi300(layers: Mapping[str, AttentionConfig], **shared) -> dict[str, Assig
 
 
 def view_of(assignment: Assignment, config: AttentionConfig, num_blocks: int = 7) -> KVCacheView:
-    """How an assigned layer addresses the allocation, if its backend keeps its word about `allocation_layout`."""
+    """The view by which an assigned layer addresses the allocation, if its backend is right about `allocation_layout`."""
     assert assignment.layout is not None
     assert config.block_size is not None
     return KVCacheView.dense(

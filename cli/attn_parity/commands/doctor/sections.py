@@ -45,7 +45,7 @@ def sections(
         examples: the number of cases for each target.
         workers: the number of fuzzing processes.
         seed: the seed of the fuzzer.
-        folder: where failing cases are written.
+        folder: the folder for failing cases.
     """
     yield "machine", lambda: machine(device)
     yield "aiter", aiter

@@ -31,7 +31,7 @@ class Look(TypedDict):
         missing: why the target cannot run; None if it can.
         functions: the parameters of the functions of its modules that the adapter names, by "MODULE.FUNCTION" without the
             module's folder, as sources write them.
-        positional: how many of them the adapter gives by position.
+        positional: the number of them that the adapter passes by position.
         declared: the fields of its Support and its Rounding.
         cited: by "FILE:FIRST-LAST", as the adapter cites it, digests of these lines. Empty if the sources are not of the
             release whose lines are cited.

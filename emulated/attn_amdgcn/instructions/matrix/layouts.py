@@ -75,7 +75,7 @@ def gfx11_output(lane: np.ndarray, element: np.ndarray) -> Places:
 def gfx12_input(run: int) -> Layout:
     """A of gfx12's WMMA: runs of k go to lanes 0 to 15 and to lanes 16 to 31 in turn.
 
-    A and B have the same runs, so their length changes the order of a sum alone, except where the halves of a register have
+    A and B have the same runs, so their length changes only the order of a sum, except where the halves of a register have
     signs of their own; the lowest bit of k is the half in any case. gfx1250: the layouts of A and B that Triton's
     `wmmaDotOperandToLinearLayout` gives for its version 3.
     """

@@ -47,7 +47,7 @@ def gathers(
     """Gathers A or B.
 
     Args:
-        words: how many registers.
+        words: the number of registers.
         table: the element in each place, of layouts.input_table.
         lanes: the lanes that are read.
         signs: [elements of a lane] of 1 and -1, which the elements are multiplied by.

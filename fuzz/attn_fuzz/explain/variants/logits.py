@@ -44,7 +44,7 @@ def _alibi(distance: Callable[[Part], torch.Tensor]) -> Change:
 
 
 def _cap(wanted: Cap) -> Change:
-    """With a soft cap: the logits that `wanted` gives."""
+    """A change that gives a part with a soft cap the logits of `wanted`."""
 
     def changed(part: Part) -> Part | None:
         cap, scale = part.layer.logits_soft_cap, part.layer.scale

@@ -68,7 +68,7 @@ def without(keys: Callable[[Part], torch.Tensor | None]) -> Change:
 
 
 def twice(keys: Callable[[Part], torch.Tensor | None]) -> Change:
-    """With the keys that `keys(part)` names counted twice."""
+    """A change that counts the keys of `keys(part)` twice."""
 
     def changed(part: Part) -> Part | None:
         doubled = keys(part)

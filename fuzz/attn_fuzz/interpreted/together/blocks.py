@@ -1,7 +1,7 @@
 """Methods of Triton's InterpreterBuilder, for blocks whose first axis is of the programs that run together.
 
 Arithmetic needs no change: NumPy broadcasts one entry for all programs to one for each. The methods of this module name
-an axis or a shape, or access memory, which the active programs alone do. Each calls the method that it replaces, which
+an axis or a shape, or access memory, which only the active programs do. Each calls the method that it replaces, which
 `inner` has.
 """
 

@@ -20,7 +20,7 @@ class Running:
 
     Attributes:
         indices: [programs, 3] int32, of the grid.
-        active: who takes part in what runs now.
+        active: the programs that take part in the running operation.
         frames: the frames of the functions that run and may return for some of the programs, the innermost last.
         code: the code of the kernel.
         has_stored: True if a program has written memory.

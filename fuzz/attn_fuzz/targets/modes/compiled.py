@@ -54,7 +54,7 @@ def compiled_for(target: Target, place: str, architecture: str) -> Target:
     """A target whose kernels are compiled for an architecture of AMD, and emulated.
 
     Args:
-        place: see `modes.applied`.
+        place: as of `modes.applied`.
 
     Raises:
         NoModeError: its kernels cannot be compiled for the architecture.
@@ -67,57 +67,79 @@ def compiled_for(target: Target, place: str, architecture: str) -> Target:
         raise NoModeError(f"{target.name} does not name the modules of its kernels (Target.modules)")
     if target.architectures and architecture not in target.architectures:
         raise NoModeError(f"its kernels are those of {', '.join(target.architectures)}")
-    is_planned = target.planned is not None
-
-    def planned() -> contextlib.AbstractContextManager[object]:
-        return contextlib.nullcontext() if target.planned is None else target.planned(Gpu(architecture))
-
-    @contextlib.contextmanager
-    def emulated(arguments: tuple[Any, ...]) -> Iterator[None]:
-        from attn_fuzz.emulated.launches import Launches
-
-        launches = Launches(
-            f"{place}.modules",
-            architecture,
-            functools.partial(schedules, rng_of_metadata(arguments), races=target.races is None),
-            whole_storages=not is_planned,
-            large_storages=is_planned and _is_large(arguments),
-        )
-        with planned(), launches.emulated():
-            yield
-
-    def support(device: str) -> Support:
-        declared = target.support(device)
-        has_xf32 = architecture in _WITH_XF32 and not is_planned
-        dtypes = tuple(dtype for dtype in declared.dtypes if dtype != "float32" or not has_xf32)
-        if not dtypes:
-            what = f"float32 on {architecture}, where Triton's tl.dot is XF32, and how hardware rounds to XF32 is not published"
-            raise LimitError(what, f"float16, bfloat16, or an architecture without XF32, such as {_WITHOUT_XF32}")
-        steps = STEPS_PER_LAYER if declared.steps_per_layer == 1 else declared.steps_per_layer
-        changed = dataclasses.replace(declared, dtypes=dtypes, steps_per_layer=steps, own_numbers=is_planned)
-        if not is_planned:
-            return changed
-        sizes = {"max_tokens": MOST_TOKENS, "max_seq_len": MOST_KEYS}
-        sizes = {name: min(most, getattr(declared, name)) for name, most in sizes.items()}
-        return dataclasses.replace(changed, long_seq_len=None, **sizes)
-
-    def rounding(device: str) -> Rounding:
-        declared = dataclasses.replace(target.rounding("cuda"), flushes_float16=architecture in _FLUSHING)
-        return dataclasses.replace(declared, keys_per_tile=KEYS_PER_TILE, float16_dots=False) if is_planned else declared
-
-    def events(step: Step) -> Iterable[str]:
-        with planned():
-            return [*target.events(step)]
-
+    made = _Compiled(target, place, architecture)
     return target.wrapped(
-        within(emulated),
-        support=support,
-        rounding=rounding,
-        unavailable=lambda device: _missing(device, architecture) or target.unavailable(device),
-        events=events,
-        # compiling takes long, and the interpreted target has the same host code for refusals and other modes
+        within(made.emulated),
+        support=made.support,
+        rounding=made.rounding,
+        unavailable=made.unavailable,
+        events=made.events,
+        # compiling takes long, and refusals and other modes of the kernels are host code's, which the interpreted target has
         refuses=False,
         compiles=True,
         sanitizes=False,
         exact=False,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compiled:
+    """The parts of a target that are others when its kernels are compiled for an architecture."""
+
+    target: Target
+    place: str
+    architecture: str
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether host code plans for the architecture."""
+        return self.target.planned is not None
+
+    def planned(self) -> contextlib.AbstractContextManager[object]:
+        """While this lasts, host code plans for the architecture, if the target says how."""
+        return contextlib.nullcontext() if self.target.planned is None else self.target.planned(Gpu(self.architecture))
+
+    @contextlib.contextmanager
+    def emulated(self, arguments: tuple[Any, ...]) -> Iterator[None]:
+        """While this lasts, launches are planned for the architecture, compiled and emulated."""
+        from attn_fuzz.emulated.launches import Launches
+
+        launches = Launches(
+            f"{self.place}.modules",
+            self.architecture,
+            functools.partial(schedules, rng_of_metadata(arguments), races=self.target.races is None),
+            whole_storages=not self.is_planned,
+            large_storages=self.is_planned and _is_large(arguments),
+        )
+        with self.planned(), launches.emulated():
+            yield
+
+    def support(self, device: str) -> Support:
+        """The target's Support without dtypes that cannot be judged, and of small cases if they are planned."""
+        declared = self.target.support(device)
+        has_xf32 = self.architecture in _WITH_XF32 and not self.is_planned
+        dtypes = tuple(dtype for dtype in declared.dtypes if dtype != "float32" or not has_xf32)
+        if not dtypes:
+            how = "where Triton's tl.dot is XF32, and how hardware rounds to XF32 is not published"
+            what = f"float32 on {self.architecture}, {how}"
+            raise LimitError(what, f"float16, bfloat16, or an architecture without XF32, such as {_WITHOUT_XF32}")
+        steps = STEPS_PER_LAYER if declared.steps_per_layer == 1 else declared.steps_per_layer
+        changed = dataclasses.replace(declared, dtypes=dtypes, steps_per_layer=steps, own_numbers=self.is_planned)
+        if not self.is_planned:
+            return changed
+        sizes = {"max_tokens": MOST_TOKENS, "max_seq_len": MOST_KEYS}
+        sizes = {name: min(most, getattr(declared, name)) for name, most in sizes.items()}
+        return dataclasses.replace(changed, long_seq_len=None, **sizes)
+
+    def rounding(self, device: str) -> Rounding:
+        """The target's Rounding on a GPU, as this architecture rounds."""
+        declared = dataclasses.replace(self.target.rounding("cuda"), flushes_float16=self.architecture in _FLUSHING)
+        return dataclasses.replace(declared, keys_per_tile=KEYS_PER_TILE, float16_dots=False) if self.is_planned else declared
+
+    def unavailable(self, device: str) -> str | None:
+        return _missing(device, self.architecture) or self.target.unavailable(device)
+
+    def events(self, step: Step) -> Iterable[str]:
+        """The events of a step, as host code plans it for the architecture."""
+        with self.planned():
+            return [*self.target.events(step)]

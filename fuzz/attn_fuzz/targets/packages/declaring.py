@@ -43,7 +43,7 @@ class Sources:
     """Modules of a package that are loaded without the package.
 
     Args:
-        package: whose modules they are.
+        package: the package of the modules.
         names: the names of their files, without suffix.
         stubs: returns what stands in for all else of the package that they import.
         places: the folders of the package in which releases have the files, that of `package.requirement` first.

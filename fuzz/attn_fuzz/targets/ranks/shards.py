@@ -1,4 +1,4 @@
-"""The part of a cache that a rank has: its keys alone, in blocks of its own.
+"""The part of a cache that a rank has: only its own keys, in blocks of its own.
 
 All other slots are NaN, and the rank's block table leads astray behind its last block.
 """

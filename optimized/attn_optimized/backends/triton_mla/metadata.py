@@ -84,7 +84,7 @@ class MlaMetadata:
 class MlaMetadataBuilder(AttentionMetadataBuilder[MlaMetadata]):
     """Splits a step into decodes and prefills.
 
-    An engine that keeps decodes first spares every copy of rows. Any other order is served too. A step of decodes alone copies
+    An engine that keeps decodes first spares every copy of rows. Any other order is served too. A step of only decodes copies
     nothing to the device, so that a CUDA graph may hold it.
 
     Args:

@@ -5,7 +5,7 @@ runs as it is, and gets the architecture behind the `@`. It was read at commit e
 aiter/ops/triton.
 
 unified_attention (attention/unified_attention.py) takes its Gluon 2D kernel for steps with a prefill or a window, its Gluon 3D
-kernel for other decodes of a SHUFFLED cache, and Triton's 3D kernel for those of other caches, all on gfx1250 alone (:36-51,
+kernel for other decodes of a SHUFFLED cache, and Triton's 3D kernel for those of other caches, all only on gfx1250 (:36-51,
 :314-315, :550). Parts are merged in Gluon if they are at most 8 (:626-636). A tile of a prefill is a block, or 64 keys.
 
 pa_decode_gluon (gluon/pa_decode_gluon.py) has 1 to 4 queries for each request, of which here each has 1. With `ps` and more

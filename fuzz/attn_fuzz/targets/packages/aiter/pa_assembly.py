@@ -1,7 +1,7 @@
 """AITER's paged attention in assembly, pa_fwd_asm: decodes, one workgroup for each request and KV head.
 
 Host code: csrc/py_itfs_cu/asm_pa.cu of the wheel. The scale is 1 / sqrt(D) whatever the caller wants (:115-117), strides are
-those of K alone, in 32 bits (:112-114), and the grid is (KV heads, requests, 1) (:250-252).
+only those of K, in 32 bits (:112-114), and the grid is (KV heads, requests, 1) (:250-252).
 
 vLLM 0.33 calls it for decodes of one query each with a shuffled cache (v1/attention/backends/rocm_aiter_fa.py).
 

@@ -1,7 +1,7 @@
 """Functions that LMDeploy's kernels call by names of their own, in a form that runs anywhere.
 
 Triton's interpreter replaces `tl.exp2`, and not what a module has kept as `tl_exp2 = tl.exp2`. Their tanh is that of CUDA's
-libdevice, which compilers for NVIDIA alone have. So a soft cap is judged with the tanh of this module.
+libdevice, which only compilers for NVIDIA have. So a soft cap is judged with the tanh of this module.
 """
 
 import triton

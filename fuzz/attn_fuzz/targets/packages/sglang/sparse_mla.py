@@ -58,7 +58,7 @@ SPARSE, PREFILL = (
 
 
 def _padded(slots: torch.Tensor) -> torch.Tensor:
-    """With a power of two of entries, as an indexer gives them."""
+    """Slots padded to a power of two of entries, as an indexer gives them."""
     width = 1 << max(slots.shape[1] - 1, 15).bit_length()
     return torch.nn.functional.pad(slots, (0, width - slots.shape[1]), value=-1)
 

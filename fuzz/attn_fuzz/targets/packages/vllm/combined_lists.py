@@ -2,7 +2,7 @@
 
 There are three below models/. deepseek_v4/common/ops/cache_utils.py:752 is for CUDA (deepseek_v4/nvidia/flashmla.py:361), and
 takes chosen entries as they are. deepseek_v4/amd/rocm.py:280 is for ROCm (:1693), and leaves out what is no entry, as does that
-of V4.1, deepseek_v41/common/ops/cache_utils.py:917, for both (deepseek_v41/amd/rocm.py:1340). Layers of a window alone have a
+of V4.1, deepseek_v41/common/ops/cache_utils.py:917, for both (deepseek_v41/amd/rocm.py:1340). Layers with only a window have a
 top_k of 0. Spans of images, in which queries see keys that come later, are not here.
 """
 

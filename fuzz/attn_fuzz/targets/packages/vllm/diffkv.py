@@ -5,7 +5,7 @@ the write. The builder, the windows and the thresholds are those of TRITON_ATTN,
 `vllm_unified`). It inherits its declarations too: steps that are not causal and bidirectional ranges, which are not passed to
 the kernel (207 says causal=True). Those are not drawn.
 
-vLLM's model of MiMo-V2 alone chooses the backend (model_executor/models/mimo_v2.py:325-341), where V has another width than K.
+Only vLLM's model of MiMo-V2 chooses the backend (model_executor/models/mimo_v2.py:325-341), where V has another width than K.
 """
 
 from collections.abc import Iterable

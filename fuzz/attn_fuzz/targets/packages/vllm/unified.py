@@ -10,7 +10,7 @@ triton_attention_helpers.py:361-398 the mask of one row grows in a loop.
 A chunk of C tokens is a window of C with a look-back of 0 chunks (998-1000 of the kernel's file). One model has chunks, with a
 look-back of 1 (models/rnj1.py:143), for which the contract has no rule: 0 takes the same code. They come in causal decoders
 without ranges. The engine keeps the keys of a window of C tokens, which begins before the chunk does: keys that only the chunk
-hides are the request's own, and V is masked by the window alone (571-585). R-SWA and ALiBi-sqrt (models/step1.py:145) are no
+hides are the request's own, and V is masked only by the window (571-585). R-SWA and ALiBi-sqrt (models/step1.py:145) are no
 rules of the contract either.
 
 The kernel loads entries of the block table up to the end of a tile of keys (431), which has 128 keys at most. Rows of the
@@ -61,7 +61,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 
 def _query_scale(module: ModuleType, layer: Layer) -> dict[str, Any]:
-    """Before 0.22 the engine serves float8 queries of the scale 1 alone, and hands over none."""
+    """Before 0.22 the engine serves only float8 queries of the scale 1, and passes no scale."""
     is_known = "q_scale" in module.kernel_unified_attention.arg_names
     is_one = layer.q_scale is not None and bool((layer.q_scale == 1).all())
     return {"q_descale": None} if is_one and not is_known else {}

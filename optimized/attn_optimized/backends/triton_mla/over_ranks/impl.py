@@ -43,8 +43,8 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
     Args:
         layer: of this rank's heads, which are the rank-th part of all heads, and with the scale of this rank's cache.
         group: the group of the ranks; see `attend_over_ranks`.
-        exchange: how outputs of decodes meet.
-        timeout: how long a rank waits for the others, where a process waits at all; see `attend_over_ranks`.
+        exchange: the way in which outputs of decodes meet.
+        timeout: the time that a rank waits for the others, where a process waits at all; see `attend_over_ranks`.
 
     The other arguments are TritonMlaImpl's.
 

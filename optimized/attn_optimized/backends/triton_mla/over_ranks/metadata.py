@@ -48,7 +48,7 @@ class RankMlaMetadata(MlaMetadata):
     """A step, whole and split, as this rank sees it. `prefill.batch` has the lengths of its own keys.
 
     Args:
-        dealing: how tokens are dealt.
+        dealing: the dealing of tokens.
         context_chunk_keys: keys of one request that a chunk of its context has.
     """
 
@@ -64,7 +64,7 @@ class RankMlaMetadataBuilder(MlaMetadataBuilder):
     slot of a token that another rank has. All ranks of a group split a step alike.
 
     Args:
-        dealing: how tokens are dealt.
+        dealing: the dealing of tokens.
         attn_type, options: MlaMetadataBuilder's.
 
     Raises:
