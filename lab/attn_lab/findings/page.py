@@ -47,7 +47,7 @@ and `aiter-prefill-sparse-sinks`.
 - To replay a finding, install the package of the version that is named, without what it requires (`pip install
   --no-deps vllm==0.33.0`), and start in the repository's root: `attn-parity replay fuzz/attn_fuzz/findings/NAME.json` exits
   with 1 and names the finding.
-- Five findings are in compilers, and have scripts alone. `python findings/compilers/ptxas-lost-shift.py`: ptxas 12.8,
+- Six findings are in compilers, and have scripts alone. `python findings/compilers/ptxas-lost-shift.py`: ptxas 12.8,
   which Triton 3.6.0 and 3.7.1 bring, stores to a wrong address of shared memory in a kernel that spills registers.
   `python findings/compilers/llvm-copies-before-exec.py`: LLVM 22, which Triton 3.6.0 brings, saves registers of a kernel for
   gfx950 while lanes are off, and restores them for all lanes. The outputs are wrong.
@@ -57,6 +57,8 @@ and `aiter-prefill-sparse-sinks`.
   lets waves of a pipelined loop for gfx950 pass a barrier before their stores into LDS are done.
   `python findings/compilers/llvm-reads-behind-barrier.py`: LLVM, as Triton 3.6.0 and 3.7.0 bring it, moves reads of LDS behind
   a barrier, where other waves write. LMDeploy's decode of 80 dims for gfx942 has it.
+  `python findings/compilers/triton-same-place.py`: Triton 3.8.0 and 3.9.0 load the last of four tiles, for gfx950, into the
+  place in LDS where the third one is still read. SGLang's sparse latent attention has it.
 - Two findings are in transformers, and have a script alone. `python findings/transformers/paged-eager-soft-cap.py`:
   continuous batching (`generate_batch`) serves Gemma 2 without its soft cap of logits, as `"paged|eager"` drops the argument
   `softcap`. A [recording](../guide/transformers.md#4-continuous-batching) found it.

@@ -1,6 +1,7 @@
 """Findings in compilers: their scripts see the fault in machine code, and the installed compiler has it or has not."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from types import ModuleType
@@ -10,7 +11,7 @@ import pytest
 from attn_amdgcn import AmdgcnError, Fault, Schedule, launch, load, prepare
 from attn_lab.findings.scripts import DOES_NOT_SHOW, FOLDER, SHOWS
 
-LOST_SHIFT, BEFORE_EXEC, PARTIAL_SPILL, BEHIND_BARRIER, READS_BEHIND_BARRIER = (
+LOST_SHIFT, BEFORE_EXEC, PARTIAL_SPILL, BEHIND_BARRIER, READS_BEHIND_BARRIER, SAME_PLACE = (
     FOLDER / "compilers" / f"{name}.py"
     for name in (
         "ptxas-lost-shift",
@@ -18,6 +19,7 @@ LOST_SHIFT, BEFORE_EXEC, PARTIAL_SPILL, BEHIND_BARRIER, READS_BEHIND_BARRIER = (
         "llvm-partial-spill",
         "llvm-wait-behind-barrier",
         "llvm-reads-behind-barrier",
+        "triton-same-place",
     )
 )
 WRONG = ["/*0010*/ IMAD R4, R4, 0x1f8, R5 ;", "/*0020*/ IMAD.SHL.U32 R5, R4, 0x10, RZ ;"]
@@ -184,4 +186,40 @@ def test_reads_are_sunk_where_the_emulator_finds_a_race(script):
 def test_llvm_of_triton_36_and_370_reads_behind_a_barrier():
     done = subprocess.run([sys.executable, "-W", "ignore", READS_BEHIND_BARRIER], capture_output=True, text=True)
     shows = any(f"Triton {release}" in done.stdout for release in ("3.6.", "3.7.0"))
+    assert done.returncode == (SHOWS if shows else DOES_NOT_SHOW), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("script", [SAME_PLACE], indirect=True)
+@pytest.mark.parametrize(("places", "is_same"), [(("%a", "%b", "%a"), True), (("%a", "%b", "%c"), False), ((), False)])
+def test_the_last_of_four_tiles_must_not_be_where_the_first_was(script, places, is_same):
+    lines = [f"%{i} = amdg.buffer_load_to_local %keys[%at] mask = %m into {place} {{}} : x" for i, place in enumerate(places)]
+    assert script.is_same_place("\n".join(lines)) == is_same
+
+
+COMPILES = """
+import json, runpy, sys
+binary = runpy.run_path(sys.argv[1])["compiled"](int(sys.argv[2]))
+print(json.dumps((binary.asm["ttgir"], binary.asm["amdgcn"], binary.metadata.shared)))
+"""
+"""For a process of its own, in which Triton's interpreter has patched nothing."""
+
+
+@pytest.mark.parametrize("script", [SAME_PLACE], indirect=True)
+@pytest.mark.parametrize("tiles", [3, 4, 5])
+def test_a_tile_is_read_where_another_is_loaded_if_the_emulator_finds_no_wait(script, tiles):
+    done = subprocess.run([sys.executable, "-c", COMPILES, SAME_PLACE, str(tiles)], capture_output=True, text=True, check=True)
+    ttgir, code, lds_bytes = json.loads(done.stdout)
+    sizes = {"slots": 4 * 32 * tiles, "keys": 64, "queries": 1024, "out": 2048}
+    buffers = {name: np.zeros(size, np.uint8) for name, size in sizes.items()}
+    lacks_wait = False
+    try:
+        launch(prepare(load(code)), (1, 1, 1), [*((name, 0) for name in sizes), None, None], buffers, lds_bytes=lds_bytes)
+    except Fault as fault:
+        lacks_wait = "no wait stands before its use" in fault.what
+    assert lacks_wait == (tiles == script.TILES and script.is_same_place(ttgir))
+
+
+def test_triton_38_and_39_load_the_last_tile_where_another_is_read():
+    done = subprocess.run([sys.executable, "-W", "ignore", SAME_PLACE], capture_output=True, text=True)
+    shows = any(f"Triton 3.{minor}." in done.stdout for minor in (8, 9))
     assert done.returncode == (SHOWS if shows else DOES_NOT_SHOW), done.stdout + done.stderr
