@@ -35,7 +35,7 @@ def kernel(slots, keys, queries, out, TILES: tl.constexpr):
     row, dim, key = tl.arange(0, 16), tl.arange(0, 32), tl.arange(0, 32)
     q = tl.load(queries + row[:, None] * 32 + dim)
     total = tl.full((16, 32), 0.0, tl.float32)
-    for tile in tl.range(0, TILES, num_stages=3):
+    for tile in tl.range(0, TILES, num_stages=3):  # pyright: ignore[reportGeneralTypeIssues]
         slot = tl.load(slots + tile * 32 + key)
         k = tl.load(keys + tl.maximum(slot, 0)[:, None] * 32 + dim, mask=(slot >= 0)[:, None], other=0.0)
         total += tl.exp2(tl.dot(q, tl.trans(k)))
