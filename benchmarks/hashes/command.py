@@ -1,4 +1,4 @@
-"""True if two commits compile to the same binaries: hashes of the assembly of every launch that ships.
+"""Compares the binaries of two commits, by hashes of the assembly of every launch that ships.
 
     python -m benchmarks hashes before.json                             # in a worktree of the older commit
     python -m benchmarks hashes after.json --compare before.json        # here

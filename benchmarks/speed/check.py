@@ -1,4 +1,4 @@
-"""True if a participant computes the case: a sample of rows against float64, before anything is timed."""
+"""Compares a sample of a participant's rows with float64, before anything is timed."""
 
 from dataclasses import replace
 

@@ -201,7 +201,7 @@ def entry_of_choice(call_class: CallClass, found: Search, source: str) -> Entry 
 
 
 def _fail(candidate: Candidate, bench: Bench, error: Exception, *, is_today: bool) -> None:
-    """A case that today's parameters do not run is left out; a candidate that does not run a case is."""
+    """If today's parameters do not run a case, the case is left out. Otherwise the candidate is."""
     verdict, why = failure(error)
     candidate.why = f"{bench.case.name}: {why}"
     if not is_today:

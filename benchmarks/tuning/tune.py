@@ -166,7 +166,7 @@ def _compiled(
 
 
 def _record(candidate: Candidate, found: Sequence[Facts | str | None]) -> bool:
-    """True if all binaries of a candidate are there."""
+    """Note what was compiled of a candidate. True if all of its binaries are there."""
     why = next((each for each in found if isinstance(each, str)), None)
     if why is not None:
         candidate.verdict, candidate.why = "failed", why

@@ -25,7 +25,7 @@ def check_options(context: click.Context) -> None:
     for name in given:
         if name not in OPTIONS:
             option = next(each.opts[0] for each in context.command.params if each.name == name)
-            raise click.UsageError(f"{option}: with --manager there are --examples, --profile and --seed")
+            raise click.UsageError(f"{option}: not with --manager, which takes --examples, --profile and --seed")
 
 
 def fuzz(name: str, examples: int, seed: int | None) -> int:

@@ -17,7 +17,7 @@ GROUPS = {
         "findings": "Run the scripts of findings, and write the table of findings.",
         "releases": "Say which fixes of others the fuzzer shows, on releases of their packages.",
         "proofs": "Prove all theorems and write their page; or put the mutant of each theorem in.",
-        "schemas": "Write the JSON schemas of what --json of users' commands writes into a folder.",
+        "schemas": "Write the JSON schemas of what --json of users' commands writes.",
         "pages": "Check that all pages are what the code, or the results beside them, make of them.",
     },
 }

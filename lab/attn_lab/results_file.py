@@ -83,7 +83,7 @@ def kept(page: Path, kind: type[Results], command: str) -> dict[Path, Results]:
     found = {file: load(file, kind) for file in files if file.is_file()}
     if not found:
         again = f"`python -m attn_lab {command} --write` writes it"
-        raise click.ClickException(f"--page: {data_of(page)} does not exist; {again}")
+        raise click.ClickException(f"--check: {data_of(page)} does not exist; {again}")
     return found
 
 

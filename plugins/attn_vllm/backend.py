@@ -1,4 +1,4 @@
-"""The base of both backends. All questions of vLLM are answered from one declaration, the backend's Capabilities.
+"""The base of all backends. All questions of vLLM are answered from one declaration, the backend's Capabilities.
 
 vLLM's selector does not ask about a soft cap, ALiBi, or the number of heads. The constructor of a layer refuses them where the
 declaration does.

@@ -1,4 +1,4 @@
-"""True if a call waits for the device, so that no CUDA graph could hold it.
+"""Finds calls that wait for the device, so that no CUDA graph could hold them.
 
 Nothing waits on a CPU. So each operation of torch is looked at. One that takes a number out of a tensor waits on a GPU, and so
 does one whose result has a size that depends on numbers. Kernels are not launched meanwhile.

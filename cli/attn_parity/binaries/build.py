@@ -206,7 +206,7 @@ class Beside:
         others.close()
 
     def within(self, seconds: float, *job: Any) -> Any:
-        """work(*job), or an error in words. After OverLimit, or if the fork died, there is no next job."""
+        """work(*job), or an error in words. After OutOfTime, or if the fork died, there is no next job."""
         self._connection.send(job)
         try:
             if self._connection.poll(seconds):

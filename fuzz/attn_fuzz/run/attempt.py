@@ -57,11 +57,13 @@ class Attempt:
         fenced: Fence | None = None,
         prepare: Callable[[Step], None] | None = None,
     ) -> None:
-        """Args:
-        follows: True if the case's own call computes with elements (`attn_fuzz.exact`).
-        fenced: where the target's tensors lie against unmapped pages. Then the attempt knows no more than its error: `step`
-            is not to be asked for.
-        prepare: changes the step before the target gets it.
+        """Call the target with a case's step, after its earlier calls.
+
+        Args:
+            follows: True if the case's own call computes with elements (`attn_fuzz.exact`).
+            fenced: where the target's tensors lie against unmapped pages. Then the attempt knows no more than its error: `step`
+                is not to be asked for.
+            prepare: changes the step before the target gets it.
         """
         started = time.perf_counter()
         self.case, self.target, self.device = case, target, device

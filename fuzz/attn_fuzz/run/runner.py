@@ -161,7 +161,7 @@ def run(
 
 @dataclass
 class _Noting:
-    """True if a signal raises KeyboardInterrupt, too: while workers are being started, which takes seconds."""
+    """A signal is noted. It raises KeyboardInterrupt, too, while workers are being started, which takes seconds."""
 
     raises: bool = True
 

@@ -1,4 +1,4 @@
-"""The one loop behind the command line, the pytest job, the zoo and hunts: draw, run, judge, shrink.
+"""The one loop behind the command line, the pytest job, and the zoo: draw, run, judge, shrink.
 
 `fuzz` runs one shard: one seed, one executor. It reports a failure as soon as the failure is found, and every smaller case that
 fails in the same way, so an interrupted run loses nothing. A smaller case that fails in another way is another failure.

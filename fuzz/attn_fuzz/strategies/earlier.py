@@ -36,7 +36,7 @@ _APPLIES: dict[str, Callable[[Case], object]] = {
     "requests": lambda case: len(case.requests) > 1,
     "num_actual_tokens": lambda case: case.unowned_rows or case.rows_past,
 }
-"""True if a change does something to a case; a change that is not named here does so to all."""
+"""Says by the name of a change whether it does something to a case; a change that is not named here does so to all."""
 
 
 def with_earlier(draw: st.DrawFn, family: Sequence[Case], support: Support, refuses: bool, tally: Tally) -> tuple[Case, ...]:

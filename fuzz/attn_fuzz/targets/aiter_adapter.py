@@ -120,7 +120,7 @@ def _takes_block(size: int) -> bool:
 
 
 def _events(step: Step) -> Iterable[str]:
-    """True if the keys are split: there are many keys, and few programs for the device."""
+    """`split` if there are many keys, and few programs for the device: the keys are split then."""
     from attn_optimized.device import compute_units_of
 
     layer, batch = step.layer, step.batch

@@ -228,11 +228,11 @@ RATES: dict[str, Judge] = {
 
 def rate(rows: Iterable[Row], judge: str) -> str:
     """The share of its mutants that a judge found, as a mean over the seeds; empty if it judged none."""
-    judged = _judged(rows, judge)
+    judged = shares(rows, judge)
     return f"{100 * sum(judged) / len(judged):.0f} % of {len(judged)}" if judged else ""
 
 
-def _judged(rows: Iterable[Row], judge: str) -> list[float]:
+def shares(rows: Iterable[Row], judge: str) -> list[float]:
     """The share of seeds that found a mutant, for each mutant that counts and that a judge judged."""
     return [sum(found) / len(found) for row in rows if row.counts and (found := RATES[judge](row)) is not None]
 
@@ -340,7 +340,7 @@ def _of_sample(results: Results) -> list[str]:
 
 
 def _of_unfinished(rows: Sequence[Row]) -> list[str]:
-    unended, judged = sum(row.state == UNFINISHED for row in rows), _judged(rows, "fuzzer")
+    unended, judged = sum(row.state == UNFINISHED for row in rows), shares(rows, "fuzzer")
     if not unended or not judged:
         return []
     return UNENDED.format(unended=unended, least=100 * sum(judged) / (len(judged) + unended)).splitlines()

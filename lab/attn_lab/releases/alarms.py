@@ -168,7 +168,7 @@ def _run_release(
 def _run(name: str, package: str, counted: Counted, examples: int, seconds: float, seed: int) -> None:
     try:
         target = registry.load(name)
-        counted.error = runner.line((target.unavailable and target.unavailable("cpu")) or "")
+        counted.error = runner.line(target.unavailable("cpu") or "")
         if counted.error:
             return
         with tempfile.TemporaryDirectory() as folder:

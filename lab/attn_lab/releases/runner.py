@@ -167,7 +167,7 @@ def run_target(
 ) -> None:
     """Go on with a target's examples on the sources of the environment: those of `first`, and then up to a number or a time."""
     target, until = registry.load(name), time.monotonic() + seconds
-    if target.unavailable is not None and (why := target.unavailable("cpu")):
+    if why := target.unavailable("cpu"):
         found.error = line(why)
         return
     ahead = [index for index in first if index >= found.examples and index not in found.extra]

@@ -13,7 +13,7 @@ from attn_contract.capabilities import NOT_DECLARED, Answer, Values
 from attn_contract.rules import active_rules, label_of
 
 Limit = tuple[bool, str, str]
-"""True if the limit applies to a call, the feature, and the reason why it is not supported."""
+"""Whether the limit applies to a call, the feature, and the reason why it is not supported."""
 
 NO_SUCH_MASK = "it has no such mask"
 NO_ARGUMENT = "it has no argument for it"

@@ -226,4 +226,4 @@ def test_options_of_kernels_are_refused_with_a_manager():
 
     done = CliRunner().invoke(fuzz, ["--manager", "vllm-full", "--workers", "2"])
     assert done.exit_code == 2
-    assert "--workers: with --manager there are --examples, --profile and --seed" in done.output
+    assert "--workers: not with --manager, which takes --examples, --profile and --seed" in done.output

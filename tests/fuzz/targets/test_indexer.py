@@ -19,7 +19,7 @@ from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import indexer
 from attn_fuzz.targets.indexer import EVERY_TERM, Stages, gathered_keys, guarded, index_target
-from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.rng import rng_of_lengths
 from attn_reference.indexer import request_rows, seen_units
 
 EXAMPLES = 60
@@ -60,7 +60,7 @@ def steps(terms: str) -> list[tuple[Any, ...]]:
             step.q, step.kv_cache, step.layer, step.batch, EVERY_TERM if terms == "every" else WITH_SCALES
         )
         if made.rows:
-            found.append((made, rng_of((step.batch.query_start_loc, step.batch.seq_lens))))
+            found.append((made, rng_of_lengths(step.batch)))
     return found
 
 

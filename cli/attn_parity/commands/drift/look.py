@@ -47,8 +47,10 @@ class Look(TypedDict):
 
 
 def look(name: str, device: str, folder: Path | None) -> Look:
-    """Args:
-    folder: the folder of the package, if it is of the release whose lines adapters cite.
+    """What a target shows of itself: whether it loads, its functions, its declaration, and the lines that it cites.
+
+    Args:
+        folder: the folder of the package, if it is of the release whose lines adapters cite.
     """
     found: Look = {"missing": None, "functions": {}, "positional": {}, "declared": {}, "cited": {}}
     try:

@@ -14,7 +14,7 @@ from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.targets.indexer.gathered import gathered_keys
 from attn_fuzz.targets.indexer.step import GUARD, MOST_PADDING, NUMBERS, IndexStep, Terms, batch_on, index_step, on_device
 from attn_fuzz.targets.merge import rows_of
-from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.rng import rng_of_lengths
 from attn_fuzz.targets.target import AttentionFunction
 from attn_fuzz.verdict.indexer import index_oracle, wrong_logits, wrong_selection
 
@@ -54,7 +54,7 @@ def attention_by(stages: Callable[[], Stages], terms: Terms, numbers: Sequence[s
         cpu = torch.device("cpu")
         step = index_step(q.to(cpu), kv_cache, layer, batch_on(batch, cpu), terms, numbers)
         if step.rows:
-            check(step, stages(), rng_of((step.batch.query_start_loc, step.batch.seq_lens)), q.device)
+            check(step, stages(), rng_of_lengths(step.batch), q.device)
         rows_of(out, layer, step.rows).zero_()
 
     return attention

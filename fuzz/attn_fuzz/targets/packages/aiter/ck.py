@@ -6,7 +6,7 @@ numbers is made here (:129-177). For dtype, width, mask and LSE CK's generator (
 200, as mha.py:262 calls it) writes one instance for requests of unlike lengths. clang compiles it with CK's own host code,
 which makes the kernel's arguments and its grid.
 
-The compiler's options are AITER's (aiter/jit/optCompilerConfig.json) but for those that `aiter_hip` names. With
+The compiler's options are AITER's (aiter/jit/optCompilerConfig.json) but for those that `packages.aiter.hip` names. With
 -amdgpu-early-inline-all=true, which is AITER's too, clang 19 did not end: emulator.md.
 
 float32 is cut to bfloat16 (CK_TILE_FLOAT_TO_BFLOAT16_DEFAULT=2), the weights and the output alike.

@@ -1,9 +1,9 @@
-"""AITER's sparse attention of DeepSeek-V4 to two sources, which is in AITER's main and in no wheel (see `aiter_sparse`).
+"""AITER's sparse attention of DeepSeek-V4 to two sources, which is in AITER's main and in no wheel.
 
 pa_prefill_sparse (attention/pa_prefill_sparse.py) attends to rows of a pool and to the step's own rows on gfx1250, in Gluon.
 On gfx950 (mla_gluon) and elsewhere (sparse_attention_dsv4.py, in Triton) it has the pool alone. pa_decode_sparse has a second
 cache on gfx950 (attention/pa_decode_sparse.py:417, "extra"), which SGLang takes (srt/layers/attention/hip_flash_mla.py:133). As
-in `vllm_two_caches`, what a row selects is dealt onto two sources. A whole row of the cache is K and V.
+in `packages.vllm.two_caches`, what a row selects is dealt onto two sources. A whole row of the cache is K and V.
 
 The host code before the Triton kernel raises for sinks (:202, `attn_sink or`), so its launch is here. Without sinks there are
 those of -1e30 on gfx1250, whose kernel needs some. Gluon prefills get -1 where a selection has holes alone: findings say what
