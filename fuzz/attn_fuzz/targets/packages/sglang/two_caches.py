@@ -1,9 +1,9 @@
 """SGLang's Triton decode over two caches of DeepSeek-V4 (kernels/ops/attention/dsv4/triton_sparse_decode).
 
-srt/layers/attention/hip_flash_mla.py:230 takes it on ROCm by the name "triton". As in `packages.vllm.two_caches`, what a row selects is
-dealt onto two caches of 584 bytes a slot. Of each source all rows have one width, and a length that is their own, or none. The
-entries at and behind a length are not looked at (triton_mla_kernels_decode_fused.py:479). Parts follow from sizes: 4 or 8 if
-there are few rows (:71). The LSE has no sink in it, and +inf stands for no key, so it is not compared.
+srt/layers/attention/hip_flash_mla.py:230 takes it on ROCm by the name "triton". As in `packages.vllm.two_caches`, what a row
+selects is dealt onto two caches of 584 bytes a slot. Of each source all rows have one width, and a length that is their own, or
+none. The entries at and behind a length are not looked at (triton_mla_kernels_decode_fused.py:479). Parts follow from sizes: 4
+or 8 if there are few rows (:71). The LSE has no sink in it, and +inf stands for no key, so it is not compared.
 """
 
 import functools

@@ -1,9 +1,9 @@
 """vLLM's kernels of two widths: unified_attention_diffkv, and the cache write beside it, as its TRITON_ATTN_DIFFKV calls them.
 
 Lines of v1/attention/backends/triton_attn_diffkv.py: 192-193 take K and V from the cache, 195-220 are the call, and 143-151 are
-the write. The builder, the windows and the thresholds are those of TRITON_ATTN, from which the backend inherits (module
-`packages.vllm.unified`). It inherits its declarations too: steps that are not causal and bidirectional ranges, which are not passed to
-the kernel (207 says causal=True). Those are not drawn.
+the write. The builder, the windows and the thresholds are those of TRITON_ATTN, from which the backend inherits
+(`packages.vllm.unified`). It inherits its declarations too: steps that are not causal and bidirectional ranges, which are not
+passed to the kernel (207 says causal=True). Those are not drawn.
 
 Only vLLM's model of MiMo-V2 chooses the backend (model_executor/models/mimo_v2.py:325-341), where V has another width than K.
 """
