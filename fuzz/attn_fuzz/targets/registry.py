@@ -121,7 +121,8 @@ def entry(name: str) -> EntryPoint:
     for package in packages().values():
         if base in package.places:
             return EntryPoint(base, package.places[base], GROUP)
-    raise UnknownTargetError(f"target: no target {base!r}{nearest(base, names())}; `attn-parity targets` lists them")
+    listed = "`attn-parity targets` lists them, and docs/reference/renamed.md their earlier names"
+    raise UnknownTargetError(f"target: no target {base!r}{nearest(base, names())}; {listed}")
 
 
 def load(name: str) -> Target:
