@@ -295,12 +295,12 @@ def _what_was_written(sources: Sources) -> Iterator[Claim]:
     yield Claim("values are written where a part saw a key", lane, goal, None, lines)
 
 
-def _split(model: Model) -> Case:
-    """Requests of few queries, of which one has keys enough for several parts and one has not. The longest has as many tiles of
-    keys as the counterexample."""
+def _split(model: Model, shortest: int = 190) -> Case:
+    """Requests of few queries, of which one has keys enough for several parts and the shortest has not. The longest has as many
+    tiles of keys as the counterexample."""
     keys = INTERPRETED_BLOCK_N * model.within(COUNT, 8, 12) - 12
     heads = model.within("num_heads", 2, 4)
-    return paged([(1, keys), (1, 190), (2, 260)], scale=0.25, num_kv_heads=1, group_size=heads)
+    return paged([(1, keys), (1, shortest), (2, 260)], scale=0.25, num_kv_heads=1, group_size=heads)
 
 
 def _window(model: Model) -> Case:
@@ -334,7 +334,7 @@ THEOREMS = (
             "Each split writes its largest logits, and a split without tiles writes that it saw no key, and nothing else.",
             _empty,
         f"{KERNELS}.attention.attend_tile", "(tile.split > 0) & (begin >= tiles.count)",
-            "(tile.split > 1) & (begin >= tiles.count)", _split,
+            "(tile.split > 1) & (begin >= tiles.count)", lambda model: _split(model, shortest=60),
     ),
     Theorem(
         "splits.reduced", "The reduction reads the state of a row and part where the part's program has written it.",

@@ -8,6 +8,7 @@ The loops of a tile of queries run over an order of tiles, 0 to `count`: sink ti
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import msgspec
 import z3
 from attn_fuzz.cases.case import Case, Values
 from attn_proofs.counterexamples import of_scene, paged
@@ -254,6 +255,7 @@ THEOREMS = (
     Theorem(
         "tiles.looked-up", "The block of a key that is loaded was looked up for this key, one tile ahead.", _looked_up,
         "attn_optimized.kernels.attention.attend_keys", "tl.minimum(begin, end - 1)", "tl.minimum(begin + 1, end - 1)",
-            of_scene,
+            # several heads fill the interpreter: a part of the keys would have one tile, where both are the same
+            lambda model: msgspec.structs.replace(of_scene(model), num_kv_heads=4),
     ),
 )  # fmt: skip
