@@ -94,7 +94,7 @@ def test_operands_cut_to_tf32_are_of_a_finding_that_needs_a_gpu(name, got, monke
         case = msgspec.structs.replace(case, target=name, attn_type=AttentionType.ENCODER, requests=requests, cache=None)
     assert try_case(case, target, "cpu").kind == "agree"
     monkeypatch.setattr(InterpreterBuilder, "create_dot", InterpreterBuilder.create_dot)
-    monkeypatch.syspath_prepend(finding_scripts.FOLDER)
+    monkeypatch.syspath_prepend(issue_text.SHARED)
     runpy.run_path(str(issue_text.SHARED / "tf32.py"))
     verdict = try_case(case, target, "cpu")
     assert f"got {got}" in verdict.message
