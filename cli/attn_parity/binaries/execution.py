@@ -16,6 +16,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.targets.indexer import Stages, unwritten_logits, unwritten_selection
 from attn_fuzz.targets.indexer import attention_by as index_attention_by
 from attn_fuzz.targets.merge import MOST_PARTS, attention_by, parts_attention_by
+from attn_fuzz.targets.modes.compiled import FLUSHES_FLOAT16
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, Target
 from attn_fuzz.targets.triton import TRITON, common_prefix
@@ -117,7 +118,10 @@ def _run(calls: Iterator[KernelCall], of_call: Shipped) -> None:
 def target_of(of_call: Shipped) -> Target:
     """The launches of a call as a target. What the call does not compute, the reference does."""
     shipped = of_call.call
-    rounding = Rounding(keys_per_tile=16, dot_is_chained=True, splits=2 * MAX_SPLITS, exact_division=True)
+    flushes = of_call.architecture in FLUSHES_FLOAT16
+    rounding = Rounding(
+        keys_per_tile=16, dot_is_chained=True, splits=2 * MAX_SPLITS, exact_division=True, flushes_float16=flushes
+    )
     if shipped.op in ("merge", "merge parts"):
         rounding = Rounding(keys_per_tile=64, merged_parts=MOST_PARTS)
     return Target(

@@ -28,7 +28,7 @@ LARGE_SHARE = 0.3
 for a layer: a choice for each launch would compile most kernels twice."""
 _WITH_XF32 = ("gfx942",)
 """Architectures on which Triton makes XF32 of a plain tl.dot of float32. How hardware rounds to XF32 is not published."""
-_FLUSHING = ("gfx90a",)
+FLUSHES_FLOAT16 = ("gfx90a",)
 """Architectures whose matrix instructions take float16's subnormal operands for 0."""
 _WITHOUT_XF32 = f"@{next(each for each in ARCHITECTURES if each not in _WITH_XF32)}"
 
@@ -133,7 +133,7 @@ class _Compiled:
 
     def rounding(self, device: str) -> Rounding:
         """The target's Rounding on a GPU, as this architecture rounds."""
-        declared = dataclasses.replace(self.target.rounding("cuda"), flushes_float16=self.architecture in _FLUSHING)
+        declared = dataclasses.replace(self.target.rounding("cuda"), flushes_float16=self.architecture in FLUSHES_FLOAT16)
         return dataclasses.replace(declared, keys_per_tile=KEYS_PER_TILE, float16_dots=False) if self.is_planned else declared
 
     def unavailable(self, device: str) -> str | None:
