@@ -89,7 +89,8 @@ def with_own_numbers(draw: st.DrawFn, support: Support, drawn: DrawnLayer) -> Dr
     Its rules, its formats and what its cache's blocks are like stay, for which kernels are compiled. That holds but for a scale
     of another sign, and for a window that is worth other tiles.
     """
-    numbers = {name: number(draw, support) for name, number in NUMBERS.items() if name in drawn.case and name != "window"}
+    own = [name for name in NUMBERS if name in drawn.case and name not in ("window", "key_unit")]  # kernels have the key_unit
+    numbers = {name: NUMBERS[name](draw, support) for name in own}
     if "window" in drawn.rules:
         numbers["window"] = window(draw, support, drawn.window_kind)
     if "alibi_slopes" in drawn.rules and support.engine.signed_slopes:

@@ -208,7 +208,7 @@ def test_illegal_calls_are_drawn_for_every_target_that_has_some(name, tmp_path):
 
 @pytest.mark.nightly
 def test_cases_that_are_refused_for_one_rule_come_after_a_call_without_the_rule(tmp_path):
-    plan = FuzzPlan(target="backend-rocm-attn", device="cpu", examples=300, seed=8, folder=tmp_path)
+    plan = FuzzPlan(target="backend-rocm-attn", device="cpu", examples=1500, seed=8, folder=tmp_path)
     support = registry.load(plan.target).support("cpu")
     beyond = [(case, case.rules.keys() - {*support.rules}) for case in shard.drawn(plan) if case.earlier]
     refused = [(case, rules) for case, rules in beyond if len(rules) == 1]

@@ -89,7 +89,7 @@ def test_it_finds_three_faults_of_one_target_and_counts_what_they_explain(run_of
 @pytest.mark.nightly
 def test_it_does_not_hide_a_fault_behind_a_predicate_that_is_too_broad(run_of):
     """Each case of the second fault has a soft cap, which is what the first fault needs. With seed 1 the second comes first."""
-    hunt = hunted(run_of, HIDING, examples=50, seed=2)
+    hunt = hunted(run_of, HIDING, examples=50, seed=3)
     first, second = hunt.entries
     assert (first.needs, second.needs) == ({"logits_soft_cap"}, CAP_AND_SINKS)
     broad = needing("logits_soft_cap", kinds=first.kinds, about="out")

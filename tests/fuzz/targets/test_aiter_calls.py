@@ -33,8 +33,8 @@ def test_the_target_agrees_and_refuses_the_rest(target, fuzz_apart):
         (
             "planted_aiter:UNIFIED_BACKEND",
             DECLARES_UNIFIED,
-            '"qq_bias": answer(features.unified_qq_bias)',
-            '"qq_bias": _CAUSAL_ONLY',
+            '"qq_bias": answer(features["unified_qq_bias"])',
+            '"qq_bias": no_such_mask',
         ),
         ("planted_aiter:UNIFIED_BACKEND", BARE_WINDOW, "config.value_of('window')[0]", "config.value_of('window')[1]"),
         ("planted_aiter:UNIFIED_BACKEND", BARE_WINDOW, "config.dtype == torch.float16", "False"),

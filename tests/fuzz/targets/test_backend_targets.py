@@ -42,7 +42,7 @@ def test_a_backend_agrees_within_what_it_declares_and_refuses_the_rest(target, f
     ("place", "find", "replace"),
     [
         ("base.AttentionImpl.do_kv_cache_update", "self.kv_sharing_target_layer_name is None", "True"),
-        ("base", "(Layout.KV_FIRST_NHD, Layout.KV_FIRST_HND, Layout.X_PACKED, Layout.SHUFFLED)", "(Layout.KV_FIRST_NHD,)"),
+        ("base._must_reinterpret", "allocation_layout in PLANES_FIRST", "allocation_layout is Layout.KV_FIRST_NHD"),
         ("metadata.CommonAttentionMetadata.batch", "qq_bias=self.qq_bias if decoder else None", "qq_bias=self.qq_bias"),
     ],
     ids=[
@@ -98,7 +98,7 @@ WORDS = {"head_sizes": "head size", "v_head_sizes": "a V of width", "widths": "l
 @pytest.mark.nightly
 def test_a_step_that_is_not_looked_at_after_the_first_one_is_found(finds_fault):
     place = "attn_optimized.backends.base.AttentionImplBase._check_step"
-    finds_fault("backend-rocm-attn", place, "key in self._served", "bool(self._served)", examples=200)
+    finds_fault("backend-rocm-attn", place, "key in self._served", "bool(self._served)", examples=1000)
 
 
 @pytest.mark.nightly

@@ -178,7 +178,7 @@ class _WithSchema:
         (
             "triton-latent@returned",
             "launch.call.new_output",
-            "q.new_empty((len(q), layer.num_heads, layer.v_head_size))",
+            "q.new_empty((len(q), layer.num_heads, layer.v_head_size), dtype=dtype_of_output(q, layer))",
             "torch.empty_like(q)",
         ),
         ("triton-merge", "merge.merge_attn_states", "return out", "return out_b"),
