@@ -59,7 +59,7 @@ def load(path: Path, kind: type[Results]) -> Results:
 
 
 def _named(row: Any, fields: Sequence[str], prefix: Any) -> Any:
-    if not (isinstance(row, list) and row and len(row) <= len(fields)):
+    if not (isinstance(row, list) and row and isinstance(row[0], str) and len(row) <= len(fields)):
         return row
     return dict(zip(fields, [f"{prefix}{row[0]}", *row[1:]], strict=False))
 
