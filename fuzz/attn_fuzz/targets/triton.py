@@ -255,7 +255,7 @@ def _prompts(target: Target) -> Target:
             cache_dtypes=(),
             scales=(),
             output_dtypes=(),
-            head_sizes=(256,),
+            head_sizes=(128, 256),
             block_sizes=(64, 128),
             long_seq_len=None,
             many_requests=None,

@@ -7,10 +7,11 @@ from functools import lru_cache
 from attn_contract import UnsupportedError
 
 from attn_optimized.device import INTERPRETER
-from attn_optimized.launch.splits import MOST_PROGRAMS_PER_UNIT, MOST_SUMS, least_work, parts_bytes, splits_of
+from attn_optimized.launch.prompts import has_full_tiles
+from attn_optimized.launch.splits import MOST_PROGRAMS_PER_UNIT, MOST_SUMS, parts_bytes, splits_of
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.tiles import AttentionTiles, attention_tiles
-from attn_optimized.launch.workload import Workload, phase_of
+from attn_optimized.launch.workload import Workload
 
 MAX_GRID_Y = 65535
 _INTERPRETED_PROGRAMS = 4
@@ -26,9 +27,6 @@ _MANY_WAVES = 8
 """From this number of waves on, the last wave takes a small part of the time: programs are ordered so that neighbours share
 keys."""
 
-PROMPT_QUERIES = 128
-"""The queries of a tile of the warp specialized kernel, which has one head."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionPlan:
@@ -41,7 +39,7 @@ class AttentionPlan:
         batch_invariant: True if a request's output must not depend on the rest of the batch.
         has_short_window: True if windows are too short for a loop of tiles without a mask.
         one_tile_per_request: True if each request has one tile of queries.
-        has_full_tiles: True if nearly all tiles of PROMPT_QUERIES queries of one head are full: launch/warp_specialized.py.
+        has_full_tiles: True if the warp specialized kernel is faster, where it serves the call: launch/prompts.py.
         heads_first: True if neighbouring programs are heads of one tile, so that all programs begin in the order of their
             work. False if they are tiles of one head, which read the same keys.
         splits: the most parts of the keys of a tile of queries, each a program of its own.
@@ -146,22 +144,6 @@ def attention_plan(
         max_tiles=-(-max_keys_of_tile // tiles.block_n),
         scratch_bytes=parts_bytes(splits.most, workload) if splits.most > 1 else 0,
     )
-
-
-def has_full_tiles(workload: Workload, architecture: str, compute_units: int) -> bool:
-    """True for prompts and chunks of prompts, among which a few requests may decode.
-
-    A request that decodes takes a whole tile of each head, most of it for nothing. The host does not know how many requests
-    decode, nor over how many keys. It assumes as many as there is room for if the other requests are as long as the longest
-    one. Their wasted pairs of a query and a key must be at most as many as the pairs that the step has at least.
-    """
-    if workload.batch_invariant or phase_of(workload, compute_units) not in ("prefill", "short"):
-        return False
-    # a program for each multiprocessor, which holds one
-    if architecture != "sm90" or workload.num_tokens * workload.num_heads < PROMPT_QUERIES * compute_units:
-        return False
-    most_decodes = workload.num_requests - -(-workload.num_tokens // workload.max_query_len)
-    return PROMPT_QUERIES * most_decodes * workload.max_seq_len <= least_work(workload, workload.max_seq_len)
 
 
 def attention_grid(workload: Workload, tiles: AttentionTiles) -> tuple[tuple[int, int], bool]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextvars import copy_context
-from typing import NamedTuple
 
 import torch
 import triton
@@ -12,7 +11,8 @@ from attn_optimized.kernel_call import Launch
 from attn_optimized.kernels.warp_specialized import warp_specialized_kernel
 from attn_optimized.launch.call import AttentionCall, PagedKeys
 from attn_optimized.launch.parts import rows_by_head
-from attn_optimized.launch.plan import MAX_GRID_Y, PROMPT_QUERIES, AttentionPlan
+from attn_optimized.launch.plan import MAX_GRID_Y, AttentionPlan
+from attn_optimized.launch.prompts import PROMPT_QUERIES, PROMPT_TILES
 from attn_optimized.strides import KVCacheStrides, kv_cache_strides, without_idle_strides
 
 _RULES = frozenset({"sinks"})
@@ -22,23 +22,14 @@ _MOST_ROWS = (1 << 31) - 1024
 """The most rows of a cache: the kernel's numbers of rows have 32 bits."""
 
 
-class _Tiles(NamedTuple):
-    block_m: int
-    block_n: int
-
-
-_MEASURED = {256: _Tiles(PROMPT_QUERIES, 64)}
-"""The served head sizes, with tiles: on an H200 they were faster than the attention kernel in all drawn steps (speed.md)."""
-
-
 def warp_specialized_launch(plan: AttentionPlan, call: AttentionCall) -> Launch | None:
     """The launch of a call in place of the attention kernel's; None if the kernel does not serve the call."""
     cache = _served_cache(plan, call)
-    tiles = _MEASURED.get(call.layer.head_size)
+    tiles = PROMPT_TILES.get(call.layer.head_size)
     if cache is None or tiles is None or cache.block_size % tiles.block_n != 0:
         return None
     layer, batch, q, out = call.layer, call.batch, without_idle_strides(call.q), rows_by_head(call)
-    heads, most_tiles = layer.num_heads, -(-batch.num_actual_tokens // tiles.block_m) + batch.num_requests - 1
+    heads, most_tiles = layer.num_heads, -(-batch.num_actual_tokens // PROMPT_QUERIES) + batch.num_requests - 1
     heads_first = plan.heads_first and most_tiles <= MAX_GRID_Y
     rows_of_block, rows_to_v = cache.block // cache.slot, cache.kv // cache.slot
     return _WithDescriptors.of(
@@ -46,7 +37,7 @@ def warp_specialized_launch(plan: AttentionPlan, call: AttentionCall) -> Launch 
         (heads, most_tiles) if heads_first else (most_tiles, heads),
         {
             "BLOCK_SIZE": cache.block_size,
-            "BLOCK_M": tiles.block_m,
+            "BLOCK_M": PROMPT_QUERIES,
             "BLOCK_N": tiles.block_n,
             "BLOCK_D": layer.head_size,
         },

@@ -100,7 +100,7 @@ class Program:
         self.extraction.given = {
             f"{LAUNCH}.tiles.attention_tiles": lambda *_: tiles,
             f"{LAUNCH}.plan.attention_grid": lambda *_: ((symbol("tiles"), symbol("heads")), symbol("is_one_tile", "bool")),
-            f"{LAUNCH}.plan.has_full_tiles": lambda *_: False,
+            f"{LAUNCH}.prompts.has_full_tiles": lambda *_: False,
             f"{LAUNCH}.splits.splits_of": lambda *_, **__: Record(f"{LAUNCH}.splits.Splits", chosen),
         }
         made = self.extraction.call(
