@@ -22,6 +22,8 @@ from attn_contract import Layer, Layout, MiscompiledError, UnsupportedError
 
 _SPILLS = re.compile(r"\.(?:sgpr|vgpr)_spill_count:\s*[1-9]")
 _FIRST_THAT_LOSES = (3, 9)
+_FIRST_THAT_SHUFFLES = (3, 9)
+"""The first release that is known to read selections of a SHUFFLED cache right; see `refuse_wrong_values`."""
 _SWITCHES_LANES_ON = re.compile(r"s_or_b(64 exec|32 exec_lo), ")
 _LDS = re.compile(r"ds_(store|write)?\w*")
 _WAITS_FOR_LDS = re.compile(r"s_waitcnt .*lgkmcnt\((\d+)\)|s_wait_(?:loadcnt_|storecnt_)?dscnt (0x[0-9a-f]+)")
@@ -67,18 +69,23 @@ def refuse_miscompiled(assembly: str, architecture: str) -> None:
 
 
 def refuse_wrong_values(architecture: str, dtype: torch.dtype, layer: Layer) -> None:
-    """Refuse a selection of keys by float32 queries in a one-byte SHUFFLED cache on NVIDIA's GPUs.
+    """Refuse a selection of keys by float32 queries in a one-byte SHUFFLED cache on NVIDIA's GPUs, before Triton 3.9.
 
-    On an H200, under Triton 3.6.0, outputs of heads of 64 are right in dims 0, 8, 16 and so on alone, even for a single key.
-    The emulated code for AMD's GPUs is right. The cause is not known, and no other release of Triton has run there.
+    On an H200, under Triton 3.6.0, most dims of heads of 64 are wrong, even for a single key, with ptxas 12.8 and 13.0 and
+    without its optimizations; units of 32 keys end in an illegal address. Under 3.9.0 all of it is right there, as the emulated
+    code for AMD's GPUs is. The cause is not known, and 3.7 and 3.8 have not run there.
 
     Raises:
         MiscompiledError: it is such a call.
     """
+    if _release() >= _FIRST_THAT_SHUFFLES:
+        return
     is_read_wrong = layer.layout == Layout.SHUFFLED and layer.kv_cache_dtype is not None and layer.selection_unit is not None
     if architecture.startswith("sm") and dtype == torch.float32 and is_read_wrong:
         what = "a selection by float32 queries in a one-byte SHUFFLED cache"
-        raise _refusal(what, architecture, "values are wrong on an H200", "float16 or bfloat16 queries, or another layout")
+        raise _refusal(
+            what, architecture, "values are wrong on an H200", "Triton 3.9, float16 or bfloat16 queries, or another layout"
+        )
 
 
 def _refusal(kernel: str, architecture: str, why: str, instead: str) -> MiscompiledError:

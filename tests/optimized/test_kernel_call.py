@@ -540,7 +540,8 @@ def test_code_that_cannot_be_read_is_no_error_of_the_emulator(monkeypatch):
         ("sm90", {"selection_unit": None, "selected": None}, False),
     ],
 )
-def test_a_selection_that_triton_reads_wrong_is_refused(architecture, changes, is_refused, paged_call, device):
+def test_a_selection_that_triton_reads_wrong_is_refused(architecture, changes, is_refused, paged_call, device, monkeypatch):
+    monkeypatch.setattr(miscompiled.triton, "__version__", "3.6.0")
     scale = torch.tensor(0.5, device=device)
     options = {
         "layout": Layout.SHUFFLED,
@@ -553,3 +554,5 @@ def test_a_selection_that_triton_reads_wrong_is_refused(architecture, changes, i
     call = paged_call([1], [40], **options | changes)
     with pytest.raises(MiscompiledError, match="float32 queries") if is_refused else nullcontext():
         launches(call, architecture=architecture, compute_units=8)
+    monkeypatch.setattr(miscompiled.triton, "__version__", "3.9.0")
+    launches(call, architecture=architecture, compute_units=8)
