@@ -13,7 +13,7 @@ from attn_fuzz.run import ledger, workers
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support
 from attn_parity.console import notes
-from attn_parity.options import default_workers, device_name, use_device
+from attn_parity.device import default_workers, device_name, use_device
 
 
 @dataclass(frozen=True)

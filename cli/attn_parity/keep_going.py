@@ -18,10 +18,9 @@ from attn_fuzz.run.distinct import DistinctFailures, Entry
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import Progress
 from attn_parity import failing
-from attn_parity.console import notes, results
+from attn_parity.console import notes, plain_table, results
 from attn_parity.executors import Executor
 from attn_parity.failing import EarlyFiles, safe
-from attn_parity.options import plain_table
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 import torch
 from attn_fuzz.cases import case_file
-from attn_parity import COMMANDS, cpus, executors, options
+from attn_parity import COMMANDS, cpus, device, executors
 
 from tests.support import processes
 from tests.support.pages import PAGES, ROOT
@@ -256,12 +256,12 @@ def test_workers_are_the_cpus_that_the_process_may_use(monkeypatch):
 
 
 def test_workers_on_a_gpu_have_its_memory(monkeypatch):
-    monkeypatch.setattr(options, "usable_cpus", lambda: 16)
+    monkeypatch.setattr(device, "usable_cpus", lambda: 16)
     for gib, workers in ((140, 16), (16, 8), (1, 1)):
         properties = SimpleNamespace(total_memory=gib << 30)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, properties=properties: properties)
-        assert options.default_workers("cuda") == workers
-    assert options.default_workers("cpu") == 16
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, properties=properties: properties)
+        assert device.default_workers("cuda") == workers
+    assert device.default_workers("cpu") == 16
 
 
 def test_a_run_of_one_shard_has_one_worker(attn_parity, tmp_path):

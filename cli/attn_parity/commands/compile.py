@@ -12,17 +12,9 @@ from attn_fuzz.errors import InputError
 from attn_fuzz.run.executor import use_interpreter
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.build import COMPILE_SECONDS, SHIPPED, Launches, Outcome, build
-from attn_parity.console import notes, results
-from attn_parity.options import (
-    Positive,
-    Seed,
-    check_writable,
-    cpu_workers_option,
-    json_option,
-    progress_bar,
-    seconds_option,
-    write_json,
-)
+from attn_parity.console import notes, progress_bar, results
+from attn_parity.files import check_writable, write_json
+from attn_parity.options import Positive, Seed, cpu_workers_option, json_option, seconds_option
 from attn_parity.versions import version
 
 if TYPE_CHECKING:

@@ -22,27 +22,11 @@ from attn_fuzz.run import sources
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.verdict import COMPARED, NOT_CARRIED
-from attn_parity.console import notes, results
-from attn_parity.options import (
-    Positive,
-    Shard,
-    case_seconds_option,
-    check_exact,
-    check_writable,
-    default_workers,
-    device_name,
-    device_option,
-    exact_option,
-    ignore_signals,
-    json_option,
-    plain_table,
-    sanitizes,
-    say_half,
-    say_what_runs_kernels,
-    use_device,
-    workers_option,
-    write_json,
-)
+from attn_parity.console import notes, plain_table, results
+from attn_parity.device import check_exact, default_workers, device_name, sanitizes, say_what_runs_kernels, use_device
+from attn_parity.files import check_writable, say_half, write_json
+from attn_parity.options import Positive, Shard, case_seconds_option, device_option, exact_option, json_option, workers_option
+from attn_parity.signals import ignore_signals
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,

@@ -23,31 +23,26 @@ from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support, Target
 from attn_fuzz.verdict.verdict import COMPARED
 from attn_parity import executors, failing
-from attn_parity.console import notes, results
+from attn_parity.console import notes, progress_bar, results
+from attn_parity.device import check_exact, check_fence, sanitizes, say_what_runs_kernels
 from attn_parity.executors import Executor
+from attn_parity.files import check_writable, write_json
 from attn_parity.options import (
     Duration,
     Positive,
     Seed,
     case_seconds_option,
-    check_exact,
-    check_fence,
-    check_writable,
     corpus_option,
     device_option,
     fence_option,
-    ignore_signals,
     json_option,
     needs_option,
-    progress_bar,
     ray_option,
     sanitize_option,
-    sanitizes,
-    say_what_runs_kernels,
     workers_option,
     working_dir_option,
-    write_json,
 )
+from attn_parity.signals import ignore_signals
 from hypothesis.database import ExampleDatabase
 
 PROFILES = {"ci": 300, "nightly": 40_000, "soak": 1_000_000}

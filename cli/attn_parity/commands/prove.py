@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 from attn_fuzz import extras
-from attn_parity.console import results
-from attn_parity.options import check_writable, json_option, plain_table, write_json
+from attn_parity.console import plain_table, results
+from attn_parity.files import check_writable, write_json
+from attn_parity.options import json_option
 
 SCHEMA = "attn-parity.prove/1"
 

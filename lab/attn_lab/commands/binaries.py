@@ -25,14 +25,8 @@ from attn_parity.commands.compile import (
     compile_seconds_option,
     only_option,
 )
-from attn_parity.console import notes, results
-from attn_parity.options import (
-    Positive,
-    Seed,
-    cpu_workers_option,
-    plain_table,
-    progress_bar,
-)
+from attn_parity.console import notes, plain_table, progress_bar, results
+from attn_parity.options import Positive, Seed, cpu_workers_option
 from attn_parity.versions import version
 
 if TYPE_CHECKING:

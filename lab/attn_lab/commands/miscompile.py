@@ -7,8 +7,8 @@ from attn_fuzz.outputs import RUNS
 from attn_lab.commands.mutate import write_page
 from attn_lab.miscompile import page
 from attn_parity.binaries.build import in_processes
-from attn_parity.console import results
-from attn_parity.options import Positive, Seed, progress_bar
+from attn_parity.console import progress_bar, results
+from attn_parity.options import Positive, Seed
 from attn_parity.versions import version
 
 ARCHITECTURES = "gfx942,gfx1201,gfx950"

@@ -8,7 +8,8 @@ from attn_fuzz import extras
 from attn_lab.options import check_option
 from attn_lab.pages import PAGES, write_or_check
 from attn_parity.console import results
-from attn_parity.options import check_writable, json_option
+from attn_parity.files import check_writable
+from attn_parity.options import json_option
 
 PAGE = PAGES / "proofs.md"
 

@@ -25,25 +25,17 @@ from attn_lab.zoo import page as zoo_page
 from attn_lab.zoo.known_bugs import KnownBug
 from attn_lab.zoo.page import Results, Row
 from attn_lab.zoo.unreached import is_unreached
-from attn_parity.console import notes, results
+from attn_parity.console import notes, plain_table, progress_bar, results
+from attn_parity.device import check_exact, default_workers, device_name, sanitizes, say_what_runs_kernels, use_device
+from attn_parity.files import check_writable, write_json
 from attn_parity.options import (
     Positive,
     case_seconds_option,
-    check_exact,
-    check_writable,
-    default_workers,
-    device_name,
     device_option,
     exact_option,
     json_option,
-    plain_table,
-    progress_bar,
     sanitize_option,
-    sanitizes,
-    say_what_runs_kernels,
-    use_device,
     workers_option,
-    write_json,
 )
 
 EXAMPLES = 500
