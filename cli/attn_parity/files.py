@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ def check_writable(path: Path | None, option: str = "--json", made: Path | None 
             outputs.check(path, option)
     except InputError as error:
         raise click.UsageError(str(error)) from None
+
+
+def name_part(text: str) -> str:
+    """The text as a part of a file's name."""
+    return re.sub(r"[^\w.+-]+", "-", text)[:80]
 
 
 def say_half(lines: outputs.Lines) -> None:

@@ -1,12 +1,26 @@
 """Options that commands share, and their types."""
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from attn_parity.cpus import usable_cpus
+
+PROFILES = {"ci": 300, "nightly": 40_000, "soak": 1_000_000}
+"""The numbers of examples that have a name."""
+Record = TypeVar("Record")
+
+
+def record_of(kind: type[Record]) -> Callable[[Callable[[Record], int]], Callable[..., int]]:
+    """A command gets its options as one record of this dataclass, which has a field for each."""
+
+    def of_command(command: Callable[[Record], int]) -> Callable[..., int]:
+        return functools.wraps(command)(lambda **given: command(kind(**given)))
+
+    return of_command
 
 
 class _Duration(click.FloatRange):
@@ -96,7 +110,7 @@ ray_option = click.option(
     "--ray", "address", metavar="auto|HOST:PORT", help="Run on this Ray cluster; auto: the one that this machine is a node of."
 )
 needs_option = click.option(
-    "--needs", multiple=True, metavar="NAME", help="With --ray: a resource that a node must have, such as gfx942."
+    "--needs", "resources", multiple=True, metavar="NAME", help="With --ray: a resource that a node must have, such as gfx942."
 )
 working_dir_option = click.option(
     "--working-dir",

@@ -16,7 +16,8 @@ import msgspec
 import pytest
 import torch
 from attn_fuzz.cases import case_file
-from attn_parity import COMMANDS, cpus, device, executors
+from attn_parity import COMMANDS, cpus, device
+from attn_parity.commands.fuzz.machines import Machines
 
 from tests.support import processes
 from tests.support.pages import PAGES, ROOT
@@ -312,5 +313,5 @@ def test_a_replay_of_a_case_that_this_tool_cannot_run(attn_parity, step_case, tm
     ],
 )
 def test_a_run_names_the_workers_that_its_shards_keep_busy(nodes, shards, words):
-    executor = executors.Executor("cpu", "CPU", {}, 4, nodes, run=None, fixed=None)
-    assert executor.of_shards(shards).words == words
+    found = Machines("cpu", "CPU", {}, 4, nodes, run=None, fixed=None)
+    assert found.of_shards(shards).words == words

@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 from attn_fuzz.cases import case_file
 from attn_fuzz.explain import captured_outputs
-from attn_parity import failing
 from attn_parity.case_files import case_target_option, usable_target
 from attn_parity.console import results
 from attn_parity.device import use_device
+from attn_parity.explained import explained
 from attn_parity.options import case_seconds_option, device_option
 
 
@@ -31,7 +31,7 @@ def command(file: Path, target_name: str | None, case_seconds: float, device: st
         device = use_device(device)
         name, _ = usable_target(case, file, target_name, device)
         first = file.with_name(f"{file.stem}-first{file.suffix}")
-        lines = failing.explained(case, case_file.load(first) if first.is_file() else None, name, device, case_seconds)
+        lines = explained(case, case_file.load(first) if first.is_file() else None, name, device, case_seconds)
     for line in lines or ["no output of this case is wrong: there is nothing to explain"]:
         results.print(line, soft_wrap=True, markup=False)
     return int(bool(lines))

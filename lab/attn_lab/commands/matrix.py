@@ -15,9 +15,8 @@ from attn_lab.matrix import coverage
 from attn_lab.matrix.coverage import NAMES, Coverage
 from attn_lab.matrix.regions import HEADING, never_drawn, region_counts, region_page
 from attn_lab.pages import PAGES, table, write_or_check
-from attn_parity.commands.fuzz import PROFILES
 from attn_parity.console import notes, progress_bar, results
-from attn_parity.options import cpu_workers_option
+from attn_parity.options import PROFILES, cpu_workers_option
 
 PAGE = PAGES / "coverage.md"
 SEED = 0

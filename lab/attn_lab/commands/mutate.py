@@ -23,11 +23,10 @@ from attn_lab.mutate.page import Results
 from attn_lab.mutate.reasons import EQUIVALENT, NOT_FOUND
 from attn_lab.options import check_option, check_pages_writable, first_seed_option, seeds_option
 from attn_lab.pages import PAGES, write_or_check
-from attn_parity.commands.fuzz import PROFILES
 from attn_parity.console import notes, results
 from attn_parity.device import say_what_runs_kernels
 from attn_parity.files import check_writable, say_half, write_json
-from attn_parity.options import Duration, Positive, Seed, case_seconds_option, cpu_workers_option, json_option
+from attn_parity.options import PROFILES, Duration, Positive, Seed, case_seconds_option, cpu_workers_option, json_option
 
 SAMPLE = 600
 RECORDED = 150

@@ -18,9 +18,9 @@ from attn_fuzz.cases.case import Case, Values
 from attn_fuzz.corpus import files
 from attn_fuzz.run.distinct import Entry
 from attn_fuzz.verdict.verdict import Verdict
-from attn_parity import keep_going
 from attn_parity.commands import prove
-from attn_parity.failing import EarlyFiles
+from attn_parity.commands.fuzz import keep_going
+from attn_parity.commands.fuzz.failing import EarlyFiles
 
 from tests.fuzz.report.reported import failure_of
 

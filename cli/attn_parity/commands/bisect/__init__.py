@@ -10,12 +10,12 @@ from attn_fuzz.errors import InputError
 from attn_fuzz.run import revision
 from attn_fuzz.run.revision import Place, Replay
 from attn_fuzz.verdict.verdict import Verdict, what_failed
-from attn_parity import git
 from attn_parity.case_files import target_of
+from attn_parity.commands.bisect import git
+from attn_parity.commands.bisect.git import Bisection, Commit
 from attn_parity.console import notes, results
 from attn_parity.device import use_device
 from attn_parity.files import check_writable, write_json
-from attn_parity.git import Bisection, Commit
 from attn_parity.options import case_seconds_option, device_option, json_option
 
 SCHEMA = "attn-parity.bisect/1"
