@@ -128,8 +128,8 @@ def _collected(
 ):
     """The results of every participant's launches in every case, and whether an interrupt left some out."""
     from attn_parity.binaries.build import in_processes
-    from attn_parity.commands.compile import chosen_architectures
     from attn_parity.console import progress_bar
+    from attn_parity.launches import chosen_architectures
     from attn_parity.signals import sigterm_interrupts
     from attn_parity.versions import version
 

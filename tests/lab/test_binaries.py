@@ -123,7 +123,7 @@ def test_each_kernel_of_an_index_layer_is_drawn():
 
 def test_a_drawn_launch_may_spill_and_must_fit(attn_lab, monkeypatch):
     """Encoders of 256 dims once needed more shared memory than an H200 has, and no shipped launch was one."""
-    monkeypatch.setattr("attn_parity.commands.compile.build", of_drawn)
+    monkeypatch.setattr("attn_parity.launches.build", of_drawn)
     run = attn_lab("binaries", "--drawn", "3", "--arch", "gfx942")
     assert run.code == 1
     first, second, third, summary = run.out.splitlines()

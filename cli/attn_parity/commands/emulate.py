@@ -8,8 +8,8 @@ from attn_fuzz.errors import InputError
 from attn_fuzz.text import one_line
 from attn_parity import MESSAGE
 from attn_parity.binaries.build import in_processes
-from attn_parity.commands.compile import chosen_architectures
 from attn_parity.console import notes, plain_table, progress_bar, results
+from attn_parity.launches import chosen_architectures
 from attn_parity.options import cpu_workers_option, seconds_option
 
 if TYPE_CHECKING:

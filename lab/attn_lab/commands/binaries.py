@@ -17,7 +17,8 @@ from attn_parity.binaries import rows
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.build import Job, Outcome
 from attn_parity.binaries.rows import Execution
-from attn_parity.commands.compile import (
+from attn_parity.console import notes, plain_table, progress_bar, results
+from attn_parity.launches import (
     architectures_option,
     built,
     chosen_architectures,
@@ -25,12 +26,11 @@ from attn_parity.commands.compile import (
     compile_seconds_option,
     only_option,
 )
-from attn_parity.console import notes, plain_table, progress_bar, results
 from attn_parity.options import Positive, Seed, cpu_workers_option
 from attn_parity.versions import version
 
 if TYPE_CHECKING:
-    from attn_parity.commands.compile import Calls
+    from attn_parity.launches import Calls
 
 
 @click.command("binaries")

@@ -18,8 +18,7 @@ from attn_fuzz.run import prepared, shard
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_lab.releases import runner
-from attn_parity.commands.drift.changes import misfit
-from attn_parity.commands.drift.sides import Failed
+from attn_parity.adapters import misfit
 
 RESULTS = runner.RESULTS.with_name("releases-alarms.json")
 READ = Path(__file__).with_name("alarms.toml")
@@ -183,8 +182,11 @@ def _run(name: str, package: str, counted: Counted, examples: int, seconds: floa
                     verdict = executor.run(case, exactly=False)
                     if finding := explanation(target.findings_on("cpu"), case, verdict):
                         counted.known[finding.name] = counted.known.get(finding.name, 0) + 1
-                    failed = Failed(kind=verdict.kind, message=verdict.message, case_file=None)
-                    why = verdict.about if verdict.kind == "limit" else verdict.failed and misfit(failed, package)
+                    why = (
+                        verdict.about
+                        if verdict.kind == "limit"
+                        else verdict.failed and misfit(verdict.kind, verdict.message, package)
+                    )
                     if why:
                         counted.left_out[runner.line(why)] = counted.left_out.get(runner.line(why), 0) + 1
                     elif verdict.failed and not finding:

@@ -45,8 +45,8 @@ from attn_optimized.attention import paged_attention_calls, varlen_attention_cal
 from attn_optimized.device import architecture_of, missing_compiler
 from attn_optimized.kv_cache import write_kv_cache_call
 from attn_optimized.launch import parts
-from attn_parity.commands.compile import chosen_architectures
 from attn_parity.device import say_what_runs_kernels
+from attn_parity.launches import chosen_architectures
 from hypothesis import strategies as st
 
 ZOO = attn_lab.zoo.known_bugs.FOLDER

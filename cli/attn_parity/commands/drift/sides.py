@@ -15,10 +15,9 @@ from attn_fuzz.errors import InputError
 from attn_fuzz.foreign.loading import variable
 from attn_fuzz.targets import registry
 from attn_fuzz.text import one_line
+from attn_parity.adapters import TRITON
 from attn_parity.commands.drift.look import Look
 
-TRITON = "triton"
-"""The package that no target loads as sources: it runs their kernels."""
 ENDS_WITHIN = 60.0
 """Seconds in which a run ends that was told to stop drawing: it makes a failure small, and asks for each known finding."""
 

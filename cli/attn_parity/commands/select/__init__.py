@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, Layout, UnsupportedError
 from attn_contract.attention_config import Scales
-from attn_parity import model_file, selection_input
+from attn_parity import model_file
+from attn_parity.commands.select import selection_input
+from attn_parity.commands.select.selected import print_assignments, print_config, print_findings, print_runs, print_vllm
+from attn_parity.commands.select.selection_input import SelectionInput, of_options, own_float8
+from attn_parity.commands.select.vllm_arguments import VllmArguments, vllm_arguments
 from attn_parity.console import results
 from attn_parity.files import check_writable, write_json
 from attn_parity.model_config.built import Reason
 from attn_parity.options import json_option
-from attn_parity.selected import print_assignments, print_config, print_findings, print_runs, print_vllm
-from attn_parity.selection_input import SelectionInput, of_options, own_float8
-from attn_parity.vllm_arguments import VllmArguments, vllm_arguments
 
 if TYPE_CHECKING:
     from attn_optimized.aiter_adapter import Aiter
