@@ -19,10 +19,10 @@ from attn_lab.mutate.campaign import Log
 from attn_lab.mutate.generate import PACKAGE, Generated
 from attn_lab.mutate.line_coverage import Reach, RecordedTests
 from attn_lab.mutate.operators import OPERATORS
-from attn_lab.mutate.page import Results
+from attn_lab.mutate.page import PAGE, Results
 from attn_lab.mutate.reasons import EQUIVALENT, NOT_FOUND
 from attn_lab.options import check_option, check_pages_writable, first_seed_option, seeds_option
-from attn_lab.pages import PAGES, write_or_check
+from attn_lab.pages import write_or_check
 from attn_parity.console import notes, results
 from attn_parity.device import say_what_runs_kernels
 from attn_parity.files import check_writable, say_half, write_json
@@ -30,7 +30,6 @@ from attn_parity.options import PROFILES, Duration, Positive, Seed, case_seconds
 
 SAMPLE = 600
 RECORDED = 150
-PAGE = PAGES / "mutants.md"
 _PROFILES = ", ".join(f"{name} {PROFILES[name]}" for name in ("ci", "nightly"))
 
 
@@ -202,7 +201,7 @@ def _tell(found: Results, interrupted: bool, writes: bool, json_file: Path | Non
         return 130
     if writes:
         outputs.write(results_file.data_of(PAGE), results_file.dumps(mutants_page.short(found)))
-        write_page()
+        mutants_page.write()
     return 0
 
 
@@ -271,11 +270,6 @@ def _print(found: Results) -> None:
         if row.state or None in row.examples:
             results.print(f"{row.state or mutants_page.SURVIVED}: {row.name}: {row.change}", soft_wrap=True)
     results.print(mutants_page.summary(found.mutants), soft_wrap=True)
-
-
-def write_page() -> None:
-    found = results_file.kept(PAGE, Results, "mutate").values()
-    write_or_check({PAGE: mutants_page.text(found)}, "", checks=False)
 
 
 def _check() -> int:

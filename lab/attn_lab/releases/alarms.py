@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+from attn_fuzz import outputs
 from attn_fuzz.cases import case_file
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.findings.finding import explanation
@@ -103,7 +104,7 @@ def results(file: Path) -> Kept:
 def keep(seed: int, file: Path) -> None:
     """Put the summary of what FILE holds in the place of the seed's."""
     kept = summaries() | {seed: summary(results(file))}
-    RESULTS.write_bytes(msgspec.json.encode(dict(sorted(kept.items()))) + b"\n")
+    outputs.write(RESULTS, msgspec.json.encode(dict(sorted(kept.items()))) + b"\n")
 
 
 def summaries() -> dict[int, dict[str, Summary]]:
@@ -161,7 +162,7 @@ def _run_release(
         counted = kept.setdefault(name, {}).setdefault(release, Counted())
         if counted.examples < examples and not counted.error:
             _run(name, package, counted, examples, seconds, seed)
-            file.write_bytes(msgspec.json.encode(dict(sorted(kept.items()))) + b"\n")
+            outputs.write(file, msgspec.json.encode(dict(sorted(kept.items()))) + b"\n")
 
 
 def _run(name: str, package: str, counted: Counted, examples: int, seconds: float, seed: int) -> None:
@@ -235,4 +236,4 @@ def _run_after(name: str, later: str, cases: Sequence[tuple[str, int]], file: Pa
                     verdict = executor.run(case := case_file.loads(alarm.case), exactly=False)
                     finding = explanation(registry.load(name).findings_on("cpu"), case, verdict)
                     alarm.after = later, finding.name if finding else verdict.kind
-    file.write_bytes(msgspec.json.encode(kept) + b"\n")
+    outputs.write(file, msgspec.json.encode(kept) + b"\n")

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+from attn_fuzz import outputs
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError
@@ -26,9 +27,11 @@ from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import Verdict
 from attn_lab.findings import scripts
+from attn_lab.findings.places import names, package_of
+from attn_lab.pages import PAGES
 
 FIXES = Path(__file__).with_name("fixes.toml")
-RESULTS = scripts.ROOT / "docs" / "generated" / "releases.json"
+RESULTS = PAGES / "releases.json"
 PACKAGES = ("aiter", "lmdeploy", "sglang", "vllm")
 SEED = 1
 MOST_EXAMPLES = 1000
@@ -125,7 +128,7 @@ def results(file: Path = RESULTS) -> Results:
 
 
 def save(kept: Results, file: Path = RESULTS) -> None:
-    file.write_bytes(msgspec.json.encode(kept) + b"\n")
+    outputs.write(file, msgspec.json.encode(kept) + b"\n")
 
 
 def version(release: str) -> tuple[int, ...]:
@@ -275,8 +278,8 @@ def run_fixes(
 
 def run_findings(sources: Path, kept: Results, file: Path, only: Sequence[str] = ()) -> Iterator[str]:
     """Run the findings' scripts: on the newest release in the folder and the oldest, and between two that differ."""
-    for name in sorted(each.stem for each in scripts.FOLDER.glob("*/*.toml")):
-        package, codes = name.partition("-")[0], kept.findings.setdefault(name, {})
+    for name in names():
+        package, codes = package_of(name), kept.findings.setdefault(name, {})
         known = releases(sources, package)
         if not known or (only and name not in only):
             continue
