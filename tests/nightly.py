@@ -69,20 +69,20 @@ def _engine() -> Iterator[str]:
 
 
 def _launches() -> Iterator[str]:
-    yield "python -m attn_lab binaries --write"
-    yield "python -m attn_lab binaries --drawn 60 --arch gfx942,gfx1201,sm90"
+    yield "python -m attn_lab binaries compile --write"
+    yield "python -m attn_lab binaries drawn 60 --arch gfx942,gfx1201,sm90"
 
 
 def _emulated() -> Iterator[str]:
     for architecture in ARCHITECTURES:
-        yield f"python -m attn_lab binaries --run --write --arch {architecture}"
+        yield f"python -m attn_lab binaries run --write --arch {architecture}"
 
 
 def _emulated_drawn() -> Iterator[str]:
     for architecture in ARCHITECTURES:
         examples = 300 if architecture == "gfx942" else 100
         yield f"attn-parity fuzz --target triton@{architecture} --examples {examples} --corpus none"
-    yield f"python -m attn_lab binaries --drawn 60 --arch {','.join(ARCHITECTURES)}"
+    yield f"python -m attn_lab binaries drawn 60 --arch {','.join(ARCHITECTURES)}"
 
 
 PARTS = {

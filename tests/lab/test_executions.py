@@ -1,4 +1,4 @@
-"""`python -m attn_lab binaries --run`: the code that ships runs on small cases, and what is wrong or other code is told."""
+"""`python -m attn_lab binaries run`: the code that ships runs on small cases, and what is wrong or other code is told."""
 
 import functools
 import re
@@ -20,7 +20,7 @@ from attn_parity.binaries.small_cases import small_cases
 
 from tests.support.pages import ROOT
 
-MERGE = ("binaries", "--run", "--arch", "gfx942", "--only", "merge, fp32")
+MERGE = ("binaries", "run", "--arch", "gfx942", "--only", "merge, fp32")
 JOB = ("gfx942", "decode")
 
 

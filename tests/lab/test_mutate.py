@@ -15,12 +15,11 @@ from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 from attn_fuzz.verdict.verdict import Verdict
 from attn_lab import results_file
-from attn_lab.mutate.page import PAGE
 from attn_lab.mutate import campaign, generate, line_coverage, reasons, suite
 from attn_lab.mutate import page as mutants_page
 from attn_lab.mutate.campaign import Key, Log, Trial
 from attn_lab.mutate.line_coverage import Reach, RecordedTests, targets_of
-from attn_lab.mutate.page import BROKEN, NOT_RUN_BY_ANY, UNFINISHED, Results
+from attn_lab.mutate.page import BROKEN, NOT_RUN_BY_ANY, PAGE, UNFINISHED, Results
 from attn_lab.mutate.reasons import EQUIVALENT, NOT_FOUND
 from attn_lab.mutate.suite import TESTS
 
