@@ -45,7 +45,7 @@ def _zoo() -> Iterator[str]:
     """Run twenty mutants at a time: `--write` keeps the results of the others."""
     names = sorted(path.stem for path in (ROOT / "lab/attn_lab/zoo/bugs").glob("*.toml"))
     for first in range(0, len(names), 20):
-        yield "python -m attn_lab zoo --seeds 3 --write " + " ".join(f"--only {name}" for name in names[first : first + 20])
+        yield "python -m attn_lab zoo run --seeds 3 --write " + " ".join(f"--only {name}" for name in names[first : first + 20])
 
 
 def _fuzz() -> Iterator[str]:

@@ -23,6 +23,11 @@ def record_of(kind: type[Record]) -> Callable[[Callable[[Record], int]], Callabl
     return of_command
 
 
+def together(*options: Callable[[Callable], Callable]) -> Callable[[Callable], Callable]:
+    """Options that several commands have, in the order of --help."""
+    return lambda command: functools.reduce(lambda found, option: option(found), reversed(options), command)
+
+
 class _Duration(click.FloatRange):
     """A positive number of seconds or minutes, at most the number of seconds in a day. NaN is refused."""
 

@@ -3,9 +3,9 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 from attn_lab import results_file
@@ -27,7 +27,7 @@ from attn_parity.launches import (
     compile_seconds_option,
     only_option,
 )
-from attn_parity.options import Positive, Seed, cpu_workers_option, record_of
+from attn_parity.options import Positive, Seed, cpu_workers_option, record_of, together
 from attn_parity.versions import version
 
 if TYPE_CHECKING:
@@ -49,18 +49,14 @@ class Options:
         return bool(self.architectures or self.only or self.main)
 
 
-def _launch_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of the launches that ship, and of the file of results."""
-    for option in (
-        cpu_workers_option,
-        click.option("--write", "writes", is_flag=True, help="Write docs/generated/binaries.csv, and the page made of it."),
-        compile_seconds_option,
-        click.option("--main", is_flag=True, help="Compile only the launches that every change compiles."),
-        only_option,
-        architectures_option,
-    ):
-        function = option(function)
-    return function
+_launch_options = together(
+    architectures_option,
+    only_option,
+    click.option("--main", is_flag=True, help="Compile only the launches that every change compiles."),
+    compile_seconds_option,
+    click.option("--write", "writes", is_flag=True, help="Write docs/generated/binaries.csv, and the page made of it."),
+    cpu_workers_option,
+)
 
 
 @click.group("binaries")

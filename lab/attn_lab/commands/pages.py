@@ -14,8 +14,8 @@ from attn_parity.cpus import usable_cpus
 # those that take longest come first
 CHECKS = (
     "python -m attn_lab binaries page --check",
-    "python -m attn_lab zoo --check",
-    "python -m attn_lab mutate --check",
+    "python -m attn_lab zoo page --check",
+    "python -m attn_lab mutate page --check",
     "python -m attn_lab matrix --check --only backends",
     "python -m benchmarks judge page --check",
     "python -m benchmarks page --check",

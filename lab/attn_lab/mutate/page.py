@@ -269,13 +269,13 @@ A rate counts the mutants that are found. A mutant is in no rate if it does not 
 the run ended before the mutant had met all of its targets. Mutants without an end are mostly survivors: a mutant that is found
 ends at once. A mutant that no target runs is in the rates, and survives. The lists leave out mutants that a test finds.
 `equivalent.toml` says of each equivalent mutant why.
-`python -m attn_lab mutate --check` fails if this page is not made of the JSON files beside it, or if an operator does not make
-one of their mutants any more.
+`python -m attn_lab mutate page --check` fails if this page is not made of the JSON files beside it, or if an operator does not
+make one of their mutants any more.
 """
 OF_SAMPLE = """
 ## {sample} mutants of seed {sample_seed}
 
-`python -m attn_lab mutate` ran them on {device}, with Hypothesis {hypothesis} and seed {seeds}. Each target that runs the
+`python -m attn_lab mutate run` ran them on {device}, with Hypothesis {hypothesis} and seed {seeds}. Each target that runs the
 changed statement drew at most {examples} cases.
 """
 UNENDED = """
