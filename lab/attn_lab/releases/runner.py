@@ -165,42 +165,61 @@ def using_release(sources: Path, package: str, release: str) -> Iterator[None]:
         os.environ.update({} if earlier is None else {name: earlier})
 
 
+def judged(name: str, plan: FuzzPlan, cases: Iterable[tuple[int, Case]]) -> Iterator[tuple[int, Verdict, Finding | None]]:
+    """The number of each case, the verdict, and the known finding that explains it. An error of a target that ran is a limit.
+
+    Raises:
+        ExecutorError: the target does not load.
+    """
+    findings, has_run = registry.load(name).findings_on("cpu"), False
+    with shard.start_executor(plan) as executor:
+        for index, case in cases:
+            try:
+                verdict = executor.run(case, exactly=False)
+            except ExecutorError as error:
+                if not has_run:
+                    raise
+                verdict = Verdict(kind="limit", about=last_line(error))
+            has_run = True
+            yield index, verdict, explanation(findings, case, verdict)
+
+
 def run_target(
     name: str, found: Run, cases: Sequence[Case], *, examples: int, seconds: float, first: Iterable[int] = ()
 ) -> None:
     """Go on with a target's examples on the sources of the environment: those of `first`, and then up to a number or a time."""
-    target, until = registry.load(name), time.monotonic() + seconds
-    if why := target.unavailable("cpu"):
+    until = time.monotonic() + seconds
+    if why := registry.load(name).unavailable("cpu"):
         found.error = line(why)
         return
     ahead = [index for index in first if index >= found.examples and index not in found.extra]
     raised: list[str] = []
+
+    def due() -> Iterator[tuple[int, Case]]:
+        yield from ((index, cases[index]) for index in ahead)
+        for index in range(found.examples, examples):
+            if time.monotonic() > until:
+                return
+            if index in found.extra:
+                found.examples = index + 1
+            else:
+                yield index, cases[index]
+
     with tempfile.TemporaryDirectory() as folder:
-        plan = _plan(name, Path(folder))
-        with shard.start_executor(plan) as executor:
-            drawn = range(found.examples, examples)
-            for index, is_ahead in [*((index, True) for index in ahead), *((index, False) for index in drawn)]:
-                if not is_ahead and time.monotonic() > until:
-                    return
-                if index not in found.extra:
-                    try:
-                        verdict = executor.run(cases[index], exactly=False)
-                    except ExecutorError as error:
-                        why = line(str(error).strip().splitlines()[-1])
-                        if not raised:  # it does not load
-                            found.error = why
-                            return
-                        verdict = Verdict(kind="limit", about=why)
-                    _count(found, index, verdict, explanation(target.findings_on("cpu"), cases[index], verdict))
-                    raised.append(verdict.message if verdict.kind == "raised" else "")
-                if is_ahead:
+        try:
+            for index, verdict, finding in judged(name, _plan(name, Path(folder)), due()):
+                _count(found, index, verdict, finding)
+                if index in ahead:
                     found.extra.append(index)
                 else:
                     found.examples = index + 1
+                raised.append(verdict.message if verdict.kind == "raised" else "")
                 if not ahead and len(raised) == FAILURES_OF_A_WRONG_ADAPTER and all(raised):
                     found.error = line(raised[0])
                     found.failed.clear()
                     return
+        except ExecutorError as error:
+            found.error = last_line(error)
 
 
 def digest(name: str) -> str:
@@ -232,6 +251,10 @@ def _count(found: Run, index: int, verdict: Verdict, finding: Finding | None) ->
 def line(text: str) -> str:
     """One line, without folders of this machine."""
     return re.sub(r"(?<!\S)/\S+/", "", " ".join(text.split()))[:160]
+
+
+def last_line(error: BaseException) -> str:
+    return line(str(error).strip().rpartition("\n")[2])
 
 
 def run_fixes(
