@@ -17,7 +17,7 @@ case_target_option = click.option(
 def target_of(case: Case, path: Path, given: str | None) -> str:
     """The target to run a case file on. A module is imported only if the command line names it, never because a file does."""
     if given is None and ":" in case.target:
-        raise click.ClickException(
+        raise click.UsageError(
             f"{path}: its target is a module, which would be imported: if you trust it, --target {case.target}"
         )
     return given or case.target

@@ -17,7 +17,7 @@ def use_device(choice: str) -> str:
 
     available = torch.cuda.is_available()
     if choice == "cuda" and not available:
-        raise click.ClickException("--device cuda: torch sees no GPU here")
+        raise click.UsageError("--device cuda: torch sees no GPU here")
     return "cuda" if choice != "cpu" and available else "cpu"
 
 
@@ -35,16 +35,16 @@ def say_what_runs_kernels(device: str, targets: "Iterable[Target]" = ()) -> None
 def sanitizes(choice: bool | None, target: "Target", device: str) -> bool:
     """True if a target's memory accesses are checked. By default they are checked wherever that is possible."""
     if choice and device != "cpu":
-        raise click.ClickException("--sanitize: accesses are checked under Triton's interpreter, so only with --device cpu")
+        raise click.UsageError("--sanitize: accesses are checked under Triton's interpreter, so only with --device cpu")
     if choice and not target.sanitizes:
-        raise click.ClickException(f"--sanitize: target {target.name} does not declare Triton kernels (Target.sanitizes)")
+        raise click.UsageError(f"--sanitize: target {target.name} does not declare Triton kernels (Target.sanitizes)")
     return choice is not False and target.can_be_sanitized(device)
 
 
 def check_exact(exactly: bool, device: str) -> None:
     """Fail before the work if exact mode is asked for where no kernel is interpreted."""
     if exactly and device != "cpu":
-        raise click.ClickException("--exact: kernels are followed under Triton's interpreter, so only with --device cpu")
+        raise click.UsageError("--exact: kernels are followed under Triton's interpreter, so only with --device cpu")
 
 
 def check_fence(fenced: bool, targets: "Iterable[Target]", device: str) -> None:
@@ -52,13 +52,13 @@ def check_fence(fenced: bool, targets: "Iterable[Target]", device: str) -> None:
     if not fenced:
         return
     if emulated := [target.name for target in targets if target.compiles]:
-        raise click.ClickException(f"--fence: the kernels of {emulated[0]} are emulated, where every address is checked")
+        raise click.UsageError(f"--fence: the kernels of {emulated[0]} are emulated, where every address is checked")
     from attn_fuzz.run import pages
 
     try:
         pages.pool(device)
     except pages.NoPagesError as error:
-        raise click.ClickException(f"--fence: {error}") from None
+        raise click.UsageError(f"--fence: {error}") from None
 
 
 def device_name(device: str) -> str:

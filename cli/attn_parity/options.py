@@ -14,10 +14,10 @@ PROFILES = {"ci": 300, "nightly": 40_000, "soak": 1_000_000}
 Record = TypeVar("Record")
 
 
-def record_of(kind: type[Record]) -> Callable[[Callable[[Record], int]], Callable[..., int]]:
+def record_of(kind: type[Record]) -> Callable[[Callable[[Record], int | None]], Callable[..., int | None]]:
     """A command gets its options as one record of this dataclass, which has a field for each."""
 
-    def of_command(command: Callable[[Record], int]) -> Callable[..., int]:
+    def of_command(command: Callable[[Record], int | None]) -> Callable[..., int | None]:
         return functools.wraps(command)(lambda **given: command(kind(**given)))
 
     return of_command

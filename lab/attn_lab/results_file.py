@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import click
 import msgspec
 from attn_fuzz import inputs
 from attn_fuzz.errors import InputError
@@ -73,14 +72,13 @@ def kept(page: Path, kind: type[Results], command: str) -> dict[Path, Results]:
         command: which command writes them and the page.
 
     Raises:
-        click.ClickException: there is no such file.
-        InputError: it holds no such results.
+        InputError: there is no such file, or it holds no such results.
     """
     files = [data_of(page), *sorted(page.parent.glob(f"{page.stem}-*.json"))]
     found = {file: load(file, kind) for file in files if file.is_file()}
     if not found:
-        again = f"`python -m attn_lab {command} --write` writes it"
-        raise click.ClickException(f"--check: {data_of(page)} does not exist; {again}")
+        again = f"`python -m attn_lab {command} run --write` writes it"
+        raise InputError(f"{data_of(page)} does not exist; {again}")
     return found
 
 

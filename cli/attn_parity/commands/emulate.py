@@ -78,7 +78,7 @@ def _emulate(file: Path, launches: "dict[Job, SavedLaunch]", case_seconds: float
         names.setdefault((architecture, name_of_call(name)), []).append(name)
     known = {call.name for call in CALLS}
     if unknown := [" ".join(call) for call in names if call[1] not in known]:
-        raise click.ClickException(f"{file}: {unknown[0]}: this version has no such launch, and so no cases of it")
+        raise InputError(f"{file}: {unknown[0]}: this version has no such launch, and so no cases of it")
     jobs = [(file, file.parent / FOLDER, *call, tuple(of_call), case_seconds) for call, of_call in names.items()]
     at_once = min(workers, len(jobs))
     with progress_bar(len(jobs)) as show_bar:

@@ -193,7 +193,7 @@ def _read(options: Options) -> int:
     """Count the mutants that are found by what the log holds. Run nothing."""
     log, mutants = _begun(options)
     if not options.path.is_file():
-        raise click.ClickException(f"--log: {options.path} does not exist, so there is nothing to read")
+        raise click.UsageError(f"--log: {options.path} does not exist, so there is nothing to read")
     return _tell(_results(options, mutants, log), False, options.writes, options.json_file)
 
 
