@@ -82,14 +82,7 @@ def command(
     if was is None and last:
         was = last["before"] if last["after"]["digest"] == after["digest"] else last["after"]
     result = Drift(
-        schema=SCHEMA,
-        package=package,
-        seed=seed,
-        examples=examples,
-        before=was,
-        after=after,
-        changes={},
-        interrupted=False,
+        schema=SCHEMA, package=package, seed=seed, examples=examples, before=was, after=after, changes={}, interrupted=False
     )
     here = [was, after] if before and was else [after]
     waiting = [(side, name) for name in targets for side in here if _waits(side, name)]

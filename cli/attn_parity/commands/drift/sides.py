@@ -138,14 +138,7 @@ def fuzz(side: Side, package: str, name: str, options: Mapping[str, object], sec
         if not file.is_file():
             error = f"fuzz ended with {code}: {_last_line(log.read_text(errors='replace'))}"
             return Ran(
-                examples=0,
-                seconds=0.0,
-                known={},
-                no_longer_failing=[],
-                limits={},
-                failures=[],
-                error=error,
-                interrupted=False,
+                examples=0, seconds=0.0, known={}, no_longer_failing=[], limits={}, failures=[], error=error, interrupted=False
             )
         found = json.loads(file.read_bytes())
     found["failures"] = [{key: failure[key] for key in Failed.__annotations__} for failure in found["failures"]]

@@ -56,13 +56,7 @@ class Options:
 
 @click.command("exhaust", epilog=f"Scopes. {_SCOPES}")
 @click.option("--target", default="triton", show_default=True, help="The target to check.")
-@click.option(
-    "--scope",
-    type=click.Choice(list(SCOPES)),
-    default="ci",
-    show_default=True,
-    help="The set of calls; see below.",
-)
+@click.option("--scope", type=click.Choice(list(SCOPES)), default="ci", show_default=True, help="The set of calls; see below.")
 @click.option("--shard", type=Shard(), default=(1, 1), help="Run only this share of the launches, on one of N machines.")
 @click.option("--count", "counts_only", is_flag=True, help="Run nothing; print how many calls the scope has on the target.")
 @click.option("--failures", type=Positive, default=1, show_default=True, help="Stop after this number of failing launches.")
