@@ -37,7 +37,7 @@ def check_options(budget: float, path: Path | None) -> None:
     Raises:
         click.UsageError: the budget is no number, or is infinite, or the file cannot be written.
     """
-    from attn_parity.options import check_writable
+    from attn_parity.files import check_writable
 
     if not math.isfinite(budget):
         raise click.BadParameter(f"got {budget}, expected a finite number of seconds", param_hint="--budget")
@@ -162,7 +162,7 @@ def interruptible(save: Callable[[], None], so_far: Callable[[], str], console: 
         SystemExit: it was interrupted. `so_far` is printed.
         click.ClickException: the GPU no longer runs anything.
     """
-    from attn_parity.options import sigterm_interrupts
+    from attn_parity.signals import sigterm_interrupts
 
     from benchmarks.speed.run import DeviceError
 

@@ -45,7 +45,7 @@ def _zoo() -> Iterator[str]:
     """Run twenty mutants at a time: `--write` keeps the results of the others."""
     names = sorted(path.stem for path in (ROOT / "lab/attn_lab/zoo/bugs").glob("*.toml"))
     for first in range(0, len(names), 20):
-        yield "python -m attn_lab zoo --seeds 3 --write " + " ".join(f"--only {name}" for name in names[first : first + 20])
+        yield "python -m attn_lab zoo run --seeds 3 --write " + " ".join(f"--only {name}" for name in names[first : first + 20])
 
 
 def _fuzz() -> Iterator[str]:
@@ -69,20 +69,20 @@ def _engine() -> Iterator[str]:
 
 
 def _launches() -> Iterator[str]:
-    yield "python -m attn_lab binaries --write"
-    yield "python -m attn_lab binaries --drawn 60 --arch gfx942,gfx1201,sm90"
+    yield "python -m attn_lab binaries compile --write"
+    yield "python -m attn_lab binaries drawn 60 --arch gfx942,gfx1201,sm90"
 
 
 def _emulated() -> Iterator[str]:
     for architecture in ARCHITECTURES:
-        yield f"python -m attn_lab binaries --run --write --arch {architecture}"
+        yield f"python -m attn_lab binaries run --write --arch {architecture}"
 
 
 def _emulated_drawn() -> Iterator[str]:
     for architecture in ARCHITECTURES:
         examples = 300 if architecture == "gfx942" else 100
         yield f"attn-parity fuzz --target triton@{architecture} --examples {examples} --corpus none"
-    yield f"python -m attn_lab binaries --drawn 60 --arch {','.join(ARCHITECTURES)}"
+    yield f"python -m attn_lab binaries drawn 60 --arch {','.join(ARCHITECTURES)}"
 
 
 PARTS = {

@@ -52,8 +52,9 @@ def hashes(file: Path, before: Path | None, architectures: str | None, only: str
     """Compile the launches that ship, and write hashes of their assembly to FILE."""
     from attn_parity.binaries.build import in_processes
     from attn_parity.binaries.shipped_calls import chosen
-    from attn_parity.commands.compile import chosen_architectures
-    from attn_parity.options import progress_bar, sigterm_interrupts
+    from attn_parity.console import progress_bar
+    from attn_parity.launches import chosen_architectures
+    from attn_parity.signals import sigterm_interrupts
 
     earlier = None if before is None else _read(before)
     names = {name: list(chosen(name, only=only, main=main)) for name in chosen_architectures(architectures)}

@@ -37,7 +37,7 @@ def host(
     Our backends run whole, with their checks. Of vLLM and AITER only the functions run that launch the kernels, with arguments
     that are made once.
     """
-    from attn_parity.options import check_writable
+    from attn_parity.files import check_writable
 
     check_writable(path)
     device = use_device(tiny=tiny)

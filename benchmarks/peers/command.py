@@ -55,7 +55,7 @@ def peers(
     cases; these are no times, and the exit code is 1 if a participant's output is wrong. bounds: what a turn of the hot loop
     takes on gfx942 by AMD's published rates, in drawn cases; this is arithmetic. No GPU is needed.
     """
-    from attn_parity.options import check_writable, write_json
+    from attn_parity.files import check_writable, write_json
 
     from benchmarks.peers.tables import KINDS
 
@@ -128,8 +128,9 @@ def _collected(
 ):
     """The results of every participant's launches in every case, and whether an interrupt left some out."""
     from attn_parity.binaries.build import in_processes
-    from attn_parity.commands.compile import chosen_architectures
-    from attn_parity.options import progress_bar, sigterm_interrupts
+    from attn_parity.console import progress_bar
+    from attn_parity.launches import chosen_architectures
+    from attn_parity.signals import sigterm_interrupts
     from attn_parity.versions import version
 
     from benchmarks.peers import tables
@@ -162,7 +163,7 @@ def _collected(
 
 def _print(kind: str, results) -> None:
     """A table of each architecture's rows."""
-    from attn_parity.options import plain_table
+    from attn_parity.console import plain_table
 
     from benchmarks.peers import tables
 

@@ -42,7 +42,8 @@ def ranks(num_ranks: int, only: tuple[str, ...], path: Path | None, budget: floa
     """
     check_options(budget, path)
     import torch
-    from attn_parity.options import sigterm_interrupts, write_json
+    from attn_parity.files import write_json
+    from attn_parity.signals import sigterm_interrupts
 
     if not tiny and torch.cuda.device_count() < num_ranks:
         raise click.UsageError(

@@ -144,7 +144,7 @@ def _gpu(arch: str | None, *, tiny: bool) -> _Gpu:
 def _check_table(arch: str | None, *, write: bool) -> None:
     from attn_contract import ContractError
     from attn_optimized.launch import table as launch_table
-    from attn_parity.options import check_writable
+    from attn_parity.files import check_writable
 
     from benchmarks.tuning.space import check_derivable
 

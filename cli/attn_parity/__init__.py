@@ -19,7 +19,7 @@ from attn_fuzz.errors import NOT_RUN, ExecutorError, InputError, LimitError
 from attn_fuzz.text import nearest, one_line
 from attn_parity import defaults
 from attn_parity.console import BROKEN_PIPE, is_read, notes, results
-from attn_parity.options import ignore_signals, interrupts_end_the_process, sigterm_interrupts
+from attn_parity.signals import ignore_signals, interrupts_end_the_process, sigterm_interrupts
 from click.shell_completion import CompletionItem
 
 GROUPS = {

@@ -1,4 +1,4 @@
-"""The consoles of commands: results on stdout, notes on stderr.
+"""The consoles of commands, results on stdout and notes on stderr, with their tables and progress bars.
 
 The text may quote a file or an exception from elsewhere, so no control character reaches a terminal. A console that cannot be
 written, because a pipe was closed or a disk is full, ends no run: the run still has to write its files and return its exit
@@ -9,13 +9,16 @@ import contextlib
 import errno
 import os
 import select
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, TextIO
 
 import rich.console
 from attn_fuzz.text import printable
 from rich.console import ConsoleOptions, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
+from rich.table import Table
 
 BROKEN_PIPE = os.strerror(errno.EPIPE)
 
@@ -60,3 +63,30 @@ notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
 results = Console(highlight=False, markup=False, emoji=False)
 if not results.is_terminal:
     results.width = 140
+
+
+def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left")
+    return table
+
+
+@contextlib.contextmanager
+def task(total: float | None, *columns: ProgressColumn, words: str = "", done: int = 0) -> Iterator[Callable[..., None]]:
+    """A progress bar of these columns behind a spinner. Call it with what `Progress.update` of rich takes."""
+    hidden = not notes.is_terminal
+    with Progress(SpinnerColumn(), *columns, console=notes, transient=True, disable=hidden) as progress:
+        yield partial(progress.update, progress.add_task(words, total=total, completed=done))
+
+
+@contextlib.contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar. Call it with the number of finished examples and the number of cases that shrinking has tried."""
+    counts = TextColumn("{task.completed}/{task.total}")
+    with task(total, BarColumn(), counts, TimeElapsedColumn(), TextColumn("{task.description}"), words="starting") as update:
+
+        def show(completed: int, tried: int) -> None:
+            update(completed=completed, description=f"{tried} cases tried to shrink" if tried else "")
+
+        yield show

@@ -11,8 +11,8 @@ from attn_optimized.selector import Assignment
 from attn_parity.binaries.rows import Row
 from attn_parity.commands.drift.changes import Change
 from attn_parity.commands.drift.sides import Side
+from attn_parity.commands.select.vllm_arguments import VllmArguments
 from attn_parity.model_config import Group
-from attn_parity.vllm_arguments import VllmArguments
 
 
 class AsFound(TypedDict):

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import click
-from attn_parity.options import Seed, check_writable
+from attn_parity.files import check_writable
+from attn_parity.options import Seed
 
 first_seed_option = click.option("--seed", type=Seed, default=0, show_default=True, help="The first seed of cases.")
 seeds_option = click.option(

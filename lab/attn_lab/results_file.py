@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import click
 import msgspec
 from attn_fuzz import inputs
 from attn_fuzz.errors import InputError
-from attn_fuzz.patches.mutant import MutantError
 from attn_fuzz.text import one_line
 from attn_parity.console import results
 
@@ -43,7 +41,7 @@ def load(path: Path, kind: type[Results]) -> Results:
     """Read results from a file.
 
     Raises:
-        MutantError: the file cannot be read, holds no results of this kind, or results of another schema.
+        InputError: the file cannot be read, holds no results of this kind, or results of another schema.
     """
     try:
         record = inputs.read_record(path, str(kind.__struct_config__.tag))
@@ -52,10 +50,8 @@ def load(path: Path, kind: type[Results]) -> Results:
         if isinstance(rows := record.get("mutants"), list):
             record["mutants"] = [_named(row, of_row.__struct_fields__, prefix) for row in rows]
         return msgspec.convert(record, kind)
-    except InputError as error:
-        raise MutantError(str(error)) from None
     except msgspec.MsgspecError as error:
-        raise MutantError(f"{path}: {one_line(str(error), inputs.MESSAGE)}") from None
+        raise InputError(f"{path}: {one_line(str(error), inputs.MESSAGE)}") from None
 
 
 def _named(row: Any, fields: Sequence[str], prefix: Any) -> Any:
@@ -76,14 +72,13 @@ def kept(page: Path, kind: type[Results], command: str) -> dict[Path, Results]:
         command: which command writes them and the page.
 
     Raises:
-        click.ClickException: there is no such file.
-        MutantError: it holds no such results.
+        InputError: there is no such file, or it holds no such results.
     """
     files = [data_of(page), *sorted(page.parent.glob(f"{page.stem}-*.json"))]
     found = {file: load(file, kind) for file in files if file.is_file()}
     if not found:
-        again = f"`python -m attn_lab {command} --write` writes it"
-        raise click.ClickException(f"--check: {data_of(page)} does not exist; {again}")
+        again = f"`python -m attn_lab {command} run --write` writes it"
+        raise InputError(f"{data_of(page)} does not exist; {again}")
     return found
 
 

@@ -356,24 +356,24 @@ def test_zoo_refuses_a_mutant(old, new, names, refused, tmp_path):
     folder = tmp_path / "animals"
     folder.mkdir()
     (folder / "planted.toml").write_text(MUTANT.replace(old, new))
-    refused("zoo", "--dir", "animals", "--examples", 1, names=names)
+    refused("zoo", "run", "--dir", "animals", "--examples", 1, names=names)
 
 
 def test_zoo_refuses_names_and_folders_that_hold_nothing(refused, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "animals").mkdir()
     (tmp_path / "animals" / "planted.toml").write_bytes(b"\xff")
-    refused("zoo", "--only", "nobody", names="nobody")
-    refused("zoo", "--dir", "empty", names="empty")
-    refused("zoo", "--dir", "missing", names="missing")
-    refused("zoo", "--dir", "animals/planted.toml", names="planted.toml")
-    refused("zoo", "--dir", "animals", names="planted.toml")
+    refused("zoo", "run", "--only", "nobody", names="nobody")
+    refused("zoo", "run", "--dir", "empty", names="empty")
+    refused("zoo", "run", "--dir", "missing", names="missing")
+    refused("zoo", "run", "--dir", "animals/planted.toml", names="planted.toml")
+    refused("zoo", "run", "--dir", "animals", names="planted.toml")
     (tmp_path / "animals" / "planted.toml").write_bytes(b"#" * (1 << 20) + b"#")
-    refused("zoo", "--dir", "animals", names="planted.toml: larger than 1048576 bytes")
-    refused("zoo", "--examples", 0, names="--examples")
-    refused("zoo", "--check", names="docs/generated/zoo.json")
-    refused("zoo", "--write", names="docs/generated")
-    refused("zoo", "--json", "missing/zoo.json", names="missing")
+    refused("zoo", "run", "--dir", "animals", names="planted.toml: larger than 1048576 bytes")
+    refused("zoo", "run", "--examples", 0, names="--examples")
+    refused("zoo", "page", "--check", names="docs/generated/zoo.json")
+    refused("zoo", "run", "--write", names="docs/generated")
+    refused("zoo", "run", "--json", "missing/zoo.json", names="missing")
 
 
 def test_a_process_of_its_own_says_the_same(tmp_path, child_environment):

@@ -16,7 +16,8 @@ import msgspec
 import pytest
 import torch
 from attn_fuzz.cases import case_file
-from attn_parity import COMMANDS, cpus, executors, options
+from attn_parity import COMMANDS, cpus, device
+from attn_parity.commands.fuzz.machines import Machines
 
 from tests.support import processes
 from tests.support.pages import PAGES, ROOT
@@ -256,12 +257,12 @@ def test_workers_are_the_cpus_that_the_process_may_use(monkeypatch):
 
 
 def test_workers_on_a_gpu_have_its_memory(monkeypatch):
-    monkeypatch.setattr(options, "usable_cpus", lambda: 16)
+    monkeypatch.setattr(device, "usable_cpus", lambda: 16)
     for gib, workers in ((140, 16), (16, 8), (1, 1)):
         properties = SimpleNamespace(total_memory=gib << 30)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, properties=properties: properties)
-        assert options.default_workers("cuda") == workers
-    assert options.default_workers("cpu") == 16
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, properties=properties: properties)
+        assert device.default_workers("cuda") == workers
+    assert device.default_workers("cpu") == 16
 
 
 def test_a_run_of_one_shard_has_one_worker(attn_parity, tmp_path):
@@ -312,5 +313,5 @@ def test_a_replay_of_a_case_that_this_tool_cannot_run(attn_parity, step_case, tm
     ],
 )
 def test_a_run_names_the_workers_that_its_shards_keep_busy(nodes, shards, words):
-    executor = executors.Executor("cpu", "CPU", {}, 4, nodes, run=None, fixed=None)
-    assert executor.of_shards(shards).words == words
+    found = Machines("cpu", "CPU", {}, 4, nodes, run=None, fixed=None)
+    assert found.of_shards(shards).words == words

@@ -150,7 +150,7 @@ def test_the_limit_is_told_as_the_tools(error, code, attn_parity, monkeypatch):
         errors = {jobs[0]: OutOfTime("has no code after 7 s, see --compile-seconds")}
         return Outcome({}, errors | ({jobs[1]: error} if error else {}))
 
-    monkeypatch.setattr("attn_parity.commands.compile.build", planted)
+    monkeypatch.setattr("attn_parity.launches.build", planted)
     run = attn_parity("compile", "--only", "merge", "--arch", "gfx942", "--compile-seconds", "7")
     assert run.code == code
     assert re.search(r"^gfx942 merge.*: has no code after 7 s, see --compile-seconds$", run.out, re.MULTILINE)
@@ -171,7 +171,7 @@ def test_a_binary_that_cannot_be_right_is_told(fact, words, attn_parity, monkeyp
             {jobs[0]: SimpleNamespace(name="merge", num_warps=4, facts=replace(GOOD, **fact), assembly="", hot_loop=None)}
         )
 
-    monkeypatch.setattr("attn_parity.commands.compile.build", planted)
+    monkeypatch.setattr("attn_parity.launches.build", planted)
     run = attn_parity(*MERGE, "--json", "here.json")
     assert run.code == 1
     assert f"gfx942 merge, fp32: {words}" in run.out

@@ -10,7 +10,7 @@ from attn_optimized.launch import table
 from attn_optimized.launch.table import Entry
 from attn_parity import main
 from attn_parity.commands.doctor import sections
-from attn_parity.commands.doctor.clock import Spread
+from attn_parity.commands.doctor.clock import Time
 from attn_parity.commands.doctor.stages import Pair, Variant
 
 DECODE, DECODE_256, PREFILL = (
@@ -20,7 +20,7 @@ DECODE, DECODE_256, PREFILL = (
 
 
 def pair_of(entry: Entry, gain: float | None, architecture: str = "gfx942", stages: tuple[int, int] = (1, 2)) -> Pair:
-    times = [None, None] if gain is None else [Spread(ms, 0.99 * ms, 1.01 * ms) for ms in (gain, 1.0)]
+    times = [None, None] if gain is None else [Time(ms, 0.99 * ms, 1.01 * ms) for ms in (gain, 1.0)]
     shipped, other = (Variant(number, times=each) for number, each in zip(stages, times, strict=True))
     other.why_not = None if gain else "spills"
     return Pair(architecture, entry, shipped, other)

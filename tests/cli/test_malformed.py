@@ -58,10 +58,10 @@ JSON_READERS = (
     Reader("select {}", ROOT / "examples/models/gpt-oss-120b.json", "model.json"),
     Reader("select {}", ROOT / "tests/cli/configs/gpt-oss-120b.json", "config.json", says_anything=True),
     Reader("emulate {}", CASE, "launches.json", takes_unknown_fields=True),
-    Reader("zoo --check", PAGES / "zoo.json", "docs/generated/zoo.json"),
-    Reader("mutate --check", PAGES / "mutants.json", "docs/generated/mutants.json"),
+    Reader("zoo page --check", PAGES / "zoo.json", "docs/generated/zoo.json"),
+    Reader("mutate page --check", PAGES / "mutants.json", "docs/generated/mutants.json"),
 )
-TOML_READERS = (Reader("zoo --dir zoo", MUTANT, "zoo/mutant.toml"),)
+TOML_READERS = (Reader("zoo run --dir zoo", MUTANT, "zoo/mutant.toml"),)
 
 
 def draw(seed: int, folder: Path) -> str:

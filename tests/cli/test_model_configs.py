@@ -9,10 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from attn_parity.commands.select.selected import print_vllm, spans
+from attn_parity.commands.select.vllm_arguments import VllmArguments
 from attn_parity.model_config import ModelConfig, model_config
 from attn_parity.model_config.deployed import Engine, deployed
-from attn_parity.selected import print_vllm, spans
-from attn_parity.vllm_arguments import VllmArguments
 
 from tests.cli.answers import ANSWERS, IN_PART, REFUSED, VLLM
 from tests.support.mostly_nightly import mostly_nightly
@@ -30,7 +30,7 @@ def _built(content: str) -> ModelConfig:
 @pytest.fixture(autouse=True)
 def built_once(monkeypatch):
     """Several tests ask about one config, and to build its model takes seconds."""
-    monkeypatch.setattr("attn_parity.selection_input.model_config", lambda content: _built(json.dumps(content)))
+    monkeypatch.setattr("attn_parity.commands.select.selection_input.model_config", lambda content: _built(json.dumps(content)))
 
 
 @pytest.fixture

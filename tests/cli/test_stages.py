@@ -7,7 +7,7 @@ import pytest
 from attn_parity.binaries.build import Outcome
 from attn_parity.binaries.shipped_calls import chosen
 from attn_parity.commands.doctor import clock, sections, stages
-from attn_parity.commands.doctor.clock import Spread
+from attn_parity.commands.doctor.clock import Time
 from attn_parity.commands.doctor.stages import Pair
 
 from tests.support.facts import GOOD
@@ -30,7 +30,7 @@ def timed(monkeypatch, name, of_others=GOOD, **sizes) -> Pair:
     """A call with small sizes, interpreted in the place of gfx942, with times that a clock would not give."""
 
     def in_turns(runs):
-        return [run() and Spread(ms, 0.9 * ms, 1.1 * ms) for run, ms in zip(runs, (1.5, 1.0), strict=True)]
+        return [run() and Time(ms, 0.9 * ms, 1.1 * ms) for run, ms in zip(runs, (1.5, 1.0), strict=True)]
 
     monkeypatch.setattr(clock, "in_turns", in_turns)
     job = "gfx942", name
@@ -115,4 +115,4 @@ def test_calls_take_turns_until_there_are_enough_rounds(monkeypatch):
     first, second = clock.in_turns([lambda: called.append("a"), lambda: called.append("b")])
     # one call of each to compile, one that is not timed, and five rounds
     assert "".join(called) == "ab" + "a" + "ab" + "ba" + "ab" + "ba" + "ab"
-    assert (first, second) == (Spread(15.0, 7.0, 23.0), Spread(17.0, 9.0, 25.0))
+    assert (first, second) == (Time(15.0, 7.0, 23.0), Time(17.0, 9.0, 25.0))

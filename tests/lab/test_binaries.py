@@ -123,8 +123,8 @@ def test_each_kernel_of_an_index_layer_is_drawn():
 
 def test_a_drawn_launch_may_spill_and_must_fit(attn_lab, monkeypatch):
     """Encoders of 256 dims once needed more shared memory than an H200 has, and no shipped launch was one."""
-    monkeypatch.setattr("attn_parity.commands.compile.build", of_drawn)
-    run = attn_lab("binaries", "--drawn", "3", "--arch", "gfx942")
+    monkeypatch.setattr("attn_parity.launches.build", of_drawn)
+    run = attn_lab("binaries", "drawn", "3", "--arch", "gfx942")
     assert run.code == 1
     first, second, third, summary = run.out.splitlines()
     assert first.endswith("9 registers are spilled")
@@ -137,7 +137,7 @@ def test_a_drawn_launch_may_spill_and_must_fit(attn_lab, monkeypatch):
 def test_what_is_over_its_budget_is_1_and_names_call_and_fact(attn_lab, monkeypatch):
     strict = Budgets(vgpr_spills=0, sgpr_spills_in_loops=0, waves={"gfx942": 99})
     monkeypatch.setattr(budgets, "load", lambda: strict)
-    run = attn_lab("binaries", "--arch", "gfx942", "--only", "merge, fp32")
+    run = attn_lab("binaries", "compile", "--arch", "gfx942", "--only", "merge, fp32")
     assert run.code == 1
     assert re.search(r"^gfx942 merge, fp32: waves is \d+, at least 99 wanted$", run.out, re.MULTILINE)
 
@@ -145,13 +145,11 @@ def test_what_is_over_its_budget_is_1_and_names_call_and_fact(attn_lab, monkeypa
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--check", "--main"), "--check is about all launches"),
-        (("--check", "--run"), "--check is about all launches, and runs nothing"),
-        (("--check",), "docs/generated/binaries.csv"),
-        (("--write",), "docs/generated"),
-        (("--drawn", "2", "--main"), "--drawn: leave out --only, --main"),
-        (("--option", "num_stages=3"), "--option: expected NAME=VALUE, with --run and without --write"),
-        (("--run", "--arch", "sm90"), "--run: there is an emulator for AMD's architectures only"),
+        (("page", "--check"), "docs/generated/binaries.csv"),
+        (("compile", "--write"), "docs/generated"),
+        (("run", "--option", "num_stages"), "--option: expected NAME=VALUE, without --write"),
+        (("run", "--option", "num_stages=3", "--write"), "--option: expected NAME=VALUE, without --write"),
+        (("run", "--arch", "sm90"), "there is an emulator for AMD's architectures only"),
     ],
 )
 def test_bad_input_is_named(attn_lab, options, words):
@@ -212,7 +210,7 @@ def test_a_page_that_is_not_what_its_facts_make_is_noticed(attn_lab, tmp_path, m
         found.save(data)
 
     def wrong() -> list[str]:
-        run = attn_lab("binaries", "--check")
+        run = attn_lab("binaries", "page", "--check")
         assert run.code == int(not run.out.endswith("\n0 wrong\n") and run.out != "0 wrong\n")
         return run.out.splitlines()
 

@@ -84,7 +84,7 @@ def test_a_broken_mutant_is_an_error_and_the_others_are_looked_for(attn_lab, tmp
     page.parent.mkdir(parents=True)
     page.write_text("as it was")
     run = attn_lab(
-        *("zoo", "--dir", "animals", "--workers", 2, "--examples", 25, "--no-shrink", "--json", "zoo.json"),
+        *("zoo", "run", "--dir", "animals", "--workers", 2, "--examples", 25, "--no-shrink", "--json", "zoo.json"),
         "--write",
     )
     assert run.code == 2, run.err
@@ -114,7 +114,7 @@ def test_a_mutant_that_cannot_be_installed_is_an_error_and_the_others_are_looked
     (tmp_path / "animals").mkdir()
     for mutant in (NOT_INSTALLED, NO_TARGET, SOUND):
         (tmp_path / "animals" / f"{mutant.name}.toml").write_text(toml(mutant))
-    run = attn_lab("zoo", "--dir", "animals", "--workers", 1, "--examples", 25, "--no-shrink", "--json", "zoo.json")
+    run = attn_lab("zoo", "run", "--dir", "animals", "--workers", 1, "--examples", 25, "--no-shrink", "--json", "zoo.json")
     assert run.code == 2
     rows = {row.name: row for row in results_file.load(Path("zoo.json"), Results).mutants}
     assert rows["not-installed"].error == "not-installed: attn_fuzz.cases.poison is imported already"

@@ -1,4 +1,4 @@
-"""`python -m attn_lab binaries --run`: the code that ships runs on small cases, and what is wrong or other code is told."""
+"""`python -m attn_lab binaries run`: the code that ships runs on small cases, and what is wrong or other code is told."""
 
 import functools
 import re
@@ -20,7 +20,7 @@ from attn_parity.binaries.small_cases import small_cases
 
 from tests.support.pages import ROOT
 
-MERGE = ("binaries", "--run", "--arch", "gfx942", "--only", "merge, fp32")
+MERGE = ("binaries", "run", "--arch", "gfx942", "--only", "merge, fp32")
 JOB = ("gfx942", "decode")
 
 
@@ -160,7 +160,7 @@ def test_a_call_that_agreed_in_the_same_code_is_left_out(verdict, assembly, left
 @pytest.mark.nightly
 def test_a_second_run_goes_on(attn_lab, tmp_path, monkeypatch):
     """A launch that agrees is not run again."""
-    monkeypatch.setattr("attn_parity.commands.compile.build", lambda *arguments: Outcome(compiled("merge, fp32")))
+    monkeypatch.setattr("attn_parity.launches.build", lambda *arguments: Outcome(compiled("merge, fp32")))
     data, merge = tmp_path / DATA, ("gfx942", "merge, fp32")
     data.parent.mkdir(parents=True)
     kept = load(ROOT / DATA)

@@ -9,17 +9,17 @@ from attn_fuzz import foreign
 from attn_fuzz.cases import case_file
 from attn_fuzz.targets import registry
 from attn_lab.findings import folders
-from attn_lab.findings import page as findings_page
 from attn_lab.findings import scripts as finding_scripts
 from attn_lab.findings.folders import Checked
-from attn_lab.findings.issue_text import FOLDER, file_of
+from attn_lab.findings.known import known, named
+from attn_lab.findings.places import file_of, names
 from attn_lab.findings.scripts import DOES_NOT_SHOW, SHOWS, Repair, Report
 from msgspec.structs import replace
 
-NAMES = sorted(file.stem for file in FOLDER.glob("*/*.toml"))
+NAMES = names()
 REPORTS = {name: finding_scripts.report(name) for name in NAMES}
 REPAIRED = [name for name, report in REPORTS.items() if report.repair]
-FINDINGS = findings_page.known()
+FINDINGS = known()
 
 
 def needs_package(name: str) -> None:
@@ -105,7 +105,7 @@ def test_a_repair_of_a_text_that_is_not_there_is_refused(tmp_path):
 
 def test_a_folder_that_is_written_passes_its_check_and_one_with_another_patch_does_not(tmp_path):
     needs_package("sglang-decode-window")
-    [_] = findings_page.write(tmp_path, ["sglang-decode-window"])
+    [_] = folders.write(named(["sglang-decode-window"]), finding_scripts.results(), tmp_path)
     [(name, found)] = folders.check_all(tmp_path)
     assert (name, found, found.passed) == ("sglang-decode-window", Checked((SHOWS, DOES_NOT_SHOW), (1, 0)), True)
     patch = tmp_path / name / "fix.patch"
@@ -119,7 +119,7 @@ def test_a_finding_whose_lines_the_source_has_no_longer_is_not_written(tmp_path,
     (tmp_path / "sglang" / "srt" / "layers" / "attention").mkdir(parents=True)
     (tmp_path / "sglang" / "srt" / "layers" / "attention" / "triton_backend.py").write_text("# nothing\n")
     monkeypatch.setenv("ATTN_PARITY_SGLANG", str(tmp_path))
-    [line] = findings_page.write(tmp_path / "written", ["sglang-decode-window"])
+    [line] = folders.write(named(["sglang-decode-window"]), finding_scripts.results(), tmp_path / "written")
     assert line.startswith("sglang-decode-window: not written, sglang/srt/layers/attention/triton_backend.py: there is no")
     assert not (tmp_path / "written").exists()
 
@@ -159,8 +159,7 @@ def test_a_second_bug_behind_a_broad_predicate_is_found_on_repaired_sources_alon
 
 
 def test_a_known_failure_that_comes_on_repaired_sources_is_told(monkeypatch, tmp_path):
-    names = [finding.name for finding in registry.load("planted_repaired:TARGET").findings]
-    assert names == ["planted-cap"]
+    assert [finding.name for finding in registry.load("planted_repaired:TARGET").findings] == ["planted-cap"]
     (tmp_path / "planted_foreign").mkdir()
     (tmp_path / "planted_foreign" / foreign.REPAIRED).write_text("planted-cap\n")
     monkeypatch.setenv("ATTN_PARITY_PLANTED_FOREIGN", str(tmp_path))

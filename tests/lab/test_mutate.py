@@ -15,12 +15,11 @@ from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 from attn_fuzz.verdict.verdict import Verdict
 from attn_lab import results_file
-from attn_lab.commands.mutate import PAGE
 from attn_lab.mutate import campaign, generate, line_coverage, reasons, suite
 from attn_lab.mutate import page as mutants_page
 from attn_lab.mutate.campaign import Key, Log, Trial
 from attn_lab.mutate.line_coverage import Reach, RecordedTests, targets_of
-from attn_lab.mutate.page import BROKEN, NOT_RUN_BY_ANY, UNFINISHED, Results
+from attn_lab.mutate.page import BROKEN, NOT_RUN_BY_ANY, PAGE, UNFINISHED, Results
 from attn_lab.mutate.reasons import EQUIVALENT, NOT_FOUND
 from attn_lab.mutate.suite import TESTS
 
@@ -257,7 +256,7 @@ def test_a_file_that_is_no_log_is_refused_before_mutants_are_made(content, attn_
     monkeypatch.setattr(generate, "sample", lambda *arguments: pytest.fail("mutants were made"))
     path = tmp_path / "log.jsonl"
     path.write_text(content, encoding="latin-1")
-    run = attn_lab("mutate", "--log", "log.jsonl")
+    run = attn_lab("mutate", "run", "--log", "log.jsonl")
     assert (run.code, run.out, run.err.count("\n")) == (2, "", 1)
     assert run.err.startswith("attn-parity: log.jsonl: no results of mutants: ")
     assert path.read_text(encoding="latin-1") == content
@@ -278,13 +277,13 @@ def test_a_line_that_was_cut_off_is_run_again(log):
 def test_two_runs_do_not_write_one_log(attn_lab, log):
     before = log.path.read_bytes()
     with log.alone():
-        run = attn_lab("mutate", "--log", log.path, "--only", MUTANT.name)
+        run = attn_lab("mutate", "run", "--log", log.path, "--only", MUTANT.name)
         assert (run.code, run.err.splitlines()[-1]) == (
             2,
             f"attn-parity: {log.path}: another run writes it; wait for its end, or give another file or folder",
         )
         # its results can be read meanwhile
-        assert attn_lab("mutate", "--rewrite", "--only", MUTANT.name, "--log", log.path).code == 0
+        assert attn_lab("mutate", "read", "--only", MUTANT.name, "--log", log.path, "--write").code == 0
     assert log.path.read_bytes() == before
     with log.alone():
         log.add(Trial(Key(MUTANT.name, 0, "quick", 0), 150, 1.0))
@@ -394,7 +393,7 @@ def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_lab, tmp_path):
     (tmp_path / "suite" / "test_units.py").write_text(SUITE)
     strides, units = "attn_optimized.launch.call.DenseKeys.form:constant:7", "attn_optimized.launch.units.in_units:edge:1"
     run = attn_lab(
-        *("mutate", "--only", strides, "--only", units, "--target", "triton-varlen", "--recorded", 10, "--examples", 25),
+        *("mutate", "run", "--only", strides, "--only", units, "--target", "triton-varlen", "--recorded", 10, "--examples", 25),
         *("--workers", 1, "--log", "log.jsonl", "--tests", "suite", "--json", "out.json"),
         "--write",
     )
@@ -407,7 +406,7 @@ def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_lab, tmp_path):
     assert log.tests["suite/test_units.py", 0].failed == ("suite/test_units.py::test_that_fails_anyway",)
     (trial,) = [trial for trial in log.trials.values() if trial.key.seed == TESTS and trial.examples]
     assert (trial.by, trial.message) == ("test", "suite/test_units.py::test_units"), "the other one fails alone in any case"
-    assert attn_lab("mutate", "--check").code == 0
+    assert attn_lab("mutate", "page", "--check").code == 0
 
 
 @pytest.mark.usefixtures("generated")
@@ -421,12 +420,12 @@ def test_tests_run_on_the_mutants_of_a_page_and_leave_what_the_fuzzer_found(attn
     ]
     before = results_of(rows)
     DATA.write_bytes(results_file.dumps(before))
-    run = attn_lab("mutate", "--of-page", "--rewrite", "--log", log.path)
+    run = attn_lab("mutate", "tests", "--write", "--log", log.path)
     assert run.code == 0, run.err
     after = results_file.load(DATA, Results)
     kept = mutants_page.short(replace(before, mutants=(replace(rows[0], tests=True), rows[1])))
     assert after.mutants == kept.mutants, "the fuzzer has not met what the other one changes by now"
-    assert attn_lab("mutate", "--check").code == 0
-    run = attn_lab("mutate", "--of-page", "--only", "nobody", "--log", log.path)
+    assert attn_lab("mutate", "page", "--check").code == 0
+    run = attn_lab("mutate", "tests", "--only", "nobody", "--log", log.path)
     assert run.code == 2
     assert "got nobody, which docs/generated/mutants.md does not have" in run.err

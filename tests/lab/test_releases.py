@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from attn_fuzz.targets import registry
 from attn_lab.findings import scripts
+from attn_lab.findings.places import names
 from attn_lab.releases import alarms, page, runner
 from attn_lab.releases.alarms import Summary
 from attn_lab.releases.runner import Fix, Results, Run
@@ -141,4 +142,4 @@ def test_what_was_looked_at_is_what_ran():
         assert set(fix.targets) <= set(registry.names())
         assert fix.release in kept.releases[fix.package]
         assert fix.shown_by is None or page.shown(fix, kept), fix
-    assert set(kept.findings) <= {file.stem for file in scripts.FOLDER.glob("*/*.toml")}
+    assert set(kept.findings) <= {*names()}

@@ -29,16 +29,16 @@ from attn_lab.commands import zoo as zoo_command
 from attn_lab.finders import PARTS_OF_FUZZER
 from attn_lab.zoo import known_bugs as mutants
 from attn_lab.zoo import page as zoo_page
+from attn_lab.zoo import run as zoo_run
 from attn_lab.zoo import unreached
 from attn_lab.zoo.known_bugs import KnownBug
-from attn_lab.zoo.page import Results, Row
+from attn_lab.zoo.page import PAGE, Results, Row
 from click.testing import CliRunner
 
 from tests.support.mostly_nightly import mostly_nightly
 from tests.support.pages import ROOT
 
 SHIPPED = [mutants.read(path) for path in sorted(mutants.FOLDER.glob("*.toml"))]
-PAGE = zoo_command.PAGE
 KEPT = results_file.load(ROOT / PAGE.with_suffix(".json"), Results)
 
 
@@ -126,7 +126,7 @@ def test_all_classes_and_many_real_bugs_are_in_the_zoo():
 
 
 def zoo(attn_lab, *arguments):
-    run = attn_lab("zoo", "--workers", 2, "--json", "zoo.json", *arguments)
+    run = attn_lab("zoo", "run", "--workers", 2, "--json", "zoo.json", *arguments)
     return run, results_file.load(Path("zoo.json"), Results)
 
 
@@ -307,7 +307,7 @@ def test_a_part_of_the_zoo_keeps_what_came_of_the_others():
 def test_a_run_unlike_the_one_that_is_kept_is_refused_before_it_begins(attn_lab):
     PAGE.parent.mkdir(parents=True)
     shutil.copy(ROOT / PAGE.with_suffix(".json"), PAGE.parent)
-    run = attn_lab("zoo", "--only", "tf32", "--write", "--examples", "7")
+    run = attn_lab("zoo", "run", "--only", "tf32", "--write", "--examples", "7")
     assert run.code == 2
     assert "--write: the other mutants ran with" in run.err
 
@@ -325,7 +325,7 @@ def test_another_target_gets_the_bugs_of_kernels_alone():
 
 
 def test_with_an_architecture_each_bug_of_a_kernel_keeps_its_target():
-    bugs, left_out = zoo_command._on_target(SHIPPED, "@gfx942")
+    bugs, left_out = zoo_run.on_target(SHIPPED, "@gfx942")
     targets = {bug.name: bug.target for bug in bugs}
     assert targets["cap-after-mask"] == "triton@gfx942"
     assert targets["nan-of-an-empty-part"] == "triton-merge-parts@gfx942"
@@ -342,7 +342,7 @@ def test_with_an_architecture_each_bug_of_a_kernel_keeps_its_target():
 def test_a_bug_is_found_in_compiled_code_and_stands_on_a_page_of_the_target(attn_lab, tmp_path):
     PAGE.parent.mkdir(parents=True)
     options = ("--target", "triton@gfx942", "--no-shrink", "--write")
-    run = attn_lab("zoo", *options, "--only", "diagonal", "--examples", "60", "--workers", "1")
+    run = attn_lab("zoo", "run", *options, "--only", "diagonal", "--examples", "60", "--workers", "1")
     assert run.code == 0, run.out + run.err
     kept = results_file.load(PAGE.with_name("zoo-triton-gfx942.json"), Results)
     assert kept.target == "triton@gfx942"
@@ -356,9 +356,9 @@ def test_an_interrupted_run_writes_what_has_ended_and_names_the_rest(monkeypatch
     monkeypatch.chdir(tmp_path)
     PAGE.parent.mkdir(parents=True)
     ended = Outcome([Progress(examples=5), Progress(examples=2)], interrupted=True, finished={0})
-    monkeypatch.setattr(zoo_command, "run_plans", lambda plans, workers: ended)
+    monkeypatch.setattr(zoo_run, "run_plans", lambda plans, workers: ended)
     only = ["--only", "diagonal", "--only", "scale-of-zero"]
-    arguments = [*only, "--target", "triton@gfx942", "--device", "cpu", "--write"]
+    arguments = ["run", *only, "--target", "triton@gfx942", "--device", "cpu", "--write"]
     result = CliRunner().invoke(zoo_command.command, arguments, standalone_mode=False)
     assert result.return_value == 130
     (row,) = results_file.load(PAGE.with_name("zoo-triton-gfx942.json"), Results).mutants

@@ -1,4 +1,4 @@
-"""The declarations of vLLM's backends in `attn_parity.vllm_arguments`, and the options that it writes, are vLLM's own."""
+"""The declarations of vLLM's backends in `select.vllm_arguments`, and the options that it writes, are vLLM's own."""
 
 import ast
 import sys
@@ -8,8 +8,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from attn_contract import AttentionConfig, AttentionType, Multiples, Only
+from attn_parity.commands.select.vllm_arguments import VLLM_BACKENDS, vllm_arguments
 from attn_parity.model_config.deployed import Engine
-from attn_parity.vllm_arguments import VLLM_BACKENDS, vllm_arguments
 
 pytest.importorskip("vllm", reason="needs vLLM: tox run -e vllm")
 

@@ -7,8 +7,7 @@ from typing import NamedTuple
 from attn_parity.binaries.assembly import DIGITS, digest
 from attn_parity.binaries.build import Outcome, OutOfTime
 from attn_parity.binaries.facts import Facts
-from attn_parity.console import results
-from attn_parity.options import plain_table
+from attn_parity.console import plain_table, results
 
 COLUMNS = ("launch", "kernel", "warps", "VGPRs", "AGPRs", "SGPRs", "spills", "LDS", "waves", "matrix", "load", "loop")
 """Columns of a table of binaries; all but the first two hold numbers."""

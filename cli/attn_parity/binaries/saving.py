@@ -14,7 +14,7 @@ from attn_fuzz import outputs
 from attn_optimized.kernel_call import KernelCall
 from attn_parity.binaries.compilation import Binary
 from attn_parity.binaries.kernarg import kernarg_of
-from attn_parity.options import write_json
+from attn_parity.files import write_json
 
 SCHEMA = "attn-parity.launches/3"
 

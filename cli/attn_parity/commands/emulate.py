@@ -8,9 +8,9 @@ from attn_fuzz.errors import InputError
 from attn_fuzz.text import one_line
 from attn_parity import MESSAGE
 from attn_parity.binaries.build import in_processes
-from attn_parity.commands.compile import chosen_architectures
-from attn_parity.console import notes, results
-from attn_parity.options import cpu_workers_option, plain_table, progress_bar, seconds_option
+from attn_parity.console import notes, plain_table, progress_bar, results
+from attn_parity.launches import chosen_architectures
+from attn_parity.options import cpu_workers_option, seconds_option
 
 if TYPE_CHECKING:
     from attn_parity.binaries.build import Job
@@ -78,7 +78,7 @@ def _emulate(file: Path, launches: "dict[Job, SavedLaunch]", case_seconds: float
         names.setdefault((architecture, name_of_call(name)), []).append(name)
     known = {call.name for call in CALLS}
     if unknown := [" ".join(call) for call in names if call[1] not in known]:
-        raise click.ClickException(f"{file}: {unknown[0]}: this version has no such launch, and so no cases of it")
+        raise InputError(f"{file}: {unknown[0]}: this version has no such launch, and so no cases of it")
     jobs = [(file, file.parent / FOLDER, *call, tuple(of_call), case_seconds) for call, of_call in names.items()]
     at_once = min(workers, len(jobs))
     with progress_bar(len(jobs)) as show_bar:

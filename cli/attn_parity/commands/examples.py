@@ -19,7 +19,7 @@ def command(folder: Path) -> int:
     files = sorted(path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     copies = {folder / path.relative_to(source): path for path in files}
     if there := [path for path in copies if os.path.lexists(path)]:  # a link that leads nowhere is there, too
-        raise click.ClickException(f"{there[0]} exists already, and is not written over")
+        raise click.UsageError(f"{there[0]} exists already, and is not written over")
     for parent in {path.parent: None for path in copies}:
         parent.mkdir(parents=True, exist_ok=True)
     for copied, path in copies.items():

@@ -4,29 +4,24 @@ from pathlib import Path
 
 import click
 from attn_fuzz.cases import case_file
-from attn_fuzz.cases.case import CaseError
 from attn_fuzz.explain import captured_outputs
-from attn_fuzz.targets import registry
-from attn_parity import failing
+from attn_parity.case_files import case_target_option, usable_target
 from attn_parity.console import results
-from attn_parity.options import case_seconds_option, device_option, target_of, use_device
+from attn_parity.device import use_device
+from attn_parity.explained import explained
+from attn_parity.options import case_seconds_option, device_option
 
 
 @click.command("explain")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--target",
-    "target_name",
-    help="Run this target instead of the case's; needed if the case names a target as module:attribute. Without it, "
-    "the stored output of a captured case is explained.",
-)
+@case_target_option
 @case_seconds_option
 @device_option
 def command(file: Path, target_name: str | None, case_seconds: float, device: str) -> int:
     """Say which rows of a failing case are wrong, and which mistake has just this output; exit 1 if it is wrong.
 
     The case is run again with other numbers, and in richer forms. For a captured call,
-    its stored output is explained.
+    its stored output is explained, unless --target names a kernel.
     """
     case = case_file.load(file)
     verdict = captured_outputs.verdict(case, explains=True) if target_name is None else None
@@ -34,12 +29,9 @@ def command(file: Path, target_name: str | None, case_seconds: float, device: st
         lines = [f"{verdict.kind}: {verdict.message}", *verdict.explanation] if verdict.failed else []
     else:
         device = use_device(device)
-        name = target_of(case, file, target_name)
-        target = registry.usable(name, device)
-        if reason := target.not_drawn(case, device):
-            raise CaseError(f"{file}: target {target.name} cannot run this case on {device}: {reason}")
+        name, _ = usable_target(case, file, target_name, device)
         first = file.with_name(f"{file.stem}-first{file.suffix}")
-        lines = failing.explained(case, case_file.load(first) if first.is_file() else None, name, device, case_seconds)
+        lines = explained(case, case_file.load(first) if first.is_file() else None, name, device, case_seconds)
     for line in lines or ["no output of this case is wrong: there is nothing to explain"]:
         results.print(line, soft_wrap=True, markup=False)
     return int(bool(lines))

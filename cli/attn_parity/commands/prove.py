@@ -1,16 +1,14 @@
 """`attn-parity prove`: prove the theorems about the kernels' source, for all lengths."""
 
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from attn_fuzz import extras
-from attn_parity.console import results
-from attn_parity.options import check_writable, json_option, plain_table, write_json
-
-SCHEMA = "attn-parity.prove/1"
+from attn_parity.console import plain_table, results
+from attn_parity.files import check_writable
+from attn_parity.options import json_option
+from attn_parity.proving import prove_all
 
 
 @click.command("prove")
@@ -50,47 +48,6 @@ def command(
     if shows:
         return _show(theorems)
     return int(prove_all(theorems, folder, json_file) is None)
-
-
-def prove_all(theorems: Sequence[Any], folder: Path, json_file: Path | None) -> list[tuple[Any, list[Any]]] | None:
-    """Prove theorems, print the result of each, and write cases of counterexamples. None if one is not proved."""
-    from attn_proofs.sources import Sources
-    from attn_proofs.theorem import prove
-
-    sources, proved, rows = Sources(), [], []
-    for theorem in theorems:
-        started = time.monotonic()
-        found = list(prove(theorem, sources))
-        failed = [result for result in found if result.outcome != "proved"]
-        outcome = failed[0].outcome if failed else "proved"
-        seconds = time.monotonic() - started
-        results.print(f"{theorem.name}: {outcome}, {len(found)} claims, {seconds:.1f} s", soft_wrap=True)
-        for result in failed:
-            results.print(f"  {result.claim.name}: {result.outcome}", soft_wrap=True)
-        case = _written_case(theorem, failed, folder)
-        proved.append((theorem, found))
-        rows.append({"theorem": theorem.name, "outcome": outcome, "claims": len(found), "seconds": seconds, "case": case})
-    if json_file:
-        write_json(json_file, {"schema": SCHEMA, "theorems": rows})
-    wrong = [row["theorem"] for row in rows if row["outcome"] != "proved"]
-    spent = sum(row["seconds"] for row in rows)
-    results.print(f"{len(rows) - len(wrong)} of {len(rows)} theorems proved in {spent:.0f} s")
-    return None if wrong else proved
-
-
-def _written_case(theorem: Any, failed: list[Any], folder: Path) -> str | None:
-    """The file of a counterexample's case, if one of the failed claims has a counterexample that becomes one."""
-    from attn_fuzz import report
-    from attn_proofs.theorem import small_counterexample
-
-    for result in failed:
-        model = small_counterexample(result.claim) if result.outcome == "refuted" else None
-        if model is None:
-            continue
-        path = report.save(theorem.case(model), folder, theorem.name)
-        results.print(f"  {path} written: run `attn-parity replay {path}`", soft_wrap=True)
-        return str(path)
-    return None
 
 
 def _show(theorems: list[Any]) -> int:

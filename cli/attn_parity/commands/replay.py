@@ -6,35 +6,18 @@ from pathlib import Path
 import click
 from attn_fuzz import report
 from attn_fuzz.cases import case_file
-from attn_fuzz.cases.case import CaseError
 from attn_fuzz.errors import NOT_RUN
 from attn_fuzz.findings.finding import explanation
 from attn_fuzz.run.executor import Executor
-from attn_fuzz.targets import registry
+from attn_parity.case_files import case_target_option, usable_target
 from attn_parity.console import results
-from attn_parity.options import (
-    case_seconds_option,
-    check_exact,
-    check_fence,
-    device_name,
-    device_option,
-    exact_option,
-    fence_option,
-    sanitize_option,
-    sanitizes,
-    say_what_runs_kernels,
-    target_of,
-    use_device,
-)
+from attn_parity.device import check_exact, check_fence, device_name, sanitizes, say_what_runs_kernels, use_device
+from attn_parity.options import case_seconds_option, device_option, exact_option, fence_option, sanitize_option
 
 
 @click.command("replay")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--target",
-    "target_name",
-    help="Run this target instead of the case's; needed if the case names a target as module:attribute.",
-)
+@case_target_option
 @case_seconds_option
 @device_option
 @sanitize_option
@@ -55,10 +38,7 @@ def command(
     cases = []
     for path in files:
         case = case_file.load(path)
-        name = target_of(case, path, target_name)
-        target = registry.usable(name, device)
-        if reason := target.not_drawn(case, device):
-            raise CaseError(f"{path}: target {target.name} cannot run this case on {device}: {reason}")
+        name, target = usable_target(case, path, target_name, device)
         cases.append((path, case, name, target, sanitizes(sanitize, target, device)))
     targets = [target for _, _, _, target, _ in cases]
     check_fence(fenced, targets, device)

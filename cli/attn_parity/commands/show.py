@@ -12,9 +12,11 @@ from attn_fuzz.explain import captured_outputs
 from attn_fuzz.report import page, pictures, terminal
 from attn_fuzz.report.grid import Room
 from attn_fuzz.run.executor import Executor
-from attn_fuzz.targets import registry
+from attn_parity.case_files import case_target_option, usable_target
 from attn_parity.console import results
-from attn_parity.options import case_seconds_option, check_writable, device_option, say_what_runs_kernels, target_of, use_device
+from attn_parity.device import say_what_runs_kernels, use_device
+from attn_parity.files import check_writable
+from attn_parity.options import case_seconds_option, device_option
 
 TERMINAL_ROWS = 32
 ROW_NAMES = 24
@@ -22,11 +24,7 @@ ROW_NAMES = 24
 
 @click.command("show")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--target",
-    "target_name",
-    help="Run this target instead of the case's; needed if the case names a target as module:attribute.",
-)
+@case_target_option
 @click.option("--run/--no-run", "runs", default=True, show_default=True, help="Whether to run the target and draw its errors.")
 @click.option(
     "--html", "html", type=click.Path(dir_okay=False, path_type=Path), help="Write the pictures as an HTML page, too."
@@ -38,17 +36,17 @@ def command(file: Path, target_name: str | None, runs: bool, html: Path | None, 
     check_writable(html, "--html")
     case = case_file.load(file)
     if html is not None and html.exists() and html.samefile(file):
-        raise click.ClickException(f"--html: {html} is the case itself")
+        raise click.UsageError(f"--html: {html} is the case itself")
     verdict = captured_outputs.verdict(case) if runs and target_name is None else None
     if verdict is not None:
         results.print("the output that the call gave, which this case keeps; --target NAME runs a kernel instead:")
     elif runs:
         device = use_device(device)
-        name = target_of(case, file, target_name)
-        target = registry.usable(name, device)
+        try:
+            name, target = usable_target(case, file, target_name, device)
+        except CaseError as error:
+            raise CaseError(f"{error}; --no-run draws it") from None
         say_what_runs_kernels(device, [target])
-        if reason := target.not_drawn(case, device):
-            raise CaseError(f"{file}: target {target.name} cannot run this case on {device}: {reason}; --no-run draws it")
         with (
             tempfile.TemporaryDirectory() as scratch,
             Executor(name, device, case_seconds, Path(scratch, "case.json")) as executor,

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 from attn_fuzz import extras
-from attn_parity.console import notes, results
-from attn_parity.options import device_option, plain_table, say_what_runs_kernels, use_device
+from attn_parity.console import notes, plain_table, results
+from attn_parity.device import say_what_runs_kernels, use_device
+from attn_parity.options import device_option
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -10,10 +10,10 @@ PAGE = PAGES / "binaries.md"
 _PREFACE = """\
 # What the compilers make of the kernels
 
-Written by `python -m attn_lab binaries --write` with Triton {triton}, on a machine without a GPU: no figure here says how fast
-a kernel is. [binaries.csv](binaries.csv) has a line for each of all {count} binaries: the facts that this page and the budgets
-read, and what came of running AMD's on the emulator. With `--check` the command says whether this page follows from that file,
-and whether it is of the launches of `cli/attn_parity/binaries/shipped_calls.toml`, all within their budgets.
+Written by `python -m attn_lab binaries compile --write` with Triton {triton}, on a machine without a GPU: no figure here says
+how fast a kernel is. [binaries.csv](binaries.csv) has a line for each of all {count} binaries: the facts that this page and the
+budgets read, and what came of running AMD's on the emulator. `binaries page --check` says whether this page follows from that
+file, and whether the file is of the launches of `cli/attn_parity/binaries/shipped_calls.toml`, all within their budgets.
 
 Each binary is what Triton's own launcher would compile for the same call. Registers are a lane's (a thread's on NVIDIA); VGPRs
 include the AGPRs of CDNA's matrix unit. A spilled register is kept in memory. Waves are the most that a SIMD can hold, as
@@ -28,7 +28,7 @@ error / bound; of another one, what came of it.
 _RUN = """
 ## What the launches compute
 
-`python -m attn_lab binaries --run` runs AMD's launches on the emulator. Each is run on two small ragged batches of its own
+`python -m attn_lab binaries run` runs AMD's launches on the emulator. Each is run on two small ragged batches of its own
 layer, with fewer heads. Their launches compile to exactly the code of the launch that ships, source lines and labels aside: the
 command compares the texts. The fuzzer's judge holds the outputs to its bound, and caches to the reference's, bit by bit. The
 largest error / bound of a launch is that of its whole call. A run may be of older code: `of this code` counts the launches that

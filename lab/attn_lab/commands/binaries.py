@@ -4,7 +4,8 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 from attn_lab import results_file
@@ -17,7 +18,8 @@ from attn_parity.binaries import rows
 from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.build import Job, Outcome
 from attn_parity.binaries.rows import Execution
-from attn_parity.commands.compile import (
+from attn_parity.console import notes, plain_table, progress_bar, results
+from attn_parity.launches import (
     architectures_option,
     built,
     chosen_architectures,
@@ -25,94 +27,137 @@ from attn_parity.commands.compile import (
     compile_seconds_option,
     only_option,
 )
-from attn_parity.console import notes, results
-from attn_parity.options import (
-    Positive,
-    Seed,
-    cpu_workers_option,
-    plain_table,
-    progress_bar,
-)
+from attn_parity.options import Positive, Seed, cpu_workers_option, record_of, together
 from attn_parity.versions import version
 
 if TYPE_CHECKING:
-    from attn_parity.commands.compile import Calls
+    from attn_parity.launches import Calls
 
 
-@click.command("binaries")
-@architectures_option
-@only_option
-@click.option("--main", is_flag=True, help="Compile only the launches that every change compiles.")
-@click.option("--drawn", type=Positive, metavar="N", help="Compile the launches of N drawn steps instead of those that ship.")
-@click.option("--seed", type=Seed, default=0, show_default=True, help="The seed of --drawn.")
-@compile_seconds_option
-@click.option("--run", "runs", is_flag=True, help="Run AMD's launches on the emulator, and judge what they compute.")
-@click.option(
-    "--option", default="", metavar="NAME=VALUE", help="With --run: compile with this launch option, such as num_stages=3."
+@dataclass(frozen=True)
+class Options:
+    architectures: str | None
+    only: str
+    main: bool
+    compile_seconds: float
+    writes: bool
+    workers: int
+    option: str = ""
+
+    @property
+    def partly(self) -> bool:
+        return bool(self.architectures or self.only or self.main)
+
+
+_launch_options = together(
+    architectures_option,
+    only_option,
+    click.option("--main", is_flag=True, help="Compile only the launches that every change compiles."),
+    compile_seconds_option,
+    click.option("--write", "writes", is_flag=True, help="Write docs/generated/binaries.csv, and the page made of it."),
+    cpu_workers_option,
 )
-@click.option("--write", "writes", is_flag=True, help="Write docs/generated/binaries.csv, and the page that is made of it.")
-@check_option
-@cpu_workers_option
-def command(
-    architectures: str | None,
-    only: str,
-    main: bool,
-    drawn: int | None,
-    seed: int,
-    compile_seconds: float,
-    runs: bool,
-    option: str,
-    writes: bool,
-    check: bool,
-    workers: int,
-) -> int:
+
+
+@click.group("binaries")
+def command() -> None:
+    """Compile the launches that ship, hold them to budgets, and run AMD's on the emulator."""
+
+
+@command.command("compile")
+@_launch_options
+@record_of(Options)
+def _compile(options: Options) -> int:
     """Compile the launches that ship, and hold registers, spills, LDS and matrix instructions to budgets.
+
+    Exit 1 when one is over its budget; else 2 when one has no code after --compile-seconds. With --write, the results of
+    other launches are kept.
+    """
+    made = _made(options)
+    if made.kept is not None:
+        _write_page()
+    return 130 if made.outcome.interrupted else rows.exit_code(made.over, made.outcome)
+
+
+@command.command("run")
+@_launch_options
+@click.option("--option", default="", metavar="NAME=VALUE", help="Compile with this launch option, such as num_stages=3.")
+@record_of(Options)
+def _run(options: Options) -> int:
+    """Compile the launches that ship, run AMD's on the emulator, and judge what they compute.
 
     Exit 1 when one is over its budget, or computes something else; else 2 when one has no code after --compile-seconds.
 
-    With --write, what came of other launches is kept; and with --run, too, a launch is left out that agreed before, in the code
-    that it has now. So an interrupted run goes on.
+    With --write, the results of other launches are kept, and a launch is left out that agreed before, in the code that it has
+    now. So an interrupted run goes on.
     """
-    partly = bool(architectures or only or main)
-    if check and (partly or writes or runs or drawn):
-        raise click.UsageError("--check is about all launches, and runs nothing: leave out the other options")
-    if drawn and (only or main or writes or runs):
-        raise click.UsageError("--drawn: leave out --only, --main, --run and --write, which are about shipped launches")
-    if option and (writes or not runs or "=" not in option):
-        raise click.UsageError("--option: expected NAME=VALUE, with --run and without --write: launches ship without it")
-    if check:
-        return _check()
-    if drawn:
-        return _of_drawn(chosen_architectures(architectures), (seed, drawn), workers, compile_seconds)
-    kept = _kept(writes, partly)
-    calls = chosen_calls(architectures, only=only, main=main)
-    if runs and not any(name.startswith("gfx") for name in calls):
-        raise click.UsageError("--run: there is an emulator for AMD's architectures only: see --arch")
-    outcome = built(calls, workers, compile_seconds)
+    if options.option and (options.writes or "=" not in options.option):
+        raise click.UsageError("--option: expected NAME=VALUE, without --write: launches ship without it")
+    if not any(name.startswith("gfx") for name in chosen_architectures(options.architectures)):
+        raise click.UsageError("there is an emulator for AMD's architectures only: see --arch")
+    made = _made(options)
+    if made.outcome.interrupted:
+        return 130
+    ran, interrupted = _ran(made.outcome, options.workers, made.kept, options.option)
+    if interrupted:
+        return 130
+    if made.kept is not None:
+        _write_page()
+    return 1 if Results("", ran=ran).wrong else rows.exit_code(made.over, made.outcome)
+
+
+@command.command("drawn")
+@click.argument("count", type=Positive, metavar="N")
+@architectures_option
+@click.option("--seed", type=Seed, default=0, show_default=True, help="The seed of the steps.")
+@compile_seconds_option
+@cpu_workers_option
+def _drawn(count: int, architectures: str | None, seed: int, compile_seconds: float, workers: int) -> int:
+    """Compile the launches of N drawn steps, and tell which spill, and what no launch may do."""
+    return _of_drawn(chosen_architectures(architectures), (seed, count), workers, compile_seconds)
+
+
+@command.command("page")
+@check_option
+def _page(check: bool) -> int:
+    """Write docs/generated/binaries.md of binaries.csv.
+
+    With --check, exit 1, too, unless the file has all launches that ship, and each is within its budget.
+    """
+    return _check() if check else _write_page()
+
+
+class Made(NamedTuple):
+    """What was compiled: the outcome, what is over its budget, and the results to keep; None if nothing is to be written."""
+
+    outcome: Outcome
+    over: list[str]
+    kept: Results | None
+
+
+def _made(options: Options) -> Made:
+    """Compile launches, tell what is over budget, and store the results if they are asked for and all are there."""
+    kept = _kept(options)  # before Triton is imported, which takes seconds
+    calls = chosen_calls(options.architectures, only=options.only, main=options.main)
+    outcome = built(calls, options.workers, options.compile_seconds)
     found = _results(outcome)
     over = _over(found, calls, budgets.load())
-    _print(found, over, outcome, None if partly else _names(calls))
-    interrupted = outcome.interrupted
-    writes = (
-        writes and not outcome.errors and not any(getattr(row.facts, name) for row in found.rows.values() for name in FAULTS)
-    )
-    if writes and not interrupted:
-        kept = updated(kept, found, _names(_all_calls()))
-        kept.save(DATA)
-    if runs and not interrupted:
-        found.ran, interrupted = _ran(outcome, workers, kept if writes else None, option)
-    if writes and not interrupted:
-        _check(rewrites=True)
-    return 130 if interrupted else 1 if found.wrong else rows.exit_code(over, outcome)
+    _print(found, over, outcome, None if options.partly else _names(calls))
+    faulty = any(getattr(row.facts, name) for row in found.rows.values() for name in FAULTS)
+    if kept is None or outcome.errors or faulty or outcome.interrupted:
+        return Made(outcome, over, None)
+    kept = updated(kept, found, _names(_all_calls()))
+    kept.save(DATA)
+    return Made(outcome, over, kept)
 
 
-def _kept(writes: bool, partly: bool) -> Results:
-    """The stored results of launches that do not run now. They are read before Triton is imported, which takes seconds."""
-    if not writes:
-        return Results("")
+def _kept(options: Options) -> Results | None:
+    """The stored results of launches that do not run now; None if nothing is to be written."""
+    if not options.writes:
+        return None
     check_pages_writable((page.PAGE, DATA))
-    kept = load(DATA) if partly or DATA.is_file() else Results("")
-    if partly and kept.triton != version("triton"):
+    kept = load(DATA) if options.partly or DATA.is_file() else Results("")
+    if options.partly and kept.triton != version("triton"):
         here = f"Triton {kept.triton}, and here is {version('triton')}"
         raise click.UsageError(f"--write: the other launches of {DATA} were compiled with {here}: write them all")
     return kept
@@ -207,18 +252,21 @@ def _ran(outcome: Outcome, workers: int, kept: Results | None, option: str) -> t
     return found, interrupted
 
 
-def _check(*, rewrites: bool = False) -> int:
+def _write_page() -> int:
+    return _current(load(DATA), checks=False)
+
+
+def _check() -> int:
     """The exit code: 0 if the page follows from the CSV file, which has these launches and all within budget; else 1."""
+    found, calls = load(DATA), _all_calls()
+    wrong = [*differences(found, _names(calls)), *_over(found, calls, budgets.load())]
+    return max(_current(found, checks=True), results_file.checked(wrong, "0 wrong"))
+
+
+def _current(found: Results, *, checks: bool) -> int:
     from attn_parity.binaries.shipped_calls import main_names
 
-    found = load(DATA)
-    texts = {page.PAGE: page.text(found, main_names())}
-    if rewrites:
-        return write_or_check(texts, "", checks=False)
-    calls = _all_calls()
-    wrong = [*differences(found, _names(calls)), *_over(found, calls, budgets.load())]
-    code = write_or_check(texts, "python -m attn_lab binaries --write", checks=True)
-    return max(code, results_file.checked(wrong, "0 wrong"))
+    return write_or_check({page.PAGE: page.text(found, main_names())}, "python -m attn_lab binaries page", checks=checks)
 
 
 def _all_calls() -> "Calls":

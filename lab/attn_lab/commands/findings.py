@@ -1,64 +1,79 @@
 """`python -m attn_lab findings`: scripts that show findings to their owners, and the table of findings."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from attn_lab.findings import folders as folders_of
-from attn_lab.findings import page, scripts
+from attn_lab.findings import folders, page, scripts, speed
+from attn_lab.findings.known import named
 from attn_lab.options import check_option
 from attn_lab.pages import write_or_check
 from attn_parity.console import results
 
+_FOLDER = click.Path(file_okay=False, path_type=Path)
 
-def _check(folders: Sequence[Path]) -> int:
+
+@click.group("findings")
+def command() -> None:
+    """Run the scripts of findings, write what their owners get, and the table of findings."""
+
+
+def _page(*, checks: bool = False) -> int:
+    return write_or_check({page.PAGE: page.text()}, "python -m attn_lab findings page", checks=checks)
+
+
+@command.command("page")
+@check_option
+def _write_page(check: bool) -> int:
+    """Write docs/generated/findings.md."""
+    return _page(checks=check)
+
+
+@command.command("run")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+def _run(names: tuple[str, ...]) -> int:
+    """Run the scripts of all findings, or of these, on a CPU, which takes hours. Then write the page."""
+    for name in scripts.run_all(names):
+        results.print(name)
+    return _page()
+
+
+@command.command("speed")
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def _speed(files: tuple[Path, ...]) -> int:
+    """Write findings-speed.json: after how many examples each finding is met. Then write the page.
+
+    FILES are the JSON of `attn-parity fuzz --keep-going` with several seeds, on a CPU.
+    """
+    speed.write(files)
+    return _page()
+
+
+@command.command("folders")
+@click.argument("folder", type=_FOLDER)
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+def _folders(folder: Path, names: tuple[str, ...]) -> None:
+    """Write into FOLDER, for each finding or for these, a folder that can be sent to the kernel's owner."""
+    for line in folders.write(named(names), scripts.results(), folder):
+        results.print(line, soft_wrap=True, markup=False)
+
+
+@command.command("check")
+@click.argument("given", nargs=-1, required=True, metavar="FOLDER...", type=_FOLDER)
+def _check(given: tuple[Path, ...]) -> int:
+    """Run the script and the test of each finding in FOLDERs that `folders` wrote, on the package and with the patch.
+
+    Exit 1 if one does not show the finding, or shows it with the patch, too.
+    """
     failed = 0
-    for name, found in (each for folder in folders for each in folders_of.check_all(folder)):
+    for name, found in (each for folder in given for each in folders.check_all(folder)):
         failed += not found.passed
         script, test = (" and ".join(map(str, codes)) for codes in (found.script, found.test))
         results.print(f"{name}: {'passed' if found.passed else 'FAILED'}, script {script}, test {test}", soft_wrap=True)
     return min(failed, 1)
 
 
-_FOLDER = click.Path(file_okay=False, path_type=Path)
-
-
-@click.command("findings")
-@click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--run", "runs", is_flag=True, help="Run the scripts of all findings first, or of these, on a CPU: hours.")
-@click.option("--write", "folder", type=_FOLDER, help="Write no page. Write here, for each finding, a folder that can be sent.")
-@click.option(
-    "--repaired",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Write no page. Write the sources of the findings' packages here, with each finding repaired that has a repair.",
-)
-@click.option(
-    "--speed",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    multiple=True,
-    help="Write speed.json first: after how many examples each finding is met. The JSON of runs of several seeds.",
-)
-@check_option
-def command(
-    names: tuple[str, ...], runs: bool, folder: Path | None, repaired: Path | None, speed: tuple[Path, ...], check: bool
-) -> int:
-    """Write docs/generated/findings.md.
-
-    `--check FOLDER` runs the script and the test of each finding in a folder of --write, on the package and with the patch.
-    """
-    if folder:
-        for line in page.write(folder, names):
-            results.print(line, soft_wrap=True, markup=False)
-        return 0
-    if check and names:
-        return _check([Path(name) for name in names])
-    if repaired:
-        results.print(f"repaired: {', '.join(scripts.all_repaired(repaired))}", soft_wrap=True)
-        return 0
-    if names and not runs:
-        raise click.UsageError("names go with --run, --write FOLDER or --check")
-    if runs:
-        scripts.run_all(names)
-    if speed:
-        page.write_speed(speed)
-    return write_or_check({page.PAGE: page.table()}, "python -m attn_lab findings", checks=check)
+@command.command("repaired")
+@click.argument("folder", type=_FOLDER)
+def _repaired(folder: Path) -> None:
+    """Write into FOLDER the sources of the findings' packages, with each finding repaired that has a repair."""
+    results.print(f"repaired: {', '.join(scripts.all_repaired(folder))}", soft_wrap=True)

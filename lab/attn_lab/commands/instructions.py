@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 from attn_fuzz.run.executor import use_interpreter
-from attn_parity.console import results
-from attn_parity.options import plain_table
+from attn_parity.console import plain_table, results
 
 
 @click.command("instructions")

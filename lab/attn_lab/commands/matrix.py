@@ -14,13 +14,10 @@ from attn_fuzz.run.shard import FuzzPlan
 from attn_lab.matrix import coverage
 from attn_lab.matrix.coverage import NAMES, Coverage
 from attn_lab.matrix.regions import HEADING, never_drawn, region_counts, region_page
+from attn_lab.options import check_option
 from attn_lab.pages import PAGES, table, write_or_check
-from attn_parity.commands.fuzz import PROFILES
-from attn_parity.console import notes, results
-from attn_parity.options import (
-    cpu_workers_option,
-    progress_bar,
-)
+from attn_parity.console import notes, progress_bar, results
+from attn_parity.options import PROFILES, cpu_workers_option
 
 PAGE = PAGES / "coverage.md"
 SEED = 0
@@ -30,7 +27,7 @@ SIDES = ("reference-fp32", "triton", "triton-varlen", "triton-cascade", "triton@
 
 
 @click.command("matrix")
-@click.option("--check", is_flag=True, help="Write nothing; exit 1 if a page is out of date.")
+@check_option
 @click.option(
     "--only",
     type=click.Choice(["coverage", "regions", "backends"]),

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 from attn_fuzz.outputs import RUNS
-from attn_lab.commands.mutate import write_page
 from attn_lab.miscompile import page
+from attn_lab.mutate import page as mutants_page
 from attn_parity.binaries.build import in_processes
-from attn_parity.console import results
-from attn_parity.options import Positive, Seed, progress_bar
+from attn_parity.console import progress_bar, results
+from attn_parity.options import Positive, Seed
 from attn_parity.versions import version
 
 ARCHITECTURES = "gfx942,gfx1201,gfx950"
@@ -41,7 +41,7 @@ def command(
     results.print(f"found: {page.share(rows)}" if rows else "no mutants")
     if write or rewrite:
         page.save(rows, version("triton") or "")
-        write_page()
+        mutants_page.write()
     if errors:
         raise click.ClickException("; ".join(errors))
     return 0

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from attn_contract import ContractError, UnsupportedError
+from attn_lab.options import check_option
 from attn_lab.pages import PAGES, table, write_or_check
 from attn_parity.console import notes
 from attn_parity.model_config import ModelConfig, model_config
@@ -31,7 +32,7 @@ GIVEN: Mapping[str, Mapping[str, Any]] = {
 
 @click.command("model-types")
 @click.argument("names", nargs=-1)
-@click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is out of date.")
+@check_option
 def command(names: tuple[str, ...], check: bool) -> int:
     """Ask `attn-parity select` about each causal and image-text model type, and write docs/generated/model-types.md.
 

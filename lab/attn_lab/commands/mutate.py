@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -19,47 +20,130 @@ from attn_lab.mutate.campaign import Log
 from attn_lab.mutate.generate import PACKAGE, Generated
 from attn_lab.mutate.line_coverage import Reach, RecordedTests
 from attn_lab.mutate.operators import OPERATORS
-from attn_lab.mutate.page import Results
+from attn_lab.mutate.page import PAGE, Results
 from attn_lab.mutate.reasons import EQUIVALENT, NOT_FOUND
 from attn_lab.options import check_option, check_pages_writable, first_seed_option, seeds_option
-from attn_lab.pages import PAGES, write_or_check
-from attn_parity.commands.fuzz import PROFILES
+from attn_lab.pages import write_or_check
 from attn_parity.console import notes, results
+from attn_parity.device import say_what_runs_kernels
+from attn_parity.files import check_writable, say_half, write_json
 from attn_parity.options import (
+    PROFILES,
     Duration,
     Positive,
     Seed,
     case_seconds_option,
-    check_writable,
     cpu_workers_option,
     json_option,
-    say_half,
-    say_what_runs_kernels,
-    write_json,
+    record_of,
+    together,
 )
 
 SAMPLE = 600
 RECORDED = 150
-PAGE = PAGES / "mutants.md"
 _PROFILES = ", ".join(f"{name} {PROFILES[name]}" for name in ("ci", "nightly"))
 
 
-@click.command("mutate", epilog=f"Operators: {', '.join(OPERATORS)}.")
-@click.option("--sample", type=Positive, default=SAMPLE, show_default=True, help="Number of mutants to draw.")
-@click.option("--sample-seed", type=Seed, default=0, show_default=True, help="The same seed draws the same mutants.")
-@click.option("--only", multiple=True, metavar="NAME", help="Run only this mutant; may be given more than once.")
-@click.option("--list", "lists", is_flag=True, help="Run nothing; list the mutants and what they change.")
-@click.option(
-    "--profile",
-    type=click.Choice(["ci", "nightly"]),
-    default="ci",
-    show_default=True,
-    help=f"Number of cases for each mutant, seed and target: {_PROFILES}.",
+@dataclass(frozen=True)
+class Sample:
+    sample: int
+    sample_seed: int
+    only: tuple[str, ...]
+
+    def mutants(self) -> list[Generated]:
+        return generate.by_name(self.only) if self.only else generate.sample(self.sample, self.sample_seed)
+
+
+@dataclass(frozen=True)
+class Options(Sample):
+    profile: str
+    examples: int | None
+    seed: int
+    seeds: int
+    chosen: tuple[str, ...]
+    path: Path
+    writes: bool
+    json_file: Path | None
+
+    @property
+    def most_examples(self) -> int:
+        return self.examples or PROFILES[self.profile]
+
+    @property
+    def numbers(self) -> range:
+        return range(self.seed, self.seed + self.seeds)
+
+
+@dataclass(frozen=True)
+class RunOptions(Options):
+    recorded: int
+    tests: Path | None
+    tests_seconds: float
+    workers: int
+    case_seconds: float
+
+
+_only_option = click.option("--only", multiple=True, metavar="NAME", help="Only this mutant; may be given more than once.")
+_sample_options = together(
+    click.option("--sample", type=Positive, default=SAMPLE, show_default=True, help="Number of mutants to draw."),
+    click.option("--sample-seed", type=Seed, default=0, show_default=True, help="The same seed draws the same mutants."),
+    _only_option,
 )
-@click.option("--examples", type=Positive, help="Number of cases for each mutant, seed and target, instead of the profile's.")
-@first_seed_option
-@seeds_option
-@click.option("--target", "chosen", multiple=True, metavar="T", help="Use only this target; default: all that can run here.")
+_log_options = together(
+    click.option(
+        "--log",
+        "path",
+        type=click.Path(dir_okay=False, path_type=Path),
+        default=outputs.RUNS / "mutants.jsonl",
+        show_default=True,
+        help="The file of results. A second call with the same file goes on where the first ended.",
+    ),
+    click.option("--write", "writes", is_flag=True, help="Write the page, and its JSON beside it."),
+    json_option,
+)
+_run_options = together(
+    _sample_options,
+    click.option(
+        "--profile",
+        type=click.Choice(["ci", "nightly"]),
+        default="ci",
+        show_default=True,
+        help=f"Number of cases for each mutant, seed and target: {_PROFILES}.",
+    ),
+    click.option(
+        "--examples", type=Positive, help="Number of cases for each mutant, seed and target, instead of the profile's."
+    ),
+    first_seed_option,
+    seeds_option,
+    click.option("--target", "chosen", multiple=True, metavar="T", help="Only this target; default: all that can run here."),
+    _log_options,
+)
+_tests_seconds_option = click.option(
+    "--tests-seconds",
+    type=Duration,
+    default=300.0,
+    show_default=True,
+    help="Seconds of tests for each mutant. If no test has failed by then, the next call goes on.",
+)
+_Tests = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.group("mutate", epilog=f"Operators: {', '.join(OPERATORS)}.")
+def command() -> None:
+    """Make mutants by operators, and count those that the fuzzer and the tests find on a CPU."""
+
+
+@command.command("list")
+@_sample_options
+@record_of(Sample)
+def _list(sample: Sample) -> None:
+    """List the mutants and what they change."""
+    for mutant in sample.mutants():
+        results.print(f"{mutant.name}  {mutant.change}", soft_wrap=True)
+
+
+@command.command("run")
+@_run_options
 @click.option(
     "--recorded",
     type=Positive,
@@ -67,122 +151,75 @@ _PROFILES = ", ".join(f"{name} {PROFILES[name]}" for name in ("ci", "nightly"))
     show_default=True,
     help="Cases of each target that run first, to learn which statements the target runs.",
 )
-@click.option(
-    "--tests",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    metavar="FOLDER",
-    help="Run the tests of this folder on the mutants, too.",
-)
-@click.option(
-    "--tests-seconds",
-    type=Duration,
-    default=300.0,
-    show_default=True,
-    help="Seconds of tests for each mutant. If no test has failed by then, the next call goes on.",
-)
-@click.option(
-    "--of-page",
-    is_flag=True,
-    help="With --tests: run only the tests, on the mutants of the page. Its results of the fuzzer stay.",
-)
-@click.option(
-    "--log",
-    "path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=outputs.RUNS / "mutants.jsonl",
-    show_default=True,
-    help="The file of results. A second call with the same file goes on where the first ended.",
-)
-@click.option("--write", "writes", is_flag=True, help="Write the page, and its JSON beside it.")
-@click.option("--rewrite", "rewrites", is_flag=True, help="Run nothing; write the page of what the log holds.")
-@check_option
+@click.option("--tests", type=_Tests, metavar="FOLDER", help="Run the tests of this folder on the mutants, too.")
+@_tests_seconds_option
 @cpu_workers_option
 @case_seconds_option
-@json_option
-def command(
-    sample: int,
-    sample_seed: int,
-    only: tuple[str, ...],
-    lists: bool,
-    profile: str,
-    examples: int | None,
-    seed: int,
-    seeds: int,
-    chosen: tuple[str, ...],
-    recorded: int,
-    tests: Path | None,
-    tests_seconds: float,
-    of_page: bool,
-    path: Path,
-    writes: bool,
-    rewrites: bool,
-    check: bool,
-    workers: int,
-    case_seconds: float,
-    json_file: Path | None,
-) -> int:
-    """Make mutants by operators, and count those that the fuzzer finds on a CPU.
+@record_of(RunOptions)
+def _run(options: RunOptions) -> int:
+    """Fuzz each mutant, and count those that are found.
 
     Exit 2 if the run cannot go on, and 130 if it is interrupted. Survivors are a result, no error.
     """
-    if check:
-        return _check()
-    equivalent, causes = reasons.load(EQUIVALENT), reasons.load(NOT_FOUND)
-    check_writable(json_file)
-    if writes or rewrites:
-        check_pages_writable((PAGE, results_file.data_of(PAGE)))
-    log = None if lists else Log(path, PACKAGE)
-    if of_page and log:
-        data = results_file.data_of(PAGE)
-        tests = None if rewrites else tests
-        return _tests_of_page(log, data, only, tests, tests_seconds, workers, writes or rewrites, json_file)
-    mutants = generate.by_name(only) if only else generate.sample(sample, sample_seed)
-    if log is None:
-        for mutant in mutants:
-            results.print(f"{mutant.name}  {mutant.change}", soft_wrap=True)
-        return 0
-    if rewrites and not path.is_file():
-        raise click.ClickException(f"--log: {path} does not exist, so there is nothing to write a page of")
-    if chosen:
-        log.use_only(chosen)
-    say_what_runs_kernels("cpu", [registry.load(name) for name in chosen])
+    equivalent = reasons.load(EQUIVALENT)
+    log, mutants = _begun(options)
+    say_what_runs_kernels("cpu", [registry.load(name) for name in options.chosen])
     running = [mutant for mutant in mutants if mutant.name not in equivalent]
-    numbers = range(seed, seed + seeds)
-    at_most = examples or PROFILES[profile]
-    plan = FuzzPlan(target="", device="cpu", examples=at_most, seed=seed, folder=path.parent, case_seconds=case_seconds)
+    plan = FuzzPlan(
+        target="",
+        device="cpu",
+        examples=options.most_examples,
+        seed=options.seed,
+        folder=options.path.parent,
+        case_seconds=options.case_seconds,
+    )
     interrupted = False
     try:
-        if not rewrites:
-            with log.alone() as lines:
-                say_half(lines)
-                _record_targets(log, _usable(chosen), recorded, plan, workers)
-                interrupted = _run(running, numbers, plan, log, workers)
-                if tests and not interrupted:
-                    _run_tests(running, tests, log, workers, tests_seconds)
+        with log.alone() as lines:
+            say_half(lines)
+            _record_targets(log, _usable(options.chosen), options.recorded, plan, options.workers)
+            interrupted = _fuzz(running, options.numbers, plan, log, options.workers)
+            if options.tests and not interrupted:
+                _run_tests(running, options.tests, log, options.workers, options.tests_seconds)
     except KeyboardInterrupt:
         interrupted = True
-    rows = [mutants_page.row(mutant, log, numbers, at_most, equivalent) for mutant in mutants]
-    rows = [mutants_page.explained(row, causes) for row in rows]
-    where, of_sample = ("CPU", hypothesis.__version__), (len(mutants), sample_seed)
-    found = Results(*where, *of_sample, tuple(numbers), at_most, mutants_page.suite_of(log), tuple(rows))
-    return _tell(found, interrupted, writes or rewrites, json_file)
+    return _tell(_results(options, mutants, log), interrupted, options.writes, options.json_file)
 
 
-def _tests_of_page(
-    log: Log,
-    data: Path,
-    only: Sequence[str],
-    tests: Path | None,
+@command.command("read")
+@_run_options
+@record_of(Options)
+def _read(options: Options) -> int:
+    """Count the mutants that are found by what the log holds. Run nothing."""
+    log, mutants = _begun(options)
+    if not options.path.is_file():
+        raise click.UsageError(f"--log: {options.path} does not exist, so there is nothing to read")
+    return _tell(_results(options, mutants, log), False, options.writes, options.json_file)
+
+
+@command.command("tests")
+@click.argument("folder", required=False, type=_Tests)
+@_only_option
+@_tests_seconds_option
+@_log_options
+@cpu_workers_option
+def _tests(
+    folder: Path | None,
+    only: tuple[str, ...],
     tests_seconds: float,
-    workers: int,
+    path: Path,
     writes: bool,
     json_file: Path | None,
+    workers: int,
 ) -> int:
-    """Run the tests on the mutants of the page that are in its rates, or take what the log holds if there are no tests.
+    """Run the tests of FOLDER on the mutants of the page that are in its rates. Its results of the fuzzer stay.
 
-    A mutant that makes another change by now, under the name that it has on the page, is not the one that the fuzzer has met.
+    Without FOLDER nothing runs, and the tests' results are those of the log. A mutant that makes another change by now, under
+    the name that it has on the page, is not the one that the fuzzer has met.
     """
-    before = mutants_page.whole(results_file.load(data, Results))
+    _check_files(writes, json_file)
+    log = Log(path, PACKAGE)
+    before = mutants_page.whole(results_file.load(results_file.data_of(PAGE), Results))
     known = {row.name: row for row in before.mutants}
     if unknown := [name for name in only if name not in known]:
         raise click.BadParameter(f"got {unknown[0]}, which {PAGE} does not have", param_hint="--only")
@@ -190,17 +227,54 @@ def _tests_of_page(
     mutants = [mutant for mutant in named if known[mutant.name].is_of(mutant)]
     interrupted = False
     try:
-        if tests:
-            chosen = [mutant for mutant in mutants if not only or mutant.name in only]
+        if folder:
             with log.alone() as lines:
                 say_half(lines)
-                _run_tests(chosen, tests, log, workers, tests_seconds)
+                chosen = [mutant for mutant in mutants if not only or mutant.name in only]
+                _run_tests(chosen, folder, log, workers, tests_seconds)
     except KeyboardInterrupt:
         interrupted = True
     met = {mutant.name: mutants_page.of_tests(mutant, log) for mutant in mutants}
     rows = tuple(msgspec.structs.replace(row, tests=met.get(row.name)) for row in before.mutants)
     after = msgspec.structs.replace(before, suite=mutants_page.suite_of(log), mutants=rows)
     return _tell(after, interrupted, writes, json_file)
+
+
+@command.command("page")
+@check_option
+def _page(check: bool) -> int:
+    """Write docs/generated/mutants.md of the files beside it.
+
+    With --check, exit 1, too, unless operators make the mutants of the page still.
+    """
+    if check:
+        return _check()
+    mutants_page.write()
+    return 0
+
+
+def _check_files(writes: bool, json_file: Path | None) -> None:
+    check_writable(json_file)
+    if writes:
+        check_pages_writable((PAGE, results_file.data_of(PAGE)))
+
+
+def _begun(options: Options) -> tuple[Log, list[Generated]]:
+    """The log and the mutants; what cannot be read or written is refused first."""
+    _check_files(options.writes, options.json_file)
+    log = Log(options.path, PACKAGE)
+    if options.chosen:
+        log.use_only(options.chosen)
+    return log, options.mutants()
+
+
+def _results(options: Options, mutants: Sequence[Generated], log: Log) -> Results:
+    """What the log holds of these mutants."""
+    equivalent, causes = reasons.load(EQUIVALENT), reasons.load(NOT_FOUND)
+    rows = [mutants_page.row(mutant, log, options.numbers, options.most_examples, equivalent) for mutant in mutants]
+    rows = tuple(mutants_page.explained(row, causes) for row in rows)
+    of_sample = (len(mutants), options.sample_seed, tuple(options.numbers), options.most_examples)
+    return Results("CPU", hypothesis.__version__, *of_sample, mutants_page.suite_of(log), rows)
 
 
 def _tell(found: Results, interrupted: bool, writes: bool, json_file: Path | None) -> int:
@@ -212,7 +286,7 @@ def _tell(found: Results, interrupted: bool, writes: bool, json_file: Path | Non
         return 130
     if writes:
         outputs.write(results_file.data_of(PAGE), results_file.dumps(mutants_page.short(found)))
-        write_page()
+        mutants_page.write()
     return 0
 
 
@@ -224,7 +298,7 @@ def _run_tests(mutants: Sequence[Generated], folder: Path, log: Log, workers: in
     suite.run(mutants, log, workers, tests_seconds, _report)
 
 
-def _run(mutants: Sequence[Generated], seeds: range, plan: FuzzPlan, log: Log, workers: int) -> bool:
+def _fuzz(mutants: Sequence[Generated], seeds: range, plan: FuzzPlan, log: Log, workers: int) -> bool:
     """Fuzz, and return whether the run was interrupted.
 
     Raises:
@@ -283,11 +357,6 @@ def _print(found: Results) -> None:
     results.print(mutants_page.summary(found.mutants), soft_wrap=True)
 
 
-def write_page() -> None:
-    found = results_file.kept(PAGE, Results, "mutate").values()
-    write_or_check({PAGE: mutants_page.text(found)}, "", checks=False)
-
-
 def _check() -> int:
     """The exit code: 0 if the page follows from the files beside it and today's sources; else 1."""
     kept = results_file.kept(PAGE, Results, "mutate")  # before the mutants are made, which takes seconds
@@ -295,5 +364,5 @@ def _check() -> int:
     equivalent, _ = reasons.load(EQUIVALENT), reasons.load(NOT_FOUND)
     known = generate.of_package()
     wrong = [line for each in found for line in mutants_page.differences(each, known, equivalent)]
-    code = write_or_check({PAGE: mutants_page.text(found)}, "python -m attn_lab mutate --rewrite", checks=True)
+    code = write_or_check({PAGE: mutants_page.text(found)}, "python -m attn_lab mutate page", checks=True)
     return max(code, results_file.checked(wrong, "; ".join(mutants_page.summary(each.mutants) for each in found)))

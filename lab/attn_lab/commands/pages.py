@@ -8,18 +8,19 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import click
+from attn_parity.console import results
 from attn_parity.cpus import usable_cpus
 
 # those that take longest come first
 CHECKS = (
-    "python -m attn_lab binaries --check",
-    "python -m attn_lab zoo --check",
-    "python -m attn_lab mutate --check",
+    "python -m attn_lab binaries page --check",
+    "python -m attn_lab zoo page --check",
+    "python -m attn_lab mutate page --check",
     "python -m attn_lab matrix --check --only backends",
     "python -m benchmarks judge page --check",
     "python -m benchmarks page --check",
     "python -m benchmarks peers --check",
-    "python -m attn_lab findings --check",
+    "python -m attn_lab findings page --check",
     "python -m attn_lab releases --check",
 )
 
@@ -41,10 +42,10 @@ def check_all(checks: Iterable[str], cpus: int) -> int:
     with ThreadPoolExecutor(cpus) as pool:
         for ended in as_completed([pool.submit(_run, check) for check in checks]):
             check, code, printed, seconds = ended.result()
-            print(f"{check}: {'passed' if code == 0 else f'exit {code}'}, {seconds:.0f} s", flush=True)
+            results.print(f"{check}: {'passed' if code == 0 else f'exit {code}'}, {seconds:.0f} s", soft_wrap=True)
             if code:
                 failed += 1
-                print(printed, flush=True)
+                results.print(printed, soft_wrap=True)
     return 1 if failed else 0
 
 

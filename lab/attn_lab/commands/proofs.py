@@ -8,7 +8,9 @@ from attn_fuzz import extras
 from attn_lab.options import check_option
 from attn_lab.pages import PAGES, write_or_check
 from attn_parity.console import results
-from attn_parity.options import check_writable, json_option
+from attn_parity.files import check_writable
+from attn_parity.options import json_option
+from attn_parity.proving import prove_all
 
 PAGE = PAGES / "proofs.md"
 
@@ -33,7 +35,6 @@ def command(names: tuple[str, ...], confirms: bool, folder: Path, check: bool, j
     """
     extras.require("proofs")
     from attn_lab.proofs import page
-    from attn_parity.commands.prove import prove_all
     from attn_proofs.theorem import chosen
     from attn_proofs.theorems import THEOREMS
 

@@ -27,6 +27,7 @@ from attn_fuzz.errors import InputError
 from attn_fuzz.findings.finding import Finding
 from attn_lab.findings import scripts
 from attn_lab.findings.issue_text import LAYOUTS
+from attn_lab.findings.places import package_of
 from attn_lab.findings.scripts import DOES_NOT_SHOW, SHOWS, Report, Shown
 
 
@@ -47,7 +48,7 @@ def patch(report: Report, package: Path) -> str:
 def write(findings: Mapping[str, Finding], shown: Mapping[str, Shown], folder: Path) -> Iterator[str]:
     """Write the folders of findings whose packages are here. Yields a line for each finding: what was written, or why not."""
     for name, finding in findings.items():
-        package = foreign.sources(name.partition("-")[0])
+        package = foreign.sources(package_of(name))
         report, text, layout = scripts.report(name), scripts.source(name), LAYOUTS[package.name]
         try:
             changes = patch(report, package)
@@ -175,7 +176,7 @@ class Checked(NamedTuple):
 
 def check(folder: Path) -> Checked:
     """Run the script and the test of a finding's folder on the package's source, and on a copy with the patch."""
-    package = foreign.sources(folder.name.partition("-")[0])
+    package = foreign.sources(package_of(folder.name))
     [test] = folder.glob("*/**/test_*.py")
     commands = (
         ["show.py"],
@@ -217,7 +218,7 @@ def check_all(folder: Path) -> Iterator[tuple[str, Checked]]:
     """
     each = sorted(script.parent for script in (*folder.glob("show.py"), *folder.glob("*/show.py")))
     if not each:
-        raise InputError(f"--check: got {folder}, which holds no show.py, expected a folder of --write")
+        raise InputError(f"FOLDER: got {folder}, which holds no show.py, expected a folder of `findings folders`")
     for one in each:
         found = check(one.absolute())
         if found.passed and torch.cuda.is_available():

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-FOLDER = Path(__file__).parents[3] / "findings"
-SHARED = FOLDER / "shared"
+from attn_lab.findings.places import SHARED, file_of
+
 _DICTIONARIES = ("FILES", "VALUES")
 """The names of the stand-ins' dictionaries, by package."""
 _LOAD = re.compile(r'\bload\("([\w.]+)"\)')
@@ -144,16 +144,6 @@ def _local(node: ast.stmt) -> str | None:
     """The file of findings/shared that a statement imports."""
     name = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name if isinstance(node, ast.Import) else None
     return name if name and (SHARED / f"{name}.py").is_file() else None
-
-
-def package_of(name: str) -> str:
-    """The package that a finding's name begins with."""
-    return name.partition("-")[0]
-
-
-def file_of(name: str, suffix: str) -> Path:
-    """findings/PACKAGE/NAME.py, or NAME.toml beside it."""
-    return FOLDER / package_of(name) / f"{name}{suffix}"
 
 
 class Source:

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
-from attn_fuzz import foreign
+from attn_fuzz import foreign, outputs
 from attn_fuzz.errors import InputError
-from attn_lab.findings.issue_text import FOLDER, Source, file_of, package_of
+from attn_lab.findings.issue_text import Source
+from attn_lab.findings.places import FOLDER, file_of, names, package_of
+from attn_lab.pages import PAGES
 
-ROOT = Path(__file__).parents[3]
-RESULTS = ROOT / "docs" / "generated" / "findings.json"
+RESULTS = PAGES / "findings.json"
 ARCHITECTURE = "gfx942"
 SHOWS, DOES_NOT_SHOW, CANNOT_RUN = 1, 0, 2
 CONFIRMED = ("closed form", "second implementation", "the package's own reference")
@@ -121,7 +122,7 @@ class Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
         compiled: its output with kernels that were compiled for gfx942 and emulated; None if it launches no kernel, or if
             the finding needs a GPU.
         repaired: its output with the repaired file; None if there is no repair.
-        run_on: the GPU on which `findings --check` passed, with its Triton; None if there was none.
+        run_on: the GPU on which `findings check` passed, with its Triton; None if there was none.
     """
 
     interpreted: str
@@ -250,7 +251,7 @@ def copied(package: Path, folder: Path, files: Iterable[Path]) -> None:
 
 def all_repaired(folder: Path) -> list[str]:
     """Write the sources of each package that has findings into a folder, with all repairs. Returns the names in REPAIRED."""
-    reports = {name: report(name) for name in _known() if is_in(name)}
+    reports = {name: report(name) for name in names() if is_in(name)}
     packages = {found.file.parts[0] for found in reports.values()}
     for package in sorted(packages):
         repaired({name: found for name, found in reports.items() if found.file.parts[0] == package}, folder)
@@ -283,23 +284,21 @@ def _repaired(name: str) -> str | None:
     return output
 
 
-def _known() -> list[str]:
-    return sorted(file.stem for file in FOLDER.glob("*/*.toml"))
-
-
-def run_all(names: Sequence[str]) -> None:
+def run_all(chosen: Sequence[str]) -> Iterator[str]:
     """Run the scripts of the named findings, or of all, and keep what they print. It needs the findings' packages.
+
+    Yields the name of each finding when its script has run.
 
     Raises:
         InputError: a finding has no report.
     """
-    known = _known()
-    if unknown := sorted(set(names) - set(known)):
+    known = names()
+    if unknown := sorted(set(chosen) - set(known)):
         raise InputError(f"NAME: got {', '.join(unknown)}, expected names of findings with a report in {FOLDER}")
     shown = results()
-    for number, name in enumerate(names or filter(is_in, known), 1):
+    for name in chosen or filter(is_in, known):
         shown[name] = _shown(name)
-        print(f"{name} ({number})", flush=True)
+        yield name
     _keep({name: shown[name] for name in known if name in shown})
 
 
@@ -310,4 +309,4 @@ def ran_on(name: str, gpu: str) -> None:
 
 
 def _keep(kept: Mapping[str, Shown]) -> None:
-    RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
+    outputs.write(RESULTS, msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
 import msgspec
+from attn_lab import results_file
 from attn_lab.finders import PARTS_OF_FUZZER
 from attn_lab.miscompile import page as miscompiled
 from attn_lab.mutate import line_coverage, suite
 from attn_lab.mutate.campaign import Log, Trial, order
 from attn_lab.mutate.generate import Generated
-from attn_lab.pages import table
+from attn_lab.pages import PAGES, table, write_or_check
 
+PAGE = PAGES / "mutants.md"
 SCHEMA = "attn-parity.mutants/2"
 SURVIVED, NOT_RUN_BY_ANY, UNFINISHED = "survived", "no target runs it", "unfinished"
 BROKEN, EQUIVALENT = "does not run", "equivalent"
@@ -267,13 +269,13 @@ A rate counts the mutants that are found. A mutant is in no rate if it does not 
 the run ended before the mutant had met all of its targets. Mutants without an end are mostly survivors: a mutant that is found
 ends at once. A mutant that no target runs is in the rates, and survives. The lists leave out mutants that a test finds.
 `equivalent.toml` says of each equivalent mutant why.
-`python -m attn_lab mutate --check` fails if this page is not made of the JSON files beside it, or if an operator does not make
-one of their mutants any more.
+`python -m attn_lab mutate page --check` fails if this page is not made of the JSON files beside it, or if an operator does not
+make one of their mutants any more.
 """
 OF_SAMPLE = """
 ## {sample} mutants of seed {sample_seed}
 
-`python -m attn_lab mutate` ran them on {device}, with Hypothesis {hypothesis} and seed {seeds}. Each target that runs the
+`python -m attn_lab mutate run` ran them on {device}, with Hypothesis {hypothesis} and seed {seeds}. Each target that runs the
 changed statement drew at most {examples} cases.
 """
 UNENDED = """
@@ -295,6 +297,11 @@ GONE = """
 {gone} of these mutants are left out: what they changed is not written like this any more. The code around some others has
 changed since they ran.
 """
+
+
+def write() -> None:
+    """Write the page of the results beside it."""
+    write_or_check({PAGE: text(results_file.kept(PAGE, Results, "mutate").values())}, "", checks=False)
 
 
 def short(results: Results) -> Results:

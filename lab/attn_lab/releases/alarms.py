@@ -5,21 +5,24 @@ its own, since targets read a release once. alarms.toml says what somebody who r
 which release mends it. Each failing case then runs on that release: it is mended if it agrees there.
 """
 
+import itertools
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+from attn_fuzz import outputs
 from attn_fuzz.cases import case_file
+from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError
-from attn_fuzz.findings.finding import explanation
+from attn_fuzz.findings.finding import Finding
 from attn_fuzz.run import prepared, shard
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
+from attn_fuzz.verdict.verdict import Verdict
 from attn_lab.releases import runner
-from attn_parity.commands.drift.changes import misfit
-from attn_parity.commands.drift.sides import Failed
+from attn_parity.adapters import misfit
 
 RESULTS = runner.RESULTS.with_name("releases-alarms.json")
 READ = Path(__file__).with_name("alarms.toml")
@@ -104,7 +107,7 @@ def results(file: Path) -> Kept:
 def keep(seed: int, file: Path) -> None:
     """Put the summary of what FILE holds in the place of the seed's."""
     kept = summaries() | {seed: summary(results(file))}
-    RESULTS.write_bytes(msgspec.json.encode(dict(sorted(kept.items()))) + b"\n")
+    outputs.write(RESULTS, msgspec.json.encode(dict(sorted(kept.items()))) + b"\n")
 
 
 def summaries() -> dict[int, dict[str, Summary]]:
@@ -162,39 +165,37 @@ def _run_release(
         counted = kept.setdefault(name, {}).setdefault(release, Counted())
         if counted.examples < examples and not counted.error:
             _run(name, package, counted, examples, seconds, seed)
-            file.write_bytes(msgspec.json.encode(dict(sorted(kept.items()))) + b"\n")
+            outputs.write(file, msgspec.json.encode(dict(sorted(kept.items()))) + b"\n")
 
 
 def _run(name: str, package: str, counted: Counted, examples: int, seconds: float, seed: int) -> None:
+    until = time.monotonic() + seconds
     try:
-        target = registry.load(name)
-        counted.error = runner.line(target.unavailable("cpu") or "")
-        if counted.error:
+        if why := registry.load(name).unavailable("cpu"):
+            counted.error = runner.line(why)
             return
         with tempfile.TemporaryDirectory() as folder:
             plan = FuzzPlan(
                 target=name, device="cpu", examples=runner.MOST_EXAMPLES, first=examples, seed=seed, folder=Path(folder)
             )
-            cases, until = shard.drawn(plan)[counted.examples :], time.monotonic() + seconds
-            with shard.start_executor(plan) as executor:
-                for case in cases:
-                    if time.monotonic() > until:
-                        return
-                    verdict = executor.run(case, exactly=False)
-                    if finding := explanation(target.findings_on("cpu"), case, verdict):
-                        counted.known[finding.name] = counted.known.get(finding.name, 0) + 1
-                    failed = Failed(kind=verdict.kind, message=verdict.message, case_file=None)
-                    why = verdict.about if verdict.kind == "limit" else verdict.failed and misfit(failed, package)
-                    if why:
-                        counted.left_out[runner.line(why)] = counted.left_out.get(runner.line(why), 0) + 1
-                    elif verdict.failed and not finding:
-                        counted.alarms.append(
-                            Alarm(counted.examples, verdict.kind, runner.line(verdict.message), case_file.dumps(case))
-                        )
-                    counted.examples += 1
+            cases = shard.drawn(plan)
+            waiting = itertools.takewhile(lambda _: time.monotonic() <= until, range(counted.examples, len(cases)))
+            for index, verdict, finding in runner.judged(name, plan, ((index, cases[index]) for index in waiting)):
+                _count(counted, package, verdict, finding, cases[index])
     except (Exception, SystemExit) as error:  # of a release that an adapter was not written for
-        why = runner.line(str(error).strip().rpartition("\n")[2])
+        why = runner.last_line(error)
         counted.error = why if isinstance(error, ExecutorError) else f"{type(error).__name__}: {why}"
+
+
+def _count(counted: Counted, package: str, verdict: Verdict, finding: Finding | None, case: Case) -> None:
+    if finding:
+        counted.known[finding.name] = counted.known.get(finding.name, 0) + 1
+    other_fault = misfit(verdict.kind, verdict.message, package) if verdict.failed else None
+    if why := verdict.about if verdict.kind == "limit" else other_fault:
+        counted.left_out[runner.line(why)] = counted.left_out.get(runner.line(why), 0) + 1
+    elif verdict.failed and not finding:
+        counted.alarms.append(Alarm(counted.examples, verdict.kind, runner.line(verdict.message), case_file.dumps(case)))
+    counted.examples += 1
 
 
 def run_after(sources: Path, only: Sequence[str], file: Path) -> Iterator[str]:
@@ -225,12 +226,10 @@ def _waiting(name: str, kept: Kept, known: Sequence[str]) -> dict[tuple[str, int
 
 def _run_after(name: str, later: str, cases: Sequence[tuple[str, int]], file: Path) -> None:
     kept = results(file)
+    waiting = [each for release, of in kept[name].items() for each in of.alarms if (release, each.index) in cases]
     with tempfile.TemporaryDirectory() as folder:
         plan = FuzzPlan(target=name, device="cpu", examples=1, first=1, seed=0, folder=Path(folder))
-        with shard.start_executor(plan) as executor:
-            for release, counted in kept[name].items():
-                for alarm in (each for each in counted.alarms if (release, each.index) in cases):
-                    verdict = executor.run(case := case_file.loads(alarm.case), exactly=False)
-                    finding = explanation(registry.load(name).findings_on("cpu"), case, verdict)
-                    alarm.after = later, finding.name if finding else verdict.kind
-    file.write_bytes(msgspec.json.encode(kept) + b"\n")
+        of_alarms = ((index, case_file.loads(alarm.case)) for index, alarm in enumerate(waiting))
+        for index, verdict, finding in runner.judged(name, plan, of_alarms):
+            waiting[index].after = later, finding.name if finding else verdict.kind
+    outputs.write(file, msgspec.json.encode(kept) + b"\n")

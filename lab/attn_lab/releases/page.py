@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from attn_lab.findings import scripts
+from attn_lab.findings.places import package_of
 from attn_lab.pages import table
 from attn_lab.releases import alarms, runner
 from attn_lab.releases.alarms import Summary
@@ -100,7 +101,7 @@ def page(kept: Results) -> str:
     lines += ["", *_alarms(), "## Findings", "", _FINDINGS, ""]
     lines += table(
         ("finding", "first release with it", "last release with it", "ran on"),
-        ((name, *span(codes, kept.releases[name.partition("-")[0]])) for name, codes in sorted(kept.findings.items()) if codes),
+        ((name, *span(codes, kept.releases[package_of(name)])) for name, codes in sorted(kept.findings.items()) if codes),
     )
     return "\n".join(lines) + "\n"
 

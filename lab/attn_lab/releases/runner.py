@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+from attn_fuzz import outputs
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError
@@ -26,9 +27,11 @@ from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import Verdict
 from attn_lab.findings import scripts
+from attn_lab.findings.places import names, package_of
+from attn_lab.pages import PAGES
 
 FIXES = Path(__file__).with_name("fixes.toml")
-RESULTS = scripts.ROOT / "docs" / "generated" / "releases.json"
+RESULTS = PAGES / "releases.json"
 PACKAGES = ("aiter", "lmdeploy", "sglang", "vllm")
 SEED = 1
 MOST_EXAMPLES = 1000
@@ -125,7 +128,7 @@ def results(file: Path = RESULTS) -> Results:
 
 
 def save(kept: Results, file: Path = RESULTS) -> None:
-    file.write_bytes(msgspec.json.encode(kept) + b"\n")
+    outputs.write(file, msgspec.json.encode(kept) + b"\n")
 
 
 def version(release: str) -> tuple[int, ...]:
@@ -162,42 +165,61 @@ def using_release(sources: Path, package: str, release: str) -> Iterator[None]:
         os.environ.update({} if earlier is None else {name: earlier})
 
 
+def judged(name: str, plan: FuzzPlan, cases: Iterable[tuple[int, Case]]) -> Iterator[tuple[int, Verdict, Finding | None]]:
+    """The number of each case, the verdict, and the known finding that explains it. An error of a target that ran is a limit.
+
+    Raises:
+        ExecutorError: the target does not load.
+    """
+    findings, has_run = registry.load(name).findings_on("cpu"), False
+    with shard.start_executor(plan) as executor:
+        for index, case in cases:
+            try:
+                verdict = executor.run(case, exactly=False)
+            except ExecutorError as error:
+                if not has_run:
+                    raise
+                verdict = Verdict(kind="limit", about=last_line(error))
+            has_run = True
+            yield index, verdict, explanation(findings, case, verdict)
+
+
 def run_target(
     name: str, found: Run, cases: Sequence[Case], *, examples: int, seconds: float, first: Iterable[int] = ()
 ) -> None:
     """Go on with a target's examples on the sources of the environment: those of `first`, and then up to a number or a time."""
-    target, until = registry.load(name), time.monotonic() + seconds
-    if why := target.unavailable("cpu"):
+    until = time.monotonic() + seconds
+    if why := registry.load(name).unavailable("cpu"):
         found.error = line(why)
         return
     ahead = [index for index in first if index >= found.examples and index not in found.extra]
     raised: list[str] = []
+
+    def due() -> Iterator[tuple[int, Case]]:
+        yield from ((index, cases[index]) for index in ahead)
+        for index in range(found.examples, examples):
+            if time.monotonic() > until:
+                return
+            if index in found.extra:
+                found.examples = index + 1
+            else:
+                yield index, cases[index]
+
     with tempfile.TemporaryDirectory() as folder:
-        plan = _plan(name, Path(folder))
-        with shard.start_executor(plan) as executor:
-            drawn = range(found.examples, examples)
-            for index, is_ahead in [*((index, True) for index in ahead), *((index, False) for index in drawn)]:
-                if not is_ahead and time.monotonic() > until:
-                    return
-                if index not in found.extra:
-                    try:
-                        verdict = executor.run(cases[index], exactly=False)
-                    except ExecutorError as error:
-                        why = line(str(error).strip().splitlines()[-1])
-                        if not raised:  # it does not load
-                            found.error = why
-                            return
-                        verdict = Verdict(kind="limit", about=why)
-                    _count(found, index, verdict, explanation(target.findings_on("cpu"), cases[index], verdict))
-                    raised.append(verdict.message if verdict.kind == "raised" else "")
-                if is_ahead:
+        try:
+            for index, verdict, finding in judged(name, _plan(name, Path(folder)), due()):
+                _count(found, index, verdict, finding)
+                if index in ahead:
                     found.extra.append(index)
                 else:
                     found.examples = index + 1
+                raised.append(verdict.message if verdict.kind == "raised" else "")
                 if not ahead and len(raised) == FAILURES_OF_A_WRONG_ADAPTER and all(raised):
                     found.error = line(raised[0])
                     found.failed.clear()
                     return
+        except ExecutorError as error:
+            found.error = last_line(error)
 
 
 def digest(name: str) -> str:
@@ -229,6 +251,10 @@ def _count(found: Run, index: int, verdict: Verdict, finding: Finding | None) ->
 def line(text: str) -> str:
     """One line, without folders of this machine."""
     return re.sub(r"(?<!\S)/\S+/", "", " ".join(text.split()))[:160]
+
+
+def last_line(error: BaseException) -> str:
+    return line(str(error).strip().rpartition("\n")[2])
 
 
 def run_fixes(
@@ -275,8 +301,8 @@ def run_fixes(
 
 def run_findings(sources: Path, kept: Results, file: Path, only: Sequence[str] = ()) -> Iterator[str]:
     """Run the findings' scripts: on the newest release in the folder and the oldest, and between two that differ."""
-    for name in sorted(each.stem for each in scripts.FOLDER.glob("*/*.toml")):
-        package, codes = name.partition("-")[0], kept.findings.setdefault(name, {})
+    for name in names():
+        package, codes = package_of(name), kept.findings.setdefault(name, {})
         known = releases(sources, package)
         if not known or (only and name not in only):
             continue

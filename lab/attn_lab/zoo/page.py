@@ -12,9 +12,10 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.patches.mutant import MutantError
 from attn_fuzz.run.shard import Progress
 from attn_lab.finders import PARTS_OF_FUZZER
-from attn_lab.pages import table
+from attn_lab.pages import PAGES, table
 from attn_lab.zoo.known_bugs import KnownBug
 
+PAGE = PAGES / "zoo.md"
 SCHEMA = "attn-parity.zoo/3"
 SURVIVED, NEEDS_GPU, UNFINISHED, DOES_NOT_RUN = "SURVIVED", "needs a GPU", "unfinished", "DOES NOT RUN"
 _REAL = re.compile(r"[\w.-]+/[\w.-]+#\d+")
@@ -180,9 +181,9 @@ column `origin` names the issue or pull request with the bug; the mutant makes t
 `seed-` and `backend-` are the five reports that this project began with. No strategy knows of any mutant: all meet the same
 random cases.
 
-`python -m attn_lab zoo --seeds {count} --write` ran the mutants on {where}, with Hypothesis {hypothesis}, and wrote this page
-and the JSON file beside it, which holds its numbers. `--rewrite` writes the page again after a change of a mutant's
-description, and `--check` fails if the page is not made of the JSON files and today's mutants.
+`python -m attn_lab zoo run --seeds {count} --write` ran the mutants on {where}, with Hypothesis {hypothesis}, and wrote this
+page and the JSON file beside it, which holds its numbers. `zoo page` writes the page again after a change of a mutant's
+description. `zoo page --check` fails if the page is not made of the JSON files and today's mutants.
 
 - Examples and seconds: how long the fuzzer looked until it found the bug. They are medians over the seeds {seeds}, of at most
   {at_most} examples each. The seconds include the start of a process.

@@ -26,7 +26,7 @@ from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import Target
 from attn_fuzz.targets.triton import TRITON
-from attn_parity.options import sanitizes
+from attn_parity.device import sanitizes
 from triton import knobs
 from triton.runtime import interpreter
 

@@ -14,7 +14,7 @@ from attn_fuzz.serving.managed import ManagedEngine, ManagerFaultError, Protocol
 from attn_fuzz.serving.manager import Group
 from attn_fuzz.serving.scheduler import Traffic, explore
 from attn_fuzz.shadow import Shadow
-from attn_parity import managers as command
+from attn_parity.commands.fuzz import managers as command
 from hypothesis import Phase
 
 from tests.fuzz.managers.mutants import MUTANTS, Mutant

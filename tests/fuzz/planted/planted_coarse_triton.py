@@ -1,6 +1,6 @@
 """The Triton kernel, interpreted, with a coarser step of its online softmax: the zoo's bugs can be put into it.
 
-attn_lab zoo --target planted_coarse_triton:SUMS
+attn_lab zoo run --target planted_coarse_triton:SUMS
 """
 
 import dataclasses

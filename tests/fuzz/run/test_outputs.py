@@ -18,9 +18,9 @@ from attn_fuzz.cases.case import Case, Values
 from attn_fuzz.corpus import files
 from attn_fuzz.run.distinct import Entry
 from attn_fuzz.verdict.verdict import Verdict
-from attn_parity import keep_going
-from attn_parity.commands import prove
-from attn_parity.failing import EarlyFiles
+from attn_parity import proving
+from attn_parity.commands.fuzz import keep_going
+from attn_parity.commands.fuzz.failing import EarlyFiles
 
 from tests.fuzz.report.reported import failure_of
 
@@ -163,7 +163,7 @@ def test_a_counterexample_does_not_replace_that_of_an_earlier_proof(monkeypatch,
     theorem = SimpleNamespace(name="mine", case=lambda model: model)
     cases = [replace(step_case, slack=slack) for slack in (0, 1, 0)]
     refuted = [SimpleNamespace(outcome="refuted", claim=case) for case in cases]
-    written = [prove._written_case(theorem, [each], tmp_path) for each in refuted]
+    written = [proving._written_case(theorem, [each], tmp_path) for each in refuted]
     assert written == [str(tmp_path / name) for name in ("mine.json", "mine-2.json", "mine.json")]
     assert [case_file.load(Path(path)) for path in written] == cases
 

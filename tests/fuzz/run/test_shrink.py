@@ -19,7 +19,7 @@ from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import EVERYTHING, Support
 from attn_fuzz.verdict.verdict import Kind, Verdict, what_failed
 from attn_lab.zoo import known_bugs as mutants
-from attn_parity import failing
+from attn_parity.commands.fuzz import failing
 from hypothesis import HealthCheck, assume, given, settings
 
 SUPPORT = replace(EVERYTHING, max_tokens=64, max_seq_len=200, dtypes=("float16", "bfloat16"))

@@ -9,7 +9,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 from attn_amdgcn import AmdgcnError, Fault, Schedule, launch, load, prepare
-from attn_lab.findings.scripts import DOES_NOT_SHOW, FOLDER, SHOWS
+from attn_lab.findings.places import FOLDER
+from attn_lab.findings.scripts import DOES_NOT_SHOW, SHOWS
 
 LOST_SHIFT, BEFORE_EXEC, PARTIAL_SPILL, BEHIND_BARRIER, READS_BEHIND_BARRIER, SAME_PLACE = (
     FOLDER / "compilers" / f"{name}.py"

@@ -45,8 +45,8 @@ from attn_optimized.attention import paged_attention_calls, varlen_attention_cal
 from attn_optimized.device import architecture_of, missing_compiler
 from attn_optimized.kv_cache import write_kv_cache_call
 from attn_optimized.launch import parts
-from attn_parity import options
-from attn_parity.commands.compile import chosen_architectures
+from attn_parity.device import say_what_runs_kernels
+from attn_parity.launches import chosen_architectures
 from hypothesis import strategies as st
 
 ZOO = attn_lab.zoo.known_bugs.FOLDER
@@ -217,9 +217,9 @@ def test_gfx1250_is_refused_by_name_under_a_triton_that_cannot_assemble_for_it(r
     ],
 )
 def test_the_command_line_says_what_runs_kernels(targets, said, capsys):
-    options.say_what_runs_kernels("cpu", map(registry.load, targets))
+    say_what_runs_kernels("cpu", map(registry.load, targets))
     assert capsys.readouterr().err.splitlines() == [f"no GPU in use: {words}" for words in said]
-    options.say_what_runs_kernels("cuda", map(registry.load, targets))
+    say_what_runs_kernels("cuda", map(registry.load, targets))
     assert not capsys.readouterr().err
 
 

@@ -23,8 +23,8 @@ from attn_fuzz.targets.packages.aiter import package as aiter_package
 from attn_fuzz.targets.packages.lmdeploy import package as lmdeploy_package
 from attn_fuzz.targets.packages.vllm import flex as vllm_flex
 from attn_fuzz.targets.packages.vllm import write as vllm_write
-from attn_lab.findings import issue_text
 from attn_lab.findings import scripts as finding_scripts
+from attn_lab.findings.places import SHARED
 from torch.nn.attention.flex_attention import BlockMask
 from triton.runtime.interpreter import InterpreterBuilder
 
@@ -94,8 +94,8 @@ def test_operands_cut_to_tf32_are_of_a_finding_that_needs_a_gpu(name, got, monke
         case = msgspec.structs.replace(case, target=name, attn_type=AttentionType.ENCODER, requests=requests, cache=None)
     assert try_case(case, target, "cpu").kind == "agree"
     monkeypatch.setattr(InterpreterBuilder, "create_dot", InterpreterBuilder.create_dot)
-    monkeypatch.syspath_prepend(issue_text.SHARED)
-    runpy.run_path(str(issue_text.SHARED / "tf32.py"))
+    monkeypatch.syspath_prepend(SHARED)
+    runpy.run_path(str(SHARED / "tf32.py"))
     verdict = try_case(case, target, "cpu")
     assert f"got {got}" in verdict.message
     assert finding.explains(case, verdict)

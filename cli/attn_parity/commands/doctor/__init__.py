@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 from attn_fuzz import extras
-from attn_parity.console import results
+from attn_parity.console import plain_table, results
 from attn_parity.cpus import usable_cpus
-from attn_parity.options import Positive, Seed, device_name, plain_table, say_what_runs_kernels, use_device
+from attn_parity.device import device_name, say_what_runs_kernels, use_device
+from attn_parity.options import Positive, Seed
 from attn_parity.versions import version
 
 EXAMPLES = 500

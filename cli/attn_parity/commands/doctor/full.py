@@ -7,9 +7,10 @@ from pathlib import Path
 from attn_fuzz import outputs
 from attn_parity.commands.doctor import sections
 from attn_parity.commands.doctor.sections import SCHEMA, Section
-from attn_parity.console import notes, results
-from attn_parity.options import check_writable, default_workers, plain_table, say_what_runs_kernels, use_device, write_json
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from attn_parity.console import plain_table, results, task
+from attn_parity.device import default_workers, say_what_runs_kernels, use_device
+from attn_parity.files import check_writable, write_json
+from rich.progress import TextColumn, TimeElapsedColumn
 
 
 def report(json_file: Path, examples: int, seed: int | None) -> int:
@@ -23,11 +24,9 @@ def report(json_file: Path, examples: int, seed: int | None) -> int:
     outputs.RUNS.mkdir(exist_ok=True)
     work = sections.sections(device, examples=examples, workers=default_workers(device), seed=seed, folder=outputs.RUNS)
     interrupted = False
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as progress:
-        task = progress.add_task("")
+    with task(None, TextColumn("{task.description}"), TimeElapsedColumn()) as update:
         for name, section in work:
-            progress.update(task, description=name)
+            update(description=name)
             try:
                 done[name] = sections.outcome(section)
             except KeyboardInterrupt:

@@ -16,8 +16,7 @@ from attn_optimized.launch.table import Entry
 from attn_parity.commands.doctor.full import in_words
 from attn_parity.commands.doctor.sections import SCHEMA
 from attn_parity.commands.doctor.stages import Pair, Variant
-from attn_parity.console import results
-from attn_parity.options import plain_table
+from attn_parity.console import plain_table, results
 
 MOST_BYTES = 1 << 24
 

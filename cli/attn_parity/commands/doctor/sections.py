@@ -26,11 +26,7 @@ PACKAGES = ("attn-parity", "torch", "triton", "pytorch-triton-rocm", "amd-aiter"
 # those of AMD's to compile for where there is no GPU
 OF_AMD = tuple(name for name in ARCHITECTURES if name.startswith("gfx"))
 # by name: requests, and the query and key length of each
-TIMED = {
-    "decode, 64 x 8k": (64, 1, 8192),
-    "decode, 1 x 128k": (1, 1, 131072),
-    "prefill, 4 x 4k": (4, 4096, 4096),
-}
+TIMED = {"decode, 64 x 8k": (64, 1, 8192), "decode, 1 x 128k": (1, 1, 131072), "prefill, 4 x 4k": (4, 4096, 4096)}
 
 Section = dict[str, Any]
 

@@ -24,7 +24,7 @@ from attn_parity.binaries import shipped_calls
 from attn_parity.binaries.build import SHIPPED, Job, Outcome, build
 from attn_parity.binaries.shipped_calls import ShippedCall
 from attn_parity.commands.doctor import clock
-from attn_parity.commands.doctor.clock import Spread
+from attn_parity.commands.doctor.clock import Time
 from attn_parity.commands.doctor.sections import Section, facts_of
 
 OTHERS = ("attn_parity.commands.doctor.stages",)
@@ -51,7 +51,7 @@ class Variant(msgspec.Struct, omit_defaults=True):
     waves: float | None = None
     spills: int | None = None
     error: float | None = None
-    times: Spread | None = None
+    times: Time | None = None
     why_not: str | None = None
 
 

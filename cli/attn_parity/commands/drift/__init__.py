@@ -11,7 +11,9 @@ from attn_fuzz import inputs
 from attn_fuzz.errors import NOT_RUN, InputError
 from attn_fuzz.outputs import RUNS
 from attn_parity.console import notes, results
-from attn_parity.options import Duration, Positive, Seed, check_writable, device_option, use_device, write_json
+from attn_parity.device import use_device
+from attn_parity.files import check_writable, write_json
+from attn_parity.options import Duration, Positive, Seed, device_option
 
 if TYPE_CHECKING:
     from attn_parity.commands.drift.sides import Side
@@ -80,14 +82,7 @@ def command(
     if was is None and last:
         was = last["before"] if last["after"]["digest"] == after["digest"] else last["after"]
     result = Drift(
-        schema=SCHEMA,
-        package=package,
-        seed=seed,
-        examples=examples,
-        before=was,
-        after=after,
-        changes={},
-        interrupted=False,
+        schema=SCHEMA, package=package, seed=seed, examples=examples, before=was, after=after, changes={}, interrupted=False
     )
     here = [was, after] if before and was else [after]
     waiting = [(side, name) for name in targets for side in here if _waits(side, name)]

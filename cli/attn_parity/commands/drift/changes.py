@@ -1,19 +1,12 @@
 """Changes of a target between two sides: of its sources, of its adapter's fit, and of its results."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
+from attn_parity.adapters import misfit
 from attn_parity.commands.drift.look import Look, still_there
-from attn_parity.commands.drift.sides import TRITON, Failed, Side
-
-_PLACE = re.compile(r"\(([^()]*):\d+, in \w+\)$")
-"""The file in which an exception was raised: `attn_fuzz.run.exceptions` ends a message with it."""
-_STAND_IN = re.compile(r"SimpleNamespace|cannot import name|\(unknown location\)|No module named")
-"""An exception in the package's code because a stand-in of this project has less than what it stands for."""
-_GONE = re.compile(r"(\w+)\(\) got an unexpected keyword argument ('\w+')")
-_NEW = re.compile(r"(\w+)\(\) missing \d+ required .*?arguments?: ('\w+'(?:,? (?:and )?'\w+')*)")
+from attn_parity.commands.drift.sides import Side
 
 
 class Change(TypedDict):
@@ -78,7 +71,7 @@ def _compare_runs(change: Change, name: str, before: Side, after: Side, package:
     ran, earlier = after["ran"].get(name), before["ran"].get(name)
     if ran is None:
         return
-    misfits = [reason for failed in ran["failures"] if (reason := misfit(failed, package))]
+    misfits = [reason for failed in ran["failures"] if (reason := misfit(failed["kind"], failed["message"], package))]
     change["not_judged"] += misfits + [f"not run: {limit}" for limit in (*filter(None, [ran["error"]]), *ran["limits"])]
     if not (ran["examples"] or ran["failures"] or ran["error"]):
         change["not_judged"].append(f"not run: no example within {ran['seconds']:.0f} s")
@@ -89,7 +82,7 @@ def _compare_runs(change: Change, name: str, before: Side, after: Side, package:
         change["findings"] = [f"finding {each} is gone" for each in sorted(there_before - there)]
         change["findings"] += [f"finding {each} is new" for each in sorted(there - there_before)]
     if earlier and not ran["failures"] and ran["examples"] >= earlier["examples"]:
-        gone = [failed for failed in earlier["failures"] if not misfit(failed, package)]
+        gone = [failed for failed in earlier["failures"] if not misfit(failed["kind"], failed["message"], package)]
         change["findings"] += [f"no longer fails: {failed['kind']}: {failed['message']}" for failed in gone]
     kinds = {failed["kind"] for failed in earlier["failures"]} if earlier else ()
     for failed in ran["failures"]:
@@ -106,20 +99,3 @@ def _findings(side: Side, name: str) -> set[str] | None:
     """The known findings that these sources show; None if the run did not ask."""
     ran, known = side["ran"].get(name), side["looks"][name].get("findings")
     return None if known is None or ran is None or ran["interrupted"] else {*known} - {*ran["no_longer_failing"]}
-
-
-def misfit(failed: Failed, package: str) -> str | None:
-    """The reason why a failure is the adapter's and not the kernel's; None if it is not known to be.
-
-    An exception that was raised outside of the package's files is one of a call that they do not take. Triton is called by
-    kernels, and not by adapters.
-    """
-    message = failed["message"]
-    place = _PLACE.search(message)
-    is_of_package = bool(place and place[1].startswith(f"{package}/"))
-    if failed["kind"] != "raised" or package == TRITON or (is_of_package and not _STAND_IN.search(message)):
-        return None
-    for pattern, what in ((_GONE, "gone"), (_NEW, "new")):
-        if found := pattern.search(message):
-            return f"the adapter does not fit {found[1]}: parameter {found[2]} is {what}"
-    return f"the adapter does not fit: {message}"

@@ -15,10 +15,9 @@ from attn_fuzz.errors import InputError
 from attn_fuzz.foreign.loading import variable
 from attn_fuzz.targets import registry
 from attn_fuzz.text import one_line
+from attn_parity.adapters import TRITON
 from attn_parity.commands.drift.look import Look
 
-TRITON = "triton"
-"""The package that no target loads as sources: it runs their kernels."""
 ENDS_WITHIN = 60.0
 """Seconds in which a run ends that was told to stop drawing: it makes a failure small, and asks for each known finding."""
 
@@ -139,14 +138,7 @@ def fuzz(side: Side, package: str, name: str, options: Mapping[str, object], sec
         if not file.is_file():
             error = f"fuzz ended with {code}: {_last_line(log.read_text(errors='replace'))}"
             return Ran(
-                examples=0,
-                seconds=0.0,
-                known={},
-                no_longer_failing=[],
-                limits={},
-                failures=[],
-                error=error,
-                interrupted=False,
+                examples=0, seconds=0.0, known={}, no_longer_failing=[], limits={}, failures=[], error=error, interrupted=False
             )
         found = json.loads(file.read_bytes())
     found["failures"] = [{key: failure[key] for key in Failed.__annotations__} for failure in found["failures"]]

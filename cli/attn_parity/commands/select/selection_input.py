@@ -64,7 +64,8 @@ def read(file: Path | None, given: Mapping[str, Any]) -> SelectionInput:
     Raises:
         ContractError: a field of the file is wrong.
         UnsupportedError: a model config asks for what is out of this project's scope.
-        click.ClickException: options that do not go together, or a file that cannot be read.
+        click.UsageError: options that do not go together.
+        InputError: a file that cannot be read.
     """
     if file is None:
         if "tensor_parallel" in given:

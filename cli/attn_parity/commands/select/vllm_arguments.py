@@ -65,13 +65,7 @@ def _of_vllm(name: str, *, rules: tuple[str, ...], **declared: Any) -> Capabilit
 
 def _of_mla(name: str, *rules: str, **declared: Any) -> Capabilities:
     """A backend of latent attention. Everything else that vLLM refuses, our own declarations refuse, too."""
-    return _of_vllm(
-        name,
-        rules=("head_size_v", "non_causal", "lse", *rules),
-        attn_types=_DECODERS,
-        combinations=(),
-        **declared,
-    )
+    return _of_vllm(name, rules=("head_size_v", "non_causal", "lse", *rules), attn_types=_DECODERS, combinations=(), **declared)
 
 
 VLLM_BACKENDS: Mapping[str, Capabilities] = {

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, Layout, UnsupportedError
 from attn_contract.attention_config import Scales
-from attn_parity import model_file, selection_input
+from attn_fuzz.errors import InputError
+from attn_parity import model_file
+from attn_parity.commands.select import selection_input
+from attn_parity.commands.select.selected import print_assignments, print_config, print_findings, print_runs, print_vllm
+from attn_parity.commands.select.selection_input import SelectionInput, of_options, own_float8
+from attn_parity.commands.select.vllm_arguments import VllmArguments, vllm_arguments
 from attn_parity.console import results
+from attn_parity.files import check_writable, write_json
 from attn_parity.model_config.built import Reason
-from attn_parity.options import check_writable, json_option, write_json
-from attn_parity.selected import print_assignments, print_config, print_findings, print_runs, print_vllm
-from attn_parity.selection_input import SelectionInput, of_options, own_float8
-from attn_parity.vllm_arguments import VllmArguments, vllm_arguments
+from attn_parity.options import json_option
 
 if TYPE_CHECKING:
     from attn_optimized.aiter_adapter import Aiter
@@ -126,7 +129,7 @@ def command(
         result = _select(model_input, _architecture(arch), _aiter(aiter_version), backends, serve)
     except ContractError as error:
         named = of_options(error, file, given)
-        raise click.ClickException(f"{file}: {named}" if file else str(named)) from error
+        raise (InputError(f"{file}: {named}") if file else click.UsageError(str(named))) from error
     except UnsupportedError as error:
         result = {"error": str(error), "layers": {}}
         results.print(f"{file}: {error}" if file else str(error), soft_wrap=True)
@@ -235,7 +238,7 @@ def _architecture(name: str | None) -> str:
     try:
         return this_architecture() if name is None else parse_architecture(name)
     except ContractError as error:
-        raise click.ClickException(f"--arch: got {error.got}, expected {error.expected}") from error
+        raise click.UsageError(f"--arch: got {error.got}, expected {error.expected}") from error
 
 
 def _aiter(version: str) -> "Aiter":
@@ -246,4 +249,4 @@ def _aiter(version: str) -> "Aiter":
     try:
         return find_aiter() if version == "installed" else recorded(version)
     except ValueError as error:
-        raise click.ClickException(f"--aiter: {error}") from error
+        raise click.UsageError(f"--aiter: {error}") from error

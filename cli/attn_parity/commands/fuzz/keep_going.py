@@ -17,13 +17,12 @@ from attn_fuzz.run import runner
 from attn_fuzz.run.distinct import DistinctFailures, Entry
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import Progress
-from attn_parity import failing
-from attn_parity.console import notes, results
-from attn_parity.executors import Executor
-from attn_parity.failing import EarlyFiles, safe
-from attn_parity.options import plain_table
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as ProgressBar
+from attn_parity.commands.fuzz import failing
+from attn_parity.commands.fuzz.failing import EarlyFiles
+from attn_parity.commands.fuzz.machines import Machines
+from attn_parity.console import plain_table, results, task
+from attn_parity.files import name_part
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 
 @dataclass
@@ -42,7 +41,7 @@ class Files:
     _early: dict[Entry, EarlyFiles] = field(default_factory=dict)
 
     def name(self, entry: Entry) -> str:
-        return safe("-".join((self.prefixes[entry.target], *filter(None, entry.way), str(entry.number))))
+        return name_part("-".join((self.prefixes[entry.target], *filter(None, entry.way), str(entry.number))))
 
     def changed(self, entry: Entry) -> None:
         """Write the smallest case so far, and say so when a failure is new."""
@@ -92,8 +91,8 @@ class Files:
                 errors.append(f"{error.filename}: {error.strerror}")
 
 
-def run(distinct: DistinctFailures, executor: Executor) -> Outcome:
-    """Run the plans on an executor."""
+def run(distinct: DistinctFailures, machines: Machines) -> Outcome:
+    """Run the plans on machines."""
     with _progress(distinct, time.monotonic()) as show:
 
         def noted(index: int, progress: Progress) -> None:
@@ -101,7 +100,7 @@ def run(distinct: DistinctFailures, executor: Executor) -> Outcome:
             show()
 
         outcome = runner.run(
-            distinct.plans, executor.workers, stop_at_failure=False, report=noted, ended=distinct.ended, place=executor.run
+            distinct.plans, machines.workers, stop_at_failure=False, report=noted, ended=distinct.ended, place=machines.run
         )
     distinct.finish()
     return outcome
@@ -128,11 +127,10 @@ def tell(failures: Sequence[Found]) -> None:
 @contextlib.contextmanager
 def _progress(distinct: DistinctFailures, started: float) -> Iterator[Callable[[], None]]:
     """A progress bar of the time, or of the examples if no time is given. Call it when something has happened."""
-    columns = (SpinnerColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     seconds = distinct.until - time.time() if distinct.until else None
     total = seconds or sum(each.examples for each in distinct.plans)
-    with ProgressBar(*columns, console=notes, transient=True, disable=not notes.is_terminal) as bar:
-        task = bar.add_task("starting", total=total)
+    with task(total, *columns, words="starting") as update:
 
         def show() -> None:
             ran = sum(p.examples for p in distinct.progress.values())
@@ -140,6 +138,6 @@ def _progress(distinct: DistinctFailures, started: float) -> Iterator[Callable[[
             words = f"{ran} examples, {len(distinct.entries)} distinct failures" + f", {open_ones} being shrunk" * bool(
                 open_ones
             )
-            bar.update(task, completed=time.monotonic() - started if seconds else ran, description=words)
+            update(completed=time.monotonic() - started if seconds else ran, description=words)
 
         yield show

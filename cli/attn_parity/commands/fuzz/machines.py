@@ -1,7 +1,7 @@
 """The machines that run the shards of `attn-parity fuzz`: this one, or a Ray cluster."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,13 @@ from attn_fuzz import current_folder
 from attn_fuzz.run import ledger, workers
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Support
+from attn_parity.commands.fuzz.options import Options
 from attn_parity.console import notes
-from attn_parity.options import default_workers, device_name, use_device
+from attn_parity.device import default_workers, device_name, use_device
 
 
 @dataclass(frozen=True)
-class Executor:
+class Machines:
     """Runs the shards of some targets.
 
     Args:
@@ -39,8 +40,8 @@ class Executor:
     run: Callable[..., contextlib.AbstractContextManager[Any]]
     fixed: Callable[[str, float], list[str]]
 
-    def of_shards(self, count: int) -> "Executor":
-        """The executor for a number of shards: more workers than that would have nothing to do."""
+    def of_shards(self, count: int) -> "Machines":
+        """The machines for a number of shards: more workers than that would have nothing to do."""
         return replace(self, workers=min(self.workers, count))
 
     @property
@@ -58,62 +59,50 @@ def _nodes_of_ray(number: int) -> str:
 
 
 @contextlib.contextmanager
-def chosen(
-    address: str | None, needs: Sequence[str], folder: Path | None, targets: Sequence[str], device: str, number: int | None
-) -> Iterator[Executor]:
-    """The executor that the options --ray, --needs, --working-dir, --device and --workers name.
-
-    Args:
-        address: the address of a Ray cluster, "auto" or HOST:PORT; None: this machine.
-        needs: resources that a node must have.
-        folder: the folder of the targets' modules, of which nodes get a copy.
-        targets: the names of the targets.
-        device: "auto", "cpu" or "cuda".
-        number: the number of workers, if asked for.
+def chosen(options: Options) -> Iterator[Machines]:
+    """The machines that --ray, --needs, --working-dir, --device and --workers name.
 
     Raises:
         UnknownTargetError: a target cannot run there.
         InputError: the cluster does not answer, has no node for the run, or a target cannot run there.
     """
-    if address is not None:
-        with _on_ray(address, needs, folder, targets, device, number) as executor:
-            yield executor
-    elif needs or folder:
+    if options.address is not None:
+        with _on_ray(options.address, options) as machines:
+            yield machines
+    elif options.resources or options.working_dir:
         raise click.UsageError("--needs and --working-dir are about nodes: they need --ray")
     else:
-        yield _here(targets, device, number)
+        yield _here(options)
 
 
-def _here(targets: Sequence[str], device: str, number: int | None) -> Executor:
-    device = use_device(device)
-    supports = {target: registry.usable(target, device).support(device) for target in targets}
-    number = number or default_workers(device)
+def _here(options: Options) -> Machines:
+    device = use_device(options.device)
+    supports = {target: registry.usable(target, device).support(device) for target in options.names}
+    number = options.workers or default_workers(device)
 
     def fixed(target: str, case_seconds: float) -> list[str]:
         return [finding.name for finding in ledger.fixed(target, device, case_seconds)]
 
-    return Executor(device, device_name(device), supports, number, None, workers.here, fixed)
+    return Machines(device, device_name(device), supports, number, None, workers.here, fixed)
 
 
 @contextlib.contextmanager
-def _on_ray(
-    address: str, needs: Sequence[str], folder: Path | None, targets: Sequence[str], device: str, number: int | None
-) -> Iterator[Executor]:
+def _on_ray(address: str, options: Options) -> Iterator[Machines]:
     """A Ray cluster, to which this process is connected until the block ends."""
     from attn_fuzz.run import fleet  # of the extra `ray`
 
-    with current_folder.replaced_by(str((folder or Path()).resolve())):
-        for target in targets:
+    with current_folder.replaced_by(str((options.working_dir or Path()).resolve())):
+        for target in options.names:
             registry.load(target)
-    with fleet.connected(address, folder):
-        cluster = fleet.cluster(device, needs, number)
+    with fleet.connected(address, options.working_dir):
+        cluster = fleet.cluster(options.device, options.resources, options.workers)
         waiting = f"waiting until one of {_nodes_of_ray(cluster.nodes)} has loaded the target"
-        seen = {target: cluster.look(target, lambda: notes.print(waiting)) for target in targets}
-        number = number or cluster.room
+        seen = {target: cluster.look(target, lambda: notes.print(waiting)) for target in options.names}
+        number = options.workers or cluster.room
         name = next(iter(seen.values())).device_name
         supports = {target: one.support for target, one in seen.items()}
         run = partial(cluster.place, device_name=name, lost=_say_that_it_is_lost)
-        yield Executor(cluster.device, name, supports, number, cluster.nodes, run, cluster.fixed)
+        yield Machines(cluster.device, name, supports, number, cluster.nodes, run, cluster.fixed)
 
 
 def _say_that_it_is_lost(node: str) -> None:

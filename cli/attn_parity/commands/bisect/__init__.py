@@ -1,6 +1,7 @@
 """`attn-parity bisect`: find the commit since which a case fails, in the repository of a kernel."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -10,18 +11,13 @@ from attn_fuzz.errors import InputError
 from attn_fuzz.run import revision
 from attn_fuzz.run.revision import Place, Replay
 from attn_fuzz.verdict.verdict import Verdict, what_failed
-from attn_parity import git
+from attn_parity.case_files import target_of
+from attn_parity.commands.bisect import git
+from attn_parity.commands.bisect.git import Bisection, Commit
 from attn_parity.console import notes, results
-from attn_parity.git import Bisection, Commit
-from attn_parity.options import (
-    case_seconds_option,
-    check_writable,
-    device_option,
-    json_option,
-    target_of,
-    use_device,
-    write_json,
-)
+from attn_parity.device import use_device
+from attn_parity.files import check_writable, write_json
+from attn_parity.options import case_seconds_option, device_option, json_option, record_of
 
 SCHEMA = "attn-parity.bisect/1"
 MARKS = {"passes": "good", "fails": "bad", "cannot tell": "skip"}
@@ -29,6 +25,20 @@ MARKS = {"passes": "good", "fails": "bad", "cannot tell": "skip"}
 
 class EndError(InputError):
     """The good revision is not good, or the bad one is not bad."""
+
+
+@dataclass(frozen=True)
+class Options:
+    file: Path
+    target_name: str | None
+    good: str
+    bad: str
+    folder: Path
+    folders: tuple[str, ...]
+    sanitize: bool
+    case_seconds: float
+    device: str
+    json_file: Path | None
 
 
 @click.command("bisect")
@@ -55,40 +65,30 @@ class EndError(InputError):
 @case_seconds_option
 @device_option
 @json_option
-def command(
-    file: Path,
-    target_name: str | None,
-    good: str,
-    bad: str,
-    folder: Path,
-    folders: tuple[str, ...],
-    sanitize: bool,
-    case_seconds: float,
-    device: str,
-    json_file: Path | None,
-) -> int:
+@record_of(Options)
+def command(options: Options) -> int:
     """Find the first commit at which a case fails as it does at --bad. Exit 1 if commits were skipped that may be it.
 
     `git bisect` moves a worktree of its own. At each commit the case runs in a fresh process that imports the target from the
     worktree. A commit at which the target does not import, or does not take the case, is skipped.
     """
-    check_writable(json_file)
-    case = case_file.load(file)
-    name = target_of(case, file, target_name)
+    check_writable(options.json_file)
+    case = case_file.load(options.file)
+    name = target_of(case, options.file, options.target_name)
     if name != case.target:
-        raise click.UsageError(f"--target: got {name}, expected {case.target}, which {file} is a case of")
-    repository = git.root(folder)
-    first, last = git.commit(repository, good, "--good"), git.commit(repository, bad, "--bad")
+        raise click.UsageError(f"--target: got {name}, expected {case.target}, which {options.file} is a case of")
+    repository = git.root(options.folder)
+    first, last = git.commit(repository, options.good, "--good"), git.commit(repository, options.bad, "--bad")
     if not git.is_ancestor(repository, first, last):
-        raise click.UsageError(f"--good: {good} is no ancestor of --bad {bad}")
-    first_folders = tuple(_relative(repository, each) for each in folders or (".",))
-    device = use_device(device)
+        raise click.UsageError(f"--good: {options.good} is no ancestor of --bad {options.bad}")
+    folders = tuple(_relative(repository, each) for each in options.folders or (".",))
+    device = use_device(options.device)
     count = git.between(repository, first, last)
     steps = math.ceil(math.log2(count)) if count > 1 else 0
-    results.print(f"bisect {file} on {name}: {count} commits, about {steps + 2} runs", soft_wrap=True)
+    results.print(f"bisect {options.file} on {name}: {count} commits, about {steps + 2} runs", soft_wrap=True)
     with git.worktree(repository, last) as path:
-        place = Place(checkout=repository, worktree=path, folders=first_folders)
-        search = _Search(case, name, place, device, case_seconds, sanitize)
+        place = Place(checkout=repository, worktree=path, folders=folders)
+        search = _Search(case, name, place, device, options.case_seconds, options.sanitize)
         search.check_ends(first, last)
         bisection = Bisection(path, first, last)
         try:
@@ -99,8 +99,8 @@ def command(
             _tell(bisection)
             return 130
         _tell(bisection)
-        if json_file is not None:
-            write_json(json_file, search.to_json(file, repository, bisection))
+        if options.json_file is not None:
+            write_json(options.json_file, search.to_json(options.file, repository, bisection))
         return 0 if bisection.first_bad is not None else 1
 
 

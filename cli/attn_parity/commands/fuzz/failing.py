@@ -1,9 +1,7 @@
 """The failing cases of `attn-parity fuzz`: shown when they are found, written to files, and listed at the end of the run."""
 
 import contextlib
-import re
 import shlex
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +14,8 @@ from attn_fuzz.errors import ExecutorError, InputError
 from attn_fuzz.report.run import Found
 from attn_fuzz.run.shard import Failure, Progress
 from attn_parity.console import results
+from attn_parity.explained import explained
 
-EXPLAIN = "attn_fuzz.explain.trial:explain"
 EXPLAINED = ("value", "lse", "nan", "bitwise", "unwritten", "cache", "rope")
 """The kinds of verdicts on outputs and on cache writes. Verdicts of other kinds need no explanation but their message."""
 EXPLAINING = 60.0
@@ -46,11 +44,6 @@ class EarlyFiles:
             self.smallest.unlink(missing_ok=True)
 
 
-def safe(text: str) -> str:
-    """The text as a part of a file's name."""
-    return re.sub(r"[^\w.+-]+", "-", text)[:80]
-
-
 def saved(case: Case, folder: Path, name: str) -> Path | None:
     """Write a case file. A full disk is no error yet: the case is written again when the run has ended."""
     try:
@@ -68,18 +61,6 @@ def kept(failure: Failure, folder: Path, name: str, errors: list[str]) -> tuple[
     except OSError as error:
         errors.append(f"{error.filename}: {error.strerror}")
     return path, script
-
-
-def explained(case: Case, first: Case | None, target: str, device: str, case_seconds: float) -> tuple[str, ...]:
-    """Lines about where the outputs of a failing case are wrong, and which mistake explains them; none if no output is
-    wrong."""
-    from attn_fuzz.run.executor import Executor  # a run without a failure does not need it
-
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        Executor(target, device, case_seconds, Path(scratch, "case.json"), trial=EXPLAIN) as executor,
-    ):
-        return executor.run(case, first=first).explanation
 
 
 def with_explanations(found: Sequence[Found], target: str, device: str, case_seconds: float) -> list[Found]:

@@ -9,10 +9,9 @@ from attn_contract import AttentionConfig
 from attn_contract.arguments import shown
 from attn_fuzz.findings.aiter.unified import BACKENDS
 from attn_parity.backend_runs import RUNS
-from attn_parity.console import results
+from attn_parity.commands.select.vllm_arguments import VllmArguments
+from attn_parity.console import plain_table, results
 from attn_parity.model_config import Group, ModelConfig
-from attn_parity.options import plain_table
-from attn_parity.vllm_arguments import VllmArguments
 
 if TYPE_CHECKING:
     from attn_optimized.selector import Assignment

@@ -1,0 +1,228 @@
+"""A run of `attn-parity fuzz` that has begun: its shards, what it prints, and what it writes."""
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+from attn_fuzz import outputs
+from attn_fuzz.cases.case import Case
+from attn_fuzz.errors import NOT_RUN, ExecutorError
+from attn_fuzz.report.run import Found, Run
+from attn_fuzz.run import runner, shard, sources
+from attn_fuzz.run.runner import Outcome
+from attn_fuzz.run.shard import FuzzPlan, Progress
+from attn_fuzz.targets import registry
+from attn_fuzz.targets.target import Target
+from attn_fuzz.verdict.verdict import COMPARED
+from attn_parity.commands.fuzz import failing
+from attn_parity.commands.fuzz.machines import Machines
+from attn_parity.console import notes, progress_bar, results
+from attn_parity.files import name_part, write_json
+from attn_parity.signals import ignore_signals
+
+RUNS_SCHEMA = "attn-parity.fuzz-runs/1"
+Runs = tuple[dict[str, Run], list[str]]
+"""The run of each target, and errors."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that begins: its machines, and for each target the plan, the target, and the names of past cases."""
+
+    machines: Machines
+    plans: Mapping[str, FuzzPlan]
+    targets: Mapping[str, Target]
+    past: Mapping[str, Mapping[Case, str]]
+    started: float = field(default_factory=time.monotonic)
+
+    def until_failure(self) -> Runs:
+        """Run the shards of the one target until a case fails."""
+        ((name, plan),) = self.plans.items()
+        target, past = self.targets[name], self.past[name]
+        shards = runner.in_turns(runner.shards(plan), self.machines.supports[name])
+        plans = [*runner.replays(plan, list(past)), *shards]
+        machines = self.machines.of_shards(len(plans))
+        file = f"{name_part(target.name)}-{plan.seed}"
+        work = f"{len(past)} past case{'s' * (len(past) > 1)}, " * bool(past) + f"{plan.examples} examples"
+        results.print(f"target {target.name} on {machines.device_name}, {work}, {machines.words}, --seed {plan.seed}")
+        outcome, files_of = _run(plans, machines, plan.folder, file, total=len(past) + plan.examples)
+        if any(progress.failure for progress in outcome.progress):
+            ignore_signals()  # they would lose the failures that are about to be reported
+        errors = [outcome.error] if outcome.error else []
+        failures = failing.written(outcome.progress, files_of, plan.folder, file, past, errors)
+        if not outcome.interrupted:
+            failures = failing.with_explanations(failures, name, plan.device, plan.case_seconds)
+        run = self._ended(name, machines, outcome, outcome.progress, failures)
+        if plan.exact_every == 1 and run.examples and COMPARED not in run.events:
+            errors.append("--exact: no example was compared exactly, so nothing was shown: see what was not carried")
+        return {name: run}, errors
+
+    def keep_going(self, until: float | None, minutes: float | None) -> Runs:
+        """Run the shards of all targets in turn, and go on after each failure.
+
+        Args:
+            until: nothing new begins after this time.
+        """
+        from attn_fuzz.run.distinct import SHARD_EXAMPLES, DistinctFailures
+        from attn_parity.commands.fuzz import keep_going as going
+
+        shards = [
+            [*runner.replays(plan, list(self.past[name])), *runner.shards(plan, SHARD_EXAMPLES)]
+            for name, plan in self.plans.items()
+        ]
+        machines, plan = self.machines.of_shards(sum(map(len, shards))), next(iter(self.plans.values()))
+        of = f"{minutes:g} minutes" if minutes else f"{plan.examples} examples each"
+        names = ", ".join(target.name for target in self.targets.values())
+        results.print(
+            f"keep going: {names} on {machines.device_name}, {of}, {machines.words}, --seed {plan.seed}", soft_wrap=True
+        )
+        prefixes = {name: f"{name_part(target.name)}-{plan.seed}" for name, target in self.targets.items()}
+        files_of = going.Files(plan.folder, prefixes, earlier=frozenset(plan.folder.iterdir()))
+        distinct = DistinctFailures(shards, until, files_of.changed, files_of.dropped)
+        outcome = going.run(distinct, machines)
+        if distinct.entries:
+            ignore_signals()  # they would lose the failures that are about to be reported
+        errors = [outcome.error] if outcome.error else []
+        failures = files_of.written(distinct.entries, self.past, errors)
+        for path in files_of.declared(failures, errors):
+            results.print(f"declarations as findings: {path}", soft_wrap=True)
+        runs = {}
+        for name in self.plans:
+            own = [found for found in failures if found.entry and found.entry.target == name]
+            if not outcome.interrupted:
+                own = failing.with_explanations(own, name, plan.device, plan.case_seconds)
+            runs[name] = self._ended(name, machines, outcome, distinct.of_target(name), own, keeps_going=True)
+        return runs, errors
+
+    def _ended(
+        self,
+        name: str,
+        machines: Machines,
+        outcome: Outcome,
+        progress: Sequence[Progress],
+        failures: Sequence[Found],
+        **more: bool,
+    ) -> Run:
+        """The run of a target."""
+        target, plan = self.targets[name], self.plans[name]
+        looks = bool(target.findings) and not outcome.interrupted and not outcome.error
+        fixed = machines.fixed(name, plan.case_seconds) if looks else []
+        return Run(
+            target=target.name,
+            device=machines.device_name,
+            support=machines.supports[name],
+            versions={"python": platform.python_version()} | sources.versions(),
+            command=_again(plan, **more),
+            seed=plan.seed,
+            workers=machines.workers,
+            planned=plan.examples,
+            seconds=time.monotonic() - self.started,
+            progress=progress,
+            failures=failures,
+            fixed=[finding for finding in target.findings if finding.name in fixed],
+            restarted=len(outcome.restarted),
+            interrupted=outcome.interrupted,
+            error=outcome.error,
+            **more,
+        )
+
+    def reported(self, runs: Mapping[str, Run], json_file: Path | None, pages: Path | None, errors: list[str]) -> int:
+        """Print the results, write them, and return the exit code. A file that cannot be written adds an error."""
+        if failures := [found for run in runs.values() if run.keeps_going for found in run.failures]:
+            from attn_parity.commands.fuzz import keep_going
+
+            keep_going.tell(failures)
+        for run in runs.values():
+            _tell(run, name=f"{run.target}: " if len(runs) > 1 else "")
+        if json_file is not None:
+            try:
+                write_json(json_file, _as_json(list(runs.values())))
+            except click.ClickException as error:
+                errors.append(error.message)
+        if pages:
+            for run in runs.values():
+                _write_page(run, pages / f"{name_part(run.target)}-{run.seed}.html", errors)
+        return _exit_code(list(runs.values()), errors)
+
+
+def _as_json(runs: Sequence[Run]) -> dict[str, Any]:
+    found = [run.to_json() for run in runs]
+    return found[0] if len(found) == 1 else {"schema": RUNS_SCHEMA, "runs": found}
+
+
+def _write_page(run: Run, file: Path, errors: list[str]) -> None:
+    from attn_fuzz.report import page
+
+    try:
+        outputs.write(file, page.of_run(run))
+        results.print(f"page: {file}", soft_wrap=True)
+    except OSError as error:
+        errors.append(f"{file}: {error.strerror}")
+
+
+def _exit_code(runs: Sequence[Run], errors: list[str]) -> int:
+    """The exit code: 1 if a case fails, 130 after an interruption, NOT_RUN if a limit was met.
+
+    Errors are printed, or raised if no case fails.
+
+    Raises:
+        ExecutorError: there are errors, and no failing case.
+    """
+    fails = any(run.failures for run in runs)
+    if errors and not fails:
+        raise ExecutorError("\n".join(errors))
+    for error in errors:
+        notes.print(f"attn-parity: {error}", soft_wrap=True)
+    if fails:
+        return 1
+    return 130 if runs[0].interrupted else NOT_RUN if any(run.limits for run in runs) else 0
+
+
+def _run(
+    plans: Sequence[FuzzPlan], machines: Machines, folder: Path, name: str, total: int
+) -> tuple[Outcome, list[failing.EarlyFiles]]:
+    """Run the shards. Each failure is shown and written into the folder at once; returns the files of each shard.
+
+    Args:
+        total: the number of cases that the shards run.
+    """
+    done = [Progress() for _ in plans]
+    files_of = [failing.EarlyFiles() for _ in plans]
+    with progress_bar(total) as show_bar:
+
+        def show(index: int, progress: Progress) -> None:
+            before = done[index].failure
+            if progress.failure is not None and before is None:
+                files_of[index].first = failing.show_first(progress.failure, folder, name)
+            elif progress.failure is not None and progress.failure != before:
+                files_of[index].save_smallest(progress.failure.case, folder, f"{name}-shard-{index}")
+            done[index] = progress
+            show_bar(sum(p.replayed + p.examples for p in done), sum(p.shrinking for p in done))
+
+        return runner.run(plans, machines.workers, stop_at_failure=True, report=show, place=machines.run), files_of
+
+
+def _again(plan: FuzzPlan, *, keeps_going: bool = False) -> list[str]:
+    options = {"target": plan.target, "device": plan.device, "examples": plan.examples, "seed": plan.seed}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    if plan.exact_every != shard.exact_every(registry.load(plan.target), plan.device):
+        words.append("--exact" if plan.exact_every else "--no-exact")
+    return ["attn-parity", "fuzz", *words, *["--fence"] * plan.fenced, *["--keep-going"] * keeps_going]
+
+
+def _tell(run: Run, name: str) -> None:
+    """Print the results of a run. Its lines begin with `name`."""
+    for i, found in enumerate(() if run.keeps_going else run.failures):
+        failing.tell(found, is_first=i == 0)
+    for finding in run.fixed:
+        results.print(f"finding {finding.name}: its stored case no longer fails. Fixed? {finding.path}", soft_wrap=True)
+    if run.restarted:
+        died = f"{run.restarted} worker process{'es' * (run.restarted > 1)} died"
+        results.print(f"{died}; what it was to run was run again")
+    for line in [*(run.drawn.lines if run.has_drawn else []), *run.not_run]:
+        notes.print(f"{name}{line}", soft_wrap=True)
+    results.print(f"{name}{run.sentence}", soft_wrap=True)

@@ -1,0 +1,51 @@
+"""What the command line of `attn-parity fuzz` says."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from attn_fuzz import outputs
+from attn_parity.options import PROFILES
+
+MOST_EXAMPLES, MINUTES = 100_000, 10.0
+"""The default minutes of a run that keeps going."""
+
+
+@dataclass(frozen=True)
+class Options:
+    names: tuple[str, ...]
+    manager: str | None
+    keep_going: bool
+    profile: str
+    examples: int | None
+    minutes: float | None
+    seed: int | None
+    workers: int | None
+    case_seconds: float
+    device: str
+    sanitize: bool | None
+    exactly: bool | None
+    fenced: bool
+    json_file: Path | None
+    report_folder: Path | None
+    corpus: str | None
+    database: str | None
+    address: str | None
+    resources: tuple[str, ...]
+    working_dir: Path | None
+
+    @property
+    def folder(self) -> Path:
+        return self.report_folder or outputs.RUNS
+
+    @property
+    def most_examples(self) -> int:
+        return self.examples or (MOST_EXAMPLES if self.keep_going else PROFILES[self.profile])
+
+    @property
+    def most_minutes(self) -> float | None:
+        return MINUTES if self.keep_going and self.minutes is None and self.examples is None else self.minutes
+
+    def until(self, share: float = 1.0) -> float | None:
+        """The time when this share of the minutes will be over; None without a limit of time."""
+        return time.time() + 60 * self.most_minutes * share if self.most_minutes else None

@@ -1,0 +1,62 @@
+"""The launches that options name, and their compilation behind a progress bar."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+from attn_parity.binaries.architectures import ARCHITECTURES
+from attn_parity.binaries.build import COMPILE_SECONDS, SHIPPED, Launches, Outcome, build
+from attn_parity.console import progress_bar
+from attn_parity.options import seconds_option
+
+if TYPE_CHECKING:
+    from attn_optimized.kernel_call import KernelCall
+
+    Calls = dict[str, dict[str, KernelCall]]
+    """The launches by architecture and then by name."""
+
+architectures_option = click.option(
+    "--arch", "architectures", metavar="A,B,...", help="Architectures to compile for; default: all."
+)
+only_option = click.option("--only", default="", metavar="TEXT", help="Compile only launches whose name contains TEXT.")
+compile_seconds_option = seconds_option("--compile-seconds", COMPILE_SECONDS, "Seconds that a launch may take to compile.")
+
+
+def chosen_architectures(given: str | None) -> tuple[str, ...]:
+    """The architectures of A,B,...; if none is given, all whose facts are known and that this Triton serves."""
+    from attn_optimized.device import missing_compiler
+
+    served = tuple(name for name in ARCHITECTURES if not missing_compiler(name))
+    chosen = tuple(dict.fromkeys(given.split(","))) if given else served
+    if unknown := [name for name in chosen if name not in ARCHITECTURES]:
+        raise click.UsageError(f"--arch: got {', '.join(unknown)}, expected some of {', '.join(ARCHITECTURES)}")
+    if missing := next(filter(None, map(missing_compiler, chosen)), None):
+        raise click.UsageError(f"--arch: {missing}")
+    return chosen
+
+
+def chosen_calls(architectures: str | None, *, only: str = "", main: bool = False) -> "Calls":
+    """The launches that ship and whose names hold a text, by architecture and name."""
+    names = chosen_architectures(architectures)
+    if any(name.startswith("gfx") for name in names):
+        import attn_amdgcn  # noqa: F401  # needs the extra `emulated`
+    from attn_parity.binaries.shipped_calls import chosen  # imports Triton
+
+    calls = {name: chosen(name, only=only, main=main) for name in names}
+    if not any(calls.values()):
+        raise click.UsageError(f"--only: no launch is named so: {only}")
+    return calls
+
+
+def built(
+    calls: "Mapping[str, Mapping[str, Any]]", workers: int, compile_seconds: float, launches: Launches = SHIPPED
+) -> Outcome:
+    """Compile launches behind a progress bar.
+
+    Args:
+        launches: tells the compiling processes where to find the launches.
+    """
+    jobs = [(architecture, name) for architecture, some in calls.items() for name in some]
+    with progress_bar(len(jobs)) as show_bar:
+        at_once = min(workers, len(jobs))
+        return build(jobs, at_once, lambda done: show_bar(done, 0), launches, compile_seconds)
