@@ -17,12 +17,10 @@ from benchmarks.tune.compilers import Compile, Job
 from benchmarks.tune.facts import WorstFacts
 from benchmarks.tune.ranking import best, prune, rank
 from benchmarks.tune.results import Candidate, Search, Tuning
-from benchmarks.tune.search import BEST_TILES, FIRST_CASES, STAGES, ClassSearch, decide, gain, judge, time_stage
+from benchmarks.tune.search import BEST_TILES, FIRST_CASES, STAGES, ClassSearch, Stage, decide, gain, judge, time_stage
 from benchmarks.tune.space import SHOWN_BY_BINARIES, TILE, variants, with_as_many_waves
 from benchmarks.tune.table import entry_of
 
-END_OF = {"tiles": 0.3, "options": 0.5, "splits": 0.7, "all": 0.93, "judge": 1.0}
-"""The share of the budget by which a stage ends."""
 MOST_OF_TINY = 2
 """Candidates of each stage beside today's in `--tiny`."""
 
@@ -46,18 +44,20 @@ def measure(
         is_tiny: True for few candidates, in tiny cases.
     """
     searches = [_begun(run, call_class, cases, MOST_OF_TINY if is_tiny else None) for call_class, cases in by_class.items()]
+    begins = 0.0
     for stage in STAGES:
-        compiled_by, deadline = _times_of(stage, budget)
-        contenders = _compiled(compile_all, searches, stage, compiled_by)
+        # compilers get half of a stage's time
+        contenders = _compiled(compile_all, searches, stage, budget.time_of((begins + stage.ends) / 2))
         for search in searches:
-            time_stage(search, stage, contenders[search], device, deadline=deadline, is_tiny=is_tiny)
-            results.print(f"{stage}: {_best(search.found)}", soft_wrap=True)
+            time_stage(search, stage, contenders[search], device, deadline=budget.time_of(stage.ends), is_tiny=is_tiny)
+            results.print(f"{stage.name}: {_best(search.found)}", soft_wrap=True)
             if stage == STAGES[-1]:
                 decide(search.found)
             save(None)
+        begins = stage.ends
     chosen = {search: parameters for search in searches if (parameters := search.found.chosen) is not None}
     to_judge = [Job(case, parameters) for search, parameters in chosen.items() for case in search.call_class.checked]
-    _finished(compile_all, to_judge, _times_of("judge", budget)[0], "what is chosen")
+    _finished(compile_all, to_judge, budget.time_of((begins + 1) / 2), "what is chosen")
     for search in searches:
         if search in chosen:
             judge(search, device)
@@ -139,14 +139,8 @@ def _best(found: Search) -> str:
     return f"{found.name}: {gain(best, today):.3f} in {len(best.times)} cases, {of_all}: {', '.join(changed)}"
 
 
-def _times_of(stage: str, budget: Budget) -> tuple[float, float]:
-    """The times when a stage's binaries should be ready and when it should end: compilers get half of its time."""
-    begins = dict(zip(END_OF, (0.0, *END_OF.values()), strict=False))
-    return budget.time_of((begins[stage] + END_OF[stage]) / 2), budget.time_of(END_OF[stage])
-
-
 def _compiled(
-    compile_all: Compile, searches: Sequence[ClassSearch], stage: str, deadline: float
+    compile_all: Compile, searches: Sequence[ClassSearch], stage: Stage, deadline: float
 ) -> dict[ClassSearch, list[Candidate]]:
     """Each search's contenders of a stage, without today's, whose binaries are there."""
     contenders = {search: [search.today, *search.contenders(stage)] for search in searches}
@@ -155,7 +149,7 @@ def _compiled(
         for search, some in contenders.items()
         for each in some
     }
-    facts = _finished(compile_all, list(itertools.chain.from_iterable(jobs.values())), deadline, stage)
+    facts = _finished(compile_all, list(itertools.chain.from_iterable(jobs.values())), deadline, stage.name)
     ready = {
         search: [each for each in some if _record(each, [facts.get(job) for job in jobs[search, each.parameters]])]
         for search, some in contenders.items()

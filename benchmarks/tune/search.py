@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from attn_contract import UnsupportedError
@@ -30,7 +30,32 @@ from benchmarks.tune.space import OPTIONS, SPLITS, TILE, variants
 FIRST_CASES = 2
 BEST_TILES, BEST_OF_FIRST_CASES, BEST_SPLITS = 2, 4, 2
 REPLAYS, LAST_REPLAYS = 7, 25
-STAGES = ("tiles", "options", "splits", "all")
+
+
+class Stage(NamedTuple):
+    """A stage of a search.
+
+    Attributes:
+        ends: the share of the budget by which it ends.
+        names: the parameters that it changes; none: the best so far are replayed in turn.
+        bases: the number of candidates, the best so far, that it changes; 0: today's parameters alone.
+        is_coarse: True if it times only the first cases.
+    """
+
+    name: str
+    ends: float
+    names: tuple[str, ...] = ()
+    bases: int = 0
+    is_coarse: bool = False
+
+
+STAGES = (
+    Stage("tiles", 0.3, TILE, is_coarse=True),
+    Stage("options", 0.5, OPTIONS, BEST_TILES, is_coarse=True),
+    Stage("splits", 0.7, SPLITS, 1),
+    Stage("all", 0.93),
+)
+"""The judge has the rest of the budget."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,26 +72,21 @@ class ClassSearch:
     def today(self) -> Candidate:
         return self.found.candidates[0]
 
-    def cases_of(self, stage: str) -> list[Attention]:
-        return self.cases[:FIRST_CASES] if stage in ("tiles", "options") else self.cases
+    def cases_of(self, stage: Stage) -> list[Attention]:
+        return self.cases[:FIRST_CASES] if stage.is_coarse else self.cases
 
-    def contenders(self, stage: str) -> list[Candidate]:
+    def contenders(self, stage: Stage) -> list[Candidate]:
         """The candidates that a stage times beside today's parameters. New ones are added to `found`."""
-        if stage == "all":
+        if not stage.names:
             return self._finalists()
-        bases = {
-            "tiles": [self.today],
-            "options": self._best(BEST_TILES, set()) or [self.today],
-            "splits": self._best(1, set()) or [self.today],
-        }[stage]
-        names = {"tiles": TILE, "options": OPTIONS, "splits": SPLITS}[stage]
+        bases = self._best(stage.bases, set()) or [self.today]
         known = {each.parameters: each for each in self.found.candidates}
         wanted = [
             parameters
             for base in bases
-            for parameters in variants(self.call_class, self.architecture, base.parameters, names)[: self.most]
+            for parameters in variants(self.call_class, self.architecture, base.parameters, stage.names)[: self.most]
         ]
-        if stage == "splits" and wanted:
+        if wanted and not stage.is_coarse:  # what it changes has no times in the other cases yet
             wanted = [bases[0].parameters, *wanted]
         new = [Candidate(parameters=each) for each in dict.fromkeys(wanted) if each not in known]
         self.found.candidates += new
@@ -121,20 +141,20 @@ def time_side_by_side(search: ClassSearch, contenders: Sequence[Candidate], benc
 
 
 def time_stage(
-    search: ClassSearch, stage: str, contenders: Sequence[Candidate], device: torch.device, *, deadline: float, is_tiny: bool
+    search: ClassSearch, stage: Stage, contenders: Sequence[Candidate], device: torch.device, *, deadline: float, is_tiny: bool
 ) -> None:
     """Time a stage's contenders in its cases, until a deadline."""
     for case in search.cases_of(stage):
         if time.monotonic() >= deadline:
             return
         bench = Bench(case.tiny() if is_tiny else case, device, is_tiny=is_tiny)
-        if stage == "all":
-            time_side_by_side(search, contenders, bench)
-        else:
+        if stage.names:
             time_in_turn(search, contenders, bench, deadline)
+        else:
+            time_side_by_side(search, contenders, bench)
         del bench
         free()
-    if stage == "all":
+    if not stage.names:
         for candidate in _running([search.today, *contenders]):
             candidate.verdict = "final"
 

@@ -16,8 +16,8 @@ from benchmarks.tune.bench import Bench
 from benchmarks.tune.classes import CLASSES
 from benchmarks.tune.facts import WorstFacts
 from benchmarks.tune.results import Candidate, Search, Tuning
-from benchmarks.tune.search import ClassSearch
-from benchmarks.tune.space import OPTIONS, SPACES, SPLITS, TILE
+from benchmarks.tune.search import STAGES, ClassSearch
+from benchmarks.tune.space import SPACES
 
 CPU = torch.device("cpu")
 NEVER = float("inf")
@@ -78,18 +78,18 @@ def test_parameters_that_fail_today_are_replaced_by_nothing():
     assert (found.chosen, found.why) == (None, "today's parameters: out of registers")
 
 
-@pytest.mark.parametrize(("stage", "names"), [("tiles", TILE), ("options", OPTIONS), ("splits", SPLITS)])
-def test_a_stage_changes_what_it_is_about_and_leaves_the_rest(stage, names):
+@pytest.mark.parametrize("stage", STAGES[:3], ids=lambda stage: stage.name)
+def test_a_stage_changes_what_it_is_about_and_leaves_the_rest(stage):
     first = ClassSearch(DECODE, [], "sm90", Search(name="", candidates=[Candidate(parameters=TODAY)]))
     found = [each.parameters for each in first.contenders(stage)]
     assert len(found) == len(set(found)) >= 3
     assert TODAY not in found
-    assert {dataclasses.replace(each, **{name: getattr(TODAY, name) for name in names}) for each in found} == {TODAY}
+    assert {dataclasses.replace(each, **{name: getattr(TODAY, name) for name in stage.names}) for each in found} == {TODAY}
     assert first.contenders(stage) == first.found.candidates[1:], "asked again, no others are made"
 
 
 def test_a_class_whose_programs_need_no_split_tries_none():
-    assert not ClassSearch(PREFILL, [], "sm90", Search(name="", candidates=[Candidate(parameters=TODAY)])).contenders("splits")
+    assert not ClassSearch(PREFILL, [], "sm90", Search(name="", candidates=[Candidate(parameters=TODAY)])).contenders(STAGES[2])
 
 
 class PlantedBench:
