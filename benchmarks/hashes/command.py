@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from attn_fuzz import inputs, outputs
-from attn_fuzz.errors import InputError
 from attn_parity.console import results
 from attn_parity.options import check_writable, cpu_workers_option, progress_bar
 from attn_parity.versions import version
@@ -57,7 +56,7 @@ def command(file: Path, before: Path | None, architectures: str | None, only: st
     from attn_parity.commands.compile import chosen_architectures
 
     check_writable(file, "FILE")
-    earlier = None if before is None else _read(before)
+    earlier = None if before is None else inputs.read_record(before, SCHEMA, MAX_BYTES)
     names = {name: list(chosen(name, only=only, main=main)) for name in chosen_architectures(architectures)}
     jobs = [(architecture, name) for architecture, some in names.items() for name in some]
     if not jobs:
@@ -163,10 +162,3 @@ def _by_architecture(found: dict[tuple[Any, ...], Any]) -> dict[str, dict[str, A
         if not isinstance(outcome, str):
             launches.setdefault(architecture, {})[name] = outcome
     return launches
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return inputs.read_record(path, SCHEMA, MAX_BYTES)
-    except InputError as error:
-        raise click.BadParameter(str(error), param_hint="--compare") from error

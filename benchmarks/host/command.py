@@ -8,8 +8,8 @@ import click
 from attn_parity.console import notes, results
 from rich.table import Table
 
+from benchmarks import options
 from benchmarks.measuring.device import saved_at_the_end, use_device
-from benchmarks.options import aiter_option, cases_named, commit_option, json_option, only_option, tiny_option, vllm_option
 
 if TYPE_CHECKING:
     from benchmarks.host.parts import Parts
@@ -20,12 +20,12 @@ ROUNDS, CALLS = 25, 3
 
 
 @click.command("host")
-@json_option("after each case")
-@only_option("cases")
-@vllm_option
-@aiter_option
-@commit_option
-@tiny_option("Two layers of tiny cases, on a CPU too")
+@options.json_option("after each case")
+@options.only_option("cases")
+@options.vllm_option
+@options.aiter_option
+@options.commit_option
+@options.tiny_option("Two layers of tiny cases, on a CPU too")
 def command(
     json_file: Path | None, only: tuple[str, ...], vllm: Path | None, aiter: Path | None, commit: str | None, tiny: bool
 ) -> None:
@@ -39,7 +39,7 @@ def command(
     from benchmarks.host.results import HostRun, Step
     from benchmarks.participants.loading import load_all
 
-    chosen = cases_named(TINY if tiny else CASES, only)
+    chosen = options.cases_named(TINY if tiny else CASES, only)
     kernels = load_all(vllm, aiter, notes.print)
     run = HostRun.begun(device, kernels.versions, commit, tiny=tiny, layers=2 if tiny else LAYERS)
     with saved_at_the_end(lambda: run.write(json_file), lambda: f"{len(run.steps)} of {len(chosen)} cases measured"):

@@ -1,4 +1,4 @@
-"""The participants and their calls: our kernels, PyTorch's dense attention, vLLM's and AITER's Triton kernels.
+"""Participants of attention over rows: our kernels, PyTorch's dense attention, vLLM's and AITER's Triton kernels.
 
 A participant prepares a call once: work that an engine does once (views, scratch memory, gathering K and V for dense attention)
 is done there, and is not timed. It refuses a case that it cannot express with an UnsupportedError.

@@ -8,7 +8,7 @@ import torch
 from attn_contract import Layer
 
 from benchmarks.participants.attention import Prepared
-from benchmarks.steps.calls import DTYPE, random_cache, row_layer
+from benchmarks.steps.calls import DTYPE, normal, random_cache, row_layer
 from benchmarks.steps.cases import RowOp
 
 NUM_POSITIONS = 32768
@@ -30,7 +30,7 @@ def _write(case: RowOp, device: torch.device, generator: torch.Generator) -> tup
 
 def _rope(case: RowOp, device: torch.device, generator: torch.Generator) -> tuple[Prepared, torch.Tensor]:
     k, v, kv_cache, layer, slots = _writing(case, device, generator)
-    q = _normal((case.num_tokens, case.num_heads, case.head_size), device, generator)
+    q = normal((case.num_tokens, case.num_heads, case.head_size), device, generator)
     positions = torch.randint(NUM_POSITIONS, (case.num_tokens,), device=device, generator=generator)
     frequencies = 1e4 ** -(torch.arange(0, case.head_size, 2, device=device) / case.head_size)
     angles = torch.arange(NUM_POSITIONS, device=device).outer(frequencies)
@@ -44,7 +44,7 @@ def _rope(case: RowOp, device: torch.device, generator: torch.Generator) -> tupl
 
 def _merge(case: RowOp, device: torch.device, generator: torch.Generator) -> tuple[Prepared, torch.Tensor]:
     shape = (case.num_tokens, case.num_heads, case.head_size)
-    out_a, out_b = (_normal(shape, device, generator) for _ in "ab")
+    out_a, out_b = (normal(shape, device, generator) for _ in "ab")
     lse_a, lse_b = torch.randn((2, case.num_heads, case.num_tokens), device=device, generator=generator)
     out, expected = (torch.full_like(out_a, torch.nan) for _ in "ab")
     attn_reference.merge_attn_states(out_a, lse_a, out_b, lse_b, out=expected)
@@ -56,7 +56,7 @@ def _writing(
     case: RowOp, device: torch.device, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Layer, torch.Tensor]:
     """k, v, a cache of twice as many slots, its layer, and random slots."""
-    k, v = _normal((2, case.num_tokens, case.num_kv_heads, case.head_size), device, generator)
+    k, v = normal((2, case.num_tokens, case.num_kv_heads, case.head_size), device, generator)
     num_blocks = -(-2 * case.num_tokens // case.block_size)
     kv_cache = random_cache(case, num_blocks, device, generator)
     slots = torch.randperm(num_blocks * case.block_size, device=device, generator=generator)[: case.num_tokens]
@@ -65,7 +65,3 @@ def _writing(
 
 def _row(*tensors: torch.Tensor) -> torch.Tensor:
     return torch.cat([tensor.double().flatten() for tensor in tensors])[None]
-
-
-def _normal(shape: tuple[int, ...], device: torch.device, generator: torch.Generator) -> torch.Tensor:
-    return torch.empty(shape, dtype=DTYPE, device=device).normal_(generator=generator)

@@ -11,16 +11,7 @@ from attn_lab.pages import PAGES
 from attn_parity.console import notes, results
 from attn_parity.options import cpu_workers_option
 
-from benchmarks.options import (
-    aiter_option,
-    architectures_option,
-    cases_named,
-    check_drawn,
-    drawn_options,
-    json_option,
-    only_option,
-    vllm_option,
-)
+from benchmarks import options
 
 if TYPE_CHECKING:
     from benchmarks.peers.kind import Kind
@@ -36,15 +27,15 @@ WIDTH = 180
 
 @click.command("peers")
 @click.argument("kinds", nargs=-1, type=click.Choice(["binaries", "counts", "bounds"]))
-@architectures_option("those of the page")
-@only_option("cases", "those of the page")
-@drawn_options
-@vllm_option
-@aiter_option
+@options.architectures_option("those of the page")
+@options.only_option("cases", "those of the page")
+@options.drawn_options
+@options.vllm_option
+@options.aiter_option
 @click.option("--write", is_flag=True, help=f"Write {PAGE}, and the CSV files that it is made of.")
 @click.option("--check", is_flag=True, help="Compile nothing; exit 1 if the page is not what its CSV files say.")
 @cpu_workers_option
-@json_option("at the end: the rows of one kind")
+@options.json_option("at the end: the rows of one kind")
 def command(
     kinds: tuple[str, ...],
     architectures: str | None,
@@ -75,7 +66,7 @@ def command(
         raise click.UsageError("--write: the page is of its own cases: leave out --arch, --only and --drawn")
     if json_file and len(kinds) != 1:
         raise click.UsageError("--json: expected one kind of facts")
-    check_drawn(number, seed)
+    options.check_drawn(number, seed)
     for kind in KINDS if write else ():
         check_writable(FOLDER / f"{kind}.csv", "--write")
     found = _found_peers(vllm, aiter)
@@ -83,7 +74,7 @@ def command(
     is_wrong = False
     for name in kinds or KINDS:
         kind = KINDS[name]
-        cases = cases_named(drawn or [*kind.cases.values()], only)
+        cases = options.cases_named(drawn or [*kind.cases.values()], only)
         if not (only or drawn) and kind.on_the_page:
             cases = [case for case in cases if case.name in kind.on_the_page]
         collected, interrupted = _collected(kind, _chosen(name, kind, architectures), cases, found, workers)

@@ -69,8 +69,7 @@ class Way(NamedTuple):
     captures: bool = True
 
 
-Ways = dict[str, Way]
-"""By name."""
+Ways = dict[str, Way]  # by name
 
 
 def _found(case: AttentionCase | LatentCase, group: dist.ProcessGroup, device: torch.device, *, is_timed: bool) -> Found:

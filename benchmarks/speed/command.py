@@ -8,25 +8,15 @@ import click
 from attn_parity.console import notes, results
 from attn_parity.options import seconds_option
 
+from benchmarks import options
 from benchmarks.measuring.clock import Budget
 from benchmarks.measuring.device import saved_at_the_end, use_device
-from benchmarks.options import (
-    aiter_option,
-    cases_named,
-    check_drawn,
-    commit_option,
-    drawn_options,
-    json_option,
-    only_option,
-    tiny_option,
-    vllm_option,
-)
 
 
 @click.command("speed")
-@json_option("after each case")
-@only_option("cases")
-@drawn_options
+@options.json_option("after each case")
+@options.only_option("cases")
+@options.drawn_options
 @click.option(
     "--try",
     "tried",
@@ -38,15 +28,15 @@ from benchmarks.options import (
     "--compilers", type=click.IntRange(min=0), default=0, help="Number of processes that compile the calls beforehand."
 )
 @seconds_option("--budget", 360.0, "Stop after this many seconds.")
-@vllm_option
-@aiter_option
+@options.vllm_option
+@options.aiter_option
 @click.option(
     "--before",
     type=click.Path(path_type=Path),
     help="A folder with an earlier version of this project, which `git worktree add` makes.",
 )
-@commit_option
-@tiny_option("A few requests of some tens of keys, on a CPU too")
+@options.commit_option
+@options.tiny_option("A few requests of some tens of keys, on a CPU too")
 def command(
     json_file: Path | None,
     only: tuple[str, ...],
@@ -68,18 +58,17 @@ def command(
     are one more, and a line for each kind of traffic says how much faster they are now.
     """
     whole = Budget(time.monotonic(), budget)
-    check_drawn(number, seed)
+    options.check_drawn(number, seed)
     device = use_device(tiny=tiny)
     from benchmarks.measuring import machine
     from benchmarks.participants.everybody import Given, everybody
     from benchmarks.speed import ahead, run
-    from benchmarks.speed.gains import gains
     from benchmarks.speed.results import Run
     from benchmarks.steps import cases, latent
     from benchmarks.steps.drawn import draw_cases
 
     named = [*cases.CASES, *latent.CASES]
-    chosen = cases_named(named if number is None or seed is None else draw_cases(number, seed), only)
+    chosen = options.cases_named(named if number is None or seed is None else draw_cases(number, seed), only)
     given = Given(vllm, aiter, before, values_to_try(tried))
     participants, versions = everybody(given, notes.print)
     fatal = ahead.compile_ahead(chosen, compilers, given) if compilers and device.type == "cuda" else {}
@@ -91,7 +80,7 @@ def command(
         tasks = [case.tiny() for case in chosen] if tiny else chosen
         sizes = run.TINY if tiny else run.WHOLE
         run.measure(found, tasks, participants, device, sizes=sizes, budget=whole, json_file=json_file, fatal=fatal)
-    for line in gains(found.cases):
+    for line in run.gains(found.cases):
         results.print(line, soft_wrap=True)
     if found.host_us:
         results.print("host, us per call: " + ", ".join(f"{name} {us:.0f}" for name, us in found.host_us.items()))

@@ -1,7 +1,9 @@
 """A run: case by case all participants side by side, then what a call of each costs on the host."""
 
 import contextlib
+import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,19 +19,15 @@ from benchmarks.measuring import check
 from benchmarks.measuring.clock import Budget, host_us, loop_of
 from benchmarks.measuring.device import check_device, free
 from benchmarks.measuring.machine import Rates
-from benchmarks.participants.attention import OURS, Participant, Prepared
+from benchmarks.participants.attention import BEFORE, OURS, Participant, Prepared
 from benchmarks.participants.rows import row_op
 from benchmarks.speed.results import CaseResult, Result, Run
 from benchmarks.steps.calls import attention_call
 from benchmarks.steps.cases import HOST, Attention, Bounded, RowOp, copies
 
-TIMING_SECONDS = 4.0
-"""The most seconds for the replays of one case."""
-HOST_BATCHES, HOST_CALLS = 20, 100
-
 
 class Sizes(NamedTuple):
-    """The sizes of a run: the whole, or `--tiny`."""
+    """The sizes of a run: the whole, or `--tiny`. `seconds` are the most for the replays of one case."""
 
     copies: int | None
     rounds: int
@@ -38,7 +36,7 @@ class Sizes(NamedTuple):
     host_calls: int
 
 
-WHOLE = Sizes(copies=None, rounds=200, seconds=TIMING_SECONDS, host_batches=HOST_BATCHES, host_calls=HOST_CALLS)
+WHOLE = Sizes(copies=None, rounds=200, seconds=4.0, host_batches=20, host_calls=100)
 TINY = Sizes(copies=2, rounds=2, seconds=0.0, host_batches=2, host_calls=2)
 
 
@@ -179,3 +177,17 @@ def _line(case: CaseResult) -> str:
         elif result.verdict != "refused":
             parts.append(f"{name} {result.verdict}: {result.why}")
     return "; ".join(parts)
+
+
+def gains(cases: Sequence[CaseResult]) -> Iterator[str]:
+    """For each kind of traffic, the time before over the time now: the geometric mean, and the cases at both ends."""
+    found: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    for case in cases:
+        before, now = (case.results[name].time if name in case.results else None for name in (BEFORE, OURS))
+        if before is not None and now is not None:
+            found[case.traffic or "all cases"].append((before.ms / now.ms, case.name))
+    for traffic, ratios in found.items():
+        (least, slower), (most, faster) = min(ratios), max(ratios)
+        mean = statistics.geometric_mean(ratio for ratio, _ in ratios)
+        ends = f"{least:.2f} in {slower}, {most:.2f} in {faster}"
+        yield f"{traffic}: time before / now {mean:.2f} in {len(ratios)} cases; {ends}"

@@ -65,7 +65,7 @@ def attention_call(
     """
     generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
     dtype = dtype or DTYPES[case.itemsize]
-    q = _normal((case.num_tokens, case.num_heads, case.head_size), device, generator, dtype)
+    q = normal((case.num_tokens, case.num_heads, case.head_size), device, generator, dtype)
     q.mul_(case.logits_soft_cap * LOGIT_STD_OF_CAP if case.logits_soft_cap else LOGIT_STD)
     reads_cache = case.attn_type.reads_cache
     layer = Layer(
@@ -104,7 +104,7 @@ def attention_call(
     )
     if reads_cache:
         return Call(case, q, layer, batch, kv_cache=kv_cache)
-    k, v = _normal((2, case.num_tokens, case.num_kv_heads, case.head_size), device, generator, dtype)
+    k, v = normal((2, case.num_tokens, case.num_kv_heads, case.head_size), device, generator, dtype)
     return Call(case, q, layer, batch, k=k, v=v[..., : case.head_size_v].contiguous())
 
 
@@ -143,7 +143,7 @@ def random_cache(
         itemsize=stored.itemsize,
         head_size_v=case.head_size_v if isinstance(case, Attention) else None,
     )
-    raw = _normal((view.end,), device, generator, DTYPE if case.float8_cache else dtype)
+    raw = normal((view.end,), device, generator, DTYPE if case.float8_cache else dtype)
     return view.tensor(raw.div_(K_SCALE).to(float8) if case.float8_cache else raw)
 
 
@@ -197,7 +197,7 @@ def _scales(float8_cache: bool, device: torch.device, float8: torch.dtype = FLOA
     return {"kv_cache_dtype": float8, **{name: torch.tensor(scale, device=device) for name, scale in scales.items()}}
 
 
-def _normal(
-    shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None, dtype: torch.dtype
+def normal(
+    shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None, dtype: torch.dtype = DTYPE
 ) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device=device).normal_(generator=generator)

@@ -7,7 +7,7 @@ from attn_contract import Layout
 
 from benchmarks.steps.cases import Attention
 from benchmarks.steps.models import LayerKind, Model, models
-from benchmarks.steps.traffic import TRAFFIC, Step
+from benchmarks.steps.traffic import TRAFFIC, Lengths
 
 BLOCK_SIZES = (16, 16, 16, 32, 64, 128)
 LAYOUTS = (Layout.BLOCKS_FIRST_NHD,) * 7 + (Layout.BLOCKS_FIRST_HND, Layout.SHUFFLED, Layout.X_PACKED)
@@ -47,14 +47,14 @@ class Cache(NamedTuple):
     is_float8: bool
 
 
-def draw_step(rng: random.Random, traffic: str, model: Model, ranks: int, cache: Cache) -> Step:
+def draw_step(rng: random.Random, traffic: str, model: Model, ranks: int, cache: Cache) -> Lengths:
     """A step whose keys and values fit into a cache."""
     _, num_kv_heads = model.heads_of_a_rank(ranks)
     bytes_per_key = 2 * num_kv_heads * model.head_size * (1 if cache.is_float8 else 2)
     return _fitting(TRAFFIC[traffic](rng), MOST_CACHE_BYTES // bytes_per_key)
 
 
-def case_of(name: str, traffic: str, step: Step, model: Model, kind: LayerKind, ranks: int, cache: Cache) -> Attention:
+def case_of(name: str, traffic: str, step: Lengths, model: Model, kind: LayerKind, ranks: int, cache: Cache) -> Attention:
     """A layer of one rank in a step."""
     num_heads, num_kv_heads = model.heads_of_a_rank(ranks)
     return Attention(
@@ -76,14 +76,14 @@ def case_of(name: str, traffic: str, step: Step, model: Model, kind: LayerKind, 
     )
 
 
-def _fitting(step: Step, most_keys: int) -> Step:
+def _fitting(step: Lengths, most_keys: int) -> Lengths:
     """The first requests, as many as fit, and one at least."""
     count, keys = 1, step.seq_lens[0]
     while count < len(step.seq_lens) and keys + step.seq_lens[count] <= most_keys:
         keys += step.seq_lens[count]
         count += 1
     prefix = step.common_prefix_len if count > 1 else 0
-    return Step(step.query_lens[:count], step.seq_lens[:count], prefix)
+    return Lengths(step.query_lens[:count], step.seq_lens[:count], prefix)
 
 
 def _sees_all(kind: LayerKind) -> bool:
@@ -91,7 +91,7 @@ def _sees_all(kind: LayerKind) -> bool:
     return kind.window is None and kind.chunked_local is None
 
 
-def _words(model: Model, kind: LayerKind, ranks: int, step: Step) -> str:
+def _words(model: Model, kind: LayerKind, ranks: int, step: Lengths) -> str:
     name = model.name.partition("/")[2]
     rules = {"window": kind.window, "chunks of": kind.chunked_local, "cap": kind.logits_soft_cap}
     said = [f"{rule} {value:g}" for rule, value in rules.items() if value] + ["sinks"] * kind.sinks

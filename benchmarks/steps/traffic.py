@@ -26,7 +26,7 @@ MOST_KEYS = 1 << 20
 """The most keys of a step's requests together: an engine's cache is full then."""
 
 
-class Step(NamedTuple):
+class Lengths(NamedTuple):
     """Lengths of a step's requests. `common_prefix_len`: leading keys that all requests have in the same blocks."""
 
     query_lens: tuple[int, ...]
@@ -34,42 +34,42 @@ class Step(NamedTuple):
     common_prefix_len: int = 0
 
 
-def decode(rng: random.Random) -> Step:
+def decode(rng: random.Random) -> Lengths:
     lengths = contexts(rng)
-    return Step((1,) * len(lengths), lengths)
+    return Lengths((1,) * len(lengths), lengths)
 
 
-def speculation(rng: random.Random) -> Step:
+def speculation(rng: random.Random) -> Lengths:
     """Each request has its last token and a draft of one to seven more."""
     query_len, lengths = rng.randint(2, 8), contexts(rng)
-    return Step((query_len,) * len(lengths), tuple(n + query_len for n in lengths))
+    return Lengths((query_len,) * len(lengths), tuple(n + query_len for n in lengths))
 
 
-def prompts(rng: random.Random) -> Step:
+def prompts(rng: random.Random) -> Lengths:
     """Prompts without a context, as many as a step takes; a longer one has a step of its own."""
     room, trace, lengths = rng.choice(STEP_TOKENS), rng.choice(TRACES), []
     while not lengths or sum(lengths) < room:
         lengths.append(length_of(rng, trace))
     fitting = lengths if len(lengths) == 1 else lengths[:-1]
-    return Step(tuple(fitting), tuple(fitting))
+    return Lengths(tuple(fitting), tuple(fitting))
 
 
-def chunks(rng: random.Random) -> Step:
+def chunks(rng: random.Random) -> Lengths:
     """Parts of long prompts behind what is computed of them, beside requests that decode."""
     chunk, room = rng.choice((256, 512, 1024, 2048)), rng.choice(STEP_TOKENS)
     before = [length_of(rng, "documents") for _ in range(rng.randint(1, room // chunk))]
     decoding = contexts(rng)[: rng.choice((0, 16, 64, 256))]
-    return Step((chunk,) * len(before) + (1,) * len(decoding), (*(n + chunk for n in before), *decoding))
+    return Lengths((chunk,) * len(before) + (1,) * len(decoding), (*(n + chunk for n in before), *decoding))
 
 
-def shared_prefix(rng: random.Random) -> Step:
+def shared_prefix(rng: random.Random) -> Lengths:
     """Requests that decode behind one long instruction."""
     prefix = 1024 * rng.randint(1, 16)
     own = [length_of(rng, "chat") for _ in range(rng.randint(2, 128))]
-    return Step((1,) * len(own), tuple(prefix + n for n in own), prefix)
+    return Lengths((1,) * len(own), tuple(prefix + n for n in own), prefix)
 
 
-TRAFFIC: dict[str, Callable[[random.Random], Step]] = {
+TRAFFIC: dict[str, Callable[[random.Random], Lengths]] = {
     "decode": decode,
     "speculation": speculation,
     "prompts": prompts,

@@ -17,9 +17,8 @@ from attn_parity.binaries.build import in_processes
 from benchmarks.participants.launches import launches
 from benchmarks.steps.calls import attention_call, float8_of
 from benchmarks.steps.cases import Attention
+from benchmarks.tune.classes import META
 from benchmarks.tune.facts import WorstFacts, facts_of
-
-META = torch.device("meta")
 
 
 class Job(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from attn_contract import ContractError
+from attn_fuzz.errors import InputError
 from attn_optimized.launch.table import Parameters, Phase
 from attn_parity.binaries.architectures import ARCHITECTURES
 
@@ -101,10 +101,11 @@ def family_of(architecture: str) -> Literal["nvidia", "cdna", "rdna"]:
 def check_derivable(architecture: str) -> None:
     """
     Raises:
-        ContractError: its binaries' facts rank nothing.
+        InputError: its binaries' facts rank nothing.
     """
     if architecture not in DERIVABLE:
-        raise ContractError("--arch", repr(architecture), f"one of {', '.join(DERIVABLE)}; others are measured on their GPU")
+        expected = f"expected one of {', '.join(DERIVABLE)}; others are measured on their GPU"
+        raise InputError(f"--arch: got {architecture!r}, {expected}")
 
 
 def variants(call_class: CallClass, architecture: str, base: Parameters, names: Sequence[str]) -> list[Parameters]:
