@@ -15,7 +15,7 @@ from tests.support.pages import ROOT, SOURCES
 def copy(tmp_path) -> Path:
     """The repository's packages and configuration, in a place where they may be changed."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for source in SOURCES:
+    for source in (*SOURCES, "benchmarks"):
         shutil.copytree(ROOT / source, tmp_path / source, ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path
 
@@ -48,6 +48,9 @@ THE_OTHER_WAY = [
     ("proofs/attn_proofs/errors.py", "import attn_optimized"),
     ("optimized/attn_optimized/attention.py", "import attn_amdgcn"),
     ("cli/attn_parity/cpus.py", "import attn_lab"),
+    ("lab/attn_lab/csv_file.py", "import benchmarks.options"),
+    ("benchmarks/steps/cases.py", "import benchmarks.speed.run"),
+    ("benchmarks/host/parts.py", "import benchmarks.speed.run"),
 ]
 FROM_ABOVE = [
     ("cases", "verdict"),

@@ -15,16 +15,18 @@ believed, the launches that are left are hashed again there, with an empty TRITO
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from attn_fuzz import inputs
-from attn_fuzz.errors import InputError
+from attn_fuzz import inputs, outputs
+from attn_parity.console import progress_bar, results
+from attn_parity.files import check_writable
 from attn_parity.options import cpu_workers_option
 from attn_parity.versions import version
+
+from benchmarks.options import architectures_option
 
 if TYPE_CHECKING:  # Triton decides on its first import whether kernels are interpreted
     from attn_optimized.kernel_call import KernelCall
@@ -36,7 +38,7 @@ TRIES = 4
 FACTS = ("vgprs", "agprs", "sgprs", "vgpr_spills", "sgpr_spills", "lds_bytes", "waves")
 
 
-@click.command()
+@click.command("hashes")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--compare",
@@ -44,41 +46,40 @@ FACTS = ("vgprs", "agprs", "sgprs", "vgpr_spills", "sgpr_spills", "lds_bytes", "
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Compare with this file of an earlier commit; exit 1 if a launch differs.",
 )
-@click.option("--arch", "architectures", metavar="A,B,...", help="Architectures to compile for; default: all.")
+@architectures_option("all")
 @click.option("--only", default="", metavar="TEXT", help="Only launches whose name contains TEXT.")
 @click.option("--main", is_flag=True, help="Only the launches that every change compiles.")
 @cpu_workers_option
-def hashes(file: Path, before: Path | None, architectures: str | None, only: str, main: bool, workers: int) -> None:
+def command(file: Path, before: Path | None, architectures: str | None, only: str, main: bool, workers: int) -> int:
     """Compile the launches that ship, and write hashes of their assembly to FILE."""
     from attn_parity.binaries.build import in_processes
     from attn_parity.binaries.shipped_calls import chosen
-    from attn_parity.console import progress_bar
     from attn_parity.launches import chosen_architectures
-    from attn_parity.signals import sigterm_interrupts
 
-    earlier = None if before is None else _read(before)
+    check_writable(file, "FILE")
+    earlier = None if before is None else inputs.read_record(before, SCHEMA, MAX_BYTES)
     names = {name: list(chosen(name, only=only, main=main)) for name in chosen_architectures(architectures)}
     jobs = [(architecture, name) for architecture, some in names.items() for name in some]
     if not jobs:
         raise click.UsageError(f"--only: no launch is named so: {only}")
-    with sigterm_interrupts(), progress_bar(len(jobs)) as show_bar:
+    with progress_bar(len(jobs)) as show_bar:
         found, interrupted = in_processes(_hashed, jobs, min(workers, len(jobs)), lambda found: show_bar(len(found), 0))
     result = {"schema": SCHEMA, "triton": version("triton"), "launches": _by_architecture(found)}
-    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    outputs.write(file, json.dumps(result, indent=1) + "\n")
     failed = [(*job, outcome) for job, outcome in found.items() if isinstance(outcome, str)]
     for architecture, name, error in failed:
-        click.echo(f"{architecture} {name}: does not compile: {error}")
-    click.echo(f"{len(found) - len(failed)} compiled with Triton {result['triton']}, {len(failed)} do not compile")
+        results.print(f"{architecture} {name}: does not compile: {error}", soft_wrap=True)
+    results.print(f"{len(found) - len(failed)} compiled with Triton {result['triton']}, {len(failed)} do not compile")
     if interrupted:
-        sys.exit(130)
+        return 130
     if earlier is None:
-        sys.exit(bool(failed))
+        return int(bool(failed))
     differ = differences(earlier, result, set(jobs))
     again = {launch for launch in differ if comes_again(launch, earlier)}
     for launch, line in differ.items():
-        click.echo(f"{line}{'; the same when compiled again' if launch in again else ''}")
-    click.echo(f"{len(jobs)} launches compared with {before}, {len(differ) - len(again)} differ")
-    sys.exit(len(differ) > len(again))
+        results.print(f"{line}{'; the same when compiled again' if launch in again else ''}", soft_wrap=True)
+    results.print(f"{len(jobs)} launches compared with {before}, {len(differ) - len(again)} differ", soft_wrap=True)
+    return int(len(differ) > len(again))
 
 
 def described(call: "KernelCall", architecture: str) -> tuple[dict[str, Any], str]:
@@ -162,10 +163,3 @@ def _by_architecture(found: dict[tuple[Any, ...], Any]) -> dict[str, dict[str, A
         if not isinstance(outcome, str):
             launches.setdefault(architecture, {})[name] = outcome
     return launches
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return inputs.read_record(path, SCHEMA, MAX_BYTES)
-    except InputError as error:
-        raise click.BadParameter(str(error), param_hint="--compare") from error

@@ -5,72 +5,57 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
+from attn_parity.console import notes, results
 from rich.table import Table
 
-from benchmarks.options import aiter_option, commit_option, only_option, vllm_option
-from benchmarks.timed import cases_named, head_of_run, interruptible, use_device
+from benchmarks import options
+from benchmarks.measuring.device import saved_at_the_end, use_device
 
 if TYPE_CHECKING:
+    from benchmarks.host.parts import Parts
     from benchmarks.host.results import Step, Times
-    from benchmarks.host.steps import Parts
 
 ROUNDS, CALLS = 25, 3
 """A time is of a few steps, since a device queues only a limited number of launches before the host waits."""
-console = Console(highlight=False, width=140)
 
 
-@click.command()
-@click.option(
-    "--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results into this file after each case."
-)
-@only_option
-@vllm_option
-@aiter_option
-@commit_option
-@click.option("--tiny", is_flag=True, help="Two layers of tiny cases, on a CPU too. No result has any value.")
-def host(
-    path: Path | None, only: tuple[str, ...], vllm: Path | None, aiter: Path | None, commit: str | None, tiny: bool
+@click.command("host")
+@options.json_option("after each case")
+@options.only_option("cases")
+@options.vllm_option
+@options.aiter_option
+@options.commit_option
+@options.tiny_option("Two layers of tiny cases, on a CPU too")
+def command(
+    json_file: Path | None, only: tuple[str, ...], vllm: Path | None, aiter: Path | None, commit: str | None, tiny: bool
 ) -> None:
     """Measure the host's time of eager steps of 32 layers: metadata once, then a cache write and attention in each layer.
 
     Our backends run whole, with their checks. Of vLLM and AITER only the functions run that launch the kernels, with arguments
     that are made once.
     """
-    from attn_parity.files import check_writable
-
-    check_writable(path)
     device = use_device(tiny=tiny)
-    from benchmarks.host.results import SCHEMA, HostRun, Step
-    from benchmarks.host.steps import CASES, LAYERS, TINY, participants
-    from benchmarks.speed import peers, results
+    from benchmarks.host.parts import CASES, LAYERS, TINY, joining
+    from benchmarks.host.results import HostRun, Step
+    from benchmarks.participants.loading import load_all
 
-    chosen = cases_named(TINY if tiny else CASES, only)
-    try:
-        kernels = peers.load_all(vllm, aiter, console.print)
-    except peers.MissingPeerError as error:
-        raise click.ClickException(str(error)) from error
-    head = head_of_run(device, kernels.versions, commit, console, tiny=tiny)
-    run = HostRun(schema=SCHEMA, **head, layers=2 if tiny else LAYERS)
-
-    def save() -> None:
-        if path is not None:
-            results.write(run, path)
-
-    with interruptible(save, lambda: f"{len(run.steps)} of {len(chosen)} cases measured", console):
+    chosen = options.cases_named(TINY if tiny else CASES, only)
+    kernels = load_all(vllm, aiter, notes.print)
+    run = HostRun.begun(device, kernels.versions, commit, tiny=tiny, layers=2 if tiny else LAYERS)
+    with saved_at_the_end(lambda: run.write(json_file), lambda: f"{len(run.steps)} of {len(chosen)} cases measured"):
         for case in chosen:
-            joined = dict(participants(case, run.layers, device, kernels))
+            joined = dict(joining(case, run.layers, device, kernels))
             refused = {name: parts for name, parts in joined.items() if isinstance(parts, str)}
             times = measured({name: parts for name, parts in joined.items() if not isinstance(parts, str)}, run.layers)
             run.steps.append(Step(name=case.name, times=times, refused=refused))
             _tell(run.steps[-1], run.layers)
-            save()
+            run.write(json_file)
 
 
 def measured(joined: Mapping[str, "Parts"], num_layers: int) -> dict[str, "Times"]:
     """The least times of ROUNDS in which all participants take turns: a machine that others use is slow at times."""
     from benchmarks.host.results import Times
-    from benchmarks.speed.clock import host_us
+    from benchmarks.measuring.clock import host_us
 
     least: dict[str, dict[str, float]] = {name: {} for name in joined}
     runs = {name: _runs(parts, num_layers) for name, parts in joined.items()}
@@ -100,10 +85,10 @@ def _runs(parts: "Parts", num_layers: int) -> dict[str, tuple[Callable[[], objec
 
 def _tell(step: "Step", num_layers: int) -> None:
     for why in step.refused.values():
-        console.print(f"{step.name}: {why}", markup=False)
+        results.print(f"{step.name}: {why}", soft_wrap=True)
     columns = ("metadata, a step", "write, a layer", "attention, a layer", "all, a layer")
     table = Table(f"{step.name}, {num_layers} layers: us", *columns, box=None)
     for participant, times in step.times.items():
         cells = (times.build, times.write, times.attention, times.layer)
         table.add_row(participant, *("" if us is None else f"{us:.1f}" for us in cells))
-    console.print(table)
+    results.print(table)

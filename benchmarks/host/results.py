@@ -3,7 +3,7 @@
 import msgspec
 from attn_parity.timing import Positive
 
-from benchmarks.speed import results
+from benchmarks.results import Head
 
 SCHEMA = "attn-parity.host-time/1"
 
@@ -37,7 +37,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     refused: dict[str, str]
 
 
-class HostRun(results.Head, kw_only=True):
+class HostRun(Head, kw_only=True):
     """One run on one machine: steps of a model of `layers` layers."""
 
     schema: str = SCHEMA

@@ -10,16 +10,17 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-from rich.console import Console
+from attn_fuzz.text import one_line
+from attn_parity.console import notes, results
+from attn_parity.device import device_name
 from rich.table import Table
 
-from benchmarks.options import commit_option
-from benchmarks.timed import head_of_run, use_device
+from benchmarks.measuring.device import use_device
+from benchmarks.options import tiny_option
 
 if TYPE_CHECKING:
     import torch
 
-console = Console(highlight=False, width=140)
 HEADS, HEAD_SIZE, TOP_K, BLOCK_SIZE = 64, 128, 2048, 64
 LATENT_HEADS, LATENT_SIZE, VALUE_SIZE = 16, 576, 512
 CASES = ((32, 32 << 10), (8, 128 << 10), (2, 512 << 10), (1, 32 << 10), (1, 128 << 10), (1, 512 << 10))
@@ -43,10 +44,9 @@ class Decode(NamedTuple):
     seq_lens: "torch.Tensor"
 
 
-@click.command()
-@click.option("--tiny", is_flag=True, help="Two requests of 300 keys, on a CPU too. No result has any value.")
-@commit_option
-def indexer(tiny: bool, commit: str | None) -> None:
+@click.command("indexer")
+@tiny_option("Two requests of 300 keys, on a CPU too")
+def command(tiny: bool) -> None:
     """Time index logits, selection and attention over the selection, in decodes of 32k to 512k keys.
 
     The floor of a stage is the time to read and write its bytes once. Kernels of vLLM and AITER take part where their sources
@@ -55,9 +55,10 @@ def indexer(tiny: bool, commit: str | None) -> None:
     device = use_device(tiny=tiny)
     from attn_parity.timing import side_by_side
 
-    from benchmarks.speed import clock, machine
+    from benchmarks.measuring import clock, machine
+    from benchmarks.results import in_words, versions
 
-    head_of_run(device, {}, commit, console, tiny=tiny)
+    results.print(f"{device_name(device.type)}, {in_words(versions({}))}")
     rate = machine.rates(device, tiny=tiny).read
     for requests, keys in TINY if tiny else CASES:
         step = decode(requests, keys, device)
@@ -75,7 +76,7 @@ def indexer(tiny: bool, commit: str | None) -> None:
             for name, spread in zip(loops, spreads, strict=True):
                 cells = (f"{1e3 * spread.ms:.1f}", f"{1e3 * spread.p10:.1f} to {1e3 * spread.p90:.1f}")
                 table.add_row(f"{stage}: {name}", *cells, f"{1e3 * spread.ms / floor_us:.2f}")
-        console.print(table)
+        results.print(table)
 
 
 def decode(requests: int, keys: int, device: "torch.device") -> Decode:
@@ -147,11 +148,11 @@ def _agrees(run: Callable[[], Any], ours: "torch.Tensor", name: str) -> bool:
     try:
         got = run()[: len(ours), : ours.shape[1]]
     except Exception as error:
-        console.print(f"{name} did not run: {type(error).__name__}: {error}"[:300], markup=False)
+        notes.print(one_line(f"{name} did not run: {type(error).__name__}: {error}", 300), soft_wrap=True)
         return False
     worst = float((got - ours).abs().max() / ours.abs().max())
     if not worst <= WRONG:
-        console.print(f"{name} is not timed: its logits differ by {worst:.2g} of the largest one", markup=False)
+        notes.print(f"{name} is not timed: its logits differ by {worst:.2g} of the largest one")
     return worst <= WRONG
 
 

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import itertools
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import click
 import msgspec
 import torch
 from attn_contract import Layout
-from attn_fuzz import inputs
+from attn_fuzz import inputs, outputs
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.case import Cache, Case, Request, Values
 from attn_fuzz.cases.tensors import Step
@@ -29,8 +28,7 @@ from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.judge import judge as judged
 from attn_fuzz.verdict.rounding import Rounding
 from attn_lab.pages import PAGES, table, write_or_check
-from rich.console import Console
-from rich.table import Table
+from attn_parity.console import plain_table, results
 
 BLOCK_SIZE, HEAD_SIZE, GROUP_SIZE = 16, 64, 2
 LENGTHS = [128 << (2 * i) for i in range(5)]
@@ -42,12 +40,12 @@ PHASES = ("prefill", "extend", "decode", "multi-token decode", "cross", "encoder
 DTYPES = ("float32", "float16", "bfloat16", "fp8_e4m3fn", "fp8_e4m3fnuz")
 
 
-@click.group()
-def judge() -> None:
+@click.group("judge")
+def command() -> None:
     """Measure how close correct outputs come to the judge's bound, and which wrong ones it sees."""
 
 
-@judge.command()
+@command.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--name", required=True, help="Name of the file in docs/generated/judge, such as cpu.")
 def calibration(runs: tuple[Path, ...], name: str) -> None:
@@ -63,7 +61,7 @@ def calibration(runs: tuple[Path, ...], name: str) -> None:
     counts = functools.reduce(ratios.added, (run["ratios"] for run in read), {})
     total["rows"] = list(_rows(counts))
     FOLDER.mkdir(exist_ok=True, parents=True)
-    (FOLDER / f"{name}.json").write_text(_lines(total))
+    outputs.write(FOLDER / f"{name}.json", _lines(total))
 
 
 def _lines(record: dict[str, Any]) -> str:
@@ -82,11 +80,11 @@ def _rows(counts: Mapping[str, Sequence[int]]) -> Iterator[tuple[object, ...]]:
             yield (tensor, dtype, phase, *_edges(bins))
 
 
-@judge.command()
+@command.command()
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is not what the files make.")
-def page(check: bool) -> None:
+def page(check: bool) -> int:
     """Write judge-measured.md from the files that the other commands write."""
-    sys.exit(write_or_check({PAGE: "\n".join(_page()) + "\n"}, "python -m benchmarks judge page", checks=check))
+    return write_or_check({PAGE: "\n".join(_page()) + "\n"}, "python -m benchmarks judge page", checks=check)
 
 
 def _runs() -> list[Path]:
@@ -151,7 +149,7 @@ def _quantile(counts: Sequence[int], share: float) -> float:
     return ratios.EDGES[bisect.bisect_left(up_to, share * up_to[-1])]
 
 
-@judge.command()
+@command.command()
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Number of seeds.")
 def sensitivity(seeds: int) -> None:
     """Forget the last of n keys: the largest error / bound of the output (median over seeds), and how often it is seen.
@@ -159,16 +157,15 @@ def sensitivity(seeds: int) -> None:
     Written to docs/generated/judge/sensitivity.json, and printed.
     """
     rows = []
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("dtype", "values", *map(str, LENGTHS)):
-        table.add_column(column, justify="left" if column in ("dtype", "values") else "right")
+    numbers = tuple(map(str, LENGTHS))
+    shown = plain_table("dtype", "values", *numbers, right=numbers)
     for dtype in ("float32", "float16", "bfloat16"):
         for kind in VALUES:
             rows.append((dtype, kind, *(_cell([forgotten(dtype, kind, n, seed) for seed in range(seeds)]) for n in LENGTHS)))
-            table.add_row(*rows[-1])
-    Console(highlight=False, width=140).print(table)
+            shown.add_row(*rows[-1])
+    results.print(shown)
     FOLDER.mkdir(exist_ok=True, parents=True)
-    (FOLDER / "sensitivity.json").write_text(_lines({"seeds": seeds, "rows": rows}))
+    outputs.write(FOLDER / "sensitivity.json", _lines({"seeds": seeds, "rows": rows}))
 
 
 def forgotten(dtype: str, kind: str, n: int, seed: int) -> tuple[float, bool]:

@@ -2,48 +2,41 @@
 
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from multiprocessing import active_children
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+from attn_parity.console import notes, results
+from attn_parity.options import seconds_option
 from rich.table import Table
 
-from benchmarks.options import only_option
-from benchmarks.timed import cases_named, check_options
+from benchmarks.options import cases_named, json_option, only_option, tiny_option
 
 if TYPE_CHECKING:
     from torch.multiprocessing.spawn import ProcessContext
 
-SECONDS = 420
+    from benchmarks.ranks.results import Found
 
 
-@click.command()
+@click.command("ranks")
 @click.option(
     "--ranks", "num_ranks", type=click.IntRange(min=1), default=2, show_default=True, help="Number of ranks, with one GPU each."
 )
-@only_option
-@click.option(
-    "--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results into this file at the end."
-)
-@click.option(
-    "--budget", type=click.FloatRange(min=1), default=SECONDS, show_default=True, help="Stop the ranks after this many seconds."
-)
-@click.option("--tiny", is_flag=True, help="A few small steps over gloo, interpreted, on a CPU. No time has any value.")
-def ranks(num_ranks: int, only: tuple[str, ...], path: Path | None, budget: float, tiny: bool) -> None:
+@only_option("cases")
+@json_option("at the end")
+@seconds_option("--budget", 420.0, "Stop the ranks after this many seconds.")
+@tiny_option("A few small steps over gloo, interpreted, on a CPU")
+def command(num_ranks: int, only: tuple[str, ...], json_file: Path | None, budget: float, tiny: bool) -> int:
     """Check and time attention over ranks that share the keys of each request (NCCL, or gloo with --tiny).
 
     Cases named "step: ..." are whole steps of latent attention: through the backend TRITON_MLA, and by attend_over_ranks alone.
     The first cases of a kind are only checked. Exit 1 if a rank's output is not one GPU's, or a rank fails.
     """
-    check_options(budget, path)
     import torch
-    from attn_parity.files import write_json
-    from attn_parity.signals import sigterm_interrupts
 
     if not tiny and torch.cuda.device_count() < num_ranks:
         raise click.UsageError(
@@ -52,23 +45,24 @@ def ranks(num_ranks: int, only: tuple[str, ...], path: Path | None, budget: floa
     checks, timed = _cases(num_ranks, only, tiny=tiny)
     if tiny:
         os.environ["TRITON_INTERPRET"] = "1"  # ranks import Triton with the cases that they are given
+    from benchmarks.ranks.results import Found, RanksRun
+
+    device = torch.device("cpu" if tiny else "cuda")
+    run = RanksRun.begun(device, {}, tiny=tiny, ranks=num_ranks)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "found.jsonl")
         file.touch()
-        with sigterm_interrupts():
-            problem = _over_processes(num_ranks, Path(folder), file, "cpu" if tiny else "cuda", checks, timed, budget)
+        problem = _over_processes(num_ranks, Path(folder), file, device.type, checks, timed, budget)
         # a rank that was killed may have written half of its last line
-        found = [json.loads(line) for line in file.read_text().rpartition("\n")[0].splitlines()]
-    _print(found, num_ranks)
-    if path is not None:
-        machine = "CPU" if tiny else torch.cuda.get_device_name()
-        write_json(path, {"machine": machine, "torch": torch.__version__, "ranks": num_ranks, "cases": found})
-    if wrong := [case["name"] for case in found if any(error > 1 for error in case["error"].values())]:
-        click.echo(f"wrong: {', '.join(wrong)}", err=True)
+        run.cases = [Found(**json.loads(line)) for line in file.read_text().rpartition("\n")[0].splitlines()]
+    _print(run.cases, num_ranks)
+    run.write(json_file)
+    if wrong := [case.name for case in run.cases if any(error > 1 for error in case.error.values())]:
+        notes.print(f"wrong: {', '.join(wrong)}", soft_wrap=True)
     if problem:
-        left = [case.name for case in (*checks, *timed)][len(found) :]
-        click.echo(f"{problem}; not run by all ranks: {', '.join(left)}", err=True)
-    sys.exit(130 if problem == INTERRUPTED else bool(wrong or problem))
+        left = [case.name for case in (*checks, *timed)][len(run.cases) :]
+        notes.print(f"{problem}; not run by all ranks: {', '.join(left)}", soft_wrap=True)
+    return 130 if problem == INTERRUPTED else int(bool(wrong or problem))
 
 
 def _cases(num_ranks: int, only: tuple[str, ...], *, tiny: bool) -> tuple[list, list]:
@@ -77,11 +71,9 @@ def _cases(num_ranks: int, only: tuple[str, ...], *, tiny: bool) -> tuple[list, 
     Raises:
         click.BadParameter: there is none, or ranks cannot share the heads of one.
     """
-    from benchmarks.ranks import cases as attention
-    from benchmarks.ranks import steps
+    from benchmarks.ranks.cases import CHECKS, TIMED, TINY
 
-    checks = [] if tiny else [*attention.CHECKS, *steps.CHECKS]
-    timed = [*attention.TINY, *steps.TINY] if tiny else [*attention.TIMED, *steps.TIMED]
+    checks, timed = ((), TINY) if tiny else (CHECKS, TIMED)
     chosen = cases_named([*checks, *timed], only)
     if uneven := [case for case in chosen if case.num_heads % num_ranks]:
         raise click.BadParameter(f"{num_ranks} ranks cannot share {uneven[0].num_heads} heads", param_hint="--ranks")
@@ -131,14 +123,12 @@ def _ended(context: "ProcessContext", seconds: float) -> bool:
     return True
 
 
-def _print(found: Sequence[dict[str, Any]], num_ranks: int) -> None:
-    from attn_parity.console import results
-
+def _print(found: Sequence["Found"], num_ranks: int) -> None:
     table = Table("case", "cache", f"one GPU, or {num_ranks} ranks by", "error of its bound", *_TIMES)
     for case in found:
-        for number, (way, error) in enumerate(case["error"].items()):
-            head = ("", "") if number else (case["name"], f"{case['cache_gigabytes']:.2f} GB")
-            table.add_row(*head, way, f"{error:.2f}", *(_time(case[times], way) for times in _TIMES.values()))
+        for number, (way, error) in enumerate(case.error.items()):
+            head = ("", "") if number else (case.name, f"{case.cache_gigabytes:.2f} GB")
+            table.add_row(*head, way, f"{error:.2f}", *(_time(getattr(case, times), way) for times in _TIMES.values()))
         table.add_section()
     results.print(table)
 
@@ -148,7 +138,7 @@ _TIMES = {"eager, ms": "eager", "graph, ms": "graph", "building its metadata, ms
 
 def _time(of_ways: dict[str, float], way: str) -> str:
     """Milliseconds, and how many times as fast as one GPU that is."""
-    from benchmarks.ranks.rank import ONE
+    from benchmarks.ranks.results import ONE
 
     if way not in of_ways:
         return ""

@@ -6,7 +6,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -15,34 +15,15 @@ from typing import Any, NamedTuple, get_args
 import torch
 import torch.distributed as dist
 
-from benchmarks.ranks import steps
-from benchmarks.ranks.cases import Case, local_call, whole_call
-from benchmarks.ranks.steps import StepCase
-from benchmarks.timed import interpret
+from benchmarks.measuring.device import interpret
+from benchmarks.ranks.cases import AttentionCase
+from benchmarks.ranks.results import ONE, Found
+from benchmarks.steps import latent_steps
+from benchmarks.steps.latent_steps import LatentCase
+from benchmarks.steps.ranks import local_call, whole_call
 
 REPLAYS, WARM_UP = 40, 5
 TIMEOUT = timedelta(seconds=120)
-ONE = "one GPU"
-"""The name of the way that uses no other."""
-
-
-@dataclass
-class Found:
-    """The report on a case, by the way to make its output. Times are milliseconds a step, of the slowest rank.
-
-    Args:
-        error: the largest difference of a row of any rank from the output of one device, as a share of `allowed`; infinite if
-            it is not finite.
-        eager, graph: the median over calls, and over replays of a CUDA graph that holds a call.
-        build: the median of the process's own time to build a step's metadata, which is done once for all layers.
-    """
-
-    name: str
-    cache_gigabytes: float
-    error: dict[str, float] = field(default_factory=dict)
-    eager: dict[str, float] = field(default_factory=dict)
-    graph: dict[str, float] = field(default_factory=dict)
-    build: dict[str, float] = field(default_factory=dict)
 
 
 def main(
@@ -51,8 +32,8 @@ def main(
     folder: Path,
     file: Path,
     device_type: str,
-    checks: list[Case | StepCase],
-    timed: list[Case | StepCase],
+    checks: list[AttentionCase | LatentCase],
+    timed: list[AttentionCase | LatentCase],
 ) -> None:
     """Run the cases. Rank 0 adds a JSON line to a file after each. `folder` is where the ranks meet."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all ranks; the process that started this one ends it
@@ -88,9 +69,12 @@ class Way(NamedTuple):
     captures: bool = True
 
 
-def _found(case: Case | StepCase, group: dist.ProcessGroup, device: torch.device, *, is_timed: bool) -> Found:
+Ways = dict[str, Way]  # by name
+
+
+def _found(case: AttentionCase | LatentCase, group: dist.ProcessGroup, device: torch.device, *, is_timed: bool) -> Found:
     found = Found(case.name, case.cache_bytes / 1e9)
-    ways_of = partial(_ways_of_step, case) if isinstance(case, StepCase) else partial(_ways_of_attention, case)
+    ways_of = partial(_ways_of_step, case) if isinstance(case, LatentCase) else partial(_ways_of_attention, case)
     expected, ways = ways_of(group, device)
     for name, way in ways.items():
         error = difference_of_rows(way.run(True), expected) / allowed(case)
@@ -105,7 +89,7 @@ def _found(case: Case | StepCase, group: dist.ProcessGroup, device: torch.device
     return found
 
 
-def _ways_of_attention(case: Case, group: dist.ProcessGroup, device: torch.device) -> tuple[torch.Tensor, dict[str, Way]]:
+def _ways_of_attention(case: AttentionCase, group: dist.ProcessGroup, device: torch.device) -> tuple[torch.Tensor, Ways]:
     from attn_optimized import paged_attention
     from attn_optimized.context_parallel import Dealing, Exchange, attend_over_ranks, local_step
 
@@ -124,7 +108,7 @@ def _ways_of_attention(case: Case, group: dist.ProcessGroup, device: torch.devic
     return alone(False), {ONE: Way(alone), **over_ranks}
 
 
-def _ways_of_step(case: StepCase, group: dist.ProcessGroup, device: torch.device) -> tuple[torch.Tensor, dict[str, Way]]:
+def _ways_of_step(case: LatentCase, group: dist.ProcessGroup, device: torch.device) -> tuple[torch.Tensor, Ways]:
     """Through the backend, and by `attend_over_ranks` alone, to which each query of a prefill is a request of its own.
 
     What is expected is absorbed attention to the whole cache.
@@ -135,42 +119,47 @@ def _ways_of_step(case: StepCase, group: dist.ProcessGroup, device: torch.device
 
     dealing = Dealing(num_ranks=group.size(), rank=group.rank(), interleave=case.interleave)
     undivided, divided = BACKENDS["TRITON_MLA"], BACKENDS["TRITON_MLA"].over_ranks()
-    whole = steps.whole_step(case, device)
-    own = steps.local_step_of(case, whole, group.rank(), group.size())
+    whole = latent_steps.whole_step(case, device)
+    own = latent_steps.local_step_of(case, whole, group.rank(), group.size())
     heads, call = own_heads(case, group), whole.absorbed
     latent = paged_attention(call.q, call.cache, call.layer, call.batch)[:, heads].contiguous()
-    expected = steps.up_projected(case, latent, own.kv_b_proj)
+    expected = latent_steps.up_projected(case, latent, own.kv_b_proj)
     for step in (whole, own):
-        steps.forget(step)
-    build_whole = steps.built(case, whole, undivided)
-    build_own = steps.built(case, own, divided, dealing=dealing)
+        latent_steps.forget(step)
+    build_whole = latent_steps.built(case, whole, undivided)
+    build_own = latent_steps.built(case, own, divided, dealing=dealing)
     build_rows = partial(local_step, own.absorbed.batch, dealing)
-    layer, metadata, own_metadata, by_row = steps.layer_of(case, whole, undivided), build_whole(), build_own(), build_rows()
+    layer, metadata, own_metadata, by_row = (
+        latent_steps.layer_of(case, whole, undivided),
+        build_whole(),
+        build_own(),
+        build_rows(),
+    )
 
     def alone(compare: bool) -> torch.Tensor:
-        return steps.through_layer(case, whole, layer, metadata)[:, heads]
+        return latent_steps.through_layer(case, whole, layer, metadata)[:, heads]
 
     def through_backend(layers: tuple[Any, Any], compare: bool) -> torch.Tensor:
-        return steps.through_layer(case, own, layers[compare], own_metadata)
+        return latent_steps.through_layer(case, own, layers[compare], own_metadata)
 
     def through_function(exchange: Exchange, compare: bool) -> torch.Tensor:
         def attend(q: torch.Tensor) -> torch.Tensor:
             cache, layer = own.absorbed.cache, own.absorbed.layer
             return attend_over_ranks(group, q, cache, layer, by_row, exchange=exchange, compare=compare).out
 
-        return steps.through_function(case, own, attend)
+        return latent_steps.through_function(case, own, attend)
 
     captures = not case.has_prefill
     ways = {ONE: Way(alone, build_whole, captures)}
     for exchange in get_args(Exchange):
         options = {"group": group, "exchange": exchange}
-        layers = tuple(steps.layer_of(case, own, divided, validate=compare, **options) for compare in (False, True))
+        layers = tuple(latent_steps.layer_of(case, own, divided, validate=compare, **options) for compare in (False, True))
         ways[f"TRITON_MLA, {exchange}"] = Way(partial(through_backend, layers), build_own, captures)
         ways[f"attend_over_ranks, {exchange}"] = Way(partial(through_function, exchange), build_rows)
     return expected, ways
 
 
-def own_heads(case: Case | StepCase, group: dist.ProcessGroup) -> slice:
+def own_heads(case: AttentionCase | LatentCase, group: dist.ProcessGroup) -> slice:
     """The heads of this rank."""
     heads = case.num_heads // group.size()
     return slice(group.rank() * heads, (group.rank() + 1) * heads)
@@ -184,8 +173,8 @@ def difference_of_rows(out: torch.Tensor, expected: torch.Tensor) -> float:
     return float(torch.where(difference == 0, 0, difference / expected.norm(dim=1)).max())
 
 
-def allowed(case: Case | StepCase) -> float:
-    """The largest distance of two right outputs, relative to their Euclidean norm: see `benchmarks.speed.check`.
+def allowed(case: AttentionCase | LatentCase) -> float:
+    """The largest distance of two right outputs, relative to their Euclidean norm: see `benchmarks.measuring.check`.
 
     Both computations round their weights and their outputs to 16 bits, and the ranks round outputs once more. In float32 the
     roundings of the logits count more than those.

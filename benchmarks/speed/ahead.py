@@ -5,22 +5,18 @@ A call that reads where it may not takes the GPU from its process. It is found h
 
 import contextlib
 import multiprocessing
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
+from attn_parity.console import notes, progress_bar
 
-from benchmarks.speed import peers
-from benchmarks.speed.before import load_before
-from benchmarks.speed.calls import attention_call
-from benchmarks.speed.cases import Attention, Bounded
-from benchmarks.speed.participants import Participant
-from benchmarks.speed.run import all_participants, free
+from benchmarks.measuring.device import free, why_gone
+from benchmarks.participants.attention import Participant
+from benchmarks.participants.everybody import Given, everybody
+from benchmarks.steps.calls import attention_call
+from benchmarks.steps.cases import Attention, Bounded
 
-Tries = Mapping[str, Sequence[int]]
 _participants: list[Participant] = []
 """In a process of the pool."""
 
@@ -33,16 +29,7 @@ class Fatal(NamedTuple):
     why: str
 
 
-def compile_ahead(
-    cases: Sequence[Bounded],
-    processes: int,
-    *,
-    vllm: Path | None,
-    aiter: Path | None,
-    before: Path | None,
-    tries: Tries,
-    console: Console,
-) -> dict[tuple[str, str], str]:
+def compile_ahead(cases: Sequence[Bounded], processes: int, given: Given) -> dict[tuple[str, str], str]:
     """Make each participant's call of each case once. Other errors are left to the run, which makes the same calls.
 
     A process whose GPU is gone makes no more calls: what it would have compiled is compiled by the run.
@@ -51,22 +38,18 @@ def compile_ahead(
         Why calls took the GPU from their process, by the names of the case and of the participant.
     """
     context, fatal = multiprocessing.get_context("spawn"), {}
-    with (
-        context.Pool(processes, _load, (vllm, aiter, before, tries)) as pool,
-        Progress(console=console, transient=True) as progress,
-    ):
-        task = progress.add_task("compiling ahead", total=len(cases))
-        for found in pool.imap_unordered(_call_once, cases):
-            progress.advance(task)
+    with context.Pool(processes, _load, (given,)) as pool, progress_bar(len(cases)) as show_bar:
+        for done, found in enumerate(pool.imap_unordered(_call_once, cases), 1):
+            show_bar(done, 0)
             if found is not None:
                 fatal[found.case, found.participant] = found.why
-                console.print(f"{found.participant} takes the GPU from its process in {found.case}: {found.why}")
+                notes.print(f"{found.participant} takes the GPU from its process in {found.case}: {found.why}")
     return fatal
 
 
-def _load(vllm: Path | None, aiter: Path | None, before: Path | None, tries: Tries) -> None:
-    found = peers.load_all(vllm, aiter, lambda _: None)
-    _participants.extend(all_participants(found, before and load_before(before), tries))
+def _load(given: Given) -> None:
+    found, _ = everybody(given, lambda _: None)
+    _participants.extend(found)
 
 
 def _call_once(case: Bounded) -> Fatal | None:
@@ -82,14 +65,4 @@ def _call_once(case: Bounded) -> Fatal | None:
                 if (why := why_gone()) is not None:
                     return Fatal(case.name, participant.name, why)
     free()
-    return None
-
-
-def why_gone() -> str | None:
-    """The error of a GPU that runs nothing any more for this process."""
-    if torch.cuda.is_available():
-        try:
-            torch.cuda.synchronize()
-        except RuntimeError as error:
-            return str(error).partition("\n")[0]
     return None

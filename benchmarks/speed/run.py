@@ -1,39 +1,32 @@
-"""A run: the machine's rates, then case by case all participants side by side, then what a call costs on the host."""
+"""A run: case by case all participants side by side, then what a call of each costs on the host."""
 
 import contextlib
-import gc
+import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import SimpleNamespace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from attn_contract import UnsupportedError
+from attn_fuzz.text import one_line
+from attn_parity.console import progress_bar, results
 from attn_parity.timing import Loop, side_by_side
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.speed import check, compiled, latent
-from benchmarks.speed.calls import attention_call
-from benchmarks.speed.cases import HOST, Attention, Bounded, RowOp, copies
-from benchmarks.speed.clock import host_us, loop_of
-from benchmarks.speed.machine import Rates
-from benchmarks.speed.participants import OURS, Participant, Prepared, participants
-from benchmarks.speed.peers import Kernels
+from benchmarks.measuring import check
+from benchmarks.measuring.clock import Budget, host_us, loop_of
+from benchmarks.measuring.device import check_device, free
+from benchmarks.measuring.machine import Rates
+from benchmarks.participants.attention import BEFORE, OURS, Participant, Prepared
+from benchmarks.participants.rows import row_op
 from benchmarks.speed.results import CaseResult, Result, Run
-from benchmarks.speed.rows import row_op
-
-TIMING_SECONDS = 4.0
-"""The most seconds for the replays of one case."""
-HOST_BATCHES, HOST_CALLS = 20, 100
-
-
-class DeviceError(RuntimeError):
-    """A kernel has left the GPU in a state in which nothing runs any more."""
+from benchmarks.steps.calls import attention_call
+from benchmarks.steps.cases import HOST, Attention, Bounded, RowOp, copies
 
 
 class Sizes(NamedTuple):
-    """The sizes of a run: the whole, or `--tiny`."""
+    """The sizes of a run: the whole, or `--tiny`. `seconds` are the most for the replays of one case."""
 
     copies: int | None
     rounds: int
@@ -42,7 +35,7 @@ class Sizes(NamedTuple):
     host_calls: int
 
 
-WHOLE = Sizes(copies=None, rounds=200, seconds=TIMING_SECONDS, host_batches=HOST_BATCHES, host_calls=HOST_CALLS)
+WHOLE = Sizes(copies=None, rounds=200, seconds=4.0, host_batches=20, host_calls=100)
 TINY = Sizes(copies=2, rounds=2, seconds=0.0, host_batches=2, host_calls=2)
 
 
@@ -61,10 +54,8 @@ def measure(
     device: torch.device,
     *,
     sizes: Sizes,
-    budget: float,
-    started: float,
-    save: Callable[[Run], None],
-    console: Console,
+    budget: Budget,
+    json_file: Path | None = None,
     fatal: Mapping[tuple[str, str], str] | None = None,
 ) -> None:
     """Measure into `run`, saved after each case; what an interrupt or the budget leaves out is in `run.unmeasured`.
@@ -76,27 +67,21 @@ def measure(
         DeviceError: the GPU no longer runs anything; what was measured before is saved.
     """
     run.unmeasured = [case.name for case in cases]
-    columns = (TextColumn("{task.completed}/{task.total}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(cases) + 1)
+    with progress_bar(len(cases)) as show_bar:
         for i, case in enumerate(cases):
-            left = budget - (time.monotonic() - started)
-            if left <= 0:
+            if (left := budget.left) <= 0:
                 break
-            progress.update(task, description=case.name)
-            case_seconds = left / (len(cases) - i)
             out = {name: why for (of_case, name), why in (fatal or {}).items() if of_case == case.name}
             joining = [participant for participant in participants if participant.name not in out]
-            run.cases.append(measured(case, joining, device, run.rates, sizes=sizes, case_seconds=case_seconds))
+            run.cases.append(measured(case, joining, device, run.rates, sizes=sizes, case_seconds=left / (len(cases) - i)))
             run.cases[-1].results.update({name: Result(verdict="failed", why=why) for name, why in out.items()})
             run.unmeasured.remove(case.name)
             free()
-            save(run)
-            progress.console.print(_line(run.cases[-1]))
-            progress.advance(task)
-        progress.update(task, description="host overhead")
-        run.host_us = overheads(participants, device, sizes)
-        save(run)
+            run.write(json_file)
+            results.print(_line(run.cases[-1]), soft_wrap=True)
+            show_bar(i + 1, 0)
+    run.host_us = overheads(participants, device, sizes)
+    run.write(json_file)
 
 
 def measured(
@@ -143,30 +128,13 @@ def problem_of(case: Bounded, participants: Sequence[Participant], device: torch
 
 
 def error_of(prepared: Prepared, problem: Problem) -> float:
-    output = prepared.output(prepared.run())
-    if not bool(output.isfinite().all()):
-        return float("inf")
-    return check.relative_error(output[problem.rows], problem.expected)
+    return check.relative_error(prepared.output(prepared.run()), problem.rows, problem.expected)
 
 
 def error_again(prepared: Prepared, problem: Problem) -> float:
     """The relative error of a repeated call. A kernel that relies on a counter of its first call would write fewer rows."""
     prepared.output(prepared.run()).fill_(torch.nan)
     return error_of(prepared, problem)
-
-
-def all_participants(kernels: Kernels, before: SimpleNamespace | None, tries: Mapping[str, Sequence[int]]) -> list[Participant]:
-    """The participants of cases of all types.
-
-    Args:
-        before: see `benchmarks.speed.before`.
-        tries: see `benchmarks.speed.latent.participants`.
-    """
-    return [
-        *participants(kernels.vllm, kernels.aiter, before),
-        *latent.participants(kernels.vllm, tries),
-        *compiled.participants(kernels.fa3, kernels.flashmla),
-    ]
 
 
 def overheads(participants: Sequence[Participant], device: torch.device, sizes: Sizes) -> dict[str, float]:
@@ -190,31 +158,14 @@ def _recorded(found: dict[str, Result], name: str) -> Iterator[None]:
     except UnsupportedError as error:
         found[name] = Result(verdict="refused", why=str(error))
     except Exception as error:  # kernels of others raise anything, compilers too
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        found[name] = Result(verdict="failed", why=why)
+        found[name] = Result(verdict="failed", why=one_line(f"{type(error).__name__}: {error}", 300))
         check_device(error)
-
-
-def check_device(cause: Exception) -> None:
-    if not torch.cuda.is_available():
-        return
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError as error:
-        raise DeviceError(f"the GPU runs nothing any more after: {cause}") from error
 
 
 def _judged(error: float) -> Result:
     if error <= check.LIMIT:
         return Result(verdict="measured", error=error)
-    why = f"relative error {error:.2g}, at most {check.LIMIT:.2g} is allowed"
-    return Result(verdict="wrong", error=error if error < float("inf") else None, why=why)
-
-
-def free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    return Result(verdict="wrong", error=error if error < float("inf") else None, why=check.too_large(error))
 
 
 def _line(case: CaseResult) -> str:
@@ -225,3 +176,17 @@ def _line(case: CaseResult) -> str:
         elif result.verdict != "refused":
             parts.append(f"{name} {result.verdict}: {result.why}")
     return "; ".join(parts)
+
+
+def gains(cases: Sequence[CaseResult]) -> Iterator[str]:
+    """For each kind of traffic, the time before over the time now: the geometric mean, and the cases at both ends."""
+    found: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    for case in cases:
+        before, now = (case.results[name].time if name in case.results else None for name in (BEFORE, OURS))
+        if before is not None and now is not None:
+            found[case.traffic or "all cases"].append((before.ms / now.ms, case.name))
+    for traffic, ratios in found.items():
+        (least, slower), (most, faster) = min(ratios), max(ratios)
+        mean = statistics.geometric_mean(ratio for ratio, _ in ratios)
+        ends = f"{least:.2f} in {slower}, {most:.2f} in {faster}"
+        yield f"{traffic}: time before / now {mean:.2f} in {len(ratios)} cases; {ends}"

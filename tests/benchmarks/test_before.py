@@ -5,12 +5,10 @@ import sys
 
 import attn_optimized
 import pytest
-from click.testing import CliRunner
 
-from benchmarks.__main__ import cli
+from benchmarks.participants.attention import BEFORE, OURS
+from benchmarks.participants.before import load_before
 from benchmarks.speed import results
-from benchmarks.speed.before import load_before
-from benchmarks.speed.participants import BEFORE, OURS
 from tests.support.pages import ROOT
 
 
@@ -25,11 +23,11 @@ def earlier(tmp_path):
     return tmp_path / "earlier"
 
 
-def test_another_folders_kernels_run_beside_todays(earlier, tmp_path, monkeypatch):
+def test_another_folders_kernels_run_beside_todays(earlier, tmp_path, monkeypatch, ended):
     monkeypatch.chdir(tmp_path)
     arguments = ["speed", "--tiny", "--commit", "abc", "--drawn", "1", "--seed", "3", "--json", "run.json"]
-    ended = CliRunner().invoke(cli, [*arguments, "--before", str(earlier)])
-    assert ended.exit_code == 0, ended.output
+    code, printed = ended(*arguments, "--before", earlier)
+    assert code == 0, printed
     (case,) = results.read(tmp_path / "run.json").cases
     assert case.results[OURS].verdict == "measured"
     assert case.results[BEFORE].verdict == "wrong", "the kernels of that folder did not run"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.peers.loops import Pipeline, bounds_of, hot_loop, innermost_loops, pipeline_of
-from benchmarks.peers.rates import Cost, UnknownRateError, cost_of
+from benchmarks.assembly.loops import HotLoop, Pipeline, bounds_of, hot_loop, innermost_loops
+from benchmarks.assembly.rates import Cost, UnknownRateError, cost_of
 
 ASSEMBLY = """
 kernel:
@@ -34,7 +34,7 @@ kernel:
 
 
 def test_loops_without_a_loop_in_them():
-    first, second, third = innermost_loops(ASSEMBLY)
+    first, second, third = ([line.split()[0] for line in loop] for loop in innermost_loops(ASSEMBLY))
     assert first[0] == "v_exp_f32_e32"
     assert first[-2:] == ["global_load_dwordx4", "s_cbranch_execnz"]
     assert len(first) == 6
@@ -42,11 +42,16 @@ def test_loops_without_a_loop_in_them():
     assert third == ["v_add_f32_e32", "s_branch"]
 
 
+def found(assembly: str) -> HotLoop:
+    loop = hot_loop(assembly)
+    assert loop is not None
+    return loop
+
+
 def test_the_hot_loop_is_the_shortest_of_those_that_multiply_most():
     alike = ASSEMBLY.replace("v_mfma_f32_16x16x16_f16", "v_mfma_f32_32x32x8_f16")
-    assert hot_loop(alike) == Cost(instructions=3, matrix=1, matrix_cycles=32.0, lds_bytes=64 * 16)
-    of_larger_tile = hot_loop(ASSEMBLY)
-    assert of_larger_tile is not None
+    assert found(alike).cost == Cost(instructions=3, matrix=1, matrix_cycles=32.0, lds_bytes=64 * 16)
+    of_larger_tile = found(ASSEMBLY).cost
     assert (of_larger_tile.matrix_cycles, of_larger_tile.instructions) == (32.0, 6)
     assert hot_loop(ASSEMBLY.replace("v_mfma_f32", "v_add_f32")) is None
 
@@ -79,14 +84,14 @@ LOAD, NARROW, STORE = (
 )
 def test_how_far_a_loop_loads_ahead(turn, pipeline):
     loop = "\n".join(f"\t{line}" for line in [*turn, "s_cbranch_scc1 .LBB0_1"])
-    assert pipeline_of(f".LBB0_1:\n{loop}\n") == pipeline
+    assert found(f".LBB0_1:\n{loop}\n").pipeline == pipeline
     longer = f".LBB0_1:\n\ts_nop 0\n{loop}\n.LBB0_2:\n{loop.replace('_1', '_2')}\n"
-    assert pipeline_of(longer) == pipeline
+    assert found(longer).pipeline == pipeline
 
 
 def test_a_loop_that_loads_nothing_has_no_pipeline():
-    assert pipeline_of(f".LBB0_1:\n\t{MULTIPLY}\n\ts_cbranch_scc1 .LBB0_1\n") is None
-    assert pipeline_of(f".LBB0_1:\n\t{LOAD}\n\ts_cbranch_scc1 .LBB0_1\n") is None
+    assert found(f".LBB0_1:\n\t{MULTIPLY}\n\ts_cbranch_scc1 .LBB0_1\n").pipeline is None
+    assert found(f".LBB0_1:\n\t{LOAD}\n\tv_fmac_f32_e32 v0, v1, v2\n\ts_cbranch_scc1 .LBB0_1\n").pipeline is None
 
 
 @pytest.mark.parametrize(

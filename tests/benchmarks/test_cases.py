@@ -7,10 +7,10 @@ import pytest
 import torch
 from attn_contract import AttentionType
 
-from benchmarks.speed.calls import attention_call, requests_of
-from benchmarks.speed.cases import CASES, Attention, RowOp
-from benchmarks.speed.machine import Rates
-from benchmarks.speed.rows import row_op
+from benchmarks.measuring.machine import Rates
+from benchmarks.participants.rows import row_op
+from benchmarks.steps.calls import attention_call, requests_of
+from benchmarks.steps.cases import CASES, Attention, RowOp
 
 CPU = torch.device("cpu")
 ATTENTION = [case for case in CASES if isinstance(case, Attention)]

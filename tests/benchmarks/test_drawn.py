@@ -6,10 +6,10 @@ import msgspec
 import pytest
 import torch
 
-from benchmarks.speed.calls import attention_call
-from benchmarks.speed.drawn import LAYOUTS, MOST_CACHE_BYTES, draw_cases
-from benchmarks.speed.models import Model, models
-from benchmarks.speed.traffic import LONGEST, SHORTEST, TRAFFIC
+from benchmarks.steps.calls import attention_call
+from benchmarks.steps.drawn import LAYOUTS, MOST_CACHE_BYTES, draw_cases
+from benchmarks.steps.models import Model, models
+from benchmarks.steps.traffic import LONGEST, SHORTEST, TRAFFIC
 
 CASES = draw_cases(400, seed=0)
 

@@ -7,10 +7,9 @@ import attn_parity.binaries.build
 import click
 import pytest
 from attn_parity.binaries.build import in_processes
-from click.testing import CliRunner
 
 import benchmarks.hashes.command
-from benchmarks.hashes.command import comes_again, described, differences, hashes
+from benchmarks.hashes.command import comes_again, described, differences
 
 SOURCE = """
 import torch
@@ -112,21 +111,21 @@ def compiled_once(monkeypatch):
 
 @pytest.mark.nightly
 @pytest.mark.usefixtures("compiled_once")
-def test_a_launch_is_compared_with_what_was_written_before(tmp_path, monkeypatch):
+def test_a_launch_is_compared_with_what_was_written_before(tmp_path, monkeypatch, ended):
     monkeypatch.chdir(tmp_path)
     options = ["--arch", "sm90", "--only", "merge, fp32", "--workers", "1"]
-    written = CliRunner().invoke(hashes, ["before.json", *options])
-    assert written.exit_code == 0, written.output
-    again = CliRunner().invoke(hashes, ["after.json", *options, "--compare", "before.json"])
-    assert again.exit_code == 0, again.output
-    assert "1 launches compared with before.json, 0 differ" in again.output
+    code, printed = ended("hashes", "before.json", *options)
+    assert code == 0, printed
+    code, printed = ended("hashes", "after.json", *options, "--compare", "before.json")
+    assert code == 0, printed
+    assert "1 launches compared with before.json, 0 differ" in printed
     kept = json.loads((tmp_path / "before.json").read_text())
     kept["launches"]["sm90"]["merge, fp32"]["sha256"] = "0" * 64
     (tmp_path / "before.json").write_text(json.dumps(kept))
     monkeypatch.setattr(benchmarks.hashes.command, "TRIES", 1)
-    planted = CliRunner().invoke(hashes, ["after.json", *options, "--compare", "before.json"])
-    assert planted.exit_code == 1
-    assert "sm90 merge, fp32: assembly 000000000000, now " in planted.output
+    code, printed = ended("hashes", "after.json", *options, "--compare", "before.json")
+    assert code == 1
+    assert "sm90 merge, fp32: assembly 000000000000, now " in printed
 
 
 def test_a_launch_that_comes_again_is_no_change(monkeypatch):

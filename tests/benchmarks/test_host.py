@@ -5,14 +5,13 @@ import itertools
 import msgspec
 import pytest
 import torch
-from click.testing import CliRunner
 
-from benchmarks.host import command, steps
+from benchmarks.host import command, parts
 from benchmarks.host.command import measured
+from benchmarks.host.parts import FUNCTIONS, TINY, Parts, joining
 from benchmarks.host.results import SCHEMA, HostRun, Times
-from benchmarks.host.steps import FUNCTIONS, TINY, Parts, participants
-from benchmarks.speed import results
-from benchmarks.speed.peers import Kernels
+from benchmarks.participants.loading import Kernels
+from benchmarks.results import read_as
 
 NOBODY = Kernels(None, None, None, None)
 CPU = torch.device("cpu")
@@ -31,7 +30,7 @@ def test_a_step_builds_once_and_writes_before_it_attends():
 def test_times_are_of_one_layer_and_the_least_of_all_rounds(monkeypatch):
     monkeypatch.setattr(command, "ROUNDS", 2)
     times = itertools.chain(itertools.repeat(100.0, 4), itertools.repeat(80.0))
-    monkeypatch.setattr("benchmarks.speed.clock.host_us", lambda run, **_: (run(), next(times))[1])
+    monkeypatch.setattr("benchmarks.measuring.clock.host_us", lambda run, **_: (run(), next(times))[1])
     counts = {"build": 0, "write": 0, "attend": 0}
 
     def count(name):
@@ -48,19 +47,21 @@ def test_times_are_of_one_layer_and_the_least_of_all_rounds(monkeypatch):
 def test_participants_write_and_attend(case, name, monkeypatch):
     """This step's tokens are in every layer's cache, and the output is finite."""
     caches = []
-    monkeypatch.setattr(steps, "attention_call", _keeping(steps.attention_call, lambda call: caches.append(call.kv_cache)))
+    monkeypatch.setattr(parts, "attention_call", _keeping(parts.attention_call, lambda call: caches.append(call.kv_cache)))
     monkeypatch.setattr(
-        steps.latent, "whole_step", _keeping(steps.latent.whole_step, lambda step: caches.append(step.absorbed.kv_cache))
+        parts.latent_steps,
+        "whole_step",
+        _keeping(parts.latent_steps.whole_step, lambda step: caches.append(step.absorbed.kv_cache)),
     )
-    parts = dict(participants(case, 2, CPU, NOBODY))[name]
-    assert isinstance(parts, Parts)
+    of_step = dict(joining(case, 2, CPU, NOBODY))[name]
+    assert isinstance(of_step, Parts)
     for cache in caches:
         cache.fill_(0)
-    parts.step(2)
+    of_step.step(2)
     written = [cache for cache in caches if cache.any()]
     assert len(written) == 2, "one of each layer"
     assert all(cache.isfinite().all() for cache in written)
-    assert parts.attend(1, parts.build()).isfinite().all()
+    assert of_step.attend(1, of_step.build()).isfinite().all()
 
 
 def _keeping(make, keep):
@@ -78,15 +79,15 @@ def one_round(monkeypatch):
     monkeypatch.setattr(command, "ROUNDS", 1)
 
 
-def test_the_command_writes_what_it_shows(one_round, tmp_path):
+def test_the_command_writes_what_it_shows(one_round, tmp_path, ended):
     path = tmp_path / "host.json"
-    done = CliRunner().invoke(command.host, ["--tiny", "--json", str(path)])
-    assert done.exit_code == 0, done.output
-    run = results.read_as(path, SCHEMA, HostRun)
+    code, printed = ended("host", "--tiny", "--json", path)
+    assert code == 0, printed
+    run = read_as(path, SCHEMA, HostRun)
     assert not run.of_value
     decodes, latent = run.steps
     assert decodes.name == DECODES.name
     assert None not in msgspec.structs.astuple(decodes.times["TRITON_ATTN"])
     assert "AITER is not installed" in decodes.refused["ROCM_AITER_FA"]
     assert latent.times.keys() >= {"TRITON_MLA"}
-    assert "pip install 'attn-parity[aiter]'" in done.output, "and not what rich takes for markup"
+    assert "pip install 'attn-parity[aiter]'" in printed, "and not what rich takes for markup"

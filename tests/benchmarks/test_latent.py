@@ -8,11 +8,12 @@ import attn_optimized
 import pytest
 import torch
 
-from benchmarks.speed import check, results
-from benchmarks.speed.calls import attention_call
+from benchmarks.measuring import check
+from benchmarks.participants.attention import OURS, ours
+from benchmarks.speed import results
 from benchmarks.speed.command import values_to_try
-from benchmarks.speed.latent import CASES, latent_case
-from benchmarks.speed.participants import OURS, ours
+from benchmarks.steps.calls import attention_call
+from benchmarks.steps.latent import CASES, latent_case
 from tests.support import processes
 
 ROOT = Path(__file__).parent.parent.parent
@@ -57,7 +58,7 @@ def test_our_kernel_computes_what_is_expected(case):
     prepared = ours(attn_optimized, call)
     out = prepared.output(prepared.run())
     assert out.shape == (call.case.num_tokens, call.case.num_heads, call.case.head_size_v)
-    assert check.relative_error(out[rows], check.expected_rows(call, rows)) < check.LIMIT
+    assert check.relative_error(out, rows, check.expected_rows(call, rows)) < check.LIMIT
 
 
 def test_values_of_a_name_that_is_given_twice_are_all_tried():

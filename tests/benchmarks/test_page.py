@@ -5,18 +5,16 @@ from pathlib import Path
 import msgspec
 import pytest
 from attn_parity.timing import Spread
-from click.testing import CliRunner
 
-from benchmarks.__main__ import cli
 from benchmarks.host.results import HostRun, Step, Times
-from benchmarks.speed import performance, results
-from benchmarks.speed.cases import Reach
-from benchmarks.speed.machine import Rates
-from benchmarks.speed.page import DATA, PAGE
-from benchmarks.speed.participants import AITER, FA3, OURS, VLLM
-from benchmarks.speed.performance import Performance
-from benchmarks.speed.reach import standing
+from benchmarks.measuring.machine import Rates
+from benchmarks.page import performance
+from benchmarks.page.performance import Performance
+from benchmarks.page.reach import standing
+from benchmarks.page.tables import DATA, PAGE
+from benchmarks.participants.attention import AITER, FA3, OURS, VLLM
 from benchmarks.speed.results import CaseResult, Result, Run
+from benchmarks.steps.cases import Reach
 
 RATES = Rates(read=4.5e12, copy=4e12, matmul=6e14, launch=1e-3)
 
@@ -52,19 +50,20 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def page(*options: str):
-    return CliRunner().invoke(cli, ["page", *options])
+@pytest.fixture
+def added(folder, ended):
+    """A function that adds runs, and returns the page with them."""
+
+    def add(*runs: Run | HostRun) -> str:
+        for run in runs:
+            run.write(Path("run.json"))
+            assert ended("page", "run.json")[0] == 0
+        return PAGE.read_text(encoding="utf-8")
+
+    return add
 
 
-def added(*runs: Run | HostRun) -> str:
-    """The page with these runs."""
-    for run in runs:
-        results.write(run, Path("run.json"))
-        assert page("run.json").exit_code == 0
-    return PAGE.read_text(encoding="utf-8")
-
-
-def test_a_run_takes_the_place_of_those_alike(folder):
+def test_a_run_takes_the_place_of_those_alike(added):
     faster, other = case(**{OURS: time(0.5)}), case("MLA decode", **{OURS: time(0.1)})
     added(CHOSEN, DRAWN, run_of(other), run_of(other, machine="another"), HOST, HOST)
     added(run_of(faster, *CHOSEN.cases[1:]), DRAWN)
@@ -78,7 +77,7 @@ def test_a_run_takes_the_place_of_those_alike(folder):
     assert len(performance.read(DATA).host) == 1
 
 
-def test_drawn_cases_are_compared_with_the_best_engine_of_each(folder):
+def test_drawn_cases_are_compared_with_the_best_engine_of_each(added):
     times = [{VLLM: time(2.0), FA3: time(0.8)}, {VLLM: time(0.9), AITER: time(4.0)}, {"SDPA flash": time(0.1)}]
     cases = [
         msgspec.structs.replace(case(f"{i} decode: drawn", **theirs, **{OURS: time(1.0)}), flops=6e8, traffic="decode")

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks.speed.peers import FA3_FILE, MissingPeerError, load_aiter, load_compiled, load_vllm
+from benchmarks.participants.loading import FA3_FILE, MissingPeerError, load_aiter, load_compiled, load_vllm
 
 AITER_KERNEL = """
 from aiter.ops.triton.utils._triton.arch_info import get_arch

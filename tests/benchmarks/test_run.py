@@ -1,20 +1,19 @@
 """Wrong participants are named and not timed; results before an error, an interrupt or the end are kept."""
 
 import dataclasses
-import io
 import time
 
 import attn_reference
 import pytest
 import torch
 from attn_contract import UnsupportedError
-from rich.console import Console
 
+from benchmarks.measuring.clock import Budget
+from benchmarks.measuring.machine import Rates
+from benchmarks.participants.attention import OURS, Participant, Prepared, sdpa
 from benchmarks.speed import ahead, run
-from benchmarks.speed.cases import CASES, Attention
-from benchmarks.speed.machine import Rates
-from benchmarks.speed.participants import OURS, Participant, Prepared, sdpa
-from benchmarks.speed.results import Run
+from benchmarks.speed.results import Run, read
+from benchmarks.steps.cases import CASES, Attention
 
 CPU = torch.device("cpu")
 RATES = Rates(read=4e12, copy=4e12, matmul=6e14, launch=1e-3)
@@ -139,25 +138,14 @@ def test_one_participants_error_is_not_the_others():
     assert results["raises"].why == "RuntimeError: out of registers"
 
 
-def measure(cases, participants, *, budget=60.0, fatal=None):
+def measure(cases, participants, *, json_file=None, seconds=60.0, fatal=None):
     found = Run(of_value=False, machine="CPU", versions={}, command="", commit="", rates=RATES)
-    saved = []
-    arguments = {
-        "sizes": run.TINY,
-        "budget": budget,
-        "started": time.monotonic(),
-        "save": lambda run: saved.append([case.name for case in run.cases]),
-        "console": Console(file=io.StringIO()),
-        "fatal": fatal,
-    }
-    try:
-        run.measure(found, cases, participants, CPU, **arguments)
-    except KeyboardInterrupt:
-        saved.append("interrupted")
-    return found, saved
+    budget = Budget(time.monotonic(), seconds)
+    run.measure(found, cases, participants, CPU, sizes=run.TINY, budget=budget, json_file=json_file, fatal=fatal)
+    return found
 
 
-def test_each_case_is_saved_and_an_interrupt_keeps_them():
+def test_each_case_is_saved_and_an_interrupt_keeps_them(tmp_path):
     second = BY_NAME["decode, 1 x 128k"]
 
     def prepare(call):
@@ -165,14 +153,15 @@ def test_each_case_is_saved_and_an_interrupt_keeps_them():
             raise KeyboardInterrupt
         return reference().prepare(call)
 
-    found, saved = measure([DECODE, second], [Participant(OURS, prepare)])
-    assert saved == [[DECODE.name], "interrupted"]
+    with pytest.raises(KeyboardInterrupt):
+        measure([DECODE, second], [Participant(OURS, prepare)], json_file=tmp_path / "run.json")
+    found = read(tmp_path / "run.json")
     assert [case.name for case in found.cases] == [DECODE.name]
     assert found.unmeasured == [second.name]
 
 
 def test_cases_without_time_are_named():
-    found, _ = measure([DECODE], [reference()], budget=1e-9)
+    found = measure([DECODE], [reference()], seconds=1e-9)
     assert not found.cases
     assert found.unmeasured == [DECODE.name]
     assert found.host_us.keys() == {OURS}
@@ -181,7 +170,7 @@ def test_cases_without_time_are_named():
 def test_a_call_that_would_take_the_gpu_is_not_made():
     made = []
     fatal = Participant("fatal", lambda call: made.append(call.case.name) or reference().prepare(call))
-    found, _ = measure([DECODE], [reference(), fatal], fatal={(DECODE.name, "fatal"): "an illegal access"})
+    found = measure([DECODE], [reference(), fatal], fatal={(DECODE.name, "fatal"): "an illegal access"})
     results = found.cases[0].results
     assert (results["fatal"].verdict, results["fatal"].why) == ("failed", "an illegal access")
     assert DECODE.name not in made

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from benchmarks.peers.results import Row
-from benchmarks.speed.calls import FLOAT8_OF, attention_call
-from benchmarks.speed.cases import CASES, Attention
+from benchmarks.steps.calls import attention_call, float8_of
+from benchmarks.steps.cases import CASES, Attention
 from tests.support import processes
 
 ROOT = Path(__file__).parents[2]
@@ -158,6 +158,6 @@ def test_a_signal_ends_it_with_what_was_found(folder):
 
 def test_a_float8_cache_is_of_the_architectures_type():
     case = next(case for case in CASES if isinstance(case, Attention) and case.float8_cache)
-    call = attention_call(case, torch.device("meta"), 1, FLOAT8_OF["gfx942"])
+    call = attention_call(case, torch.device("meta"), 1, float8_of("gfx942"))
     assert call.kv_cache is not None
     assert call.kv_cache.dtype == call.layer.kv_cache_dtype == torch.float8_e4m3fnuz

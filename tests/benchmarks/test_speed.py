@@ -4,8 +4,9 @@ import os
 import subprocess
 from pathlib import Path
 
-from benchmarks.speed import performance, results
-from benchmarks.speed.participants import OURS
+from benchmarks.page import performance
+from benchmarks.participants.attention import OURS
+from benchmarks.speed import results
 from tests.support import processes
 
 ROOT = Path(__file__).parent.parent.parent

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from tests.support.pages import OURS, ROOT, SOURCES
 
-PACKAGES = (*OURS, "benchmarks")
 FOLDERS = (*SOURCES, "benchmarks", "examples", "findings")
-NAME = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+")
+NAME = re.compile(rf"(?<![\w./-])(?:{'|'.join(OURS)})(?:\.[A-Za-z_]\w*)+")
 PATH = re.compile(rf"(?<![\w/.-])(?:{'|'.join((*FOLDERS, 'tests', 'docs'))})/[\w./-]*\.(?:py|toml|json|csv|md|css)\b")
 KEYS = ("attn_contract.rule", "attn_parity.packages", "attn_parity.targets")
 """A key of dataclass fields, and groups of entry points, that look like modules' names."""
@@ -52,7 +51,7 @@ def _is_there(name: str) -> bool:
             thing = getattr(thing, part) if hasattr(thing, part) else importlib.import_module(module)
         except ModuleNotFoundError as error:
             missing = (error.name or "").split(".")[0]
-            return missing not in PACKAGES  # where vLLM is not installed, nobody can look into attn_vllm
+            return missing not in OURS  # where vLLM is not installed, nobody can look into attn_vllm
     return True
 
 

@@ -20,8 +20,8 @@ from tests.support import processes
 
 ROOT = Path(__file__).parents[2]
 OURS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["root_packages"]
-SOURCES = sorted({path.parent.name for name in OURS for path in ROOT.glob(f"[a-z]*/{name}")})
-"""The project's packages, and the folders that they are in."""
+SOURCES = sorted({path.parent.name for name in OURS for path in ROOT.glob(f"[a-z]*/{name}")} - {"tests"})
+"""The project's packages, and the folders that they are in; `benchmarks` is in none."""
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))

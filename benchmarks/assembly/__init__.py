@@ -1,0 +1,1 @@
+"""Loops in AMD's assembly, and what published rates let them reach."""

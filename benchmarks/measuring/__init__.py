@@ -1,0 +1,1 @@
+"""How a call is timed and checked, and the rates of the GPU that does it."""

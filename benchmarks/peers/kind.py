@@ -1,0 +1,55 @@
+"""A kind of facts about launches."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.peers.launches import Launch
+from benchmarks.peers.results import Results, Row
+from benchmarks.steps.calls import Call
+from benchmarks.steps.cases import Attention
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+def _as_they_are(rows: list[Row], call: Call, out: torch.Tensor) -> list[Row]:
+    return rows
+
+
+class Kind(NamedTuple):
+    """A kind of facts.
+
+    Attributes:
+        facts: that a file keeps.
+        columns: columns of facts, in a table of rows.
+        cells: the cells of a row that has facts, for these columns.
+        of_launch: the facts of a launch on an architecture, and its faults in words.
+        cases: by name.
+        architectures: the architectures of the page.
+        section: the part of the page, of the rows that were found.
+        on_the_page: names of the page's cases; empty: of all.
+        device: the device of the tensors; on `META` nothing is run.
+        finished: what is made of the rows of a call's launches, and of the output of a call that ran.
+        is_amds: True if only AMD's code has such facts.
+        checks_outputs: True if a row without facts is a fault, for which the command's exit code is 1.
+    """
+
+    facts: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: Callable[[Mapping[str, float]], Sequence[str]]
+    of_launch: Callable[[str, Launch], tuple[dict[str, float], str]]
+    cases: dict[str, Attention]
+    architectures: tuple[str, ...]
+    section: Callable[[Results], list[str]]
+    on_the_page: tuple[str, ...] = ()
+    device: torch.device = META
+    finished: Callable[[list[Row], Call, torch.Tensor], list[Row]] = _as_they_are
+    is_amds: bool = True
+    checks_outputs: bool = False
+
+    def row(self, row: Row) -> list[str]:
+        """A row of a table with the columns `case`, `whose`, `kernel` and those of this kind."""
+        why = "wants more LDS or registers than there are" if row.facts.get("waves") == 0 else row.why
+        kernel = ": ".join(filter(None, (row.kernel.removesuffix("_kernel"), why)))
+        return [row.case, row.whose, kernel, *(self.cells(row.facts) if row.facts else [""] * len(self.columns))]

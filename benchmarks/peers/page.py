@@ -1,0 +1,22 @@
+"""All kinds of facts, and the page of them."""
+
+from collections.abc import Mapping
+
+from benchmarks.peers.binaries import BINARIES
+from benchmarks.peers.bounds import BOUNDS
+from benchmarks.peers.counts import COUNTS
+from benchmarks.peers.results import Results
+
+KINDS = {"binaries": BINARIES, "counts": COUNTS, "bounds": BOUNDS}
+PREFACE = """\
+# Others' kernels beside ours, without a GPU
+
+Written by `python -m benchmarks peers --write`. Each participant's own host code plans its launches, and its kernels are
+compiled for exactly what that code passes. The files in [peers/](peers) keep a line for each launch.
+
+"""
+
+
+def page(found: Mapping[str, Results]) -> str:
+    """The page of all kinds."""
+    return PREFACE + "".join(f"{line}\n" for name, kind in KINDS.items() for line in kind.section(found[name]))
