@@ -140,7 +140,7 @@ def _with_requests(case: Case, requests: list[Request]) -> Case:
         return msgspec.structs.replace(case, requests=tuple(requests))
     num_blocks, placed = cache.num_blocks, []
     for request in requests:
-        missing = -(-request.seq_len // cache.block_size) - len(request.blocks)
+        missing = -(-case.num_keys(request) // cache.block_size) - len(request.blocks)
         # not in order, so that a kernel that ignores the table is wrong
         fresh = [num_blocks + (i ^ 1 if i ^ 1 < missing else i) for i in range(missing)]
         num_blocks += max(missing, 0)
