@@ -19,7 +19,7 @@ from attn_lab.mutate import campaign, generate
 from attn_lab.zoo import known_bugs as mutants
 from attn_parity.binaries import run_folder, saved
 
-from tests.emulated.test_run import KERNEL
+from tests.emulated.kernels import KERNEL
 
 LENGTH, TIMES = 3000, 8
 """The length of the shorter text, and the factor of the longer one."""
