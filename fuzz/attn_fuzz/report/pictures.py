@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from attn_contract.layouts import K, V
 from attn_fuzz.cases import allocations, tensors
-from attn_fuzz.cases.case import Cache, Case, written_slots
+from attn_fuzz.cases.case import Cache, Case, slots_of_keys, written_slots
 from attn_fuzz.cases.poison import bits, leftovers, poison
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.report.grid import NUM_OWNER_COLOURS, Cell, Picture, Room, cell, cuts, sampled, span
@@ -190,12 +190,7 @@ def slots(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[in
     unused = (held == bits(empty)).all(-1)
     written = set(written_slots(case))
     by_neighbour = set(step.writes[-1].slot_mapping.tolist()) if cache.neighbour and step.writes else set[int]()
-    keys = {
-        block * cache.block_size + offset
-        for request in case.requests
-        for i, block in enumerate(request.blocks)
-        for offset in range(min(cache.block_size, case.num_keys(request) - i * cache.block_size))
-    }
+    keys = set(slots_of_keys(case, cache))
     columns = cuts(cache.block_size, room.columns)
     cells = []
     for block, is_unused in zip(chosen, unused.tolist(), strict=True):
