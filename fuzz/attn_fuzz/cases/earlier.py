@@ -215,8 +215,7 @@ def _cache_strides(step: Step) -> Step | None:
     view = step.view
     kv_cache = restrided(view.tensor(step.raw), view.layout.block_alignment(view.head_size, view.head_size_v))
     sizes = {"num_kv_heads": view.num_kv_heads, "head_size": view.head_size, "head_size_v": view.head_size_v}
-    raw = kv_cache.new_empty(0).set_(kv_cache.untyped_storage())
-    return dataclasses.replace(step, raw=raw, view=KVCacheView.of(kv_cache, view.layout, **sizes))
+    return dataclasses.replace(step, raw=storage_of(kv_cache), view=KVCacheView.of(kv_cache, view.layout, **sizes))
 
 
 def _of_tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> Callable[[Step], Step | None]:

@@ -10,6 +10,7 @@ import torch
 from attn_contract import Layer
 from attn_fuzz.cases import earlier_writes, tensors
 from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.poison import storage_of
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.interpreted import new_memory
 from attn_fuzz.verdict.verdict import Verdict
@@ -255,8 +256,7 @@ def _tensor(tensor: torch.Tensor | None) -> str:
     """A tensor on DEVICE as an expression: a literal if it is short and finite, else its bytes. A slice has all its memory."""
     assert tensor is not None
     if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() != tensor.nbytes:
-        storage = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
-        return f"{_tensor(storage)}.as_strided({tuple(tensor.shape)}, {tensor.stride()}, {tensor.storage_offset()})"
+        return f"{_tensor(storage_of(tensor))}.as_strided({tuple(tensor.shape)}, {tensor.stride()}, {tensor.storage_offset()})"
     dense = tensor.detach().cpu()
     literal = dense.numel() <= LITERAL_ELEMENTS and bool(dense.double().isfinite().all())
     if literal and dense.numel():

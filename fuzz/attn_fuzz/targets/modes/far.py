@@ -259,7 +259,7 @@ class _LargeCache:
             last = torch.iinfo(table.dtype).max // self._apart - 1
             moved = torch.where((table >= 0) & (table < last), self._moved(table), table)
             # some kernels read what lies behind the last row
-            storage = torch.empty(0, dtype=table.dtype).set_(table.untyped_storage()).clone()
+            storage = storage_of(table).clone()
             table = storage.as_strided(table.shape, table.stride(), table.storage_offset()).copy_(moved)
             if max(self._engine.table_padding) > 0:
                 table = self._far_rows(table)
