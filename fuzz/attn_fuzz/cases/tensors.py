@@ -158,25 +158,6 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
     assert q_rows is not None
     writes = tuple(_with_idle_strides(case, write) for write in writes)
     batch = _batch(case, writes[0].slot_mapping if slots else None, held, generator, device)
-    if raw is not None and view is not None and case.cache is not None and held:
-        captures.place(case, case.cache, held, view, raw, layer)
-    elif raw is not None and view is not None and case.cache is not None:
-        kv_cache = view.tensor(raw)
-        read = (
-            _slots_seen(case, case.cache, q_rows, kv_cache, layer, batch) if case.recycled else slots_of_keys(case, case.cache)
-        )
-        before = torch.tensor(sorted(set(read) - set(slots)), dtype=torch.int64)
-        k_before, v_before = (x[before].to(device) for x in (keys, values))
-        if case.has_latent_cache:
-            attn_reference.write_latent_cache(*latent_parts(k_before, v_before), kv_cache, layer, before.to(device))
-            if (edge := edges_of_scales.of(case)) is not None:
-                edges_of_scales.write(case, case.cache, edge, raw, before.to(device))
-        else:
-            # scales of another writer may be negative: the numbers then have the opposite sign
-            sign = -1 if case.values.seed % 4 == 1 and buffers else 1
-            attn_reference.write_kv_cache(sign * k_before, sign * v_before, kv_cache, layer, before.to(device))
-            for buffer in buffers.values():
-                allocations.inside(buffer)[before // view.block_size, before % view.block_size] *= sign
     out_buffer, out = _output(case, device)
     lse_buffer, lse = _lse(case, device)
     step = Step(
@@ -194,6 +175,11 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
         lse_buffer=lse_buffer,
         lse=lse,
     )
+    if case.cache is not None and view is not None and raw is not None:
+        if held:
+            captures.place(case, case.cache, held, view, raw, layer)
+        else:
+            _hold_keys(case, case.cache, step, keys, values)
     return _ended(step, case) if case.values.choice("storage", 6) == 5 else step
 
 
