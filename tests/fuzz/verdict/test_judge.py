@@ -430,9 +430,9 @@ def test_bounds_count_the_bias_of_every_rule(case):
     step = answered(case)
     for request in oracle.requests(step):
         expected = sum_of_biases(step, request)
-        magnitudes = oracle._bias_magnitudes(request, attn_reference.attend(request, step.layer), step.layer)
+        magnitudes = oracle.bias_magnitudes(request, attn_reference.attend(request, step.layer), step.layer)
         found = torch.zeros_like(expected) if magnitudes is None else torch.where(request.visible, magnitudes, 0)
         torch.testing.assert_close(found, expected)
-        largest, _ = property_bound._biases(step, max(request.visible.shape[-2:]))
+        largest, _ = property_bound.biases_of(step, max(request.visible.shape[-2:]))
         if expected.numel():
             assert (largest >= expected.flatten(1).amax(1) * (1 - 1e-12)).all()
