@@ -1,6 +1,7 @@
 """The ops `attn_parity::*`: what they say that they write, what they pass on, and what they refuse before a Layer exists."""
 
 import importlib
+import inspect
 import warnings
 import weakref
 from dataclasses import fields
@@ -146,20 +147,11 @@ def test_an_argument_on_meta_among_others_is_named_and_nothing_is_left_unwritten
 def recorded(monkeypatch):
     """The arguments that the implementation is called with, by name; nothing is computed."""
     calls = SimpleNamespace()
-    positional = {
-        "paged_attention": ("q", "kv_cache", "layer", "batch"),
-        "varlen_attention": ("q", "k", "v", "layer", "batch"),
-        "write_kv_cache": ("k", "v", "kv_cache", "layer", "slot_mapping"),
-        "rope_and_write_kv_cache": ("q", "k", "v", "positions", "cos_sin_cache", "kv_cache", "layer", "slot_mapping"),
-        "write_latent_cache": ("kv_c", "k_pe", "kv_cache", "layer", "slot_mapping"),
-        "merge_attn_states": ("out_a", "lse_a", "out_b", "lse_b"),
-        "merge_attn_parts": ("outs", "lses"),
-    }
-    for name, names in positional.items():
+    for name in SCHEMAS:
+        made = inspect.signature(getattr(attn_reference, name))
 
-        def record(*values, names=names, **options):
-            vars(calls).update(zip(names, values, strict=True))
-            vars(calls).update(options)
+        def record(*values, signature=made, **options):
+            vars(calls).update(signature.bind(*values, **options).arguments)
 
         monkeypatch.setattr(attn_reference, name, record)
     return calls
