@@ -26,27 +26,9 @@ LENGTH, TIMES = 3000, 8
 SECONDS = 0.005
 """The seconds that a clock does not tell apart."""
 UNITS = (
-    *(
-        '"\\',
-        '"',
-        "[",
-        '{"a":',
-        "1",
-        "1,",
-        '"\\u0041',
-        " ",
-        "\n",
-        "#",
-        '#"',
-        "a.",
-        "[a.",
-        "'''",
-        '"""',
-        '"a":1,',
-        "[],",
-        "a=1\n",
-    ),
-    *("v1 /*", "*/", "s_getpc_b64 s[0:1]\nx:\n", ".amdgpu_metadata\n", " :: ", ".amdhsa_a 1\n", ";", "(", "- ", "a: &a\n"),
+    *('"\\', '"', "[", '{"a":', "1", "1,", '"\\u0041', " ", "\n", "#", '#"', "a.", "[a."),
+    *("'''", '"""', '"a":1,', "[],", "a=1\n", "v1 /*", "*/", "s_getpc_b64 s[0:1]\nx:\n", ".amdgpu_metadata\n", " :: "),
+    *(".amdhsa_a 1\n", ";", "(", "- ", "a: &a\n"),
     *("s_load_dword s6, s[0:1], 0x0\n", "x:\n", '.file 1 "a"\n', "a|", "0x"),
 )
 RUN = RunOf(target="a", device="cpu", scope="ci", shard="1/1", sanitize=False, identity={})

@@ -93,10 +93,7 @@ def _case(**fields: Any) -> Case:
 KEY_OF_4 = _case(
     key_unit=4,
     sinks="near",
-    requests=(
-        Request(query_len=3, seq_len=43, blocks=(5, 2, 0), causal=True),
-        Request(query_len=1, seq_len=31, blocks=(1, 3), causal=True),
-    ),
+    requests=tuple(msgspec.structs.replace(request, seq_len=4 * request.seq_len - 1) for request in RAGGED),
 )
 MISTAKES = {
     "sinks": (_case(sinks="near"), _layer(sinks=None), "the sinks are dropped"),
@@ -118,11 +115,7 @@ MISTAKES = {
     ),
     "key_unit": (KEY_OF_4, _layer(sinks=None), "the sinks are dropped"),
     "selection_unit": (_case(selection_unit=1, sinks="near"), _layer(sinks=None), "the sinks are dropped"),
-    "pair": (
-        _case(sinks="near", window=(4, 0)),
-        _layer(sinks=None, window=(-1, -1)),
-        "the sinks are dropped",
-    ),
+    "pair": (_case(sinks="near", window=(4, 0)), _layer(sinks=None, window=(-1, -1)), "the sinks are dropped"),
 }
 
 
