@@ -278,22 +278,18 @@ def read_latent_cache(name: str, out: torch.Tensor) -> None:
     READERS[name](call.q, kv_cache, Layer(**{**SHAPE, **LATENT}), call.batch, out=out)
 
 
-@pytest.fixture
-def latent_out() -> torch.Tensor:
-    return torch.full((2, 2, 48), torch.nan, dtype=torch.float16, device=DEVICE)
-
-
 @pytest.mark.parametrize("name", [name for name in READERS if name in SERVE_LATENT_CACHES])
-def test_a_latent_cache_is_read_by_those_who_name_it(name, latent_out):
-    read_latent_cache(name, latent_out)
-    assert (latent_out == 1).all()  # as every V is
+def test_a_latent_cache_is_read_by_those_who_name_it(name):
+    read_latent_cache(name, out := torch.full((2, 2, 48), torch.nan, dtype=torch.float16, device=DEVICE))
+    assert (out == 1).all()  # as every V is
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if name not in SERVE_LATENT_CACHES])
-def test_a_latent_cache_is_refused_by_all_who_do_not_name_it(name, latent_out):
+def test_a_latent_cache_is_refused_by_all_who_do_not_name_it(name):
+    out = torch.full((2, 2, 48), torch.nan, dtype=torch.float16, device=DEVICE)
     with pytest.raises(UnsupportedError, match="head_size_v"):
-        read_latent_cache(name, latent_out)
-    assert latent_out.isnan().all()
+        read_latent_cache(name, out)
+    assert out.isnan().all()
 
 
 @pytest.mark.parametrize("rotates", [False, True])

@@ -14,7 +14,6 @@ from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import SCHEMA
 from attn_fuzz.errors import InputError
 from attn_fuzz.exhaustive import ledger
-from attn_fuzz.exhaustive.ledger import RunOf
 from attn_lab.mutate import campaign, generate
 from attn_lab.zoo import known_bugs as mutants
 from attn_parity.binaries import run_folder, saved
@@ -31,7 +30,7 @@ UNITS = (
     *(".amdhsa_a 1\n", ";", "(", "- ", "a: &a\n"),
     *("s_load_dword s6, s[0:1], 0x0\n", "x:\n", '.file 1 "a"\n', "a|", "0x"),
 )
-RUN = RunOf(target="a", device="cpu", scope="ci", shard="1/1", sanitize=False, identity={})
+RUN = ledger.RunOf(target="a", device="cpu", scope="ci", shard="1/1", sanitize=False, identity={})
 MUTANTS = campaign.Header(schema=campaign.SCHEMA, sources=campaign.digest(generate.PACKAGE))
 TRIAL = campaign.Trial(key=campaign.Key("a", 0, "triton", 0), examples=1, seconds=1.0)
 LAUNCH = run_folder.EmulatedLaunch(

@@ -90,11 +90,7 @@ def _case(**fields: Any) -> Case:
     return msgspec.structs.replace(PLAIN, **fields)
 
 
-KEY_OF_4 = _case(
-    key_unit=4,
-    sinks="near",
-    requests=tuple(msgspec.structs.replace(request, seq_len=4 * request.seq_len - 1) for request in RAGGED),
-)
+FOUR_TIMES = tuple(msgspec.structs.replace(request, seq_len=4 * request.seq_len - 1) for request in RAGGED)
 MISTAKES = {
     "sinks": (_case(sinks="near"), _layer(sinks=None), "the sinks are dropped"),
     "window": (_case(window=(4, 0)), _with(_with_a_wider_window), "the window has one key more on the left than was asked"),
@@ -113,7 +109,7 @@ MISTAKES = {
         _with(_without_table),
         "the block table is not followed: the blocks are taken to lie one after the other",
     ),
-    "key_unit": (KEY_OF_4, _layer(sinks=None), "the sinks are dropped"),
+    "key_unit": (_case(key_unit=4, sinks="near", requests=FOUR_TIMES), _layer(sinks=None), "the sinks are dropped"),
     "selection_unit": (_case(selection_unit=1, sinks="near"), _layer(sinks=None), "the sinks are dropped"),
     "pair": (_case(sinks="near", window=(4, 0)), _layer(sinks=None, window=(-1, -1)), "the sinks are dropped"),
 }
