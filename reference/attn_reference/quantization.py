@@ -114,8 +114,6 @@ def row_scales(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     Raises:
         ContractError: an argument is of another type, or rows has no dims.
     """
-    check_tensor("rows", rows)
-    check_number_dtype("rows", rows.dtype)
     _check_quantized_dtype("dtype", dtype)
     largest = _largest(rows)
     bound = INT8_LARGEST if dtype == torch.int8 else FLOAT8[dtype].largest
@@ -128,6 +126,8 @@ def row_scales(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def _largest(rows: torch.Tensor) -> torch.Tensor:
     """[..., 1] float32: the largest finite magnitude of each row."""
+    check_tensor("rows", rows)
+    check_number_dtype("rows", rows.dtype)
     if rows.dim() == 0 or rows.shape[-1] == 0:
         raise ContractError("rows", f"shape {tuple(rows.shape)}", "[..., D], D at least 1")
     rows = rows.float()
@@ -175,8 +175,6 @@ def e8m0_scales(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     Raises:
         ContractError: an argument is of another type, or rows has no dims.
     """
-    check_tensor("rows", rows)
-    check_number_dtype("rows", rows.dtype)
     if dtype not in FLOAT8:
         raise ContractError("dtype", shown(dtype), f"one of {', '.join(map(str, FLOAT8))}")
     largest = _largest(rows)
