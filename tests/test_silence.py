@@ -121,12 +121,7 @@ def varlen(package: Any) -> Callable[[type[Layer]], Any]:
     return run
 
 
-def cascade(layer_type: type[Layer], **settings: Any) -> None:
-    call = call_of(layer_type, **settings)
-    attn_optimized.cascade_attention(call.q, call.kv_cache, call.layer, call.batch, 0, out=call.out)
-
-
-def _cascade(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch, *, out: torch.Tensor) -> None:
+def cascade(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch, *, out: torch.Tensor) -> None:
     attn_optimized.cascade_attention(q, kv_cache, layer, batch, 0, out=out)
 
 
@@ -177,7 +172,7 @@ def kernel_of(backend: str) -> Callable[[type[Layer]], Any]:
 CALLED: dict[str, Callable[..., None]] = {
     "the kernels, paged": paged(attn_optimized.paged_attention),
     "the kernels, dense": varlen(attn_optimized),
-    "cascade attention": cascade,
+    "cascade attention": paged(cascade),
     "the reference, paged": paged(attn_reference.paged_attention),
     "the reference, dense": varlen(attn_reference),
     "AITER's unified_attention": paged(aiter_adapter.unified_attention, AITER),
@@ -268,7 +263,7 @@ SERVE_TWO_WIDTHS: frozenset[str] = frozenset({"TRITON_ATTN_DIFFKV"})
 LATENT: dict[str, Any] = {"num_kv_heads": 1, "head_size_v": 48, "layout": Layout.LATENT}
 READERS: dict[str, Callable[..., object]] = {
     "the kernels": attn_optimized.paged_attention,
-    "cascade attention": _cascade,
+    "cascade attention": cascade,
     "AITER's unified_attention": functools.partial(aiter_adapter.unified_attention, AITER),
     "AITER's paged_attention_v1": functools.partial(aiter_adapter.paged_attention_v1, AITER),
     "AITER's pa_fwd_asm": functools.partial(aiter_adapter.pa_fwd_asm, AITER),
@@ -277,17 +272,23 @@ SERVE_LATENT_CACHES: frozenset[str] = frozenset({"the kernels", "TRITON_MLA", "R
 """The names in READERS, and of backends, that serve a latent cache. Every other one refuses it."""
 
 
-@pytest.mark.parametrize("name", READERS)
-def test_a_latent_cache_is_refused_by_all_who_do_not_name_it(name):
+def read_latent_cache(name: str, out: torch.Tensor) -> None:
     call = call_of(Layer)
-    layer = Layer(**{**SHAPE, **LATENT})
     kv_cache = torch.ones(2, 16, 64, dtype=torch.float16, device=DEVICE)
+    READERS[name](call.q, kv_cache, Layer(**{**SHAPE, **LATENT}), call.batch, out=out)
+
+
+@pytest.mark.parametrize("name", [name for name in READERS if name in SERVE_LATENT_CACHES])
+def test_a_latent_cache_is_read_by_those_who_name_it(name):
+    read_latent_cache(name, out := torch.full((2, 2, 48), torch.nan, dtype=torch.float16, device=DEVICE))
+    assert (out == 1).all()  # as every V is
+
+
+@pytest.mark.parametrize("name", [name for name in READERS if name not in SERVE_LATENT_CACHES])
+def test_a_latent_cache_is_refused_by_all_who_do_not_name_it(name):
     out = torch.full((2, 2, 48), torch.nan, dtype=torch.float16, device=DEVICE)
-    if name in SERVE_LATENT_CACHES:
-        READERS[name](call.q, kv_cache, layer, call.batch, out=out)
-        return
     with pytest.raises(UnsupportedError, match="head_size_v"):
-        READERS[name](call.q, kv_cache, layer, call.batch, out=out)
+        read_latent_cache(name, out)
     assert out.isnan().all()
 
 

@@ -13,7 +13,7 @@ def memory_of(tensor: torch.Tensor) -> tuple[int, int]:
     start = tensor.data_ptr()
     if tensor.is_contiguous():  # for speed
         return start, start + tensor.nbytes
-    return start, start + _extent(tensor.shape, tensor.stride()) * tensor.element_size()
+    return start, start + extent(tensor.shape, tensor.stride()) * tensor.element_size()
 
 
 @lru_cache(maxsize=4096)
@@ -49,7 +49,7 @@ def is_same_view(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _extent(shape: torch.Size, strides: tuple[int, ...]) -> int:
+def extent(shape: torch.Size, strides: tuple[int, ...]) -> int:
     """The number of elements from a tensor's first to its last one."""
     if 0 in shape:
         return 0

@@ -67,7 +67,7 @@ _INDEX_CACHE = 'str layout="PLAIN", ScalarType? cache_dtype=None'
 _UNITS = "int selection_unit=1, int key_unit=1"
 _ATTENTION_OPTIONS = f"{_OUTPUT_SCALE}, bool batch_invariant=False"
 
-_SCHEMAS = {
+SCHEMAS = {
     "paged_attention": (
         f"Tensor q, Tensor kv_cache, str layout, int num_kv_heads, float scale, str attn_type, {_STEP}, Tensor block_table, "
         f"bool? causal, Tensor? causal_per_request, {_OUTPUTS}, *, Tensor? selected=None, {_options(_RULES)}, {_SCALES}, "
@@ -178,7 +178,7 @@ def _fake(op: str) -> Callable[..., None]:
 
 
 _library = torch.library.Library("attn_parity", "DEF")
-for _op, _arguments in _SCHEMAS.items():
+for _op, _arguments in SCHEMAS.items():
     _library.define(f"{_op}({_arguments}) -> ()")
     torch.library.register_fake(f"attn_parity::{_op}", _fake(_op))
 
@@ -206,7 +206,7 @@ def register(
         dispatch_key: "CPU", or "CUDA" (HIP's devices dispatch there too).
         repeats: of an op that describes a layer or a step. None: all calls are made in one way.
     """
-    for op in _SCHEMAS:
+    for op in SCHEMAS:
         torch.library.impl(f"attn_parity::{op}", dispatch_key, lib=_library)(kernel_of(op, implementation, repeats))
 
 

@@ -15,6 +15,7 @@ from attn_contract import Batch, Layer
 from attn_contract.arguments import INT32_MAX
 from attn_contract.memory import memory_of
 from attn_contract.ops import Arrange, Given, Required
+from attn_contract.signatures import tensor_signature
 
 from attn_optimized.attention import paged_attention_calls, plan_of, varlen_attention_calls
 from attn_optimized.device import architecture_of, compute_units_of
@@ -124,9 +125,8 @@ class Repeats:
                 tensors.append(value)
             else:
                 values.append(tuple(value) if isinstance(value, list) else value)  # a schema has no tuples
-        forms = [None if tensor is None else (tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
         device = None if tensors[0] is None else tensors[0].device
-        return Read((self._op, device, *options, *values, *forms), tensors)
+        return Read((self._op, device, *options, *values, *map(tensor_signature, tensors)), tensors)
 
     def made(self, call: Read) -> bool:
         """Make a call like an earlier one. False: it is like none, and nothing was done."""

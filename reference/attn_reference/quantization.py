@@ -114,19 +114,24 @@ def row_scales(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     Raises:
         ContractError: an argument is of another type, or rows has no dims.
     """
-    check_tensor("rows", rows)
-    check_number_dtype("rows", rows.dtype)
     _check_quantized_dtype("dtype", dtype)
-    if rows.dim() == 0 or rows.shape[-1] == 0:
-        raise ContractError("rows", f"shape {tuple(rows.shape)}", "[..., D], D at least 1")
-    rows = rows.float()
-    largest = torch.where(rows.isfinite(), rows.abs(), 0).amax(dim=-1, keepdim=True)
+    largest = _largest(rows)
     bound = INT8_LARGEST if dtype == torch.int8 else FLOAT8[dtype].largest
     # divided by a tensor: on a GPU torch multiplies by the reciprocal of a Python number, which rounds twice
     scales = (largest / torch.full_like(largest, bound)).clamp(min=SMALLEST_SCALE)
     if dtype == torch.int8:
-        scales = scales.masked_fill(rows.isnan().any(dim=-1, keepdim=True), torch.nan)
+        scales = scales.masked_fill(rows.float().isnan().any(dim=-1, keepdim=True), torch.nan)
     return scales
+
+
+def _largest(rows: torch.Tensor) -> torch.Tensor:
+    """[..., 1] float32: the largest finite magnitude of each row."""
+    check_tensor("rows", rows)
+    check_number_dtype("rows", rows.dtype)
+    if rows.dim() == 0 or rows.shape[-1] == 0:
+        raise ContractError("rows", f"shape {tuple(rows.shape)}", "[..., D], D at least 1")
+    rows = rows.float()
+    return torch.where(rows.isfinite(), rows.abs(), 0).amax(dim=-1, keepdim=True)
 
 
 def group_scales(rows: torch.Tensor, dtype: torch.dtype, scale_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -170,14 +175,9 @@ def e8m0_scales(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     Raises:
         ContractError: an argument is of another type, or rows has no dims.
     """
-    check_tensor("rows", rows)
-    check_number_dtype("rows", rows.dtype)
     if dtype not in FLOAT8:
         raise ContractError("dtype", shown(dtype), f"one of {', '.join(map(str, FLOAT8))}")
-    if rows.dim() == 0 or rows.shape[-1] == 0:
-        raise ContractError("rows", f"shape {tuple(rows.shape)}", "[..., D], D at least 1")
-    rows = rows.float()
-    largest = torch.where(rows.isfinite(), rows.abs(), 0).amax(dim=-1, keepdim=True)
+    largest = _largest(rows)
     # in float64 no quotient of a float32 by the bound rounds to a power of two that it is not
     mantissa, exponent = torch.frexp(largest.double() / FLOAT8[dtype].largest)
     exponent = torch.where(mantissa == 0.5, exponent - 1, exponent)  # a power of two itself, as frexp's mantissa is below 1

@@ -4,48 +4,45 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import msgspec
 import pytest
-from attn_amdgcn import load, prepare
+from attn_amdgcn import AmdgcnError, load, prepare
 from attn_fuzz import inputs
 from attn_fuzz.cases import case_file
+from attn_fuzz.cases.case import SCHEMA
+from attn_fuzz.errors import InputError
 from attn_fuzz.exhaustive import ledger
-from attn_fuzz.exhaustive.ledger import RunOf
 from attn_lab.mutate import campaign, generate
 from attn_lab.zoo import known_bugs as mutants
 from attn_parity.binaries import run_folder, saved
 
-from tests.emulated.test_run import KERNEL
+from tests.emulated.kernels import KERNEL
 
 LENGTH, TIMES = 3000, 8
 """The length of the shorter text, and the factor of the longer one."""
 SECONDS = 0.005
 """The seconds that a clock does not tell apart."""
 UNITS = (
-    *(
-        '"\\',
-        '"',
-        "[",
-        '{"a":',
-        "1",
-        "1,",
-        '"\\u0041',
-        " ",
-        "\n",
-        "#",
-        '#"',
-        "a.",
-        "[a.",
-        "'''",
-        '"""',
-        '"a":1,',
-        "[],",
-        "a=1\n",
-    ),
-    *("v1 /*", "*/", "s_getpc_b64 s[0:1]\nx:\n", ".amdgpu_metadata\n", " :: ", ".amdhsa_a 1\n", ";", "(", "- ", "a: &a\n"),
+    *('"\\', '"', "[", '{"a":', "1", "1,", '"\\u0041', " ", "\n", "#", '#"', "a.", "[a."),
+    *("'''", '"""', '"a":1,', "[],", "a=1\n", "v1 /*", "*/", "s_getpc_b64 s[0:1]\nx:\n", ".amdgpu_metadata\n", " :: "),
+    *(".amdhsa_a 1\n", ";", "(", "- ", "a: &a\n"),
     *("s_load_dword s6, s[0:1], 0x0\n", "x:\n", '.file 1 "a"\n', "a|", "0x"),
 )
-RUN = RunOf(target="a", device="cpu", scope="ci", shard="1/1", sanitize=False, identity={})
+RUN = ledger.RunOf(target="a", device="cpu", scope="ci", shard="1/1", sanitize=False, identity={})
+MUTANTS = campaign.Header(schema=campaign.SCHEMA, sources=campaign.digest(generate.PACKAGE))
+TRIAL = campaign.Trial(key=campaign.Key("a", 0, "triton", 0), examples=1, seconds=1.0)
+LAUNCH = run_folder.EmulatedLaunch(
+    **dict.fromkeys(("architecture", "call", "case", "code", "sha256", "kernel"), "a"),
+    **dict.fromkeys(("arguments", "buffers", "tensors", "inexact"), ()),
+    **dict.fromkeys(("threads_per_block", "dynamic_lds_bytes", "kernarg_bytes"), 1),
+    grid=(1, 1, 1),
+)
+
+
+def line(entry: msgspec.Struct) -> str:
+    return f"{msgspec.json.encode(entry).decode()}\n"
 
 
 def read_ledger(path: Path) -> None:
@@ -53,47 +50,56 @@ def read_ledger(path: Path) -> None:
         pass
 
 
-FILES: dict[str, Callable[[Path], object]] = {
-    "JSON": inputs.read_json,
-    "TOML": inputs.read_toml,
-    "a case": case_file.load,
-    "a ledger": read_ledger,
-    "a log of mutants": lambda path: campaign.Log(path, generate.PACKAGE),
-    "mutants": mutants.load,
-    "launches.json": saved.read,
-    "launch.json": lambda path: run_folder.read(path.parent),
-    "an assembly": lambda path: prepare(load(path.read_text())),
+class Kind(NamedTuple):
+    """Files of one reader: any number of units between a head and a tail, and a unit with which the reader takes all of it."""
+
+    read: Callable[[Path], object]
+    head: str = ""
+    tail: str = ""
+    whole: str = " "
+
+
+KINDS = {
+    "JSON": Kind(inputs.read_json, "[", "0]", whole="1,"),
+    "TOML": Kind(inputs.read_toml, tail="a=1\n[b]\n"),
+    "a case": Kind(case_file.load, f'{{"schema":"{SCHEMA}","target":"a","attn_type":"encoder","unwritten":[', "]}"),
+    "a ledger": Kind(read_ledger, line(RUN), whole=line(ledger.Ended(launch=0, calls=1, ratio=0.0, seconds={}))),
+    "a log of mutants": Kind(lambda path: campaign.Log(path, generate.PACKAGE), line(MUTANTS), line(TRIAL), whole=line(TRIAL)),
+    "mutants": Kind(mutants.read, tail=(mutants.FOLDER / "aiter-2720.toml").read_text()),
+    "launches.json": Kind(saved.read, f'{{"schema": "{saved.SCHEMA}", "launches": [', "]}"),
+    "launch.json": Kind(lambda path: run_folder.read(path.parent), line(LAUNCH).removesuffix("]}\n"), "]}"),
+    "an assembly": Kind(lambda path: prepare(load(path.read_text())), tail=KERNEL),
 }
-HEADS = {
-    "a ledger": ledger.msgspec.json.encode(RUN).decode() + "\n",
-    "launches.json": f'{{"schema": "{saved.SCHEMA}", "launches": ',
-}
-TAILS = dict.fromkeys(("TOML", "mutants"), "a=1\n[b]\n")
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("kind", FILES)
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(
+    ("kind", "unit"), [(kind, unit) for kind in KINDS for unit in dict.fromkeys([*UNITS, KINDS[kind].whole])]
+)
 def test_time_grows_as_the_text_does(kind, unit, tmp_path):
-    path = tmp_path / {"launch.json": "launch.json", "mutants": "mutant.toml"}.get(kind, "file")
+    path, (read, head, tail, whole) = tmp_path / "launch.json", KINDS[kind]
 
-    def read(length: int) -> float:
-        path.write_text(HEADS.get(kind, "") + unit * (length // len(unit)) + TAILS.get(kind, ""))
-        return seconds(lambda: FILES[kind](path))
+    def reading(length: int) -> float:
+        path.write_text(head + unit * (length // len(unit)) + tail)
+        return seconds(lambda: read(path), may_refuse=unit != whole)
 
-    check_growth(read)
+    check_growth(reading)
 
 
 @pytest.mark.parametrize("place", ["s_mov_b32 s7, 0", ".amdhsa_user_sgpr_count 2", "- .name: kernel"])
 @pytest.mark.parametrize("unit", UNITS)
 def test_time_grows_as_a_kernel_does(place, unit):
-    check_growth(lambda length: seconds(lambda: prepare(load(KERNEL.replace(place, unit * (length // len(unit)))))))
+    def preparing(length: int) -> float:
+        text = KERNEL.replace(place, f"{place}\n{unit * (length // len(unit))}")
+        return seconds(lambda: prepare(load(text)), may_refuse=unit != "\n")
+
+    check_growth(preparing)
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """The CPU seconds of this process in a call, which may raise."""
+def seconds(function: Callable[[], object], *, may_refuse: bool) -> float:
+    """The CPU seconds of this process in a call."""
     begun = time.process_time()
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(*((InputError, AmdgcnError) if may_refuse else ())):
         function()
     return time.process_time() - begun
 

@@ -99,7 +99,7 @@ E4M3FN = torch.float8_e4m3fn
 INT8 = replace(CONFIG, kv_cache_dtype=torch.int8, scales="token")
 NHD = replace(CONFIG, layout=Layout.KV_FIRST_NHD)
 FLOAT8_OUT = replace(CONFIG, output_dtype=E4M3FN)
-PICKING = replace(CONFIG.with_rules(selection_unit=1), top_k=131)
+SELECTING = replace(CONFIG.with_rules(selection_unit=1), top_k=131)
 OUTSIDE = [
     ("dtypes", Only((torch.float32,), "slow"), CONFIG, "dtype float16 not supported: slow (it takes float32)"),
     ("head_sizes", Multiples(48, "odd"), CONFIG, "head size 64 not supported: odd (it takes multiples of 48)"),
@@ -115,7 +115,7 @@ OUTSIDE = [
     ),
     ("scales", Only(("tensor",), "x"), INT8, "scales of a quantized cache: token not supported: x (it takes tensor)"),
     ("output_dtypes", Only((), "x"), FLOAT8_OUT, "output dtype float8_e4m3fn not supported: x (it takes none)"),
-    ("top_ks", Multiples(128, "x"), PICKING, "top_k 131 not supported: x (it takes multiples of 128)"),
+    ("top_ks", Multiples(128, "x"), SELECTING, "top_k 131 not supported: x (it takes multiples of 128)"),
 ]
 
 
@@ -129,7 +129,7 @@ def test_what_a_config_leaves_open_is_not_refused():
     nothing = Only((), "nothing at all")
     assert words(replace(ALL, layouts=nothing, kv_cache_dtypes=nothing, scales=nothing, output_dtypes=nothing), CONFIG) == []
     assert words(replace(ALL, block_sizes=nothing), ENCODER) == []
-    assert words(replace(ALL, top_ks=nothing), replace(PICKING, top_k=None)) == []
+    assert words(replace(ALL, top_ks=nothing), replace(SELECTING, top_k=None)) == []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The ops `attn_parity::*`: what they say that they write, what they pass on, and what they refuse before a Layer exists."""
 
 import importlib
+import inspect
 import warnings
 import weakref
 from dataclasses import fields
@@ -11,6 +12,7 @@ import pytest
 import torch
 from attn_contract import AttentionType, Batch, ContractError, Layer, Layout
 from attn_contract.layouts import LATENT_FORMATS
+from attn_contract.ops import SCHEMAS
 
 from tests.support import refusals
 from tests.support.latent_formats import latent_sizes
@@ -86,6 +88,24 @@ def merge_parts_arguments() -> dict:
     }
 
 
+def index_write_arguments() -> dict:
+    return {"k": torch.ones(1, 4), "index_cache": torch.zeros(1, 3, 4), "slot_mapping": torch.tensor([0])}
+
+
+def step_arguments() -> dict:
+    return {name: value for name, value in attention_arguments().items() if name.startswith(("query", "seq", "max", "num"))}
+
+
+def index_logits_arguments() -> dict:
+    tensors = {"q": torch.zeros(1, 4, 4), "weights": torch.zeros(1, 4), "index_cache": torch.zeros(1, 3, 4)}
+    table = {"block_table": torch.zeros(1, 1, dtype=torch.int32)}
+    return step_arguments() | tensors | table | {"out": torch.full((1, 1, 3), torch.nan)}
+
+
+def select_arguments() -> dict:
+    return step_arguments() | {"logits": torch.zeros(1, 1, 3), "top_k": 1, "out": torch.zeros(1, 1, 1, dtype=torch.int32)}
+
+
 ARGUMENTS = {
     "paged_attention": paged_arguments,
     "varlen_attention": varlen_arguments,
@@ -94,7 +114,23 @@ ARGUMENTS = {
     "write_latent_cache": latent_arguments,
     "merge_attn_states": merge_arguments,
     "merge_attn_parts": merge_parts_arguments,
+    "write_index_cache": index_write_arguments,
+    "index_logits": index_logits_arguments,
+    "select": select_arguments,
 }
+
+
+def test_each_op_has_right_arguments_here():
+    assert ARGUMENTS.keys() == SCHEMAS.keys()
+
+
+def call(name: str, dtype: torch.dtype | None, options: dict) -> dict:
+    """Call an op with its right arguments, options beside them, and a cache of a dtype. Returns the arguments."""
+    arguments = ARGUMENTS[name]() | options
+    if dtype is not None:
+        arguments["kv_cache"] = arguments["kv_cache"].to(dtype)
+    getattr(ops, name)(**arguments)
+    return arguments
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
@@ -111,20 +147,11 @@ def test_an_argument_on_meta_among_others_is_named_and_nothing_is_left_unwritten
 def recorded(monkeypatch):
     """The arguments that the implementation is called with, by name; nothing is computed."""
     calls = SimpleNamespace()
-    positional = {
-        "paged_attention": ("q", "kv_cache", "layer", "batch"),
-        "varlen_attention": ("q", "k", "v", "layer", "batch"),
-        "write_kv_cache": ("k", "v", "kv_cache", "layer", "slot_mapping"),
-        "rope_and_write_kv_cache": ("q", "k", "v", "positions", "cos_sin_cache", "kv_cache", "layer", "slot_mapping"),
-        "write_latent_cache": ("kv_c", "k_pe", "kv_cache", "layer", "slot_mapping"),
-        "merge_attn_states": ("out_a", "lse_a", "out_b", "lse_b"),
-        "merge_attn_parts": ("outs", "lses"),
-    }
-    for name, names in positional.items():
+    for name in SCHEMAS:
+        made = inspect.signature(getattr(attn_reference, name))
 
-        def record(*values, names=names, **options):
-            vars(calls).update(zip(names, values, strict=True))
-            vars(calls).update(options)
+        def record(*values, signature=made, **options):
+            vars(calls).update(signature.bind(*values, **options).arguments)
 
         monkeypatch.setattr(attn_reference, name, record)
     return calls
@@ -169,22 +196,26 @@ PAGED_OPTIONS = OPTIONS | {
     "selected": torch.zeros(1, 1, 1, dtype=torch.int32),
     "selection_unit": 4,
 }
+BESIDE_NO_OTHERS = FIXED_SCALES | {"q": torch.zeros(1, 4, 4, dtype=FP8), "q_scale": torch.ones(1), "key_unit": 4}
+CALLS = [
+    ("paged_attention", None, {}),
+    *(("paged_attention", dtype, PAGED_OPTIONS | scales) for dtype, scales in QUANTIZED),
+    ("paged_attention", FP8, BESIDE_NO_OTHERS),
+    ("varlen_attention", None, {}),
+    ("varlen_attention", None, OPTIONS),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype", "options"),
-    [
-        ("paged_attention", None, {}),
-        *(("paged_attention", dtype, PAGED_OPTIONS | scales) for dtype, scales in QUANTIZED),
-        ("varlen_attention", None, {}),
-        ("varlen_attention", None, OPTIONS),
-    ],
-)
+@pytest.mark.parametrize("op", ["paged_attention", "varlen_attention"])
+def test_the_calls_give_every_option(op):
+    given = {option for name, _, options in CALLS if name == op for option in options}
+    options = {one.name for one in getattr(ops, op).default._schema.arguments if one.kwarg_only}
+    assert options - given == {"head_size_v"}  # test_a_width_of_v_is_passed_by_name
+
+
+@pytest.mark.parametrize(("name", "dtype", "options"), CALLS)
 def test_arguments_become_a_layer_and_a_batch_and_none_is_lost(recorded, name, dtype, options):
-    arguments = ARGUMENTS[name]() | options
-    if dtype is not None:
-        arguments["kv_cache"] = arguments["kv_cache"].to(dtype)
-    getattr(ops, name)(**arguments)
+    arguments = call(name, dtype, options)
     of_layer, of_batch = (
         {field.name: arguments[field.name] for field in fields(kind) if field.name in arguments} for kind in (Layer, Batch)
     )
@@ -241,10 +272,7 @@ def test_every_layout_and_type_has_its_name(recorded):
 @pytest.mark.parametrize(("dtype", "scales"), [(None, {}), *QUANTIZED])
 @pytest.mark.parametrize("name", ["write_kv_cache", "rope_and_write_kv_cache"])
 def test_cache_writes_know_as_much_of_the_layer_as_they_need(recorded, name, dtype, scales):
-    arguments = ARGUMENTS[name]() | scales
-    if dtype is not None:
-        arguments["kv_cache"] = arguments["kv_cache"].to(dtype)
-    getattr(ops, name)(**arguments)
+    arguments = call(name, dtype, scales)
     for field in ("num_kv_heads", "head_size"):
         assert getattr(recorded.layer, field) == LAYER[field]
     assert recorded.layer.num_heads == (4 if "q" in arguments else 2)

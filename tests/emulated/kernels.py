@@ -1,6 +1,10 @@
 """The text of a whole kernel, as Triton's compiler writes it, around instructions that a test gives."""
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from attn_amdgcn import Memory, Report, checked, load, prepare
 
 _TEXT = """
     .amdgcn_target "amdgcn-amd-amdhsa-unknown-{architecture}"
@@ -60,3 +64,29 @@ def kernel_text(
         bytes=offset,
         scratch=scratch,
     )
+
+
+KERNEL = kernel_text(
+    "s_load_dwordx2 s[4:5], s[0:1], 0x0",
+    "s_load_dword s6, s[0:1], 0x8",
+    "s_waitcnt lgkmcnt(0)",
+    "s_mov_b32 s7, 0",
+    ".LBB0_1:",
+    "s_add_u32 s7, s7, s6",
+    "s_cmp_lt_u32 s7, s2",
+    "s_cbranch_scc1 .LBB0_1",
+    arguments=[POINTER, ("by_value", 4), ("hidden_block_count_x", 4)],
+    workgroup_ids="xyz",
+)
+DATA = {"data": np.arange(16, dtype=np.uint8)}
+OUT = np.zeros(1024, np.uint8)
+LOADED = ("s_load_dwordx2 s[4:5], s[0:1], 0x0", "s_waitcnt lgkmcnt(0)")
+"""The pointer to `out`."""
+LSHL = "v_add_u32_e32 v1, v0, v0\n    v_add_u32_e32 v1, v1, v1"
+"""v1 is the lane's number in its workgroup times 4."""
+
+
+def checked_run(*body: str, grid: tuple[int, int, int] = (1, 1, 1), **further: Any) -> tuple[Memory, Report]:
+    """Run a kernel of these lines under several schedules. It writes `out`."""
+    program = prepare(load(kernel_text(*LOADED, *body)))
+    return checked(program, grid, [("out", 0)], {"out": OUT}, lds_bytes=1024, **further)

@@ -18,7 +18,7 @@ from attn_amdgcn import (
     prepare,
 )
 
-from tests.emulated.test_run import DATA, KERNEL
+from tests.emulated.kernels import DATA, KERNEL
 from tests.support.malformed import ASSEMBLY_DRAWS, LAUGHS, numbers_changed
 
 PTX = ".version 8.4\n.target sm_90a\n.visible .entry kernel(\n)\n{\n\tld.param.u64 %rd1, [kernel_param_0];\n\tret;\n}\n"

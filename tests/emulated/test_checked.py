@@ -4,24 +4,11 @@ import numpy as np
 import pytest
 from attn_amdgcn import Fault, Schedule, checked, load, prepare
 
-from tests.emulated.kernels import kernel_text
-
-OUT = np.zeros(1024, np.uint8)
-LOADED = ("s_load_dwordx2 s[4:5], s[0:1], 0x0", "s_waitcnt lgkmcnt(0)")
-"""The pointer to `out`."""
-
-
-def run(*body, grid=(1, 1, 1), **further):
-    program = prepare(load(kernel_text(*LOADED, *body)))
-    return checked(program, grid, [("out", 0)], {"out": OUT}, lds_bytes=1024, **further)
-
-
-LSHL = "v_add_u32_e32 v1, v0, v0\n    v_add_u32_e32 v1, v1, v1"
-"""v1 is the lane's number in its workgroup times 4."""
+from tests.emulated.kernels import LSHL, OUT, checked_run, kernel_text
 
 
 def test_a_result_of_what_is_written_is_the_same_under_every_schedule():
-    memory, report = run(
+    memory, report = checked_run(
         LSHL,
         "ds_write_b32 v1, v0",
         "s_waitcnt lgkmcnt(0)",
@@ -47,30 +34,30 @@ def test_a_result_of_what_is_written_is_the_same_under_every_schedule():
 )
 def test_what_nobody_wrote_shows_in_a_store(body, at_fault):
     with pytest.raises(Fault, match=r"byte 0 of out is .* under .* and .* under") as found:
-        run(LSHL, *body)
+        checked_run(LSHL, *body)
     assert found.value.instruction == at_fault
     assert (found.value.workgroup, found.value.wave, found.value.lane) == (0, 0, 0)
 
 
 def test_junk_that_reaches_no_store_is_no_fault():
-    run(LSHL, "v_add_u32_e32 v5, v6, v7", "global_store_dword v1, v0, s[4:5]")
+    checked_run(LSHL, "v_add_u32_e32 v5, v6, v7", "global_store_dword v1, v0, s[4:5]")
 
 
 def test_workgroups_that_store_to_one_byte_are_found():
     body = ["v_mov_b32_e32 v1, 0", "v_mov_b32_e32 v2, s2", "global_store_dword v1, v2, s[4:5]"]
     orders = (Schedule(), Schedule(workgroups="descending"))
     with pytest.raises(Fault, match="every store of a wave wrote the same, so stores to one byte came in another order"):
-        run(*body, grid=(2, 1, 1), schedules=orders)
+        checked_run(*body, grid=(2, 1, 1), schedules=orders)
 
 
 def test_a_launch_without_an_end_is_a_fault():
     with pytest.raises(Fault, match="the launch has run 1000 instructions without an end"):
-        run("again:", "s_nop 0", "s_branch again", most=1000)
+        checked_run("again:", "s_nop 0", "s_branch again", most=1000)
 
 
 def test_a_race_is_found():
     with pytest.raises(Fault, match="a race: it reads byte 0 of LDS"):
-        run(LSHL, "ds_write_b32 v1, v0", "v_mov_b32_e32 v1, 0", "s_waitcnt lgkmcnt(0)", "ds_read_b32 v2, v1")
+        checked_run(LSHL, "ds_write_b32 v1, v0", "v_mov_b32_e32 v1, 0", "s_waitcnt lgkmcnt(0)", "ds_read_b32 v2, v1")
 
 
 def test_gfx90a_spills_through_the_resource_of_its_private_segment():

@@ -5,7 +5,7 @@ from attn_amdgcn import counts, launch, load, multiply_adds, prepare
 from attn_amdgcn.counts import CLASSES, class_of, of_matrix_instruction
 from attn_amdgcn.instructions.forms import REGISTERED
 
-from tests.emulated.test_run import DATA, KERNEL
+from tests.emulated.kernels import DATA, KERNEL
 
 
 def test_each_wave_counts():

@@ -11,9 +11,8 @@ from attn_amdgcn.global_races import GlobalRaces
 from attn_amdgcn.memory import Memory
 from attn_amdgcn.watch import Access
 
+from tests.emulated.kernels import LSHL, checked_run
 from tests.emulated.lines import ran
-from tests.emulated.test_checked import LSHL
-from tests.emulated.test_checked import run as checked_run
 
 LANES = np.arange(64, dtype=np.uint32)
 OWN = LANES * 4 + np.array([[0], [256]], np.uint32)

@@ -5,7 +5,7 @@ from attn_amdgcn import Report, inexact, load, prepare
 from attn_amdgcn.instructions.forms import REGISTERED
 from attn_amdgcn.rounding import OPEN
 
-from tests.emulated.test_run import KERNEL
+from tests.emulated.kernels import KERNEL
 
 NAMED = (
     *(f"v_{prefix}{name}_f32" for prefix in ("", "s_") for name in ("exp", "log", "rcp", "rsq", "sqrt")),

@@ -4,22 +4,8 @@ import numpy as np
 import pytest
 from attn_amdgcn import Fault, Schedule, UnknownInstructionError, launch, load, prepare
 
-from tests.emulated.kernels import POINTER, kernel_text
+from tests.emulated.kernels import DATA, KERNEL, POINTER, kernel_text
 from tests.emulated.lines import ran
-
-KERNEL = kernel_text(
-    "s_load_dwordx2 s[4:5], s[0:1], 0x0",
-    "s_load_dword s6, s[0:1], 0x8",
-    "s_waitcnt lgkmcnt(0)",
-    "s_mov_b32 s7, 0",
-    ".LBB0_1:",
-    "s_add_u32 s7, s7, s6",
-    "s_cmp_lt_u32 s7, s2",
-    "s_cbranch_scc1 .LBB0_1",
-    arguments=[POINTER, ("by_value", 4), ("hidden_block_count_x", 4)],
-    workgroup_ids="xyz",
-)
-DATA = {"data": np.arange(16, dtype=np.uint8)}
 
 
 def test_waves_that_leave_a_loop_at_different_times_meet_again():

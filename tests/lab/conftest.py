@@ -6,18 +6,11 @@ from functools import partial
 import pytest
 from attn_lab.__main__ import lab
 
-from tests.fuzz.conftest import (  # noqa: F401
-    Ended,
-    attn_parity,
-    child_environment,
-    fuzz_apart,
-    fuzz_here,
-    fuzz_in,
-    step_case,
-)
+from tests.fuzz.conftest import *  # noqa: F403
+from tests.fuzz.conftest import Ended
 
 
 @pytest.fixture
-def attn_lab(attn_parity: Callable[..., Ended]) -> Callable[..., Ended]:  # noqa: F811
+def attn_lab(attn_parity: Callable[..., Ended]) -> Callable[..., Ended]:
     """Runs `python -m attn_lab` as `attn_parity` runs `attn-parity`."""
     return partial(attn_parity, commands=lab)

@@ -8,18 +8,14 @@ import torch
 
 pytest.importorskip("vllm", reason="needs vLLM: tox run -e vllm")
 
-import attn_vllm_recording
 from attn_fuzz.shadow import Kind
-from attn_vllm_recording import VARIABLE, index_layers, watching
+from attn_vllm_recording import index_layers, watching
 from vllm._aiter_ops import rocm_aiter_ops
 from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
 from vllm.forward_context import set_forward_context
 from vllm.model_executor.layers import sparse_attn_indexer
-from vllm.model_executor.layers.attention import Attention, MLAAttention
 from vllm.v1.attention.backends.mla import indexer
 from vllm.v1.attention.ops import rocm_aiter_mla_sparse as kernels
-from vllm.v1.worker.gpu.model_runner import GPUModelRunner as SecondModelRunner
-from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from tests.plugins import vllm_kernels
 
@@ -32,19 +28,7 @@ NAME = "model.layers.0.self_attn.indexer.k_cache"
 def recorded(tmp_path, monkeypatch):
     """The recording of this process, which judges every call."""
     vllm_kernels.interpret(monkeypatch)
-    for owner, name in (
-        (Attention, "__init__"),
-        (MLAAttention, "forward_impl"),
-        (sparse_attn_indexer.SparseAttnIndexer, "forward_hip"),
-        (GPUModelRunner, "execute_model"),
-        (SecondModelRunner, "prepare_inputs"),
-        (SecondModelRunner, "execute_model"),
-    ):
-        monkeypatch.setattr(owner, name, getattr(owner, name))  # and back, when the test ends
-    monkeypatch.setattr(watching, "recordings", {})
-    monkeypatch.setenv(VARIABLE, f"{tmp_path},every=1")
-    attn_vllm_recording.register()
-    return watching.current().recording
+    return vllm_kernels.recorded(monkeypatch, tmp_path)
 
 
 @pytest.fixture

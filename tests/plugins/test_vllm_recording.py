@@ -26,7 +26,6 @@ from attn_vllm_recording.summary import Summary
 from vllm.model_executor.layers.attention import Attention, MLAAttention
 from vllm.model_executor.layers.attention.cross_attention import create_cross_attention_backend
 from vllm.model_executor.layers.attention.encoder_only_attention import create_encoder_only_attention_backend
-from vllm.model_executor.layers.sparse_attn_indexer import SparseAttnIndexer
 from vllm.v1.attention.backends import flash_attn, triton_attn
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec
@@ -48,16 +47,10 @@ def kernels(monkeypatch):
 @pytest.fixture
 def recorded(tmp_path, monkeypatch):
     """The recording of this process, which judges every call of the models that are built from now on."""
-    monkeypatch.setattr(Attention, "__init__", Attention.__init__)  # and back, when the test ends
-    monkeypatch.setattr(MLAAttention, "forward_impl", MLAAttention.forward_impl)
-    monkeypatch.setattr(SparseAttnIndexer, "forward_hip", SparseAttnIndexer.forward_hip)
     monkeypatch.setattr(GPUModelRunner, "execute_model", lambda self, scheduled: self.run())
     monkeypatch.setattr(SecondModelRunner, "prepare_inputs", lambda self: self.inputs)
     monkeypatch.setattr(SecondModelRunner, "execute_model", lambda self, scheduled: self.prepare_inputs() and self.run())
-    monkeypatch.setattr(watching, "recordings", {})
-    monkeypatch.setenv(VARIABLE, f"{tmp_path},every=1")
-    attn_vllm_recording.register()
-    return watching.current().recording
+    return vllm_kernels.recorded(monkeypatch, tmp_path)
 
 
 def assert_right(recorded, calls: int = 3) -> None:
@@ -66,23 +59,12 @@ def assert_right(recorded, calls: int = 3) -> None:
 
 
 @pytest.mark.parametrize("layout", FOR_LAYOUTS, ids=lambda layout: layout.name)
-def test_outputs_are_those_without_a_recording(layout, tmp_path, monkeypatch):
+def test_outputs_are_those_without_a_recording(layout, tmp_path):
     alone = served("TRITON_ATTN", layout=layout, per_layer_sliding_window=4, logits_soft_cap=2.0)
-    monkeypatch.setenv(VARIABLE, f"{tmp_path},every=1")
     with pytest.MonkeyPatch.context() as undone:
-        undone.setattr(Attention, "__init__", Attention.__init__)
-        undone.setattr(MLAAttention, "forward_impl", MLAAttention.forward_impl)
-        undone.setattr(SparseAttnIndexer, "forward_hip", SparseAttnIndexer.forward_hip)
-        for runner, name in (
-            (GPUModelRunner, "execute_model"),
-            (SecondModelRunner, "execute_model"),
-            (SecondModelRunner, "prepare_inputs"),
-        ):
-            undone.setattr(runner, name, getattr(runner, name))
-        undone.setattr(watching, "recordings", {})
-        attn_vllm_recording.register()
+        recording = vllm_kernels.recorded(undone, tmp_path)
         together = served("TRITON_ATTN", layout=layout, per_layer_sliding_window=4, logits_soft_cap=2.0)
-        assert_right(watching.current().recording)
+        assert_right(recording)
     assert together.equal(alone)
 
 

@@ -9,14 +9,10 @@ from attn_fuzz import foreign
 
 pytest.importorskip("vllm", reason="needs vLLM: tox run -e vllm")
 
-import attn_vllm_recording
-from attn_vllm_recording import VARIABLE, sparse_mla, watching
+from attn_vllm_recording import sparse_mla
 from vllm._aiter_ops import rocm_aiter_ops
 from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
-from vllm.model_executor.layers.attention import Attention, MLAAttention
-from vllm.model_executor.layers.sparse_attn_indexer import SparseAttnIndexer
-from vllm.v1.worker.gpu.model_runner import GPUModelRunner as SecondModelRunner
-from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+from vllm.model_executor.layers.attention import MLAAttention
 
 from tests.plugins import vllm_kernels
 
@@ -45,19 +41,7 @@ def backend(monkeypatch):
 @pytest.fixture
 def recorded(backend, tmp_path, monkeypatch):
     """The recording of this process, which judges every call."""
-    for owner, name in (
-        (Attention, "__init__"),
-        (MLAAttention, "forward_impl"),
-        (SparseAttnIndexer, "forward_hip"),
-        (GPUModelRunner, "execute_model"),
-        (SecondModelRunner, "prepare_inputs"),
-        (SecondModelRunner, "execute_model"),
-    ):
-        monkeypatch.setattr(owner, name, getattr(owner, name))  # and back, when the test ends
-    monkeypatch.setattr(watching, "recordings", {})
-    monkeypatch.setenv(VARIABLE, f"{tmp_path},every=1")
-    attn_vllm_recording.register()
-    return watching.current().recording
+    return vllm_kernels.recorded(monkeypatch, tmp_path)
 
 
 @pytest.fixture

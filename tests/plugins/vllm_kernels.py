@@ -2,15 +2,23 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import attn_vllm_recording
 import pytest
 import torch
+from attn_fuzz import Recording
+from attn_vllm_recording import VARIABLE, watching
+from vllm.model_executor.layers.attention import Attention, MLAAttention
+from vllm.model_executor.layers.sparse_attn_indexer import SparseAttnIndexer
 from vllm.utils import torch_utils
 from vllm.v1.attention.ops import triton_reshape_and_cache_flash as writers
 from vllm.v1.attention.ops.paged_attn import PagedAttention
 from vllm.v1.attention.ops.triton_prefill_attention import context_attention_fwd
 from vllm.v1.attention.ops.triton_unified_attention import unified_attention
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner as SecondModelRunner
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 PAGED = ("q", "k", "v", "out", "cu_seqlens_q", "max_seqlen_q", "seqused_k", "max_seqlen_k", "softmax_scale", "causal")
 RULES = ("window_size", "block_table", "softcap", "q_descale", "k_descale", "v_descale", "alibi_slopes", "sinks")
@@ -31,6 +39,23 @@ def interpret(monkeypatch: pytest.MonkeyPatch) -> None:
         on_gfx1250=lambda: False,
     )
     monkeypatch.setitem(sys.modules, "vllm.platforms.rocm", rocm)
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Recording:
+    """The recording of this process, which judges every call of the layers that are built from now on, until the test ends."""
+    for owner, name in (
+        (Attention, "__init__"),
+        (MLAAttention, "forward_impl"),
+        (SparseAttnIndexer, "forward_hip"),
+        (GPUModelRunner, "execute_model"),
+        (SecondModelRunner, "prepare_inputs"),
+        (SecondModelRunner, "execute_model"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # and back, when the test ends
+    monkeypatch.setattr(watching, "recordings", {})
+    monkeypatch.setenv(VARIABLE, f"{folder},every=1")
+    attn_vllm_recording.register()
+    return watching.current().recording
 
 
 def stand_in_for_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,8 +64,7 @@ def named(name: str):
     return next(theorem for theorem in THEOREMS if theorem.name == name)
 
 
-def test_there_are_thirty_theorems_with_names_and_mutants_of_their_own():
-    assert len(THEOREMS) >= 30
+def test_theorems_have_names_and_mutants_of_their_own():
     assert len({theorem.name for theorem in THEOREMS}) == len(THEOREMS)
     assert len({theorem.mutant for theorem in THEOREMS}) == len(THEOREMS)
 
@@ -140,15 +139,11 @@ def test_lemma(lemma):
 
 
 def test_contradicting_assumptions_prove_nothing():
-    import z3
-
     a = z3.Int("a")
     assert decide(Claim("", (a > 0, a < 0), a == 7)).outcome == "vacuous"
 
 
 def test_little_effort_is_no_proof():
-    import z3
-
     a, b, c = z3.Ints("a b c")
     assert decide(Claim("", (a > 1, b > 1, c > 1), a**3 + b**3 != c**3), effort=1000).outcome == "undecided"
 

@@ -229,11 +229,8 @@ def write_keys(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: 
 
 def unseen_slots(call: PagedCall) -> torch.Tensor:
     """[N] int64: slots of the requests' keys that no query of theirs sees, by the reference's visibility."""
-    assert call.layer.layout is not None
     assert call.batch.block_table is not None
-    layer, batch = call.layer, call.batch
-    sizes = {"num_kv_heads": layer.num_kv_heads, "head_size": layer.head_size, "head_size_v": layer.head_size_v}
-    block_size = KVCacheView.of(call.kv_cache, call.layer.layout, **sizes).block_size
+    batch, block_size = call.batch, call.layer.view_of(call.kv_cache).block_size
     hidden = [torch.ones(seq_len, dtype=torch.bool) for seq_len in batch.seq_lens.tolist()]
     for request in attn_reference.paged_requests(*call, torch.float32):
         hidden[request.index] &= ~request.seen.cpu()

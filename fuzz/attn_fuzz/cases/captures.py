@@ -146,7 +146,7 @@ def place(case: Case, cache: Cache, held: dict[str, torch.Tensor], view: KVCache
     slots = torch.tensor(slots_of_keys(case, cache), dtype=torch.int64, device=raw.device)
     block, offset = slots // cache.block_size, slots % cache.block_size
     for kv, name in _stored_parts(view):
-        bits(raw)[_elements(view, kv, block, offset)] = bits(held[name].to(raw.device))
+        bits(raw)[elements_of_slots(view, kv, block, offset)] = bits(held[name].to(raw.device))
     for name in ("k_scale_cache", "v_scale_cache"):
         if name in held:
             layer.tensors[name][block, offset] = held[name].to(raw.device)
@@ -341,7 +341,7 @@ def _keys_and_values(call: Call, case: Case, cache: Cache, blocks: list[int]) ->
     block = torch.tensor(blocks, dtype=torch.int64)[slots // cache.block_size].to(kv_cache.device)
     offset = (slots % cache.block_size).to(kv_cache.device)
     raw = bits(kv_cache.as_strided((view.end,), (1,), 0))
-    found = {name: raw[_elements(view, kv, block, offset)].view(kv_cache.dtype) for kv, name in _stored_parts(view)}
+    found = {name: raw[elements_of_slots(view, kv, block, offset)].view(kv_cache.dtype) for kv, name in _stored_parts(view)}
     for name in ("k_scale_cache", "v_scale_cache"):
         if name in layer.tensors:
             found[name] = layer.tensors[name][block, offset]
@@ -353,7 +353,7 @@ def _stored_parts(view: KVCacheView) -> tuple[tuple[int, str], ...]:
     return ((K, "k"),) if view.layout.has_latent_value else ((K, "k"), (V, "v"))
 
 
-def _elements(view: KVCacheView, kv: int, block: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+def elements_of_slots(view: KVCacheView, kv: int, block: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """[slots, HK, row] int64: the elements of the allocation that hold K or V, and inline scales, of some slots."""
     head = torch.arange(view.num_kv_heads, device=block.device)[:, None]
     dim = torch.arange(view.row_sizes[kv], device=block.device)

@@ -33,7 +33,7 @@ def _with_file(case: Case, file: str) -> Case:
 
 
 def loads(text: str | bytes) -> Case:
-    """Read a case. A target that had another name when the case was stored has its name of today.
+    """Read a case.
 
     Raises:
         CaseError: the text is not JSON or has another schema, a field is unknown, there twice or out of range, fields

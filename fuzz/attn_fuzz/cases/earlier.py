@@ -28,12 +28,13 @@ from typing import Any
 
 import torch
 from attn_contract import RULES, AttentionType, Batch, ContractError, KVCacheView, Layer
+from attn_contract.memory import extent
 from attn_contract.rules import held_rules
 from attn_contract.validation import check_rules_of_step
 from attn_fuzz.cases.case import CHANGES, CONTENTS, ILLEGAL, MODE
 from attn_fuzz.cases.dimensions import value_on
-from attn_fuzz.cases.poison import bits, canary
-from attn_fuzz.cases.tensors import PADDING, Step, extent
+from attn_fuzz.cases.poison import bits, canary, storage_of
+from attn_fuzz.cases.tensors import PADDING, Step
 
 _OTHER_FLOAT8 = {
     None: torch.float8_e4m3fn,
@@ -94,7 +95,9 @@ def with_own_outputs(step: Step) -> Step:
 def _like(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A new tensor of the same shape, strides and alignment."""
     begin = int(tensor.storage_offset()) * tensor.element_size() % 16 // dtype.itemsize
-    return canary((extent(tensor) + begin,), dtype, tensor.device).as_strided(tensor.shape, tensor.stride(), begin)
+    return canary((extent(tensor.shape, tensor.stride()) + begin,), dtype, tensor.device).as_strided(
+        tensor.shape, tensor.stride(), begin
+    )
 
 
 @contextlib.contextmanager
@@ -212,8 +215,7 @@ def _cache_strides(step: Step) -> Step | None:
     view = step.view
     kv_cache = restrided(view.tensor(step.raw), view.layout.block_alignment(view.head_size, view.head_size_v))
     sizes = {"num_kv_heads": view.num_kv_heads, "head_size": view.head_size, "head_size_v": view.head_size_v}
-    raw = kv_cache.new_empty(0).set_(kv_cache.untyped_storage())
-    return dataclasses.replace(step, raw=raw, view=KVCacheView.of(kv_cache, view.layout, **sizes))
+    return dataclasses.replace(step, raw=storage_of(kv_cache), view=KVCacheView.of(kv_cache, view.layout, **sizes))
 
 
 def _of_tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> Callable[[Step], Step | None]:
@@ -312,7 +314,9 @@ def realigned(tensor: torch.Tensor) -> torch.Tensor | None:
     if not tensor.numel():
         return None
     own = tensor.storage_offset() * tensor.element_size() % 16
-    other = tensor.new_empty(extent(tensor) + 1).as_strided(tensor.shape, tensor.stride(), 0 if own else 1)
+    other = tensor.new_empty(extent(tensor.shape, tensor.stride()) + 1).as_strided(
+        tensor.shape, tensor.stride(), 0 if own else 1
+    )
     bits(other).copy_(bits(tensor))
     return other
 

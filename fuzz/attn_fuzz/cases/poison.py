@@ -48,6 +48,11 @@ def leftovers(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device |
     return torch.full(shape, LEFTOVER, device=device).to(dtype)
 
 
+def storage_of(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """All elements of the memory that a tensor is a part of, as ones of its dtype or of another one."""
+    return torch.empty(0, dtype=dtype or tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
+
+
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor's bit patterns, in which NaN equals itself."""
     return tensor.view(_BITS[tensor.dtype.itemsize]) if tensor.dtype in POISON else tensor

@@ -14,6 +14,7 @@ from typing import Any
 import attn_reference
 import torch
 from attn_contract import Batch, KVCacheView, Layer, check_shared_allocation
+from attn_contract.memory import extent
 from attn_contract.rules import held_rules
 from attn_fuzz.cases import allocations, captures, contents, edges_of_scales
 from attn_fuzz.cases.case import GUARD, Cache, Case, Rope, slot_of, slots_of_keys, written_slots
@@ -157,25 +158,6 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
     assert q_rows is not None
     writes = tuple(_with_idle_strides(case, write) for write in writes)
     batch = _batch(case, writes[0].slot_mapping if slots else None, held, generator, device)
-    if raw is not None and view is not None and case.cache is not None and held:
-        captures.place(case, case.cache, held, view, raw, layer)
-    elif raw is not None and view is not None and case.cache is not None:
-        kv_cache = view.tensor(raw)
-        read = (
-            _slots_seen(case, case.cache, q_rows, kv_cache, layer, batch) if case.recycled else slots_of_keys(case, case.cache)
-        )
-        before = torch.tensor(sorted(set(read) - set(slots)), dtype=torch.int64)
-        k_before, v_before = (x[before].to(device) for x in (keys, values))
-        if case.has_latent_cache:
-            attn_reference.write_latent_cache(*latent_parts(k_before, v_before), kv_cache, layer, before.to(device))
-            if (edge := edges_of_scales.of(case)) is not None:
-                edges_of_scales.write(case, case.cache, edge, raw, before.to(device))
-        else:
-            # scales of another writer may be negative: the numbers then have the opposite sign
-            sign = -1 if case.values.seed % 4 == 1 and buffers else 1
-            attn_reference.write_kv_cache(sign * k_before, sign * v_before, kv_cache, layer, before.to(device))
-            for buffer in buffers.values():
-                allocations.inside(buffer)[before // view.block_size, before % view.block_size] *= sign
     out_buffer, out = _output(case, device)
     lse_buffer, lse = _lse(case, device)
     step = Step(
@@ -193,14 +175,32 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
         lse_buffer=lse_buffer,
         lse=lse,
     )
+    if case.cache is not None and view is not None and raw is not None:
+        if held:
+            captures.place(case, case.cache, held, view, raw, layer)
+        else:
+            _hold_keys(case, case.cache, step, keys, values)
     return _ended(step, case) if case.values.choice("storage", 6) == 5 else step
 
 
-def extent(tensor: torch.Tensor) -> int:
-    """The number of elements of memory from a tensor's first to its last element; 0 for an empty tensor."""
-    if not tensor.numel():
-        return 0
-    return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+def _hold_keys(case: Case, cache: Cache, step: Step, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """Write into the step's cache the keys and values that it holds before the step."""
+    assert step.raw is not None
+    assert step.view is not None
+    kv_cache, layer, device = step.view.tensor(step.raw), step.layer, step.q.device
+    read = _slots_seen(case, cache, step.q, kv_cache, layer, step.batch) if case.recycled else slots_of_keys(case, cache)
+    slots = torch.tensor(sorted(set(read) - set(written_slots(case))), dtype=torch.int64)
+    k, v = (x[slots].to(device) for x in (keys, values))
+    if case.has_latent_cache:
+        attn_reference.write_latent_cache(*latent_parts(k, v), kv_cache, layer, slots.to(device))
+        if (edge := edges_of_scales.of(case)) is not None:
+            edges_of_scales.write(case, cache, edge, step.raw, slots.to(device))
+        return
+    # scales of another writer may be negative: the numbers then have the opposite sign
+    sign = -1 if case.values.seed % 4 == 1 and step.scale_buffers else 1
+    attn_reference.write_kv_cache(sign * k, sign * v, kv_cache, layer, slots.to(device))
+    for buffer in step.scale_buffers.values():
+        allocations.inside(buffer)[slots // cache.block_size, slots % cache.block_size] *= sign
 
 
 def _ended(step: Step, case: Case) -> Step:
@@ -214,7 +214,7 @@ def _ended(step: Step, case: Case) -> Step:
     ends: dict[int, tuple[torch.UntypedStorage, int]] = {}
     for tensor in step.inputs().values():
         storage = tensor.untyped_storage()
-        end = (int(tensor.storage_offset()) + extent(tensor)) * tensor.itemsize if tensor.numel() else 0
+        end = (int(tensor.storage_offset()) + extent(tensor.shape, tensor.stride())) * tensor.itemsize if tensor.numel() else 0
         ends[storage.data_ptr()] = storage, max(end, ends.get(storage.data_ptr(), (storage, 0))[1])
     for storage, end in ends.values():
         storage.resize_(end)

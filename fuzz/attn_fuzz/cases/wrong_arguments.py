@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from attn_contract import Batch, Layer, Layout
-from attn_fuzz.cases.tensors import extent
+from attn_contract.memory import extent
 
 _INTEGERS = {1: torch.bool, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -105,7 +105,7 @@ def _shorter(tensors: dict[str, torch.Tensor], dims: dict[str, int], length: int
 
 def _later(right: torch.Tensor, elements: int) -> torch.Tensor:
     """A tensor of the same shape and strides that begins some elements behind the beginning of its memory."""
-    return right.new_empty(extent(right) + elements).as_strided(right.shape, right.stride(), elements)
+    return right.new_empty(extent(right.shape, right.stride()) + elements).as_strided(right.shape, right.stride(), elements)
 
 
 _TOGETHER: tuple[tuple[str, dict[str, int], Callable[[Layer, Batch], int]], ...] = (

@@ -8,6 +8,7 @@ import torch
 from attn_amdgcn import Memory, Parts, Program, Report, Schedule, Watch, checked
 from attn_amdgcn.errors import Hazards
 from attn_amdgcn.launch import Argument
+from attn_contract.memory import extent
 from attn_fuzz.emulated import permitted
 from attn_fuzz.emulated.compiler import Ready, ready
 from attn_fuzz.emulated.jobs import Job, Pointer
@@ -181,18 +182,12 @@ def _parts_of_tensors(arguments: Mapping[str, Any], storages: Mapping[int, tuple
     for value in arguments.values():
         if isinstance(value, torch.Tensor) and value.numel():
             name, _ = storages[value.untyped_storage().data_ptr()]
-            spans[name].append((_offset(value), _offset(value) + _span(value)))
+            spans[name].append((_offset(value), _offset(value) + extent(value.shape, value.stride()) * value.itemsize))
     return Parts(spans, spans)
 
 
 def _offset(tensor: torch.Tensor) -> int:
     return int(tensor.storage_offset()) * tensor.element_size()
-
-
-def _span(tensor: torch.Tensor) -> int:
-    """Bytes from a tensor's first element to its last one."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return (last + 1) * tensor.element_size()
 
 
 def _contents(storage: torch.UntypedStorage) -> np.ndarray:

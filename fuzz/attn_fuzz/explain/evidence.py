@@ -11,7 +11,7 @@ import msgspec
 import torch
 from attn_fuzz.cases.case import Case, Request
 from attn_fuzz.cases.contradictions import contradiction
-from attn_fuzz.cases.poison import LEFTOVER, POISON
+from attn_fuzz.cases.poison import LEFTOVER, POISON, storage_of
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.explain.search import Seen
 from attn_fuzz.run.attempt import Attempt
@@ -37,7 +37,7 @@ def filled(step: Step) -> None:
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        whole = _storage(tensor)
+        whole = storage_of(tensor)
         poisoned = whole == POISON[torch.int8] - 256 if tensor.dtype is torch.int8 else whole.float().isnan()
         numbers = torch.randn(whole.shape, generator=generator).to(whole.device)
         if tensor.dtype is torch.int8:
@@ -47,14 +47,9 @@ def filled(step: Step) -> None:
         whole.copy_(torch.where(poisoned, numbers, whole.float()))
     table = step.batch.block_table
     if table is not None and step.view is not None and step.view.num_blocks:
-        whole = _storage(table)
+        whole = storage_of(table)
         stray = (whole < 0) | (whole >= step.view.num_blocks)
         whole.copy_(torch.where(stray, torch.arange(len(whole), device=whole.device) % step.view.num_blocks, whole))
-
-
-def _storage(tensor: torch.Tensor) -> torch.Tensor:
-    """All elements of the memory that a tensor is a part of."""
-    return torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
 
 
 def seen(case: Case, target: Target, device: str, fill: Callable[[Step], None] | None = filled) -> Seen | None:
@@ -140,7 +135,7 @@ def _with_requests(case: Case, requests: list[Request]) -> Case:
         return msgspec.structs.replace(case, requests=tuple(requests))
     num_blocks, placed = cache.num_blocks, []
     for request in requests:
-        missing = -(-request.seq_len // cache.block_size) - len(request.blocks)
+        missing = -(-case.num_keys(request) // cache.block_size) - len(request.blocks)
         # not in order, so that a kernel that ignores the table is wrong
         fresh = [num_blocks + (i ^ 1 if i ^ 1 < missing else i) for i in range(missing)]
         num_blocks += max(missing, 0)

@@ -71,9 +71,7 @@ class Part:
         """The view of the cache; None without one."""
         if self.call.kv_cache is None or self.call.layer.layout is None:
             return None
-        layer = self.call.layer
-        sizes = {"num_kv_heads": layer.num_kv_heads, "head_size": layer.head_size, "head_size_v": layer.head_size_v}
-        return KVCacheView.of(self.call.kv_cache, self.call.layer.layout, **sizes)
+        return self.call.layer.view_of(self.call.kv_cache)
 
     @property
     def blocks(self) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.poison import storage_of
 from attn_fuzz.interpreted.eager import EagerMode, returned
 
 ALLOCATE = {
@@ -50,5 +51,5 @@ class _Numbers(EagerMode):
         made = func(*args, **(kwargs or {}))
         schema = getattr(func, "_schema", None)
         if schema is not None and schema.name in ALLOCATE and made.dtype is not torch.bool and made.numel():
-            torch.empty(0, dtype=torch.uint8, device=made.device).set_(made.untyped_storage()).fill_(NUMBER)
+            storage_of(made, torch.uint8).fill_(NUMBER)
         return returned(made)

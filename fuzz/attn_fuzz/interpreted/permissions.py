@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from attn_contract import KVCacheView
 from attn_contract.layouts import K, V
+from attn_contract.memory import extent
 from attn_fuzz.cases import allocations
 from attn_fuzz.cases.tensors import Step, Write
 
@@ -69,7 +70,7 @@ class Region:
         if self.place is not None and 0 <= element < len(self.rights):
             return f"{self.name}, {self.place(element)}"
         rest = element - self.tensor.storage_offset()
-        last = sum((size - 1) * stride for size, stride in zip(self.tensor.shape, self.tensor.stride(), strict=True))
+        last = extent(self.tensor.shape, self.tensor.stride()) - 1
         if rest < 0:
             return f"{self.name}, {-rest} elements before its first"
         if rest > last:

@@ -151,7 +151,6 @@ class BatchingCache:
 
     def __init__(self, layer_types: Sequence[str], num_blocks: int = 10) -> None:
         self.groups = _groups(layer_types, reads_first=True)
-        self.groups = [group._replace(reads_first=group.window is not None) for group in self.groups]
         settings = ContinuousBatchingConfig(
             page_size=self.PAGE_SIZE, num_blocks=num_blocks, max_batch_tokens=512, max_memory_percent=0.5
         )

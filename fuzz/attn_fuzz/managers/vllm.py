@@ -89,6 +89,7 @@ class VllmManager:
         groups: window and chunk say which manager a group has.
         block_sizes: the block sizes of the groups.
         num_blocks: the number of blocks of the pool, with its null block.
+        retention: the `retention_interval` of KVCacheManager.
         by_priority: as the scheduling policy "priority" preempts (sched/scheduler.py:932).
         options: the options of KVCacheManager.
     """

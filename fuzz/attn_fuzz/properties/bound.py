@@ -96,7 +96,7 @@ def _of_request(step: Step, r: int, rows: slice, rounding: Rounding) -> tuple[to
     lost_of_query = rounds.of_lost_queries * query.amax(-1) + rounds.of_underflown_queries
     lost = abs(layer.scale) * (lost_of_query * largest_key.sum(-1) + rounds.of_flushed * query.sum(-1))
     score = product if layer.logits_soft_cap is None else product.clamp(max=layer.logits_soft_cap)
-    bias, further_bias = _biases(step, max(n, rows.stop - rows.start))
+    bias, further_bias = biases_of(step, max(n, rows.stop - rows.start))
     sink = torch.zeros_like(bias) if layer.sinks is None else layer.sinks.double().abs().nan_to_num(posinf=0.0)
     largest = torch.maximum(score + bias, sink)
     spread = torch.log(torch.tensor(n + 1.0, dtype=torch.float64, device=step.q.device))
@@ -148,7 +148,7 @@ def keys_and_values(step: Step, r: int, rows: slice) -> tuple[torch.Tensor, torc
     return gather_kv_cache(step.kv_cache, step.layer, step.batch.block_table[r], num_keys, torch.float32)
 
 
-def _biases(step: Step, reach: int) -> tuple[torch.Tensor, torch.Tensor]:
+def biases_of(step: Step, reach: int) -> tuple[torch.Tensor, torch.Tensor]:
     """[H] float64: the largest magnitude of all that is added to a logit, and of qq_bias's part if there is ALiBi too."""
     layer, qq_bias = step.layer, step.batch.qq_bias
     none = torch.zeros(layer.num_heads, dtype=torch.float64, device=step.q.device)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from attn_contract import AttentionType, Batch
-from attn_fuzz.cases.poison import bits, poison
+from attn_fuzz.cases.poison import bits, poison, storage_of
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties.relation import CallTarget, Outputs, relation, same_bits, variant
 
@@ -65,7 +65,7 @@ def _with_a_poisoned_block(step: Step, window: tuple[int, int]) -> dict[str, Any
     scales = {name: getattr(layer, name) for name in ("k_scale_cache", "v_scale_cache")}
     scales = {name: None if scale is None else _longer(scale, 0) for name, scale in scales.items()}
     return {
-        "raw": longer.new_empty(0).set_(longer.untyped_storage()),
+        "raw": storage_of(longer),
         "view": layer.view_of(longer),
         "layer": dataclasses.replace(layer, **scales, window=window, sink_tokens=0),
     }

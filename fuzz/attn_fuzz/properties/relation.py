@@ -12,7 +12,7 @@ import torch
 from attn_contract import Batch
 from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.cases.tensors import Step
-from attn_reference import dequantize
+from attn_fuzz.verdict.oracle import as_read
 
 CallTarget = Callable[[Step], None]
 """Calls the target's attention on a step, which writes the step's outputs."""
@@ -64,9 +64,8 @@ class Outputs:
     @classmethod
     def read(cls, step: Step) -> "Outputs":
         """The outputs in float64. A quantized output is multiplied by its scale."""
-        stored, scale = cls.of(step), step.layer.output_scale
-        out = stored.out.double() if scale is None else dequantize(stored.out.contiguous(), scale, torch.float64)
-        return cls(out, None if stored.lse is None else stored.lse.double())
+        stored = cls.of(step)
+        return cls(as_read(stored.out, step.layer), None if stored.lse is None else stored.lse.double())
 
     def __getitem__(self, rows: Rows) -> "Outputs":
         return Outputs(self.out[rows], None if self.lse is None else self.lse[rows])

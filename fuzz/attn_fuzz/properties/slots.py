@@ -5,6 +5,7 @@ A slot is `block * block_size + offset` of the cache. In a step without a cache,
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ def without_first_blocks(step: Step, blocks: list[int]) -> Batch:
     return dataclasses.replace(batch, block_table=table, seq_lens=batch.seq_lens - dropped * step.view.block_size)
 
 
-def replaced_scales(step: Step, v_scale: Any) -> Step:
+def replaced_scales(step: Step, v_scale: Callable[[torch.Tensor], torch.Tensor]) -> Step:
     """A step with other scales of V.
 
     Args:

@@ -15,7 +15,7 @@ from attn_fuzz.strategies.tally import AXES, SUPPORTED
 from attn_fuzz.targets.engine import ANY_ENGINE
 from attn_fuzz.targets.target import Support
 
-WARNING_SHARE = 0.2
+LOST_SHARE = 0.2
 """More cases than this share of what was drawn are a loss that a field of Support would save."""
 FEW = 10
 """So many cases that were thrown away have fields in common by chance, and show no field that would save them."""
@@ -60,11 +60,11 @@ class Drawn(NamedTuple):
         drawn = self.examples + sum(lost.values())
         listed = _first([f"{count} {reason}" for reason, count in lost.items()], "; ")
         lines = [f"thrown away: {sum(lost.values())} of {drawn} cases drawn: {listed}"]
-        if sum(lost.values()) > max(FEW, WARNING_SHARE * drawn):
+        if sum(lost.values()) > max(FEW, LOST_SHARE * drawn):
             most = next(iter(lost))
             says = " or ".join(f"engine=Engine({remedy})" for remedy in self.remedies.get(most, ()))
             remedy = f"Support({says}) says so, and is drawn directly" if says else "no field of Support says this directly"
-            lines.append(f"warning: more than {WARNING_SHARE:.0%} were thrown away, most of them as {most!r}: {remedy}")
+            lines.append(f"warning: more than {LOST_SHARE:.0%} were thrown away, most of them as {most!r}: {remedy}")
         return lines
 
     def _missing(self) -> list[str]:

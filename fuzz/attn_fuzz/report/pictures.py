@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from attn_contract.layouts import K, V
 from attn_fuzz.cases import allocations, tensors
-from attn_fuzz.cases.case import Cache, Case, written_slots
+from attn_fuzz.cases.case import Cache, Case, slots_of_keys, written_slots
 from attn_fuzz.cases.poison import bits, leftovers, poison
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.report.grid import NUM_OWNER_COLOURS, Cell, Picture, Room, cell, cuts, sampled, span
@@ -83,9 +83,9 @@ def visible_keys(case: Case, step: Step, verdict: Verdict | None, room: Room) ->
             yield Picture(title, [], [], note=f"not drawn: more than {MOST_PAIRS} pairs of a query and a key")
             continue
         past = len(request.blocks) * case.cache.block_size - case.num_keys(request) if case.cache else 0
-        kinds = torch.cat([_kinds(part, step, request.causal) for part in found[r]])
+        kinds = torch.cat([kinds_of(part, step, request.causal) for part in found[r]])
         rows, columns = cuts(kinds.shape[0], room.rows), _key_cuts(kinds.shape[1], past, room.columns)
-        kinds = torch.nn.functional.pad(kinds, (0, past), value=_RULES.index("past"))
+        kinds = torch.nn.functional.pad(kinds, (0, past), value=KINDS.index("past"))
         first = request.context_len
         cells = [[_mask_cell(kinds[row, column], row, column, first) for column in columns] for row in rows]
         every = max(1, len(columns) // 8)
@@ -101,11 +101,11 @@ def visible_keys(case: Case, step: Step, verdict: Verdict | None, room: Room) ->
 
 
 _VISIBLE = ("visible", "sink-token", "range")
-_RULES = (*_VISIBLE, "causal", "window", "chunk", "tree", "other", "past")
+KINDS = (*_VISIBLE, "causal", "window", "chunk", "tree", "other", "past")
 
 
-def _kinds(part: Request, step: Step, causal: bool) -> torch.Tensor:
-    """[q, k]: indices into _RULES, from the rules of the reference. If several rules hide a key, the first one counts.
+def kinds_of(part: Request, step: Step, causal: bool) -> torch.Tensor:
+    """[q, k]: indices into KINDS, from the rules of the reference. If several rules hide a key, the first one counts.
 
     Of heads that see unlike keys, the first.
     """
@@ -120,15 +120,15 @@ def _kinds(part: Request, step: Step, causal: bool) -> torch.Tensor:
         "chunk": masks.in_chunk(p, j, layer.chunked_local) if layer.chunked_local else torch.ones_like(in_window),
         unexplained: visible,
     }
-    kinds = torch.full(visible.shape, _RULES.index("visible"))
-    kinds[visible & ~in_window] = _RULES.index("sink-token")
+    kinds = torch.full(visible.shape, KINDS.index("visible"))
+    kinds[visible & ~in_window] = KINDS.index("sink-token")
     for rule in (unexplained, "chunk", "window", "causal"):
-        kinds[~held[rule].expand_as(kinds) & ~visible] = _RULES.index(rule)
+        kinds[~held[rule].expand_as(kinds) & ~visible] = KINDS.index(rule)
     if batch.bidirectional_ranges is not None:
-        kinds[visible & ~(held["causal"] & held["window"] & held["chunk"])] = _RULES.index("range")
+        kinds[visible & ~(held["causal"] & held["window"] & held["chunk"])] = KINDS.index("range")
         left = layer.window[0] if layer.ranges_clamped else -1
         together = masks.in_range(p, j, batch.bidirectional_ranges[part.index], left)
-        kinds[together & ~visible] = _RULES.index("tree")
+        kinds[together & ~visible] = KINDS.index("tree")
     return kinds
 
 
@@ -140,7 +140,7 @@ def _key_cuts(keys: int, past: int, most: int) -> list[slice]:
 
 def _mask_cell(kinds: torch.Tensor, row: slice, column: slice, first: int) -> Cell:
     """A cell of several pairs has their commonest kind. It is "some" if some of the pairs are visible and others are not."""
-    counts = Counter(_RULES[kind] for kind in kinds.flatten().tolist())
+    counts = Counter(KINDS[kind] for kind in kinds.flatten().tolist())
     (commonest, _), *others = counts.most_common()
     if not others:
         return cell(commonest)
@@ -190,12 +190,7 @@ def slots(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[in
     unused = (held == bits(empty)).all(-1)
     written = set(written_slots(case))
     by_neighbour = set(step.writes[-1].slot_mapping.tolist()) if cache.neighbour and step.writes else set[int]()
-    keys = {
-        block * cache.block_size + offset
-        for request in case.requests
-        for i, block in enumerate(request.blocks)
-        for offset in range(min(cache.block_size, case.num_keys(request) - i * cache.block_size))
-    }
+    keys = set(slots_of_keys(case, cache))
     columns = cuts(cache.block_size, room.columns)
     cells = []
     for block, is_unused in zip(chosen, unused.tolist(), strict=True):

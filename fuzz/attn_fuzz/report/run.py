@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from attn_fuzz.run.distinct import Entry
 
 SCHEMA = "attn-parity.fuzz/1"
-WARNING_SHARE = 0.03
+LIMIT_SHARE = 0.03
 """More cases than this share that could not be run are worth a warning."""
 PATHS = {
     "split": "in {} the keys were split",
@@ -268,7 +268,7 @@ def failure_json(failure: Failure) -> dict[str, Any]:
 def not_run(limits: dict[str, int], cases: int) -> list[str]:
     """A line for each limit of this tool, and a warning if few of the cases could be run."""
     lines = [f"not run: {count} cases: {limit}" for limit, count in sorted(limits.items(), key=lambda each: -each[1])]
-    if sum(limits.values()) > WARNING_SHARE * cases:
+    if sum(limits.values()) > LIMIT_SHARE * cases:
         ran = 1 - sum(limits.values()) / cases
         lines.append(f"warning: {ran:.0%} of the cases ran; nothing is said of the others")
     return lines

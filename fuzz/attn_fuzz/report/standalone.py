@@ -1,4 +1,4 @@
-"""A failure as a script that needs only the target and the reference."""
+"""A failure as a script that holds the tensors of its case, and compares the target with the reference on them."""
 
 import base64
 import dataclasses
@@ -10,6 +10,7 @@ import torch
 from attn_contract import Layer
 from attn_fuzz.cases import earlier_writes, tensors
 from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.poison import storage_of
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.interpreted import new_memory
 from attn_fuzz.verdict.verdict import Verdict
@@ -133,7 +134,8 @@ from attn_fuzz.run.attempt import call_earlier
 
 view = None if kv_cache is None else layer.view_of(kv_cache)
 memory = None if kv_cache is None else raw
-step = Step(layer, batch, q, k, v, memory, {{}}, view, (), out_buffer, out, lse_buffer, lse)
+outputs = dict(out_buffer=out_buffer, out=out, lse_buffer=lse_buffer, lse=lse)
+step = Step(layer=layer, batch=batch, q=q, k=k, v=v, raw=memory, scale_buffers={{}}, view=view, writes=(), **outputs)
 for change in {names}:
     call_earlier(step, change, target, in_full=True)
 """
@@ -220,7 +222,8 @@ def before(number):
     k, v, view, slot_mapping, rotation = writes[number]
     own = Write(dataclasses.replace(layer, layout=view.layout), view, k, v, slot_mapping, rotation and Rotation(*rotation))
     scales = {{name: scales for name, scales in layer.tensors.items() if name.endswith("_scale_cache")}}
-    step = Step(layer, batch, q, None, None, raw, scales, None, (), q, q, q, None)
+    unused = dict(k=None, v=None, view=None, writes=(), out_buffer=q, out=q, lse_buffer=q, lse=None)
+    step = Step(layer=layer, batch=batch, q=q, raw=raw, scale_buffers=scales, **unused)
     for change in {changes}[number]:
         write_earlier(own, step, change, target)
 
@@ -255,8 +258,7 @@ def _tensor(tensor: torch.Tensor | None) -> str:
     """A tensor on DEVICE as an expression: a literal if it is short and finite, else its bytes. A slice has all its memory."""
     assert tensor is not None
     if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() != tensor.nbytes:
-        storage = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
-        return f"{_tensor(storage)}.as_strided({tuple(tensor.shape)}, {tensor.stride()}, {tensor.storage_offset()})"
+        return f"{_tensor(storage_of(tensor))}.as_strided({tuple(tensor.shape)}, {tensor.stride()}, {tensor.storage_offset()})"
     dense = tensor.detach().cpu()
     literal = dense.numel() <= LITERAL_ELEMENTS and bool(dense.double().isfinite().all())
     if literal and dense.numel():

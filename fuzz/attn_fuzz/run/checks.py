@@ -3,6 +3,7 @@
 `CHECKS` are asked in order. Each takes an `Attempt`, and returns a `Wrong`, or None if it finds nothing wrong.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from attn_contract import AttentionConfig, Capabilities, UnsupportedError
 from attn_contract.rules import label_of
 from attn_fuzz.cases import allocations
 from attn_fuzz.cases.case import GUARD, Case
-from attn_fuzz.cases.poison import bits, canary
+from attn_fuzz.cases.poison import bits, canary, storage_of
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.interpreted import sanitizer
@@ -132,7 +133,7 @@ def write_around_an_input(attempt: Attempt) -> Wrong | None:
     compared, expected = _compared(attempt), attempt.expected.inputs()
     for name, tensor in attempt.step.inputs().items():
         # an input with a check of its own may hold another NaN
-        memory = _around if name in compared else _storage
+        memory = _around if name in compared else functools.partial(storage_of, dtype=torch.uint8)
         if not torch.equal(memory(expected[name]), memory(tensor)):
             return Wrong(name, f"it wrote outside of its input {name}")
     return None
@@ -258,13 +259,8 @@ def _row_in_words(row: int, head: str, case: Case) -> str:
     return f"row {row}{head}, {what}"
 
 
-def _storage(tensor: torch.Tensor) -> torch.Tensor:
-    """[bytes] uint8: all of the memory that a tensor is a part of."""
-    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
-
-
 def _around(tensor: torch.Tensor) -> torch.Tensor:
     """[bytes] uint8: a copy of all of the memory that a tensor is a part of, with 0 for the tensor's own elements."""
-    memory = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage()).clone()
+    memory = storage_of(tensor).clone()
     bits(memory).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).zero_()
-    return _storage(memory)
+    return storage_of(memory, torch.uint8)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from attn_contract.memory import memory_of
 from attn_fuzz.cases import allocations, tensors
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
@@ -151,4 +152,5 @@ def _together(one: _Extent, other: _Extent) -> _Extent:
 def _bytes(tensor: torch.Tensor) -> tuple[int, int]:
     """A tensor's first byte in its storage, and the byte behind its last."""
     begin = int(tensor.storage_offset()) * tensor.itemsize
-    return begin, begin + tensors.extent(tensor) * tensor.itemsize
+    first, end = memory_of(tensor)
+    return begin, begin + end - first

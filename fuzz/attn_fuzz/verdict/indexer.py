@@ -21,12 +21,12 @@ from typing import Literal, NamedTuple
 
 import torch
 from attn_contract import Batch, Indexer, IndexScore
+from attn_contract.layer import SMALLEST_NORMAL
 from attn_contract.validation import check_index_logits
 from attn_reference.indexer import gather_index_keys, numbers_of, request_rows, score, seen_units
 
 EPS32 = 2.0**-23
 """u: float32's epsilon, twice its unit roundoff, so that terms of second order can be left out."""
-SMALLEST_NORMAL = 2.0**-126
 
 
 @dataclass(frozen=True)

@@ -286,7 +286,7 @@ class Oracle:
 
     @cached_property
     def _biases(self) -> torch.Tensor | None:
-        return _bias_magnitudes(self.request, self.state, self.layer)
+        return bias_magnitudes(self.request, self.state, self.layer)
 
     @cached_property
     def _span(self) -> torch.Tensor:
@@ -480,7 +480,7 @@ class Oracle:
         return torch.minimum(by_weights, torch.maximum(out - least, largest - out))
 
 
-def _bias_magnitudes(request: Request, state: Attention, layer: Layer) -> torch.Tensor | None:
+def bias_magnitudes(request: Request, state: Attention, layer: Layer) -> torch.Tensor | None:
     """b [H, q, k]: the sum of the magnitudes of all biases of a score. None if there is no bias.
 
     Where a key is not visible, the number means nothing.

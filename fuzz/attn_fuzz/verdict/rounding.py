@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from attn_contract import FLOAT8_DTYPES, Layer, Layout
+from attn_contract.layer import SMALLEST_NORMAL
 
 U32 = 2.0**-24
 UNIT_ROUNDOFF = {
@@ -144,7 +145,7 @@ class Rounding:
                 raise ValueError(
                     f"Rounding: got exact_division with {value!r} {name}, whose sums are not exact: expected one of them"
                 )
-        for name, least in (("weight_scale", 2.0**-126), ("largest_weight", 1.0), ("dot_unit", U32)):
+        for name, least in (("weight_scale", SMALLEST_NORMAL), ("largest_weight", 1.0), ("dot_unit", U32)):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < math.inf:
                 raise ValueError(f"Rounding: got {value!r} {name}, expected a finite number of at least {least:g}")

@@ -80,7 +80,7 @@ def executed(
     if layout in X_PACKED:  # theorem addresses.packed-head
         head = sizes["head_size"] * sizes["block_size"]
         names |= {"k_head": head, "v_head": head}
-    arguments.fields["strides"].fields.update({name: _in_units(value, unit) for name, value in names.items()})
+    arguments.fields["strides"].fields.update({name: in_units(value, unit) for name, value in names.items()})
     made = inputs.kind(
         kv_unit=unit,
         interior=layout.lower() if layout in X_PACKED else "rows",
@@ -93,7 +93,7 @@ def executed(
     return extraction, strides
 
 
-def _in_units(stride: Any, unit: int) -> Tensor:
+def in_units(stride: Any, unit: int) -> Tensor:
     """A stride as the kernel gets it: `launch.in_units` divides only multiples."""
     if isinstance(stride, int):
         return number(z3.IntVal(stride // unit), "int64")

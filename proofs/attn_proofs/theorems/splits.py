@@ -40,21 +40,22 @@ def _parts(sources: Sources) -> tuple[Extraction, Term, Term, Term, Term]:
     return extraction, begin, end, is_part, extraction.local("tiles_of_split", "tiles_per_split").value.term
 
 
+def _owner(extraction: Extraction, count: Term, most: Term) -> tuple[Term, list[Term]]:
+    """The split that has the tile PLACE of a number of tiles, at most `most` a split, and facts about its quotients."""
+    products, owner = extraction.products, extraction.quotient(PLACE, most)
+    ceiling = extraction.quotient(count + SPLITS - 1, SPLITS)
+    facts = [*products.apart(most, owner, SPLITS), *products.apart(SPLITS, ceiling, most)]
+    return owner, [*facts, *products.apart(most, owner, SPLIT), *products.apart(SPLITS, z3.IntVal(0), ceiling)]
+
+
 def _cover(sources: Sources) -> Iterator[Claim]:
     extraction, begin, end, _, most = _parts(sources)
-    owner = extraction.quotient(PLACE, most)
-    ceiling = extraction.quotient(COUNT + SPLITS - 1, SPLITS)
-    products = extraction.products
-    facts = [*products.apart(most, owner, SPLITS), *products.apart(SPLITS, ceiling, most), *products.apart(most, owner, SPLIT)]
-    given = (*GIVEN, PLACE >= 0, PLACE < COUNT, *facts, *products.apart(SPLITS, z3.IntVal(0), ceiling))
-    small = (COUNT >= 8, COUNT <= 12, SPLITS == 4, z3.Int("tiles_per_split") == 2, *products.exactly)
-    yield Claim("the split that has a tile is one of the splits", (*given, *extraction.assumptions), z3
-        .And(owner >= 0, owner < SPLITS),
-                small, extraction.lines)  # fmt: skip
-    has = z3.And(begin <= PLACE, end > PLACE)
-    yield Claim("a split has a tile exactly if it is that split", (*given, *extraction.assumptions),
-        has == (owner == SPLIT), small,
-                extraction.lines)  # fmt: skip
+    owner, facts = _owner(extraction, COUNT, most)
+    given = (*GIVEN, PLACE >= 0, PLACE < COUNT, *facts, *extraction.assumptions)
+    small = (COUNT >= 8, COUNT <= 12, SPLITS == 4, z3.Int("tiles_per_split") == 2, *extraction.products.exactly)
+    is_split, has = z3.And(owner >= 0, owner < SPLITS), z3.And(begin <= PLACE, end > PLACE)
+    yield Claim("the split that has a tile is one of the splits", given, is_split, small, extraction.lines)
+    yield Claim("a split has a tile exactly if it is that split", given, has == (owner == SPLIT), small, extraction.lines)
 
 
 def _whole(sources: Sources) -> Iterator[Claim]:
@@ -62,9 +63,8 @@ def _whole(sources: Sources) -> Iterator[Claim]:
     facts = extraction.products.apart(most, z3.IntVal(1), SPLIT)
     small = (COUNT <= 8, SPLITS == 4, SPLITS > 1, *extraction.products.exactly)
     first = z3.And(z3.Implies(SPLIT == 0, z3.And(begin == 0, end == COUNT)), z3.Implies(SPLIT > 0, begin >= COUNT))
-    yield Claim("all tiles are the first split's where no part is written", (*GIVEN, *facts, *extraction.assumptions, z3
-        .Not(is_part)),
-                first, small, extraction.lines)  # fmt: skip
+    given = (*GIVEN, *facts, *extraction.assumptions, z3.Not(is_part))
+    yield Claim("all tiles are the first split's where no part is written", given, first, small, extraction.lines)
 
 
 class Program:
@@ -132,16 +132,12 @@ def _call(sources: Sources) -> Iterator[Claim]:
         for heads_first in (False, True):
             program = Program(sources, heads_first=heads_first, block_n=block_n)
             extraction, count, most = program.extraction, program.count, program.most
-            owner = extraction.quotient(PLACE, most)
-            ceiling = extraction.quotient(count + SPLITS - 1, SPLITS)
-            products = extraction.products
-            facts = [*products.apart(most, owner, SPLITS), *products.apart(SPLITS, ceiling, most)]
-            facts += [*products.apart(most, owner, SPLIT), *products.apart(SPLITS, z3.IntVal(0), ceiling)]
+            owner, facts = _owner(extraction, count, most)
             given = (
                 SPLITS >= 1, SPLITS <= 256, z3.Int("keys_per_split") >= 1, SPLIT >= 0, program.programs > SPLIT,
                 program.grid == program.programs, PLACE >= 0, *facts, *extraction.assumptions,
             )  # fmt: skip
-            small = (count >= 8, count <= 12, SPLITS == 4, z3.Int("num_heads") <= 4, *products.exactly)
+            small = (count >= 8, count <= 12, SPLITS == 4, z3.Int("num_heads") <= 4, *extraction.products.exactly)
             small = small if block_n == INTERPRETED_BLOCK_N and not heads_first else None
             name = f"BLOCK_N {block_n}, {'heads first' if heads_first else 'tiles first'}"
             launched = z3.And(owner >= 0, owner < program.programs)

@@ -12,7 +12,7 @@ from attn_proofs.inputs import pointer
 from attn_proofs.sources import Sources
 from attn_proofs.specification import element
 from attn_proofs.theorem import Claim, Model, Theorem
-from attn_proofs.theorems.addresses import ROWS, X_PACKED, _in_units, strides_of
+from attn_proofs.theorems.addresses import ROWS, X_PACKED, in_units, strides_of
 from attn_proofs.values import Record, as_tensor, integers, memory, symbol
 
 WRITE = "attn_optimized.kernels.write_kv_cache"
@@ -53,7 +53,7 @@ def executed(
             arguments[name] = pointer(name)
         elif name != "KIND":
             arguments[name] = symbol(name, "int32", least=1 if name in ("num_kv_heads",) else None)
-    arguments |= {name: _in_units(value, unit) for name, value in names.items()}
+    arguments |= {name: in_units(value, unit) for name, value in names.items()}
     arguments |= {"block_size": sizes["block_size"]}
     kind = {
         "row_unit": 1, "kv_unit": unit, "interior": layout.lower() if layout.startswith(("X_", "SH")) else "rows",

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from attn_fuzz.cases import tensors
-from attn_fuzz.cases.poison import bits
+from attn_fuzz.cases.poison import bits, storage_of
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.run import devices
 from attn_fuzz.strategies import cases
@@ -25,8 +25,8 @@ def all_tensors(step: Step) -> dict[str, torch.Tensor]:
     return {**step.inputs(), "out": step.out, "out_buffer": step.out_buffer, **lse, "lse_buffer": step.lse_buffer, **layers}
 
 
-def memory(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+def address(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def assert_same(step: Step, other: Step) -> None:
@@ -36,12 +36,13 @@ def assert_same(step: Step, other: Step) -> None:
         lies = (tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype)
         assert lies == (second[name].shape, second[name].stride(), second[name].storage_offset(), second[name].dtype), name
         assert torch.equal(bits(tensor), bits(second[name]).cpu()), name
-        assert torch.equal(memory(tensor), memory(second[name]).cpu()), f"around {name}"
-        assert not len(memory(tensor)) or memory(tensor).data_ptr() != memory(second[name]).data_ptr(), f"{name} is shared"
-    for name, tensor in first.items():
+        memory, other_memory = storage_of(tensor, torch.uint8), storage_of(second[name], torch.uint8)
+        assert torch.equal(memory, other_memory.cpu()), f"around {name}"
+        assert not len(memory) or memory.data_ptr() != other_memory.data_ptr(), f"{name} is shared"
+    for name in first:
         for like in first:
-            shares = memory(tensor).data_ptr() == memory(first[like]).data_ptr()
-            assert shares == (memory(second[name]).data_ptr() == memory(second[like]).data_ptr()), (name, like)
+            shares, others_share = (address(of[name]) == address(of[like]) for of in (first, second))
+            assert shares == others_share, (name, like)
     assert (step.view, step.batch.max_seq_len) == (other.view, other.batch.max_seq_len)
 
 

@@ -40,7 +40,7 @@ def visible_units(position: int) -> int:
     return -(-(position + 1) // UNIT)
 
 
-def check_picked(rows: torch.Tensor, positions: tuple[int, ...]) -> None:
+def check_selected(rows: torch.Tensor, positions: tuple[int, ...]) -> None:
     assert len(rows) == 2
     for of_head in rows:
         for row, position in zip(of_head, positions, strict=True):
@@ -52,10 +52,10 @@ def check_picked(rows: torch.Tensor, positions: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_an_indexer_picks_as_many_units_as_a_row_has_entries_or_all_that_are_seen(seed):
     step = build(case("top", seed, selected_per_head=True))
-    check_picked(step.batch.selected, POSITIONS)
+    check_selected(step.batch.selected, POSITIONS)
     with earlier.changed(step, "contents"):
         assert step.batch.seq_lens.tolist() == [18, 4]
-        check_picked(step.batch.selected, (15, 16, 17, 2, 3))
+        check_selected(step.batch.selected, (15, 16, 17, 2, 3))
 
 
 def test_rows_select_nothing_if_they_may_alone():

@@ -13,8 +13,10 @@ import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases import captures, case_file, tensors
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
+from attn_fuzz.cases.contradictions import contradiction
+from attn_fuzz.corpus import files
 from attn_fuzz.explain import captured_outputs, trial
-from attn_fuzz.explain.evidence import seen
+from attn_fuzz.explain.evidence import grown, seen
 from attn_fuzz.explain.search import changed
 from attn_fuzz.explain.variants import VARIANTS
 from attn_fuzz.targets import Rounding, Target
@@ -88,6 +90,7 @@ def _case(**fields: Any) -> Case:
     return msgspec.structs.replace(PLAIN, **fields)
 
 
+FOUR_TIMES = tuple(msgspec.structs.replace(request, seq_len=4 * request.seq_len - 1) for request in RAGGED)
 MISTAKES = {
     "sinks": (_case(sinks="near"), _layer(sinks=None), "the sinks are dropped"),
     "window": (_case(window=(4, 0)), _with(_with_a_wider_window), "the window has one key more on the left than was asked"),
@@ -106,11 +109,9 @@ MISTAKES = {
         _with(_without_table),
         "the block table is not followed: the blocks are taken to lie one after the other",
     ),
-    "pair": (
-        _case(sinks="near", window=(4, 0)),
-        _layer(sinks=None, window=(-1, -1)),
-        "the sinks are dropped",
-    ),
+    "key_unit": (_case(key_unit=4, sinks="near", requests=FOUR_TIMES), _layer(sinks=None), "the sinks are dropped"),
+    "selection_unit": (_case(selection_unit=1, sinks="near"), _layer(sinks=None), "the sinks are dropped"),
+    "pair": (_case(sinks="near", window=(4, 0)), _layer(sinks=None, window=(-1, -1)), "the sinks are dropped"),
 }
 
 
@@ -122,6 +123,14 @@ def test_a_mistake_is_named(name):
     assert first.startswith("explanation: ")
     assert sentence in first
     assert ("the window is lost" in first) == (name == "pair")
+
+
+def test_no_richer_case_contradicts_itself():
+    for name, case in [*files.shipped().items(), *((name, case) for name, (case, _, _) in MISTAKES.items())]:
+        richer = case
+        for grow in grown(case):
+            richer = grow(richer)
+            assert contradiction(richer) is None, name
 
 
 def test_a_smallest_case_is_made_richer_until_few_mistakes_fit():

@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from attn_contract import AttentionType, Layout
+from attn_contract.memory import extent
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import PROGRAM_ORDERS, Cache, Case, Request, Rope
 from attn_fuzz.interpreted import accesses, program_order, sanitizer, unwritten
@@ -700,8 +701,8 @@ def test_a_write_around_an_input_is_found_without_it(case, name, side):
         REFERENCE_FP32.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
         tensor = {"q": q, "k": k, **batch.tensors}.get(name)
         if tensor is not None:
-            last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-            tensor.as_strided((1,), (1,), tensor.storage_offset() + (-1 if side == "before" else last + 1)).fill_(7)
+            beside = -1 if side == "before" else extent(tensor.shape, tensor.stride())
+            tensor.as_strided((1,), (1,), tensor.storage_offset() + beside).fill_(7)
 
     verdict = try_case(case, dataclasses.replace(REFERENCE_FP32, attention=attention), "cpu")
     if name == "block_table" and case.cache is None:

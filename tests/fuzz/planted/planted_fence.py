@@ -11,6 +11,7 @@ import attn_optimized
 import torch
 import triton
 import triton.language as tl
+from attn_contract.memory import extent
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import Target
 from attn_fuzz.targets.triton import TRITON
@@ -39,8 +40,7 @@ def _target(name: str, side: str) -> Target:
         named = {"q": q, "k": k, "v": v, "kv_cache": kv_cache, "out": out, "lse": lse, **layer.tensors, **batch.tensors}
         tensor = named.get(name)
         if tensor is not None and tensor.numel():
-            last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-            _read(tensor, -1 if side == "START" else (last + 1) * tensor.itemsize)
+            _read(tensor, -1 if side == "START" else extent(tensor.shape, tensor.stride()) * tensor.itemsize)
 
     small = {"head_sizes": (16, 32), "group_sizes": (1, 2), "block_sizes": (4, 1, 16), "max_tokens": 32, "max_seq_len": 64}
     return dataclasses.replace(

@@ -1,38 +1,13 @@
 """Records that `--json` writes have the fields of their published schemas, and no others."""
 
-import json
-from typing import Any
-
 import click
-import jsonschema
-import msgspec
 import pytest
 from attn_parity import COMMANDS, cli
 from attn_parity.commands.doctor import sections
 from attn_parity.json_types import OUTPUTS
 
+from tests.support.json_schemas import check
 from tests.support.pages import PAGES, ROOT
-
-_, PARTS = msgspec.json.schema_components(OUTPUTS.values(), ref_template="#/$defs/{name}")
-
-
-def closed(schema: Any) -> Any:
-    """The schema without leave for fields that it does not name: what is written is to be described."""
-    if isinstance(schema, list):
-        return [closed(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    found = {name: closed(item) for name, item in schema.items()}
-    if found.get("type") == "object" and "properties" in found:
-        found["additionalProperties"] = False
-    return found
-
-
-def check(name: str, text: str) -> Any:
-    """The record that a command wrote, if its schema allows it."""
-    result = json.loads(text)
-    jsonschema.validate(result, {"$ref": f"#/$defs/{OUTPUTS[name].__name__}", "$defs": closed(PARTS)})
-    return result
 
 
 def test_a_run_with_nan(attn_parity, tmp_path):

@@ -251,5 +251,5 @@ def test_a_key_that_no_known_rule_hides_is_not_blamed_on_drafts(step_case, qq_bi
     step = tensors.build(replace(step_case, qq_bias=qq_bias))
     part = next(part for part in pictures.oracle.requests(step) if part.visible.any())
     hidden = dataclasses.replace(part, visible=torch.zeros_like(part.visible))
-    kinds = pictures._kinds(hidden, step, causal=False)
-    assert pictures._RULES.index(kind) in kinds
+    kinds = pictures.kinds_of(hidden, step, causal=False)
+    assert pictures.KINDS.index(kind) in kinds

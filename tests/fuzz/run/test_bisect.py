@@ -9,7 +9,7 @@ import pytest
 from attn_fuzz.cases import case_file
 from attn_fuzz.run.revision import Place
 
-from tests.fuzz.report.test_json_schemas import check
+from tests.support.json_schemas import check
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 

@@ -23,8 +23,8 @@ from attn_fuzz.verdict.verdict import Verdict, what_failed
 from hypothesis import HealthCheck, assume, given, settings
 
 from tests.fuzz.report.reported import failure_of
-from tests.fuzz.report.test_json_schemas import check
 from tests.support import processes
+from tests.support.json_schemas import check
 
 THREE, HIDING = "planted_hunt:THREE", "planted_hunt:HIDING"
 CAP_AND_SINKS = {"logits_soft_cap", "sinks"}

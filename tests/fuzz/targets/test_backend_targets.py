@@ -67,7 +67,7 @@ def test_a_fault_of_a_layer_is_found(place, find, replace, finds_fault):
     ],
     ids=["-1 is unit 0", "rows of the tokens before", "half of the selection", "rows without what lies between them"],
 )
-def test_a_fault_of_what_was_picked_is_found(target, wrong, finds_fault):
+def test_a_fault_of_a_selection_is_found(target, wrong, finds_fault):
     find, replace = (f"dataclasses.replace(step, selected={selected})" for selected in ("buffer", wrong))
     finds_fault(target, "attn_optimized.backends.topk_indices.selecting", find, replace, examples=100, seed=3)
 

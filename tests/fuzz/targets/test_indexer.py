@@ -11,6 +11,7 @@ import attn_reference
 import pytest
 import torch
 from attn_contract import Indexer, IndexLayout, IndexScore
+from attn_contract.memory import extent
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import FailedCheckError
@@ -146,8 +147,7 @@ def of_an_earlier_step() -> Callable[..., torch.Tensor]:
 
 
 def _whole(cache: torch.Tensor) -> tuple[tuple[int], tuple[int]]:
-    last = sum((size - 1) * stride for size, stride in zip(cache.shape, cache.stride(), strict=True))
-    return (last + 1,), (1,)
+    return (extent(cache.shape, cache.stride()),), (1,)
 
 
 def q_as_the_cache(q, weights, cache, made: Indexer, batch):

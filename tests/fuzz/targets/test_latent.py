@@ -3,9 +3,7 @@ draws them."""
 
 import dataclasses
 import functools
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import attn_reference
@@ -14,7 +12,6 @@ import pytest
 import torch
 from attn_contract import AttentionType, Layout
 from attn_contract.layouts import LATENT_FORMATS
-from attn_fuzz import Call, capture
 from attn_fuzz.cases import allocations, case_file, contradictions, earlier, tensors
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.cases.features import FEATURES
@@ -22,7 +19,6 @@ from attn_fuzz.corpus import adapting
 from attn_fuzz.report import standalone
 from attn_fuzz.report.drawn import can_have
 from attn_fuzz.run import shrink
-from attn_fuzz.run.attempt import write
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases
 from attn_fuzz.strategies.independent import INDEPENDENT
@@ -31,28 +27,13 @@ from attn_fuzz.targets import registry
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, LatentSizes, Support, Target
 from attn_fuzz.targets.triton import MODE_OF_FORMAT
-from attn_fuzz.verdict import oracle
 from attn_lab.matrix import coverage
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.support.latent_formats import latent_sizes
+from tests.support.small_supports import DENSE, LATENT, SCALED, SMALL, WITH_SCALES
 
 replace = msgspec.structs.replace
-SMALL = dataclasses.replace(WITH_LATENT, head_sizes=(16, 32, 20), group_sizes=(1, 2), max_tokens=32, max_seq_len=64)
-LATENT = dataclasses.replace(SMALL, attn_types=(AttentionType.DECODER,), layouts=(Layout.LATENT,))
-
-
-def _with_scales(layout: Layout) -> Support:
-    """Slots of one scale and of three, and widths that no format can have."""
-    sizes = latent_sizes(layout), latent_sizes(layout, scales=3)
-    widths = tuple((one["head_size_v"], one["head_size"] - one["head_size_v"]) for one in sizes)
-    drawn = LatentSizes(widths=(*widths, (16, 16)))
-    return dataclasses.replace(LATENT, layouts=(layout,), dtypes=("bfloat16",), latent=drawn)
-
-
-WITH_SCALES = {layout: _with_scales(layout) for layout in LATENT_FORMATS}
-SCALED = WITH_SCALES[Layout.LATENT_SCALED]
-DENSE = dataclasses.replace(SMALL, attn_types=(AttentionType.ENCODER, AttentionType.ENCODER_ONLY))
 
 
 @functools.cache
@@ -372,27 +353,6 @@ def test_a_failure_shrinks_to_a_small_latent_layer():
 
 
 # --- cases in files ---
-
-
-def captured_again(call: Call) -> tensors.Step:
-    with tempfile.TemporaryDirectory() as folder:
-        return tensors.build(case_file.load(capture(call, Path(folder, "call.json"))))
-
-
-@pytest.mark.parametrize("support", [LATENT, SCALED, DENSE], ids=["latent", "scaled", "dense"])
-def test_a_captured_call_attends_to_the_same_numbers(support):
-    for case in draw(support)[:25]:
-        step = tensors.build(case)
-        for cache_write in step.writes:
-            write(cache_write, step, REFERENCE_FP32)
-        dense = {} if step.kv_cache is not None else {"k": step.k, "v": step.v}
-        call = Call(q=step.q, layer=step.layer, batch=step.batch, kv_cache=step.kv_cache, **dense)
-        again = captured_again(call)
-        assert again.layer.v_head_size == step.layer.v_head_size
-        for live, replayed in zip(oracle.requests(call), oracle.requests(again), strict=True):
-            ours, theirs = attn_reference.attend(live, call.layer), attn_reference.attend(replayed, again.layer)
-            assert torch.equal(ours.out, theirs.out)
-            assert torch.equal(ours.lse, theirs.lse)
 
 
 def test_a_case_without_the_field_is_the_file_that_it_was():

@@ -111,7 +111,7 @@ def public_entries() -> set[str]:
     functions = {f"{package.__name__}.{name}" for package in (attn_optimized, attn_reference) for name in package.__all__}
     rooms = (attn_optimized.aiter_adapter, attn_optimized.context_parallel, attn_optimized.selector)
     functions |= {f"{room.__name__}.{name}" for room in rooms for name in room.__all__ if isfunction(getattr(room, name))}
-    return {*functions, *(f"attn_parity::{op}" for op in ops._SCHEMAS), *BACKENDS}
+    return {*functions, *(f"attn_parity::{op}" for op in ops.SCHEMAS), *BACKENDS}
 
 
 def test_every_public_entry_has_a_target_or_a_reason():

@@ -12,7 +12,7 @@ from attn_fuzz.interpreted.aiter import interpreted
 from attn_fuzz.targets.backends.plain import common_metadata
 from attn_fuzz.targets.triton import TRITON
 from attn_optimized.aiter_adapter import Aiter, find_aiter, import_aiter
-from attn_optimized.backends import AttentionBackend, CommonAttentionMetadata
+from attn_optimized.backends import BACKENDS, AttentionBackend, AttentionImpl, CommonAttentionMetadata
 
 from tests.optimized.aiter_adapter.documented_aiter import Call, stand_in
 from tests.support.agreement import assert_within_bound
@@ -27,6 +27,16 @@ from tests.support.calls import (
     shuffled_blocks,
     varlen_call,
 )
+
+FORMS = {
+    **{name: {"layout": Layout.BLOCKS_FIRST_NHD} for name in BACKENDS},
+    "ROCM_ATTN": {"layout": Layout.X_PACKED},
+    "TRITON_ATTN_DIFFKV": {"layout": Layout.CONTENT_PACKED, "head_size_v": 48},
+}
+"""The cache of a step, and the width of V."""
+PLAIN = [name for name, backend in BACKENDS.items() if issubclass(backend.impl, AttentionImpl) and "SPARSE" not in name]
+"""Backends of layers that attend to all keys. See test_selecting.py for the others."""
+ROTATING = [name for name in PLAIN if name not in ("ROCM_AITER_FA", "TRITON_ATTN_DIFFKV")]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -6,18 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from attn_contract import AttentionConfig, AttentionType, ContractError, Layout, UnsupportedError
-from attn_optimized.backends import BACKENDS, AttentionImpl
+from attn_optimized.backends import BACKENDS
+
+from tests.optimized.backends.conftest import FORMS, PLAIN, ROTATING
 
 TRITON = BACKENDS["TRITON_ATTN"]
-FORMS = {
-    **{name: {"layout": Layout.BLOCKS_FIRST_NHD} for name in BACKENDS},
-    "ROCM_ATTN": {"layout": Layout.X_PACKED},
-    "TRITON_ATTN_DIFFKV": {"layout": Layout.CONTENT_PACKED, "head_size_v": 48},
-}
-"""The cache of a step, and the width of V."""
-PLAIN = [name for name, backend in BACKENDS.items() if issubclass(backend.impl, AttentionImpl) and "SPARSE" not in name]
-"""Backends of layers that attend to all keys. See test_selecting.py for the others."""
-ROTATING = [name for name in PLAIN if name not in ("ROCM_AITER_FA", "TRITON_ATTN_DIFFKV")]
 # prefill, extend and decode: a backend of phases may write in the first what it refuses in the last
 MIXED = {"query_lens": [7, 20, 1], "seq_lens": [7, 90, 40]}
 

@@ -19,7 +19,7 @@ MLA, BLOCKS = "ROCM_AITER_MLA_SPARSE", "MINIMAX_M3_SPARSE"
 # prefill, decode, padding, extend, and a draft that is verified
 MIXED = [7, 1, 0, 20, 2], [7, 340, 0, 200, 260]
 K = {MLA: 128, BLOCKS: 2}
-"""Picked ids of a row."""
+"""The number of ids that a row selects."""
 FORMS: dict[str, dict[str, Any]] = {
     MLA: {"num_kv_heads": 1, "head_size": 40, "head_size_v": 32, "selection_unit": 1, "layout": Layout.LATENT},
     BLOCKS: {"num_kv_heads": 2, "head_size": 128, "selection_unit": 128, "layout": Layout.CONTENT_PACKED},
@@ -106,7 +106,7 @@ def out_of(step: Step) -> torch.Tensor:
 @every_backend
 @pytest.mark.parametrize("validate", [False, True])
 @pytest.mark.parametrize("sinks", [None, [0.5, 3.0, -3.0, -torch.inf]])
-def test_a_mixed_step_attends_to_what_was_picked(name, validate, sinks, device):
+def test_a_mixed_step_attends_to_what_was_selected(name, validate, sinks, device):
     if sinks and name == BLOCKS:
         pytest.skip("refused")
     step = step_of(name, device, sinks=sinks)

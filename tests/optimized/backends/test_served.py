@@ -9,7 +9,7 @@ from attn_contract import AttentionConfig, AttentionType, Layout, UnsupportedErr
 from attn_optimized.aiter_adapter import recorded
 from attn_optimized.backends import BACKENDS
 
-from tests.optimized.backends.test_arguments import FORMS, PLAIN, ROTATING
+from tests.optimized.backends.conftest import FORMS, PLAIN, ROTATING
 
 SINKS = [0.5, 3.0, -3.0, -torch.inf]
 SLOPES = torch.tensor([0.5, 0.25, 0.1, 0.05])

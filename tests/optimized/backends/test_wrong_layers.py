@@ -10,7 +10,7 @@ from attn_fuzz.cases.wrong_arguments import dims_of
 from attn_optimized.attention import forget_launches
 from attn_optimized.backends import BACKENDS
 
-from tests.optimized.backends.test_arguments import FORMS, PLAIN, ROTATING
+from tests.optimized.backends.conftest import FORMS, PLAIN, ROTATING
 from tests.support.wrong_arguments import not_refused, wrong_calls
 
 OF_DECODERS = ("causal", "bidirectional_ranges", "qq_bias")

@@ -141,19 +141,14 @@ def _of_memory(handle: Any, tl: Any, builder: Any) -> dict[str, Method]:
         if _runs_alone(running.current):
             return inner["create_masked_store"](self, pointers, value, mask, *rest, **named)
         count = max(len(block.data) for block in (pointers, value, mask))
-        pointers, value, mask = (_of_length(block, count) for block in (pointers, value, mask))
-        enabled = _of_active(mask, count)
-        _keep(self, pointers, enabled)
-        return inner["create_masked_store"](self, pointers, value, enabled, *rest, **named)
+        pointers, value, mask = _to_write(self, count, pointers, value, mask)
+        return inner["create_masked_store"](self, pointers, value, mask, *rest, **named)
 
     def create_atomic_rmw(self: Any, op: Any, pointers: Handle, value: Handle, mask: Handle, *rest: Any) -> Handle:
         if _runs_alone(running.current):
             return inner["create_atomic_rmw"](self, op, pointers, value, mask, *rest)
-        count = running.current.count
-        pointers, value, mask = (_of_length(block, count) for block in (pointers, value, mask))
-        enabled = _of_active(mask, count)
-        _keep(self, pointers, enabled)
-        return inner["create_atomic_rmw"](self, op, pointers, value, enabled, *rest)
+        pointers, value, mask = _to_write(self, running.current.count, pointers, value, mask)
+        return inner["create_atomic_rmw"](self, op, pointers, value, mask, *rest)
 
     def create_atomic_cas(self: Any, pointers: Handle, *operands: Any) -> Handle:
         shapes = [each.data.shape[1:] for each in (pointers, *operands[:2])]
@@ -178,10 +173,14 @@ def _of_memory(handle: Any, tl: Any, builder: Any) -> dict[str, Method]:
         taking = active if count > 1 else np.array([active.any()])
         return handle(mask.data & _to_rank(taking, mask.data.ndim), tl.int1)
 
-    def _keep(self: Any, pointers: Handle, mask: Handle) -> None:
+    def _to_write(self: Any, count: int, pointers: Handle, value: Handle, mask: Handle) -> tuple[Handle, Handle, Handle]:
+        """The blocks with so many entries, and a mask that leaves the active programs. `undo` knows what memory holds there."""
+        pointers, value, mask = (_of_length(block, count) for block in (pointers, value, mask))
+        mask = _of_active(mask, count)
         running.current.has_stored = True
         held = inner["create_masked_load"](self, pointers, mask, None, *load_options)
         running.current.undone_by.append((pointers, mask, held))
+        return pointers, value, mask
 
     def undo(self: Any) -> None:
         """Give memory back what it held before the running programs stored."""

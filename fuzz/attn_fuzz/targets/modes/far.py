@@ -22,7 +22,8 @@ from unittest import mock
 
 import torch
 from attn_contract import Batch, Layer
-from attn_fuzz.cases.poison import bits
+from attn_contract.memory import extent
+from attn_fuzz.cases.poison import bits, storage_of
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.rng import rng_of, rng_of_metadata
 from attn_fuzz.targets.target import Support, Target
@@ -103,8 +104,7 @@ def _copied_apart(tensor: torch.Tensor, dim: int, apart: int, before: int) -> to
     others = [size for i, size in enumerate(tensor.shape) if i != dim]
     stride = list(torch.empty(others, device="meta").stride())
     stride.insert(dim, apart)
-    span = sum((size - 1) * step for size, step in zip(tensor.shape, stride, strict=True)) + 1
-    memory = reserved_memory((before + span + before) * itemsize).view(tensor.dtype)
+    memory = reserved_memory((before + extent(tensor.shape, tuple(stride)) + before) * itemsize).view(tensor.dtype)
     far = memory.as_strided(tensor.shape, stride, before)
     bits(far).copy_(bits(tensor))
     return far
@@ -259,7 +259,7 @@ class _LargeCache:
             last = torch.iinfo(table.dtype).max // self._apart - 1
             moved = torch.where((table >= 0) & (table < last), self._moved(table), table)
             # some kernels read what lies behind the last row
-            storage = torch.empty(0, dtype=table.dtype).set_(table.untyped_storage()).clone()
+            storage = storage_of(table).clone()
             table = storage.as_strided(table.shape, table.stride(), table.storage_offset()).copy_(moved)
             if max(self._engine.table_padding) > 0:
                 table = self._far_rows(table)

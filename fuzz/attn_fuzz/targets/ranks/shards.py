@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from attn_contract import Batch, KVCacheView, Layer, UnsupportedError
 from attn_contract.layouts import K, V
+from attn_fuzz.cases.captures import elements_of_slots
 from attn_fuzz.cases.poison import bits, poison
 from attn_reference import context_parallel
 
@@ -65,7 +66,7 @@ def shard(kv_cache: torch.Tensor, layer: Layer, batch: Batch, tokens: list[torch
         here = _places(table[r].to(device), torch.arange(len(own), device=device), local.block_size)
         there = _places(batch.block_table[r], own, view.block_size)
         for kv in (K, V):
-            bits(raw)[_elements(local, kv, *here)] = source[_elements(view, kv, *there)]
+            bits(raw)[elements_of_slots(local, kv, *here)] = source[elements_of_slots(view, kv, *there)]
         for name, cache in scales.items():
             cache[here] = getattr(layer, name)[there]
     return Shard(dataclasses.replace(layer, **scales), local.tensor(raw), table.to(device))
@@ -74,13 +75,6 @@ def shard(kv_cache: torch.Tensor, layer: Layer, batch: Batch, tokens: list[torch
 def _places(block_table: torch.Tensor, tokens: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The block and the slot of each token."""
     return block_table[tokens // block_size].long(), tokens % block_size
-
-
-def _elements(view: KVCacheView, kv: int, block: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
-    """[tokens, HK, row]: where the elements of the tokens' rows lie."""
-    head = torch.arange(view.num_kv_heads, device=block.device)[:, None]
-    dim = torch.arange(view.row_sizes[kv], device=block.device)
-    return view.element(kv, block[:, None, None], slot[:, None, None], head, dim)  # type: ignore[arg-type, return-value]
 
 
 def refuse_without_a_cache(kv_cache: torch.Tensor | None, layer: Layer) -> None:

@@ -1,0 +1,29 @@
+"""Holds what `--json` writes to the published schemas."""
+
+import json
+from typing import Any
+
+import jsonschema
+import msgspec
+from attn_parity.json_types import OUTPUTS
+
+_, PARTS = msgspec.json.schema_components(OUTPUTS.values(), ref_template="#/$defs/{name}")
+
+
+def closed(schema: Any) -> Any:
+    """The schema without leave for fields that it does not name: what is written is to be described."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: closed(item) for name, item in schema.items()}
+    if found.get("type") == "object" and "properties" in found:
+        found["additionalProperties"] = False
+    return found
+
+
+def check(name: str, text: str) -> Any:
+    """The record that a command wrote, if its schema allows it."""
+    result = json.loads(text)
+    jsonschema.validate(result, {"$ref": f"#/$defs/{OUTPUTS[name].__name__}", "$defs": closed(PARTS)})
+    return result
