@@ -65,10 +65,10 @@ and `aiter-prefill-sparse-sinks`.
   `python findings/transformers/minimax-decode-mask.py`: MiniMax decodes with a mask of one entry for all keys, so that a
   request that is padded beside a longer one gets other logits.
 
-In the table, "reach" says whether a path from an engine to the bug is cited. "Examples" is the median over hunts with
-different seeds: how many cases a target had drawn when the first one failed because of the finding, in the target that met it
-first. ">" stands before the number of drawn cases where half of the hunts or more did not meet it. "Confirmed by" says what
-gives the expected result in the finding's script.
+In the table, "reach" says whether a path from an engine to the bug is cited. "Examples" is the median over runs of `fuzz
+--keep-going` with different seeds: how many cases a target had drawn when the first one failed because of the finding, in the
+target that met it first. ">" stands before the number of drawn cases where half of the runs or more did not meet it.
+"Confirmed by" says what gives the expected result in the finding's script.
 
 `python -m attn_lab findings --run` runs the scripts, and `python -m attn_lab findings` writes this page.
 """

@@ -20,7 +20,7 @@ class Kind:
     """
 
     q_unit: int
-    """the unit of the strides of q and out, in elements; see `launch.in_units`"""
+    """the unit of the strides of q and out, in elements; see `launch.units`"""
     kv_unit: int
     """the unit of the strides of K and V, in elements"""
     is_paged: bool
@@ -57,7 +57,7 @@ class Kind:
     scale_sign: int
     """the sign of the layer's scale: 1, -1 or 0"""
     has_gaps: bool
-    """True if a rule may make the keys of a query other than one interval: sink tokens, chunks, ranges, qq_bias"""
+    """True if a query may see other keys than its window's: sink tokens, chunks, ranges, qq_bias"""
     selection_unit: int
     """the tokens of a unit if queries select units, and each tile is one query; 0 without a selection: see selection.py"""
     key_unit: int

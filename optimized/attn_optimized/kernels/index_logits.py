@@ -17,7 +17,7 @@ class IndexLogitsKind:
     """The constants that the kernel is compiled for: its one `tl.constexpr`."""
 
     q_unit: int
-    """Elements that the strides of q count in; see `launch.in_units`."""
+    """Elements that the strides of q count in; see `launch.units`."""
     cache_unit: int
     """Elements that the strides of the cache count in."""
     layout: str

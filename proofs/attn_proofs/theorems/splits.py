@@ -84,7 +84,7 @@ class Program:
         self.most = self.extraction.local("tiles_of_split", "tiles_per_split").value.term
 
     def _plan(self, heads_first: bool, block_n: int) -> Record:
-        """The plan of any workload: any tiles, any grid, and as many parts as `num_splits` may give."""
+        """The plan of any workload: any tiles, any grid, and any number of splits that `splits_of` may return."""
         parameters = {name: symbol(name, least=1) for name in ("keys_per_split", "programs_per_unit")}
         tiles = Record(
             "Tiles",
