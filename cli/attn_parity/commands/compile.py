@@ -75,7 +75,7 @@ def command(
     check_writable(json_file)
     if target is not None:
         if save is not None:
-            raise click.UsageError("--save: it writes launches that ship, and none of a target")
+            raise click.UsageError("--save takes no TARGET: it saves only the launches that ship")
         return _of_target(target, architectures, only, compile_seconds, examples, seed, workers, json_file)
     calls = chosen_calls(architectures, only=only)
     if save is not None:
