@@ -159,7 +159,7 @@ def _solver(effort: int, terms: Iterable[Term]) -> z3.Solver:
 
 
 def obligations(extraction: Extraction, assumptions: Iterable[Term], small: tuple[Term, ...] = ()) -> Iterator[Claim]:
-    """The claims that the invariants of an extraction's loops ask for. A small counterexample is one in a loop's first turn."""
+    """The claims that the invariants of an extraction's loops need. A small counterexample is in a loop's first iteration."""
     for obligation in extraction.obligations:
         for i, term in enumerate(obligation.terms):
             name = f"{obligation.name}, part {i + 1} of its invariant"
