@@ -258,7 +258,7 @@ CONTRADICTIONS = [
         {"cache": {"dtype": "fp8_e4m3fn", "scales": "token"}},
         "cache: a latent one has no plane of V, and if it is quantized, one",
     ),
-    ({"cache": {"layout": Layout.BLOCKS_FIRST_NHD}}, "head_size_v: got 24, expected null: BLOCKS_FIRST_NHD is not latent"),
+    ({"cache": {"layout": Layout.BLOCKS_FIRST_NHD}}, "head_size_v: got 32, expected null: BLOCKS_FIRST_NHD is not latent"),
     ({"cache": {"writer": Layout.KV_FIRST_NHD}}, "cache.writer: KV_FIRST_NHD cannot address the elements of LATENT"),
     ({"cache": {"neighbour": Layout.KV_FIRST_NHD}}, "cache.neighbour: KV_FIRST_NHD cannot have the footprint of LATENT"),
 ]
