@@ -113,11 +113,8 @@ def _constants(term: Term) -> Iterator[Term]:
         if part.get_id() in seen:
             continue
         seen.add(part.get_id())
-        if (
-            z3.is_const(part)
-            and part.decl().kind() == z3.Z3_OP_UNINTERPRETED
-            and str(part).startswith("iteration of attend_keys")
-        ):
+        is_unknown = z3.is_const(part) and part.decl().kind() == z3.Z3_OP_UNINTERPRETED
+        if is_unknown and str(part).startswith("iteration of attend_keys"):
             yield part
         stack += part.children()
 
