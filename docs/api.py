@@ -20,6 +20,7 @@ MODULES = (
     "attn_fuzz.properties",
     "attn_fuzz.shadow",
     "attn_fuzz.targets",
+    "attn_fuzz.targets.indexer",
     "attn_fuzz.targets.modes",
     "attn_transformers",
     "attn_transformers.paged_cache",

@@ -18,7 +18,7 @@ def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
         seqused_k=batch.seq_lens,
         max_seqlen_k=batch.max_seq_len,
         softmax_scale=layer.scale,
-        causal=True,  # all that is drawn is
+        causal=True,  # `Support` names no non-causal steps
         window_size=layer.window,
         block_table=batch.block_table,
         softcap=layer.logits_soft_cap or 0.0,

@@ -93,7 +93,7 @@ PARTS = {
     "fuzz": (_fuzz, "the battery of each target, and a share of it in exact arithmetic"),
     "faults": (_faults, "500 malformed files, 200 kills of the processes of runs, and 40 Ctrl-C"),
     "engine": (_engine, "continuous batching of ten models, 500 requests each: recordings find nothing"),
-    "launches": (_launches, "every launch that ships, compiled and held to budgets"),
+    "launches": (_launches, "every launch that ships, compiled and compared with budgets"),
     "emulated": (_emulated, "every launch that ships for AMD, run on the emulator"),
     "emulated-drawn": (_emulated_drawn, "drawn cases on every emulated architecture"),
 }

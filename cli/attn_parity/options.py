@@ -98,7 +98,7 @@ fence_option = click.option(
     "--fence",
     "fenced",
     is_flag=True,
-    help="Make the calls of each case twice more, with each tensor against an unmapped page: behind its end, and before its "
+    help="Make the calls of each case twice more, with each tensor against an unmapped page: after its end, and before its "
     "beginning. A read there is a failure.",
 )
 json_option = click.option(

@@ -2,7 +2,7 @@
 
 A model that attends to few of its keys scores all of them first, with a small layer of its own: the indexer (DeepSeek-V3.2,
 arXiv:2512.02556). `write_index_cache` stores index keys, `index_logits` scores units of tokens, and `select` names the best
-ones, which are `Batch.selected` of the attention layer behind it. `attn_reference.indexer` defines what the three compute.
+ones, which are `Batch.selected` of the attention layer after it. `attn_reference.indexer` defines what the three compute.
 Models differ in the terms of `Indexer`:
 
     model                        selection_unit  key_unit  score     top_k  first, last units
@@ -63,7 +63,7 @@ class IndexLayout(StrEnum):
 
     @property
     def has_scales(self) -> bool:
-        """True if each key has a float32 scale, behind the keys of its block."""
+        """True if each key has a float32 scale, after the keys of its block."""
         return self is not IndexLayout.PLAIN
 
 

@@ -15,16 +15,15 @@ class LatentFormat:
     """A format of one-byte elements: dims of K in float8, their scales, and dims of K that are kept in bfloat16.
 
     A slot's row holds its codes, its scales and its kept dims, in this order. If `scales_apart`, a row holds its codes and its
-    kept dims, and the scales of all slots follow behind all rows of a page. Sizes and offsets are in bytes.
+    kept dims, and the scales of all slots follow all rows of a page. Sizes and offsets are in bytes.
 
     Args:
         scale_dims: the number of neighbouring dims that share a scale.
         scale_dtype: the dtype of a scale: torch.float32, or torch.float8_e8m0fnu, the byte of a power of two (ue8m0).
         kept_dims: the number of last dims of K that are kept in bfloat16, without a scale: 0 or scale_dims; all dims of K are
-            V.
-            None: the dims behind V are kept.
-        scales_apart: True if scales lie behind the rows of a page; pages then begin at multiples of a row.
-        padding: the number of bytes behind the scales of a slot, which are written as 0.
+            V. None: the dims after V are kept.
+        scales_apart: True if scales lie after the rows of a page; pages then begin at multiples of a row.
+        padding: the number of bytes after the scales of a slot, which are written as 0.
     """
 
     scale_dims: int
@@ -47,7 +46,7 @@ class LatentFormat:
         return (head_size_v or head_size) if self.kept_dims is None else head_size - self.kept_dims
 
     def scales_size(self, head_size: int, head_size_v: int | None) -> int:
-        """The bytes of a slot's scales and of the padding behind them."""
+        """The bytes of a slot's scales and of the padding after them."""
         return self.quantized_size(head_size, head_size_v) // self.scale_dims * self.scale_dtype.itemsize + self.padding
 
     def data_size(self, head_size: int, head_size_v: int | None) -> int:

@@ -53,7 +53,7 @@ class Layout(StrEnum):
     """[NB, page] of one-byte elements: in each page the data of all slots, and then the scales of all slots. The data of a slot
     is all dims but the last 64 in float8, and those 64 in bfloat16. Its scales are one ue8m0 byte for each 64 dims in float8,
     and a byte of padding, which is written as 0. All dims are K, and all are V: head_size_v is head_size, a multiple of 64 from
-    128 on. Pages are padded, so that the next begins a multiple of a slot's data behind. With 512 dims a slot has 448 + 64*2
+    128 on. Pages are padded, so the next page begins a multiple of a slot's data after it. With 512 dims a slot has 448 + 64*2
     bytes of data and 7 + 1 of scales: the 584 bytes a token of DeepSeek-V4's cache (vLLM's, whose pages are multiples of 576
     bytes). q is bfloat16."""
 
@@ -79,7 +79,7 @@ class Layout(StrEnum):
 
     @property
     def has_inline_scales(self) -> bool:
-        """True if the scales of K and of V lie in their rows, or behind the rows of a page."""
+        """True if the scales of K and of V lie in their rows, or after the rows of a page."""
         return self is Layout.CONTENT_PACKED_SCALED or self in LATENT_FORMATS
 
     @property
@@ -97,7 +97,7 @@ class Layout(StrEnum):
 
     @property
     def takes_two_widths(self) -> bool:
-        """True if V, which is stored behind K, may be narrower or wider than K."""
+        """True if V, which is stored after K, may be narrower or wider than K."""
         return self is Layout.CONTENT_PACKED
 
     @property
@@ -108,7 +108,7 @@ class Layout(StrEnum):
     def units(self, itemsize: int) -> tuple[int, int]:
         """The numbers of which head_size and block_size must be multiples, for elements of `itemsize` bytes.
 
-        X_PACKED and SHUFFLED cut heads and blocks into units of 16 bytes. Inline scales are float32 behind each row of bytes.
+        X_PACKED and SHUFFLED cut heads and blocks into units of 16 bytes. Inline scales are float32 after each row of bytes.
         """
         if self.is_x_packed:
             return 16 // itemsize, 16 // itemsize
@@ -120,7 +120,7 @@ class Layout(StrEnum):
         return row_size, head_size_v or head_size if self.takes_two_widths else row_size
 
     def row_size(self, head_size: int, head_size_v: int | None = None) -> int:
-        """The number of elements of one slot's K of one head. An inline scale is four one-byte elements behind the row.
+        """The number of elements of one slot's K of one head. An inline scale is four one-byte elements after the row.
 
         In a latent layout it is the row of K with its scales. V is the beginning of that row.
         """

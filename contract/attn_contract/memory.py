@@ -6,7 +6,7 @@ import torch
 
 
 def memory_of(tensor: torch.Tensor) -> tuple[int, int]:
-    """The address of the tensor's first byte, and the address behind its last byte.
+    """The address of the tensor's first byte, and the address past its last byte.
 
     The bytes between belong to the tensor or to tensors that are interleaved with it.
     """

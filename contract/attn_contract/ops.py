@@ -184,7 +184,7 @@ for _op, _arguments in SCHEMAS.items():
 
 
 Arrange = Callable[[Sequence[Any], Given], tuple[tuple[Any, ...], Given]]
-"""Makes of an op's required arguments and options those of the function of its name: by place, and by name."""
+"""Turns an op's required arguments and options into those of the function with the op's name: by place, and by name."""
 
 
 class Repeats(Protocol):
@@ -382,7 +382,7 @@ _DESCRIBE: dict[str, Describe] = {
     "index_logits": _of_index_call("q", "T", "num_heads", "head_size"),
     "select": _of_index_call("logits", "num_selections", "T", "units"),
 }
-"""The others need no layer and no step."""
+"""The merges take neither a layer nor a batch."""
 
 
 def _indexer(given: Given, sizes: dict[str, int]) -> Indexer:

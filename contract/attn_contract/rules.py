@@ -65,7 +65,7 @@ class Rule:
         attn_types: the attention types that have the rule.
         why_not: why the other attention types do not have it; empty if all have it.
         excludes: rules that a call with this one cannot ask for.
-        why_excluded: why not; empty if there are none.
+        why_excluded: why this rule excludes them; empty if it excludes none.
         check: what a value must fulfil beyond its type. A rule without a check takes every value of its type.
 
     Raises:
@@ -194,8 +194,8 @@ PLAIN_FIELDS: Final = frozenset(
 )
 """The fields of Layer and Batch that are no rules: every implementation reads them, or declares which values it serves.
 
-A field that is missing here and has no record is refused by everybody. So a missing name only
-causes refusals. A wrong name would hide an unsupported field: tests/contract/test_rules.py compares the names with the fields.
+A field that is missing here and has no record is refused by everybody. So a missing name only causes refusals. A wrong name
+would hide an unsupported field: tests/contract/test_rules.py compares the names with the fields.
 """
 
 

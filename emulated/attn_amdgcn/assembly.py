@@ -1,7 +1,7 @@
 """Triton's `asm["amdgcn"]`: the text of one kernel, read into instructions, labels and the description of a launch.
 
 The syntax is LLVM's (AMDGPU Operand Syntax, AMDGPU Modifier Syntax, User Guide for AMDGPU Backend: Code Object V5 metadata).
-A stranger may have written the text: each number is held to what architectures have before anything has its size.
+A stranger may have written the text: each number is checked against the limits of architectures before it is used as a size.
 """
 
 import re
@@ -105,7 +105,7 @@ class Instruction:
         name: the mnemonic without its encoding.
         encoding: "e32", "e64", "dpp", "e64_dpp", "sdwa" or empty.
         operands: in the order of the text, results first.
-        modifiers: the words behind the operands: `offen` is True, `offset:16` is 16, `op_sel:[0,1]` is (0, 1), and
+        modifiers: the words after the operands: `offen` is True, `offset:16` is 16, `op_sel:[0,1]` is (0, 1), and
             `dst_sel:BYTE_0` is a text.
         text: the whole line.
         line: its number in the text.
@@ -144,7 +144,7 @@ class Kernel:
         name: the name of the function.
         architecture: "gfx942" and its like.
         instructions: in the order of the text.
-        labels: the number of the instruction behind each label.
+        labels: the number of the instruction after each label.
         arguments: the contents of the memory to which the kernel's first scalar registers point.
         argument_bytes: the number of bytes of that memory.
         wave_size: lanes of a wave, 32 or 64.

@@ -48,7 +48,7 @@ def checked(
         LaunchError: the arguments do not fit the kernel, or there is no schedule.
         Fault: a wave did what it must not do, or a buffer holds something else under another schedule: the fault names the
             first store that wrote something else.
-        UnknownInstructionError: what would be a fault may be right, because an atomic instruction brought a value.
+        UnknownInstructionError: a fault may be none, because atomic instructions may order the workgroups.
     """
     if not schedules:
         raise LaunchError("schedules: none, and at least one is expected")

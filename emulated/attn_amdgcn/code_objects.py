@@ -42,7 +42,7 @@ class ToolError(AmdgcnError):
 def text_of(file: Path | str, kernel: str | None = None) -> str:
     """The assembly of one kernel of a code object.
 
-    Each branch leads to a label, each number stands where LLVM's assembler takes it, and a comment behind each instruction has
+    Each branch leads to a label, each number stands where LLVM's assembler takes it, and a comment after each instruction has
     its address in the file and its words.
 
     Args:

@@ -26,7 +26,7 @@ class Effects(NamedTuple):
     written: int = 0
 
     def order(self, later: "Effects") -> bool:
-        """True if a later instruction must stay behind this group."""
+        """True if a later instruction must stay after this group."""
         return bool(self.written & later.touched or self.touched & later.written)
 
     def feed(self, later: "Effects") -> bool:

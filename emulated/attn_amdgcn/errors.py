@@ -30,7 +30,7 @@ class AssemblyError(AmdgcnError):
 class UnknownInstructionError(AmdgcnError):
     """The text holds an instruction, an operand or a modifier whose meaning is not defined here. Nothing was run.
 
-    Or a launch went where the meaning is not known: to what is a fault unless atomic instructions order the workgroups.
+    Or a launch reached an access that is a race unless atomic instructions order the workgroups, which is not known here.
     """
 
 

@@ -13,13 +13,13 @@ MATRIX = ("v_mfma", "v_smfmac", "v_wmma", "v_swmmac")
 
 @dataclass(frozen=True)
 class Flow:
-    """A kernel cut behind its branches and before the places that they lead to."""
+    """A kernel cut after its branches and before the places that they lead to."""
 
     kernel: Kernel
 
     @cached_property
     def begins(self) -> list[int]:
-        """The first instruction of each block, and behind them the number of instructions."""
+        """The first instruction of each block, and after them the number of instructions."""
         code = self.kernel.instructions
         targets = {self.kernel.labels[label_of(each)] for each in code if each.name in BRANCHES}
         return sorted({0, len(code), *targets, *(i + 1 for i, each in enumerate(code) if each.name in (*BRANCHES, *ENDS))})
@@ -71,7 +71,7 @@ class Flow:
     def loops(self) -> list[set[int]]:
         """The blocks of each loop that holds no other: those between its first block and a jump back to it.
 
-        Code that few lanes run may lie behind a loop, and jump back into the middle of it: this is no loop of its own.
+        Code that few lanes run may lie after a loop, and jump back into the middle of it: this is no loop of its own.
         """
         found = [
             {first, block} | _reached(block, self._before_but(first))

@@ -1,7 +1,7 @@
 """Looks for races in global memory: two waves touch one byte, nothing orders them, and one of them writes.
 
 Nothing orders two workgroups of a launch: a byte that one writes may neither be read nor be written by another, whatever the
-value. The fuzzer holds programs of Triton's interpreter to the same rule. Waves of one workgroup are ordered by the barriers
+value. The fuzzer checks Triton's interpreted programs by the same rule. Waves of one workgroup are ordered by the barriers
 between them. Between two barriers, waves of one workgroup may write one value into a byte, as those do that hold copies of it.
 Whether a store has ended at a barrier does not matter, because waves of a workgroup share a cache.
 
@@ -101,7 +101,7 @@ class Last:
         near = is_near & ~has_far
         self._another[index[near]] = events[near]
         far = ~is_near & ~has_far
-        self._another[index[far]] = events[far]  # behind the near ones: it stays where both come
+        self._another[index[far]] = events[far]  # after the near ones: it stays where both come
 
 
 class GlobalRaces(Watch):

@@ -210,7 +210,7 @@ def _set_scalars(waves: Waves, kernel: Kernel, memory: Memory, grid: tuple[int, 
     """User registers, then the numbers of the workgroup: in registers, or in ttmp from gfx12 on.
 
     User registers are in the order of USER_REGISTERS. The first ones are the resource of the private segment, which gfx90a has.
-    Behind the numbers of the workgroup is the offset of the wave in the private segment.
+    After the numbers of the workgroup is the offset of the wave in the private segment.
     """
     settings = kernel.settings
     wanted = [name for name, value in settings.items() if name.startswith("user_sgpr_") and value and name != "user_sgpr_count"]

@@ -1,7 +1,7 @@
 """Loads from global memory straight into LDS: their bytes must not be touched before they have come.
 
 Such a load writes no register. On gfx9 vmcnt counts it, on gfx1250 asynccnt, and tensorcnt if it loads a tile. Its data lie in
-LDS once its wave has waited for it. The other waves of the workgroup know that behind the next barrier. Here a load writes LDS
+LDS once its wave has waited for it. The other waves of the workgroup know this after the next barrier. Here a load writes LDS
 at once. To touch one of its bytes too early is a fault: by its own wave before the wait, by another wave before the barrier.
 
 Source: "Memory Buffer Load to LDS" and "Data Dependency Resolution" in AMD's CDNA4 ISA.

@@ -4,7 +4,7 @@ The order in which the waves happened to run does not matter. Waves that write t
 among the other waves, but not with each other: so do waves that hold copies of one value.
 
 A barrier orders only what a wave has waited for. An access that is under way at a barrier is ordered by the first barrier
-behind its wait: until then it races as if the barriers between were not there.
+after its wait: until then it races as if the barriers between were not there.
 """
 
 from collections.abc import Iterator

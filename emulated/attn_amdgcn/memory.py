@@ -71,7 +71,7 @@ class Memory(Storage):
         parts: the parts that may be touched; None: all.
 
     Attributes:
-        told: the workgroups that got a value from an atomic instruction: it may order them behind others.
+        told: the workgroups that got a value from an atomic instruction: it may order them after others.
     """
 
     def __init__(self, contents: dict[str, np.ndarray], seed: int = 0, parts: Parts | None = None) -> None:

@@ -172,7 +172,7 @@ def writes_scalar(operand: Operand, kind: Kind) -> Callable[[Waves, np.ndarray],
 
 
 def bits_value(operand: Operand, kernel: Kernel, offset: int = 0) -> Piece:
-    """32 bits for each lane; `offset` counts registers behind the operand's first one."""
+    """32 bits for each lane; `offset` counts registers after the operand's first one."""
     return _value_of_32_bits(operand, KINDS["b32"], kernel, offset)
 
 
@@ -190,12 +190,12 @@ def _value_of_32_bits(operand: Operand, kind: Kind, kernel: Kernel, offset: int 
 
 
 def reads_bits(operand: Operand, kernel: Kernel, offset: int = 0) -> Read:
-    """Reads 32 bits for each lane; `offset` counts registers behind the operand's first one."""
+    """Reads 32 bits for each lane; `offset` counts registers after the operand's first one."""
     return value_of(bits_value(operand, kernel, offset))
 
 
 def reads_indexed(operand: Operand, kernel: Kernel) -> Read:
-    """Reads 32 bits for each lane, of the register that lies as far behind an operand's as M0 says.
+    """Reads 32 bits for each lane, of the register that lies as far after an operand's as M0 says.
 
     Raises (the function):
         Fault: there is no such register.

@@ -43,7 +43,7 @@ _UNDEFINED = re.compile(r"^\s*; implicit-def: \$(\S+)", re.MULTILINE)
 _PRIVATE: Origin = frozenset({-1})
 """The origin of the resource of scratch, which gfx90a has among its first registers."""
 _ARGUMENTS = -2
-"""The arguments themselves have the origins -2, 4 bytes behind them -6, and so on."""
+"""The arguments themselves have the origins -2, 4 bytes after them -6, and so on."""
 
 
 class LostAddress(NamedTuple):
@@ -168,7 +168,7 @@ class _Walk:
         }
 
     def _behind_arguments(self, place: Place, state: State) -> int | None:
-        """The offset in bytes of an address behind the arguments' begin; None for an address of something else."""
+        """The offset in bytes of an address after the arguments' beginning; None for an address of something else."""
         origins = state.get(place, _UNKNOWN)
         (origin,) = origins if len(origins) == 1 else (frozenset(),)
         return _ARGUMENTS - min(origin) if origin and max(origin) <= _ARGUMENTS else None

@@ -27,8 +27,8 @@ class Block:
             (`attn_amdgcn.groups`); with each stands the place of its first one in `code`.
         condition: [waves] bool, which waves go to `target`; None if all do.
         target: the block to which a branch leads; None if the block ends without a branch.
-        ends: True if waves end behind the block.
-        is_barrier: True if waves wait behind the block for the others of their workgroup.
+        ends: True if waves end after the block.
+        is_barrier: True if waves wait after the block for the others of their workgroup.
     """
 
     code: tuple[Instruction, ...]

@@ -106,7 +106,7 @@ class Runner:
 
 
 def _cut(block: Block, waves: Waves) -> list[Waves]:
-    """The waves behind a block, in one group or two, each with the number of its next block."""
+    """The waves after a block, in one group or two, each with the number of its next block."""
     behind = waves.block + 1
     if block.target is None or block.condition is None:
         waves.block = behind if block.target is None else block.target

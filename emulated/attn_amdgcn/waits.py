@@ -191,7 +191,7 @@ def _shortened(state: State) -> State:
     for each in reversed(kept):
         if each.registers or each.lds:
             counts.add(each.counter)
-        if each.counter in counts:  # a store of memory brings nothing, and is counted behind what brings something
+        if each.counter in counts:  # a store of memory brings nothing, and is counted after what brings something
             short.append(each)
     return tuple(short)
 
@@ -310,7 +310,7 @@ def _named_register(bits: int, kernel: Kernel) -> str:
 
 
 def awaited(instruction: Instruction) -> list[tuple[tuple[str, ...], int]]:
-    """The counters that an instruction waits for, and the most that may be under way behind it."""
+    """The counters that an instruction waits for, and the most that may be under way after it."""
     name = instruction.name
     if name == "s_waitcnt":
         found = [_named(operand.of.text, instruction) for operand in instruction.operands if isinstance(operand.of, Named)]

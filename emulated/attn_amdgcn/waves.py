@@ -34,7 +34,7 @@ class Shared:
         scratch_bytes: the bytes of each lane's private memory.
         watches: the observers of the run.
         hazards: the record of faults of that kind; None: each of them ends the launch.
-        lds_storage: `lds`, row behind row.
+        lds_storage: `lds`, row after row.
         ranges: the ranges of buffers, by their resources (`instructions.buffer_memory`).
     """
 
@@ -55,7 +55,7 @@ class Waves:
     """Some waves of some workgroups. All of them run the next instruction together.
 
     Attributes:
-        vector: [rows, waves, lanes] uint32, the vector registers, and behind them the accumulation registers.
+        vector: [rows, waves, lanes] uint32, the vector registers, and after them the accumulation registers.
         vector_f32, vector_i32: the same bits as numbers of these types: making a view takes longer than most reads.
         scalar: [waves, SCALARS] uint32; a pair that begins at an even number is an element of `scalar64`.
         scalars, scalars_f32, scalars_i32: [SCALARS, waves], the same bits; `scalars64` has the pairs.

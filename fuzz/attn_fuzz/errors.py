@@ -20,7 +20,7 @@ class ExecutorError(RuntimeError):
 
 
 class FaultError(ExecutorError):
-    """The interpreter, the emulator or an adapter of this project raised what it does not raise on purpose."""
+    """The interpreter, the emulator or an adapter of this project raised an unexpected exception."""
 
 
 class LimitError(RuntimeError):

@@ -51,8 +51,9 @@ def paged_attention(
             see write_kv_cache.
         layer, batch: the parameters of the layer, and those of the step. Sinks of another dtype than float32 cost a conversion
             in every call.
-        out: [T, H, D] or [T, H * D], written in the rows that a request owns; None: a new tensor, whose other rows may hold
-            anything. Its dtype is q's, or float8 with `layer.output_scale`. A float8 q needs an `out`, of any of these dtypes.
+        out: [T, H, Dv] or [T, H * Dv], where Dv is `layer.v_head_size`, written in the rows that a request owns; None: a new
+            tensor, whose other rows may hold anything. Its dtype is q's, or float8 with `layer.output_scale`. A float8 q needs
+            an `out`, of any of these dtypes.
         lse: [H, T] float32, natural log of the softmax's denominator, sinks included; written in the same rows, unless None.
         batch_invariant: give a request bit by bit the same output for any rest of the batch, and for any division of its
             prefill into steps of whole tiles (`plan_of(...).tiles.queries`). Keys are then never split, and tiles are never
@@ -64,8 +65,8 @@ def paged_attention(
 
     Raises:
         ContractError: the arguments contradict the contract. Nothing was written.
-        UnsupportedError: a head size above 512, or tensors on a CPU without Triton's
-            interpreter. Nothing was written.
+        UnsupportedError: a head size above 512; in a latent cache V above 512 dims, or K more than 128 dims wider than V; more
+            programs than a GPU's grid holds; or a device or Triton that does not run the kernels. Nothing was written.
     """
     return _attend(q, PagedKeys(kv_cache), layer, batch, out, lse, batch_invariant=batch_invariant, validate=validate)
 
@@ -88,9 +89,10 @@ def varlen_attention(
 
     Args:
         q: [T, H, D] float32, float16 or bfloat16; the last dimension is dense, as that of k and v.
-        k, v: [T_kv, HK, D] of q's dtype; request r's keys are the rows `query_start_loc[r]` to `query_start_loc[r + 1] - 1`.
+        k, v: [T_kv, HK, D] and [T_kv, HK, Dv] of q's dtype; request r's keys are the rows `query_start_loc[r]` to
+            `query_start_loc[r + 1] - 1`.
         layer, batch: the parameters of the layer, and those of the step; `seq_lens` are the query lengths.
-        out: [T, H, D] or [T, H * D], written in the rows that a request owns; None: a new tensor, whose other rows may hold
+        out: [T, H, Dv] or [T, H * Dv], written in the rows that a request owns; None: a new tensor, whose other rows may hold
             anything. Its dtype is q's, or float8 with `layer.output_scale`.
         lse: [H, T] float32, natural log of the softmax's denominator, sinks included; written in the same rows, unless None.
         batch_invariant: give a request bit by bit the same output for any rest of the batch.
@@ -101,8 +103,7 @@ def varlen_attention(
 
     Raises:
         ContractError: the arguments contradict the contract. Nothing was written.
-        UnsupportedError: a head size above 512, or tensors on a CPU without Triton's
-            interpreter. Nothing was written.
+        UnsupportedError: as `paged_attention`. Nothing was written.
     """
     return _attend(q, DenseKeys(k, v), layer, batch, out, lse, batch_invariant=batch_invariant, validate=validate)
 

@@ -6,7 +6,7 @@ For AMD's GPUs the code of a kernel shows it:
   spill no register cannot have it.
 * LLVM 22, of Triton 3.6, may write a vector register where lanes meet again, before it switches on those that were off: see
   findings/compilers/llvm-copies-before-exec.py. Later ones repair a part of this (LLVM's issue 222368).
-* LLVM, of Triton 3.8 and 3.9, may wait for a loop's stores into LDS behind the barrier that hands them to other waves: see
+* LLVM, of Triton 3.8 and 3.9, may wait for a loop's stores into LDS after the barrier that hands them to other waves: see
   findings/compilers/llvm-wait-behind-barrier.py.
 
 For NVIDIA's, one kind of call is known by its results; see `refuse_wrong_values`.
@@ -28,7 +28,7 @@ _SWITCHES_LANES_ON = re.compile(r"s_or_b(64 exec|32 exec_lo), ")
 _LDS = re.compile(r"ds_(store|write)?\w*")
 _WAITS_FOR_LDS = re.compile(r"s_waitcnt .*lgkmcnt\((\d+)\)|s_wait_(?:loadcnt_|storecnt_)?dscnt (0x[0-9a-f]+)")
 _MOST_LATER = 64
-"""The most accesses of LDS to count behind a store: no wait leaves more under way."""
+"""The most accesses of LDS to count after a store: no wait leaves more under way."""
 _WRITES_LANES = re.compile(r"(v_(?!readlane|readfirstlane|writelane)|ds_|scratch_|buffer_|global_|flat_)\w+")
 
 
@@ -146,12 +146,12 @@ def unwaited_stores(assembly: str) -> list[str]:
 
 
 def _is_newer(one: tuple[str, int] | None, other: tuple[str, int] | None) -> bool:
-    """True if fewer accesses of LDS lie behind a store than behind another: a wait that covers it covers the other one, too."""
+    """True if fewer accesses of LDS lie after a store than after another: a wait that covers it covers the other one, too."""
     return one is not None and (other is None or one[1] < other[1])
 
 
 def _left(block: list[str], under_way: tuple[str, int] | None, found: list[str]) -> tuple[str, int] | None:
-    """The last store that is under way behind a block, and how many accesses of LDS came after it. LDS keeps their order."""
+    """The last store that is under way after a block, and how many accesses of LDS came after it. LDS keeps their order."""
     for line in block:
         if access := _LDS.match(line):
             if access[1]:

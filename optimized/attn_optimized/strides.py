@@ -13,7 +13,7 @@ class KVCacheStrides(NamedTuple):
     rows               each slot of a head is a dense row of dims
     x_packed, shuffled as kernels/kv_layout.py says; the slot stride is not used
     latent             rows, whose first dims are V, too
-    latent_scaled      rows of V's dims, their scales, and dims in another type, or the scales behind all rows: `LatentRow`
+    latent_scaled      rows of V's dims, their scales, and dims in another type, or the scales after all rows: `LatentRow`
     """
 
     kv: int
@@ -80,7 +80,7 @@ def token_scales(kv_cache: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, to
         return layer.k_scale_cache, layer.v_scale_cache
     if layer.layout is not Layout.CONTENT_PACKED_SCALED:
         return None
-    # [NB, HK, BS, content]: a float32 scale stands behind each row of K and of V. Tensor.view wants strides that are multiples
+    # [NB, HK, BS, content]: a float32 scale stands after each row of K and of V. Tensor.view wants strides that are multiples
     # of 4 bytes, even the stride of a dimension of size 1, which may be anything
     rows = _with_aligned_strides(kv_cache)
     k_scale, v_scale = (
@@ -98,7 +98,7 @@ def offset_of_scales(kv_cache: torch.Tensor, layer: Layer) -> int:
 class LatentRow(NamedTuple):
     """A slot of a latent cache whose dims have scales: dims, and bytes; see `attn_contract.latent_format`.
 
-    `quantized` dims are in float8, each `scale_dims` with a scale, and `kept` dims behind them in bfloat16.
+    `quantized` dims are in float8, each `scale_dims` with a scale, and `kept` dims after them in bfloat16.
     """
 
     quantized: int
@@ -131,7 +131,7 @@ class LatentRow(NamedTuple):
 
     @property
     def scales_size(self) -> int:
-        """The bytes of a slot's scales and of the padding behind them."""
+        """The bytes of a slot's scales and of the padding after them."""
         return self.num_scales * self.scale_dtype.itemsize + self.padding
 
     def parts(self, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

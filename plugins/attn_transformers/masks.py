@@ -82,7 +82,7 @@ def _whole(seen: torch.Tensor, *, from_start: bool = False) -> list[Request]:
 def _in_runs(seen: torch.Tensor, is_causal: bool) -> list[Request]:
     """Requests of queries that continue each other: the last key of each is the next one after that of the query before.
 
-    So a packed sequence is a request, and so is each query of the padding behind a sequence. In a layer that is not causal,
+    So a packed sequence is a request, and so is each query of the padding after a sequence. In a layer that is not causal,
     queries that see the same keys are a request.
     """
     runs: list[tuple[int, list[int]]] = []

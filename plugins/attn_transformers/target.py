@@ -1,7 +1,7 @@
 """The plugin as a target: drawn steps as transformers would make them, with keys and values that went through a PagedCache.
 
 A step becomes one padded batch, in which only the mask says what a request sees. Everything that the mask hides is NaN: padding
-in front of keys and behind them, and queries that no request has. Importing this module does not import transformers.
+in front of keys and after them, and queries that no request has. Importing this module does not import transformers.
 """
 
 import dataclasses

@@ -58,7 +58,7 @@ class ParityBackend(AttentionBackend):
 
     @classmethod
     def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
-        """Make room for scales per token and head: one float32 behind each row of K, and one behind each row of V."""
+        """Make room for scales per token and head: one float32 after each row of K, and one after each row of V."""
         if spec.kv_quant_mode not in (KVQuantMode.INT8_PER_TOKEN_HEAD, KVQuantMode.FP8_PER_TOKEN_HEAD):
             return spec
         content = spec.head_size + spec.head_size_v + 2 * torch.float32.itemsize

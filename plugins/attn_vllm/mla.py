@@ -266,7 +266,7 @@ class ParityTritonMlaPrefill(MLAPrefillBackend):
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Attend to the step's own tokens, causally. The LSE is [N, T]."""
         if output_scale is not None:
-            raise UnsupportedError(self.get_name(), "output_scale", "vLLM quantizes behind a prefill")
+            raise UnsupportedError(self.get_name(), "output_scale", "vLLM quantizes after a prefill")
         prefill = self._prefill_metadata
         batch = Batch(
             query_start_loc=prefill.query_start_loc,

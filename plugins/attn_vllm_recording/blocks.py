@@ -1,4 +1,4 @@
-"""The blocks that vLLM's scheduler hands to attention, held to a shadow cache: slots, and the keys and values that lie in them.
+"""The blocks that vLLM's scheduler gives to attention, compared with a shadow cache: slots, and the keys and values in them.
 
 A step's metadata says for each row where its new keys are written (`slot_mapping`) and where all its keys are read
 (`block_table`, `seq_lens`); the model runner says which request the row is, and the scheduler's output which requests are new,
@@ -15,7 +15,7 @@ import torch
 from attn_fuzz.shadow import PagedStep, Reader, Shadow
 
 MOST_BYTES: Final = 1 << 30
-"""The most bytes of a process's shadow, some 20 million tokens of one group. Steps beyond are not held to it."""
+"""The most bytes of a process's shadow, some 20 million tokens of one group. Steps beyond are not compared."""
 
 
 @dataclass

@@ -57,7 +57,7 @@ def choose(batch: Batch, layer: Layer, turn: int, *, decodes_only: bool) -> Choi
     too long is cut to its last queries.
 
     Args:
-        turn: the seed of a random choice. A choice by the number itself would depend on the layer, whose turns are regular.
+        turn: the seed of a random choice. A choice by the number itself would depend on the layer, whose calls are regular.
         decodes_only: True to leave out requests of several queries.
 
     Raises:

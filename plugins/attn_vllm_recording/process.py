@@ -1,4 +1,4 @@
-"""The recording of one process of an engine, and its file, which is written anew after every call whose turn it was."""
+"""The recording of one process of an engine, and its file, which is written anew after every call that was due."""
 
 import json
 import logging

@@ -14,8 +14,8 @@ class Settings:
 
     Args:
         folder: absolute. Each process makes a folder of its own inside.
-        every: judge every call whose number is a multiple of this. 97 is a prime, and no model has as many layers: so all
-            layers have their turn.
+        every: judge every call whose number is a multiple of this. 97 is prime, so each layer is judged in turn unless the
+            number of layers is a multiple of 97.
         most: the number of calls that a process judges.
         limit: the number of wrong calls that a process captures.
     """

@@ -25,7 +25,7 @@ NO_PROCESS = (
 )
 NO_LAYER = "no process has built a layer of attention: has vLLM loaded its model?"
 NO_CALL = "layers were built, and not one was called: does vLLM replay CUDA graphs? --enforce-eager calls its layers"
-NO_TURN = "it was the turn of no call that can be judged"
+NO_TURN = "no call that can be judged was due"
 
 MAX_BYTES: Final = 1 << 24
 MOST_TEXT: Final = 500
@@ -94,9 +94,9 @@ class Summary:
             lines.append("not judged:")
             lines += [f"{count:7}  {_shown(reason)}" for reason, count in reasons]
         if reads := self.total("reads"):
-            lines.append(f"blocks: {reads} rows of steps held to what was written, {self.total('wrong_reads')} wrong")
+            lines.append(f"blocks: {reads} rows of steps compared with what was written, {self.total('wrong_reads')} wrong")
         if reasons := self.counts("not_seen").most_common():
-            lines.append("blocks not held to what was written:")
+            lines.append("blocks not compared with what was written:")
             lines += [f"{count:7}  {_shown(reason)}" for reason, count in reasons]
         for folder, state in self.processes:
             lines += [f"wrong blocks: {printable(folder.name)}: {_shown(fault)}" for fault in state["faults"]]

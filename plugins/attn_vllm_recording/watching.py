@@ -1,4 +1,4 @@
-"""Wraps vLLM's layers of attention, so that calls of their implementations are judged when it is their turn.
+"""Wraps vLLM's layers of attention, so that calls of their implementations are judged when they are due.
 
 `Attention` builds an implementation with the arguments of its model. These arguments say what the model asks for. The
 implementation may deviate from them: ROCM_ATTN silently ignores a soft cap.

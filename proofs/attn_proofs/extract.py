@@ -2,8 +2,8 @@
 
 What is known when a kernel is compiled is computed: a `tl.constexpr`, an `if` on one, a loop of `tl.static_range`. An
 `if` on a number of the launch is followed both ways. Called functions are executed in place. The body of a loop is
-executed once, for an arbitrary turn: what it changes is arbitrary before that turn, except as an invariant says, which is
-then to be proved of the first turn and of the next.
+executed once, for an arbitrary iteration: variables that it changes are arbitrary before it, except as an invariant says, which
+is then to be proved of the first iteration and of the next.
 
 The result is what the program loads and stores, each with the conditions under which it does, and what its variables held.
 """
@@ -88,7 +88,7 @@ class Extraction:
     Args:
         sources: the modules.
         interprets: the value of `knobs.runtime.interpret`: some constants are smaller under Triton's interpreter.
-        invariants: by the name of a function that holds a loop, what holds of its variables before each turn: see `loops.py`.
+        invariants: by the name of a function with a loop, terms that hold before each iteration: see `loops.py`.
         arbitrary: by function and variable, a value that takes the place of the one that is assigned. A statement about an
             arbitrary value holds of the assigned one, too, and is often shorter.
         given: replacements of functions, by dotted names. A statement about any result holds of the function's own, too.
@@ -124,7 +124,7 @@ class Extraction:
         """Execute the function with a dotted name, and return what it returns."""
         return self.execute(self.sources.function(place), arguments, named)
 
-    def local(self, function: str, name: str, turn: int = -1) -> Local:
+    def local(self, function: str, name: str, iteration: int = -1) -> Local:
         """The value of a variable after its last assignment, or after one of them.
 
         Raises:
@@ -133,7 +133,7 @@ class Extraction:
         found = self.locals.get((function, name), [])
         if not found:
             raise UnsupportedConstructError(f"{function}: no variable {name} was assigned, which a theorem speaks of")
-        return found[turn]
+        return found[iteration]
 
     # execution
 
@@ -174,7 +174,7 @@ class Extraction:
         return self.frames[-1]
 
     def block(self, body: Sequence[ast.stmt]) -> bool:
-        """Execute statements; returns whether the program goes on behind them."""
+        """Execute statements; returns whether the program continues after them."""
         for statement in body:
             self.line = statement.lineno
             self.lines.setdefault(self.frame.located.module, set()).add(statement.lineno)

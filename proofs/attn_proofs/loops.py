@@ -1,11 +1,11 @@
-"""Loops: the body is executed once, for an arbitrary turn.
+"""Loops: the body is executed once, for an arbitrary iteration.
 
 A variable that the body only adds a number to has a closed form. So has one that the body gives what an expression says of
 the next index, if the expression said it of the first index before the loop, which is to be proved. Any other variable that
-the body changes is arbitrary before the turn, but for the invariant that a theorem names for the function. The invariant is a
-function of the turn's number (from 0), the variables before that turn, and the variables before the loop, and gives what
-holds. It is proved of the first turn (`begins`) and of the turn behind an arbitrary one (`continues`), and then assumed before
-an arbitrary turn and behind the loop.
+the body changes is arbitrary before the iteration, but for the invariant that a theorem names for the function. From the
+iteration's number (from 0), the variables before this iteration, and the variables before the loop, the invariant makes terms
+that hold. It is proved of the first iteration (`begins`) and of the iteration after an arbitrary one (`continues`), and then
+assumed before an arbitrary iteration and after the loop.
 """
 
 import ast
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from attn_proofs.extract import Extraction
 
 
-class Turn(NamedTuple):
-    """The variables that a loop changes, by name, at its turn `count` and before the loop; and all variables before it."""
+class Iteration(NamedTuple):
+    """The variables that a loop changes, by name, at its iteration `count` and before the loop; and all variables before it."""
 
     count: Term
     now: dict[str, Any]
@@ -30,7 +30,7 @@ class Turn(NamedTuple):
     outside: dict[str, Any]
 
 
-Invariant = Callable[[Turn], list[Term]]
+Invariant = Callable[[Iteration], list[Term]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Obligation:
     path: tuple[Term, ...]
     terms: tuple[Term, ...]
     first: tuple[Term, ...] = ()
-    """that the turn is the first one, which a run can show"""
+    """that the iteration is the first one, which a run can show"""
 
 
 def execute(extraction: "Extraction", node: ast.For) -> None:
@@ -68,9 +68,9 @@ def _arbitrary_turn(extraction: "Extraction", node: ast.For, start: Any, stop: A
     held = {name: environment[name] for name in _assigned(node) if name in environment}
     before = {name: value if isinstance(value, Pointer) else as_tensor(value) for name, value in held.items()}
     steps = {name: amount for name in before if (amount := _increment(node, name)) is not None}
-    invariant = extraction.invariants.get(extraction.frame.name, lambda turn: [])
+    invariant = extraction.invariants.get(extraction.frame.name, lambda iteration: [])
     outside = dict(environment)
-    count = z3.Int(fresh_name(f"turn of {extraction.frame.name}"))
+    count = z3.Int(fresh_name(f"iteration of {extraction.frame.name}"))
     first, end = as_tensor(start).term, as_tensor(stop).term
     index_type = as_tensor(stop).dtype
     ahead = {name: given for name in before if step == 1 and (given := _of_the_next_index(node, name)) is not None}
@@ -79,10 +79,10 @@ def _arbitrary_turn(extraction: "Extraction", node: ast.For, start: Any, stop: A
         for name, value in _told_before(extraction, node, ahead, number(first, index_type)).items()
         for term in _equal_lanes(extraction, value, before[name])
     ]
-    _oblige(extraction, "begins", [*told, *invariant(Turn(z3.IntVal(0), before, before, outside))])
-    now = _at_turn(before, steps, count)
+    _oblige(extraction, "begins", [*told, *invariant(Iteration(z3.IntVal(0), before, before, outside))])
+    now = _at_iteration(before, steps, count)
     index = number(first + count * step, index_type)
-    assumed = invariant(Turn(count, now, before, outside))
+    assumed = invariant(Iteration(count, now, before, outside))
     depth = len(extraction.path)
     environment.update(now)
     extraction.path += [count >= 0, index.term < end, *assumed]
@@ -93,12 +93,12 @@ def _arbitrary_turn(extraction: "Extraction", node: ast.For, start: Any, stop: A
         raise extraction.unsupported(node)
     after = {name: extraction.frame.environment[name] for name in before}
     at_first = (count == 0, *(part for name in before for part in _equal(now[name], before[name])))
-    _oblige(extraction, "continues", invariant(Turn(count + 1, after, before, outside)), at_first)
+    _oblige(extraction, "continues", invariant(Iteration(count + 1, after, before, outside)), at_first)
     del extraction.path[depth:]
-    turns = z3.If(end > first, (end - first + step - 1) / step, 0)
-    behind = _at_turn(before, steps, turns)
+    iterations = z3.If(end > first, (end - first + step - 1) / step, 0)
+    behind = _at_iteration(before, steps, iterations)
     extraction.assumptions += [
-        z3.Implies(z3.And(*extraction.path), term) for term in invariant(Turn(turns, behind, before, outside))
+        z3.Implies(z3.And(*extraction.path), term) for term in invariant(Iteration(iterations, behind, before, outside))
     ]
     extraction.frame.environment = {**outside, **behind}
     for name, value in behind.items():
@@ -130,7 +130,7 @@ def _stores(node: ast.For, name: str | None = None) -> list[str]:
 
 
 def _increment(node: ast.For, name: str) -> int | None:
-    """The number that the body adds to a name in each turn; None if it adds none, or assigns the name in another way."""
+    """The number that the body adds to a name in each iteration; None if it adds none, or assigns the name in another way."""
     for statement in node.body:
         match statement:
             case ast.AugAssign(target=ast.Name(id=target), op=ast.Add(), value=ast.Constant(value=int(amount))):
@@ -157,7 +157,7 @@ def _of_the_next_index(node: ast.For, name: str) -> ast.expr | None:
 
 
 def _told_before(extraction: "Extraction", node: ast.For, ahead: dict[str, ast.expr], index: Tensor) -> dict[str, Any]:
-    """The values of expressions of the next index in the turn before an index: the program loads nothing for them."""
+    """The values of expressions of the next index in the iteration before an index: the program loads nothing for them."""
     assert isinstance(node.target, ast.Name)
     extraction.frame.environment[node.target.id] = number(index.term - 1, index.dtype)
     loaded = len(extraction.loads)
@@ -177,8 +177,8 @@ def _equal_lanes(extraction: "Extraction", value: Any, other: Any) -> list[Term]
     return [z3.BoolVal(one.shape == two.shape), z3.Implies(z3.And(*inside), equal)]
 
 
-def _at_turn(before: dict[str, Any], steps: dict[str, int], count: Term) -> dict[str, Any]:
-    """The variables at a turn: arbitrary, except for those that have a closed form."""
+def _at_iteration(before: dict[str, Any], steps: dict[str, int], count: Term) -> dict[str, Any]:
+    """The variables at an iteration: arbitrary, except for those that have a closed form."""
     return {
         name: _stepped(value, count * steps[name]) if name in steps else arbitrary(name, value)
         for name, value in before.items()

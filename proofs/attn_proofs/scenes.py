@@ -11,7 +11,7 @@ from typing import Any
 import z3
 from attn_proofs import inputs
 from attn_proofs.extract import Extraction
-from attn_proofs.loops import Turn
+from attn_proofs.loops import Iteration
 from attn_proofs.sources import Sources
 from attn_proofs.specification import INT32_MAX, Rules, some_range_holds
 from attn_proofs.theorem import Claim, Term, obligations
@@ -208,24 +208,24 @@ def _invariants(scene: Scene, num_ranges: Term) -> dict[str, Any]:
     rules = scene.rules
     together, _ = some_range_holds(scene.extraction.products, z3.Int("request"), num_ranges, rules.p, rules.j)
 
-    def define(turn: Turn) -> Term:
+    def define(iteration: Iteration) -> Term:
         _, definition = some_range_holds(
-            scene.extraction.products, z3.Int("request"), num_ranges, rules.p, rules.j, turn.count - 1, turn.count
+            scene.extraction.products, z3.Int("request"), num_ranges, rules.p, rules.j, iteration.count - 1, iteration.count
         )
         scene.extraction.assumptions.extend(definition)
-        return z3.And(together(turn.count), z3.Or(z3.Not(rules.ranges_clamped), rules.in_left))
+        return z3.And(together(iteration.count), z3.Or(z3.Not(rules.ranges_clamped), rules.in_left))
 
-    def in_any_range(turn: Turn) -> list[Term]:
-        m, n = z3.Int("m"), rules.j - turn.outside["key"].at(0)
-        was, now = (variables["visible"].at(m, n) for variables in (turn.before, turn.now))
-        seen = define(turn)
+    def in_any_range(iteration: Iteration) -> list[Term]:
+        m, n = z3.Int("m"), rules.j - iteration.outside["key"].at(0)
+        was, now = (variables["visible"].at(m, n) for variables in (iteration.before, iteration.now))
+        seen = define(iteration)
         in_tile, shown = z3.And(n >= 0, n < scene.block_n), z3.Or(was, z3.And(seen, rules.is_key))
         return [z3.Implies(z3.And(in_tile, now), shown), z3.Implies(z3.And(in_tile, shown), now)]
 
-    def with_ranges(turn: Turn) -> list[Term]:
-        begin, end = turn.now["begin"].term, turn.now["end"].term
-        first, last = turn.before["begin"].term, turn.before["end"].term
-        seen = z3.And(define(turn), rules.is_key)
+    def with_ranges(iteration: Iteration) -> list[Term]:
+        begin, end = iteration.now["begin"].term, iteration.now["end"].term
+        first, last = iteration.before["begin"].term, iteration.before["end"].term
+        seen = z3.And(define(iteration), rules.is_key)
         return [
             begin <= first, end >= last, z3.Implies(first >= 0, begin >= 0),
             z3.Implies(last <= rules.seq_len, end <= rules.seq_len),

@@ -150,6 +150,6 @@ def element(
             return at + (head * head_size + dim) * block_size + slot
         return at + ((head * (block_size // x) + slot / x) * head_size + dim) * x + slot % x
     at = at + products.times(slot, strides["slot"]) + products.times(head, strides["head"]) + dim
-    if layout == "CONTENT_PACKED_SCALED":  # a scale of four bytes stands behind each row of bytes
+    if layout == "CONTENT_PACKED_SCALED":  # a scale of four bytes stands after each row of bytes
         return at + kv * (head_size + 4)
     return at + kv * head_size if layout == "CONTENT_PACKED" else at

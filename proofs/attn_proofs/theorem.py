@@ -72,8 +72,8 @@ class Theorem:
         says: the statement, in a sentence.
         claims: makes the statement from sources.
         place: of the mutant, a change of the source that makes the statement false: the function that it changes.
-        find: the mutant's: what is there.
-        replace: the mutant's: what comes instead.
+        find: the code that the mutant replaces.
+        replace: the mutant's code.
         case: makes a case of a counterexample, which fails on the changed source.
         assumes: its assumptions beyond those of the family.
     """
@@ -103,7 +103,7 @@ class Theorem:
 
 @dataclass(frozen=True)
 class Result:
-    """The solver's answer to a claim. A counterexample refutes it. More effort than EFFORT leaves it undecided: no proof."""
+    """A counterexample refutes a claim. More effort than EFFORT leaves it undecided: no proof."""
 
     outcome: Outcome
     claim: Claim
@@ -112,7 +112,7 @@ class Result:
 
 
 def decide(claim: Claim, *, effort: int = EFFORT) -> Result:
-    """True if a claim holds."""
+    """The solver's answer to a claim."""
     started = time.monotonic()
     solver = _solver(effort, claim.assumptions)
     possible = _answer(solver)
@@ -159,7 +159,7 @@ def _solver(effort: int, terms: Iterable[Term]) -> z3.Solver:
 
 
 def obligations(extraction: Extraction, assumptions: Iterable[Term], small: tuple[Term, ...] = ()) -> Iterator[Claim]:
-    """The claims that the invariants of an extraction's loops ask for. A small counterexample is one in a loop's first turn."""
+    """The claims that the invariants of an extraction's loops need. A small counterexample is in a loop's first iteration."""
     for obligation in extraction.obligations:
         for i, term in enumerate(obligation.terms):
             name = f"{obligation.name}, part {i + 1} of its invariant"

@@ -55,7 +55,7 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Pointer:
-    """An address: a number of elements (a Tensor or int) behind the first one of a named tensor. What is read or written there,
+    """An address: a number of elements (a Tensor or int) after the first one of a named tensor. What is read or written there,
     and what one is added for, are `step` elements."""
 
     name: str

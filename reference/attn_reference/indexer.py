@@ -21,7 +21,7 @@ logits are. The others that make up min(top_k, n) have the greatest logits. Wher
 disagree, and all are right. Entries have no order, and those that name no unit are -1. The logits that a row sees are finite.
 
 Where a key stands for a whole unit (key_unit > 1), the unit that p stands in has no key until its last token is there. Such an
-open unit is selected beside the top_k (GLM-5.3-Flash, Qwen4), and attention hides its tokens behind p by causality.
+open unit is selected beside the top_k (GLM-5.3-Flash, Qwen4), and attention hides its tokens after p by causality.
 
 **The cache.** A key with a scale is stored as float8 numbers, `scale = max(a, 1e-4) / F` with a the largest magnitude of its
 row and F = `largest`; UE8M0 takes the next power of two. `stored = k / scale`, as `attn_reference.quantization` has it. Keys of

@@ -176,7 +176,7 @@ def _sizes_of_parts(view: KVCacheView, form: LatentFormat) -> dict[str, int]:
 
 
 def _planes(view: KVCacheView, form: LatentFormat) -> tuple[range, range]:
-    """The elements of a slot that are its row, and those that lie behind all rows, if scales lie apart: none lie so else."""
+    """The elements of a slot that are its row, and those that lie after all rows, if scales lie apart: none lie so else."""
     end_of_row = form.data_size(view.head_size, view.head_size_v) if form.scales_apart else view.row_size
     return range(end_of_row), range(end_of_row, view.row_size)
 

@@ -146,7 +146,7 @@ def test_k_is_loaded_once(paged_call):
 
 @pytest.mark.parametrize(
     ("head_size", "head_size_v", "words"),
-    [(640, 576, "a latent V of 576 dims"), (641, 512, "129 dims of K behind a latent V")],
+    [(640, 576, "a latent V of 576 dims"), (641, 512, "129 dims of K after a latent V")],
 )
 def test_rows_wider_than_a_tile_are_refused(head_size, head_size_v, words, paged_call):
     call = paged_call([1], [3], layout=Layout.LATENT, num_kv_heads=1, head_size=head_size, head_size_v=head_size_v)

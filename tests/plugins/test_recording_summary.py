@@ -151,8 +151,8 @@ def test_wrong_blocks_are_an_exit_code_of_one(tmp_path):
     summary = Summary.of(tmp_path)
     assert summary.exit_code == 1
     assert summary.lines()[-4:] == [
-        "blocks: 7 rows of steps held to what was written, 1 wrong",
-        "blocks not held to what was written:",
+        "blocks: 7 rows of steps compared with what was written, 1 wrong",
+        "blocks not compared with what was written:",
         "      2  a connector",
         "wrong blocks: a: stale block: layer 0",
     ]

@@ -66,7 +66,7 @@ def command(options: Options) -> int:
     save = options.save
     if options.target is not None:
         if save is not None:
-            raise click.UsageError("--save: it writes launches that ship, and none of a target")
+            raise click.UsageError("--save takes no TARGET: it saves only the launches that ship")
         return _of_target(options.target, options)
     calls = chosen_calls(options.architectures, only=options.only)
     if save is not None:

@@ -2,8 +2,8 @@
 
 Shapes, dtypes, strides and numbers of the host are always checked. Values in tensors are checked with `values=True`: to read
 them from a device means to wait for the device, so implementations that ship read none unless they are asked to. Each check
-raises ContractError, which names the first argument that is wrong, and all checks run before anything is written. That of a
-call with a cache returns the cache's view, read back from its shape and strides.
+raises ContractError, which names the first argument that is wrong, and all checks run before anything is written. The check of
+a call with a cache returns the cache's view, read back from its shape and strides.
 """
 
 from attn_contract.validation.attention import (

@@ -59,7 +59,7 @@ class Range(NamedTuple):
 
     Attributes:
         begin: the place (address less BASE) of vaddr 0 and `offset` 0, or its byte in each lane's scratch.
-        length: the bytes behind it that are in range.
+        length: the bytes after it that are in range.
         least: the least of `length`.
         is_private: True if this is scratch.
     """

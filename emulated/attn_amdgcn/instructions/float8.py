@@ -162,7 +162,7 @@ def _reads_codes(instruction: Instruction, source: Operand, count: int, kernel: 
 
 
 def _check_factor(instruction: Instruction, others: int) -> None:
-    """Check the number of operands, and refuse a factor, the operand behind the others, of other than 1.
+    """Check the number of operands, and refuse a factor, the operand after the others, of other than 1.
 
     A mnemonic with `scalef32` has a float32, of which the exponent counts, and one with `scale` an exponent.
     """

@@ -43,14 +43,14 @@ _PARTS |= {"u8": (1, False), "i8": (1, True), "u16": (2, False), "i16": (2, True
 _HALVES = {"": "low", "_hi": "high"}
 
 LOADS = {name: Format(size) for name, size in _WORDS.items()} | {name: Format(*part) for name, part in _PARTS.items()}
-"""Formats of loads, by the part of the mnemonic behind "load_" or "read_"."""
+"""Formats of loads, by the part of the mnemonic after "load_" or "read_"."""
 for _hi, _half in _HALVES.items():
     for _name, (_size, _signed) in _PARTS.items():
         LOADS[f"{_name}_d16{_hi}"] = LOADS[f"d16{_hi}_{_name}"] = Format(_size, _signed, _half)
     LOADS[f"short_d16{_hi}"] = LOADS[f"d16{_hi}_b16"] = Format(2, False, _half)
 
 STORES = {name: Format(size) for name, size in _WORDS.items()}
-"""Formats of stores, by the part of the mnemonic behind "store_" or "write_"."""
+"""Formats of stores, by the part of the mnemonic after "store_" or "write_"."""
 for _name, _size in {"byte": 1, "short": 2, "b8": 1, "b16": 2}.items():
     STORES[_name] = Format(_size)
     STORES[f"{_name}_d16_hi"] = STORES[f"d16_hi_{_name}"] = Format(_size, half="high")

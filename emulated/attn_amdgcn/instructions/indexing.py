@@ -56,7 +56,7 @@ def marked(block: Sequence[Instruction]) -> tuple[Instruction, ...]:
             instruction = _indexed(instruction)
         found.append(instruction)
     if on is not None:
-        raise unknown(on, f"no {OFF} behind it in its basic block")
+        raise unknown(on, f"no {OFF} after it in its basic block")
     return tuple(found)
 
 
@@ -64,11 +64,11 @@ def _indexed(instruction: Instruction) -> Instruction:
     meaning = VECTOR.get(instruction.name)
     names_m0 = any(isinstance(each.of, Register) and each.of.bank == "m0" for each in instruction.operands)
     if names_m0 or (meaning is None and not instruction.name.startswith("s_")):
-        raise unknown(instruction, f"an operand by index behind {ON}")
+        raise unknown(instruction, f"an operand by index after {ON}")
     if meaning is None:
         return instruction
     if instruction.encoding.endswith(("dpp", "sdwa")) or len(instruction.operands) <= len(meaning.results):
-        raise unknown(instruction, f"this form behind {ON}")
+        raise unknown(instruction, f"this form after {ON}")
     source = instruction.operands[len(meaning.results)].of
     if not isinstance(source, Register) or source.bank not in ("v", "a"):
         return instruction  # no vector register: the index moves nothing

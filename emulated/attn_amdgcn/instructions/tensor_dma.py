@@ -2,7 +2,7 @@
 
 One instruction of a wave moves a tile of a tensor of up to 5 dimensions, whatever EXEC is. Scalar registers describe the tile:
 2 groups of 4 and 8 words, or 4 groups for more than 2 dimensions and for rows that are chosen one by one (a gather). Dimension
-0 is dense. The tile's elements lie in LDS one behind the other, dimension 0 first, and a load may leave some words free behind
+0 is dense. The tile's elements lie in LDS one after the other, dimension 0 first, and a load may leave some words free after
 every 2 ** n words. An element beyond the tensor's dimensions is 0 in LDS after a load, and is not stored. A dimension whose
 tile is 0 is not there. Rows of a gather have unsigned numbers, and one beyond the tensor is beyond it as another element is.
 

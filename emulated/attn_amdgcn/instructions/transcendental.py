@@ -1,7 +1,7 @@
 """Powers, logarithms, reciprocals, roots and angles.
 
 The results are those of numpy in float64, rounded, and so the same on every machine. Hardware promises 1 ulp for float32: one
-of its results may be the float before or behind. In float32, denormal sources and results are flushed to zeros, whatever the
+of its results may be the next float below or above. In float32, denormal sources and results are flushed to zeros, whatever the
 kernel's modes say; in float16 and float64 they are kept ("1ULP accuracy, denormals are flushed" in the notes of V_EXP_F32,
 V_LOG_F32 and V_SQRT_F32; LLVM, AMDGPUCodeGenPrepare, says so of v_rcp_f32 and v_rsq_f32).
 
@@ -46,7 +46,7 @@ def rcp(a):
 
 
 def _in_float64(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of float32 that is computed in float64, with denormals flushed before it and behind."""
+    """A function of float32 that is computed in float64, with denormals flushed before and after it."""
     return lambda a: flushed(function(flushed(a).astype(F64)).astype(F32))
 
 

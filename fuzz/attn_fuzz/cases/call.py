@@ -16,7 +16,7 @@ class Call:
         layer, batch: the fields that are fixed for the layer, and the fields of this step.
         kv_cache: of a layer that reads a cache (DECODER, ENCODER_DECODER), this step's keys and values already written; shaped
             as `layer.layout` says.
-        k, v: [T_kv, HK, D] of q's dtype, of a layer that has no cache (ENCODER, ENCODER_ONLY).
+        k, v: [T_kv, HK, D] and [T_kv, HK, Dv] of q's dtype, of a layer that has no cache (ENCODER, ENCODER_ONLY).
 
     Raises:
         ContractError: q is no tensor of three dimensions, the layer reads a cache and there is none, or the layer reads no

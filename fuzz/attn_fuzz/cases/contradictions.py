@@ -87,7 +87,8 @@ def _check_v_head_size(case: Case) -> None:
             raise CaseError(f"head_size_v: got {case.head_size_v}, expected null, or another width than head_size")
         return
     if (case.head_size_v is not None) != case.has_latent_cache:
-        raise CaseError(f"head_size_v: in layout {case.cache.layout}, null exactly where it is not a latent one")
+        expected = "a width" if case.has_latent_cache else "null"
+        raise CaseError(f"head_size_v: got {case.head_size_v}, expected {expected} in layout {case.cache.layout}")
     if case.has_latent_cache and case.attn_type is not AttentionType.DECODER:
         raise CaseError(f"layout: no encoder's keys are latent, and {case.attn_type} reads an encoder's")
     if case.head_size_v is not None and (case.head_size_v > case.head_size or case.num_kv_heads > 1):
@@ -101,7 +102,7 @@ def _check_dense(case: Case) -> None:
         if request.blocks:
             raise CaseError(f"requests[{r}].blocks: without a cache there are none")
     if not case.writes or case.unwritten or case.recycled or case.finite_slots or case.ordinary_writes:
-        raise CaseError("writes, unwritten, recycled, finite_slots, ordinary_writes: they speak of a cache and there is none")
+        raise CaseError("writes, unwritten, recycled, finite_slots, ordinary_writes: expected defaults without a cache")
 
 
 def _check_allocation(case: Case, cache: Cache) -> None:
@@ -118,7 +119,7 @@ def _check_allocation(case: Case, cache: Cache) -> None:
     if cache.layout.has_inline_scales and cache.dtype is None:
         raise CaseError(f"cache.dtype: {cache.layout} holds scales, so it is quantized")
     if (cache.scales is not None) != (cache.dtype is not None and not cache.layout.has_inline_scales):
-        raise CaseError("cache.scales: null exactly where the cache is not quantized, or each row holds its own")
+        raise CaseError("cache.scales: expected null exactly if the cache is not quantized, or each row has its own")
     if cache.layout.latent_format is not None:
         _check_scaled_rows(case, cache.layout)
     if cache.dtype == "int8" and cache.scales in ("tensor", "head"):

@@ -1,4 +1,4 @@
-"""A corpus: a folder of case files. The shipped corpus, beside this module, holds the smallest failing case of each mutant."""
+"""A corpus: a folder of case files. The shipped corpus, beside this module, holds smallest failing cases of mutants."""
 
 import re
 from collections import defaultdict

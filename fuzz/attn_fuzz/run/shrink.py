@@ -62,8 +62,8 @@ def shrink(case: Case, support: Support, fails: Callable[[Case], bool], may_go_o
 def without_spare_parts(case: Case, support: Support, fails: Callable[[Case], bool]) -> tuple[Case, frozenset[str]]:
     """The case without the parts that it does not need in order to fail, and the parts that it needs.
 
-    Parts are the earlier calls together, and each rule. They are taken away one after the other. A part that cannot be taken
-    away stays, and is not among those that are needed.
+    Parts are the earlier calls together, and each rule. They are taken away one after the other. A part whose removal makes the
+    case invalid stays, and is not counted as needed.
 
     Args:
         support, fails: as `shrink`.

@@ -406,8 +406,8 @@ class Target:
             then the same target with its kernels compiled for this architecture, and emulated. None: there is no such target.
         modes: by name, its own modes, such as a format of its cache, and its own versions of modes that any target may have
             (`attn_fuzz.targets.modes`); or, as a text, why it has no such mode.
-        planned: returns a context in which host code plans for a GPU that is not here. `NAME@planned` and `NAME@gfx942` need
-            it. None: host code plans for `NAME@gfx942` as it does for interpreted kernels.
+        planned: returns a context in which host code plans for a GPU that is not here. None: there is no `NAME@planned`,
+            and host code plans for `NAME@gfx942` as it does for interpreted kernels.
         races: why two workgroups of its kernels may write one byte, or one read what another writes. `NAME@gfx942` then looks
             for no races; outputs that change with the order of workgroups fail all the same. None: they must not.
         compiled_for: returns `NAME@gfx942` for an architecture, of a target whose kernels are not Triton. None: the target's

@@ -53,8 +53,8 @@ class Judgement(msgspec.Struct, frozen=True):
         kind: the kind of the first difference.
         breaks_hard: True if an error is larger than the bound without statistics, too. A number that is NaN, or that differs
             from one that it must equal bitwise, breaks every bound.
-        of_bound: error / bound of every element of "out" [T, H, D], and of "lse" [T, H] if the step has an LSE. It is 0 in rows
-            of no request. It is infinite where a number is NaN, or differs from one that it must equal bitwise.
+        of_bound: error / bound of every element of "out" [T, H, Dv], and of "lse" [T, H] if the step has an LSE. It is 0 in
+            rows of no request. It is infinite where a number is NaN, or differs from one that it must equal bitwise.
         bitwise: True if `out` was compared bitwise.
         statistical_ratio: only of a live call (`attn_fuzz.check`): the ratio by the bound with statistics, whichever bound
             decided.
@@ -110,7 +110,7 @@ def judge_call(
 
     Args:
         call: the call that was made.
-        out: [T, H, D] or [T, H * D] of q's dtype, or float8 with an output_scale.
+        out: [T, H, Dv] or [T, H * Dv] of q's dtype, or float8 with an output_scale.
         lse: [H, T] float32, or None.
         rounding: the rounding of the kernel that attended.
         generic: True if the numbers are independent of each other. Then the bound with statistics decides, else HARD.

@@ -135,8 +135,8 @@ class Recording:
         calls, judged, wrong: the numbers of calls, of judged calls, and of wrong ones.
         not_judged: by reason, how many calls could not be judged though it was their turn.
         ratio, statistical_ratio: the largest of all judgements.
-        hidden, first_hidden: the number of tokens that are no padding and whose keys a mask hides all, once for each layer, and
-            the first of them. With such a mask it is right to attend to nothing.
+        hidden, first_hidden: the number of tokens, without padding, whose mask hides every key, once for each layer, and the
+            first of them. With such a mask it is right to attend to nothing.
     """
 
     folder: Path
@@ -190,7 +190,7 @@ class Recording:
         self.not_judged[reason] = self.not_judged.get(reason, 0) + 1
 
     def note_hidden(self, tokens: Sequence[str], *, function: str = "") -> None:
-        """Count tokens, given in words, that are no padding and whose keys a mask hides all."""
+        """Count tokens, given in words and without padding, whose mask hides every key."""
         if tokens and not self.hidden:
             self.first_hidden = ", ".join(filter(None, (function, tokens[0])))
         self.hidden += len(tokens)

@@ -41,10 +41,10 @@ there `aiter-unified-attention` meets it. No target meets `sglang-aiter-decode-w
 - {alone} findings in compilers and in transformers have a script alone:
 {scripts}
 
-In the table, "reach" says whether a path from an engine to the bug is cited. "Examples" is the median over runs with
-different seeds: how many cases a target had drawn when the first one failed because of the finding, in the target that met it
-first. ">" stands before the number of drawn cases where half of the runs or more did not meet it. "Confirmed by" says what
-gives the expected result in the finding's script.
+In the table, "reach" says whether a path from an engine to the bug is cited. "Examples" is the median over runs of `fuzz
+--keep-going` with different seeds: how many cases a target had drawn when the first one failed because of the finding, in the
+target that met it first. ">" stands before the number of drawn cases where half of the runs or more did not meet it.
+"Confirmed by" says what gives the expected result in the finding's script.
 
 `python -m attn_lab findings run` runs the scripts, and `python -m attn_lab findings page` writes this page.
 """

@@ -30,9 +30,9 @@ the seconds of each theorem. `python -m attn_lab proofs --mutants` puts each mut
   `&` with a number of low bits is a remainder. `tl.cdiv(a, b)` is `(a + b - 1) // b`. A bitcast to uint32 adds 2^32 to a
   negative number.
 * **A block is one arbitrary lane.** `tl.arange(0, N)` is a number from 0 to N - 1. A reduction gives a number of which a
-  theorem assumes what it says: `tl.max` is at least each lane. What lanes add up to is proved by induction over them.
-* **A loop is one arbitrary turn**, with an invariant that is proved of the first turn and of the next. Sizes of blocks
-  are constants: BLOCK_N is 16, 32, 64 or 128, as in the launch tables.
+  theorem assumes a property: `tl.max` is at least each lane. Sums of lanes are proved by induction over the lanes.
+* **A loop is one arbitrary iteration**, with an invariant that is proved of the first iteration and of the next. Sizes of
+  blocks are constants: BLOCK_N is 16, 32, 64 or 128, as in the launch tables.
 * **Memory** is an unknown function of the offset, one for each tensor. Masked loads give `other`.
 * **Products and quotients of two unknown numbers** are functions with the few facts that `proofs/attn_proofs/products.py`
   names. Facts are instantiated, so a proof is one of multiplication, too.
@@ -42,7 +42,7 @@ the seconds of each theorem. `python -m attn_lab proofs --mutants` puts each mut
   dims and blocks 16 slots, all tiles have as many rows (`small_block_m` is 0), V is as wide as K (`block_rest` is 0), and
   the loop without a mask is compiled (`has_unmasked_loop`). Masks of ranges and chunks are proved for BLOCK_N 64. In the
   family `selection`, the loop without a mask is left out, as in each launch over a selection, and units have 1, 2, 3, 4,
-  16 or 128 tokens. In the family `select`, units have 1, 4 or 128 tokens, a turn looks at 64 or 4096 of them, and their
+  16 or 128 tokens. In the family `select`, units have 1, 4 or 128 tokens, an iteration has 64 or 4096 of them, and their
   codes are any numbers. In the family `keys`, any number of tokens share a key. The other families are about calls without a
   selection, in which each token has its own key.
 * **The contract** gives ranges: lengths, rows and rules as the argument checks leave them (`contract/attn_contract`). A
@@ -57,7 +57,7 @@ the seconds of each theorem. `python -m attn_lab proofs --mutants` puts each mut
   only that no number of 32 bits overflows.
 * Rows of latent caches, and the scales in them: their loads have no theorem on addresses.
 * The values of `qq_bias` and ALiBi. A key that a bias hides is left out of the theorems on masks, but not of `tiles.biased`.
-* Where the host's views of a CONTENT_PACKED_SCALED cache begin, which have the scales behind its rows: the theorem on scales
+* Where the host's views of a CONTENT_PACKED_SCALED cache begin, which have the scales after its rows: the theorem on scales
   per token takes any three strides.
 * That `math.gcd` is the greatest common divisor: the theorem on units uses that a number divides it exactly if it divides all.
 * Sums of 64 bits of lanes that access nothing, and 32 bits of chunks. An address that is accessed is inside of a tensor

@@ -174,7 +174,7 @@ def _file(folder: Path, module: str) -> Path:
 
 
 def _version(folder: Path) -> str | None:
-    """The release that a folder belongs to: another one may be installed behind a checkout."""
+    """The release that a folder belongs to: a checkout may hide another one that is installed."""
     try:
         release = importlib.metadata.distribution("amd-aiter")
     except importlib.metadata.PackageNotFoundError:

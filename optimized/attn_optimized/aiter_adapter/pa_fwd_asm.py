@@ -27,9 +27,9 @@ _RULES = {
 }
 _MAX_ROWS = 16
 _WHOLE_BLOCKS, _TILE = 240, 256
-"""For more than 240 keys and fewer than 256 the files attend slots behind the last key (ROCm/aiter#5654)."""
+"""For more than 240 keys and fewer than 256 the files attend slots past the last key (ROCm/aiter#5654)."""
 _REACH = 1 << 31
-"""The bytes of a plane that offsets of 32 bits reach: blocks behind them read as zeros (ROCm/aiter#3062)."""
+"""The bytes of a plane that offsets of 32 bits reach: blocks after them read as zeros (ROCm/aiter#3062)."""
 
 
 def pa_fwd_asm(
@@ -109,7 +109,7 @@ def _short_tail(batch: Batch, *, values: bool) -> Limit:
     if is_there and values:
         is_there = bool(((batch.seq_lens > _WHOLE_BLOCKS) & (batch.seq_lens < _TILE)).any())
     what = "241 to 255 keys" if values else f"max_seq_len {batch.max_seq_len} without validate"
-    return is_there, what, "with 241 to 255 keys it attends slots behind the last key"
+    return is_there, what, "with 241 to 255 keys it attends slots past the last key"
 
 
 def _plane_bytes(kv_cache: torch.Tensor) -> int:

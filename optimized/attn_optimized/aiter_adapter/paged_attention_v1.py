@@ -109,7 +109,7 @@ def paged_attention_v1(
 
 
 def has_packed_heads(q: torch.Tensor) -> bool:
-    """True if the heads of each row of q [T, H, D] lie one behind the other. A stride over one head says nothing."""
+    """True if the heads of each row of q [T, H, D] lie one after the other. A stride over one head says nothing."""
     return q.shape[1] == 1 or q.stride(1) == q.shape[2]
 
 

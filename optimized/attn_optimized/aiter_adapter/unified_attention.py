@@ -150,7 +150,7 @@ def _dense(qq_bias: torch.Tensor) -> torch.Tensor:
 
 
 def _readable(block_table: torch.Tensor, block_size: int) -> torch.Tensor:
-    """The table with memory behind each row for the rest of a tile's blocks; these entries are never followed."""
+    """The table with memory after each row for the rest of a tile's blocks; these entries are never followed."""
     more = -(-(_TILE_KEYS - math.gcd(_TILE_KEYS, block_size)) // block_size)
     elements = block_table.untyped_storage().nbytes() // block_table.element_size()
     last = block_table.storage_offset() + (len(block_table) - 1) * block_table.stride(0) + block_table.shape[1]

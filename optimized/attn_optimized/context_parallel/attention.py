@@ -40,7 +40,7 @@ _REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 
 class _Row(NamedTuple):
-    """A head's row of a message: its outputs, and behind them their LSEs. Attention writes into it, so nothing is packed."""
+    """A head's row of a message: its outputs, and after them their LSEs. Attention writes into it, so nothing is packed."""
 
     num_tokens: int
     v_head_size: int

@@ -20,7 +20,7 @@ class Kind:
     """
 
     q_unit: int
-    """the unit of the strides of q and out, in elements; see `launch.in_units`"""
+    """the unit of the strides of q and out, in elements; see `launch.units`"""
     kv_unit: int
     """the unit of the strides of K and V, in elements"""
     is_paged: bool
@@ -33,7 +33,7 @@ class Kind:
     scale_dims: int
     """in "latent_scaled": the number of dims of V that share a scale"""
     kept_dims: int
-    """the number of last dims of V that are bfloat16: 0 or scale_dims. The dims of K behind V are bfloat16, too"""
+    """the number of last dims of V that are bfloat16: 0 or scale_dims. The dims of K after V are bfloat16, too"""
     q_format: str
     """the format of q's elements (see quantization). Unless it is "float", dots take them as float16"""
     q_scale_step: int
@@ -53,11 +53,11 @@ class Kind:
     dot depends on a dot, and it does not look into branches. Of 64 rows, two groups of 4 warps would both compute all logits;
     so each group has half of the keys."""
     has_sums_in_columns: bool
-    """True if the sums of weights are added up behind the loops: see `online_softmax.in_columns`"""
+    """True if the sums of weights are added up after the loops: see `online_softmax.in_columns`"""
     scale_sign: int
     """the sign of the layer's scale: 1, -1 or 0"""
     has_gaps: bool
-    """True if a rule may make the keys of a query other than one interval: sink tokens, chunks, ranges, qq_bias"""
+    """True if a query may see other keys than its window's: sink tokens, chunks, ranges, qq_bias"""
     selection_unit: int
     """the tokens of a unit if queries select units, and each tile is one query; 0 without a selection: see selection.py"""
     key_unit: int

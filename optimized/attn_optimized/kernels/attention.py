@@ -34,7 +34,7 @@ def attention_kernel(
     # if KIND.is_partial, the softmax's state for each part of the keys is written instead: its sums of values
     # [parts, T, H, Dv], its largest logits in base 2 [parts, H, T], and its sums of weights [parts, H, T]
     acc_ptr, row_max_ptr, row_sum_ptr,
-    # read: [T, H, D], and K and V; V begins stride_kv behind v_ptr
+    # read: [T, H, D], and K and V; V begins stride_kv after v_ptr
     q_ptr, k_ptr, v_ptr,
     # one scale of q, or one per KV head; None if KIND.q_format is "float": a compiled kernel then has no such argument
     q_scale_ptr,
@@ -204,7 +204,7 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
         sums *= 2.0**LOG2_UNIT
     if KIND.has_sums_in_columns:
         sums = in_columns(sums, KIND.block_n)
-    # sums of the odd dims if PAIRS, and of the dims of V behind the first block_v; otherwise placeholders that are not read
+    # sums of the odd dims if PAIRS, and of the dims of V after the first block_v; otherwise placeholders that are not read
     acc_odd = acc
     acc_rest = tl.full([BLOCK_M, KIND.block_v_rest], 0.0, tl.float32) if KIND.block_v_rest > 0 else acc
     factor, v_scale = load_scales(tile, args)
@@ -217,7 +217,7 @@ def attend_tile(tile, args, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
     loops = loops_over(tiles, begin, end, tile, positions, args.rules, KIND)
     for MASKED in tl.static_range(0 if KIND.has_unmasked_loop else 1, 2):
         if MASKED:
-            # masked tiles lie before and behind the unmasked range, which `keys_of_tile` skips
+            # masked tiles lie before and after the unmasked range, which `keys_of_tile` skips
             begin, end = loops.begin, loops.end - (loops.unmasked_end - loops.unmasked_begin)
         else:
             begin, end = loops.unmasked_begin, loops.unmasked_end

@@ -1,7 +1,7 @@
 """The addresses of an index cache's numbers, which kernels that write index keys share with kernels that read them.
 
 LAYOUT is "plain" (each key is a row of dims, KIND.cache_unit * stride_slot elements apart), "flat" or "tiled". In the latter
-two a page is dense: its keys, and behind them a float32 scale of each. Keys are rows of dims in "flat"; in "tiled", tiles of 16
+two a page is dense: its keys, and after them a float32 scale of each. Keys are rows of dims in "flat"; in "tiled", tiles of 16
 keys follow each other, and in a tile 16 dims of each key.
 """
 
@@ -33,6 +33,6 @@ def index_key_offset(page, slot, dim, stride_slot, KIND: tl.constexpr):
 
 @triton.jit
 def index_scale_ptr(index_cache_ptr, page, slot, block_size, HEAD_SIZE: tl.constexpr):
-    """Pointers to the scales of keys, behind the keys of their pages. Elements are bytes."""
+    """Pointers to the scales of keys, after the keys of their pages. Elements are bytes."""
     behind = page + block_size.to(tl.int64) * HEAD_SIZE + slot * 4
     return (index_cache_ptr + behind).to(tl.pointer_type(tl.float32), bitcast=True)

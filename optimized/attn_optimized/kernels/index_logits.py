@@ -17,7 +17,7 @@ class IndexLogitsKind:
     """The constants that the kernel is compiled for: its one `tl.constexpr`."""
 
     q_unit: int
-    """Elements that the strides of q count in; see `launch.in_units`."""
+    """Elements that the strides of q count in; see `launch.units`."""
     cache_unit: int
     """Elements that the strides of the cache count in."""
     layout: str
@@ -41,17 +41,17 @@ class IndexLogitsKind:
     block_q: int
     """Queries of a tile."""
     block_h: int
-    """Heads of a turn of the loop over heads; each query of a tile has a row for each."""
+    """Heads of an iteration of the loop over heads; each query of a tile has a row for each."""
     block_units: int
     """Units of a tile."""
     block_keys: int
-    """Keys of each unit in a turn of the loop over them."""
+    """Keys of each unit in an iteration of the loop over them."""
     block_d: int
     """The head size padded to a power of two."""
 
 
 class Keys(NamedTuple):
-    """Index keys of a turn: their numbers [N, D] and scales [N], which key of the request each is, and whether it is there."""
+    """Index keys of an iteration: numbers [N, D] and scales [N], which key of the request each is, and whether it is there."""
 
     numbers: tl.tensor
     scale: tl.tensor

@@ -33,7 +33,7 @@ def begin_rows(sinks_ptr, has_sinks, rows, BLOCK_M: tl.constexpr, BLOCK_D: tl.co
 def in_columns(row_sum, BLOCK_N: tl.constexpr):
     """Sums of weights [M, N], one for each row and column of a tile of keys. A row of them adds up to row_sum [M].
 
-    So threads that hold different columns of a row add up once, behind the loop, and not for each tile.
+    So threads that hold different columns of a row add up once, after the loop, and not for each tile.
     """
     return tl.where(tl.arange(0, BLOCK_N)[None, :] == 0, row_sum[:, None], 0.0)
 

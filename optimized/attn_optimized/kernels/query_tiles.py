@@ -79,7 +79,7 @@ def request_of_tile(query_start_loc_ptr, num_requests, queries_per_tile, tile):
         row = tl.load(query_start_loc_ptr + candidate, mask=candidate < num_requests, other=0)
         begins = (candidate < num_requests) & (row // queries_per_tile + candidate <= tile)
         request += tl.sum(begins.to(tl.int32), 0)
-    # if values are not checked, the first request may begin behind all tiles
+    # if values are not checked, the first request may begin after all tiles
     request = tl.maximum(request, 0)
     return request  # noqa: RET504
 
@@ -113,7 +113,7 @@ def hidden_zero(query_start_loc_ptr, request, first_row):
 
 @triton.jit
 def recomputed_rows(tile, sizes, KIND: tl.constexpr, BLOCK_M: tl.constexpr):
-    """The rows of `rows_of_tile`, computed again behind the loops over keys.
+    """The rows of `rows_of_tile`, computed again after the loops over keys.
 
     A compiler that sees the same computation twice keeps the first result in registers of every thread, here through the loops.
     So these rows begin at a hidden zero. On sm90 a split decode needs 226 registers with it and 238 without (Triton 3.9); on

@@ -41,7 +41,7 @@ def store_output(
     tile, row_max, row_sum, acc, v_scale, args,
     KIND: tl.constexpr, BLOCK_M: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """Normalize, scale, round and store the first dims of the output and the LSE, or if REST the dims behind the first."""
+    """Normalize, scale, round and store the first dims of the output and the LSE, or if REST the dims after the first."""
     KV_FORMAT: tl.constexpr = KIND.kv_format
     OUT_FORMAT: tl.constexpr = KIND.out_format
     tensors, strides = args.tensors, args.strides
@@ -63,7 +63,7 @@ def store_output(
 
 @triton.jit
 def store_dims(ptr, offset, values, stored, KIND: tl.constexpr, REST: tl.constexpr):
-    """Store the first dims of V, or if REST the dims behind them, to rows that begin at `offset` [M], where `stored` [M]."""
+    """Store the first dims of V, or if REST the dims after them, to rows that begin at `offset` [M], where `stored` [M]."""
     FIRST: tl.constexpr = KIND.first_v_head_size if REST else 0
     END: tl.constexpr = KIND.v_head_size if REST else KIND.first_v_head_size
     dim = FIRST + tl.arange(0, KIND.block_v_rest if REST else KIND.block_v)[None, :]

@@ -6,7 +6,7 @@ Three functions compose the rules: `seen_keys`, for the keys that some query of 
 `keys_seen_by_all`, for the keys that need no mask; and `visible_keys`, for the mask.
 
 A rule that leaves an interval of keys [begin, end), empty if `end <= begin`, is a function of two positions, scalars or
-tensors: it returns the begin for the first and the end for the second. Both ends rise with the position. So a query sees the
+tensors: it returns the beginning for the first and the end for the second. Both rise with the position. So a query sees the
 interval of (its position, its position). Some query of a tile sees at most the interval of (first position, last position), and
 every query of the tile sees the interval of (last position, first position).
 

@@ -18,7 +18,7 @@ class IndexWriteKind:
     """The constants that the kernel is compiled for: its one `tl.constexpr`; see `write_kv_cache.WriteKind`."""
 
     row_unit: int
-    """Elements that the stride of k counts in; see `launch.in_units`."""
+    """Elements that the stride of k counts in; see `launch.units`."""
     cache_unit: int
     """Elements that the strides of the cache count in."""
     layout: str

@@ -20,7 +20,7 @@ class WriteKind:
     """
 
     row_unit: int
-    """Elements that the strides of q, k and v count in; see `launch.in_units`."""
+    """Elements that the strides of q, k and v count in; see `launch.units`."""
     kv_unit: int
     """Elements that the strides of the cache count in."""
     interior: str

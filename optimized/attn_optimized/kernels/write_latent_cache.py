@@ -14,7 +14,7 @@ class LatentWriteKind:
     """The constants that the kernel is compiled for: its one `tl.constexpr`; see `write_kv_cache.WriteKind`."""
 
     row_unit: int
-    """Elements that the strides of kv_c and k_pe count in; see `launch.in_units`."""
+    """Elements that the strides of kv_c and k_pe count in; see `launch.units`."""
     kv_unit: int
     """Elements that the strides of the cache count in."""
     kv_format: str

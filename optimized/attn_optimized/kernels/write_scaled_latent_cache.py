@@ -22,11 +22,11 @@ class ScaledLatentWriteKind:
     num_scales: int
     """Scales of a slot."""
     padding: int
-    """Scales behind those that are written as 0."""
+    """Scales after those that are written as 0."""
     has_e8m0_scales: bool
     """True if scales are ue8m0 bytes, and not float32."""
     scales_apart: bool
-    """True if the scales of a page lie behind its rows, and not in each of them."""
+    """True if the scales of a page lie after its rows, and not in each of them."""
     kept_size: int
     """Dims that are copied."""
     block_rows: int

@@ -146,8 +146,7 @@ def has_value_pairs(plan: AttentionPlan, layer: Layer, form: KeyForm, kv_unit: i
     """True if pairs of dims can be loaded, and are faster: see kernels/load.py.
 
     Pairs can be loaded if elements have one byte, the dims of a slot are a row, and each row begins at an even address. AMD's
-    GPUs
-    have no ldmatrix: with pairs the loops of a decode have as many instructions on gfx942, more on gfx1201, and need more
+    GPUs have no ldmatrix: with pairs the loops of a decode have as many instructions on gfx942, more on gfx1201, and need more
     registers on both.
     """
     if not form.is_paged or plan.architecture.startswith("gfx"):

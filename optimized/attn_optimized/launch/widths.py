@@ -13,7 +13,7 @@ LEAST_CUT = 64
 are 1.03 to 1.52 times as fast in two parts; those of 40 and 48 dims 0.95 to 1.04 times; those of 72 dims, with a padded second
 part, 0.92 and 1.18 times."""
 MAX_LATENT_SIZE, MAX_REST_SIZE = 512, 128
-"""The widest V of a latent cache, and the most dims of K behind V."""
+"""The widest V of a latent cache, and the most dims of K after V."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ def _check(workload: Workload) -> None:
     head_size, v_head_size = workload.head_size, workload.v_head_size
     if workload.is_latent:
         sizes = {f"a latent V of {v_head_size} dims": (v_head_size, MAX_LATENT_SIZE)}
-        sizes[f"{head_size - v_head_size} dims of K behind a latent V"] = (head_size - v_head_size, MAX_REST_SIZE)
+        sizes[f"{head_size - v_head_size} dims of K after a latent V"] = (head_size - v_head_size, MAX_REST_SIZE)
     else:
         sizes = {
             f"head size {head_size}": (head_size, MAX_HEAD_SIZE),

@@ -60,7 +60,7 @@ class Workload:
         window_keys: the most keys that one query sees through its window, in its chunk or by its selection; None: there is no
             such bound.
         has_selection: True if each query selects its own keys: a tile then has one query.
-        has_gaps: True if the keys that a query sees may be other than one interval.
+        has_gaps: True if a query may see other keys than its window's.
         has_bias: True if something is added to logits.
         has_slopes: True if something is added in every call of the layer: ALiBi.
         loads_bias: True if the addend is loaded: qq_bias.

@@ -118,7 +118,7 @@ def _read(kv: int, layouts: tuple[str, ...]):
 
     def claims(sources: Sources) -> Iterator[Claim]:
         for layout in layouts:
-            for unit in (1, 4 if layout == SCALED else 8):  # the scale behind a row is four elements wide
+            for unit in (1, 4 if layout == SCALED else 8):  # the scale after a row is four elements wide
                 extraction, strides = _run(sources, layout, unit)
                 for access in loads(extraction, "v_ptr" if kv else "k_ptr"):
                     is_masked = access.mask is not True
@@ -293,13 +293,13 @@ THEOREMS = (
     ),
     Theorem(
         "addresses.scaled-rows",
-            "K and V are read where the contract says, in the layout whose rows of bytes have a scale behind each of them.",
+            "K and V are read where the contract says, in the layout whose rows of bytes have a scale after each of them.",
             _both(_read(0, (SCALED,)), _read(1, (SCALED,))),
         STRIDES, "half = shape[3] // 2", "half = layer.head_size", _case(SCALED, cache={"dtype": "int8"}),
     ),
     Theorem(
         "addresses.block-table",
-            "The block table is read in the request's row, and at no entry behind the request's keys: those are garbage.",
+            "The block table is read in the request's row, and at no entry after the request's keys: those are garbage.",
             _table,
         f"{KERNELS}.load.load_blocks", "mask=in_tile & (key < end_key)", "mask=key >= 0", _case("KV_FIRST_NHD"),
     ),

@@ -86,7 +86,7 @@ def _token_scales(sources: Sources) -> Iterator[Claim]:
             at = sum((extraction.times(value, z3.Int(f"{name}_{part}")) for value, part in parts), z3.IntVal(0))
             given = (key == there, key >= 0, key < 2**31, *access.path)
             goal = z3.Implies(mask, found == at)
-            words = f"{name}, {'masked' if is_masked else 'without a mask'}, turn {extraction.loads.index(access)}"
+            words = f"{name}, {'masked' if is_masked else 'without a mask'}, iteration {extraction.loads.index(access)}"
             yield Claim(words, _given(extraction, *given), goal, (), extraction.lines)
 
 
@@ -101,9 +101,9 @@ def _dense(sources: Sources) -> Iterator[Claim]:
         n, d, head, first_row = integers("n d kv_head first_row")
         for name in ("k", "v"):
             loads = [access for access in _accesses(extraction, f"{name}_ptr") if access.place == "load_dims"]
-            for turn, access in enumerate(loads):
+            for iteration, access in enumerate(loads):
                 found, mask = access.at(n, d)
-                key = extraction.local("attend_keys", "key", turn).value.at(n)
+                key = extraction.local("attend_keys", "key", iteration).value.at(n)
                 row = extraction.times(first_row + key, z3.Int(f"{name}_slot"))
                 behind = extraction.times(head, z3.Int(f"{name}_head")) + (z3.Int("kv") if name == "v" else 0)
                 given = (d >= 0, d < 16, z3.Int("kv") == 0, *access.path)
@@ -122,13 +122,13 @@ def _biases(sources: Sources) -> Iterator[Claim]:
         found, mask = access.at(m)
         goal = z3.And(mask == _row(extraction, "owned"), z3.Implies(mask, found == _row(extraction, "head")))
         yield Claim(f"slopes, line {access.line}", _given(extraction, *access.path), goal, (), extraction.lines)
-    for turn, access in enumerate(_accesses(extraction, "qq_bias_ptr")):
+    for iteration, access in enumerate(_accesses(extraction, "qq_bias_ptr")):
         found, mask = access.at(m, n)
-        new = extraction.local("attend_keys", "key", turn).value.at(n) - (z3.Int("seq_len") - z3.Int("query_len"))
+        new = extraction.local("attend_keys", "key", iteration).value.at(n) - (z3.Int("seq_len") - z3.Int("query_len"))
         at = extraction.times(query, z3.Int("qq_bias")) + new
         known = z3.And(query < length, new >= 0, new < length)
         goal = z3.And(mask == known, z3.Implies(mask, found == at))
-        yield Claim(f"qq_bias, turn {turn}", _given(extraction, *access.path), goal, (), extraction.lines)
+        yield Claim(f"qq_bias, iteration {iteration}", _given(extraction, *access.path), goal, (), extraction.lines)
 
 
 def _units(sources: Sources) -> Iterator[Claim]:

@@ -1,4 +1,4 @@
-"""The kernels access the inside of the allocation: no element before the first of a view, and none behind its last.
+"""The kernels access the inside of the allocation: no element before the first of a view, and none after its last.
 
 The last element of a view is at the sum of (size - 1) * stride over its dimensions, and its memory exists: torch makes
 no other tensor, and the argument checks take no negative stride. So a sum of 64 bits that is an accessed address fits, too.

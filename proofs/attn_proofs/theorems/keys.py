@@ -63,7 +63,7 @@ def _covered(sources: Sources) -> Iterator[Claim]:
 
 def _all_see(sources: Sources) -> Iterator[Claim]:
     for made in _scenes(sources):
-        _, path, first_key, _ = Order(made).turn(UNMASKED)
+        _, path, first_key, _ = Order(made).iteration(UNMASKED)
         here = [*path, first_key <= made.rules.j, made.rules.j < first_key + made.block_n]
         yield made.claim("a tile without a mask", here, made.rules.visible)
 

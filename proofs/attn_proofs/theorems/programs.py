@@ -17,7 +17,7 @@ from attn_proofs import lemmas
 from attn_proofs.counterexamples import paged
 from attn_proofs.extract import Extraction
 from attn_proofs.inputs import kind, pointer, tile
-from attn_proofs.loops import Turn
+from attn_proofs.loops import Iteration
 from attn_proofs.sources import Sources, path_of
 from attn_proofs.specification import INT32_MAX
 from attn_proofs.theorem import Claim, Model, Term, Theorem
@@ -106,8 +106,8 @@ class Search:
         looked_at = z3.And(request >= 0, request < count * self.at_once, request < R)
         return z3.Implies(looked_at, (request <= found) == self.begins(request))
 
-    def _invariant(self, turn: Turn) -> list[Term]:
-        found, count = turn.now["request"].term, turn.count
+    def _invariant(self, iteration: Iteration) -> list[Term]:
+        found, count = iteration.now["request"].term, iteration.count
         end: Any = z3.If(count * self.at_once <= R, count * self.at_once, R)
         # r is arbitrary, so its assumptions hold for every request, also for the last one in the search
         last = count * self.at_once - 1
@@ -124,7 +124,7 @@ class Search:
 
     def sums(self) -> list[Term]:
         """`tl.sum` of a block whose ones come first is how many they are: looked at from three lanes, r's, 0 and the first
-        behind the requests."""
+        after the requests."""
         (reduction,) = self.extraction.reductions
         ones, total = reduction.operand, reduction.result.term
         first = self.extraction.local("request_of_tile", "first").value.term
@@ -193,8 +193,8 @@ def _owner(search: Search, name: str, small: tuple[Term, ...] | None) -> Claim:
     place = extraction.quotient(T, Q)
     both = extraction.quotient(QSL(REQUEST) + T, Q)
     found = extraction.local("request_of_tile", "request", -2).value.term
-    turns = z3.If(R > 0, (R - 0 + search.at_once - 1) / search.at_once, 0)
-    after = [search._counted(turns, found, REQUEST + 1), *search.rising(REQUEST + 1, REQUEST + 1)]
+    iterations = z3.If(R > 0, (R - 0 + search.at_once - 1) / search.at_once, 0)
+    after = [search._counted(iterations, found, REQUEST + 1), *search.rising(REQUEST + 1, REQUEST + 1)]
     next_start = search.start(REQUEST + 1)
     assumed = [
         *search.given(), T >= 0, length > T, *after, both >= 0, next_start >= 0,

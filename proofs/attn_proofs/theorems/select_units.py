@@ -18,7 +18,7 @@ from attn_fuzz.cases.case import Case
 from attn_proofs import inputs
 from attn_proofs.counterexamples import paged
 from attn_proofs.extract import Extraction, Reduction
-from attn_proofs.loops import Turn
+from attn_proofs.loops import Iteration
 from attn_proofs.sources import Sources
 from attn_proofs.theorem import Claim, Model, Term, Theorem, obligations
 from attn_proofs.values import Record, Tensor, as_tensor, integers, memory, number, symbol
@@ -28,7 +28,7 @@ KERNEL = "select_units_kernel"
 KINDS = ((1, 1), (4, 1), (4, 4), (128, 1))
 """Tokens of a unit, and of an index key."""
 BLOCKS = (64, 4096)
-"""Units of a turn, of the interpreter and of GPUs; less than 2^15, so that two counts are in one number."""
+"""Units of an iteration, of the interpreter and of GPUs; less than 2^15, so that two counts are in one number."""
 POSITION, TOP_K, TIES, THRESHOLD, NUM_UNITS = integers("position top_k ties_of_last threshold num_units")
 U, V, LANE = integers("u v lane")
 CODE, ABOVE, TIED = memory("code"), memory("above"), memory("tied")
@@ -81,15 +81,15 @@ class _Made:
         return z3.Or(self.is_above(unit), z3.And(self.is_tied(unit), TIED(unit) < self.ties))
 
     @property
-    def turn(self) -> tuple[tuple[Term, ...], Term]:
-        """The path of an arbitrary turn over units, and its first unit."""
+    def iteration(self) -> tuple[tuple[Term, ...], Term]:
+        """The path of an arbitrary iteration over units, and its first unit."""
         unit = self.local("unit")
         return unit.path, unit.value.at(0)
 
     def given(self) -> tuple[Term, ...]:
-        """The facts about a row, and about the sums of the turn over units."""
+        """The facts about a row, and about the sums of the iteration over units."""
         known = (*_ROW, ABOVE(0) == 0, TIED(0) == 0, *self.extraction.assumptions)
-        _, first = self.turn
+        _, first = self.iteration
         sums = [(reduction, LANE if reduction.kind == "cumsum" else z3.IntVal(self.block)) for reduction in self.reductions]
         return (*known, *(fact for each in sums for fact in self.added(*each, first)))
 
@@ -117,12 +117,12 @@ def _bounds(first: Term, lane: Term) -> tuple[Term, ...]:
     return tuple(term for count in found for term in (count >= 0, count <= lane))
 
 
-def _counts(turn: Turn) -> list[Term]:
-    """Before each turn over units, the kernel has counted those before its first one."""
-    if "num_above" not in turn.now:
+def _counts(iteration: Iteration) -> list[Term]:
+    """Before each iteration over units, the kernel has counted those before its first one."""
+    if "num_above" not in iteration.now:
         return []
-    first = turn.count * turn.outside["KIND"].fields["block"]
-    return [turn.now["num_above"].term == ABOVE(first), turn.now["num_ties"].term == TIED(first)]
+    first = iteration.count * iteration.outside["KIND"].fields["block"]
+    return [iteration.now["num_above"].term == ABOVE(first), iteration.now["num_ties"].term == TIED(first)]
 
 
 def _made(sources: Sources) -> Iterator[tuple[str, _Made]]:
@@ -174,7 +174,7 @@ def _range(sources: Sources) -> Iterator[Claim]:
 
 def _sums(made: _Made, name: str) -> Iterator[Claim]:
     """By induction over the lanes: the lanes' numbers add up to both counts in one number, and no count is above the lanes."""
-    path, first = made.turn
+    path, first = made.iteration
     (added,) = integers("added")
     own = as_tensor(made.local("own").value).at(LANE)
     lane = (*path, made.block > LANE, first >= 0, added == _packed(first, LANE))
@@ -186,7 +186,7 @@ def _sums(made: _Made, name: str) -> Iterator[Claim]:
 
 
 def _grown(made: _Made, name: str) -> Iterator[Claim]:
-    """By induction over v > u: where a unit counts, both counts are greater behind it."""
+    """By induction over v > u: where a unit counts, both counts are greater after it."""
     known = (*_ROW, *made.extraction.assumptions, U >= 0, U < V, *made.next(V))
     grown = _is_grown(made, V)
     yield Claim(f"counts grow, {name}", (*known, grown), _is_grown(made, V + 1), (), made.extraction.lines)
@@ -205,7 +205,7 @@ def _once(sources: Sources) -> Iterator[Claim]:
         yield from _sums(made, name)
         yield from _grown(made, name)
         yield from obligations(made.extraction, made.given())
-        path, first = made.turn
+        path, first = made.iteration
         store = made.extraction.stores[0]
         here = (*path, made.block > LANE)
         to = as_tensor(made.local("to_ptr").value.offset)
@@ -221,15 +221,13 @@ def _once(sources: Sources) -> Iterator[Claim]:
 
 
 def _rest(sources: Sources) -> Iterator[Claim]:
-    """Behind the entries of units are as many of -1 as top_k leaves; units have as many entries as there are, or top_k."""
+    """After the entries of units are as many of -1 as top_k leaves; units have as many entries as there are, or top_k."""
     (e,) = integers("e")
     for name, made in _made(sources):
         counted, fill = as_tensor(made.local("count").value).term, made.extraction.stores[1]
-        turns: Term = z3.If(made.count > 0, (made.count + made.block - 1) / made.block, 0)
-        end = turns * made.block
-        yield _claim(
-            f"the entry behind those of units, {name}", made, (), z3.And(counted == made.entry(end), end >= made.count)
-        )
+        iterations: Term = z3.If(made.count > 0, (made.count + made.block - 1) / made.block, 0)
+        end = iterations * made.block
+        yield _claim(f"the entry after those of units, {name}", made, (), z3.And(counted == made.entry(end), end >= made.count))
         known = (*_ROW, *made.extraction.assumptions, U >= 0, CODE(U) >= 0, made.count <= TOP_K)
         goal = z3.Implies(_sees_all(made, U), _sees_all(made, U + 1))
         yield Claim(f"a unit counts once, {name}", (*known, *made.next(U)), goal, (), made.extraction.lines)
@@ -246,7 +244,7 @@ def _rest(sources: Sources) -> Iterator[Claim]:
             as_tensor(fill.pointer.offset).at(lane) - as_tensor(made.local("to_ptr").value.offset).term == e,
             as_tensor(fill.value).at(lane) == -1,
         )
-        yield _claim(f"an entry behind those of units, {name}", made, here, goal)
+        yield _claim(f"an entry after those of units, {name}", made, here, goal)
 
 
 def _sees_all(made: _Made, unit: Term) -> Term:
@@ -273,7 +271,7 @@ THEOREMS = (
         f"{SELECT}.{KERNEL}", "tl.cumsum(own, 0) - own", "tl.cumsum(own, 0)", _case,
     ),
     Theorem(
-        "select.rest", "A row has as many ids as it sees units, or top_k if it sees more, and -1 in each entry behind them.",
+        "select.rest", "A row has as many ids as it sees units, or top_k if it sees more, and -1 in each entry after them.",
         _rest,
         f"{SELECT}.{KERNEL}", "entry < top_k", "entry < top_k - 1", _case,
         assumes="Where it sees more, `last_selected` is taken to find the code of the last one that is selected.",

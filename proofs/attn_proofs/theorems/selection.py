@@ -1,6 +1,6 @@
 """The keys of a query that selects units of tokens: those of the units that its row of `selected` names, each once.
 
-The places of a selection are the tokens of all its entries, one entry behind the other, and a tile of keys is one of places. So
+The places of a selection are the tokens of all its entries, one entry after the other, and a tile of keys is one of places. So
 a key is where its entry is. All claims are of one query, since a tile has one then, and of a selection as the contract has it:
 no unit is named twice. Units have 1, 2, 3, 4, 16 or 128 tokens, and tiles any size of the launch tables.
 """
@@ -51,7 +51,7 @@ def _turn(made: Scene, name: str) -> Any:
 
 
 def _places(sources: Sources) -> Iterator[Claim]:
-    """The key of any lane of any turn, by the entry of its place."""
+    """The key of any lane of any iteration, by the entry of its place."""
     n = z3.Int("n")
     for made in _scenes(sources):
         unit_of, count = _entries(made)
@@ -64,7 +64,7 @@ def _places(sources: Sources) -> Iterator[Claim]:
 
 
 def _visited(sources: Sources) -> Iterator[Claim]:
-    """Each token of each entry is the key of a lane of a turn."""
+    """Each token of each entry is the key of a lane of an iteration."""
     e, t = integers("e t")
     for made in _scenes(sources):
         unit_of, count = _entries(made)

@@ -1,7 +1,7 @@
 """The warp specialized kernel: which tiles of keys it goes through, which keys it shows, and which rows it reads and writes.
 
-Of any query t of any request, in the program of its tile (family `programs`), any head, and any turn of the loop. Tiles and
-heads are those that ship: 128 queries, 64 keys and 256 dims.
+Of any query t of any request, in the program of its tile (family `programs`), any head, and any iteration of the loop. Tiles
+and heads are those that ship: 128 queries, 64 keys and 256 dims.
 """
 
 from collections.abc import Iterator
@@ -33,8 +33,8 @@ class Scene:
     extraction: Extraction
     block_size: int
 
-    def value(self, name: str, turn: int = -1) -> Any:
-        return self.extraction.local(NAME, name, turn).value
+    def value(self, name: str, iteration: int = -1) -> Any:
+        return self.extraction.local(NAME, name, iteration).value
 
     def claim(self, name: str, given: list[Any], goal: Any, small: tuple[Any, ...] = ()) -> Claim:
         query_len, seq_len = QSL(R + 1) - QSL(R), LENS(R)
@@ -53,8 +53,8 @@ class Scene:
         return LENS(R) - (QSL(R + 1) - QSL(R)) + T
 
     @property
-    def turn(self) -> list[Any]:
-        """The path of a turn of the loop."""
+    def iteration(self) -> list[Any]:
+        """The path of an iteration of the loop."""
         return list(self.extraction.local(NAME, "first_key").path)
 
 
@@ -93,17 +93,17 @@ def _visited(sources: Sources) -> Iterator[Claim]:
         first_query, end = scene.value("first_query").term, scene.value("end").term
         yield scene.claim("the query is the tile's", [], z3.And(first_query <= T, first_query + BLOCK_M > T))
         seen = [J >= 0, scene.position >= J]
-        yield scene.claim("a key that it sees is in a turn", seen, end > J / BLOCK_N)
+        yield scene.claim("a key that it sees is in an iteration", seen, end > J / BLOCK_N)
         first_key, end_key = scene.value("first_key").term, scene.value("end_key").term
         within = z3.And(first_key >= 0, first_key % BLOCK_N == 0, first_key < end_key, end_key <= LENS(R))
-        yield scene.claim("a turn has a key of the request", scene.turn, within)
+        yield scene.claim("an iteration has a key of the request", scene.iteration, within)
 
 
 def _shown(sources: Sources) -> Iterator[Claim]:
     for scene in _scenes(sources):
         before, after = scene.value("logits", -2), scene.value("logits")
         key, m = scene.value("first_key").term + Y, T - scene.value("first_query").term
-        lanes = [*scene.turn, Y >= 0, Y < BLOCK_N]
+        lanes = [*scene.iteration, Y >= 0, Y < BLOCK_N]
         expected = z3.If(key <= scene.position, before.at(m, Y), NEGATIVE_INFINITY)
         yield scene.claim("a logit", lanes, after.at(m, Y) == expected)
 
@@ -120,7 +120,7 @@ def _read(sources: Sources) -> Iterator[Claim]:
     for scene in _scenes(sources):
         key, times = scene.value("first_key").term + Y, scene.extraction.products.times
         named = TABLE(times(R, z3.Int("stride_block_table")) + key / scene.block_size)
-        yield scene.claim("the block", [*scene.turn, Y >= 0, Y < BLOCK_N], scene.value("block").term == named)
+        yield scene.claim("the block", [*scene.iteration, Y >= 0, Y < BLOCK_N], scene.value("block").term == named)
     for name, scene, access, key, lane in _reads(sources):
         (address, is_read), times = access.at(0, Y, D), scene.extraction.products.times
         of_k, of_head = scene.value("k_row").term + Y, times(scene.value("kv_head").term, z3.Int("stride_kv_head"))
@@ -137,7 +137,7 @@ def _read(sources: Sources) -> Iterator[Claim]:
 def _nothing_behind(sources: Sources) -> Iterator[Claim]:
     for name, scene, access, key, lane in _reads(sources):
         ends = z3.And(key < scene.value("end_key").term, key < LENS(R))
-        # a run shows what is read behind all keys of the request
+        # a run shows what is read after all keys of the request
         yield scene.claim(f"a row of {name}", lane, z3.Implies(access.at(0, Y, D)[1], ends), (key >= LENS(R),))
 
 
@@ -164,7 +164,7 @@ def _written(sources: Sources) -> Iterator[Claim]:
 
 
 def _case(model: Model) -> Case:
-    """A prompt behind a context, or without one, of a target that this kernel serves."""
+    """A prompt after a context, or without one, of a target that this kernel serves."""
     query_len = max(70, min(140, model(QSL(1)) - model(QSL(0))))
     seq_len = max(query_len, min(200, model(LENS(0))))
     sizes = {"head_size": HEAD_SIZE, "block_size": BLOCK_N, "dtype": "float16"}
@@ -174,7 +174,7 @@ def _case(model: Model) -> Case:
 THEOREMS = (
     Theorem(
         "specialized.visited",
-            "The loop has a turn for each key that a query of the tile sees, and no turn without a key of the request.",
+            "The loop has an iteration for each key that a query of the tile sees, and none without a key of the request.",
             _visited,
         f"{KERNEL}.{NAME}", "end = tl.cdiv(end_key, BLOCK_N)", "end = end_key // BLOCK_N", _case,
     ),
@@ -183,11 +183,11 @@ THEOREMS = (
         f"{KERNEL}.{NAME}", "key[None, :] <= position[:, None]", "key[None, :] < position[:, None]", _case,
     ),
     Theorem(
-        "specialized.read", "The rows of K and V that a turn reads are those that the block table names for its keys.", _read,
+        "specialized.read", "An iteration reads the rows of K and V that the block table names for its keys.", _read,
         f"{KERNEL}.load_rows", "row + (BLOCK_N - missing)", "row + (BLOCK_N - 2 * missing)", _case,
     ),
     Theorem(
-        "specialized.nothing-behind", "No row of K and V is read behind the last key that a query of the tile sees.",
+        "specialized.nothing-behind", "No row of K and V is read after the last key that a query of the tile sees.",
             _nothing_behind,
         f"{KERNEL}.load_rows", "first_key + BLOCK_N - end_key", "first_key + BLOCK_N - end_key - 1", _case,
     ),

@@ -12,7 +12,7 @@ from attn_fuzz.cases.case import Case
 from attn_proofs import inputs, language
 from attn_proofs.counterexamples import paged
 from attn_proofs.extract import Access, Extraction
-from attn_proofs.loops import Turn
+from attn_proofs.loops import Iteration
 from attn_proofs.scenes import ATTEND_TILE, BLOCK_M, BLOCK_N, INTERPRETED_BLOCK_N
 from attn_proofs.sources import Sources
 from attn_proofs.theorem import Claim, Model, Term, Theorem
@@ -84,7 +84,7 @@ class Program:
         self.most = self.extraction.local("tiles_of_split", "tiles_per_split").value.term
 
     def _plan(self, heads_first: bool, block_n: int) -> Record:
-        """The plan of any workload: any tiles, any grid, and as many parts as `num_splits` may give."""
+        """The plan of any workload: any tiles, any grid, and any number of splits that `splits_of` may return."""
         parameters = {name: symbol(name, least=1) for name in ("keys_per_split", "programs_per_unit")}
         tiles = Record(
             "Tiles",
@@ -176,7 +176,7 @@ def _empty(sources: Sources) -> Iterator[Claim]:
     written = as_tensor(no_key.value).at(m) == NEGATIVE_INFINITY
     others = [z3.Not(z3.And(*store.path)) for store in extraction.stores if store is not no_key]
     yield Claim(
-        "a split behind the last tile",
+        "a split past the last tile",
         (*given, *extraction.assumptions),
         z3.And(*no_key.path, written, *others),
         (),
@@ -230,10 +230,10 @@ def _executed(sources: Sources) -> tuple[Extraction, Extraction]:
     return writer, reader
 
 
-def _still_owned(turn: Turn) -> list[Term]:
+def _still_owned(iteration: Iteration) -> list[Term]:
     """A row that the loop over parts owns was owned before it."""
     r = z3.Int("r")
-    return [z3.Implies(turn.now["owned"].at(r), turn.before["owned"].at(r))]
+    return [z3.Implies(iteration.now["owned"].at(r), iteration.before["owned"].at(r))]
 
 
 def block(size: int, term: Term) -> Tensor:

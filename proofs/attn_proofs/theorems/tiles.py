@@ -47,8 +47,8 @@ class Order:
         tiles = self.tiles
         return z3.If(place < tiles["num_sink_tiles"], tiles["first_sink_tile"] + place, tiles["first_tile"] + place)
 
-    def turn(self, masked: int) -> tuple[Term, list[Term], Term, Tensor]:
-        """A loop's index, the conditions of a turn, and the turn's first key, and which of its keys some query may see."""
+    def iteration(self, masked: int) -> tuple[Term, list[Term], Term, Tensor]:
+        """A loop's index, the conditions of an iteration, its first key, and which of its keys some query may see."""
         at = -1 if masked else 0
         index = self.extraction.local("attend_keys", "i", at)
         first_key = self.extraction.local("attend_keys", "first_key", at)
@@ -83,27 +83,27 @@ def _covered(seen: Callable[[Rules], Term], *, gaps: bool | None = None):
 
 
 def _visited(sources: Sources) -> Iterator[Claim]:
-    """Each place of the order is that of a turn of a loop, which has the tile's keys."""
+    """Each place of the order is that of an iteration of a loop, which has the tile's keys."""
     for made in _scenes(sources):
         order, place = Order(made), z3.Int("place")
         loops = order.loops
         unmasked = z3.And(loops["unmasked_begin"] <= place, place < loops["unmasked_end"])
         here = [loops["begin"] <= place, place < loops["end"]]
         skipped = loops["unmasked_end"] - loops["unmasked_begin"]
-        masked_turn = z3.If(place < loops["unmasked_begin"], place, place - skipped)
-        for masked, turn, conditions in ((UNMASKED, place, [unmasked]), (MASKED, masked_turn, [z3.Not(unmasked)])):
-            index, path, first_key, _ = order.turn(masked)
+        masked_iteration = z3.If(place < loops["unmasked_begin"], place, place - skipped)
+        for masked, iteration, conditions in ((UNMASKED, place, [unmasked]), (MASKED, masked_iteration, [z3.Not(unmasked)])):
+            index, path, first_key, _ = order.iteration(masked)
             starts = order.tile_at(place) * made.block_n
             outer = [condition for condition in path if not _speaks_of(condition, index)]
             goal = z3.And(*(c for c in path if _speaks_of(c, index)), first_key == starts)
-            index_is = index == turn
-            name = f"a turn {'with' if masked else 'without'} a mask has the tile"
+            index_is = index == iteration
+            name = f"an iteration {'with' if masked else 'without'} a mask has the tile"
             yield _with_both_loops(made, made.claim(name, [*here, *conditions, *outer, index_is], goal))
 
 
 def _speaks_of(term: Term, part: Term) -> bool:
-    turn = next(iter(_constants(part)), None)
-    return any(constant.eq(turn) for constant in _constants(term)) if turn is not None else False
+    iteration = next(iter(_constants(part)), None)
+    return any(constant.eq(iteration) for constant in _constants(term)) if iteration is not None else False
 
 
 def _constants(term: Term) -> Iterator[Term]:
@@ -113,7 +113,8 @@ def _constants(term: Term) -> Iterator[Term]:
         if part.get_id() in seen:
             continue
         seen.add(part.get_id())
-        if z3.is_const(part) and part.decl().kind() == z3.Z3_OP_UNINTERPRETED and str(part).startswith("turn of attend_keys"):
+        is_unknown = z3.is_const(part) and part.decl().kind() == z3.Z3_OP_UNINTERPRETED
+        if is_unknown and str(part).startswith("iteration of attend_keys"):
             yield part
         stack += part.children()
 
@@ -121,7 +122,7 @@ def _constants(term: Term) -> Iterator[Term]:
 def _all_see(sources: Sources) -> Iterator[Claim]:
     for made in _scenes(sources):
         order, rules = Order(made), made.rules
-        _, path, first_key, _ = order.turn(UNMASKED)
+        _, path, first_key, _ = order.iteration(UNMASKED)
         here = [*path, first_key <= rules.j, rules.j < first_key + made.block_n]
         yield _with_both_loops(made, made.claim("a tile without a mask", here, rules.visible))
 
@@ -130,7 +131,7 @@ def _none_hidden(sources: Sources) -> Iterator[Claim]:
     for block_n in BLOCK_N:
         made = scene(sources, block_n=block_n, has_gaps=True, has_bias=True)
         rules = made.rules
-        _, path, first_key, _ = Order(made).turn(UNMASKED)
+        _, path, first_key, _ = Order(made).iteration(UNMASKED)
         here = [*path, first_key <= rules.j, rules.j < first_key + made.block_n, z3.Int("qq_bias_len") > 0]
         yield made.claim("a tile without a mask", here, rules.j < rules.seq_len - z3.Int("query_len"))
 
@@ -159,7 +160,7 @@ def _once(sources: Sources) -> Iterator[Claim]:
 def _loaded(sources: Sources) -> Iterator[Claim]:
     for made in _scenes(sources):
         order = Order(made)
-        _, path, first_key, in_tile = order.turn(MASKED)
+        _, path, first_key, in_tile = order.iteration(MASKED)
         n = made.rules.j - first_key
         shown = made.extraction.local("attend_keys", "visible").value.at(z3.Int("m"), n)
         if made.kind.has_gaps:  # which keys are loaded is then the largest of a column of the mask
@@ -175,7 +176,7 @@ def _keys_only(sources: Sources) -> Iterator[Claim]:
     for made in _scenes(sources):
         order = Order(made)
         for masked in (UNMASKED, MASKED):
-            _, path, first_key, in_tile = order.turn(masked)
+            _, path, first_key, in_tile = order.iteration(masked)
             n = made.rules.j - first_key
             loaded = in_tile.at(n) if masked else z3.BoolVal(True)
             goal = z3.Implies(loaded, made.rules.is_key)
@@ -183,7 +184,7 @@ def _keys_only(sources: Sources) -> Iterator[Claim]:
 
 
 def _looked_up(sources: Sources) -> Iterator[Claim]:
-    """The first tile's blocks are looked up before the loop, and the others' in the turn before."""
+    """The first tile's blocks are looked up before the loop, and the others' in the iteration before."""
     for made in _scenes(sources):
         for claim in obligations(made.extraction, made.given()):
             if "loop of attend_keys" in claim.name:
@@ -191,7 +192,7 @@ def _looked_up(sources: Sources) -> Iterator[Claim]:
                 yield _with_both_loops(made, replace(claim, name=f"{claim.name}, {made.name}", small=small))
         order, times = Order(made), made.extraction.times
         for masked in (UNMASKED, MASKED):
-            _, path, first_key, _ = order.turn(masked)
+            _, path, first_key, _ = order.iteration(masked)
             n = made.rules.j - first_key
             shown = made.extraction.local("attend_keys", "visible").value.at(z3.Int("m"), n) if masked else z3.BoolVal(True)
             block = made.extraction.local("attend_keys", "block", -2 if masked else 0).value.at(n)
@@ -220,7 +221,7 @@ THEOREMS = (
         "_, end = with_ranges(begin, end, tile, positions, args)", of_scene,
     ),
     Theorem(
-        "tiles.visited", "Each tile of a split is that of one turn of one of the two loops.",
+        "tiles.visited", "Each tile of a split is that of one iteration of one of the two loops.",
         _visited,
         f"{KEY_TILES}.keys_of_tile", "i + loops.unmasked_end - loops.unmasked_begin",
             "i + loops.unmasked_end - loops.unmasked_begin - 1", of_scene,
@@ -248,7 +249,7 @@ THEOREMS = (
         f"{KEY_TILES}.keys_of_tile", "loops.first_key <= key", "loops.first_key < key", of_scene,
     ),
     Theorem(
-        "tiles.keys", "A tile loads only keys of the request: what lies behind them in the block table is garbage.",
+        "tiles.keys", "A tile loads only keys of the request: what lies after them in the block table is garbage.",
         _keys_only,
         f"{KEY_TILES}.keys_of_tile", "key < loops.end_key", "key <= loops.end_key", of_scene,
     ),

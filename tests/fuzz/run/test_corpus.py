@@ -32,7 +32,7 @@ def test_the_shipped_corpus_is_run_on_our_kernels():
     assert len(past) >= 70
 
 
-def test_the_shipped_corpus_is_what_mutants_shrank_to():
+def test_each_shipped_case_is_named_after_a_mutant():
     assert set(files.load(files.SHIPPED)) <= {path.stem for path in mutants.FOLDER.glob("*.toml")}
 
 

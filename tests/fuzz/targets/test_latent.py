@@ -231,7 +231,7 @@ def test_the_page_of_pairs_counts_what_everybody_is_drawn():
 
 
 CONTRADICTIONS = [
-    ({"head_size_v": None}, "head_size_v: in layout LATENT, null exactly where it is not a latent one"),
+    ({"head_size_v": None}, "head_size_v: got None, expected a width in layout LATENT"),
     ({"head_size_v": 99}, "head_size_v: a latent cache has one KV head"),
     ({"num_kv_heads": 2}, "head_size_v: a latent cache has one KV head"),
     ({"cache": {"planes": True}}, "cache: a latent one has no plane of V"),
@@ -239,7 +239,7 @@ CONTRADICTIONS = [
         {"cache": {"dtype": "fp8_e4m3fn", "scales": "token"}},
         "cache: a latent one has no plane of V, and if it is quantized, one",
     ),
-    ({"cache": {"layout": Layout.BLOCKS_FIRST_NHD}}, "head_size_v: in layout BLOCKS_FIRST_NHD, null exactly where"),
+    ({"cache": {"layout": Layout.BLOCKS_FIRST_NHD}}, "head_size_v: got 32, expected null in layout BLOCKS_FIRST_NHD"),
     ({"cache": {"writer": Layout.KV_FIRST_NHD}}, "cache.writer: KV_FIRST_NHD cannot address the elements of LATENT"),
     ({"cache": {"neighbour": Layout.KV_FIRST_NHD}}, "cache.neighbour: KV_FIRST_NHD cannot have the footprint of LATENT"),
 ]
@@ -269,7 +269,7 @@ def _contradictions_with_scales() -> Iterator[tuple[Layout, dict[str, Any], str]
         yield (
             layout,
             {"cache": {"scales": "tensor"}},
-            "cache.scales: null exactly where the cache is not quantized, or each row",
+            "cache.scales: expected null exactly if the cache is not quantized, or each row",
         )
         footprint = f"cache.neighbour: LATENT cannot have the footprint of {layout}"
         yield layout, {"cache": {"neighbour": Layout.LATENT}}, footprint

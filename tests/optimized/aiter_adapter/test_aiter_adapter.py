@@ -513,7 +513,7 @@ class TestPaFwdAsm:
         if is_right:
             attend(validate=validate)
         else:
-            with pytest.raises(UnsupportedError, match="with 241 to 255 keys it attends slots behind the last key"):
+            with pytest.raises(UnsupportedError, match="with 241 to 255 keys it attends slots past the last key"):
                 attend(validate=validate)
 
     def test_planes_that_offsets_of_32_bits_do_not_reach(self, paged_call):

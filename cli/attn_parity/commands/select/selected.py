@@ -92,7 +92,7 @@ def print_findings(configs: dict[str, AttentionConfig], assignments: dict[str, "
 
 def print_runs(assignments: Mapping[str, "Assignment"]) -> None:
     """Print how the kernels of the selected backends were run, and their known findings."""
-    table = plain_table("backend", "its kernels", "were", "known findings")
+    table = plain_table("backend", "its kernels", "how run", "known findings")
     for backend in dict.fromkeys(chosen.backend for chosen in assignments.values()):
         for run in RUNS[backend]:
             table.add_row(backend, run.kernels, run.how, run.known)

@@ -41,7 +41,7 @@ def attend_to_context(
 
     Args:
         query: [T, N, D].
-        rows: [n, N, D + V], keys, and behind each its value; dense.
+        rows: [n, N, D + V], keys, and after each its value; dense.
         layer: see `expanded_layer`.
         batch: `block_table` has the rows of each request.
         out: [T, N, V], written; new if not given.

@@ -42,7 +42,7 @@ def mla_capabilities(backend: str, *, rules: dict[str, Any], **own: Any) -> Capa
         "layouts": Only((Layout.LATENT,), "its cache is the latent vectors and rotated keys of MLA"),
         "kv_cache_dtypes": Only(FLOAT8_DTYPES, "vLLM's latent cache is quantized to float8 alone"),
         "scales": Only(("tensor",), "a latent cache has one scale, for K and V alike"),
-        "output_dtypes": Only((), "W_UV is applied to the output, and vLLM quantizes behind it"),
+        "output_dtypes": Only((), "W_UV is applied to the output, and vLLM quantizes after it"),
         "rules": {
             "head_size_v": YES,
             "lse": YES,

@@ -101,7 +101,7 @@ class TritonMlaImpl(MLAAttentionImpl[MlaMetadata]):
         return {"batch_invariant": self.config.asks("batch_invariant"), "validate": self.validate}
 
     def _expand(self, kv_c: torch.Tensor, k_pe: torch.Tensor) -> torch.Tensor:
-        """[n, N, P + R + V]: the keys of all heads, and behind each its value."""
+        """[n, N, P + R + V]: the keys of all heads, and after each its value."""
         num_heads, head_size = self.layer.num_heads, self.expanded.head_size
         rows = kv_c.new_empty(len(kv_c), num_heads, head_size + self.v_head_dim)
         by_head, latent = rows.transpose(0, 1), kv_c.expand(num_heads, -1, -1)

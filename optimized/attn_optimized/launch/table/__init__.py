@@ -42,7 +42,7 @@ class Parameters:
     """The free parameters of a launch.
 
     Args:
-        block_m: rows of a tile, pairs of query and head; of decode at least, where it is as many as a request has.
+        block_m: the fewest rows of a tile, pairs of query and head. A tile holds at least all query heads of a KV head.
         block_n: keys of a tile.
         num_warps, num_stages: as the compiler takes them.
         maxnreg: registers of a thread at most, so that more programs fit a multiprocessor (NVIDIA); None: any number.
