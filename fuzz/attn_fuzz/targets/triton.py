@@ -162,14 +162,18 @@ def planned(gpu: Gpu) -> Iterator[None]:
         has_turns = random.Random(f"{layer.head_size} {layer.top_k}").random() < 0.5
         return dataclasses.replace(shipped, block=UNITS_PER_TURN, num_warps=1) if has_turns else shipped
 
-    with (
-        mock.patch.object(device, "INTERPRETER", gpu.architecture),
-        mock.patch.object(indexer, "select_tiles", tiles_of_selection),
-        mock.patch.object(attention, "compute_units_of", return_value=gpu.compute_units),
-        mock.patch.object(attention, "attention_plan", plan),
-        mock.patch.object(parts, "reduce_tiles", tiles),
-    ):
-        yield
+    _forget_launches()  # a process has one GPU, so signatures of calls do not name it
+    try:
+        with (
+            mock.patch.object(device, "INTERPRETER", gpu.architecture),
+            mock.patch.object(indexer, "select_tiles", tiles_of_selection),
+            mock.patch.object(attention, "compute_units_of", return_value=gpu.compute_units),
+            mock.patch.object(attention, "attention_plan", plan),
+            mock.patch.object(parts, "reduce_tiles", tiles),
+        ):
+            yield
+    finally:
+        _forget_launches()
 
 
 @contextlib.contextmanager

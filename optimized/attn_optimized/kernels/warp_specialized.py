@@ -65,7 +65,7 @@ def warp_specialized_kernel(
         k_ptr + kv_head * stride_kv_head - BLOCK_N * kv_stride,  # see `load_rows`
         [num_rows + BLOCK_N, BLOCK_N, BLOCK_D], [kv_stride, kv_stride, 1], [1, BLOCK_N, BLOCK_D],
     )  # fmt: skip
-    q = q_rows.load([tl.where(first_query < query_len, first_row + first_query, num_tokens), 0])
+    q = q_rows.load([tl.where(first_query < query_len, first_row + first_query, end_row), 0])
     # [M]
     query = first_query + tl.arange(0, BLOCK_M)
     position = first_position + tl.arange(0, BLOCK_M)
