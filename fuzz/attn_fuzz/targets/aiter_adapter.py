@@ -173,6 +173,7 @@ AITER_UNIFIED_ATTENTION = Target(
     rounding=_rounding,
     unavailable=_missing,
     events=_events,
+    repeats=True,
     findings=UNIFIED_ATTENTION,
     modules=_modules,
     races=SHARES_A_QUERY,
