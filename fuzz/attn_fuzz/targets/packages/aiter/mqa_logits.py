@@ -162,8 +162,7 @@ AITER_MQA_LOGITS = index_target(
     TERMS,
     description="AITER's fp8_mqa_logits in Triton, of the keys of an index cache",
     engine=index_engine(**_SIZES),
-    unavailable=GATHERED.missing,
-    modules=GATHERED.load,
+    **GATHERED.fields(),
     findings=MQA_LOGITS,
     **_FIELDS,
 )

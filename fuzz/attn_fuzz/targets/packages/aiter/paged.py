@@ -130,8 +130,7 @@ AITER_PAGED_DECODE = Target(
         narrow_sums=6 if device == "cpu" else 63,
     ),
     refuses=False,
-    unavailable=DECODE.missing,
-    modules=DECODE.load,
+    **DECODE.fields(),
     findings=PAGED_DECODE,
 )
 AITER_PAGED_PREFILL = PREFILL.target(
@@ -149,8 +148,7 @@ AITER_CHUNKED_PREFILL = dataclasses.replace(
     description="AITER's Triton chunked_pa_prefill: pa_prefill for requests of several queries, and a decode for the others",
     attention=_chunked,
     support=lambda device: _CHUNKED_SUPPORT,
-    unavailable=CHUNKED.missing,
-    modules=CHUNKED.load,
+    **CHUNKED.fields(),
     dense_keys=lambda case: [request.query_len > 1 for request in case.requests],
     findings=CHUNKED_PREFILL,
 )

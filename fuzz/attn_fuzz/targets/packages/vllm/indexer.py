@@ -42,7 +42,7 @@ def load(dtype: torch.dtype) -> ModuleType:
 
 def _missing(device: str) -> str | None:
     """The layout of the writer. vLLM 0.20 has a flat one (`"NHD",`), and calls another."""
-    if why := vllm_sparse_mla.SOURCES.missing(device):
+    if why := vllm_sparse_mla.SOURCES.unavailable(device):
         return why
     file = foreign.sources("vllm") / "v1/attention/ops/rocm_aiter_mla_sparse.py"
     return "the vLLM here writes index keys in no tiles" if '"NHD",' in file.read_text(encoding="utf-8") else None
@@ -104,7 +104,7 @@ _SIZES: dict[str, Any] = {"selection_units": (1,), "selected_per_head": (False,)
 _FIELDS: dict[str, Any] = {
     "group_sizes": (16, 64, 32),
     "head_sizes": (128, 64, 32),
-    "unavailable": vllm_sparse_mla.SOURCES.missing,
+    "unavailable": vllm_sparse_mla.SOURCES.unavailable,
 }
 VLLM_INDEXER = index_target(
     "vllm-indexer",

@@ -103,6 +103,5 @@ VLLM_MINIMAX_M3_ROCM = dataclasses.replace(
     description="minimax_m3_sparse_attn of vLLM 0.33.0 for ROCm, and minimax_m3_sparse_attn_decode",
     attention=functools.partial(_attention, sources=OF_ROCM),
     rounding=lambda device: dataclasses.replace(VLLM_MINIMAX_M3.rounding(device), keys_per_tile=SUB_BLOCK),
-    unavailable=OF_ROCM.missing,
-    modules=OF_ROCM.load,
+    **OF_ROCM.fields(),
 )

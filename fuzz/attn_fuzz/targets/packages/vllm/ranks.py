@@ -89,7 +89,7 @@ EARLIER = Sources(VLLM, ("common", "dcp_alltoall"), _stubs, (vllm_package.OPS,))
 
 def _module() -> SimpleNamespace:
     """The names that the modules define."""
-    modules = (EARLIER if SOURCES.missing("cpu") else SOURCES).load()
+    modules = (EARLIER if SOURCES.unavailable("cpu") else SOURCES).load()
     return SimpleNamespace(**{name: value for module in modules for name, value in vars(module).items()})
 
 
@@ -129,7 +129,7 @@ def _packed(outs: torch.Tensor, lses: torch.Tensor, *, is_base_e: bool, **length
 
 
 def _missing(device: str) -> str | None:
-    return SOURCES.missing(device) and EARLIER.missing(device)
+    return SOURCES.unavailable(device) and EARLIER.unavailable(device)
 
 
 VLLM_DCP_REDUCE_SCATTER = rank_merges.rank_target(

@@ -127,7 +127,7 @@ def _target(name: str, attention, sources: tuple[Sources, ...], units: tuple[int
         description=f"{description} of vLLM 0.33.0",
         engine=index_engine(selection_units=units, more_queries_than_keys=False, **selections),
         group_sizes=(1,),
-        unavailable=lambda device: next(filter(None, (each.missing(device) for each in sources)), None),
+        unavailable=lambda device: next(filter(None, (each.unavailable(device) for each in sources)), None),
         modules=lambda: [each.load()[0] for each in sources],
     )
 

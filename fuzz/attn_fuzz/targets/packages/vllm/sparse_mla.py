@@ -73,7 +73,6 @@ VLLM_SPARSE_MLA = selection_target(
         "latent": LatentSizes(widths=((128, 0), (512, 0), (128, 32)), group_sizes=(16, 12, 128), block_sizes=(16, 1, 64)),
     },
     rounding=Rounding(keys_per_tile=16, splits=max(SPLITS)),
-    unavailable=SOURCES.missing,
-    modules=SOURCES.load,
+    **SOURCES.fields(),
     findings=SPARSE_MLA,
 )
