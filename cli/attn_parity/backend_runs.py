@@ -14,6 +14,7 @@ from attn_fuzz.findings.aiter.pa_assembly import PA_ASSEMBLY
 from attn_fuzz.findings.aiter.unified import UNIFIED_ATTENTION
 from attn_fuzz.findings.finding import Finding
 
+
 class Run(NamedTuple):
     """The kernels of one kind that a backend calls.
 

@@ -19,7 +19,7 @@ from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.modes.planned import drawn_gpu
 from attn_fuzz.targets.rng import rng_of, rng_of_call
 from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target
-from attn_fuzz.targets.triton import interprets, missing_triton, modules, planned
+from attn_fuzz.targets.triton import interprets, modules, planned, triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 
 MOST_PARTS, MOST_AT_ONCE = 3, 5
@@ -295,7 +295,7 @@ TRITON_MERGE = merge_target(
     _triton_merge,
     EVERY_OPTION,
     description="the Triton kernel merge_attn_states: parts of the keys by the reference, merged",
-    unavailable=missing_triton,
+    unavailable=triton_unavailable,
     modules=modules,
     modes=_MODES,
     planned=planned,
@@ -304,7 +304,7 @@ TRITON_MERGE_PARTS = parts_target(
     "triton-merge-parts",
     _triton_merge_parts,
     description="the Triton kernel merge_attn_parts: parts of the keys by the reference, merged at once",
-    unavailable=missing_triton,
+    unavailable=triton_unavailable,
     modules=modules,
     modes=_MODES,
     planned=planned,

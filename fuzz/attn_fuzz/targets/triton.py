@@ -93,7 +93,7 @@ def _triton_support(device: str) -> Support:
     )
 
 
-def missing_triton(device: str) -> str | None:
+def triton_unavailable(device: str) -> str | None:
     """The reason why Triton's kernels cannot run on a device type here, or None if they can."""
     if importlib.util.find_spec("triton") is None:
         return extras.missing("triton")
@@ -294,7 +294,7 @@ TRITON = Target(
     rope_and_write_kv_cache=_triton_rope,
     support=_triton_support,
     rounding=_triton_rounding,
-    unavailable=missing_triton,
+    unavailable=triton_unavailable,
     events=_triton_events,
     siblings=_MODES,
     checks_arguments=True,
@@ -453,7 +453,7 @@ TRITON_WRITE = dataclasses.replace(
     support=lambda device: dataclasses.replace(
         _triton_support(device), attn_types=(AttentionType.DECODER, AttentionType.ENCODER_DECODER)
     ),
-    unavailable=missing_triton,
+    unavailable=triton_unavailable,
     forget=_forget_launches,
     modules=modules,
     modes={"far": far.with_any_strides},

@@ -307,14 +307,14 @@ def _with(target: Target, tensors_of: Callable[[Spread], _AnyStrides | _LargeCac
     return target.wrapped(
         far_apart,
         support=support,
-        unavailable=lambda device: missing(device) or target.unavailable(device),
+        unavailable=lambda device: unavailable(device) or target.unavailable(device),
         checks_arguments=False,
         sanitizes=False,
         exact=False,
     )
 
 
-def missing(device: str) -> str | None:
+def unavailable(device: str) -> str | None:
     """The reason why tensors cannot lie far apart on a device, or None."""
     if device != "cpu":
         return "it needs memory that costs nothing until it is written: --device cpu"

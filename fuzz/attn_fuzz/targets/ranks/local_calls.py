@@ -16,7 +16,7 @@ from attn_fuzz.targets.merge import EVERY_OPTION, State, parts_like, parts_targe
 from attn_fuzz.targets.ranks.shards import dealt, interleave, refuse_without_a_cache
 from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.target import WITH_LATENT, Support, Target
-from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, missing_triton
+from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import context_parallel
 
@@ -131,7 +131,7 @@ TRITON_RANKS = Target(
     attention=_triton_attention,
     support=ranks_support,
     rounding=ranks_rounding,
-    unavailable=missing_triton,
+    unavailable=triton_unavailable,
     forget=TRITON.forget,
     modules=TRITON.modules,
     modes={"latent": _latent},

@@ -46,7 +46,7 @@ from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
 from attn_fuzz.targets.packages.latent_rows import decoded_rows, has_row_without_keys
 from attn_fuzz.targets.target import AttentionFunction, LatentSizes, Support, Target
-from attn_fuzz.targets.triton import missing_triton
+from attn_fuzz.targets.triton import triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 
 GLUON_FOLDERS = (
@@ -89,7 +89,7 @@ def loaded(files: tuple[str, ...], architecture: str) -> list[ModuleType]:
     return foreign.load("aiter", (*files, *FOLDERS, *GLUON_FOLDERS), stubs=_stubs(architecture))
 
 
-def missing(files: tuple[str, ...]) -> Callable[[str], str | None]:
+def needs_main(files: tuple[str, ...]) -> Callable[[str], str | None]:
     def unavailable(device: str) -> str | None:
         try:
             folder = foreign.sources("aiter")
@@ -97,7 +97,7 @@ def missing(files: tuple[str, ...]) -> Callable[[str], str | None]:
             folder = Path("aiter")
         if not all((folder / each).exists() for each in (*files, *GLUON_FOLDERS)):
             return "it needs AITER's main: ATTN_PARITY_AITER=FOLDER, a checkout of github.com/ROCm/aiter"
-        return missing_triton(device)
+        return triton_unavailable(device)
 
     return unavailable
 
@@ -226,7 +226,7 @@ def _target(
         support=lambda device: support,
         refuses=False,
         rounding=lambda device: rounding,
-        unavailable=missing(files),
+        unavailable=needs_main(files),
         modules=functools.partial(modules, files),
         architectures=architectures,
         findings=findings,

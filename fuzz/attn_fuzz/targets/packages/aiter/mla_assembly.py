@@ -25,11 +25,11 @@ from attn_contract import AttentionType, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
 from attn_fuzz.findings.aiter.mla_assembly import MLA_ASSEMBLY, MLA_ASSEMBLY_OF_MAIN, MLA_PERSISTENT, MLA_PREFILL_ASSEMBLY
-from attn_fuzz.targets import emulated
+from attn_fuzz.targets import of_architecture
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages.aiter import assembly as aiter_assembly
 from attn_fuzz.targets.packages.aiter import mla_metadata as aiter_mla_metadata
-from attn_fuzz.targets.packages.aiter.assembly import ARCHITECTURES, Launch, NoKernelError, attention, missing
+from attn_fuzz.targets.packages.aiter.assembly import ARCHITECTURES, Launch, NoKernelError, attention, unavailable
 from attn_fuzz.targets.packages.sglang import package as sglang_package
 from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.target import LatentSizes, Support, Target
@@ -252,7 +252,7 @@ def _attend(architecture: str, q, kv_cache, layer, batch, out, *, kind: str = "d
         )
     module, rng = _module(architecture), rng_of_call(q, batch)
     rows, requests = int(batch.query_start_loc[-1]), batch.num_requests
-    schedules = emulated.schedules(rng)
+    schedules = of_architecture.schedules(rng)
 
     def run(file: str, kernel: str, grid: tuple[int, int, int], arguments: dict[int, Any]) -> None:
         launch = Launch(f"mla/{file}", kernel, grid, arguments, in_step=bool(IN_STEP.search(file)))
@@ -379,24 +379,24 @@ def _prefill_support(architecture: str) -> Support:
     )
 
 
-AITER_MLA_ASSEMBLY = emulated.with_architecture(
+AITER_MLA_ASSEMBLY = of_architecture.with_architecture(
     "aiter-mla-assembly",
     "AITER's latent decode in assembly, mla_decode_fwd, as vLLM calls it",
     architectures=ARCHITECTURES,
     attention=attention(_launches),
     support=_decode_support,
     rounding=lambda architecture: Rounding(keys_per_tile=32, dot_is_chained=True, splits=16, float8_dots=True),
-    missing=functools.partial(missing, "mla"),
+    unavailable=functools.partial(unavailable, "mla"),
     findings=(*MLA_ASSEMBLY, *MLA_ASSEMBLY_OF_MAIN),
 )
-AITER_MLA_PREFILL_ASSEMBLY = emulated.with_architecture(
+AITER_MLA_PREFILL_ASSEMBLY = of_architecture.with_architecture(
     "aiter-mla-prefill-assembly",
     "AITER's latent prefill in assembly, mla_prefill_fwd, as SGLang calls it",
     architectures=ARCHITECTURES,
     attention=attention(functools.partial(_launches, kind="prefill")),
     support=_prefill_support,
     rounding=lambda architecture: Rounding(keys_per_tile=32, dot_is_chained=True),
-    missing=functools.partial(missing, "mla"),
+    unavailable=functools.partial(unavailable, "mla"),
     findings=MLA_PREFILL_ASSEMBLY,
 )
 
@@ -406,14 +406,14 @@ _OF_FLOAT8_QUERIES = ("aiter-mla-empty-works", "aiter-mla-unscaled-values")
 
 def _persistent(name: str, kind: str, q: str) -> Target:
     rounding = Rounding(keys_per_tile=128, dot_is_chained=True, splits=16, float8_dots=kind == "persistent")
-    return emulated.with_architecture(
+    return of_architecture.with_architecture(
         name,
         f"AITER's persistent latent decode in assembly, mla_decode_fwd with metadata, {q}",
         architectures=("gfx942",),
         attention=attention(functools.partial(_launches, kind=kind)),
         support=functools.partial(_decode_support, kind=kind),
         rounding=lambda architecture: rounding,
-        missing=functools.partial(missing, "mla"),
+        unavailable=functools.partial(unavailable, "mla"),
         findings=tuple(each for each in MLA_PERSISTENT if kind == "persistent" or each.name not in _OF_FLOAT8_QUERIES),
     )
 

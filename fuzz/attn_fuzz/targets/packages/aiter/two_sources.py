@@ -74,7 +74,7 @@ AITER_PREFILL_SPARSE = dataclasses.replace(
     description="the Triton prefill of AITER's sparse_attention_dsv4, over the tokens that each row selects",
     attention=over_slots(_by_triton),
     rounding=lambda device: Rounding(keys_per_tile=16, dot_is_chained=device != "cpu"),
-    unavailable=aiter_gluon.missing((TRITON,)),
+    unavailable=aiter_gluon.needs_main((TRITON,)),
     modules=loaded_triton,
     findings=(),
 )

@@ -202,7 +202,7 @@ def _support(device: str) -> Support:
     )
 
 
-def _missing(device: str) -> str | None:
+def _unavailable(device: str) -> str | None:
     return "it checks masks, on a CPU" if device != "cpu" else foreign.missing("vllm", (FILE,), REQUIREMENT)
 
 
@@ -213,6 +213,6 @@ VLLM_FLEX_MASKS = Target(
     support=_support,
     rounding=lambda device: Rounding(keys_per_tile=1024, dot_is_chained=False),
     refuses=False,
-    unavailable=_missing,
+    unavailable=_unavailable,
     findings=FLEX,
 )
