@@ -104,7 +104,8 @@ def attend_to_40_keys() -> None:
     numbers = [torch.tensor(each, dtype=torch.int32) for each in ([0, 2], [40])]
     table = torch.arange(40, dtype=torch.int32)[None]
     out = torch.zeros(2, 16, 512, dtype=BF16)
-    aiter_mla_assembly._attend("gfx942", q, cache, layer(576, 16, 512, 0.1, None), batch(*numbers, 1, table), out)
+    attend = aiter_mla_assembly.AITER_MLA_ASSEMBLY.compiled_for("gfx942").attention
+    attend(q, None, None, cache, layer(576, 16, 512, 0.1, None), batch(*numbers, 1, table), out=out, lse=None)
 
 
 def test_known_hazards_are_those_of_a_file_s_contents(tmp_path, monkeypatch):
