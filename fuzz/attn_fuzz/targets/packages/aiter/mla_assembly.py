@@ -191,7 +191,7 @@ def _of_table(
 def folds(architecture: str, q: str, kv: str, heads: int, queries: int) -> int:
     """The number of requests of 16 heads that stand for one request with metadata (main's aiter/mla.py:666-753, on gfx942)."""
     is_native = heads in (8, 16) or (q == kv == "fp8" and (heads == 128 or (heads, queries) == (64, 1)))
-    return 1 if is_native or not table(architecture) else heads // 16
+    return 1 if is_native or not table(architecture) else max(1, heads // 16)
 
 
 class _Torch:
