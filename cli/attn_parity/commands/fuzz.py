@@ -20,7 +20,8 @@ from attn_fuzz.run import runner, shard, sources
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.verdict import COMPARED
 from attn_parity import executors, failing
 from attn_parity.console import notes, results

@@ -18,7 +18,8 @@ from attn_fuzz.cases.poison import LEFTOVER, poison
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.modes.planned import drawn_gpu
 from attn_fuzz.targets.rng import rng_of, rng_of_call
-from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target
+from attn_fuzz.targets.support import EVERYTHING, Support
+from attn_fuzz.targets.target import AttentionFunction, Target
 from attn_fuzz.targets.triton import interprets, modules, planned, triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 

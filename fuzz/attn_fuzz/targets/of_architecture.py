@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from attn_fuzz import extras
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.finding import Finding
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from attn_fuzz.targets.indexer import (
 )
 from attn_fuzz.targets.merge import EVERY_OPTION, merge_target, parts_target
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING, Support, Target
+from attn_fuzz.targets.support import EVERYTHING, Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 

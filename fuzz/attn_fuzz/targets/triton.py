@@ -20,7 +20,8 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.modes import far, invariant, properties, returned
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, Gpu, LatentSizes, Mode, Support, Target, within
+from attn_fuzz.targets.support import EVERYTHING, WITH_LATENT, LatentSizes, Support
+from attn_fuzz.targets.target import Gpu, Mode, Target, within
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:

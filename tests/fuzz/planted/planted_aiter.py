@@ -21,7 +21,8 @@ from attn_fuzz.targets.backends.plain import BackendLayers, backend_target, name
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.packages.latent_rows import decoded_rows
 from attn_fuzz.targets.rng import rng_of_lengths
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.targets.triton import TRITON, triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 from attn_optimized import aiter_adapter

@@ -16,7 +16,7 @@ from attn_fuzz.run import ledger
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import Progress
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.targets.support import EVERYTHING
 from attn_fuzz.verdict.judge import Difference
 from attn_fuzz.verdict.verdict import Verdict
 from planted_findings import SINKS

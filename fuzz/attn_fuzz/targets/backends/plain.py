@@ -24,7 +24,8 @@ from attn_fuzz.targets.backends import supports as backend_supports
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.modes import invariant
 from attn_fuzz.targets.rng import rng_of, rng_of_call
-from attn_fuzz.targets.target import Mode, Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Mode, Target
 from attn_fuzz.targets.triton import TRITON, queries_per_tile
 
 

@@ -11,7 +11,8 @@ from attn_fuzz.targets.indexer.stages import Stages, attention_by, unwritten_log
 from attn_fuzz.targets.indexer.targets import EVERY_TERM, index_target
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.rng import rng_of_lengths, rng_of_metadata
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.targets.triton import TRITON, modules, planned, triton_unavailable
 
 

@@ -16,7 +16,8 @@ from attn_fuzz.errors import LimitError
 from attn_fuzz.targets import of_architecture
 from attn_fuzz.targets.modes import ARCHITECTURES, NoModeError
 from attn_fuzz.targets.rng import rng_of, rng_of_metadata
-from attn_fuzz.targets.target import Gpu, Support, Target, within
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Gpu, Target, within
 from attn_fuzz.targets.triton import triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 

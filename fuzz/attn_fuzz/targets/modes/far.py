@@ -25,7 +25,8 @@ from attn_contract import Batch, Layer
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.rng import rng_of, rng_of_metadata
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 
 REACH = 1 << 32
 """The units that the rows span: half of them lie at offsets that int32 does not hold."""

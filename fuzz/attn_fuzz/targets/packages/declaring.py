@@ -10,7 +10,8 @@ from typing import Any
 from attn_fuzz import foreign
 from attn_fuzz.foreign.loading import Stubs
 from attn_fuzz.targets.registry import Package
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.targets.triton import triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 

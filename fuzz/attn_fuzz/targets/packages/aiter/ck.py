@@ -28,7 +28,7 @@ from attn_fuzz.targets.packages.aiter import hip as aiter_hip
 from attn_fuzz.targets.packages.aiter.dense import gathered
 from attn_fuzz.targets.packages.aiter.package import root
 from attn_fuzz.targets.rng import rng_of_lengths
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 _EXAMPLE = "3rdparty/composable_kernel/example/ck_tile/01_fmha"

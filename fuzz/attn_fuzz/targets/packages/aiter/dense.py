@@ -20,7 +20,7 @@ from attn_fuzz.findings.aiter.dense import MHA_VARLEN
 from attn_fuzz.findings.aiter.dense import PREFILL as PREFILL_FINDINGS
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.packages.aiter import package as aiter_package
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 PREFILL, EXTEND, MHA = (aiter_package.ops(name) for name in ("prefill_attention", "extend_attention", "mha"))

@@ -40,7 +40,8 @@ from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.packages.aiter.assembly import ARCHITECTURES, Launch, attention, unavailable
 from attn_fuzz.targets.packages.aiter.dense import gathered
 from attn_fuzz.targets.rng import rng_of
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.rounding import Rounding
 
 VALUE_SIZE = 128

@@ -45,7 +45,8 @@ from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
 from attn_fuzz.targets.packages.latent_rows import decoded_rows, has_row_without_keys
-from attn_fuzz.targets.target import AttentionFunction, LatentSizes, Support, Target
+from attn_fuzz.targets.support import LatentSizes, Support
+from attn_fuzz.targets.target import AttentionFunction, Target
 from attn_fuzz.targets.triton import triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 

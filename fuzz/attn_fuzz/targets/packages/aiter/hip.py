@@ -42,7 +42,8 @@ from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages.aiter.package import REQUIREMENT, root
 from attn_fuzz.targets.packages.sglang import package as sglang_package
 from attn_fuzz.targets.rng import rng_of_lengths
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:

@@ -34,7 +34,8 @@ from attn_fuzz.targets.packages.aiter import mla_metadata as aiter_mla_metadata
 from attn_fuzz.targets.packages.aiter.assembly import ARCHITECTURES, Launch, NoKernelError, unavailable
 from attn_fuzz.targets.packages.sglang import package as sglang_package
 from attn_fuzz.targets.rng import rng_of_call
-from attn_fuzz.targets.target import LatentSizes, Support, Target
+from attn_fuzz.targets.support import LatentSizes, Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.rounding import LARGEST, Rounding
 
 HEAD_SIZE, VALUE_SIZE = 576, 512

@@ -46,7 +46,7 @@ from attn_fuzz.targets.packages.aiter.assembly import (
     unavailable,
 )
 from attn_fuzz.targets.rng import rng_of_lengths
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 HEAD_SIZE = 128

@@ -24,7 +24,8 @@ from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages import chunked_prefill
 from attn_fuzz.targets.packages.aiter import package as aiter_package
 from attn_fuzz.targets.packages.latent_rows import decoded_rows
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.rounding import Rounding
 
 DECODE, PREFILL = aiter_package.ops("pa_decode"), aiter_package.ops("pa_prefill")

@@ -28,7 +28,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.findings.lmdeploy import BLOCK_DECODE, DECODE, PREFILL
 from attn_fuzz.targets.packages.lmdeploy import package as lmdeploy_package
 from attn_fuzz.targets.packages.lmdeploy.package import SOURCES, UNITS, QuantPolicy
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 

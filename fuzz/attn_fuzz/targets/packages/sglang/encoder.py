@@ -10,7 +10,7 @@ import torch
 from attn_contract import AttentionType
 from attn_fuzz import foreign
 from attn_fuzz.targets.packages.sglang import package as sglang_package
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 EXTEND, PREFILL = sglang_package.ops("extend_attention"), sglang_package.ops("prefill_attention")

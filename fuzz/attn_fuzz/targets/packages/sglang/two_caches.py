@@ -15,7 +15,7 @@ from attn_fuzz.targets.packages import SGLANG
 from attn_fuzz.targets.packages.declaring import Sources, choose_config
 from attn_fuzz.targets.packages.latent_rows import ENTRIES, selection_target, two_caches
 from attn_fuzz.targets.packages.sglang import package as sglang_package
-from attn_fuzz.targets.target import LatentSizes
+from attn_fuzz.targets.support import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
 
 FOLDER = "kernels/ops/attention/dsv4/triton_sparse_decode/"

@@ -7,7 +7,7 @@ from attn_contract import AttentionType
 from attn_fuzz.findings.vllm import ENCODER
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.packages.vllm import package as vllm_package
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 SOURCES = vllm_package.ops("triton_prefill_attention")

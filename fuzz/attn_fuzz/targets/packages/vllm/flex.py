@@ -25,7 +25,8 @@ from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.findings.vllm import FLEX
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages.vllm.package import REQUIREMENT
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.rounding import Rounding
 
 FILE = "v1/attention/backends/flex_attention.py"

@@ -16,7 +16,7 @@ from attn_fuzz.targets.packages import VLLM
 from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, decoded_rows, selected_tokens
 from attn_fuzz.targets.packages.vllm import package as vllm_package
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 GROUP = 4

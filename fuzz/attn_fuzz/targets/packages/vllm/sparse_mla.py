@@ -14,7 +14,7 @@ from attn_fuzz.targets.packages import VLLM
 from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.targets.packages.latent_rows import ragged, selection_target
 from attn_fuzz.targets.packages.vllm import package as vllm_package
-from attn_fuzz.targets.target import LatentSizes
+from attn_fuzz.targets.support import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
 
 SPLITS = (1, 2, 3, 8)
