@@ -9,9 +9,9 @@ import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages.declaring import triton_target
 from attn_fuzz.targets.rng import rng_of_lengths
+from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import LatentSizes, Support
 from attn_fuzz.targets.target import AttentionFunction, Target
 

@@ -42,9 +42,9 @@ from attn_fuzz.findings.aiter.gluon import GLUON_DECODE, GLUON_MLA, GLUON_UNIFIE
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.interpreted.aiter import COMPUTE_UNITS, FOLDERS, XCDS
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
 from attn_fuzz.targets.packages.latent_rows import decoded_rows, has_row_without_keys
+from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import LatentSizes, Support
 from attn_fuzz.targets.target import AttentionFunction, Target
 from attn_fuzz.targets.triton import triton_unavailable
@@ -110,7 +110,7 @@ def _unified(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         q=q[:rows],
         k=k_cache,
         v=v_cache,
-        out=out.view(q.shape)[:rows],
+        out=rows_of(out, layer, rows),
         cu_seqlens_q=batch.query_start_loc,
         max_seqlen_q=batch.max_query_len,
         seqused_k=batch.seq_lens,
@@ -140,7 +140,7 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         for each, per_token in ((layer.k_scale, layer.k_scale_cache), (layer.v_scale, layer.v_scale_cache))
     ]
     modules(DECODE)[0].pa_decode_gluon(
-        output=out.view(q.shape)[:rows],
+        output=rows_of(out, layer, rows),
         query=q[:rows].contiguous(),
         key_cache=k_cache,
         value_cache=v_cache,

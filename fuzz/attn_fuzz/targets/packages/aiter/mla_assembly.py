@@ -28,12 +28,12 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.findings.aiter.mla_assembly import MLA_ASSEMBLY, MLA_ASSEMBLY_OF_MAIN, MLA_PERSISTENT, MLA_PREFILL_ASSEMBLY
 from attn_fuzz.targets import of_architecture
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages.aiter import assembly as aiter_assembly
 from attn_fuzz.targets.packages.aiter import mla_metadata as aiter_mla_metadata
 from attn_fuzz.targets.packages.aiter.assembly import ARCHITECTURES, Launch, NoKernelError, unavailable
 from attn_fuzz.targets.packages.sglang import package as sglang_package
 from attn_fuzz.targets.rng import rng_of_call
+from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import LatentSizes, Support
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.rounding import LARGEST, Rounding

@@ -24,6 +24,7 @@ from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages import chunked_prefill
 from attn_fuzz.targets.packages.aiter import package as aiter_package
 from attn_fuzz.targets.packages.latent_rows import decoded_rows
+from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.rounding import Rounding
@@ -45,7 +46,7 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     one = torch.ones((), device=q.device)
     [module] = DECODE.load()
     module.paged_attention_decode(
-        output=out.view(q.shape)[:rows],
+        output=rows_of(out, layer, rows),
         query=q[:rows],
         key_cache=k_cache,
         value_cache=v_cache,

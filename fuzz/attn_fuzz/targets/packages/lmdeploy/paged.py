@@ -28,6 +28,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.findings.lmdeploy import BLOCK_DECODE, DECODE, PREFILL
 from attn_fuzz.targets.packages.lmdeploy import package as lmdeploy_package
 from attn_fuzz.targets.packages.lmdeploy.package import SOURCES, UNITS, QuantPolicy
+from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import Support
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -52,7 +53,7 @@ def _forward(q, k, v, kv_cache, layer: Layer, batch: Batch, out, *, is_decoding:
         result = built.forward(
             q[:rows], None, None, *caches, metadata, k_scales_zeros=one, v_scales_zeros=one, learnable_sink=layer.sinks
         )
-    out.view(q.shape)[:rows] = result if layer.v_scale is None else result.float() * layer.v_scale
+    rows_of(out, layer, rows)[:] = result if layer.v_scale is None else result.float() * layer.v_scale
 
 
 def _forget(caches: Iterable[torch.Tensor], batch: Batch) -> None:

@@ -16,10 +16,10 @@ import itertools
 
 from attn_contract import Layout
 from attn_fuzz.targets import engine
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages import VLLM
 from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.targets.packages.vllm import package as vllm_package
+from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.verdict.rounding import Rounding
 
 COMMON, ROCM = (f"models/minimax_m3/{side}/ops/sparse_attn" for side in ("common", "amd"))

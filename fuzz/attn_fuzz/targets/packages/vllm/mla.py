@@ -9,11 +9,11 @@ import dataclasses
 import torch
 from attn_fuzz.findings import vllm
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.packages.latent_rows import decoded_rows, latent_support
 from attn_fuzz.targets.packages.vllm import package as vllm_package
 from attn_fuzz.targets.rng import rng_of
+from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
 

@@ -14,12 +14,12 @@ from types import ModuleType
 
 import torch
 from attn_fuzz.targets.indexer import guarded, index_engine, judged_target
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages.combined_lists import check
 from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.targets.packages.latent_rows import decoded_rows, selected_tokens
 from attn_fuzz.targets.packages.vllm import package as vllm_package
 from attn_fuzz.targets.rng import rng_of_lengths
+from attn_fuzz.targets.rows import rows_of
 
 MLA = "v1/attention/backends/mla/"
 TILE = 16
