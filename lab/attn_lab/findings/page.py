@@ -45,8 +45,8 @@ and `aiter-prefill-sparse-sinks`.
 - A run of the fuzzer counts the cases that a finding explains, and goes on. It says when the stored case of a finding no longer
   fails. `attn-parity select` lists the findings that a layer can meet in the selected backend.
 - To replay a finding, install the package of the version that is named, without what it requires (`pip install
-  --no-deps vllm==0.33.0`), and start in the repository's root: `attn-parity replay fuzz/attn_fuzz/findings/NAME.json` exits
-  with 1 and names the finding.
+  --no-deps vllm==0.33.0`), and start in the repository's root: `attn-parity replay fuzz/attn_fuzz/findings/cases/NAME.json`
+  exits with 1 and names the finding.
 - Six findings are in compilers, and have scripts alone. `python findings/compilers/ptxas-lost-shift.py`: ptxas 12.8,
   which Triton 3.6.0 and 3.7.1 bring, stores to a wrong address of shared memory in a kernel that spills registers.
   `python findings/compilers/llvm-copies-before-exec.py`: LLVM 22, which Triton 3.6.0 brings, saves registers of a kernel for

@@ -2,14 +2,13 @@
 
 import json
 import re
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
-from attn_fuzz import findings
 from attn_fuzz.cases import case_file
+from attn_fuzz.findings import finding
 from attn_fuzz.findings.finding import explanation, is_nan_before_windows
 from attn_fuzz.report.run import Run
 from attn_fuzz.run import ledger
@@ -173,7 +172,7 @@ def test_only_failures_are_explained(step_case):
     assert explanation([SINKS], case, Verdict(kind="agree")) is None
 
 
-STORED = {path.stem: path for path in sorted(Path(findings.__file__).parent.glob("*.json"))}
+STORED = {path.stem: path for path in sorted(finding.CASES.glob("*.json"))}
 
 
 def test_every_finding_has_a_case():
