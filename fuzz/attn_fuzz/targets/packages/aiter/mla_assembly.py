@@ -304,6 +304,7 @@ def _decode(architecture: str, q, k, v, kv_cache, layer: Layer, batch: Batch, *,
     with _called(architecture, q, kv_cache, layer, batch, out, rng) as (module, run, (query, *others)):
         options = _splits(architecture, way, others[2:], layer, rng)
         if layer.kv_cache_dtype is not None:
+            assert layer.k_scale is not None
             options["kv_scale"] = layer.k_scale.reshape(1)
             if way.narrows_q:
                 q_scale = torch.tensor([2.0 ** -_spare_bits(query, layer.kv_cache_dtype)])
