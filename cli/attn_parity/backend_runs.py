@@ -14,33 +14,31 @@ from attn_fuzz.findings.aiter.pa_assembly import PA_ASSEMBLY
 from attn_fuzz.findings.aiter.unified import UNIFIED_ATTENTION
 from attn_fuzz.findings.finding import Finding
 
-NOT_RUN = "not run"
-
 
 class Run(NamedTuple):
     """The kernels of one kind that a backend calls.
 
     Attributes:
         kernels: the kernels, in words.
-        how: the way in which they were run; NOT_RUN if they were not.
-        target: the target that runs them, if there is one.
+        how: the way in which they were run.
+        target: the target that runs them.
         findings: known bugs of the kernels, as this target runs them.
     """
 
     kernels: str
     how: str
-    target: str = ""
+    target: str
     findings: Sequence[Finding] = ()
 
     @property
     def known(self) -> str:
-        """The names of the findings; nothing is known of what was not run."""
-        return ", ".join(finding.name for finding in self.findings) or ("unknown" if self.how == NOT_RUN else "none")
+        """The names of the findings."""
+        return ", ".join(finding.name for finding in self.findings) or "none"
 
 
-# a copy, because `select` must import nothing that needs an extra
-_EMULATED = "emulated as gfx90a, gfx942, gfx950, gfx1100, gfx1201, gfx1250"
-_OWN = f"run on an H200, {_EMULATED}, interpreted"
+# a copy of `attn_fuzz.targets.modes.ARCHITECTURES`, because `select` must import nothing that needs an extra
+EMULATED = "emulated as gfx90a, gfx942, gfx950, gfx1100, gfx1201, gfx1250"
+_OWN = f"run on an H200, {EMULATED}, interpreted"
 _UNIFIED = Run("AITER's Triton unified_attention", "run on an H200, interpreted", "aiter-unified-attention", UNIFIED_ATTENTION)
 RUNS = {
     "ROCM_ATTN": (Run("this project's Triton kernels", _OWN, "backend-rocm-attn"),),
@@ -64,7 +62,11 @@ RUNS = {
             "aiter-fmha-v3",
             FMHA_ASSEMBLY,
         ),
-        Run("AITER's flash_attn_varlen_func, CK (all else)", NOT_RUN),
+        Run(
+            "AITER's flash_attn_varlen_func, CK (all else; run with heads of 64 and 128)",
+            "emulated as gfx942",
+            "aiter-ck-fmha",
+        ),
         Run("AITER's HIP paged_attention_v1", "emulated as gfx942", "aiter-hip-pa-v1", HIP_PA_V1),
         _UNIFIED,
         Run(

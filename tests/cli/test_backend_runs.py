@@ -1,20 +1,36 @@
 """`select` says how a backend's kernels were run."""
 
+import re
+
 import pytest
-from attn_fuzz.targets import registry
+from attn_fuzz.targets import modes, registry
 from attn_optimized.backends import BACKENDS
-from attn_parity.backend_runs import NOT_RUN, RUNS
+from attn_parity.backend_runs import EMULATED, RUNS
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_said_of_runs_is_what_the_targets_are(backend):
     for run in RUNS[backend]:
-        assert (run.how == NOT_RUN) == (not run.target)
-        if run.target:
-            target = registry.load(run.target)
-            # kernels that run as AMD's code alone have the findings of a target with an architecture
-            held = target if run.how.endswith("interpreted") else target.compiled_for("gfx942")
-            assert tuple(run.findings) == (() if run.target.startswith("backend-") else held.findings)
+        target = registry.load(run.target)
+        # kernels that run as AMD's code alone have the findings of a target with an architecture
+        held = target if run.how.endswith("interpreted") else target.compiled_for("gfx942")
+        assert tuple(run.findings) == (() if run.target.startswith("backend-") else held.findings)
+
+
+@pytest.mark.parametrize(
+    "run", [run for runs in RUNS.values() for run in runs if run.target.startswith("aiter-")], ids=lambda run: run.target
+)
+def test_what_is_said_to_be_emulated_is_emulated(run):
+    for architecture in re.findall(r"gfx\w+", run.how):
+        reason = registry.load(f"{run.target}@{architecture}").unavailable("cpu")
+        assert "has nothing for" not in (reason or "")
+
+
+def test_kernels_that_are_emulated_are_said_to_be():
+    """The one text that names all architectures is a copy. AITER's targets that emulate alone are a backend's kernels."""
+    assert re.findall(r"gfx\w+", EMULATED) == list(modes.ARCHITECTURES)
+    told = {run.target for runs in RUNS.values() for run in runs}
+    assert {"aiter-fmha-v3", "aiter-ck-fmha", "aiter-hip-pa-v1", "aiter-pa-assembly", "aiter-mla-assembly"} <= told
 
 
 def test_select_says_how_the_kernels_were_run(attn_parity):

@@ -4,7 +4,7 @@ import dataclasses
 
 from attn_contract import AttentionType, Layout
 from attn_contract.layouts import LATENT_FORMATS
-from attn_fuzz.targets.target import WITH_LATENT, LatentSizes, Support
+from attn_fuzz.targets.support import WITH_LATENT, LatentSizes, Support
 
 from tests.support.latent_formats import latent_sizes
 

@@ -18,7 +18,8 @@ from attn_fuzz.targets.indexer import attention_by as index_attention_by
 from attn_fuzz.targets.merge import MOST_PARTS, attention_by, parts_attention_by
 from attn_fuzz.targets.modes.compiled import FLUSHES_FLOAT16
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING, Target
+from attn_fuzz.targets.support import EVERYTHING
+from attn_fuzz.targets.target import Target
 from attn_fuzz.targets.triton import TRITON, common_prefix
 from attn_fuzz.verdict.rounding import Rounding
 from attn_fuzz.verdict.verdict import Verdict

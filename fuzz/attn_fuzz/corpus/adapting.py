@@ -10,7 +10,7 @@ from attn_contract import AttentionType, Layout
 from attn_fuzz.cases import contradictions
 from attn_fuzz.cases.case import Cache, Case, CaseError, Request
 from attn_fuzz.targets.engine import NUMBERS, Engine, window_by_causality
-from attn_fuzz.targets.target import LatentSizes, Support
+from attn_fuzz.targets.support import LatentSizes, Support
 
 replace = msgspec.structs.replace
 

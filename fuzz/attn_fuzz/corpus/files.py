@@ -11,7 +11,7 @@ from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.corpus.adapting import adapted
 from attn_fuzz.findings import finding
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 
 SHIPPED = Path(__file__).parent
 MAX_CASES = 10_000

@@ -15,7 +15,8 @@ from attn_fuzz.cases.dimensions import FLAGS, Causality, Ranges, Setting
 from attn_fuzz.exhaustive import symmetry
 from attn_fuzz.exhaustive.scope import Part
 from attn_fuzz.exhaustive.symmetry import Batch
-from attn_fuzz.targets.target import LatentSizes, Support, Target
+from attn_fuzz.targets.support import LatentSizes, Support
+from attn_fuzz.targets.target import Target
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 EMPTY_RANGE = (1, 0)

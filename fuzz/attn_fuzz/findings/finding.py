@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from attn_fuzz.verdict.judge import Difference
     from attn_fuzz.verdict.verdict import Verdict
 
-CASES = Path(__file__).parent
+CASES = Path(__file__).parent / "cases"
 NUMBERS, WRONG = ("value", "bitwise"), ("nan", "value", "bitwise")
 """Kinds of verdicts about numbers of an output, without NaN and with it."""
 

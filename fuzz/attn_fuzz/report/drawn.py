@@ -13,7 +13,7 @@ from attn_fuzz.strategies.batches import tile_lengths
 from attn_fuzz.strategies.rules import window_lengths
 from attn_fuzz.strategies.tally import AXES, SUPPORTED
 from attn_fuzz.targets.engine import ANY_ENGINE
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 
 LOST_SHARE = 0.2
 """More cases than this share of what was drawn are a loss that a field of Support would save."""

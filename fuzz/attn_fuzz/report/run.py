@@ -11,7 +11,7 @@ import msgspec
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.report.drawn import Drawn, drawn
 from attn_fuzz.run.shard import Failure, Progress
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 from attn_fuzz.verdict import ratios
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from attn_fuzz.findings.aspects import OF_ATTENTION, aspects
 from attn_fuzz.run.shrink import SIMPLEST, TYPES, Struct, is_valid, lowered, replace, with_requests
 from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.targets.engine import window_by_causality
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 
 _KEPT = ("dtype", "lse", "values", *fields_of_layers())
 """Fields that cases of all kinds of attention have."""

@@ -20,7 +20,7 @@ from attn_fuzz.run import ledger, sources
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.run.workers import WAKE_SECONDS, Message, Worker, Workers
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 
 TELL_SECONDS = 0.5
 """The interval at which progress without a failure is handed on."""

@@ -20,7 +20,7 @@ from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run.prepared import LostError
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.run.workers import WAKE_SECONDS, Message, here
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 
 SHARD_EXAMPLES = 150
 REPLAYED_CASES = 10

@@ -20,7 +20,8 @@ from attn_fuzz.findings.finding import Finding, explanation
 from attn_fuzz.patches.mutant import Mutant, MutantError, NeverRanError
 from attn_fuzz.run.size import Size
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.verdict import Kind, Verdict, what_failed
 

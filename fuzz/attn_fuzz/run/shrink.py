@@ -16,7 +16,7 @@ from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
 from attn_fuzz.cases.contradictions import contradiction
 from attn_fuzz.strategies.cases import VALUES
-from attn_fuzz.targets.target import LatentSizes, Support
+from attn_fuzz.targets.support import LatentSizes, Support
 
 replace = msgspec.structs.replace
 Struct = TypeVar("Struct", Case, Cache)

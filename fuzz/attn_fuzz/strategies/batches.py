@@ -7,7 +7,7 @@ from attn_contract import RULES, AttentionType
 from attn_contract.arguments import INT32_MAX
 from attn_fuzz.cases.case import Request
 from attn_fuzz.strategies.choices import pick
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 from hypothesis import strategies as st
 
 MAX_REQUESTS = 8

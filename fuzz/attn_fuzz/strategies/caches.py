@@ -9,7 +9,7 @@ from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.cases.contradictions import neighbours, writers
 from attn_fuzz.strategies.choices import pick
 from attn_fuzz.strategies.tally import SMALL_PAGE
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 from hypothesis import strategies as st
 
 replace = msgspec.structs.replace

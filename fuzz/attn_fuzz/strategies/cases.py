@@ -13,7 +13,7 @@ from attn_fuzz.strategies.earlier import with_earlier
 from attn_fuzz.strategies.layers import DrawnLayer, layer, with_own_numbers
 from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets.engine import Engine, window_by_causality
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 from hypothesis import reject
 from hypothesis import strategies as st
 

@@ -9,7 +9,7 @@ from attn_fuzz.cases.case import CHANGES, CONTENTS, ILLEGAL, MAX_EARLIER, MODE, 
 from attn_fuzz.strategies.choices import pick
 from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets.engine import ANY_ENGINE
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 from hypothesis import strategies as st
 
 _SAFE = ("same", "requests", CONTENTS)

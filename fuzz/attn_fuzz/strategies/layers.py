@@ -9,7 +9,7 @@ from attn_fuzz.cases.contradictions import ROWS
 from attn_fuzz.strategies.choices import pick
 from attn_fuzz.strategies.rules import NUMBERS, SMALLEST_CAP, rules, window
 from attn_fuzz.targets.engine import ANY_ENGINE, WindowKind
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 from hypothesis import strategies as st
 
 MODEL_WIDTHS = (192, 128)

@@ -7,7 +7,7 @@ from typing import Any
 from attn_contract import RULES, AttentionType
 from attn_fuzz.strategies.choices import pick
 from attn_fuzz.targets.engine import WindowKind
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 from hypothesis import strategies as st
 
 USUAL = ("window", "sinks")

@@ -9,7 +9,7 @@ from attn_fuzz.cases.case import MAX_ELEMENTS, Case, num_elements
 from attn_fuzz.cases.edges import edges
 from attn_fuzz.cases.features import FEATURES, features
 from attn_fuzz.targets.engine import RESTRICTIONS
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 
 SMALL_PAGE = 64
 """Elements of a block of K at most, for block ids beyond 16 bits."""

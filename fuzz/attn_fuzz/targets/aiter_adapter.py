@@ -17,8 +17,9 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.aiter.unified import SPLIT_KEYS, UNIFIED_ATTENTION
 from attn_fuzz.interpreted.aiter import ARCHITECTURE, COMPUTE_UNITS
 from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
-from attn_fuzz.targets.target import Support, Target
-from attn_fuzz.targets.triton import missing_triton
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
+from attn_fuzz.targets.triton import triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -146,8 +147,8 @@ def missing_e4m3fnuz() -> str | None:
     return None
 
 
-def _missing(device: str) -> str | None:
-    if reason := missing_triton(device):
+def _unavailable(device: str) -> str | None:
+    if reason := triton_unavailable(device):
         return reason
     if device == "cpu" and (reason := missing_e4m3fnuz()):
         return reason
@@ -171,8 +172,9 @@ AITER_UNIFIED_ATTENTION = Target(
     attention=_attention,
     support=_support,
     rounding=_rounding,
-    unavailable=_missing,
+    unavailable=_unavailable,
     events=_events,
+    repeats=True,
     findings=UNIFIED_ATTENTION,
     modules=_modules,
     races=SHARES_A_QUERY,

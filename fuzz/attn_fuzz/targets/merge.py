@@ -8,22 +8,24 @@ NaN, and some merges of two write into a tensor that they read.
 import dataclasses
 import functools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import attn_reference
 import torch
-from attn_contract import Batch, Layer, UnsupportedError
-from attn_fuzz.cases.poison import LEFTOVER, poison
+from attn_contract import Layer, UnsupportedError
+from attn_fuzz.cases.poison import LEFTOVER
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.modes.planned import drawn_gpu
+from attn_fuzz.targets.parts import State, parts_like, requests_of, stacked, state, write_state
 from attn_fuzz.targets.rng import rng_of, rng_of_call
-from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Support, Target
-from attn_fuzz.targets.triton import interprets, missing_triton, modules, planned
+from attn_fuzz.targets.rows import rows_of
+from attn_fuzz.targets.support import EVERYTHING, Support
+from attn_fuzz.targets.target import AttentionFunction, Target
+from attn_fuzz.targets.triton import interprets, modules, planned, triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 
 MOST_PARTS, MOST_AT_ONCE = 3, 5
-MOST_PADDING = 8
 MergeFunction = Callable[..., object]
 """`merge_attn_states(out_a, lse_a, out_b, lse_b, *, out, lse)`, with the options that `Merges` says."""
 
@@ -44,13 +46,6 @@ class Merges(NamedTuple):
 
 TWO_STATES = Merges()
 EVERY_OPTION = Merges(empty_lses=(-torch.inf, torch.inf, torch.nan), has_prefix_bound=True, has_output_scale=True)
-
-
-class State(NamedTuple):
-    """Attention to a part of the keys: out [rows, H, D] and its LSE [H, rows]."""
-
-    out: torch.Tensor
-    lse: torch.Tensor
 
 
 def attention_by(load_merge: Callable[[], MergeFunction], takes: Merges = TWO_STATES) -> AttentionFunction:
@@ -124,22 +119,6 @@ def parts_attention_by(load_merge: Callable[[], MergeFunction], most_parts: int)
     return attention
 
 
-def requests_of(
-    q: torch.Tensor,
-    k: torch.Tensor | None,
-    v: torch.Tensor | None,
-    kv_cache: torch.Tensor | None,
-    layer: Layer,
-    batch: Batch,
-) -> Iterator[attn_reference.Request]:
-    """The requests of a call in float64, of a cache or of dense tokens."""
-    if kv_cache is not None:
-        return attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float64)
-    assert k is not None
-    assert v is not None
-    return attn_reference.varlen_requests(q, k, v, layer, batch, torch.float64)
-
-
 def _check_output(layer: Layer, has_output_scale: bool) -> None:
     if layer.output_scale is not None and not has_output_scale:
         raise UnsupportedError("the merge", "a quantized output", "the parts that it merges are not quantized")
@@ -169,51 +148,6 @@ def _attend(
         part = dataclasses.replace(request, visible=request.visible & held)
         found = attn_reference.attend(part, layer if i == with_sinks else dataclasses.replace(layer, sinks=None))
         write_state(parts[i], request.rows, found.out, found.lse, rng.choice(empty_lses))
-
-
-def write_state(part: State, rows: slice, out: torch.Tensor, lse: torch.Tensor, empty_lse: float) -> None:
-    """Write rows of a part. A part without a key holds anything, and has `empty_lse`."""
-    seen = lse > -torch.inf
-    part.out[rows] = torch.where(seen.T[..., None], out, torch.nan).to(part.out.dtype)
-    part.lse[:, rows] = torch.where(seen, lse, empty_lse).to(part.lse.dtype)
-
-
-def rows_of(out: torch.Tensor, layer: Layer, rows: int) -> torch.Tensor:
-    """The first rows of an output, [rows, H, D of V], from either of its two shapes."""
-    return out.view(len(out), layer.num_heads, layer.v_head_size)[:rows]
-
-
-def parts_like(q: torch.Tensor, out: torch.Tensor, layer: Layer, rows: int) -> torch.Tensor:
-    """The first rows of a tensor with the dtype of parts: q's; the output's if q is float8; float32 if both are float8."""
-    if layer.q_scale is None:
-        return q[:rows]
-    return out[:rows] if layer.output_scale is None else q[:rows].float()
-
-
-def state(q: torch.Tensor, layer: Layer, rng: random.Random) -> State:
-    """Memory for a part, with poison around and between its rows."""
-    rows, heads, head_size = len(q), layer.num_heads, layer.v_head_size
-    head_step = head_size + rng.choice((0, 0, MOST_PADDING))
-    row_step = heads * head_step + rng.choice((0, MOST_PADDING))
-    lse_step = rows + rng.choice((0, 1, MOST_PADDING))
-    out = poison(((rows + 2) * row_step,), q.dtype, q.device)
-    lse = poison(((heads + 2) * lse_step,), torch.float32, q.device)
-    return State(
-        out.as_strided((rows, heads, head_size), (row_step, head_step, 1), row_step),
-        lse.as_strided((heads, rows), (lse_step, 1), lse_step),
-    )
-
-
-def stacked(q: torch.Tensor, layer: Layer, parts: int, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-    """Memory for parts: outs [N, rows, H, D] and LSEs [N, H, rows], each nested in some order, with poison between."""
-    rows, heads, head_size = len(q), layer.num_heads, layer.v_head_size
-    padded = head_size + rng.choice((0, 0, MOST_PADDING))
-    outs, lses = rng.choice(("nthd", "tnhd", "htnd")), rng.choice(("nht", "nth", "thn"))
-    sizes = {"n": parts, "t": rows, "h": heads, "d": padded}
-    out = poison(tuple(sizes[dim] for dim in outs), q.dtype, q.device)[..., :head_size]
-    lse = poison(tuple(sizes[dim] + rng.choice((0, 1)) for dim in lses), torch.float32, q.device)
-    lse = lse[tuple(slice(sizes[dim]) for dim in lses)]
-    return out.permute([outs.index(dim) for dim in "nthd"]), lse.permute([lses.index(dim) for dim in "nht"])
 
 
 def _support(device: str, output_dtypes: tuple[str, ...]) -> Support:
@@ -295,7 +229,7 @@ TRITON_MERGE = merge_target(
     _triton_merge,
     EVERY_OPTION,
     description="the Triton kernel merge_attn_states: parts of the keys by the reference, merged",
-    unavailable=missing_triton,
+    unavailable=triton_unavailable,
     modules=modules,
     modes=_MODES,
     planned=planned,
@@ -304,7 +238,7 @@ TRITON_MERGE_PARTS = parts_target(
     "triton-merge-parts",
     _triton_merge_parts,
     description="the Triton kernel merge_attn_parts: parts of the keys by the reference, merged at once",
-    unavailable=missing_triton,
+    unavailable=triton_unavailable,
     modules=modules,
     modes=_MODES,
     planned=planned,

@@ -20,8 +20,9 @@ from attn_fuzz.targets.indexer import (
 )
 from attn_fuzz.targets.merge import EVERY_OPTION, merge_target, parts_target
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING, Support, Target
-from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, missing_triton
+from attn_fuzz.targets.support import EVERYTHING, Support
+from attn_fuzz.targets.target import Target
+from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 
 
@@ -84,8 +85,8 @@ def _rounding(device: str) -> Rounding:
     return (REFERENCE_FP32 if device == "cpu" else TRITON).rounding(device)
 
 
-def _missing(device: str) -> str | None:
-    return None if device == "cpu" else missing_triton(device)
+def _unavailable(device: str) -> str | None:
+    return None if device == "cpu" else triton_unavailable(device)
 
 
 def _merge() -> Any:
@@ -152,7 +153,7 @@ TORCH_OPS = Target(
     rope_and_write_kv_cache=_rope,
     support=_support,
     rounding=_rounding,
-    unavailable=_missing,
+    unavailable=_unavailable,
     forget=TRITON.forget,
     modes={"latent": _latent, "indexer": _indexer},
 )
@@ -161,11 +162,11 @@ TORCH_OPS_MERGE = merge_target(
     _merge,
     EVERY_OPTION,
     description="the torch op attn_parity::merge_attn_states: parts of the keys by the reference, merged",
-    unavailable=_missing,
+    unavailable=_unavailable,
 )
 TORCH_OPS_MERGE_PARTS = parts_target(
     "torch-ops-merge-parts",
     _merge_parts,
     description="the torch op attn_parity::merge_attn_parts: parts of the keys by the reference, merged at once",
-    unavailable=_missing,
+    unavailable=_unavailable,
 )

@@ -1,6 +1,7 @@
 """The reference in float32 as a target."""
 
-from attn_fuzz.targets.target import WITH_LATENT, Target
+from attn_fuzz.targets.support import WITH_LATENT
+from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.rounding import Rounding
 
 

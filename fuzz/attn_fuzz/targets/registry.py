@@ -24,7 +24,8 @@ from typing import NamedTuple
 from attn_fuzz import current_folder, foreign
 from attn_fuzz.errors import NOT_RUN, InputError, LimitError
 from attn_fuzz.targets import modes
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.text import nearest
 from attn_fuzz.verdict.rounding import Rounding
 

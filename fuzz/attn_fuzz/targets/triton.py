@@ -20,7 +20,8 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.modes import far, invariant, properties, returned
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, Gpu, LatentSizes, Mode, Support, Target, within
+from attn_fuzz.targets.support import EVERYTHING, WITH_LATENT, LatentSizes, Support
+from attn_fuzz.targets.target import Gpu, Mode, Target, within
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _triton_support(device: str) -> Support:
     )
 
 
-def missing_triton(device: str) -> str | None:
+def triton_unavailable(device: str) -> str | None:
     """The reason why Triton's kernels cannot run on a device type here, or None if they can."""
     if importlib.util.find_spec("triton") is None:
         return extras.missing("triton")
@@ -298,7 +299,7 @@ TRITON = Target(
     rope_and_write_kv_cache=_triton_rope,
     support=_triton_support,
     rounding=_triton_rounding,
-    unavailable=missing_triton,
+    unavailable=triton_unavailable,
     events=_triton_events,
     siblings=_MODES,
     checks_arguments=True,
@@ -457,7 +458,7 @@ TRITON_WRITE = dataclasses.replace(
     support=lambda device: dataclasses.replace(
         _triton_support(device), attn_types=(AttentionType.DECODER, AttentionType.ENCODER_DECODER)
     ),
-    unavailable=missing_triton,
+    unavailable=triton_unavailable,
     forget=_forget_launches,
     modules=modules,
     modes={"far": far.with_any_strides},

@@ -36,8 +36,8 @@ there `aiter-unified-attention` meets it. No target meets `sglang-aiter-decode-w
 - A run of the fuzzer counts the cases that a finding explains, and goes on. It says when the stored case of a finding no longer
   fails. `attn-parity select` lists the findings that a layer can meet in the selected backend.
 - To replay a finding, install the package of the version that is named, without what it requires (`pip install
-  --no-deps vllm==0.33.0`), and start in the repository's root: `attn-parity replay fuzz/attn_fuzz/findings/NAME.json` exits
-  with 1 and names the finding.
+  --no-deps vllm==0.33.0`), and start in the repository's root: `attn-parity replay fuzz/attn_fuzz/findings/cases/NAME.json`
+  exits with 1 and names the finding.
 - {alone} findings in compilers and in transformers have a script alone:
 {scripts}
 

@@ -59,7 +59,7 @@ def backend_page() -> str:
 def _runs() -> Iterator[tuple[str, ...]]:
     for backend, runs in RUNS.items():
         for run in runs:
-            yield (backend, run.kernels, run.how, f"`{run.target}`" if run.target else "none", run.known)
+            yield (backend, run.kernels, run.how, f"`{run.target}`", run.known)
 
 
 def _tables(aiter: Aiter) -> dict[str, dict[str, Cell]]:

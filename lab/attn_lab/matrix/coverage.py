@@ -14,7 +14,7 @@ from attn_fuzz.report.drawn import can_have
 from attn_fuzz.run import prepared, shard
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.targets.support import EVERYTHING
 
 NAMES = [feature.name for feature in FEATURES if can_have(EVERYTHING, feature)]
 """The features that are counted: all but those of latent caches, which are drawn only for targets that name them."""

@@ -24,7 +24,7 @@ from attn_fuzz.run.shrink import lowered
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.targets.support import EVERYTHING
 from attn_fuzz.verdict import oracle
 from attn_fuzz.verdict.verdict import Verdict
 from hypothesis import given, settings, strategies

@@ -12,7 +12,7 @@ from attn_fuzz.cases.case import SCHEMA, Cache, Case, CaseError, Request, Rope
 from attn_fuzz.run import trial
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.targets.support import EVERYTHING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -9,7 +9,7 @@ from attn_fuzz.cases.poison import bits, storage_of
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.run import devices
 from attn_fuzz.strategies import cases
-from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.targets.support import EVERYTHING
 from hypothesis import given, settings
 
 SMALL = dataclasses.replace(EVERYTHING, head_sizes=(16, 32), block_sizes=(16, 1, 4, 48), max_tokens=32, max_seq_len=64)

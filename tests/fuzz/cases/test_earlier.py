@@ -26,7 +26,7 @@ from attn_fuzz.strategies import cases, families
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.backends import plain as backends
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.targets.support import EVERYTHING
 from attn_fuzz.targets.triton import TRITON
 from hypothesis import HealthCheck, given, settings
 from planted import SMALL

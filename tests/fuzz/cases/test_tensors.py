@@ -14,7 +14,7 @@ from attn_fuzz.cases.idle_strides import IDLE_STRIDES
 from attn_fuzz.cases.poison import CANARY, LEFTOVER, POISON, bits, canary, poison
 from attn_fuzz.cases.tensors import GUARD, Step
 from attn_fuzz.strategies import cases
-from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.targets.support import EVERYTHING
 from hypothesis import given, settings
 
 replace = msgspec.structs.replace

@@ -20,7 +20,7 @@ from attn_fuzz.explain.evidence import grown, seen
 from attn_fuzz.explain.search import changed
 from attn_fuzz.explain.variants import VARIANTS
 from attn_fuzz.targets import Rounding, Target
-from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.targets.support import EVERYTHING
 
 CACHE = Cache(layout=Layout.BLOCKS_FIRST_NHD, block_size=4, num_blocks=6)
 RAGGED = (

@@ -12,7 +12,7 @@ from attn_fuzz.cases.case import PROGRAM_ORDERS, SCHEMA, Case
 from attn_fuzz.interpreted import program_order
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shrink import lowered
-from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.targets.support import EVERYTHING
 
 from tests.support import processes
 

@@ -16,7 +16,8 @@ import torch
 from attn_contract import Batch, KVCacheView, Layer
 from attn_fuzz.errors import HelperKilledError, LimitError
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, RopeFunction, Target, WriteFunction
+from attn_fuzz.targets.support import EVERYTHING
+from attn_fuzz.targets.target import AttentionFunction, RopeFunction, Target, WriteFunction
 from attn_fuzz.verdict.rounding import LARGEST, Rounding
 
 SMALL = dataclasses.replace(

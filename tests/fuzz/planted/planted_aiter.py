@@ -21,8 +21,9 @@ from attn_fuzz.targets.backends.plain import BackendLayers, backend_target, name
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.packages.latent_rows import decoded_rows
 from attn_fuzz.targets.rng import rng_of_lengths
-from attn_fuzz.targets.target import Support, Target
-from attn_fuzz.targets.triton import TRITON, missing_triton
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
+from attn_fuzz.targets.triton import TRITON, triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 from attn_optimized import aiter_adapter
 
@@ -183,7 +184,7 @@ def rounding(device: str) -> Rounding:
 
 
 def _target(name: str, **fields) -> Target:
-    return Target(name=name, description=name, rounding=rounding, unavailable=missing_triton, **fields)
+    return Target(name=name, description=name, rounding=rounding, unavailable=triton_unavailable, **fields)
 
 
 UNIFIED = _target(

@@ -11,7 +11,8 @@ import attn_reference
 import torch
 from attn_contract import Batch, Layer
 from attn_fuzz.cases.case import Case
-from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Target
+from attn_fuzz.targets.support import EVERYTHING
+from attn_fuzz.targets.target import AttentionFunction, Target
 from attn_fuzz.verdict.rounding import LARGEST, U32, Rounding
 from planted import rotate, with_one_key_more, without_last_key, write
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from attn_contract import AttentionType
-from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.targets.support import EVERYTHING
 from attn_fuzz.targets.triton import TRITON
 
 SMALL = dataclasses.replace(

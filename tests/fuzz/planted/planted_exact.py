@@ -14,7 +14,8 @@ from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import Case
 from attn_fuzz.run.trial import followed
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.verdict import Verdict
 
 

@@ -13,7 +13,7 @@ from attn_fuzz import foreign
 from attn_fuzz.errors import LimitError
 from attn_fuzz.interpreted import reductions
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.targets.support import EVERYTHING
 from attn_optimized.quantization import stored_format
 from triton.language.extra import libdevice
 

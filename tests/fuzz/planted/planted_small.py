@@ -10,7 +10,8 @@ from attn_contract import Batch, Layer
 from attn_fuzz.errors import LimitError
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Target
+from attn_fuzz.targets.support import EVERYTHING
+from attn_fuzz.targets.target import AttentionFunction, Target
 
 attend = REFERENCE_FP32.attention
 SMALL = dataclasses.replace(EVERYTHING, head_sizes=(16,), group_sizes=(1, 2), block_sizes=(1, 2))

@@ -6,7 +6,7 @@ from typing import Any
 from attn_fuzz.cases.case import Case
 from attn_fuzz.report.run import Found, Run
 from attn_fuzz.run.shard import Failure
-from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.targets.support import EVERYTHING
 from attn_fuzz.verdict.verdict import Verdict
 
 

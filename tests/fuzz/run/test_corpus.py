@@ -14,7 +14,7 @@ from attn_fuzz.corpus.database import DatabaseError
 from attn_fuzz.run import runner
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.targets.support import EVERYTHING
 from attn_lab.zoo import known_bugs as mutants
 from hypothesis.database import InMemoryExampleDatabase
 

@@ -14,7 +14,7 @@ from attn_fuzz.run import fence, pages
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.fence import Fence
 from attn_fuzz.strategies import cases
-from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.targets.support import EVERYTHING
 from attn_fuzz.verdict.verdict import FENCED
 from hypothesis import given, settings
 

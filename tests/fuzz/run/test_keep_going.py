@@ -18,7 +18,7 @@ from attn_fuzz.run.distinct import SHARD_EXAMPLES, DistinctFailures, Entry
 from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets import needing
-from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.targets.support import EVERYTHING
 from attn_fuzz.verdict.verdict import Verdict, what_failed
 from hypothesis import HealthCheck, assume, given, settings
 

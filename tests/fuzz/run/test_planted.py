@@ -14,7 +14,8 @@ from attn_fuzz.run.shard import Progress
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import RopeFunction, Support
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import RopeFunction
 from attn_fuzz.verdict.verdict import Verdict, what_failed
 
 from tests.support import processes

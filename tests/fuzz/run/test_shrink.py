@@ -16,7 +16,7 @@ from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.target import EVERYTHING, Support
+from attn_fuzz.targets.support import EVERYTHING, Support
 from attn_fuzz.verdict.verdict import Kind, Verdict, what_failed
 from attn_lab.zoo import known_bugs as mutants
 from attn_parity.commands.fuzz import failing

@@ -17,7 +17,7 @@ from attn_fuzz.strategies import families
 from attn_fuzz.strategies.independent import INDEPENDENT
 from attn_fuzz.strategies.tally import SUPPORTED, Tally
 from attn_fuzz.targets.engine import RESTRICTIONS, VLLM, Engine
-from attn_fuzz.targets.target import EVERYTHING, LatentSizes, Support
+from attn_fuzz.targets.support import EVERYTHING, LatentSizes, Support
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.support.mostly_nightly import mostly_nightly

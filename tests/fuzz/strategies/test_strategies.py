@@ -20,7 +20,7 @@ from attn_fuzz.strategies.independent import INDEPENDENT
 from attn_fuzz.strategies.rules import DRAWN_ELSEWHERE, NUMBERS
 from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, Support
+from attn_fuzz.targets.support import EVERYTHING, WITH_LATENT, Support
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 DRAWN = settings(INDEPENDENT, phases=[Phase.generate], suppress_health_check=list(HealthCheck))

@@ -5,18 +5,18 @@ import itertools
 import pytest
 import torch
 from attn_fuzz.targets.packages.aiter import mla_metadata as aiter_mla_metadata
-from attn_fuzz.targets.packages.aiter.mla_metadata import metadata
+from attn_fuzz.targets.packages.aiter.mla_metadata import metadata, metadata_of_main
 
 
-@pytest.mark.parametrize("is_main", [False, True])
+@pytest.mark.parametrize("plan", [metadata, metadata_of_main])
 @pytest.mark.parametrize("most_parts", [-1, 1, 3])
 @pytest.mark.parametrize(
     ("keys", "queries", "heads", "workgroups"), [([300, 17, 33], 1, 16, 304), ([65, 200], 4, 128, 8), ([40] * 9, 2, 16, 4)]
 )
-def test_works_have_all_keys_once_and_their_parts_are_merged(keys, queries, heads, workgroups, most_parts, is_main):
+def test_works_have_all_keys_once_and_their_parts_are_merged(keys, queries, heads, workgroups, most_parts, plan):
     qo_indptr = torch.arange(len(keys) + 1, dtype=torch.int32) * queries
     kv_indptr = torch.tensor([0, *itertools.accumulate(keys)], dtype=torch.int32)
-    made = metadata(qo_indptr, kv_indptr, heads, workgroups, most_parts, is_main=is_main)
+    made = plan(qo_indptr, kv_indptr, heads, workgroups, most_parts)
     assert len(made.work_indptr) == workgroups + 1
     assert made.work_indptr[-1] == len(made.work_info_set)
     tiles: dict[tuple[int, int], list[list[int]]] = {}
@@ -43,12 +43,12 @@ def test_a_part_without_keys_is_a_work():
 
 
 def test_main_leaves_no_part_that_a_query_does_not_see():
-    made = metadata(torch.tensor([0, 2]), torch.tensor([0, 17]), 128, 304, -1, is_main=True)
+    made = metadata_of_main(torch.tensor([0, 2]), torch.tensor([0, 17]), 128, 304, -1)
     assert [work[1:7] for work in made.work_info_set.tolist()] == [[-1, 0, 1, 0, 16, 1], [-1, 1, 2, 0, 17, 0]]
 
 
 def test_requests_of_many_heads_are_works_of_16_heads_over_the_same_keys():
-    made = metadata(torch.tensor([0, 1, 2]), torch.tensor([0, 9, 20]), 16, 304, -1, factor=2, is_main=True)
+    made = metadata_of_main(torch.tensor([0, 1, 2]), torch.tensor([0, 9, 20]), 16, 304, -1, factor=2)
     assert [work[2:6] for work in made.work_info_set.tolist()] == [[0, 1, 0, 9], [1, 2, 0, 9], [2, 3, 9, 20], [3, 4, 9, 20]]
 
 

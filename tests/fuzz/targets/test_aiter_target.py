@@ -8,8 +8,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from attn_contract import AttentionType
 from attn_fuzz.cases.tensors import build
+from attn_fuzz.findings.aiter.unified import SPLIT_KEYS
 from attn_fuzz.targets.aiter_adapter import AITER_UNIFIED_ATTENTION
+from attn_fuzz.targets.backends.plain import BACKEND_AITER_FA, BACKEND_AITER_UNIFIED
+from attn_fuzz.targets.triton import TRITON
 from attn_optimized.aiter_adapter import Aiter, find_aiter
 
 needs_aiter = pytest.mark.skipif(find_aiter().missing is not None, reason="needs AMD's AITER: tox run -e others")
@@ -27,6 +31,18 @@ def test_a_step_of_more_heads_than_rows_of_a_tile_has_events(step_case):
     for group_size in (1, 16, 17, 33):
         step = build(msgspec.structs.replace(step_case, group_size=group_size, requests=step_case.requests[:0]), "cpu")
         assert list(AITER_UNIFIED_ATTENTION.events(step)) == []
+
+
+@pytest.mark.parametrize(("attn_type", "paths"), [(AttentionType.DECODER, []), (AttentionType.ENCODER_DECODER, ["split"])])
+def test_the_backend_counts_the_paths_of_the_kernel_that_serves_a_layer(attn_type, paths, step_case):
+    """AITER's kernel does not split these keys yet. This project's kernels do, and serve all but decoders."""
+    blocks = tuple(range(SPLIT_KEYS // 4))
+    request = msgspec.structs.replace(step_case.requests[0], seq_len=SPLIT_KEYS, blocks=blocks)
+    cache = msgspec.structs.replace(step_case.cache, num_blocks=len(blocks))
+    step = build(msgspec.structs.replace(step_case, attn_type=attn_type, requests=(request,), cache=cache), "cpu")
+    assert list(TRITON.events(step)) == ["split"]
+    assert list(BACKEND_AITER_UNIFIED.events(step)) == paths
+    assert list(BACKEND_AITER_FA.events(step)) == []
 
 
 @needs_aiter

@@ -34,7 +34,7 @@ from attn_fuzz.strategies.cases import steps
 from attn_fuzz.strategies.independent import INDEPENDENT
 from attn_fuzz.strategies.layers import DrawnLayer, layer, with_own_numbers
 from attn_fuzz.strategies.tally import Tally
-from attn_fuzz.targets import emulated, registry
+from attn_fuzz.targets import of_architecture, registry
 from attn_fuzz.targets.modes import ARCHITECTURES
 from attn_fuzz.targets.target import Gpu
 from attn_fuzz.targets.triton import PARTS_PER_ROUND, UNITS_PER_TURN, interprets, planned
@@ -304,14 +304,14 @@ def test_an_access_that_the_call_does_not_allow_is_told_by_tensor_and_index(muta
     ],
 )
 def test_a_race_of_a_kernel_of_others_is_found_unless_its_target_declares_it(name, kind, words, step_case, monkeypatch):
-    monkeypatch.setattr(emulated, "CHECKED", 1.0)
+    monkeypatch.setattr(of_architecture, "CHECKED", 1.0)
     verdict = try_case(step_case, registry.load(f"planted_race:{name}@gfx942"), "cpu")
     assert (verdict.kind, verdict.about) == (kind, "Fault" if words else verdict.about), verdict
     assert re.search(words, verdict.message)
 
 
 def test_a_share_of_launches_runs_in_a_second_order_with_other_junk():
-    drawn = [emulated.schedules(random.Random(seed)) for seed in range(200)]
+    drawn = [of_architecture.schedules(random.Random(seed)) for seed in range(200)]
     twice = [schedules for schedules in drawn if len(schedules) == 2]
     assert 0.2 < len(twice) / len(drawn) < 0.4
     assert all(first.races and not second.races and first.seed != second.seed for first, second in twice)

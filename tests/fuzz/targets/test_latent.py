@@ -25,7 +25,8 @@ from attn_fuzz.strategies.independent import INDEPENDENT
 from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING, WITH_LATENT, LatentSizes, Support, Target
+from attn_fuzz.targets.support import EVERYTHING, WITH_LATENT, LatentSizes, Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.targets.triton import MODE_OF_FORMAT
 from attn_lab.matrix import coverage
 from hypothesis import HealthCheck, Phase, given, seed, settings

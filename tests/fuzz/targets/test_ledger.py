@@ -2,21 +2,20 @@
 
 import json
 import re
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
-from attn_fuzz import findings
 from attn_fuzz.cases import case_file
+from attn_fuzz.findings import finding
 from attn_fuzz.findings.finding import explanation, is_nan_before_windows
 from attn_fuzz.report.run import Run
 from attn_fuzz.run import ledger
 from attn_fuzz.run.executor import Executor
 from attn_fuzz.run.shard import Progress
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.targets.support import EVERYTHING
 from attn_fuzz.verdict.judge import Difference
 from attn_fuzz.verdict.verdict import Verdict
 from planted_findings import SINKS
@@ -173,7 +172,7 @@ def test_only_failures_are_explained(step_case):
     assert explanation([SINKS], case, Verdict(kind="agree")) is None
 
 
-STORED = {path.stem: path for path in sorted(Path(findings.__file__).parent.glob("*.json"))}
+STORED = {path.stem: path for path in sorted(finding.CASES.glob("*.json"))}
 
 
 def test_every_finding_has_a_case():

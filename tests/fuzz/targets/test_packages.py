@@ -67,6 +67,13 @@ def test_where_a_package_is_missing_the_target_says_what_to_install(name, monkey
     assert needed in run.err
 
 
+@pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if target.oracle])
+def test_a_gpu_adds_each_dot_to_the_sums_so_far(name):
+    by_the_reference = ("vllm-reshape-and-cache", "vllm-flex-masks", "merge", "-dcp-")
+    attends = not any(each in name for each in by_the_reference)
+    assert TARGETS[name].rounding("cuda").dot_is_chained == attends
+
+
 @pytest.mark.parametrize("name", ["aiter-extend-attention", "aiter-mha-varlen", "aiter-mla-decode", "aiter-mla-decode-rope"])
 @pytest.mark.parametrize(("hip", "refused"), [(None, True), ("7.2", False)])
 def test_launches_with_options_for_rocm_are_refused_on_an_nvidia_gpu(name, hip, refused, monkeypatch):

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from attn_fuzz.targets.merge import State
 from attn_fuzz.targets.packages.rank_merges import stored_in
+from attn_fuzz.targets.parts import State
 
 
 @pytest.mark.parametrize("log_of_base", [1.0, math.log(2.0)])

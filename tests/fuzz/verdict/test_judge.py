@@ -22,7 +22,8 @@ from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases
 from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.target import EVERYTHING, Target
+from attn_fuzz.targets.support import EVERYTHING
+from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict import judge, oracle
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference.logits import logit_bias

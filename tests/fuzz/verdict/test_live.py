@@ -22,7 +22,7 @@ import dataclasses
 
 import attn_reference
 from attn_fuzz.targets import Rounding, Target
-from attn_fuzz.targets.target import EVERYTHING
+from attn_fuzz.targets.support import EVERYTHING
 
 right = attn_reference.paged_attention
 

@@ -14,7 +14,8 @@ from attn_fuzz.report.run import Found
 from attn_fuzz.run import shard
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 from attn_parity.commands.fuzz import machines
 from attn_parity.commands.fuzz.begun import Begun
 from attn_parity.commands.fuzz.machines import Machines

@@ -11,7 +11,7 @@ import click
 from attn_fuzz import current_folder
 from attn_fuzz.run import ledger, workers
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 from attn_parity.commands.fuzz.options import Options
 from attn_parity.console import notes
 from attn_parity.device import default_workers, device_name, use_device

@@ -18,7 +18,8 @@ from attn_fuzz.targets.backends.plain import BackendLayers, backend_target, comm
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.modes import invariant
 from attn_fuzz.targets.rng import rng_of, rng_of_lengths
-from attn_fuzz.targets.target import AttentionFunction, LatentSizes, Mode, Support, Target
+from attn_fuzz.targets.support import LatentSizes, Support
+from attn_fuzz.targets.target import AttentionFunction, Mode, Target
 from attn_fuzz.targets.triton import TRITON, TRITON_LATENT
 from attn_fuzz.verdict.rounding import Rounding
 

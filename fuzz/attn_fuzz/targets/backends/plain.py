@@ -7,7 +7,7 @@ serves what the installed AITER can do, so its own declaration states its cases.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from attn_contract import AttentionType, Batch, Capabilities, Layer, Layout
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import DTYPES
+from attn_fuzz.cases.tensors import Step
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.findings.aiter.unified import BACKENDS
 from attn_fuzz.targets.aiter_adapter import AITER_UNIFIED_ATTENTION, readable_aiter, usable_aiter
@@ -23,7 +24,8 @@ from attn_fuzz.targets.backends import supports as backend_supports
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.modes import invariant
 from attn_fuzz.targets.rng import rng_of, rng_of_call
-from attn_fuzz.targets.target import Mode, Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Mode, Target
 from attn_fuzz.targets.triton import TRITON, queries_per_tile
 
 
@@ -234,29 +236,28 @@ def common_metadata(batch: Batch, attn_type: AttentionType) -> Any:
     return common
 
 
-def backend_target(name: str, layers: BackendLayers, **fields: Any) -> Target:
+def backend_target(name: str, layers: BackendLayers, *, kernels: Target = TRITON, **fields: Any) -> Target:
     """A backend as a target.
 
     Args:
         name: the name of the target.
         layers: of the backend.
-        fields: fields of Target that differ from those of the target `triton`. `support` is one of them.
+        kernels: the target of the kernels that the backend calls. They round, split and repeat as this target declares.
+        fields: other fields of Target, and those that differ from what is declared here. `support` is one of them.
     """
     modes = ({"validate": True}, {"validate": False}, {"batch_invariant": True})
-    own = {
+    declared = {
         "attention": layers.attention,
         "write_kv_cache": layers.write_kv_cache,
         "rope_and_write_kv_cache": layers.rope_and_write_kv_cache,
         "siblings": tuple(functools.partial(layers.attention, **mode) for mode in modes),
         "declares": layers.capabilities,
-        "checks_arguments": False,  # those of layers are: tests/optimized/backends
         "forget": layers.forget,
         "unavailable": layers.unavailable,
-        "modules": None,  # some call kernels that are not Triton's
-        "modes": {},
-        "planned": None,
+        **{field: getattr(kernels, field) for field in ("rounding", "events", "repeats", "sanitizes", "exact")},
     }
-    return dataclasses.replace(TRITON, name=name, **{**own, **fields})
+    # the arguments of layers are checked in tests/optimized/backends
+    return Target(name=name, **{**declared, **fields})
 
 
 def invariant_layers(layers: BackendLayers) -> dict[str, Mode]:
@@ -320,6 +321,11 @@ def unified_sizes(device: str) -> Support:
     return dataclasses.replace(TRITON.support(device), unused_slots=kernel.unused_slots, exclude=exclude)
 
 
+def _unified_events(step: Step) -> Iterable[str]:
+    """The paths of AITER's kernel, which serves only decoders, or of this project's kernels."""
+    return (AITER_UNIFIED_ATTENTION if step.layer.attn_type is AttentionType.DECODER else TRITON).events(step)
+
+
 def fa_sizes(device: str) -> Support:
     """The support of ROCM_AITER_FA: its prefill and extend attend to the step's own tensors, and not to the cache's."""
 
@@ -362,22 +368,20 @@ BACKEND_ROCM_ATTN = backend_target(
 BACKEND_AITER_UNIFIED = backend_target(
     "backend-aiter-unified",
     _UNIFIED,
+    kernels=AITER_UNIFIED_ATTENTION,
     description="the backend ROCM_AITER_UNIFIED_ATTN on the installed AITER",
     support=declared_by(_UNIFIED, unified_sizes),
-    rounding=AITER_UNIFIED_ATTENTION.rounding,
+    events=_unified_events,
     findings=BACKENDS["ROCM_AITER_UNIFIED_ATTN"],
-    sanitizes=False,
-    exact=False,
 )
 BACKEND_AITER_FA = backend_target(
     "backend-aiter-fa",
     _FA,
+    kernels=AITER_UNIFIED_ATTENTION,
     description="the backend ROCM_AITER_FA on the installed AITER",
     support=declared_by(_FA, fa_sizes),
     unavailable=_needs_an_amd_gpu,
     refuses=False,
-    rounding=AITER_UNIFIED_ATTENTION.rounding,
+    events=lambda step: (),  # most steps are served by other kernels of AITER
     findings=BACKENDS["ROCM_AITER_FA"],
-    sanitizes=False,
-    exact=False,
 )

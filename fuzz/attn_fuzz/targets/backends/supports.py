@@ -5,7 +5,7 @@ import dataclasses
 from attn_contract import AttentionConfig, AttentionType, Layout
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets.attention_config import config_of
-from attn_fuzz.targets.target import BESIDE_TWO_WIDTHS, Support
+from attn_fuzz.targets.support import BESIDE_TWO_WIDTHS, Support
 from attn_fuzz.targets.triton import TRITON
 
 _ROCM_ATTN_HEAD_SIZES = (32, 64, 80, 96, 128, 160, 192, 224, 256)

@@ -13,8 +13,8 @@ from attn_fuzz.cases.poison import bits, canary, poison
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.targets.indexer.gathered import gathered_keys
 from attn_fuzz.targets.indexer.step import GUARD, MOST_PADDING, NUMBERS, IndexStep, Terms, batch_on, index_step, on_device
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.rng import rng_of_lengths
+from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.target import AttentionFunction
 from attn_fuzz.verdict.indexer import index_oracle, wrong_logits, wrong_selection
 

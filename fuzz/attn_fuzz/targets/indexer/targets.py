@@ -10,7 +10,8 @@ from attn_contract import AttentionType, IndexLayout, IndexScore, Layout, Physic
 from attn_fuzz.targets.engine import ANY_ENGINE, Engine
 from attn_fuzz.targets.indexer.stages import Stages, attention_by
 from attn_fuzz.targets.indexer.step import Terms
-from attn_fuzz.targets.target import AttentionFunction, Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import AttentionFunction, Target
 from attn_fuzz.verdict.rounding import Rounding
 
 FORCED: Final = {"first_units": (0, 0, 0, 1, 2), "last_units": (0, 0, 0, 1, 2)}

@@ -11,8 +11,9 @@ from attn_fuzz.targets.indexer.stages import Stages, attention_by, unwritten_log
 from attn_fuzz.targets.indexer.targets import EVERY_TERM, index_target
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.rng import rng_of_lengths, rng_of_metadata
-from attn_fuzz.targets.target import Support, Target
-from attn_fuzz.targets.triton import TRITON, missing_triton, modules, planned
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
+from attn_fuzz.targets.triton import TRITON, modules, planned, triton_unavailable
 
 
 def _triton_functions() -> tuple[Callable[..., object], Callable[..., torch.Tensor], Callable[..., torch.Tensor]]:
@@ -70,7 +71,7 @@ def _far(target: Target) -> Target:
     return dataclasses.replace(
         target,
         attention=attention_by(lambda: _with_far_rows(*_triton_functions()), EVERY_TERM),
-        unavailable=lambda device: far.missing(device) or target.unavailable(device),
+        unavailable=lambda device: far.unavailable(device) or target.unavailable(device),
         sanitizes=False,
     )
 
@@ -80,7 +81,7 @@ _TRITON_ON_CPU = index_target(
     _triton_stages,
     EVERY_TERM,
     description="the Triton kernels of an index layer: index cache, logits and selection",
-    unavailable=missing_triton,
+    unavailable=triton_unavailable,
     modules=modules,
     planned=planned,
     forget=TRITON.forget,

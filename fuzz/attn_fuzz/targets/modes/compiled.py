@@ -13,11 +13,12 @@ from typing import Any
 from attn_contract import Layer
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.errors import LimitError
-from attn_fuzz.targets.emulated import STEPS_PER_LAYER, missing, schedules
+from attn_fuzz.targets import of_architecture
 from attn_fuzz.targets.modes import ARCHITECTURES, NoModeError
 from attn_fuzz.targets.rng import rng_of, rng_of_metadata
-from attn_fuzz.targets.target import Gpu, Support, Target, within
-from attn_fuzz.targets.triton import missing_triton
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Gpu, Target, within
+from attn_fuzz.targets.triton import triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 
 KEYS_PER_TILE = 16
@@ -33,8 +34,8 @@ FLUSHES_FLOAT16 = ("gfx90a",)
 _WITHOUT_XF32 = f"@{next(each for each in ARCHITECTURES if each not in _WITH_XF32)}"
 
 
-def _missing(device: str, architecture: str) -> str | None:
-    if reason := missing(device) or missing_triton(device):
+def _unavailable(device: str, architecture: str) -> str | None:
+    if reason := of_architecture.unavailable(device) or triton_unavailable(device):
         return reason
     from attn_optimized.device import missing_compiler
 
@@ -107,7 +108,7 @@ class _Compiled:
         launches = Launches(
             f"{self.place}.modules",
             self.architecture,
-            functools.partial(schedules, rng_of_metadata(arguments), races=self.target.races is None),
+            functools.partial(of_architecture.schedules, rng_of_metadata(arguments), races=self.target.races is None),
             whole_storages=not self.is_planned,
             large_storages=self.is_planned and _is_large(arguments),
         )
@@ -123,7 +124,7 @@ class _Compiled:
             how = "where Triton's tl.dot is XF32, and how hardware rounds to XF32 is not published"
             what = f"float32 on {self.architecture}, {how}"
             raise LimitError(what, f"float16, bfloat16, or an architecture without XF32, such as {_WITHOUT_XF32}")
-        steps = STEPS_PER_LAYER if declared.steps_per_layer == 1 else declared.steps_per_layer
+        steps = of_architecture.STEPS_PER_LAYER if declared.steps_per_layer == 1 else declared.steps_per_layer
         changed = dataclasses.replace(declared, dtypes=dtypes, steps_per_layer=steps, own_numbers=self.is_planned)
         if not self.is_planned:
             return changed
@@ -137,7 +138,7 @@ class _Compiled:
         return dataclasses.replace(declared, keys_per_tile=KEYS_PER_TILE, float16_dots=False) if self.is_planned else declared
 
     def unavailable(self, device: str) -> str | None:
-        return _missing(device, self.architecture) or self.target.unavailable(device)
+        return _unavailable(device, self.architecture) or self.target.unavailable(device)
 
     def events(self, step: Step) -> Iterable[str]:
         """The events of a step, as host code plans it for the architecture."""

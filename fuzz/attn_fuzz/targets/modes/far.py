@@ -26,7 +26,8 @@ from attn_contract.memory import extent
 from attn_fuzz.cases.poison import bits, storage_of
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.rng import rng_of, rng_of_metadata
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 
 REACH = 1 << 32
 """The units that the rows span: half of them lie at offsets that int32 does not hold."""
@@ -307,14 +308,14 @@ def _with(target: Target, tensors_of: Callable[[Spread], _AnyStrides | _LargeCac
     return target.wrapped(
         far_apart,
         support=support,
-        unavailable=lambda device: missing(device) or target.unavailable(device),
+        unavailable=lambda device: unavailable(device) or target.unavailable(device),
         checks_arguments=False,
         sanitizes=False,
         exact=False,
     )
 
 
-def missing(device: str) -> str | None:
+def unavailable(device: str) -> str | None:
     """The reason why tensors cannot lie far apart on a device, or None."""
     if device != "cpu":
         return "it needs memory that costs nothing until it is written: --device cpu"

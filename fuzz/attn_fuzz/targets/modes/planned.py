@@ -70,14 +70,14 @@ def of(target: Target) -> Target:
     return target.wrapped(
         within(lambda arguments: planned(drawn_gpu(rng_of_metadata(arguments)))),
         rounding=rounding,
-        unavailable=lambda device: target.unavailable(device) or _missing(device),
+        unavailable=lambda device: target.unavailable(device) or _unavailable(device),
         events=events,
         checks_arguments=False,
         modules=None,  # its launches are those of several architectures
     )
 
 
-def _missing(device: str) -> str | None:
+def _unavailable(device: str) -> str | None:
     from attn_fuzz.targets.aiter_adapter import missing_e4m3fnuz
 
     if device != "cpu":

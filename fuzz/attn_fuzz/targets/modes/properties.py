@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from attn_fuzz import properties
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.targets.modes import NoModeError
-from attn_fuzz.targets.target import Mode, Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Mode, Target
 
 CHUNKS = 3
 """The number of steps of a prefill, so that most chunks end inside a tile."""

@@ -6,7 +6,8 @@ from typing import NoReturn
 
 import torch
 from attn_fuzz.targets.modes import NoModeError
-from attn_fuzz.targets.target import Mode, Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Mode, Target
 
 
 def by(attend: Callable[..., torch.Tensor]) -> Mode:

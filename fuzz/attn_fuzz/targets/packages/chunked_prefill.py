@@ -3,6 +3,7 @@
 import torch
 from attn_contract import Batch, Layer
 from attn_fuzz import foreign
+from attn_fuzz.targets.rows import rows_of
 
 
 def of_layer(layer: Layer, device: torch.device) -> dict[str, object]:
@@ -34,7 +35,7 @@ def arguments(
         "query": q[:rows],
         "key": k[:rows],
         "value": v[:rows],
-        "output": out.view(q.shape)[:rows],
+        "output": rows_of(out, layer, rows),
         "key_cache": key_cache,
         "value_cache": value_cache,
         "block_table": batch.block_table,

@@ -17,8 +17,8 @@ import torch
 from attn_contract import Batch
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.targets.indexer import guarded, index_engine, judged_target
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.rng import rng_of_lengths
+from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.target import AttentionFunction, Target
 
 UNREAD = 1 << 30

@@ -10,24 +10,25 @@ from typing import Any
 from attn_fuzz import foreign
 from attn_fuzz.foreign.loading import Stubs
 from attn_fuzz.targets.registry import Package
-from attn_fuzz.targets.target import Support, Target
-from attn_fuzz.targets.triton import missing_triton
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
+from attn_fuzz.targets.triton import triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 
 SHARES_A_QUERY = "Where the heads of a group do not divide the 16 rows of a tile, its last query is the first of the next tile."
 """`Target.races` of unified_attention, in AITER and in vLLM."""
 
 
-def triton_target(*, support: Support, rounding: Rounding, **declared: Any) -> Target:
+def triton_target(*, support: Support | Callable[[str], Support], rounding: Rounding, **declared: Any) -> Target:
     """A target that refuses nothing: its engine sends what the kernel serves.
 
     Args:
-        support: on any device.
+        support: as in Target, or a Support on any device.
         rounding: of a kernel whose dots a GPU adds to the sums so far. Triton's interpreter rounds each dot by itself.
         declared: other fields of Target.
     """
     return Target(
-        support=lambda device: support,
+        support=(lambda device: support) if isinstance(support, Support) else support,
         rounding=lambda device: dataclasses.replace(rounding, dot_is_chained=device != "cpu"),
         refuses=False,
         **declared,
@@ -62,9 +63,9 @@ class Sources:
         """The modules, in the order of their names. They are loaded once."""
         return _loaded(self)
 
-    def missing(self, device: str) -> str | None:
-        """`Target.unavailable` of a target that loads these modules."""
-        return missing_triton(device) or foreign.missing(self.package.name, self.files(), self.package.requirement)
+    def unavailable(self, device: str) -> str | None:
+        """See Target."""
+        return triton_unavailable(device) or foreign.missing(self.package.name, self.files(), self.package.requirement)
 
     def files(self) -> tuple[str, ...]:
         """The modules' files in the sources that are here; where there are none, those of `package.requirement`."""
@@ -75,9 +76,13 @@ class Sources:
         found = ([f"{place}{name}.py" for place in self.places] for name in self.names)
         return tuple(next((file for file in files if (folder / file).is_file()), files[0]) for files in found)
 
+    def fields(self) -> dict[str, Any]:
+        """The fields of a Target of these modules that say so."""
+        return {"unavailable": self.unavailable, "modules": self.load}
+
     def target(self, **declared: Any) -> Target:
         """A target of these modules, by `triton_target`."""
-        return triton_target(**{"unavailable": self.missing, "modules": self.load, **declared})
+        return triton_target(**(self.fields() | declared))
 
 
 @functools.cache

@@ -9,10 +9,11 @@ import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages.declaring import triton_target
 from attn_fuzz.targets.rng import rng_of_lengths
-from attn_fuzz.targets.target import AttentionFunction, LatentSizes, Support, Target
+from attn_fuzz.targets.rows import rows_of
+from attn_fuzz.targets.support import LatentSizes, Support
+from attn_fuzz.targets.target import AttentionFunction, Target
 
 SPARSE_TOKENS = dataclasses.replace(
     VLLM, selection_units=(1,), selections=("top", "some", "holes", "all"), selected_per_head=(False,), least_scales=False

@@ -89,15 +89,13 @@ VLLM_MERGE = _target(
     _of_vllm,
     Merges(empty_lses=(-torch.inf, torch.inf), has_prefix_bound=True, has_output_scale=True),
     description="the Triton merge_attn_states of vLLM 0.33.0: parts of the keys by the reference, merged",
-    unavailable=OF_VLLM.missing,
-    modules=OF_VLLM.load,
+    **OF_VLLM.fields(),
 )
 SGLANG_MERGE = _target(
     "sglang-merge-state",
     _of_sglang,
     TWO_STATES,
     description="the Triton merge_state of SGLang 0.5.23: parts of the keys by the reference, merged",
-    unavailable=OF_SGLANG.missing,
-    modules=OF_SGLANG.load,
+    **OF_SGLANG.fields(),
     findings=sglang.MERGE,
 )

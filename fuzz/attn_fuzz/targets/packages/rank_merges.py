@@ -13,9 +13,12 @@ import attn_reference
 import torch
 from attn_contract import AttentionType, Layer
 from attn_fuzz.cases.poison import LEFTOVER
-from attn_fuzz.targets.merge import EVERY_OPTION, State, parts_like, requests_of, rows_of, write_state
+from attn_fuzz.targets.merge import EVERY_OPTION
+from attn_fuzz.targets.parts import State, parts_like, requests_of, write_state
 from attn_fuzz.targets.rng import rng_of_call
-from attn_fuzz.targets.target import EVERYTHING, AttentionFunction, Target
+from attn_fuzz.targets.rows import rows_of
+from attn_fuzz.targets.support import EVERYTHING
+from attn_fuzz.targets.target import AttentionFunction, Target
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import context_parallel
 from attn_reference.rounding import rounded

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple, get_args
 import torch
 from attn_contract import Batch, ContractError, Layer, UnsupportedError
 from attn_fuzz.exact import call as exact
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.ranks.local_calls import TRITON_RANKS
 from attn_fuzz.targets.ranks.processes import TIMEOUT, RankProcesses
 from attn_fuzz.targets.ranks.shards import Shard, dealt, interleave, refuse_without_a_cache
 from attn_fuzz.targets.rng import rng_of_call
-from attn_fuzz.targets.triton import TRITON, missing_triton
+from attn_fuzz.targets.rows import rows_of
+from attn_fuzz.targets.triton import TRITON, triton_unavailable
 
 MOST_RANKS = 3
 
@@ -122,7 +122,7 @@ def _forget_on_rank(group: Any) -> None:
 
 
 def unavailable(device: str) -> str | None:
-    return missing_triton(device) or ("its ranks are processes on a CPU, which meet by gloo" if device != "cpu" else None)
+    return triton_unavailable(device) or ("its ranks are processes on a CPU, which meet by gloo" if device != "cpu" else None)
 
 
 TRITON_OVER_RANKS = dataclasses.replace(

@@ -27,7 +27,7 @@ from attn_fuzz.targets.ranks.attend_over_ranks import MOST_RANKS, TRITON_OVER_RA
 from attn_fuzz.targets.ranks.processes import TIMEOUT
 from attn_fuzz.targets.ranks.shards import INTERLEAVES, Shard, shard
 from attn_fuzz.targets.rng import rng_of, rng_of_call
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 from attn_reference import context_parallel
 
 

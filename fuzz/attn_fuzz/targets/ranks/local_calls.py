@@ -12,11 +12,14 @@ import attn_reference
 import torch
 from attn_contract import AttentionType, Layer, Layout
 from attn_contract.arguments import INT32_MAX
-from attn_fuzz.targets.merge import EVERY_OPTION, State, parts_like, parts_target, requests_of, rows_of, stacked, write_state
+from attn_fuzz.targets.merge import EVERY_OPTION, parts_target
+from attn_fuzz.targets.parts import State, parts_like, requests_of, stacked, write_state
 from attn_fuzz.targets.ranks.shards import dealt, interleave, refuse_without_a_cache
 from attn_fuzz.targets.rng import rng_of_call
-from attn_fuzz.targets.target import WITH_LATENT, Support, Target
-from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, missing_triton
+from attn_fuzz.targets.rows import rows_of
+from attn_fuzz.targets.support import WITH_LATENT, Support
+from attn_fuzz.targets.target import Target
+from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import context_parallel
 
@@ -131,7 +134,7 @@ TRITON_RANKS = Target(
     attention=_triton_attention,
     support=ranks_support,
     rounding=ranks_rounding,
-    unavailable=missing_triton,
+    unavailable=triton_unavailable,
     forget=TRITON.forget,
     modules=TRITON.modules,
     modes={"latent": _latent},

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from attn_fuzz import foreign
 from attn_fuzz.interpreted.sanitizer import Violation
-from attn_fuzz.targets import emulated
+from attn_fuzz.targets import of_architecture
 from attn_fuzz.targets.packages.aiter.package import REQUIREMENT, root
 from attn_fuzz.targets.rng import rng_of_lengths
 
@@ -78,9 +78,9 @@ def _table(file: Path) -> Sequence[Mapping[str, str]]:
         ]
 
 
-def missing(folder: str, architecture: str, device: str) -> str | None:
+def unavailable(folder: str, architecture: str, device: str) -> str | None:
     """The reason why the files of a folder of hsa/ARCHITECTURE/ cannot run here."""
-    if reason := emulated.missing(device) or foreign.missing("aiter", ("__init__.py",), REQUIREMENT):
+    if reason := of_architecture.unavailable(device) or foreign.missing("aiter", ("__init__.py",), REQUIREMENT):
         return reason
     if not (place := files() / architecture / folder).is_dir():
         return f"{place} is no folder: pip install --no-deps {REQUIREMENT}"
@@ -142,6 +142,6 @@ def attention(launches: Callable[..., Iterable[Launch]]) -> Callable[..., None]:
     def attend(architecture, q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         rng = rng_of_lengths(batch)
         for launch in launches(architecture, q, k, v, kv_cache, layer, batch, out.view(*q.shape[:2], -1), lse):
-            run(launch, architecture, emulated.schedules(rng))
+            run(launch, architecture, of_architecture.schedules(rng))
 
     return attend

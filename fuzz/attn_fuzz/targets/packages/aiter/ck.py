@@ -22,13 +22,13 @@ from pathlib import Path
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz.cases.case import Case
-from attn_fuzz.targets import emulated
+from attn_fuzz.targets import of_architecture
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.packages.aiter import hip as aiter_hip
 from attn_fuzz.targets.packages.aiter.dense import gathered
 from attn_fuzz.targets.packages.aiter.package import root
 from attn_fuzz.targets.rng import rng_of_lengths
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 _EXAMPLE = "3rdparty/composable_kernel/example/ck_tile/01_fmha"
@@ -95,7 +95,7 @@ def _attend(architecture, q, k, v, kv_cache, layer: Layer, batch: Batch, *, out,
         (ctypes.c_int * len(numbers))(*numbers),
         ctypes.c_float(layer.scale),
         tensors={name: tensor for name, tensor in tensors.items() if tensor is not None},
-        schedules=lambda: emulated.schedules(rng),
+        schedules=lambda: of_architecture.schedules(rng),
     )
     if lse is not None:
         lse[:, :rows] = of_rows
@@ -135,7 +135,7 @@ def _support(architecture: str) -> Support:
     )
 
 
-AITER_CK_FMHA = emulated.with_architecture(
+AITER_CK_FMHA = of_architecture.with_architecture(
     "aiter-ck-fmha",
     "AITER's forward attention of composable kernels, mha_varlen_fwd, for what its assembly does not serve",
     architectures=("gfx942",),
@@ -144,5 +144,5 @@ AITER_CK_FMHA = emulated.with_architecture(
     rounding=lambda architecture: Rounding(
         keys_per_tile=64, dot_is_chained=True, truncates_weights=True, truncates_output=True
     ),
-    missing=functools.partial(aiter_hip.missing, f"{_EXAMPLE}/generate.py"),
+    unavailable=functools.partial(aiter_hip.unavailable, f"{_EXAMPLE}/generate.py"),
 )

@@ -42,6 +42,6 @@ AITER_COMBINED_LISTS = lists_target(
     "aiter-combined-lists",
     _combine,
     description="the kernels of AITER's sparse_attention_dsv4 that list the rows of a query",
-    unavailable=aiter_gluon.missing((TRITON,)),
+    unavailable=aiter_gluon.needs_main((TRITON,)),
     modules=loaded_triton,
 )

@@ -20,7 +20,8 @@ from attn_fuzz.findings.aiter.dense import MHA_VARLEN
 from attn_fuzz.findings.aiter.dense import PREFILL as PREFILL_FINDINGS
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.packages.aiter import package as aiter_package
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.rows import rows_of
+from attn_fuzz.targets.support import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 PREFILL, EXTEND, MHA = (aiter_package.ops(name) for name in ("prefill_attention", "extend_attention", "mha"))
@@ -35,7 +36,7 @@ def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         q[:rows],
         k[:rows],
         v[:rows],
-        out.view(q.shape)[:rows],
+        rows_of(out, layer, rows),
         batch.query_start_loc,
         batch.query_start_loc.diff(),
         batch.max_query_len,
@@ -52,7 +53,7 @@ def _extend(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         q[:rows],
         k[:rows],
         v[:rows],
-        out.view(q.shape)[:rows],
+        rows_of(out, layer, rows),
         k_rows,
         v_rows,
         batch.query_start_loc,
@@ -85,7 +86,7 @@ def _mha(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         alibi_slopes=None if layer.alibi_slopes is None else layer.alibi_slopes.expand(batch.num_requests, -1),
         return_lse=True,
     )
-    out.view(q.shape)[:rows] = computed
+    rows_of(out, layer, rows)[:] = computed
     if lse is not None:
         lse[:, :rows] = of_rows.T
 

@@ -35,12 +35,13 @@ import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.aiter.fmha_assembly import FMHA_ASSEMBLY
-from attn_fuzz.targets import emulated
+from attn_fuzz.targets import of_architecture
 from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.packages.aiter.assembly import ARCHITECTURES, Launch, attention, missing
+from attn_fuzz.targets.packages.aiter.assembly import ARCHITECTURES, Launch, attention, unavailable
 from attn_fuzz.targets.packages.aiter.dense import gathered
 from attn_fuzz.targets.rng import rng_of
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.rounding import Rounding
 
 VALUE_SIZE = 128
@@ -218,14 +219,14 @@ def _target(name: str, description: str, *, is_group: bool, conversions: Sequenc
     launches = functools.partial(_group if is_group else _batches, conversions=conversions)
     cuts = conversions == TO_ZERO
     rounding = Rounding(keys_per_tile=KEYS[head_size], dot_is_chained=True, truncates_weights=cuts, truncates_output=cuts)
-    return emulated.with_architecture(
+    return of_architecture.with_architecture(
         name,
         f"AITER's forward attention in assembly, {description}",
         architectures=("gfx942",) if cuts else ("gfx950",) if head_size != VALUE_SIZE else ARCHITECTURES,
         attention=attention(launches),
         support=functools.partial(_support, head_size=head_size),
         rounding=lambda architecture: rounding,
-        missing=functools.partial(missing, "fmha_v3_fwd"),
+        unavailable=functools.partial(unavailable, "fmha_v3_fwd"),
         events=functools.partial(_events, is_group=is_group, conversions=conversions),
         findings=FMHA_ASSEMBLY if is_group else FMHA_ASSEMBLY[1:],  # without keys fmha_v3_fwd launches nothing
     )

@@ -42,11 +42,12 @@ from attn_fuzz.findings.aiter.gluon import GLUON_DECODE, GLUON_MLA, GLUON_UNIFIE
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.interpreted.aiter import COMPUTE_UNITS, FOLDERS, XCDS
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
 from attn_fuzz.targets.packages.latent_rows import decoded_rows, has_row_without_keys
-from attn_fuzz.targets.target import AttentionFunction, LatentSizes, Support, Target
-from attn_fuzz.targets.triton import missing_triton
+from attn_fuzz.targets.rows import rows_of
+from attn_fuzz.targets.support import LatentSizes, Support
+from attn_fuzz.targets.target import AttentionFunction, Target
+from attn_fuzz.targets.triton import triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 
 GLUON_FOLDERS = (
@@ -89,7 +90,7 @@ def loaded(files: tuple[str, ...], architecture: str) -> list[ModuleType]:
     return foreign.load("aiter", (*files, *FOLDERS, *GLUON_FOLDERS), stubs=_stubs(architecture))
 
 
-def missing(files: tuple[str, ...]) -> Callable[[str], str | None]:
+def needs_main(files: tuple[str, ...]) -> Callable[[str], str | None]:
     def unavailable(device: str) -> str | None:
         try:
             folder = foreign.sources("aiter")
@@ -97,7 +98,7 @@ def missing(files: tuple[str, ...]) -> Callable[[str], str | None]:
             folder = Path("aiter")
         if not all((folder / each).exists() for each in (*files, *GLUON_FOLDERS)):
             return "it needs AITER's main: ATTN_PARITY_AITER=FOLDER, a checkout of github.com/ROCm/aiter"
-        return missing_triton(device)
+        return triton_unavailable(device)
 
     return unavailable
 
@@ -109,7 +110,7 @@ def _unified(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         q=q[:rows],
         k=k_cache,
         v=v_cache,
-        out=out.view(q.shape)[:rows],
+        out=rows_of(out, layer, rows),
         cu_seqlens_q=batch.query_start_loc,
         max_seqlen_q=batch.max_query_len,
         seqused_k=batch.seq_lens,
@@ -139,7 +140,7 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         for each, per_token in ((layer.k_scale, layer.k_scale_cache), (layer.v_scale, layer.v_scale_cache))
     ]
     modules(DECODE)[0].pa_decode_gluon(
-        output=out.view(q.shape)[:rows],
+        output=rows_of(out, layer, rows),
         query=q[:rows].contiguous(),
         key_cache=k_cache,
         value_cache=v_cache,
@@ -226,7 +227,7 @@ def _target(
         support=lambda device: support,
         refuses=False,
         rounding=lambda device: rounding,
-        unavailable=missing(files),
+        unavailable=needs_main(files),
         modules=functools.partial(modules, files),
         architectures=architectures,
         findings=findings,

@@ -37,12 +37,13 @@ from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
 from attn_fuzz.findings.aiter.hip import HIP_PA, HIP_PA_RAGGED, HIP_PA_V1
 from attn_fuzz.findings.finding import Finding
-from attn_fuzz.targets import emulated
+from attn_fuzz.targets import of_architecture
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages.aiter.package import REQUIREMENT, root
 from attn_fuzz.targets.packages.sglang import package as sglang_package
 from attn_fuzz.targets.rng import rng_of_lengths
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -69,13 +70,13 @@ Call = Callable[[torch.Tensor, torch.Tensor, Layer, Batch, torch.Tensor], dict[s
 """Returns the arguments of AITER's function by name, made of q, the cache, the layer, the batch and out [T, H, D]."""
 
 
-def missing(name: str, architecture: str, device: str) -> str | None:
+def unavailable(name: str, architecture: str, device: str) -> str | None:
     """The reason why a target cannot run here: what is not here of AITER, such as a file below `root`, or of what compiles
     it."""
     from attn_fuzz.emulated import hip
 
     files = ("__init__.py",)
-    if reason := emulated.missing(device) or foreign.missing("aiter", files, REQUIREMENT):
+    if reason := of_architecture.unavailable(device) or foreign.missing("aiter", files, REQUIREMENT):
         return reason
     if not (file := root() / name).is_file():
         return f"{file} is no file: pip install --no-deps {REQUIREMENT}"
@@ -136,17 +137,17 @@ def _target(
         rng = rng_of_lengths(batch)
         arguments = call(q, kv_cache, layer, batch, out.view(q.shape))
         tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
-        with _loaded(module, architecture, tensors, lambda: emulated.schedules(rng)) as loaded:
+        with _loaded(module, architecture, tensors, lambda: of_architecture.schedules(rng)) as loaded:
             getattr(loaded, function)(**arguments)
 
-    return emulated.with_architecture(
+    return of_architecture.with_architecture(
         name,
         description,
         architectures=ARCHITECTURES,
         attention=attention,
         support=support,
         rounding=lambda architecture: ROUNDING,
-        missing=functools.partial(missing, f"csrc/cpp_itfs/pa/{module}.py"),
+        unavailable=functools.partial(unavailable, f"csrc/cpp_itfs/pa/{module}.py"),
         findings=findings,
     )
 

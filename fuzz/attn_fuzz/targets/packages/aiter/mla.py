@@ -18,11 +18,11 @@ import random
 import torch
 from attn_contract import Layer
 from attn_fuzz.findings.aiter.mla import MLA_DECODE_ROPE, SPARSE_MLA
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages.aiter import package as aiter_package
 from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, decoded_rows, latent_support, selected_slots
 from attn_fuzz.targets.rng import rng_of
-from attn_fuzz.targets.target import LatentSizes
+from attn_fuzz.targets.rows import rows_of
+from attn_fuzz.targets.support import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
 
 DECODE, SPARSE = aiter_package.ops("mla_decode_rope"), aiter_package.ops("unified_attention_sparse_mla")

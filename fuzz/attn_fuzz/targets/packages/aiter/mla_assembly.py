@@ -12,27 +12,30 @@ the same number of queries (v1/attention/backends/mla/rocm_aiter_mla.py). SGLang
 (layers/attention/aiter_backend.py:3970 of 0.5.23).
 """
 
+import contextlib
 import dataclasses
 import functools
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from attn_contract import AttentionType, Layer, Layout
+from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
 from attn_fuzz.findings.aiter.mla_assembly import MLA_ASSEMBLY, MLA_ASSEMBLY_OF_MAIN, MLA_PERSISTENT, MLA_PREFILL_ASSEMBLY
-from attn_fuzz.targets import emulated
+from attn_fuzz.targets import of_architecture
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages.aiter import assembly as aiter_assembly
 from attn_fuzz.targets.packages.aiter import mla_metadata as aiter_mla_metadata
-from attn_fuzz.targets.packages.aiter.assembly import ARCHITECTURES, Launch, NoKernelError, attention, missing
+from attn_fuzz.targets.packages.aiter.assembly import ARCHITECTURES, Launch, NoKernelError, unavailable
 from attn_fuzz.targets.packages.sglang import package as sglang_package
 from attn_fuzz.targets.rng import rng_of_call
-from attn_fuzz.targets.target import LatentSizes, Support, Target
+from attn_fuzz.targets.rows import rows_of
+from attn_fuzz.targets.support import LatentSizes, Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.rounding import LARGEST, Rounding
 
 HEAD_SIZE, VALUE_SIZE = 576, 512
@@ -102,6 +105,34 @@ _PREFILL_FILES = {16: "mla_pfl_bf16_a16w16_causal_subQ16_mqa16", 128: "mla_pfl_b
 _PREFILL_ROWS = 128
 
 
+_DECODE = (
+    *("q", "kv", "qo_indptr", "kv_indptr", "kv_indices", "last_page_lens", "splits_indptr", "metadata", "work_indptr"),
+    *("work_info", "max_seqlen_q", "scale", "logits", "lse", "out", "q_scale", "kv_scale"),
+)
+"""The parameters of mla_decode_stage1_asm_fwd."""
+_DECODE_OF_MAIN = (*_DECODE[:11], "page_size", "num_kv_heads", *_DECODE[11:15], "final_lse", *_DECODE[15:])
+
+
+class Decode(NamedTuple):
+    """A way to call mla_decode_fwd.
+
+    Attributes:
+        has_metadata: True if metadata splits the keys, for persistent kernels.
+        narrows_q: True if q has float8 where the cache has.
+    """
+
+    has_metadata: bool = False
+    narrows_q: bool = True
+
+    def types(self, *, is_quantized: bool) -> tuple[str, str]:
+        """The types of q and of the cache in a call."""
+        cache = "fp8" if is_quantized else "bf16"
+        return cache if self.narrows_q else "bf16", cache
+
+
+PLAIN, PERSISTENT, PERSISTENT_A16W8 = Decode(), Decode(has_metadata=True), Decode(has_metadata=True, narrows_q=False)
+
+
 class Choice(NamedTuple):
     """A file below hsa/ARCHITECTURE/mla, its kernel, and the rows of q that a workgroup has."""
 
@@ -161,7 +192,7 @@ def _of_table(
 def folds(architecture: str, q: str, kv: str, heads: int, queries: int) -> int:
     """The number of requests of 16 heads that stand for one request with metadata (main's aiter/mla.py:666-753, on gfx942)."""
     is_native = heads in (8, 16) or (q == kv == "fp8" and (heads == 128 or (heads, queries) == (64, 1)))
-    return 1 if is_native or not table(architecture) else heads // 16
+    return 1 if is_native or not table(architecture) else max(1, heads // 16)
 
 
 class _Torch:
@@ -200,33 +231,26 @@ def _numbers(q: torch.Tensor, kv: torch.Tensor, scale: float, rows: int, splits:
     return scale, rows, splits, *strides, page_size.bit_length() - 1
 
 
-def _decode_stage(
-    run, architecture, rng, q, kv, qo_indptr, kv_indptr, kv_indices, last_page_lens, splits_indptr, meta, work_indptr,
-    work_info, max_seqlen_q, scale, logits, lse, out, q_scale=None, kv_scale=None,
-) -> None:  # fmt: skip
-    """mla_decode_stage1_asm_fwd."""
-    persistent, is_main = splits_indptr is None, bool(table(architecture))
-    heads, splits = q.shape[1] // kv.shape[2], logits.shape[1]
-    found = choices(architecture, _type(q), _type(kv), heads, max_seqlen_q, persistent=persistent)
+def _decode_stage(run, architecture: str, rng: random.Random, *given: Any) -> None:
+    """mla_decode_stage1_asm_fwd, of the arguments that AITER's Python hands it."""
+    is_main = bool(table(architecture))
+    call = SimpleNamespace(q_scale=None, kv_scale=None)
+    vars(call).update(zip(_DECODE_OF_MAIN if is_main else _DECODE, given, strict=False))
+    persistent = call.splits_indptr is None
+    heads, splits, queries = call.q.shape[1] // call.kv.shape[2], call.logits.shape[1], call.max_seqlen_q
+    found = choices(architecture, _type(call.q), _type(call.kv), heads, queries, persistent=persistent)
     file, kernel, sub_q = rng.choice(found)
-    rows = heads * max_seqlen_q
-    counted = heads if is_main and (heads, max_seqlen_q, persistent) == (8, 2, False) else rows
-    pointers = (logits, lse, q, kv, kv_indptr, kv_indices, last_page_lens)
-    numbers = _numbers(q, kv, scale, counted, splits, max_seqlen_q)
-    meta = (work_indptr, work_info) if persistent else splits_indptr
+    rows = heads * queries
+    counted = heads if is_main and (heads, queries, persistent) == (8, 2, False) else rows
+    pointers = (call.logits, call.lse, call.q, call.kv, call.kv_indptr, call.kv_indices, call.last_page_lens)
+    numbers = _numbers(call.q, call.kv, call.scale, counted, splits, queries)
+    metadata = (call.work_indptr, call.work_info) if persistent else call.splits_indptr
     no_lse, context_parallel = None, (None, 1, 0)
-    if is_main and not persistent:  # :785-787
-        behind = (None, q_scale, kv_scale, int(splits == 1), no_lse, *context_parallel)
-    else:
-        behind = (out, q_scale, kv_scale, splits, no_lse, *context_parallel)
-    grid = (len(work_indptr) - 1, 1, 1) if persistent else (-(-rows // sub_q), len(qo_indptr) - 1, splits)
-    run(file, kernel, grid, _arguments((*pointers, *numbers, qo_indptr, meta, *behind)))
-
-
-def _decode_stage_of_main(stage, *arguments: Any) -> None:
-    """The same of main, which has the size of pages and the KV heads before the scale, and the LSE behind the output."""
-    _, _, scale, logits, lse, out, _, q_scale, kv_scale = arguments[11:20]
-    stage(*arguments[:11], scale, logits, lse, out, q_scale, kv_scale)
+    # :785-787
+    of_out = (None, int(splits == 1)) if is_main and not persistent else (call.out, splits)
+    behind = (of_out[0], call.q_scale, call.kv_scale, of_out[1], no_lse, *context_parallel)
+    grid = (len(call.work_indptr) - 1, 1, 1) if persistent else (-(-rows // sub_q), len(call.qo_indptr) - 1, splits)
+    run(file, kernel, grid, _arguments((*pointers, *numbers, call.qo_indptr, metadata, *behind)))
 
 
 def _type(each: torch.Tensor) -> str:
@@ -245,74 +269,70 @@ def _prefill_stage(
     run(file, kernel, (-(-max_seqlen_q * group // sub_q), len(qo_indptr) - 1, splits), arguments)
 
 
-def _attend(architecture: str, q, kv_cache, layer, batch, out, *, kind: str = "decode") -> None:
+@contextlib.contextmanager
+def _called(architecture: str, q, kv_cache, layer: Layer, batch: Batch, out: torch.Tensor, rng: random.Random) -> Iterator[Any]:
+    """AITER's module, a function that runs a launch, and the arguments of a call for pages of one slot: q [rows, H, 576], the
+    cache, an output of its own, which is copied to `out` at the end, and five more. The most queries of a request are the
+    last."""
     if (layer.head_size, layer.v_head_size) != (HEAD_SIZE, VALUE_SIZE):
         raise NotImplementedError(
             f"heads of {layer.head_size} and {layer.v_head_size}: it writes {VALUE_SIZE} whatever out has"
         )
-    module, rng = _module(architecture), rng_of_call(q, batch)
     rows, requests = int(batch.query_start_loc[-1]), batch.num_requests
-    schedules = emulated.schedules(rng)
+    schedules = of_architecture.schedules(rng)
 
     def run(file: str, kernel: str, grid: tuple[int, int, int], arguments: dict[int, Any]) -> None:
         launch = Launch(f"mla/{file}", kernel, grid, arguments, in_step=bool(IN_STEP.search(file)))
         aiter_assembly.run(launch, architecture, schedules)
 
     indptr, indices = sglang_package.slots(batch, torch.zeros_like(batch.seq_lens), batch.seq_lens, kv_cache.shape[1])
-    kv, query = kv_cache.reshape(-1, 1, 1, layer.head_size), q[:rows].contiguous()
-    new_out = torch.empty(rows, layer.num_heads, layer.v_head_size, dtype=out.dtype)
+    kv, new_out = kv_cache.reshape(-1, 1, 1, layer.head_size), out.new_empty(rows, layer.num_heads, layer.v_head_size)
     most = int(batch.query_start_loc.diff().max())
-    # pages of one slot
     common = (batch.query_start_loc[: requests + 1], indptr, indices.int(), torch.ones_like(batch.seq_lens), most)
-    if kind == "prefill":
+    yield _module(architecture), run, (q[:rows].contiguous(), kv, new_out, *common)
+    rows_of(out, layer, rows)[:] = new_out
+
+
+def _prefill(architecture: str, q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
+    with _called(architecture, q, kv_cache, layer, batch, out, rng_of_call(q, batch)) as (module, run, arguments):
         module.aiter.mla_prefill_asm_fwd = functools.partial(_prefill_stage, run, architecture)
-        module.mla_prefill_fwd(query, kv, new_out, *common, sm_scale=layer.scale)
-    else:
-        options = _splits(architecture, kind, common, layer, rng)
+        module.mla_prefill_fwd(*arguments, sm_scale=layer.scale)
+
+
+def _decode(architecture: str, q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse, way: Decode) -> None:
+    rng = rng_of_call(q, batch)
+    with _called(architecture, q, kv_cache, layer, batch, out, rng) as (module, run, (query, *others)):
+        options = _splits(architecture, way, others[2:], layer, rng)
         if layer.kv_cache_dtype is not None:
+            assert layer.k_scale is not None
             options["kv_scale"] = layer.k_scale.reshape(1)
-            if kind != "persistent-a16w8":
+            if way.narrows_q:
                 q_scale = torch.tensor([2.0 ** -_spare_bits(query, layer.kv_cache_dtype)])
                 query = (query.float() / q_scale).to(layer.kv_cache_dtype)
                 options["q_scale"] = q_scale
-        stage = functools.partial(_decode_stage, run, architecture, rng)
-        is_main = bool(table(architecture))
-        module.aiter.mla_decode_stage1_asm_fwd = functools.partial(_decode_stage_of_main, stage) if is_main else stage
+        module.aiter.mla_decode_stage1_asm_fwd = functools.partial(_decode_stage, run, architecture, rng)
         module.aiter.mla_reduce_v1 = aiter_mla_metadata.reduce
-        module.mla_decode_fwd(query, kv, new_out, *common, sm_scale=layer.scale, **options)
-    out[:rows] = new_out
+        module.mla_decode_fwd(query, *others, sm_scale=layer.scale, **options)
 
 
-def _splits(architecture: str, kind: str, common: tuple[Any, ...], layer: Layer, rng: random.Random) -> dict[str, Any]:
+def _splits(architecture: str, way: Decode, common: Sequence[Any], layer: Layer, rng: random.Random) -> dict[str, Any]:
     """Arguments that split the keys: by mla_decode_fwd, by a number, or by metadata, whose pointers `_decode_stage` makes."""
-    if kind == "decode":
+    if not way.has_metadata:
         return {"num_kv_splits": rng.choice(SPLITS)}
-    *_, queries = common
-    factor = folds(architecture, *_types(kind, is_quantized=layer.kv_cache_dtype is not None), layer.num_heads, queries)
-    qo_indptr, kv_indptr = common[:2]
-    made = aiter_mla_metadata.metadata(
-        qo_indptr, kv_indptr, layer.num_heads // factor, COMPUTE_UNITS[architecture], rng.choice(PARTS),
-        factor=factor, is_main=bool(table(architecture)),
-    )  # fmt: skip
+    qo_indptr, kv_indptr, *_, queries = common
+    factor = folds(architecture, *way.types(is_quantized=layer.kv_cache_dtype is not None), layer.num_heads, queries)
+    numbers = (layer.num_heads // factor, COMPUTE_UNITS[architecture], rng.choice(PARTS))
+    if table(architecture):
+        made = aiter_mla_metadata.metadata_of_main(qo_indptr, kv_indptr, *numbers, factor)
+    else:
+        made = aiter_mla_metadata.metadata(qo_indptr, kv_indptr, *numbers)
     return {"work_meta_data": torch.empty(2, dtype=torch.int64), **made._asdict()}
-
-
-def _types(kind: str, *, is_quantized: bool) -> tuple[str, str]:
-    """The types of q and of the cache in a call."""
-    cache = "fp8" if is_quantized else "bf16"
-    return "bf16" if kind == "persistent-a16w8" else cache, cache
 
 
 def _spare_bits(q: torch.Tensor, dtype: torch.dtype) -> int:
     """The power of two by which q can be multiplied and still fit a float8. Engines take a calibrated number, or 1."""
     largest = float(q.float().abs().nan_to_num(0.0, posinf=0.0).max())
     return int(torch.tensor(LARGEST[dtype] / max(largest, 2.0**-100)).log2().floor())
-
-
-def _launches(architecture, q, k, v, kv_cache, layer, batch, out, lse, *, kind: str = "decode") -> tuple[Launch, ...]:
-    """Runs them by itself: AITER's Python launches them, and goes on behind them."""
-    _attend(architecture, q, kv_cache, layer, batch, out, kind=kind)
-    return ()
 
 
 _ENGINE = dataclasses.replace(
@@ -324,14 +344,14 @@ _ENGINE = dataclasses.replace(
 )
 
 
-def _excluded(architecture: str, kind: str, case: Case) -> str | None:
-    types = _types(kind, is_quantized=case.is_quantized)
-    heads, queries, persistent = case.group_size, max((each.query_len for each in case.requests), default=1), kind != "decode"
-    factor = folds(architecture, *types, heads, queries) if persistent else 1
+def _excluded(architecture: str, way: Decode, case: Case) -> str | None:
+    types = way.types(is_quantized=case.is_quantized)
+    heads, queries = case.group_size, max((each.query_len for each in case.requests), default=1)
+    factor = folds(architecture, *types, heads, queries) if way.has_metadata else 1
     if types[0] == "fp8" and queries > MOST_QUERIES_OF_FLOAT8:
         return f"q of float8 and {queries} queries of a request, for which get_meta_param has no entry"
     try:
-        choices(architecture, *types, heads // factor, queries, persistent=persistent)
+        choices(architecture, *types, heads // factor, queries, persistent=way.has_metadata)
     except NoKernelError as error:
         return str(error)
     return None
@@ -354,14 +374,14 @@ def _support(architecture: str, group_sizes: tuple[int, ...], **fields: Any) -> 
     )
 
 
-def _decode_support(architecture: str, *, kind: str = "decode") -> Support:
+def _decode_support(architecture: str, *, way: Decode) -> Support:
     return _support(
         architecture,
         _group_sizes(architecture),
         cache_dtypes=("fp8_e4m3fnuz" if architecture == "gfx942" else "fp8_e4m3fn",),
         scales=("tensor",),
         engine=_ENGINE,
-        exclude=functools.partial(_excluded, architecture, kind),
+        exclude=functools.partial(_excluded, architecture, way),
         tile_sizes=(16, 64, 128),
         max_tokens=8,
         max_seq_len=300,
@@ -379,24 +399,24 @@ def _prefill_support(architecture: str) -> Support:
     )
 
 
-AITER_MLA_ASSEMBLY = emulated.with_architecture(
+AITER_MLA_ASSEMBLY = of_architecture.with_architecture(
     "aiter-mla-assembly",
     "AITER's latent decode in assembly, mla_decode_fwd, as vLLM calls it",
     architectures=ARCHITECTURES,
-    attention=attention(_launches),
-    support=_decode_support,
+    attention=functools.partial(_decode, way=PLAIN),
+    support=functools.partial(_decode_support, way=PLAIN),
     rounding=lambda architecture: Rounding(keys_per_tile=32, dot_is_chained=True, splits=16, float8_dots=True),
-    missing=functools.partial(missing, "mla"),
+    unavailable=functools.partial(unavailable, "mla"),
     findings=(*MLA_ASSEMBLY, *MLA_ASSEMBLY_OF_MAIN),
 )
-AITER_MLA_PREFILL_ASSEMBLY = emulated.with_architecture(
+AITER_MLA_PREFILL_ASSEMBLY = of_architecture.with_architecture(
     "aiter-mla-prefill-assembly",
     "AITER's latent prefill in assembly, mla_prefill_fwd, as SGLang calls it",
     architectures=ARCHITECTURES,
-    attention=attention(functools.partial(_launches, kind="prefill")),
+    attention=_prefill,
     support=_prefill_support,
     rounding=lambda architecture: Rounding(keys_per_tile=32, dot_is_chained=True),
-    missing=functools.partial(missing, "mla"),
+    unavailable=functools.partial(unavailable, "mla"),
     findings=MLA_PREFILL_ASSEMBLY,
 )
 
@@ -404,19 +424,19 @@ AITER_MLA_PREFILL_ASSEMBLY = emulated.with_architecture(
 _OF_FLOAT8_QUERIES = ("aiter-mla-empty-works", "aiter-mla-unscaled-values")
 
 
-def _persistent(name: str, kind: str, q: str) -> Target:
-    rounding = Rounding(keys_per_tile=128, dot_is_chained=True, splits=16, float8_dots=kind == "persistent")
-    return emulated.with_architecture(
+def _persistent(name: str, way: Decode, q: str) -> Target:
+    rounding = Rounding(keys_per_tile=128, dot_is_chained=True, splits=16, float8_dots=way.narrows_q)
+    return of_architecture.with_architecture(
         name,
         f"AITER's persistent latent decode in assembly, mla_decode_fwd with metadata, {q}",
         architectures=("gfx942",),
-        attention=attention(functools.partial(_launches, kind=kind)),
-        support=functools.partial(_decode_support, kind=kind),
+        attention=functools.partial(_decode, way=way),
+        support=functools.partial(_decode_support, way=way),
         rounding=lambda architecture: rounding,
-        missing=functools.partial(missing, "mla"),
-        findings=tuple(each for each in MLA_PERSISTENT if kind == "persistent" or each.name not in _OF_FLOAT8_QUERIES),
+        unavailable=functools.partial(unavailable, "mla"),
+        findings=tuple(each for each in MLA_PERSISTENT if way.narrows_q or each.name not in _OF_FLOAT8_QUERIES),
     )
 
 
-AITER_MLA_PERSISTENT = _persistent("aiter-mla-persistent", "persistent", "q of the cache's dtype")
-AITER_MLA_PERSISTENT_A16W8 = _persistent("aiter-mla-persistent-a16w8", "persistent-a16w8", "q of bfloat16")
+AITER_MLA_PERSISTENT = _persistent("aiter-mla-persistent", PERSISTENT, "q of the cache's dtype")
+AITER_MLA_PERSISTENT_A16W8 = _persistent("aiter-mla-persistent-a16w8", PERSISTENT_A16W8, "q of bfloat16")

@@ -37,28 +37,17 @@ class Metadata(NamedTuple):
     reduce_partial_map: torch.Tensor
 
 
-def metadata(
-    qo_indptr: torch.Tensor, kv_indptr: torch.Tensor, heads: int, workgroups: int, most_parts: int,
-    *, factor: int = 1, is_main: bool = False,
-) -> Metadata:  # fmt: skip
-    """The metadata that get_mla_metadata_v1 makes.
+def metadata(qo_indptr: torch.Tensor, kv_indptr: torch.Tensor, heads: int, workgroups: int, most_parts: int) -> Metadata:
+    """The metadata that get_mla_metadata_v1 of the wheel makes.
 
     Args:
         heads: the number of heads of q, on one KV head.
         most_parts: max_split_per_batch; -1: as many as there are workgroups.
-        factor: the number of consecutive requests of `heads` heads as which each request is planned. They share its keys.
-        is_main: True if to plan as main does: each tile of queries by itself, without a last part of fewer keys than the most
-            queries of a request (tail_done_threshold).
     """
-    spans = [span for span in itertools.pairwise(kv_indptr.tolist()) for _ in range(factor)]
-    lengths = [length for length in qo_indptr.diff().tolist() for _ in range(factor)]
-    queries = [0, *itertools.accumulate(lengths)]
-    requests = len(spans)
-    blocks = [-(-(end - begin) // KEYS) for begin, end in spans]
-    parts = workgroups if most_parts < 0 else min(workgroups, most_parts * requests)
-    if is_main:
-        return _metadata_of_main(queries, spans, heads, workgroups, parts)
-    keys = [0, *(end for _, end in spans)]
+    queries, keys = qo_indptr.tolist(), kv_indptr.tolist()
+    requests = len(keys) - 1
+    blocks = [-(-(end - begin) // KEYS) for begin, end in itertools.pairwise(keys)]
+    parts = _most_parts(workgroups, most_parts, requests)
     payload = -(-(sum(blocks) + requests * OVERHEAD) // parts) + OVERHEAD
     works: list[tuple[int, ...]] = []
     indptr, reduced, final, partial = [0], [0], [], []
@@ -96,8 +85,22 @@ def metadata(
     return Metadata(*tensors)
 
 
-def _metadata_of_main(queries: list[int], spans: list[tuple[int, int]], heads: int, workgroups: int, parts: int) -> Metadata:
-    """metadata/v1_2_device.cuh:386-700 of main, for pages of one slot and a causal mask."""
+def _most_parts(workgroups: int, most_parts: int, requests: int) -> int:
+    return workgroups if most_parts < 0 else min(workgroups, most_parts * requests)
+
+
+def metadata_of_main(
+    qo_indptr: torch.Tensor, kv_indptr: torch.Tensor, heads: int, workgroups: int, most_parts: int, factor: int = 1
+) -> Metadata:
+    """The same of main, which plans each tile of queries by itself, without a last part of fewer keys than the most queries of
+    a request (tail_done_threshold): metadata/v1_2_device.cuh:386-700, for pages of one slot and a causal mask.
+
+    Args:
+        factor: the number of consecutive requests of `heads` heads as which each request is planned. They share its keys.
+    """
+    spans = [span for span in itertools.pairwise(kv_indptr.tolist()) for _ in range(factor)]
+    queries = [0, *itertools.accumulate(length for length in qo_indptr.diff().tolist() for _ in range(factor))]
+    parts = _most_parts(workgroups, most_parts, len(spans))
     most = max(end - begin for begin, end in itertools.pairwise(queries))
     tiles = [
         (request, *tile, *span)

@@ -33,7 +33,7 @@ from attn_fuzz.targets.indexer import (
     of_ranges,
 )
 from attn_fuzz.targets.packages.aiter import package as aiter_package
-from attn_fuzz.targets.triton import missing_triton
+from attn_fuzz.targets.triton import triton_unavailable
 
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 HOST = "ops/triton/attention/pa_mqa_logits.py"
@@ -152,7 +152,7 @@ _OF_DECODES: dict[str, Any] = {
     **_FIELDS,
     "engine": _DECODES,
     "unavailable": lambda device: (
-        missing_triton(device) or foreign.missing("aiter", (HOST, KERNELS), aiter_package.REQUIREMENT)
+        triton_unavailable(device) or foreign.missing("aiter", (HOST, KERNELS), aiter_package.REQUIREMENT)
     ),
     "modules": _kernels,
 }
@@ -162,8 +162,7 @@ AITER_MQA_LOGITS = index_target(
     TERMS,
     description="AITER's fp8_mqa_logits in Triton, of the keys of an index cache",
     engine=index_engine(**_SIZES),
-    unavailable=GATHERED.missing,
-    modules=GATHERED.load,
+    **GATHERED.fields(),
     findings=MQA_LOGITS,
     **_FIELDS,
 )

@@ -34,11 +34,19 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.aiter.pa_assembly import PA_ASSEMBLY, PA_MTP_ASSEMBLY
-from attn_fuzz.targets import emulated
+from attn_fuzz.targets import of_architecture
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.packages.aiter.assembly import ARCHITECTURES, LOG2_E, Launch, NoKernelError, attention, missing, table
+from attn_fuzz.targets.packages.aiter.assembly import (
+    ARCHITECTURES,
+    LOG2_E,
+    Launch,
+    NoKernelError,
+    attention,
+    table,
+    unavailable,
+)
 from attn_fuzz.targets.rng import rng_of_lengths
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 HEAD_SIZE = 128
@@ -183,25 +191,25 @@ def _rounding(architecture: str) -> Rounding:
     return Rounding(keys_per_tile=256, dot_is_chained=True, float8_dots=True, int8_dots=True, truncates_weights=True)
 
 
-AITER_PA_ASSEMBLY = emulated.with_architecture(
+AITER_PA_ASSEMBLY = of_architecture.with_architecture(
     "aiter-pa-assembly",
     "AITER's paged attention in assembly, pa_fwd_asm, as vLLM calls it for decodes",
     architectures=ARCHITECTURES,
     attention=attention(_launches),
     support=_support,
     rounding=_rounding,
-    missing=functools.partial(missing, "pa"),
+    unavailable=functools.partial(unavailable, "pa"),
     events=_events,
     findings=PA_ASSEMBLY,
 )
-AITER_PA_MTP_ASSEMBLY = emulated.with_architecture(
+AITER_PA_MTP_ASSEMBLY = of_architecture.with_architecture(
     "aiter-pa-mtp-assembly",
     "the same for requests of up to four queries, as AITER's tests call it (op_tests/test_pa_mtp.py)",
     architectures=ARCHITECTURES,
     attention=attention(_launches),
     support=_support_of_several,
     rounding=_rounding,
-    missing=functools.partial(missing, "pa"),
+    unavailable=functools.partial(unavailable, "pa"),
     events=_events,
     findings=PA_MTP_ASSEMBLY,
 )

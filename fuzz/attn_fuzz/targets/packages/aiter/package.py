@@ -40,6 +40,6 @@ def needs_rocm(sources: Sources) -> Callable[[str], str | None]:
     def unavailable(device: str) -> str | None:
         if device != "cpu" and torch.version.hip is None:
             return "AITER launches it with waves_per_eu, which Triton knows for ROCm GPUs alone: --device cpu interprets it"
-        return sources.missing(device)
+        return sources.unavailable(device)
 
     return unavailable

@@ -24,7 +24,9 @@ from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages import chunked_prefill
 from attn_fuzz.targets.packages.aiter import package as aiter_package
 from attn_fuzz.targets.packages.latent_rows import decoded_rows
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.rows import rows_of
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.rounding import Rounding
 
 DECODE, PREFILL = aiter_package.ops("pa_decode"), aiter_package.ops("pa_prefill")
@@ -44,7 +46,7 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     one = torch.ones((), device=q.device)
     [module] = DECODE.load()
     module.paged_attention_decode(
-        output=out.view(q.shape)[:rows],
+        output=rows_of(out, layer, rows),
         query=q[:rows],
         key_cache=k_cache,
         value_cache=v_cache,
@@ -130,8 +132,7 @@ AITER_PAGED_DECODE = Target(
         narrow_sums=6 if device == "cpu" else 63,
     ),
     refuses=False,
-    unavailable=DECODE.missing,
-    modules=DECODE.load,
+    **DECODE.fields(),
     findings=PAGED_DECODE,
 )
 AITER_PAGED_PREFILL = PREFILL.target(
@@ -149,8 +150,7 @@ AITER_CHUNKED_PREFILL = dataclasses.replace(
     description="AITER's Triton chunked_pa_prefill: pa_prefill for requests of several queries, and a decode for the others",
     attention=_chunked,
     support=lambda device: _CHUNKED_SUPPORT,
-    unavailable=CHUNKED.missing,
-    modules=CHUNKED.load,
+    **CHUNKED.fields(),
     dense_keys=lambda case: [request.query_len > 1 for request in case.requests],
     findings=CHUNKED_PREFILL,
 )

@@ -22,7 +22,7 @@ from attn_fuzz.interpreted.aiter import ARCHITECTURE
 from attn_fuzz.targets.packages.aiter import gluon as aiter_gluon
 from attn_fuzz.targets.packages.aiter.gluon import GLUON, HOST
 from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, over_slots, ragged
-from attn_fuzz.targets.target import LatentSizes
+from attn_fuzz.targets.support import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
 
 FILES = (

@@ -25,7 +25,7 @@ from attn_fuzz.targets.packages.aiter.sparse import AITER_DECODE_SPARSE, ENGINE,
 from attn_fuzz.targets.packages.aiter.sparse import FILES as DECODE
 from attn_fuzz.targets.packages.declaring import choose_config
 from attn_fuzz.targets.packages.latent_rows import ENTRIES, dealt, over_slots, ragged, shuffled, two_caches
-from attn_fuzz.targets.target import LatentSizes
+from attn_fuzz.targets.support import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
 
 TRITON = "ops/triton/_triton_kernels/attention/sparse_attention_dsv4.py"
@@ -74,7 +74,7 @@ AITER_PREFILL_SPARSE = dataclasses.replace(
     description="the Triton prefill of AITER's sparse_attention_dsv4, over the tokens that each row selects",
     attention=over_slots(_by_triton),
     rounding=lambda device: Rounding(keys_per_tile=16, dot_is_chained=device != "cpu"),
-    unavailable=aiter_gluon.missing((TRITON,)),
+    unavailable=aiter_gluon.needs_main((TRITON,)),
     modules=loaded_triton,
     findings=(),
 )

@@ -13,18 +13,11 @@ from typing import Any
 from attn_fuzz import foreign
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.packages import LMDEPLOY
-from attn_fuzz.targets.triton import missing_triton
+from attn_fuzz.targets.packages.declaring import Sources
 
-REQUIREMENT = LMDEPLOY.requirement
 ATTENTION = "pytorch/backends/cuda/attention/"
 KERNELS = "pytorch/kernels/cuda/"
-OPS = ("fill_kv_cache", "flashattention", "flatten_kv_cache", "pagedattention", "turbo_quant")
-FILES = (
-    f"{ATTENTION}__init__.py",
-    f"{ATTENTION}default.py",
-    "pytorch/backends/attention.py",
-    *(f"{KERNELS}{name}.py" for name in OPS),
-)
+OPS = ("fill_kv_cache", "flashattention", "flatten_kv_cache", "pagedattention")
 UNITS = 64
 """Compute units, so few that parts of the keys have several blocks. They are the most parts, too."""
 DEVICE = {"multi_processor_count": UNITS, "compute_capability": (9, 4), "warps_per_sm": 32, "blocks_per_sm": 16}
@@ -94,33 +87,33 @@ class _Generic:
         return cls
 
 
-def _files() -> tuple[str, ...]:
-    """FILES, of which releases before 0.13 have no TurboQuant."""
-    return tuple(file for file in FILES if "turbo_quant" not in file or (foreign.sources("lmdeploy") / file).is_file())
-
-
-@functools.cache
-def load() -> list[ModuleType]:
-    """The modules of FILES."""
+def _change(modules: list[ModuleType]) -> None:
     from attn_fuzz.targets.packages.lmdeploy import functions
 
-    modules = foreign.load("lmdeploy", _files(), stubs=_stubs())
     for module in modules:
         if hasattr(module, "_nv_cap"):  # before 0.17, in place of get_device_props
             vars(module)["_nv_cap"] = DEVICE["compute_capability"]
         replaced = {"tl_exp2": functions.exp2, "tl_log2": functions.log2, "tanh": functions.tanh}
         vars(module).update({name: function for name, function in replaced.items() if hasattr(module, name)})
-    return modules
+
+
+SOURCES = Sources(
+    LMDEPLOY,
+    (f"{ATTENTION}__init__", f"{ATTENTION}default", "pytorch/backends/attention", *(f"{KERNELS}{name}" for name in OPS)),
+    _stubs,
+    folders=(KERNELS,),
+    change=_change,
+)
 
 
 def backend() -> ModuleType:
     """The module that builds an attention layer."""
-    return load()[0]
+    return SOURCES.load()[0]
 
 
 def kernels() -> dict[str, ModuleType]:
     """All modules, by the last parts of their names."""
-    return {module.__name__.rpartition(".")[2]: module for module in load()}
+    return {module.__name__.rpartition(".")[2]: module for module in SOURCES.load()}
 
 
 @functools.cache
@@ -133,16 +126,11 @@ def serves_float8() -> bool:
     return not file.is_file() or "FP8" in file.read_text(encoding="utf-8")
 
 
-def missing(device: str) -> str | None:
-    """`Target.unavailable` of a target that loads FILES."""
-    return missing_triton(device) or foreign.missing("lmdeploy", FILES[:-1], REQUIREMENT)
-
-
-def missing_block_pointers(device: str) -> str | None:
-    """The same, for a target whose kernel makes block pointers."""
-    if reason := missing(device):
+def needs_block_pointers(device: str) -> str | None:
+    """`Target.unavailable` of a target whose kernel makes block pointers."""
+    if reason := SOURCES.unavailable(device):
         return reason
     version = importlib.metadata.version("triton")
     if tuple(map(int, version.split(".")[:2])) < (3, 9):
         return None
-    return f"Triton {version} has no block pointers, which {REQUIREMENT} makes: it requires triton<=3.7.1"
+    return f"Triton {version} has no block pointers, which {LMDEPLOY.requirement} makes: it requires triton<=3.7.1"

@@ -26,10 +26,10 @@ from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
 from attn_fuzz.findings.lmdeploy import BLOCK_DECODE, DECODE, PREFILL
-from attn_fuzz.targets.packages.declaring import triton_target
 from attn_fuzz.targets.packages.lmdeploy import package as lmdeploy_package
-from attn_fuzz.targets.packages.lmdeploy.package import UNITS, QuantPolicy
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.packages.lmdeploy.package import SOURCES, UNITS, QuantPolicy
+from attn_fuzz.targets.rows import rows_of
+from attn_fuzz.targets.support import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 
@@ -53,7 +53,7 @@ def _forward(q, k, v, kv_cache, layer: Layer, batch: Batch, out, *, is_decoding:
         result = built.forward(
             q[:rows], None, None, *caches, metadata, k_scales_zeros=one, v_scales_zeros=one, learnable_sink=layer.sinks
         )
-    out.view(q.shape)[:rows] = result if layer.v_scale is None else result.float() * layer.v_scale
+    rows_of(out, layer, rows)[:] = result if layer.v_scale is None else result.float() * layer.v_scale
 
 
 def _forget(caches: Iterable[torch.Tensor], batch: Batch) -> None:
@@ -167,33 +167,27 @@ def _served(support: Support, device: str) -> Support:
     return support if lmdeploy_package.serves_float8() else dataclasses.replace(support, cache_dtypes=(), scales=())
 
 
-LMDEPLOY_DECODE = dataclasses.replace(
-    triton_target(
-        name="lmdeploy-decode",
-        description="the Triton paged decode of LMDeploy 0.18.0, as its TritonAttentionImpl calls it",
-        attention=_decode,
-        support=_DECODES,
-        # merged_parts: the output of a float8 cache is rounded once more, after the scale of V
-        rounding=Rounding(keys_per_tile=64, splits=UNITS, merged_parts=2),
-        unavailable=lmdeploy_package.missing,
-        modules=lmdeploy_package.load,
-        findings=DECODE,
-    ),
+# merged_parts: the output of a float8 cache is rounded once more, after the scale of V
+_target = functools.partial(SOURCES.target, rounding=Rounding(keys_per_tile=64, splits=UNITS, merged_parts=2))
+LMDEPLOY_DECODE = _target(
+    name="lmdeploy-decode",
+    description="the Triton paged decode of LMDeploy 0.18.0, as its TritonAttentionImpl calls it",
+    attention=_decode,
     support=functools.partial(_served, _DECODES),
+    findings=DECODE,
 )
-LMDEPLOY_BLOCK_DECODE = dataclasses.replace(
-    LMDEPLOY_DECODE,
+LMDEPLOY_BLOCK_DECODE = _target(
     name="lmdeploy-block-decode",
     description="the Triton paged decode of LMDeploy 0.18.0, as its TritonAttentionImpl calls it for a block of each request",
+    attention=_decode,
     support=functools.partial(_served, _BLOCKS),
     findings=BLOCK_DECODE,
 )
-LMDEPLOY_PREFILL = dataclasses.replace(
-    LMDEPLOY_DECODE,
+LMDEPLOY_PREFILL = _target(
     name="lmdeploy-prefill",
     description="the Triton attention of LMDeploy 0.18.0 over a flattened cache, as its TritonAttentionImpl calls it",
     attention=_prefill,
     support=functools.partial(_served, _SUPPORT),
-    unavailable=lmdeploy_package.missing_block_pointers,
+    unavailable=lmdeploy_package.needs_block_pointers,
     findings=PREFILL,
 )

@@ -41,6 +41,5 @@ SGLANG_COMBINED_LISTS = lists_target(
     _combine,
     Terms(holes=True, ragged=True, unowned=(0, 1, 3)),
     description="combine_topk_swa_indices of SGLang 0.5.23",
-    unavailable=SOURCES.missing,
-    modules=SOURCES.load,
+    **SOURCES.fields(),
 )

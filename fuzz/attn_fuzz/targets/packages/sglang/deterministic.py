@@ -17,6 +17,7 @@ from attn_fuzz import foreign, properties
 from attn_fuzz.findings.sglang import DECODE as DECODE_FINDINGS
 from attn_fuzz.targets.packages.sglang import package as sglang_package
 from attn_fuzz.targets.packages.sglang.package import slots, window_slots
+from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.verdict.rounding import Rounding
 
 DECODE, EXTEND = sglang_package.ops("decode_attention"), sglang_package.ops("extend_attention")
@@ -47,7 +48,7 @@ def _extend(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
     foreign.call(
         module.extend_attention_fwd_unified,
         q[:rows],
-        out.view(q.shape)[:rows],
+        rows_of(out, layer, rows),
         k_cache.flatten(0, 1),
         v_cache.flatten(0, 1),
         1.0,

@@ -10,7 +10,8 @@ import torch
 from attn_contract import AttentionType
 from attn_fuzz import foreign
 from attn_fuzz.targets.packages.sglang import package as sglang_package
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.rows import rows_of
+from attn_fuzz.targets.support import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 EXTEND, PREFILL = sglang_package.ops("extend_attention"), sglang_package.ops("prefill_attention")
@@ -25,7 +26,7 @@ def _extend(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         q[:rows],
         k[:rows].contiguous(),
         v[:rows].contiguous(),
-        out.view(q.shape)[:rows],
+        rows_of(out, layer, rows),
         nothing,
         nothing,
         batch.query_start_loc.long(),
@@ -51,7 +52,7 @@ def _vision(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         q[:rows],
         k[:rows],
         v[:rows],
-        out.view(q.shape)[:rows],
+        rows_of(out, layer, rows),
         batch.query_start_loc,
         batch.seq_lens,
         batch.max_query_len,

@@ -16,7 +16,7 @@ from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.packages import SGLANG
 from attn_fuzz.targets.packages.declaring import Sources
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 
 HEAD_SIZES = (32, 64, 80, 96, 128)
 LAYOUT = Layout.KV_FIRST_NHD

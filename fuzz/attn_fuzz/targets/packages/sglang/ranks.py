@@ -55,7 +55,7 @@ def _packed(outs: torch.Tensor, lses: torch.Tensor, *, is_base_e: bool) -> Any:
     return torch.cat(merged, 1).double(), None
 
 
-_target = functools.partial(rank_merges.rank_target, unavailable=SOURCES.missing, modules=SOURCES.load)
+_target = functools.partial(rank_merges.rank_target, **SOURCES.fields())
 SGLANG_DCP_REDUCE_SCATTER = _target(
     "sglang-dcp-reduce-scatter",
     rank_merges.over_ranks(_corrected, (2, 4, 8)),

@@ -18,7 +18,7 @@ from attn_fuzz.targets.packages import SGLANG
 from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, selection_target
 from attn_fuzz.targets.packages.sglang import package as sglang_package
-from attn_fuzz.targets.target import LatentSizes
+from attn_fuzz.targets.support import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
 
 FOLDER = "kernels/ops/attention/dsa/"
@@ -102,14 +102,12 @@ SGLANG_SPARSE_MLA = _target(
     name="sglang-sparse-mla",
     description="the fused and the split Triton sparse MLA of SGLang 0.5.23",
     rounding=Rounding(keys_per_tile=TILE, splits=max(SPLITS), merged_parts=2),
-    unavailable=SPARSE.missing,
-    modules=SPARSE.load,
+    **SPARSE.fields(),
 )
 SGLANG_SPARSE_MLA_PREFILL = _target(
     _prefill,
     name="sglang-sparse-mla-prefill",
     description="sparse_mla_prefill of SGLang 0.5.23, also over the union of adjacent rows",
     rounding=Rounding(keys_per_tile=TILE),
-    unavailable=PREFILL.missing,
-    modules=PREFILL.load,
+    **PREFILL.fields(),
 )

@@ -15,7 +15,7 @@ from attn_fuzz.targets.packages import SGLANG
 from attn_fuzz.targets.packages.declaring import Sources, choose_config
 from attn_fuzz.targets.packages.latent_rows import ENTRIES, selection_target, two_caches
 from attn_fuzz.targets.packages.sglang import package as sglang_package
-from attn_fuzz.targets.target import LatentSizes
+from attn_fuzz.targets.support import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
 
 FOLDER = "kernels/ops/attention/dsv4/triton_sparse_decode/"
@@ -77,6 +77,5 @@ SGLANG_TWO_CACHES = selection_target(
     description="triton_fp8_attention_fwd of SGLang 0.5.23, over two caches of 584 bytes a slot",
     support={**ENTRIES, "latent": LatentSizes(widths=((512, 0),), group_sizes=(16, 128, 12, 64), block_sizes=(16, 4, 64))},
     rounding=Rounding(keys_per_tile=32, splits=8),
-    unavailable=SOURCES.missing,
-    modules=SOURCES.load,
+    **SOURCES.fields(),
 )

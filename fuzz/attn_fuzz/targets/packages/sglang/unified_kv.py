@@ -18,14 +18,14 @@ from attn_contract import Batch
 from attn_fuzz import foreign
 from attn_fuzz.findings.sglang import UNIFIED_KV
 from attn_fuzz.foreign.loading import Stubs
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.packages import SGLANG
 from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.targets.packages.latent_rows import decoded_rows, latent_support
 from attn_fuzz.targets.packages.sglang import package as sglang_package
 from attn_fuzz.targets.rng import rng_of_lengths
-from attn_fuzz.targets.target import LatentSizes
+from attn_fuzz.targets.rows import rows_of
+from attn_fuzz.targets.support import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
 
 FOLDER = "kernels/ops/attention/dsv4/unified_kv_kernels/"

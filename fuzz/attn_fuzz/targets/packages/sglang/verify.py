@@ -41,7 +41,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 def _forget() -> None:
     """Drop the parts that are kept between steps."""
-    if SOURCES.missing("cpu") is None:
+    if SOURCES.unavailable("cpu") is None:
         [module] = SOURCES.load()
         module._VK_CACHE.clear()
 

@@ -60,8 +60,7 @@ def _target(name: str, file: str, terms: Terms) -> Any:
         functools.partial(_combine, sources=sources),
         terms,
         description=f"combine_topk_swa_indices of vLLM 0.33.0 ({file}.py)",
-        unavailable=sources.missing,
-        modules=sources.load,
+        **sources.fields(),
     )
 
 

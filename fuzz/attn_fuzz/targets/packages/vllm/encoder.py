@@ -7,7 +7,8 @@ from attn_contract import AttentionType
 from attn_fuzz.findings.vllm import ENCODER
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.packages.vllm import package as vllm_package
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.rows import rows_of
+from attn_fuzz.targets.support import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 SOURCES = vllm_package.ops("triton_prefill_attention")
@@ -20,7 +21,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         q=q[:rows],
         k=k[:rows],
         v=v[:rows],
-        o=out.view(q.shape)[:rows],
+        o=rows_of(out, layer, rows),
         b_start_loc=batch.query_start_loc,
         b_seq_len=batch.seq_lens,
         max_input_len=batch.max_query_len,

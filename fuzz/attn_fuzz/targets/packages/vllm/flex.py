@@ -25,7 +25,9 @@ from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.findings.vllm import FLEX
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages.vllm.package import REQUIREMENT
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.rows import rows_of
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.rounding import Rounding
 
 FILE = "v1/attention/backends/flex_attention.py"
@@ -123,7 +125,7 @@ def _attention(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> No
         kv_cache_dtype="auto",
     )
     engine_layer = SimpleNamespace(mm_prefix_clamp_sliding_window=layer.ranges_clamped)
-    impl.forward(engine_layer, q, k, v, cache, metadata, out.view(q.shape)[:rows])
+    impl.forward(engine_layer, q, k, v, cache, metadata, rows_of(out, layer, rows))
 
 
 def _build(module: ModuleType, batch: Batch, rows: int, num_blocks: int, block_size: int) -> Any:
@@ -202,7 +204,7 @@ def _support(device: str) -> Support:
     )
 
 
-def _missing(device: str) -> str | None:
+def _unavailable(device: str) -> str | None:
     return "it checks masks, on a CPU" if device != "cpu" else foreign.missing("vllm", (FILE,), REQUIREMENT)
 
 
@@ -213,6 +215,6 @@ VLLM_FLEX_MASKS = Target(
     support=_support,
     rounding=lambda device: Rounding(keys_per_tile=1024, dot_is_chained=False),
     refuses=False,
-    unavailable=_missing,
+    unavailable=_unavailable,
     findings=FLEX,
 )

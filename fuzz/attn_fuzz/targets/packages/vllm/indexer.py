@@ -40,9 +40,9 @@ def load(dtype: torch.dtype) -> ModuleType:
     return module
 
 
-def _missing(device: str) -> str | None:
+def _unavailable(device: str) -> str | None:
     """The layout of the writer. vLLM 0.20 has a flat one (`"NHD",`), and calls another."""
-    if why := vllm_sparse_mla.SOURCES.missing(device):
+    if why := vllm_sparse_mla.SOURCES.unavailable(device):
         return why
     file = foreign.sources("vllm") / "v1/attention/ops/rocm_aiter_mla_sparse.py"
     return "the vLLM here writes index keys in no tiles" if '"NHD",' in file.read_text(encoding="utf-8") else None
@@ -104,7 +104,7 @@ _SIZES: dict[str, Any] = {"selection_units": (1,), "selected_per_head": (False,)
 _FIELDS: dict[str, Any] = {
     "group_sizes": (16, 64, 32),
     "head_sizes": (128, 64, 32),
-    "unavailable": vllm_sparse_mla.SOURCES.missing,
+    "unavailable": vllm_sparse_mla.SOURCES.unavailable,
 }
 VLLM_INDEXER = index_target(
     "vllm-indexer",
@@ -112,7 +112,7 @@ VLLM_INDEXER = index_target(
     QUANTIZED | {"layout": (TILED,)},
     description="the writer of index keys of vLLM 0.33.0 for ROCm, and the gathering of keys",
     engine=index_engine(**_SIZES),
-    **(_FIELDS | {"unavailable": _missing}),
+    **(_FIELDS | {"unavailable": _unavailable}),
 )
 VLLM_PAGED_MQA_LOGITS = index_target(
     "vllm-paged-mqa-logits",
@@ -145,7 +145,7 @@ VLLM_INDEX_DECODE = index_target(
     description="a decode of the index layer of vLLM 0.33.0 on gfx950 while AITER is off: its writer, and what it reads by",
     engine=index_engine(query_lens=("equal",), **_SIZES),
     findings=vllm.INDEX_DECODE,
-    **(_FIELDS | {"unavailable": _missing}),
+    **(_FIELDS | {"unavailable": _unavailable}),
 )
 VLLM_MQA_LOGITS_TORCH = index_target(
     "vllm-mqa-logits-torch",

@@ -16,10 +16,10 @@ import itertools
 
 from attn_contract import Layout
 from attn_fuzz.targets import engine
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages import VLLM
 from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.targets.packages.vllm import package as vllm_package
+from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.verdict.rounding import Rounding
 
 COMMON, ROCM = (f"models/minimax_m3/{side}/ops/sparse_attn" for side in ("common", "amd"))
@@ -103,6 +103,5 @@ VLLM_MINIMAX_M3_ROCM = dataclasses.replace(
     description="minimax_m3_sparse_attn of vLLM 0.33.0 for ROCm, and minimax_m3_sparse_attn_decode",
     attention=functools.partial(_attention, sources=OF_ROCM),
     rounding=lambda device: dataclasses.replace(VLLM_MINIMAX_M3.rounding(device), keys_per_tile=SUB_BLOCK),
-    unavailable=OF_ROCM.missing,
-    modules=OF_ROCM.load,
+    **OF_ROCM.fields(),
 )

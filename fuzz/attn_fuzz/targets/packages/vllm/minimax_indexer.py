@@ -98,8 +98,7 @@ def _target(name: str, sources: Sources, stages: Any, engine: Any, words: str) -
         tile_sizes=(BLOCK,),
         exclude=_odd_heads,
         max_tokens=8 if engine is _DECODES else 16,
-        unavailable=sources.missing,
-        modules=sources.load,
+        **sources.fields(),
     )
 
 

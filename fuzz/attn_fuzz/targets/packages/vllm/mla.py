@@ -9,12 +9,12 @@ import dataclasses
 import torch
 from attn_fuzz.findings import vllm
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.packages.latent_rows import decoded_rows, latent_support
 from attn_fuzz.targets.packages.vllm import package as vllm_package
 from attn_fuzz.targets.rng import rng_of
-from attn_fuzz.targets.target import LatentSizes, Target
+from attn_fuzz.targets.rows import rows_of
+from attn_fuzz.targets.support import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
 
 SOURCES = vllm_package.ops("triton_decode_attention")
@@ -58,14 +58,11 @@ _SUPPORT = latent_support(
     engine=dataclasses.replace(VLLM, fused_qkv=(False,)),  # 257: torch.cat
     latent=LatentSizes(widths=((512, 64), (256, 32), (256, 64)), group_sizes=(16, 12), block_sizes=(16, 64)),
 )
-VLLM_TRITON_MLA = Target(
+VLLM_TRITON_MLA = SOURCES.target(
     name="vllm-triton-mla",
     description="decode_attention_fwd of vLLM 0.33.0, as TRITON_MLA calls it",
     attention=_attention,
-    support=lambda device: _SUPPORT,
-    refuses=False,
-    rounding=lambda device: Rounding(keys_per_tile=32, splits=max(SPLITS), rounds_dequantized=True),
-    unavailable=SOURCES.missing,
-    modules=SOURCES.load,
+    support=_SUPPORT,
+    rounding=Rounding(keys_per_tile=32, splits=max(SPLITS), rounds_dequantized=True),
     findings=vllm.TRITON_MLA,
 )

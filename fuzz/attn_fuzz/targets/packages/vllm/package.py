@@ -17,7 +17,7 @@ from attn_fuzz.foreign.loading import Stubs
 from attn_fuzz.targets import engine
 from attn_fuzz.targets.packages import VLLM
 from attn_fuzz.targets.packages.declaring import Sources, as_they_are
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.support import Support
 
 REQUIREMENT = VLLM.requirement
 FP8 = torch.float8_e4m3fn

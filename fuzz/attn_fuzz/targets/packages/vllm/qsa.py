@@ -11,12 +11,12 @@ import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
 from attn_fuzz.foreign.loading import Stubs
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages import VLLM
 from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, decoded_rows, selected_tokens
 from attn_fuzz.targets.packages.vllm import package as vllm_package
-from attn_fuzz.targets.target import Support
+from attn_fuzz.targets.rows import rows_of
+from attn_fuzz.targets.support import Support
 from attn_fuzz.verdict.rounding import Rounding
 
 GROUP = 4

@@ -89,7 +89,7 @@ EARLIER = Sources(VLLM, ("common", "dcp_alltoall"), _stubs, (vllm_package.OPS,))
 
 def _module() -> SimpleNamespace:
     """The names that the modules define."""
-    modules = (EARLIER if SOURCES.missing("cpu") else SOURCES).load()
+    modules = (EARLIER if SOURCES.unavailable("cpu") else SOURCES).load()
     return SimpleNamespace(**{name: value for module in modules for name, value in vars(module).items()})
 
 
@@ -128,22 +128,22 @@ def _packed(outs: torch.Tensor, lses: torch.Tensor, *, is_base_e: bool, **length
     return torch.cat([out for out, _ in merged], 1).double(), torch.cat([lse for _, lse in merged], 1)
 
 
-def _missing(device: str) -> str | None:
-    return SOURCES.missing(device) and EARLIER.missing(device)
+def _unavailable(device: str) -> str | None:
+    return SOURCES.unavailable(device) and EARLIER.unavailable(device)
 
 
 VLLM_DCP_REDUCE_SCATTER = rank_merges.rank_target(
     "vllm-dcp-reduce-scatter",
     rank_merges.over_ranks(_corrected, (2, 4, 8), narrow_lses=True),
     merged_parts=3,  # the share of a rank is rounded once more
-    unavailable=_missing,
+    unavailable=_unavailable,
     description="correct_attn_out of vLLM 0.33.0 (decode context parallelism): the reference attends on each rank",
     findings=vllm.DCP_REDUCE_SCATTER,
 )
 VLLM_DCP_ALL_TO_ALL = rank_merges.rank_target(
     "vllm-dcp-all-to-all",
     rank_merges.over_ranks(_packed, (2, 3, 4, 5, 8), has_lengths=True, narrow_lses=True),
-    unavailable=_missing,
+    unavailable=_unavailable,
     description="pack and unpack kernels of vLLM 0.33.0 (decode context parallelism): the reference attends on each rank",
     findings=vllm.DCP_ALL_TO_ALL,
 )

@@ -16,6 +16,7 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.vllm import SEGMENTED
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages.vllm import package as vllm_package
+from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.verdict.rounding import Rounding
 
 SOURCES = vllm_package.ops("segmented_attention", "triton_unified_attention", "triton_attention_helpers", is_rocm=True)
@@ -28,7 +29,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     one = q.new_ones((), dtype=q.dtype).float()
     module.run_segmented_attention(
         q[:rows],
-        out.view(q.shape)[:rows],
+        rows_of(out, layer, rows),
         key_cache,
         value_cache,
         batch.block_table,

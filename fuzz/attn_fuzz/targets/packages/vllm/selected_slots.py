@@ -14,12 +14,12 @@ from types import ModuleType
 
 import torch
 from attn_fuzz.targets.indexer import guarded, index_engine, judged_target
-from attn_fuzz.targets.merge import rows_of
 from attn_fuzz.targets.packages.combined_lists import check
 from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.targets.packages.latent_rows import decoded_rows, selected_tokens
 from attn_fuzz.targets.packages.vllm import package as vllm_package
 from attn_fuzz.targets.rng import rng_of_lengths
+from attn_fuzz.targets.rows import rows_of
 
 MLA = "v1/attention/backends/mla/"
 TILE = 16
@@ -127,7 +127,7 @@ def _target(name: str, attention, sources: tuple[Sources, ...], units: tuple[int
         description=f"{description} of vLLM 0.33.0",
         engine=index_engine(selection_units=units, more_queries_than_keys=False, **selections),
         group_sizes=(1,),
-        unavailable=lambda device: next(filter(None, (each.missing(device) for each in sources)), None),
+        unavailable=lambda device: next(filter(None, (each.unavailable(device) for each in sources)), None),
         modules=lambda: [each.load()[0] for each in sources],
     )
 

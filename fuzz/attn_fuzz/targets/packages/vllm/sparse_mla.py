@@ -14,7 +14,7 @@ from attn_fuzz.targets.packages import VLLM
 from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.targets.packages.latent_rows import ragged, selection_target
 from attn_fuzz.targets.packages.vllm import package as vllm_package
-from attn_fuzz.targets.target import LatentSizes
+from attn_fuzz.targets.support import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
 
 SPLITS = (1, 2, 3, 8)
@@ -73,7 +73,6 @@ VLLM_SPARSE_MLA = selection_target(
         "latent": LatentSizes(widths=((128, 0), (512, 0), (128, 32)), group_sizes=(16, 12, 128), block_sizes=(16, 1, 64)),
     },
     rounding=Rounding(keys_per_tile=16, splits=max(SPLITS)),
-    unavailable=SOURCES.missing,
-    modules=SOURCES.load,
+    **SOURCES.fields(),
     findings=SPARSE_MLA,
 )

@@ -49,6 +49,5 @@ VLLM_TWO_CACHES = selection_target(
     description="rocm_sparse_attn_decode of vLLM 0.33.0, over two caches of 584 bytes a slot",
     support=ENTRIES,
     rounding=Rounding(keys_per_tile=32, splits=16),
-    unavailable=vllm_sparse_mla.SOURCES.missing,
-    modules=vllm_sparse_mla.SOURCES.load,
+    **vllm_sparse_mla.SOURCES.fields(),
 )

@@ -35,6 +35,7 @@ from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
 from attn_fuzz.targets.packages.vllm import package as vllm_package
 from attn_fuzz.targets.packages.vllm.package import KVQuantMode
+from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.verdict.rounding import Rounding
 
 SOURCES = vllm_package.ops("triton_unified_attention", "triton_attention_helpers")
@@ -79,7 +80,7 @@ def arguments(q: torch.Tensor, layer: Layer, batch: Batch, out: torch.Tensor) ->
     padded = 1 << (layer.v_head_size - 1).bit_length()
     return {
         "q": q[:rows],
-        "out": out.view(*q.shape[:2], layer.v_head_size)[:rows],
+        "out": rows_of(out, layer, rows),
         "cu_seqlens_q": batch.query_start_loc,
         "max_seqlen_q": batch.max_query_len,
         "seqused_k": batch.seq_lens,

@@ -163,6 +163,5 @@ VLLM_WRITE = Target(
     support=lambda device: _SUPPORT,
     rounding=lambda device: Rounding(keys_per_tile=64),
     refuses=False,
-    unavailable=ON_ROCM.missing,
-    modules=ON_ROCM.load,
+    **ON_ROCM.fields(),
 )

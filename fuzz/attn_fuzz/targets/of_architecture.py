@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from attn_fuzz import extras
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.finding import Finding
-from attn_fuzz.targets.target import Support, Target
+from attn_fuzz.targets.support import Support
+from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ CHECKED = 0.3
 _ORDERS = ("ascending", "descending", "drawn")
 
 
-def missing(device: str) -> str | None:
-    """The reason why nothing can be emulated here; None if it can."""
+def unavailable(device: str) -> str | None:
+    """The reason why nothing can be emulated on a device type here; None if it can."""
     if device != "cpu":
         return "it emulates a GPU that is not here: --device cpu"
     if importlib.util.find_spec("yaml") is None:
@@ -40,7 +41,7 @@ def with_architecture(
     attention: Callable[..., None],
     support: Callable[[str], Support],
     rounding: Callable[[str], Rounding],
-    missing: Callable[[str, str], str | None],
+    unavailable: Callable[[str, str], str | None],
     events: Callable[[str, Step], Iterable[str]] = lambda architecture, step: (),
     findings: tuple[Finding, ...] = (),
 ) -> Target:
@@ -49,7 +50,7 @@ def with_architecture(
     Args:
         architectures: the architectures of its code. NAME itself declares its support on the first one.
         attention, support, rounding, events: as in Target, with the architecture before the other arguments.
-        missing: for one of these architectures and a device, the reason why it cannot run there.
+        unavailable: for one of these architectures and a device, the reason why it cannot run there.
         findings: the findings of NAME@ARCHITECTURE. The pages of findings have scripts only for Triton's kernels.
     """
     needed = f"name an architecture, as in --target {name}@{architectures[0]}"
@@ -58,10 +59,10 @@ def with_architecture(
         return dataclasses.replace(support(architecture), steps_per_layer=STEPS_PER_LAYER, own_numbers=True)
 
     def on(architecture: str) -> Target:
-        def unavailable(device: str) -> str | None:
+        def unavailable_here(device: str) -> str | None:
             if architecture not in architectures:
                 return f"{name} has nothing for {architecture}, but for {', '.join(architectures)}"
-            return missing(architecture, device)
+            return unavailable(architecture, device)
 
         return dataclasses.replace(
             base,
@@ -70,7 +71,7 @@ def with_architecture(
             attention=functools.partial(attention, architecture),
             support=lambda device: drawn(architecture),
             rounding=lambda device: rounding(architecture),
-            unavailable=unavailable,
+            unavailable=unavailable_here,
             events=functools.partial(events, architecture),
             findings=findings,
         )
@@ -85,7 +86,7 @@ def with_architecture(
         support=lambda device: drawn(architectures[0]),
         refuses=False,
         rounding=lambda device: rounding(architectures[0]),
-        unavailable=lambda device: "; ".join(filter(None, (missing(architectures[0], device), needed))),
+        unavailable=lambda device: "; ".join(filter(None, (unavailable(architectures[0], device), needed))),
         compiled_for=on,
         compiles=True,
     )
