@@ -38,13 +38,20 @@ class Run(NamedTuple):
 
 # a copy of `attn_fuzz.targets.modes.ARCHITECTURES`, because `select` must import nothing that needs an extra
 EMULATED = "emulated as gfx90a, gfx942, gfx950, gfx1100, gfx1201, gfx1250"
-_OWN = f"run on an H200, {EMULATED}, interpreted"
+
+
+def _own(backend: str, kernels: str = "triton", of: str = "") -> tuple[Run, Run]:
+    """How this project's Triton kernels ran: in a backend, and by a target of the kernels alone, which names their modules."""
+    words = f"this project's Triton kernels{of}"
+    return Run(words, "run on an H200, interpreted", backend), Run(words, EMULATED, kernels)
+
+
 _UNIFIED = Run("AITER's Triton unified_attention", "run on an H200, interpreted", "aiter-unified-attention", UNIFIED_ATTENTION)
 RUNS = {
-    "ROCM_ATTN": (Run("this project's Triton kernels", _OWN, "backend-rocm-attn"),),
-    "TRITON_ATTN": (Run("this project's Triton kernels", _OWN, "backend-triton"),),
-    "TRITON_ATTN_DIFFKV": (Run("this project's Triton kernels", _OWN, "backend-triton-diffkv"),),
-    "TRITON_MLA": (Run("this project's Triton kernels", _OWN, "backend-triton-mla"),),
+    "ROCM_ATTN": _own("backend-rocm-attn"),
+    "TRITON_ATTN": _own("backend-triton"),
+    "TRITON_ATTN_DIFFKV": _own("backend-triton-diffkv"),
+    "TRITON_MLA": _own("backend-triton-mla", "triton-latent"),
     "ROCM_AITER_MLA_SPARSE": (
         Run("this project's Triton kernels", "emulated as gfx942, interpreted", "backend-rocm-aiter-mla-sparse"),
     ),
@@ -53,7 +60,7 @@ RUNS = {
     ),
     "ROCM_AITER_UNIFIED_ATTN": (
         _UNIFIED,
-        Run("this project's Triton kernels, for all but decoders", _OWN, "backend-triton"),
+        *_own("backend-triton", of=", for all but decoders"),
     ),
     "ROCM_AITER_FA": (
         Run(
@@ -70,7 +77,7 @@ RUNS = {
         Run("AITER's HIP paged_attention_v1", "emulated as gfx942", "aiter-hip-pa-v1", HIP_PA_V1),
         _UNIFIED,
         Run(
-            "AITER's pa_fwd_asm, assembly (vLLM's choice for a shuffled cache, which this backend has not)",
+            "AITER's pa_fwd_asm, assembly (vLLM's choice for a shuffled cache, which this backend does not take)",
             "emulated as gfx942, gfx950",
             "aiter-pa-assembly",
             PA_ASSEMBLY,
