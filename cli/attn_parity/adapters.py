@@ -5,7 +5,7 @@ import re
 TRITON = "triton"
 """The package that no target loads as sources: it runs their kernels."""
 _PLACE = re.compile(r"\(([^()]*):\d+, in \w+\)$")
-"""The file in which an exception was raised: `attn_fuzz.run.exceptions` ends a message with it."""
+"""The file in which an exception was raised: `attn_fuzz.run.case.exceptions` ends a message with it."""
 _STAND_IN = re.compile(r"SimpleNamespace|cannot import name|\(unknown location\)|No module named")
 """An exception in the package's code because a stand-in of this project has less than what it stands for."""
 _GONE = re.compile(r"(\w+)\(\) got an unexpected keyword argument ('\w+')")

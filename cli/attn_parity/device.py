@@ -53,11 +53,11 @@ def check_fence(fenced: bool, targets: "Iterable[Target]", device: str) -> None:
         return
     if emulated := [target.name for target in targets if target.compiles]:
         raise click.UsageError(f"--fence: the kernels of {emulated[0]} are emulated, where every address is checked")
-    from attn_fuzz.run import pages
+    from attn_fuzz.run.case import unmapped
 
     try:
-        pages.pool(device)
-    except pages.NoPagesError as error:
+        unmapped.pool(device)
+    except unmapped.NoPagesError as error:
         raise click.UsageError(f"--fence: {error}") from None
 
 

@@ -11,7 +11,7 @@ EXPLAIN = "attn_fuzz.explain.trial:explain"
 def explained(case: Case, first: Case | None, target: str, device: str, case_seconds: float) -> tuple[str, ...]:
     """Lines about where the outputs of a failing case are wrong, and which mistake explains them; none if no output is
     wrong."""
-    from attn_fuzz.run.executor import Executor  # a run without a failure does not need it
+    from attn_fuzz.run.processes.executor import Executor  # a run without a failure does not need it
 
     with (
         tempfile.TemporaryDirectory() as scratch,

@@ -7,7 +7,7 @@ from typing import Any
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import Cache, Case, Request, Values
 from attn_fuzz.patches.mutant import Mutant
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.processes.executor import Executor
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import Verdict
 from attn_proofs.theorem import Model

@@ -18,7 +18,7 @@ from attn_fuzz.corpus import database
 from attn_fuzz.errors import InputError
 from attn_fuzz.exhaustive import ledger
 from attn_fuzz.exhaustive.ledger import RunOf
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.processes.executor import Executor
 from attn_lab.__main__ import lab
 from hypothesis.database import InMemoryExampleDatabase
 

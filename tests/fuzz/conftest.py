@@ -18,8 +18,8 @@ from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.interpreted import program_order
 from attn_fuzz.patches.mutant import Mutant, Patch
 from attn_fuzz.run import shard
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.run.shard import FuzzPlan
-from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import Verdict
 from attn_parity import main

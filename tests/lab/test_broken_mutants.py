@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from attn_fuzz.patches.mutant import REFUSALS, MutantError, Patch
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.processes.executor import Executor
 from attn_lab import results_file
 from attn_lab.zoo import page as zoo_page
 from attn_lab.zoo.known_bugs import KnownBug

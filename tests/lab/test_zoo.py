@@ -20,7 +20,7 @@ from attn_fuzz.corpus import files
 from attn_fuzz.patches import installation
 from attn_fuzz.patches.mutant import INSTALLED, MutantError, Patch
 from attn_fuzz.patches.source import patched_sources, text_of
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.processes.executor import Executor
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import Progress
 from attn_fuzz.verdict.verdict import Kind

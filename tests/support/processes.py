@@ -1,6 +1,6 @@
 """Commands of Python in processes that have imported torch and Triton already: their imports take longer than most commands.
 
-Such a process is a fork of the server of `attn_fuzz.run.prepared`, and so is each process that a fuzz run in it starts. No
+Such a process is a fork of the server of `attn_fuzz.run.processes.prepared`, and so is each process of a fuzz run in it. No
 kernel of this project is imported there. Triton interprets there: what compiles, and what asks which modules are imported,
 needs a new interpreter. So does what signals a whole process group, which the processes of the server are not part of.
 """
@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
-from attn_fuzz.run import prepared
+from attn_fuzz.run.processes import prepared
 
 ROOT = Path(__file__).parents[2]
 

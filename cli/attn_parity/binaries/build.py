@@ -17,7 +17,7 @@ from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from attn_fuzz import current_folder
-from attn_fuzz.run import prepared
+from attn_fuzz.run.processes import prepared
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

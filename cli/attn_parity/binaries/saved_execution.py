@@ -16,7 +16,7 @@ import numpy as np
 from attn_amdgcn import AssemblyError, LaunchError, Memory, Program, UnknownInstructionError, inexact
 from attn_amdgcn.launch import ARGUMENTS
 from attn_fuzz.emulated.emulation import Inputs, inputs_of, run
-from attn_fuzz.run.trial import try_case
+from attn_fuzz.run.case.trial import try_case
 from attn_optimized.kernel_call import KernelCall
 from attn_parity.binaries import run_folder
 from attn_parity.binaries.execution import SCHEDULES, cases_of, error_of, launches_of, target_of

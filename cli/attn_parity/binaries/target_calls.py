@@ -14,9 +14,9 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.emulated.jobs import Job, Pointer
 from attn_fuzz.errors import InputError
 from attn_fuzz.run import shard
-from attn_fuzz.run.attempt import Attempt
-from attn_fuzz.run.exceptions import described
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.case.attempt import Attempt
+from attn_fuzz.run.case.exceptions import described
+from attn_fuzz.run.processes.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.verdict import Verdict

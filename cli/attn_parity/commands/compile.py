@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 from attn_fuzz.errors import InputError
-from attn_fuzz.run.executor import use_interpreter
+from attn_fuzz.run.processes.executor import use_interpreter
 from attn_parity.binaries.build import Outcome
 from attn_parity.console import notes, results
 from attn_parity.files import check_writable, write_json

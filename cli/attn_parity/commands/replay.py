@@ -8,7 +8,7 @@ from attn_fuzz import report
 from attn_fuzz.cases import case_file
 from attn_fuzz.errors import NOT_RUN
 from attn_fuzz.findings.finding import explanation
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.processes.executor import Executor
 from attn_parity.case_files import case_target_option, usable_target
 from attn_parity.console import results
 from attn_parity.device import check_exact, check_fence, device_name, sanitizes, say_what_runs_kernels, use_device

@@ -11,7 +11,7 @@ from attn_fuzz.errors import NOT_RUN
 from attn_fuzz.explain import captured_outputs
 from attn_fuzz.report import page, pictures, terminal
 from attn_fuzz.report.grid import Room
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.processes.executor import Executor
 from attn_parity.case_files import case_target_option, usable_target
 from attn_parity.console import results
 from attn_parity.device import say_what_runs_kernels, use_device

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.run.trial import try_case
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.judge import Judgement, has_exact_sums, judge
 from attn_fuzz.verdict.oracle import Oracle, as_read, requests
@@ -27,7 +27,7 @@ FEWEST = 4
 
 
 def try_launch(case: Case, target: Target, device: str, *, exactly: bool = False) -> Verdict:
-    """`attn_fuzz.run.trial.try_case`, with all requests judged together. In exact mode, a packed launch is one call: the
+    """`attn_fuzz.run.case.trial.try_case`, with all requests judged together. In exact mode, a packed launch is one call: the
     formula is evaluated for each of its requests, and every element is compared."""
     return try_case(case, target, device, judge_step=judge_together, exactly=exactly)
 

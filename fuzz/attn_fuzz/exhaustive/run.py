@@ -15,7 +15,7 @@ from attn_fuzz.exhaustive import calls, packing
 from attn_fuzz.exhaustive.calls import LeftOut
 from attn_fuzz.exhaustive.packing import Launch
 from attn_fuzz.exhaustive.scope import Part, Scope
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.processes.executor import Executor
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.verdict import Verdict

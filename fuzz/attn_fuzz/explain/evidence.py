@@ -14,8 +14,8 @@ from attn_fuzz.cases.contradictions import contradiction
 from attn_fuzz.cases.poison import LEFTOVER, POISON, storage_of
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.explain.search import Seen
-from attn_fuzz.run.attempt import Attempt
-from attn_fuzz.run.checks import CHECKS
+from attn_fuzz.run.case.attempt import Attempt
+from attn_fuzz.run.case.checks import CHECKS
 from attn_fuzz.targets.target import Target
 
 KEYS, LONGEST = 19, 192

@@ -10,7 +10,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.explain import evidence, places, writes
 from attn_fuzz.explain.search import PAIR_SECONDS, Seen, explanations
 from attn_fuzz.explain.variants import VARIANTS
-from attn_fuzz.run.attempt import own_state
+from attn_fuzz.run.case.attempt import own_state
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.judge import judge_call
 from attn_fuzz.verdict.verdict import Verdict

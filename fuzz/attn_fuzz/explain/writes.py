@@ -8,7 +8,7 @@ from attn_fuzz.cases import tensors
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Rotation, Step, Write
-from attn_fuzz.run.attempt import Attempt, write
+from attn_fuzz.run.case.attempt import Attempt, write
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import Target
 

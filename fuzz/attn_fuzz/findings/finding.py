@@ -1,7 +1,7 @@
 """A known finding: a bug that a target is known to have, as data, so that a run counts it and goes on to find others.
 
 Each finding has a predicate over failing cases. A case that a finding explains is counted, and the run does not fail by it.
-Each finding also has a stored case, which must fail: `attn_fuzz.run.ledger` says which stored cases no longer do.
+Each finding also has a stored case, which must fail: `attn_fuzz.run.fixed_findings` says which stored cases no longer do.
 
 `attn-parity select` names findings too, and runs without the fuzz extra: this module imports nothing of the extra.
 """

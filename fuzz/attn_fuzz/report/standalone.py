@@ -130,7 +130,7 @@ sys.exit(wrong)
 
 _EARLIER = """
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.run.attempt import call_earlier
+from attn_fuzz.run.case.attempt import call_earlier
 
 view = None if kv_cache is None else layer.view_of(kv_cache)
 memory = None if kv_cache is None else raw
@@ -215,7 +215,7 @@ def write(by, q, raw, layer, k, v, view, slot_mapping, rotation):
 
 _EARLIER_WRITES = """
 from attn_fuzz.cases.tensors import Rotation, Step, Write
-from attn_fuzz.run.attempt import write_earlier
+from attn_fuzz.run.case.attempt import write_earlier
 
 
 def before(number):

@@ -30,7 +30,7 @@ Way = tuple[str, tuple[str, str]]
 
 @dataclass(eq=False)
 class Entry:
-    """A provisional entry of the ledger: a failure, and a predicate over later failures that have the same cause.
+    """A distinct failure of the run: its case, and a predicate over later failures that have the same cause.
 
     Args:
         target: name of the target.

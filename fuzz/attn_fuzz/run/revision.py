@@ -11,15 +11,15 @@ from typing import Literal
 import msgspec
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError, InputError
-from attn_fuzz.run import prepared
-from attn_fuzz.run.executor import START_SECONDS, Executor
+from attn_fuzz.run.processes import prepared
+from attn_fuzz.run.processes.executor import START_SECONDS, Executor
 from attn_fuzz.targets import registry
 from attn_fuzz.text import one_line
 from attn_fuzz.verdict.verdict import Verdict
 
 Result = Literal["passes", "fails", "cannot tell"]
 RUNS = 6
-"""A case is run up to three times (`attn_fuzz.run.trial`), each in a process that may have to be started again."""
+"""A case is run up to three times (`attn_fuzz.run.case.trial`), each in a process that may have to be started again."""
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):

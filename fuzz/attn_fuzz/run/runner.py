@@ -1,7 +1,7 @@
 """Runs shards on workers. No failure that was found is lost, even if a worker dies or the run is interrupted.
 
-Workers are processes of this machine (`attn_fuzz.run.workers`) or tasks of a Ray cluster (`attn_fuzz.run.fleet`). Shards depend
-neither on the number of workers nor on where they run, so a seed means the same run on every machine.
+Workers are processes of this machine (`processes.workers`) or tasks of a Ray cluster (`processes.fleet`). Shards depend neither
+on the number of workers nor on where they run, so a seed means the same run on every machine.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError
-from attn_fuzz.run.prepared import LostError
+from attn_fuzz.run.processes.prepared import LostError
+from attn_fuzz.run.processes.workers import WAKE_SECONDS, Message, here
 from attn_fuzz.run.shard import FuzzPlan, Progress
-from attn_fuzz.run.workers import WAKE_SECONDS, Message, here
 from attn_fuzz.targets.support import Support
 
 SHARD_EXAMPLES = 150
@@ -32,7 +32,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Worker(Protocol):
-    """Runs one plan after another; see `attn_fuzz.run.workers.Worker`."""
+    """Runs one plan after another; see `attn_fuzz.run.processes.workers.Worker`."""
 
     def run(self, plan: FuzzPlan) -> None: ...
     def receive(self) -> Message: ...
@@ -43,7 +43,7 @@ W = TypeVar("W", bound=Worker)
 
 
 class Workers(Protocol[W]):
-    """Starts workers and waits for them; see `attn_fuzz.run.workers.Workers`.
+    """Starts workers and waits for them; see `attn_fuzz.run.processes.workers.Workers`.
 
     Attributes:
         lives: the number of workers that may die of one plan before the run ends.

@@ -18,7 +18,6 @@ from attn_fuzz.cases.case import Case, CaseError, Values
 from attn_fuzz.errors import InputError
 from attn_fuzz.findings.finding import Finding, explanation
 from attn_fuzz.patches.mutant import Mutant, MutantError, NeverRanError
-from attn_fuzz.run.size import Size
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Target
@@ -26,7 +25,7 @@ from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.verdict import Kind, Verdict, what_failed
 
 if TYPE_CHECKING:
-    from attn_fuzz.run.executor import Executor
+    from attn_fuzz.run.processes.executor import Executor
 
 SHRINK_SECONDS = 240.0
 MOST_OTHERS = 4
@@ -85,6 +84,29 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     turn: tuple[int, int] = (0, 1)
     part: tuple[int, int] = (0, 1)
     past: tuple[Case, ...] = ()
+
+
+class Size(msgspec.Struct, frozen=True, kw_only=True):
+    """The size of a failing case after `tried` smaller cases. `fields` counts the fields that differ from their defaults."""
+
+    tried: int
+    requests: int
+    query_rows: int
+    keys: int
+    blocks: int
+    fields: int
+
+    @classmethod
+    def of(cls, case: Case, tried: int) -> "Size":
+        simplest = Case(target=case.target)
+        return cls(
+            tried=tried,
+            requests=len(case.requests),
+            query_rows=case.query_start_loc[-1],
+            keys=sum(request.seq_len for request in case.requests),
+            blocks=case.cache.num_blocks if case.cache else 0,
+            fields=sum(getattr(case, field.name) != getattr(simplest, field.name) for field in msgspec.structs.fields(case)),
+        )
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -225,7 +247,7 @@ def drawn(plan: FuzzPlan) -> list[Case]:
 
 def start_executor(plan: FuzzPlan) -> "Executor":
     """An executor for the plan's target, device and mutant. The caller stops it."""
-    from attn_fuzz.run.executor import Executor
+    from attn_fuzz.run.processes.executor import Executor
 
     plan.folder.mkdir(parents=True, exist_ok=True)
     sanitize = plan.sanitize and registry.load(plan.target).can_be_sanitized(plan.device)

@@ -43,8 +43,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
             bound, NaN, an inexact sum, a number that is not what the formula gives (`attn_fuzz.exact`), a row never written,
             the LSE, outputs that contradict each other, a wrong or stray byte in the cache, a wrongly rotated q, a changed
             input, a byte outside the owned outputs, an access that `attn_fuzz.interpreted.sanitizer` or the emulator forbids,
-            one of an unmapped page beside a tensor (`attn_fuzz.run.fence`), an exception, a call served that is to be refused,
-            a dead process, no answer in time.
+            one of an unmapped page beside a tensor (`attn_fuzz.run.case.fence`), an exception, a call served that is to be
+            refused, a dead process, no answer in time.
         message: one line for a person; empty if they agree.
         about: the subject of the failure, such as the tensor that is wrong, the type of the exception, or the property that
             does not hold. A failure of a call that the target should have refused also names the part to be refused.

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from attn_fuzz.emulated.compiler import ready
 from attn_fuzz.emulated.emulation import emulate, job_of
-from attn_fuzz.run.trial import try_case
+from attn_fuzz.run.case.trial import try_case
 from attn_optimized.kernel_call import KernelCall
 from attn_parity.binaries.assembly import digest
 from attn_parity.binaries.execution import (

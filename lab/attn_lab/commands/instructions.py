@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import click
-from attn_fuzz.run.executor import use_interpreter
+from attn_fuzz.run.processes.executor import use_interpreter
 from attn_parity.console import plain_table, results
 
 

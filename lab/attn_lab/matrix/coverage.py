@@ -11,7 +11,8 @@ from itertools import combinations, repeat
 import msgspec
 from attn_fuzz.cases.features import FEATURES, features, undefined
 from attn_fuzz.report.drawn import can_have
-from attn_fuzz.run import prepared, shard
+from attn_fuzz.run import shard
+from attn_fuzz.run.processes import prepared
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.support import EVERYTHING

@@ -16,8 +16,8 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.features import features
 from attn_fuzz.emulated import emulation
 from attn_fuzz.run import shard
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.run.shard import FuzzPlan, dense
-from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
 from attn_lab.miscompile.page import LARGEST, LONGEST
 

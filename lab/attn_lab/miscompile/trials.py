@@ -12,7 +12,7 @@ import numpy as np
 from attn_amdgcn import AmdgcnError, Fault, Memory, Program, Report, Schedule, UnknownInstructionError, checked, prepare
 from attn_amdgcn.assembly import Instruction, Kernel, Register
 from attn_amdgcn.instructions import step
-from attn_fuzz.run.trial import try_case
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.targets import registry
 from attn_lab.miscompile import operators, page
 from attn_lab.miscompile.subjects import SCHEDULES, Launch, Subject, families, launches_run_by, subjects

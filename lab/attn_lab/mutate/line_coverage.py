@@ -10,8 +10,9 @@ from multiprocessing.connection import Connection
 import msgspec
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.interpreted import interpreter
-from attn_fuzz.run import prepared, runner, shard
-from attn_fuzz.run.executor import use_interpreter
+from attn_fuzz.run import runner, shard
+from attn_fuzz.run.processes import prepared
+from attn_fuzz.run.processes.executor import use_interpreter
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_lab.mutate import line_recording
@@ -90,7 +91,7 @@ def _record(connection: Connection, plan: FuzzPlan, package: str) -> None:
     use_interpreter("cpu")
     line_recording.install(package)
     import torch
-    from attn_fuzz.run.trial import try_case
+    from attn_fuzz.run.case.trial import try_case
 
     torch.set_num_threads(1)
     interpreter.install()

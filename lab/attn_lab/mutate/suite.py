@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.patches.mutant import Mutant, MutantError
-from attn_fuzz.run import prepared
+from attn_fuzz.run.processes import prepared
 from attn_lab.mutate import line_recording, suite_process
 from attn_lab.mutate.campaign import Key, Log, Trial
 from attn_lab.mutate.generate import Generated

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from attn_fuzz.patches import installation
 from attn_fuzz.patches.mutant import Mutant, MutantError
 from attn_fuzz.patches.source import patched_sources, text_of
-from attn_fuzz.run import prepared
+from attn_fuzz.run.processes import prepared
 from attn_lab.mutate import line_recording
 
 PART = 25

@@ -17,7 +17,8 @@ from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.findings.finding import Finding
-from attn_fuzz.run import prepared, shard
+from attn_fuzz.run import shard
+from attn_fuzz.run.processes import prepared
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import Verdict

@@ -19,9 +19,9 @@ from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.corpus import database
 from attn_fuzz.corpus.database import DatabaseError
-from attn_fuzz.run.attempt import write
+from attn_fuzz.run.case.attempt import write
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.run.shrink import lowered
-from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.support import EVERYTHING

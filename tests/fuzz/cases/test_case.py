@@ -9,7 +9,7 @@ import pytest
 from attn_contract import AttentionType, Layout, PhysicalOrder
 from attn_fuzz.cases import case_file, contradictions
 from attn_fuzz.cases.case import SCHEMA, Cache, Case, CaseError, Request, Rope
-from attn_fuzz.run import trial
+from attn_fuzz.run.case import trial
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.support import EVERYTHING

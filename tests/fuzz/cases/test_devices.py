@@ -7,7 +7,7 @@ import torch
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.poison import bits, storage_of
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.run import devices
+from attn_fuzz.run.case import devices
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets.support import EVERYTHING
 from hypothesis import given, settings

@@ -9,8 +9,8 @@ from attn_contract import AttentionType, Batch, Layer
 from attn_fuzz.cases.case import Case, Request
 from attn_fuzz.cases.idle_strides import IDLE_STRIDES
 from attn_fuzz.run import shard
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.run.shard import FuzzPlan
-from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
 
 STRIDES = (0, 1, 3, 12345, 2**31 + 1, 2**40 + 1)

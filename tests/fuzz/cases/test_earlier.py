@@ -19,9 +19,9 @@ from attn_fuzz.cases.dimensions import value_on
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step, Write
 from attn_fuzz.run import runner, shard, shrink
-from attn_fuzz.run.attempt import Attempt, NotRefusedError
+from attn_fuzz.run.case.attempt import Attempt, NotRefusedError
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.run.shard import FuzzPlan
-from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases, families
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.backends import plain as backends

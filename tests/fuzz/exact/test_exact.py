@@ -14,9 +14,9 @@ from attn_fuzz.exact import algebra, call, interpreter
 from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.run import shard
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.case.trial import COMPARED, NOT_CARRIED, try_case
+from attn_fuzz.run.processes.executor import Executor
 from attn_fuzz.run.shard import EXACT_EVERY, FuzzPlan, exact_every
-from attn_fuzz.run.trial import COMPARED, NOT_CARRIED, try_case
 from attn_fuzz.targets import registry
 from attn_lab.zoo import known_bugs as mutants
 from exact_kernels import attend

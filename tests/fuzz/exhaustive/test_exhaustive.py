@@ -17,7 +17,7 @@ from attn_fuzz.cases.dimensions import Setting
 from attn_fuzz.exhaustive import calls, judging, packing, run, scope, symmetry
 from attn_fuzz.exhaustive.calls import LeftOut
 from attn_fuzz.exhaustive.scope import FEW, SCOPES, Choice, Part, Scope
-from attn_fuzz.run.attempt import Attempt, call_attention
+from attn_fuzz.run.case.attempt import Attempt, call_attention
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.triton import MODE_OF_FORMAT
 from attn_fuzz.verdict.judge import judge

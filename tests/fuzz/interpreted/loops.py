@@ -84,7 +84,7 @@ def main(examples: int) -> None:
     torch.set_num_threads(1)
     interpreter.install()
     turns = count_turns()
-    from attn_fuzz.run.attempt import Attempt
+    from attn_fuzz.run.case.attempt import Attempt
     from attn_fuzz.strategies.cases import cases
     from attn_fuzz.strategies.independent import INDEPENDENT
     from attn_fuzz.targets.indexer import TRITON_INDEXER

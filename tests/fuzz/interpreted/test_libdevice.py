@@ -9,7 +9,7 @@ from attn_fuzz.errors import LimitError
 from attn_fuzz.exact import algebra, call, elements, interpreter
 from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
-from attn_fuzz.run.limits import limit_of
+from attn_fuzz.run.case.limits import limit_of
 from triton.language.extra import cuda, hip, libdevice
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted on a CPU only")

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import torch
 from attn_fuzz.interpreted import eager, new_memory
-from attn_fuzz.run.attempt import own_state
+from attn_fuzz.run.case.attempt import own_state
 
 SHAPE = (3, 5)
 ALLOCATIONS = {

@@ -10,7 +10,7 @@ from attn_fuzz import report
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import PROGRAM_ORDERS, SCHEMA, Case
 from attn_fuzz.interpreted import program_order
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.processes.executor import Executor
 from attn_fuzz.run.shrink import lowered
 from attn_fuzz.targets.support import EVERYTHING
 

@@ -22,8 +22,8 @@ from attn_fuzz.cases.case import PROGRAM_ORDERS, Cache, Case, Request, Rope
 from attn_fuzz.interpreted import accesses, program_order, sanitizer, unwritten
 from attn_fuzz.interpreted.permissions import READ, WRITE, Region, region
 from attn_fuzz.interpreted.together import running
-from attn_fuzz.run.executor import Executor
-from attn_fuzz.run.trial import try_case
+from attn_fuzz.run.case.trial import try_case
+from attn_fuzz.run.processes.executor import Executor
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import Target
 from attn_fuzz.targets.triton import TRITON

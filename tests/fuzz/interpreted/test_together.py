@@ -11,8 +11,8 @@ import triton.language as tl
 from attn_fuzz.interpreted import interpreter
 from attn_fuzz.interpreted.together import launches, running
 from attn_fuzz.run import runner, shard
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.run.shard import FuzzPlan
-from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted on a CPU only")

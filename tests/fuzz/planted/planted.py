@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import attn_fuzz.run.trial
+import attn_fuzz.run.case.trial
 import attn_reference
 import torch
 from attn_contract import Batch, KVCacheView, Layer
@@ -224,7 +224,7 @@ def _is_slow_and_nan(q, kv_cache, batch, out, lse) -> None:
 
 
 def _breaks_the_judge(q, kv_cache, batch, out, lse) -> None:
-    attn_fuzz.run.trial._with_judgement = None
+    attn_fuzz.run.case.trial._with_judgement = None
 
 
 def _raises(*args, **kwargs) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import Case
-from attn_fuzz.run.trial import followed
+from attn_fuzz.run.case.trial import followed
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Target

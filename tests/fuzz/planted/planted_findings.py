@@ -1,4 +1,4 @@
-"""A target with two faults, of which its ledger knows one: sinks make it NaN, and a soft cap is off by 1."""
+"""A target with two faults, of which one is a known finding: sinks make it NaN, and a soft cap is off by 1."""
 
 import dataclasses
 from pathlib import Path

@@ -16,8 +16,8 @@ from attn_fuzz.cases.case import Case, Request
 from attn_fuzz.cases.features import count
 from attn_fuzz.report import grid, markup, page, svg
 from attn_fuzz.report.grid import Cell, Picture
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.run.shard import Progress
-from attn_fuzz.run.trial import try_case
 from planted import NAN
 
 from tests.fuzz.report.reported import failure_of, run_of

@@ -10,8 +10,8 @@ from attn_fuzz.cases import case_file
 from attn_fuzz.cases.features import count
 from attn_fuzz.report import page
 from attn_fuzz.report.run import Found
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.run.shard import Failure, Progress, Size
-from attn_fuzz.run.trial import try_case
 from attn_fuzz.verdict.verdict import Verdict
 from planted import FLASH, NAN
 

@@ -11,7 +11,7 @@ from attn_fuzz.cases import case_file, tensors
 from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.report import pictures, terminal
 from attn_fuzz.report.grid import Picture, Room
-from attn_fuzz.run.trial import try_case
+from attn_fuzz.run.case.trial import try_case
 from planted import FLASH, NAN
 from rich.console import Console
 

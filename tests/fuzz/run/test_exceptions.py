@@ -8,8 +8,8 @@ import torch
 import triton
 import triton.language as tl
 from attn_contract import Layer
-from attn_fuzz.run.exceptions import described
-from attn_fuzz.run.trial import try_case
+from attn_fuzz.run.case.exceptions import described
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.verdict.verdict import what_failed
 from planted import FLASH
 

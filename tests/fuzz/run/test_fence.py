@@ -10,9 +10,9 @@ from attn_contract import Layout
 from attn_fuzz.cases import case_file, tensors
 from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.cases.poison import bits
-from attn_fuzz.run import fence, pages
-from attn_fuzz.run.executor import Executor
-from attn_fuzz.run.fence import Fence
+from attn_fuzz.run.case import fence, unmapped
+from attn_fuzz.run.case.fence import Fence
+from attn_fuzz.run.processes.executor import Executor
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets.support import EVERYTHING
 from attn_fuzz.verdict.verdict import FENCED
@@ -65,11 +65,11 @@ def test_what_lies_beside_unmapped_pages_is_what_was_there(case):
 @pytest.mark.parametrize("side", ["end", "beginning"])
 @pytest.mark.parametrize("size", [1, 4096, 4097, 3 << 20])
 def test_memory_lies_flush_against_an_unmapped_page(size, side):
-    pool = pages.Pool(pages.HostPages())
+    pool = unmapped.Pool(unmapped.HostPages())
     memory = pool.tensor(size, side)
     memory.fill_(7)
     edge = memory.data_ptr() + (size if side == "end" else 0)
-    assert edge % pages.HostPages.size == 0
+    assert edge % unmapped.HostPages.size == 0
     assert pool.tensor(size, side).data_ptr() != memory.data_ptr()
     pool.give_back()
     assert memory.data_ptr() in {pool.tensor(size, side).data_ptr() for _ in range(2)}, "it is used again"
@@ -188,24 +188,24 @@ def driver(monkeypatch):
 @pytest.mark.parametrize("prefix", ["cu", "hip"])
 def test_a_gpu_maps_memory_in_the_middle_of_what_is_reserved(prefix, driver):
     library = driver(prefix)
-    made = pages.DevicePages()
+    made = unmapped.DevicePages()
     address = made.mapped(4 << 20)
     assert library.mapped == [(address, 4 << 20)]
-    assert address - (1 << 30) >= pages.UNMAPPED
-    assert (1 << 30) + library.reserved - (address + (4 << 20)) >= pages.UNMAPPED
+    assert address - (1 << 30) >= unmapped.UNMAPPED
+    assert (1 << 30) + library.reserved - (address + (4 << 20)) >= unmapped.UNMAPPED
 
 
-@pytest.mark.parametrize(("code", "error"), [(2, torch.OutOfMemoryError), (801, pages.NoPagesError)])
+@pytest.mark.parametrize(("code", "error"), [(2, torch.OutOfMemoryError), (801, unmapped.NoPagesError)])
 def test_what_a_driver_refuses_is_named(code, error, driver):
     driver("cu", code)
     with pytest.raises(error, match="cuMemCreate"):
-        pages.DevicePages().mapped(2 << 20)
+        unmapped.DevicePages().mapped(2 << 20)
 
 
 def test_a_driver_without_these_functions_is_named(driver):
     driver("another")
-    with pytest.raises(pages.NoPagesError, match="the driver has no cuMemGetAllocationGranularity"):
-        pages.DevicePages()
+    with pytest.raises(unmapped.NoPagesError, match="the driver has no cuMemGetAllocationGranularity"):
+        unmapped.DevicePages()
 
 
 @pytest.mark.parametrize(
@@ -216,13 +216,13 @@ def test_a_driver_without_these_functions_is_named(driver):
     ],
 )
 def test_where_there_are_no_unmapped_pages_nothing_runs(target, message, attn_parity, monkeypatch):
-    monkeypatch.setattr(pages, "pool", pages.pool.__wrapped__)
-    monkeypatch.setattr(pages.HostPages, "__init__", _refused)
+    monkeypatch.setattr(unmapped, "pool", unmapped.pool.__wrapped__)
+    monkeypatch.setattr(unmapped.HostPages, "__init__", _refused)
     run = attn_parity("fuzz", "--fence", "--target", target, "--device", "cpu")
     assert (run.code, run.out) == (2, ""), run
     assert f"--fence: {message}" in run.err
 
 
-def _refused(self: pages.HostPages) -> None:
+def _refused(self: unmapped.HostPages) -> None:
     self._maps = []
     self._protect = lambda *given: -1  # pyright: ignore[reportAttributeAccessIssue]

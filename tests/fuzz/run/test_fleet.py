@@ -12,16 +12,17 @@ import time
 from functools import partial
 from pathlib import Path
 
-import attn_fuzz.run
+import attn_fuzz.run.processes
 import msgspec
 import pytest
 from attn_fuzz.errors import InputError
-from attn_fuzz.run import node, runner, sources
+from attn_fuzz.run import provenance, runner
+from attn_fuzz.run.processes import node
 from attn_fuzz.run.shard import FuzzPlan, Progress
 
 ray = pytest.importorskip("ray", reason="the extra `ray`")
 
-from attn_fuzz.run import fleet  # noqa: E402
+from attn_fuzz.run.processes import fleet  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
@@ -225,8 +226,8 @@ def test_a_killed_run_leaves_no_process_on_nodes(cluster, tmp_path, child_enviro
 
 @pytest.mark.nightly
 def test_a_node_with_other_sources_is_refused_in_one_line(cluster, attn_parity, monkeypatch):
-    ours = sources.identity("planted:FLASH")
-    monkeypatch.setattr(sources, "identity", lambda target: ours | {"sources of attn-parity": "0123"})
+    ours = provenance.identity("planted:FLASH")
+    monkeypatch.setattr(provenance, "identity", lambda target: ours | {"sources of attn-parity": "0123"})
     run = attn_parity("fuzz", "--ray", cluster.address, "--target", "planted:FLASH", "--examples", 1, "--corpus", "none")
     assert run.code == 2
     (line,) = [line for line in run.err.splitlines() if not line.startswith("waiting until")]
@@ -289,8 +290,8 @@ def test_a_run_that_waits_for_a_node_says_so(seconds, monkeypatch):
 
 def test_without_ray_its_extra_is_named(attn_parity, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "attn_fuzz.run.fleet")
-    monkeypatch.delattr(attn_fuzz.run, "fleet")
+    monkeypatch.delitem(sys.modules, "attn_fuzz.run.processes.fleet")
+    monkeypatch.delattr(attn_fuzz.run.processes, "fleet")
     run = attn_parity("fuzz", "--target", "planted:FLASH", "--ray", "auto")
     assert (run.code, run.err) == (2, "attn-parity: this needs ray, which is missing: pip install 'attn-parity[ray]'\n")
 
@@ -316,14 +317,14 @@ def test_few_workers_take_larger_shares_of_gpus(workers, room, monkeypatch):
 
 def test_a_node_runs_nothing_for_another_identity():
     with pytest.raises(InputError, match=r"torch: got .*, expected 1\.0 as on this machine"):
-        next(node.task(sources.identity("planted:FLASH") | {"torch": "1.0"}, "planted:FLASH", b"not read"))
+        next(node.task(provenance.identity("planted:FLASH") | {"torch": "1.0"}, "planted:FLASH", b"not read"))
 
 
 def test_another_module_of_the_target_is_another_identity(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    assert "module my_kernel_of_nobody" not in sources.identity("my_kernel_of_nobody:TARGET")
+    assert "module my_kernel_of_nobody" not in provenance.identity("my_kernel_of_nobody:TARGET")
     path = tmp_path / "my_kernel_of_nobody.py"
     path.write_text("TARGET = 1")
-    one = sources.identity("my_kernel_of_nobody:TARGET")["module my_kernel_of_nobody"]
+    one = provenance.identity("my_kernel_of_nobody:TARGET")["module my_kernel_of_nobody"]
     path.write_text("TARGET = 2")
-    assert one != sources.identity("my_kernel_of_nobody:TARGET")["module my_kernel_of_nobody"]
+    assert one != provenance.identity("my_kernel_of_nobody:TARGET")["module my_kernel_of_nobody"]

@@ -12,7 +12,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.emulated import compiler
 from attn_fuzz.errors import FailedCheckError, FaultError
 from attn_fuzz.interpreted import interpreter, new_memory
-from attn_fuzz.run.trial import try_case
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import Target
@@ -56,7 +56,7 @@ def test_what_a_gpu_tells_late_is_no_fault(error, step_case, monkeypatch):
     def wait(*arguments):
         raise error
 
-    monkeypatch.setattr("attn_fuzz.run.attempt.synchronize", wait)
+    monkeypatch.setattr("attn_fuzz.run.case.attempt.synchronize", wait)
     assert try_case(step_case, REFERENCE_FP32, "cpu").kind == "raised"
 
 

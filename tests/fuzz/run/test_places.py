@@ -15,9 +15,9 @@ from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
 from attn_fuzz.cases.tensors import PADDING, Step
 from attn_fuzz.interpreted.permissions import of_attention
 from attn_fuzz.interpreted.sanitizer import Violation
-from attn_fuzz.run import checks
-from attn_fuzz.run.attempt import Attempt
-from attn_fuzz.run.checks import CHECKS
+from attn_fuzz.run.case import checks
+from attn_fuzz.run.case.attempt import Attempt
+from attn_fuzz.run.case.checks import CHECKS
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.verdict.judge import judge, judge_finite
 from attn_optimized.backends.triton_attn import TritonAttentionBackend

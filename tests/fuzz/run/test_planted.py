@@ -9,9 +9,9 @@ import pytest
 from attn_fuzz import report
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Rope
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.case.trial import try_case
+from attn_fuzz.run.processes.executor import Executor
 from attn_fuzz.run.shard import Progress
-from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.support import Support

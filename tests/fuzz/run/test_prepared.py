@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from attn_fuzz.errors import ExecutorError
-from attn_fuzz.run import prepared
+from attn_fuzz.run.processes import prepared
 
 from tests.support.mostly_nightly import mostly_nightly
 
@@ -136,7 +136,7 @@ def test_servers_that_go_on_dying_end_a_run(monkeypatch, tmp_path):
 
 
 SLOW = "import os, pathlib, time; pathlib.Path('server').write_text(str(os.getpid())); time.sleep(60)"
-STARTS = "from attn_fuzz.run import prepared; prepared._IMPORTED[1:] = ['slow']; prepared.start('cpu', print)"
+STARTS = "from attn_fuzz.run.processes import prepared; prepared._IMPORTED[1:] = ['slow']; prepared.start('cpu', print)"
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for a process in /proc")

@@ -16,7 +16,7 @@ import pytest
 from attn_fuzz.cases import case_file
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run import runner
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.processes.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
 
 from tests.support import processes
@@ -120,7 +120,7 @@ def test_a_worker_says_nothing_of_an_interrupt_that_a_callback_swallows(error, i
     """Hypothesis has a callback of the garbage collector, in which a worker's interrupt came once in 25 interrupted runs."""
     (tmp_path / "worker.py").write_text(
         "import gc, multiprocessing\n"
-        "from attn_fuzz.run import workers\n"
+        "from attn_fuzz.run.processes import workers\n"
         "def callback(phase, info):\n"
         f"    raise {error}\n"
         "ours, theirs = multiprocessing.Pipe()\n"

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run import runner, shard
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.processes.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 

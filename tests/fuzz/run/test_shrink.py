@@ -12,8 +12,8 @@ from attn_fuzz.cases import contradictions
 from attn_fuzz.cases.case import Cache, Case
 from attn_fuzz.report.run import Found
 from attn_fuzz.run import shard, shrink
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.run.shard import FuzzPlan
-from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.support import EVERYTHING, Support

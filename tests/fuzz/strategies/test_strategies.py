@@ -13,7 +13,7 @@ from attn_fuzz.cases.case import Case, Request
 from attn_fuzz.cases.contradictions import ROWS, X_PACKED
 from attn_fuzz.cases.features import FEATURES, features
 from attn_fuzz.report.drawn import can_have
-from attn_fuzz.run.trial import try_case
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.strategies import cases, families
 from attn_fuzz.strategies.cases import plain
 from attn_fuzz.strategies.independent import INDEPENDENT

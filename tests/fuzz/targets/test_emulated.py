@@ -26,10 +26,10 @@ from attn_fuzz.emulated import compiler, emulation, launches
 from attn_fuzz.emulated.compiler import CompilerError
 from attn_fuzz.emulated.jobs import Compiled, Job, Pointer
 from attn_fuzz.errors import LimitError
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.run.drawing import draw_cases
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.processes.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
-from attn_fuzz.run.trial import try_case
 from attn_fuzz.strategies.cases import steps
 from attn_fuzz.strategies.independent import INDEPENDENT
 from attn_fuzz.strategies.layers import DrawnLayer, layer, with_own_numbers

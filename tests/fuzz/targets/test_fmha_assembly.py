@@ -11,7 +11,7 @@ from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Cache, Case, Request, Values
 from attn_fuzz.findings.aiter.fmha_assembly import FMHA_ASSEMBLY
-from attn_fuzz.run.trial import try_case
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.targets.packages.aiter import assembly as aiter_assembly
 from attn_fuzz.targets.packages.aiter import fmha_assembly as fmha
 

@@ -16,8 +16,8 @@ from attn_fuzz.cases import tensors
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.run import shard
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.run.shard import FuzzPlan
-from attn_fuzz.run.trial import try_case
 from attn_fuzz.targets import indexer
 from attn_fuzz.targets.indexer import EVERY_TERM, Stages, gathered_keys, guarded, index_target
 from attn_fuzz.targets.rng import rng_of_lengths

@@ -19,7 +19,7 @@ from attn_fuzz.corpus import adapting
 from attn_fuzz.report import standalone
 from attn_fuzz.report.drawn import can_have
 from attn_fuzz.run import shrink
-from attn_fuzz.run.trial import try_case
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.strategies import cases
 from attn_fuzz.strategies.independent import INDEPENDENT
 from attn_fuzz.strategies.tally import Tally

@@ -15,9 +15,9 @@ from attn_contract import AttentionType, Layer, Layout
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Cache, Case, Request, Values
 from attn_fuzz.run import shard
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.run.case.trial import COMPARED, try_case
+from attn_fuzz.run.processes.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
-from attn_fuzz.run.trial import COMPARED, try_case
 from attn_fuzz.targets import Target, registry
 from attn_fuzz.targets.packages.aiter import package as aiter_package
 from attn_fuzz.targets.packages.lmdeploy import package as lmdeploy_package

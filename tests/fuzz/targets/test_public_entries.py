@@ -16,7 +16,7 @@ from attn_contract import ops
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.case import Case
 from attn_fuzz.run import shard
-from attn_fuzz.run.attempt import Attempt
+from attn_fuzz.run.case.attempt import Attempt
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_optimized.backends import BACKENDS

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from attn_fuzz.errors import HelperKilledError
 from attn_fuzz.interpreted import new_memory
-from attn_fuzz.run import prepared
+from attn_fuzz.run.processes import prepared
 from attn_fuzz.targets.ranks.processes import TIMEOUT, RankProcesses
 
 

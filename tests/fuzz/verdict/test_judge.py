@@ -18,7 +18,7 @@ from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
 from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.properties import bound as property_bound
 from attn_fuzz.properties import error_bound
-from attn_fuzz.run.trial import try_case
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.strategies import cases
 from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.targets.reference import REFERENCE_FP32

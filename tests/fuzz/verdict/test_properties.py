@@ -16,7 +16,7 @@ from attn_fuzz.cases.case import Cache, Case, CaseError, Request, Values
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties import Property, batch_composition, chunked_prefill
 from attn_fuzz.properties.memory import GARBAGE
-from attn_fuzz.run.trial import PROPERTIES_OF_CASE, try_case
+from attn_fuzz.run.case.trial import PROPERTIES_OF_CASE, try_case
 from attn_fuzz.targets import registry, triton
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import Target

@@ -6,7 +6,7 @@ import torch
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.case import Request
 from attn_fuzz.cases.features import FEATURES, count, features, phase
-from attn_fuzz.run.trial import try_case
+from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.verdict import judge, ratios
 from attn_fuzz.verdict.rounding import Rounding
 from planted import FLASH, UNOWNED_ROWS

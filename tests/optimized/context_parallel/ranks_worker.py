@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from attn_contract import Batch, Layer
 from attn_fuzz.interpreted import interpreter
-from attn_fuzz.run import prepared
+from attn_fuzz.run.processes import prepared
 
 from tests.support import calls
 

@@ -13,7 +13,7 @@ from attn_fuzz.exhaustive.ledger import Ended, Ledger, RunOf
 from attn_fuzz.exhaustive.run import Counted, Plan, Result
 from attn_fuzz.exhaustive.scope import SCOPES
 from attn_fuzz.findings.finding import explanation
-from attn_fuzz.run import sources
+from attn_fuzz.run import provenance
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.verdict import COMPARED, NOT_CARRIED
@@ -157,7 +157,7 @@ def _run_of(outcome: Exhausted) -> RunOf:
         shard=outcome.shard,
         sanitize=plan.sanitize,
         exactly=plan.exactly,
-        identity=sources.identity(plan.target),
+        identity=provenance.identity(plan.target),
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from attn_fuzz.exhaustive.ledger import Ended
 from attn_fuzz.exhaustive.run import Counted, Plan
-from attn_fuzz.run import sources
+from attn_fuzz.run import provenance
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.verdict import COMPARED
 
@@ -61,7 +61,7 @@ class Exhausted:
             "schema": "attn-parity.exhaust/1",
             "target": self.target.name,
             "device": plan.device,
-            "versions": sources.versions(),
+            "versions": provenance.versions(),
             "scope": plan.scope,
             "shard": self.shard,
             "parts": [

@@ -12,7 +12,7 @@ from attn_fuzz import outputs
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import NOT_RUN, ExecutorError
 from attn_fuzz.report.run import Found, Run
-from attn_fuzz.run import runner, shard, sources
+from attn_fuzz.run import provenance, runner, shard
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets import registry
@@ -115,7 +115,7 @@ class Begun:
             target=target.name,
             device=machines.device_name,
             support=machines.supports[name],
-            versions={"python": platform.python_version()} | sources.versions(),
+            versions={"python": platform.python_version()} | provenance.versions(),
             command=_again(plan, **more),
             seed=plan.seed,
             workers=machines.workers,

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 from attn_fuzz import current_folder
-from attn_fuzz.run import ledger, workers
+from attn_fuzz.run import fixed_findings
+from attn_fuzz.run.processes import workers
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.support import Support
 from attn_parity.commands.fuzz.options import Options
@@ -81,7 +82,7 @@ def _here(options: Options) -> Machines:
     number = options.workers or default_workers(device)
 
     def fixed(target: str, case_seconds: float) -> list[str]:
-        return [finding.name for finding in ledger.fixed(target, device, case_seconds)]
+        return [finding.name for finding in fixed_findings.of(target, device, case_seconds)]
 
     return Machines(device, device_name(device), supports, number, None, workers.here, fixed)
 
@@ -89,7 +90,7 @@ def _here(options: Options) -> Machines:
 @contextlib.contextmanager
 def _on_ray(address: str, options: Options) -> Iterator[Machines]:
     """A Ray cluster, to which this process is connected until the block ends."""
-    from attn_fuzz.run import fleet  # of the extra `ray`
+    from attn_fuzz.run.processes import fleet  # of the extra `ray`
 
     with current_folder.replaced_by(str((options.working_dir or Path()).resolve())):
         for target in options.names:

@@ -11,8 +11,8 @@ from attn_fuzz.cases import case_file
 from attn_fuzz.findings import finding
 from attn_fuzz.findings.finding import explanation, is_nan_before_windows
 from attn_fuzz.report.run import Run
-from attn_fuzz.run import ledger
-from attn_fuzz.run.executor import Executor
+from attn_fuzz.run import fixed_findings
+from attn_fuzz.run.processes.executor import Executor
 from attn_fuzz.run.shard import Progress
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.support import EVERYTHING
@@ -72,7 +72,7 @@ def test_a_run_says_what_no_longer_fails(attn_parity):
 def test_a_stored_case_that_fails_in_another_way_does_not_pass(kind, passes):
     """AITER's main fails the case of aiter-split-without-keys by a store, before its NaN is seen."""
     executor: Any = SimpleNamespace(target=case_file.load(SINKS.path).target, run=lambda case: Verdict(kind=kind))
-    assert ledger.no_longer_failing([SINKS], executor) == [SINKS] * passes
+    assert fixed_findings.no_longer_failing([SINKS], executor) == [SINKS] * passes
 
 
 @pytest.mark.nightly

@@ -24,17 +24,17 @@ from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError, FaultError, HelperKilledError, InputError
 from attn_fuzz.patches.mutant import INSTALLED, Mutant, MutantError
-from attn_fuzz.run import prepared
+from attn_fuzz.run.processes import prepared
 from attn_fuzz.targets import registry
 from attn_fuzz.verdict.verdict import FENCED, Verdict
 
 if TYPE_CHECKING:
-    from attn_fuzz.run.fence import Fence
+    from attn_fuzz.run.case.fence import Fence
 
 START_SECONDS = 120.0
 KILL_SECONDS = 10.0
 HARMLESS = "reference-fp32"
-TRIAL = "attn_fuzz.run.trial:try_case"
+TRIAL = "attn_fuzz.run.case.trial:try_case"
 _DEATH = "the process was killed by "
 KILLED = f"{_DEATH}SIGKILL"
 KILLED_FROM_OUTSIDE = "killed from outside and run again"
@@ -59,7 +59,7 @@ class Executor:
             device, and returns a Verdict. Its module is imported after the mutant is installed.
         exactly: True if calls can be followed in exact mode (`attn_fuzz.exact`), by a trial that takes `exactly`.
         fenced: True if the calls of a case with which nothing is wrong are made again with unmapped pages beside the tensors
-            (`attn_fuzz.run.fence`).
+            (`attn_fuzz.run.case.fence`).
     """
 
     target: str
@@ -112,7 +112,7 @@ class Executor:
         The last tensor and side that was found so is tried first: smaller cases fault there, too, and each fault costs a
         process.
         """
-        from attn_fuzz.run import fence  # imports what a mutant may patch
+        from attn_fuzz.run.case import fence  # imports what a mutant may patch
 
         seconds = dict(verdict.seconds)
 
@@ -348,7 +348,7 @@ def _loaded(connection: multiprocessing.connection.Connection, load: _Load) -> "
         connection.send(f"{type(error).__name__}: {error}")
     else:
         connection.send(True)
-        from attn_fuzz.run.trial import try_fenced
+        from attn_fuzz.run.case.trial import try_fenced
 
         def run(case: Case, options: dict[str, Any]) -> Verdict:
             return (try_fenced if "fences" in options else try_case)(case, target, load.device, **options)
@@ -359,8 +359,8 @@ def _loaded(connection: multiprocessing.connection.Connection, load: _Load) -> "
 
 def _answer(connection: multiprocessing.connection.Connection, judge: "_Judge", device: str) -> None:
     """Receive cases, and send a verdict on each, until the parent is gone."""
-    from attn_fuzz.run import devices
-    from attn_fuzz.run.exceptions import described
+    from attn_fuzz.run.case import devices
+    from attn_fuzz.run.case.exceptions import described
 
     me = os.getpid()
     while True:

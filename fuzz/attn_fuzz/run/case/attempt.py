@@ -20,9 +20,9 @@ from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.exact import call as exact
 from attn_fuzz.exact import quantities
 from attn_fuzz.interpreted import new_memory, permissions, program_order, sanitizer
-from attn_fuzz.run import devices, fence
-from attn_fuzz.run.exceptions import message_of
-from attn_fuzz.run.fence import Fence
+from attn_fuzz.run.case import devices, fence
+from attn_fuzz.run.case.exceptions import message_of
+from attn_fuzz.run.case.fence import Fence
 from attn_fuzz.targets.engine import ANY_ENGINE
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import AttentionFunction, Target

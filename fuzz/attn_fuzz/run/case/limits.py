@@ -11,7 +11,7 @@ from attn_contract import ContractError, MiscompiledError, UnsupportedError
 from attn_fuzz.errors import FailedCheckError, FaultError, HelperKilledError, LimitError, RefusedByTritonError
 from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.patches.mutant import INSTALLED
-from attn_fuzz.run.exceptions import causes, message_of, module_of
+from attn_fuzz.run.case.exceptions import causes, message_of, module_of
 from attn_fuzz.text import one_line
 
 _TOOLS = ("attn_amdgcn", "attn_fuzz")

@@ -36,10 +36,11 @@ SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 # Triton reads it when a kernel is defined, and its own language has jitted functions
 INTERPRETS = {"TRITON_INTERPRET": "1"}
 _IMPORTED = [
-    "attn_fuzz.run.importing",
+    "attn_fuzz.run.processes.prepared_first",
     *("torch", "triton", "triton.runtime.interpreter"),
     *("triton.compiler.code_generator", "triton.experimental.gluon"),  # a process's first launch imports them
-    *("attn_fuzz.run.runner", "attn_fuzz.run.executor", "attn_fuzz.run.trial", "attn_fuzz.run.server"),
+    *("attn_fuzz.run.runner", "attn_fuzz.run.processes.executor", "attn_fuzz.run.case.trial"),
+    "attn_fuzz.run.processes.prepared_last",
     *("attn_fuzz.run.drawing", "attn_fuzz.run.shrink", "attn_fuzz.run.needs"),
 ]
 

@@ -17,8 +17,8 @@ from attn_contract.memory import memory_of
 from attn_fuzz.cases import allocations, tensors
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.run import devices, pages
-from attn_fuzz.run.pages import Side
+from attn_fuzz.run.case import devices, unmapped
+from attn_fuzz.run.case.unmapped import Pool, Side
 
 ALIGNMENT = 16
 """Kernels may load this number of bytes at once from a tensor that begins at a multiple of it."""
@@ -76,10 +76,10 @@ def sent(step: Step, case: Case, device: str, fence: Fence) -> Step:
     is left of them.
 
     Raises:
-        pages.NoPagesError: the device has no such memory.
+        unmapped.NoPagesError: the device has no such memory.
         torch.OutOfMemoryError: the GPU has no memory left.
     """
-    pool = pages.pool(device)
+    pool = unmapped.pool(device)
     pool.give_back()
     extents = _extents(step, case)
     placed: dict[int, tuple[torch.UntypedStorage, int]] = {}
@@ -105,7 +105,7 @@ def sent(step: Step, case: Case, device: str, fence: Fence) -> Step:
     return _with_views_cut(fenced, cut // step.raw.itemsize)
 
 
-def _fenced(storage: torch.UntypedStorage, extent: _Extent, side: Side, pool: pages.Pool) -> tuple[torch.UntypedStorage, int]:
+def _fenced(storage: torch.UntypedStorage, extent: _Extent, side: Side, pool: Pool) -> tuple[torch.UntypedStorage, int]:
     """A copy of what is left of an allocation, and how many bytes are cut off before it."""
     aligned = extent.alignment
     begin, end = 0, -(-extent.end // aligned) * aligned

@@ -1,4 +1,4 @@
-"""The ledger of known findings: which of them no longer fail."""
+"""Known findings whose stored cases no longer fail."""
 
 import tempfile
 from collections.abc import Iterable
@@ -10,16 +10,16 @@ from attn_fuzz.findings.finding import Finding
 from attn_fuzz.targets import registry
 
 if TYPE_CHECKING:
-    from attn_fuzz.run.executor import Executor
+    from attn_fuzz.run.processes.executor import Executor
 
 
-def fixed(name: str, device: str, case_seconds: float) -> list[Finding]:
+def of(name: str, device: str, case_seconds: float) -> list[Finding]:
     """A target's findings whose stored cases run on this device and no longer fail.
 
     Args:
         case_seconds: seconds that one case may take.
     """
-    from attn_fuzz.run.executor import Executor
+    from attn_fuzz.run.processes.executor import Executor
 
     target = registry.load(name)
     support = target.support(device)

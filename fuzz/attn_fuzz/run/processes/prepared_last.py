@@ -1,4 +1,4 @@
-"""Imported last by the server of `attn_fuzz.run.prepared`: the server ends at once when it is no longer needed.
+"""Imported last by the server of `prepared`: the server ends at once when it is no longer needed.
 
 Otherwise Python would take seconds to take torch apart, after the run has ended. Its forks look for garbage every few hundred
 cases, and not among all that the server has imported. A fork says nothing if its parent ends before the fork has read what it

@@ -16,8 +16,8 @@ from attn_fuzz.cases.poison import bits, canary, storage_of
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.interpreted import sanitizer
-from attn_fuzz.run.attempt import Attempt
-from attn_fuzz.run.exceptions import described
+from attn_fuzz.run.case.attempt import Attempt
+from attn_fuzz.run.case.exceptions import described
 from attn_fuzz.targets.attention_config import config_of
 from attn_fuzz.targets.modes import ARCHITECTURES
 from attn_fuzz.verdict.verdict import Kind

@@ -1,4 +1,4 @@
-"""The work of a Ray cluster's node for `attn_fuzz.run.fleet`: a process of Ray has a worker process of its machine run a plan.
+"""A Ray cluster's node, for `attn_fuzz.run.processes.fleet`: a process of Ray has a worker process of its machine run a plan.
 
 The worker process and its executor are those of a run on one machine. They stay for the next plan: starting them takes seconds.
 """
@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 from attn_fuzz.errors import InputError
-from attn_fuzz.run import ledger, sources
+from attn_fuzz.run import fixed_findings, provenance
+from attn_fuzz.run.processes.workers import WAKE_SECONDS, Message, Worker, Workers
 from attn_fuzz.run.shard import FuzzPlan, Progress
-from attn_fuzz.run.workers import WAKE_SECONDS, Message, Worker, Workers
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.support import Support
 
@@ -45,7 +45,7 @@ def task(identity: Mapping[str, str], target: str, call: bytes) -> Iterator[Any]
     Raises:
         InputError: this node has another identity.
     """
-    here = sources.identity(target)
+    here = provenance.identity(target)
     for name in sorted(identity.keys() | here.keys()):
         if here.get(name) != identity.get(name):
             found, expected = (which.get(name, "none") for which in (here, identity))
@@ -65,7 +65,7 @@ def look(target: str, device: str) -> Iterator[Seen]:
 
 def fixed(target: str, device: str, case_seconds: float) -> Iterator[list[str]]:
     """Say which of the target's findings no longer fail here, by name."""
-    yield [finding.name for finding in ledger.fixed(target, device, case_seconds)]
+    yield [finding.name for finding in fixed_findings.of(target, device, case_seconds)]
 
 
 def run(plan: FuzzPlan, device_name: str) -> Iterator[Message]:

@@ -1,4 +1,4 @@
-"""A Ray cluster as the place where workers run. Each plan is a task of Ray, and `attn_fuzz.run.node` is what a task calls.
+"""A Ray cluster as the place where workers run. Each plan is a task of Ray, and a task calls `attn_fuzz.run.processes.node`.
 
 A task asks for one CPU, for a share of a GPU, and for the resources that the caller names. If its node dies, the runner hands
 its plan to another task.
@@ -18,10 +18,11 @@ from typing import Any
 
 import ray
 from attn_fuzz.errors import ExecutorError, InputError
-from attn_fuzz.run import node, sources
-from attn_fuzz.run.node import Seen
+from attn_fuzz.run import provenance
+from attn_fuzz.run.processes import node
+from attn_fuzz.run.processes.node import Seen
+from attn_fuzz.run.processes.workers import END_SECONDS, Message
 from attn_fuzz.run.shard import FuzzPlan
-from attn_fuzz.run.workers import END_SECONDS, Message
 from ray._private import services, worker
 from ray.exceptions import (
     AuthenticationError,
@@ -161,7 +162,7 @@ class Cluster:
         device: "cpu" or "cuda".
         nodes: the number of nodes that tasks can run on.
         room: the number of tasks that can run at once, on the nodes that are there now.
-        task: Ray's form of `attn_fuzz.run.node.task`, with the resources that it asks for.
+        task: Ray's form of `attn_fuzz.run.processes.node.task`, with the resources that it asks for.
     """
 
     device: str
@@ -214,8 +215,8 @@ class Cluster:
             tasks.end()
 
     def start(self, target: str, function: Callable[..., Iterator[Any]], *arguments: object) -> ray.ObjectRefGenerator:
-        """Call a generator function of `attn_fuzz.run.node` in a task that is about a target."""
-        return self.task.remote(sources.identity(target), target, pickle.dumps((function, arguments)))
+        """Call a generator function of `attn_fuzz.run.processes.node` in a task that is about a target."""
+        return self.task.remote(provenance.identity(target), target, pickle.dumps((function, arguments)))
 
 
 def cluster(device: str, needs: Sequence[str], workers: int | None) -> Cluster:
@@ -245,7 +246,7 @@ def cluster(device: str, needs: Sequence[str], workers: int | None) -> Cluster:
 def _task(**resources: Any) -> Any:
     def attn_parity(*arguments: Any) -> Iterator[Any]:
         """Ray sends a nested function as it is, so this one runs on a node that has another attn-parity, or none."""
-        from attn_fuzz.run import node
+        from attn_fuzz.run.processes import node
 
         yield from node.task(*arguments)
 

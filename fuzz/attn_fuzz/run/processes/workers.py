@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 from attn_fuzz.cases.case import CaseError
 from attn_fuzz.errors import ExecutorError, InputError
 from attn_fuzz.patches.mutant import MutantError, NeverRanError
-from attn_fuzz.run import prepared, shard
+from attn_fuzz.run import shard
+from attn_fuzz.run.processes import prepared
 from attn_fuzz.run.shard import FuzzPlan, Progress
 
 if TYPE_CHECKING:
-    from attn_fuzz.run.executor import Executor
+    from attn_fuzz.run.processes.executor import Executor
 
 END_SECONDS = 15.0
 WAKE_SECONDS = 1.0

@@ -15,12 +15,12 @@ from attn_fuzz.exact import comparison
 from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.interpreted import program_order, sanitizer
 from attn_fuzz.properties.relation import CallTarget, Outputs, again, same_bits
-from attn_fuzz.run import devices
-from attn_fuzz.run.attempt import Attempt, call_attention, own_state
-from attn_fuzz.run.checks import CHECKS, CHECKS_OF_ERRORS, stray_write
-from attn_fuzz.run.exceptions import described, message_of
-from attn_fuzz.run.fence import Fence
-from attn_fuzz.run.limits import check_no_fault, limit_of
+from attn_fuzz.run.case import devices
+from attn_fuzz.run.case.attempt import Attempt, call_attention, own_state
+from attn_fuzz.run.case.checks import CHECKS, CHECKS_OF_ERRORS, stray_write
+from attn_fuzz.run.case.exceptions import described, message_of
+from attn_fuzz.run.case.fence import Fence
+from attn_fuzz.run.case.limits import check_no_fault, limit_of
 from attn_fuzz.targets.target import Target
 from attn_fuzz.text import one_line
 from attn_fuzz.verdict import ratios

@@ -1,4 +1,4 @@
-"""Imported first by the server of `attn_fuzz.run.prepared`: while the server imports, it ends when the run has been killed.
+"""Imported first by the server of `prepared`: while the server imports, it ends when the run has been killed.
 
 A server notices the end of its run when it waits for work. Importing torch takes seconds before that, many on a busy machine.
 Neither the server nor a fork of it, from its first moment on, gets Ctrl-C.
@@ -7,7 +7,7 @@ Neither the server nor a fork of it, from its first moment on, gets Ctrl-C.
 import os
 import threading
 
-from attn_fuzz.run import prepared
+from attn_fuzz.run.processes import prepared
 
 WAKE_SECONDS = 0.2
 _PARENT = os.getppid()
