@@ -47,7 +47,7 @@ class FailedCheckError(Exception):
     """A check of the fuzzer, made while a target ran, finds a fault: the verdict on the case, whatever its outputs are.
 
     Args:
-        kind: the kind of the verdict (`attn_fuzz.verdict.verdict.Kind`), such as "property".
+        kind: the kind of the verdict (`attn_fuzz.verdict.verdict.VerdictKind`), such as "property".
         about: the subject of the failure, as in `Verdict.about`.
         message: one line for a person.
         ratio: the largest error / bound, of a value.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Kind(StrEnum):
+class FaultKind(StrEnum):
     """The kind of a fault.
 
     WRONG_SLOT is the key of another position of the request. In a layer with a sliding window it is WRONG_RING. OTHER_REQUEST
@@ -57,7 +57,7 @@ class Fault:
         detail: more, in words.
     """
 
-    kind: Kind
+    kind: FaultKind
     layer: Hashable
     request: Hashable
     position: int

@@ -8,7 +8,7 @@ import torch
 from attn_contract import ContractError
 from attn_contract.arguments import check_int
 from attn_fuzz.shadow.contents import Contents, contents_of
-from attn_fuzz.shadow.faults import Fault, Kind
+from attn_fuzz.shadow.faults import Fault, FaultKind
 from attn_fuzz.shadow.judging import Read, faults, not_shared
 from attn_fuzz.shadow.state import State
 from attn_fuzz.shadow.tables import MOST_SLOT
@@ -276,7 +276,7 @@ class Shadow:
         if fault is None or fault.position not in positions:
             return []
         late = Fault(
-            Kind.WRITE_AFTER_READ, layer, request, fault.position, fault.step, fault.slot, detail="attention came first"
+            FaultKind.WRITE_AFTER_READ, layer, request, fault.position, fault.step, fault.slot, detail="attention came first"
         )
         self.faults = [late if one is fault else one for one in self.faults]
         return [late]

@@ -84,7 +84,7 @@ def _page(folder: Path | None, check: bool) -> int:
     return _check(stored, _all_bugs(folder)) if check else _write_page(stored, _all_bugs(folder))
 
 
-@command.command("run", epilog=f"Classes of bugs: {', '.join(get_args(known_bugs.Kind))}.")
+@command.command("run", epilog=f"Classes of bugs: {', '.join(get_args(known_bugs.BugKind))}.")
 @click.option("--only", multiple=True, metavar="NAME", help="Run only this bug; may be given more than once.")
 @_folder_option
 @click.option(
