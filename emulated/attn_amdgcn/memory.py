@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from attn_amdgcn.errors import Fault, LaunchError, Touch
+from attn_amdgcn.errors import EmulationFault, LaunchError, Touch
 from attn_amdgcn.storage import Storage
 from attn_amdgcn.waves import Waves
 
@@ -173,7 +173,7 @@ class Memory(Storage):
             lanes: the lanes that access memory; None if all do.
 
         Raises:
-            Fault: a byte belongs to no buffer, or may not be read.
+            EmulationFault: a byte belongs to no buffer, or may not be read.
         """
         return self._checked(self._reads, place, size, lanes, waves)
 
@@ -204,7 +204,7 @@ class Memory(Storage):
         if told := allowed.told(self._place(near.name), byte):
             what += f": of these {told}"
         touch = Touch(near.name, byte, allowed.does)
-        raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane, touch=touch)
+        raise EmulationFault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane, touch=touch)
 
 
 _NOTHING = np.full((1, 2), np.iinfo(np.int64).min)

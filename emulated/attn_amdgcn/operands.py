@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Operand, Register
-from attn_amdgcn.errors import Fault, UnknownInstructionError
+from attn_amdgcn.errors import EmulationFault, UnknownInstructionError
 from attn_amdgcn.pieces import Piece, Row, SourceRow, function_of, piece, value_of
 from attn_amdgcn.waves import EXEC, M0, TTMP, VCC, Waves, masks_at
 
@@ -198,7 +198,7 @@ def reads_indexed(operand: Operand, kernel: Kernel) -> Read:
     """Reads 32 bits for each lane, of the register that lies as far after an operand's as M0 says.
 
     Raises (the function):
-        Fault: there is no such register.
+        EmulationFault: there is no such register.
     """
     assert isinstance(operand.of, Register)
     register = operand.of
@@ -210,7 +210,7 @@ def reads_indexed(operand: Operand, kernel: Kernel) -> Read:
         if (rows >= end).any():
             at = int(np.argmax(rows >= end))
             what = f"{register.bank}{register.index} + {rows[at] - first} is beyond the kernel's registers"
-            raise Fault(what, workgroup=int(waves.workgroup[at]), wave=int(waves.number[at]))
+            raise EmulationFault(what, workgroup=int(waves.workgroup[at]), wave=int(waves.number[at]))
         return waves.vector[rows, np.arange(len(waves))]
 
     return read

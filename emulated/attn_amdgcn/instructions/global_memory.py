@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Named, Operand, Register
-from attn_amdgcn.errors import Fault
+from attn_amdgcn.errors import EmulationFault
 from attn_amdgcn.instructions.formats import LOADS, STORES, Format, loaded, reads_data, returns_value, stored, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.memory import BASE
@@ -82,7 +82,7 @@ def changed_at(waves: Waves, place: np.ndarray, given: np.ndarray, instruction: 
     if (misplaced := on & (place % 4 != 0)).any():
         wave, lane = np.argwhere(misplaced)[0].tolist()
         what = "an atomic instruction at an address that is no multiple of its 4 bytes"
-        raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
+        raise EmulationFault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
     for watch in waves.shared.watches:
         watch.global_updated(Access(waves, place, 4, on, instruction), given)
     words, found = memory.bytes.view(np.uint32), np.zeros_like(given)

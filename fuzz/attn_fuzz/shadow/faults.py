@@ -43,7 +43,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Fault:
+class CacheFault:
     """A wrong key, and the one that attention got instead. Its `str` is a line for people.
 
     Args:

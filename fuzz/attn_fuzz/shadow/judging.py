@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from attn_fuzz.shadow.altered import change_of
 from attn_fuzz.shadow.contents import REAL, ZEROS, Contents
-from attn_fuzz.shadow.faults import Fault, FaultKind
+from attn_fuzz.shadow.faults import CacheFault, FaultKind
 from attn_fuzz.shadow.state import State
 from attn_fuzz.shadow.tables import NO_SLOT, Track
 
@@ -31,7 +31,7 @@ class Read:
         return None if self.slots is None else int(self.slots[at])
 
 
-def faults(state: State, read: Read, *, whole: bool) -> list[Fault]:
+def faults(state: State, read: Read, *, whole: bool) -> list[CacheFault]:
     """The faults of a read: one about the number of keys, and one about the first wrong key."""
     track = state.tracks.get(read.layer, {}).get(state.numbers.get(read.request, -1))
     if track is None:
@@ -40,13 +40,13 @@ def faults(state: State, read: Read, *, whole: bool) -> list[Fault]:
     return [fault for fault in found if fault is not None]
 
 
-def _unknown(state: State, read: Read) -> Fault:
+def _unknown(state: State, read: Read) -> CacheFault:
     writer = None if read.slots is None else state.writer(state.slots(read.layer).get(read.slots[:1])[0])
     detail = "the request has written nothing here, or was freed"
     return _fault(state, read, FaultKind.LOST_KEY, int(read.positions[0]), slot=read.slot(0), writer=writer, detail=detail)
 
 
-def _wrong_length(state: State, read: Read, track: Track) -> Fault | None:
+def _wrong_length(state: State, read: Read, track: Track) -> CacheFault | None:
     """The fault of a read without some positions that the queries of this step see, or with positions beyond them."""
     is_of_step = track.step == state.step
     end = track.last + 1 if is_of_step else track.end
@@ -63,7 +63,7 @@ def _wrong_length(state: State, read: Read, track: Track) -> Fault | None:
     return _fault(state, read, FaultKind.LOST_KEY, int(missing[0]), count=len(missing), detail="it is not handed")
 
 
-def _wrong_key(state: State, read: Read, track: Track) -> Fault | None:
+def _wrong_key(state: State, read: Read, track: Track) -> CacheFault | None:
     expected = track.get(read.positions)
     stored = None if read.slots is None else state.slots(read.layer).get(read.slots)
     marks = expected["mark"]
@@ -86,7 +86,7 @@ def _wrong_key(state: State, read: Read, track: Track) -> Fault | None:
 
 def _fault_of_key(
     state: State, read: Read, at: int, expected: Any, stored: Any, got: np.uint64, mask: np.uint64, count: int
-) -> Fault:
+) -> CacheFault:
     """The fault of key number `at` of a read.
 
     Args:
@@ -188,6 +188,6 @@ def not_shared(state: State, number: int, position: int, record: np.void) -> Fau
     return None if np.array_equal(mine[:known], theirs[:known]) else FaultKind.OTHER_REQUEST
 
 
-def _fault(state: State, read: Read, kind: FaultKind, position: int, **more: Any) -> Fault:
+def _fault(state: State, read: Read, kind: FaultKind, position: int, **more: Any) -> CacheFault:
     expected = state.own(read.layer, read.request, position)
-    return Fault(kind, read.layer, read.request, position, state.step, expected=expected, **more)
+    return CacheFault(kind, read.layer, read.request, position, state.step, expected=expected, **more)
