@@ -2,7 +2,7 @@
 
 from typing import Any
 
-NOT_RUN = 3
+EXIT_LIMIT = 3
 """The exit code if nothing failed, and cases could not be run because of a limit of this tool."""
 
 
