@@ -59,7 +59,7 @@ def checked(
         again, _ = launched(schedule=schedule, most=most)
         for name in buffers:
             if (difference := memory.first_difference(again, name)) is not None:
-                if memory.told or again.told:
+                if memory.atomic_readers or again.atomic_readers:
                     raise UnknownInstructionError("a result that changes with the order of a launch's atomic instructions")
                 byte, one, other = difference
                 what = f"byte {byte} of {name} is {one} under {first}, and {other} under {schedule}"

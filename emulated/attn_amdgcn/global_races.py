@@ -167,7 +167,7 @@ class GlobalRaces(Watch):
         buffer, byte = self._memory.named(int(index[at]))
         number, group = int(access.waves.number[position]), int(access.waves.workgroup[position])
         is_near = workgroup == group
-        if not is_near and group in self._memory.told:
+        if not is_near and group in self._memory.atomic_readers:
             raise UnknownInstructionError("a race of workgroups, unless an atomic instruction orders them")
         order = "with no barrier between" if is_near else "and nothing orders workgroups"
         what = (

@@ -89,7 +89,7 @@ class Runner:
         place = 0
         try:
             if self._left < 0:
-                if waves.shared.memory.told:
+                if waves.shared.memory.atomic_readers:
                     raise UnknownInstructionError("a launch without an end, unless it waits for another's atomic instruction")
                 raise EmulationFault(f"the launch has run {self.most} instructions without an end")
             waves.pending = self.program.after(waves.block, waves.pending, waves.shared.hazards)

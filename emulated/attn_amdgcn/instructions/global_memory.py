@@ -70,7 +70,7 @@ def global_atomic(instruction: Instruction, kernel: Kernel) -> Step:
         found = changed_at(waves, places(waves), read(waves), instruction, on)
         if write:
             write(waves, found)
-            waves.shared.memory.told.update(waves.workgroup[on.any(axis=1)].tolist())
+            waves.shared.memory.atomic_readers.update(waves.workgroup[on.any(axis=1)].tolist())
 
     return step
 

@@ -376,7 +376,7 @@ def test_each_lane_finds_what_the_lanes_before_it_left(architecture, returns, is
             found[wave, lane] = before if returns else JUNK
         assert after.shared.memory.contents("data").tobytes() == bytes(expected)
         assert (after.vector[4] == found).all()
-        assert after.shared.memory.told == ({0} if returns else set())
+        assert after.shared.memory.atomic_readers == ({0} if returns else set())
 
 
 def test_operands_of_an_atomic_fit_and_what_it_brings_is_waited_for():
