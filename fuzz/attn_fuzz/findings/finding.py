@@ -30,7 +30,7 @@ def _every_layer(config: AttentionConfig) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A known bug of a target.
+    """A bug of a target that this project has found.
 
     Args:
         name: the name of the finding, and of its stored case NAME.json.
