@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 from attn_fuzz import extras
-from attn_fuzz.errors import NOT_RUN, ExecutorError, InputError, LimitError
+from attn_fuzz.errors import EXIT_LIMIT, ExecutorError, InputError, LimitError
 from attn_fuzz.text import nearest, one_line
 from attn_parity import defaults
 from attn_parity.console import BROKEN_PIPE, is_read, notes, results
@@ -154,7 +154,7 @@ def _code(arguments: Sequence[str] | None, commands: click.Group, name: str) -> 
         return error.exit_code
     except LimitError as error:
         _tell(f"not run, by a limit of this tool: {error.sentence}")
-        return NOT_RUN
+        return EXIT_LIMIT
     except ExecutorError as error:
         notes.print(f"attn-parity: {error}", soft_wrap=True)
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The kernels that each backend calls, how this project has run them, and their known bugs.
+"""The kernels that each backend calls, how this project has run them, and the findings in them.
 
 No AMD GPU has run any of them. A target that emulates is fuzzed as NAME@ARCHITECTURE.
 """
@@ -22,7 +22,7 @@ class Run(NamedTuple):
         kernels: the kernels, in words.
         how: the way in which they were run.
         target: the target that runs them.
-        findings: known bugs of the kernels, as this target runs them.
+        findings: findings in the kernels, as this target runs them.
     """
 
     kernels: str

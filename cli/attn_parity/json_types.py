@@ -6,7 +6,7 @@ A number that JSON does not have, such as the error over the bound of an output 
 from typing import Any, Literal, NotRequired, TypedDict
 
 from attn_fuzz.cases.case import Case
-from attn_fuzz.verdict.verdict import Kind
+from attn_fuzz.verdict.verdict import VerdictKind
 from attn_optimized.selector import Assignment
 from attn_parity.binaries.rows import Row
 from attn_parity.commands.drift.changes import Change
@@ -18,7 +18,7 @@ from attn_parity.model_config import Group
 class AsFound(TypedDict):
     """A failure before its case was made small."""
 
-    kind: Kind
+    kind: VerdictKind
     message: str
     case: Case
 
@@ -26,7 +26,7 @@ class AsFound(TypedDict):
 class Failure(TypedDict):
     """A failing case: the number of examples until it was found, and True for `minimal` if shrinking ended by itself."""
 
-    kind: Kind
+    kind: VerdictKind
     message: str
     found_after: int
     minimal: bool
@@ -141,7 +141,7 @@ class Bisect(TypedDict):
     case: str
     target: str
     repository: str
-    kind: Kind
+    kind: VerdictKind
     message: str
     first_bad: Commit | None
     candidates: list[Commit]

@@ -187,17 +187,17 @@ class KVCacheView(KVCacheSizes):
             raise ContractError("kv_cache", f"strides {tuple(kv_cache.stride())}", "elements that do not share memory")
         strides = dict(zip(layout.dims, kv_cache.stride(), strict=True))
         view = cls._of_strides(layout, sizes, strides, offset=int(kv_cache.storage_offset()))
-        view._check_units(kv_cache)
+        view._check_alignment(kv_cache)
         return view
 
-    def _check_units(self, kv_cache: torch.Tensor) -> None:
+    def _check_alignment(self, kv_cache: torch.Tensor) -> None:
         """Check that the offset, and the strides of dimensions of several elements, are multiples as the layout requires."""
         steps = [step for size, step in zip(kv_cache.shape, kv_cache.stride(), strict=True) if size > 1][:-1]
-        unit, block_alignment = self.layout.stride_alignment, self.layout.block_alignment(self.head_size, self.head_size_v)
+        alignment, block_alignment = self.layout.stride_alignment, self.layout.block_alignment(self.head_size, self.head_size_v)
         got = f"strides {tuple(kv_cache.stride())} from {self.offset}"
-        if any(step % unit for step in (*steps, self.offset)):
-            wide = "scales are float32" if unit == BYTES_OF_SCALE else "the last dims are bfloat16"
-            raise ContractError("kv_cache", got, f"multiples of {unit}: {wide}")
+        if any(step % alignment for step in (*steps, self.offset)):
+            wide = "scales are float32" if alignment == BYTES_OF_SCALE else "the last dims are bfloat16"
+            raise ContractError("kv_cache", got, f"multiples of {alignment}: {wide}")
         if self.num_blocks > 1 and self.block_stride % block_alignment:
             expected = f"blocks that begin at multiples of {block_alignment}, a slot's data, in {self.layout}"
             raise ContractError("kv_cache", got, expected)

@@ -105,7 +105,7 @@ class Layout(StrEnum):
         """True if V is the first elements of K's row. The layout then has one KV head, and a layer names the width of V."""
         return self is Layout.LATENT or self in LATENT_FORMATS
 
-    def units(self, itemsize: int) -> tuple[int, int]:
+    def packing_multiples(self, itemsize: int) -> tuple[int, int]:
         """The numbers of which head_size and block_size must be multiples, for elements of `itemsize` bytes.
 
         X_PACKED and SHUFFLED cut heads and blocks into units of 16 bytes. Inline scales are float32 after each row of bytes.
@@ -154,10 +154,11 @@ class Layout(StrEnum):
             raise ContractError("head_size", head_size, expected)
 
     def check_sizes(self, head_size: int, block_size: int, itemsize: int) -> None:
-        """Raise ContractError for a head or block size that is no multiple of its unit."""
-        for name, size, unit in zip(("head_size", "block_size"), (head_size, block_size), self.units(itemsize), strict=True):
-            if size % unit:
-                raise ContractError(name, size, f"a multiple of {unit} ({unit * itemsize} bytes) in layout {self}")
+        """Raise ContractError for a head or block size that is not such a multiple: see `packing_multiples`."""
+        multiples = self.packing_multiples(itemsize)
+        for name, size, multiple in zip(("head_size", "block_size"), (head_size, block_size), multiples, strict=True):
+            if size % multiple:
+                raise ContractError(name, size, f"a multiple of {multiple} ({multiple * itemsize} bytes) in layout {self}")
 
 
 class PhysicalOrder(StrEnum):

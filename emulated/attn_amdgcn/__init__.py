@@ -22,7 +22,7 @@ from attn_amdgcn.accesses import Accesses
 from attn_amdgcn.assembly import Kernel, load
 from attn_amdgcn.checked import SCHEDULES, checked
 from attn_amdgcn.counts import counts, multiply_adds
-from attn_amdgcn.errors import AmdgcnError, AssemblyError, Fault, LaunchError, Touch, UnknownInstructionError
+from attn_amdgcn.errors import AmdgcnError, AssemblyError, EmulationFault, LaunchError, Touch, UnknownInstructionError
 from attn_amdgcn.flow import hot_loop
 from attn_amdgcn.launch import Report, Schedule, launch
 from attn_amdgcn.memory import Memory, Parts
@@ -37,7 +37,7 @@ __all__ = [
     "Accesses",
     "AmdgcnError",
     "AssemblyError",
-    "Fault",
+    "EmulationFault",
     "Kernel",
     "LaunchError",
     "Memory",

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-from attn_amdgcn.errors import Fault, Hazards, LaunchError, UnknownInstructionError
+from attn_amdgcn.errors import EmulationFault, Hazards, LaunchError, UnknownInstructionError
 from attn_amdgcn.launch import Argument, Report, Schedule, launch
 from attn_amdgcn.memory import Memory, Parts
 from attn_amdgcn.program import Program
@@ -46,8 +46,8 @@ def checked(
 
     Raises:
         LaunchError: the arguments do not fit the kernel, or there is no schedule.
-        Fault: a wave did what it must not do, or a buffer holds something else under another schedule: the fault names the
-            first store that wrote something else.
+        EmulationFault: a wave did what it must not do, or a buffer holds something else under another schedule: the fault names
+            the first store that wrote something else.
         UnknownInstructionError: a fault may be none, because atomic instructions may order the workgroups.
     """
     if not schedules:
@@ -59,7 +59,7 @@ def checked(
         again, _ = launched(schedule=schedule, most=most)
         for name in buffers:
             if (difference := memory.first_difference(again, name)) is not None:
-                if memory.told or again.told:
+                if memory.atomic_readers or again.atomic_readers:
                     raise UnknownInstructionError("a result that changes with the order of a launch's atomic instructions")
                 byte, one, other = difference
                 what = f"byte {byte} of {name} is {one} under {first}, and {other} under {schedule}"
@@ -67,7 +67,7 @@ def checked(
     return memory, report
 
 
-def _diagnosed(what: str, launched: Callable[..., object], schedules: tuple[Schedule, Schedule]) -> Fault:
+def _diagnosed(what: str, launched: Callable[..., object], schedules: tuple[Schedule, Schedule]) -> EmulationFault:
     """The fault, with the first store whose data differ between two schedules."""
     logs = (StoreLog(), StoreLog())
     for schedule, log in zip(schedules, logs, strict=True):
@@ -75,6 +75,6 @@ def _diagnosed(what: str, launched: Callable[..., object], schedules: tuple[Sche
         launched(schedule=quiet, watches=(log,))
     found = logs[0].first_difference(logs[1])
     if found is None:
-        return Fault(f"{what}; every store of a wave wrote the same, so stores to one byte came in another order")
+        return EmulationFault(f"{what}; every store of a wave wrote the same, so stores to one byte came in another order")
     workgroup, wave, lane, instruction = found
-    return Fault(what, workgroup=workgroup, wave=wave, lane=lane).at(instruction)
+    return EmulationFault(what, workgroup=workgroup, wave=wave, lane=lane).at(instruction)

@@ -46,7 +46,7 @@ class Touch(NamedTuple):
     does: str
 
 
-class Fault(AmdgcnError):  # noqa: N818 - the hardware's word
+class EmulationFault(AmdgcnError):  # noqa: N818 - the hardware's word
     """A wave did what hardware would punish, or would let pass with a wrong result.
 
     Attributes:
@@ -73,7 +73,7 @@ class Fault(AmdgcnError):  # noqa: N818 - the hardware's word
         self.what, self.wave, self.workgroup, self.lane, self.touch = what, wave, workgroup, lane, touch
         self.instruction, self.line, self.source = "", 0, ""
 
-    def at(self, instruction: "Instruction") -> "Fault":
+    def at(self, instruction: "Instruction") -> "EmulationFault":
         """This fault, with its instruction."""
         self.instruction, self.line, self.source = instruction.text, instruction.line, instruction.source
         return self
@@ -87,7 +87,7 @@ class Fault(AmdgcnError):  # noqa: N818 - the hardware's word
         return f"{text}: {_place(self.instruction, self.line, self.source)}"
 
 
-Hazards = dict[tuple[int, int], Fault]
+Hazards = dict[tuple[int, int], EmulationFault]
 """Faults of code that is right only if hardware is quick enough: it reads a register before its load has ended, or LDS races.
 
 The keys are the lines of the two instructions: the earlier one, and the one that does not wait for it.

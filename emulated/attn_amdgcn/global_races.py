@@ -15,7 +15,7 @@ This takes 8 bytes for a byte that is read or atomically updated, 12 for one tha
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction
-from attn_amdgcn.errors import Fault, UnknownInstructionError, described
+from attn_amdgcn.errors import EmulationFault, UnknownInstructionError, described
 from attn_amdgcn.memory import Memory
 from attn_amdgcn.watch import Access, Watch
 
@@ -118,7 +118,7 @@ class GlobalRaces(Watch):
     def global_read(self, access: Access) -> None:
         """
         Raises:
-            Fault: another workgroup has written one of the bytes, or another wave has since the last barrier.
+            EmulationFault: another workgroup has written one of the bytes, or another wave has since the last barrier.
         """
         index, events, waves = self._noted(access)
         self._check(access, index, self._writers.unordered(index, waves), "reads", "wrote")
@@ -128,8 +128,8 @@ class GlobalRaces(Watch):
     def global_written(self, access: Access, values: np.ndarray) -> None:
         """
         Raises:
-            Fault: another workgroup has touched one of the bytes; or, since the last barrier, another wave has read it, or has
-                written something else into it.
+            EmulationFault: another workgroup has touched one of the bytes; or, since the last barrier, another wave has read
+                it, or has written something else into it.
         """
         index, events, waves = self._noted(access)
         data = access.data(values).reshape(-1)
@@ -146,7 +146,7 @@ class GlobalRaces(Watch):
     def global_updated(self, access: Access, values: np.ndarray) -> None:
         """
         Raises:
-            Fault: another workgroup has loaded or stored one of the bytes, or another wave has since the last barrier.
+            EmulationFault: another workgroup has loaded or stored one of the bytes, or another wave has since the last barrier.
         """
         index, events, waves = self._noted(access)
         self._check(access, index, self._writers.unordered(index, waves), "updates", "wrote")
@@ -167,14 +167,14 @@ class GlobalRaces(Watch):
         buffer, byte = self._memory.named(int(index[at]))
         number, group = int(access.waves.number[position]), int(access.waves.workgroup[position])
         is_near = workgroup == group
-        if not is_near and group in self._memory.told:
+        if not is_near and group in self._memory.atomic_readers:
             raise UnknownInstructionError("a race of workgroups, unless an atomic instruction orders them")
         order = "with no barrier between" if is_near else "and nothing orders workgroups"
         what = (
             f"a race: it {does} byte {byte} of {buffer.name}, which wave {wave} of workgroup {workgroup} {did} by "
             f"{described(self._events.instruction(int(earlier[at])))}, {order}"
         )
-        raise Fault(what, wave=number, workgroup=group, lane=lane)
+        raise EmulationFault(what, wave=number, workgroup=group, lane=lane)
 
 
 def _groups(waves: np.ndarray) -> np.ndarray:

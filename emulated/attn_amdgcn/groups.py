@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from attn_amdgcn import instructions, waits
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Operand, Register
 from attn_amdgcn.dependences import Effects, effects
-from attn_amdgcn.errors import Fault
+from attn_amdgcn.errors import EmulationFault
 from attn_amdgcn.instructions.control import nothing
 from attn_amdgcn.instructions.forms import GROUPED, Step, dual_statements
 from attn_amdgcn.pieces import Piece, function_of, function_of_several
@@ -61,14 +61,14 @@ def _together(code: Sequence[Instruction], run: Sequence[int], kernel: Kernel) -
             try:
                 group(waves)
                 return
-            except Fault:  # nothing was written: each by itself says what is wrong
+            except EmulationFault:  # nothing was written: each by itself says what is wrong
                 pass
         if not singles:
             singles.extend([function_of(*each) for each in statements])
         for place, single in zip(run, singles, strict=True):
             try:
                 single(waves)
-            except Fault as fault:
+            except EmulationFault as fault:
                 if not fault.instruction:
                     fault.at(code[place])
                 raise

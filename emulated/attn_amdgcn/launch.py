@@ -116,7 +116,7 @@ def launch(
 
     Raises:
         LaunchError: the arguments do not fit the kernel.
-        Fault: a wave did what it must not do.
+        EmulationFault: a wave did what it must not do.
     """
     kernel = program.kernel
     _check(kernel, grid, lds_bytes)

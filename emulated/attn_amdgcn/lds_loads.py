@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from attn_amdgcn import waits
 from attn_amdgcn.assembly import Instruction, Kernel
-from attn_amdgcn.errors import Fault, described
+from attn_amdgcn.errors import EmulationFault, described
 from attn_amdgcn.watch import Access, Watch
 from attn_amdgcn.waves import Waves
 
@@ -84,14 +84,14 @@ class LdsLoads(Watch):
     def lds_read(self, access: Access) -> None:
         """
         Raises:
-            Fault: a load has not brought the bytes, or the wave cannot know that it has.
+            EmulationFault: a load has not brought the bytes, or the wave cannot know that it has.
         """
         self._check(access, "reads")
 
     def lds_written(self, access: Access, values: np.ndarray) -> None:
         """
         Raises:
-            Fault: the bytes are written, and a load has not brought them, or the wave cannot know that it has.
+            EmulationFault: the bytes are written, and a load has not brought them, or the wave cannot know that it has.
         """
         if not waits.loads_into_lds(access.instruction):
             self._check(access, "writes")
@@ -122,7 +122,7 @@ class LdsLoads(Watch):
                 raise fault
             hazards.setdefault((line, access.instruction.line), fault.at(access.instruction))
 
-    def _early(self, access: Access, places: np.ndarray, early: np.ndarray, is_own: np.ndarray, does: str) -> Fault:
+    def _early(self, access: Access, places: np.ndarray, early: np.ndarray, is_own: np.ndarray, does: str) -> EmulationFault:
         lane, byte = (int(each) for each in np.argwhere(early)[0])
         place = int(places[lane, byte])
         wave, lane_of_wave = access.position(lane)
@@ -130,7 +130,7 @@ class LdsLoads(Watch):
         lacks = "no wait stands before its use" if is_own[lane, byte] else "no wait and barrier stand before its use"
         waves, by = access.waves, int(self._loader[place])
         what = f"it {does} byte {place % self._row_bytes} of LDS, which wave {by} loads by {load}, and {lacks}"
-        return Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane_of_wave)
+        return EmulationFault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane_of_wave)
 
 
 def _counter(load: Instruction) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction
-from attn_amdgcn.errors import Fault, described
+from attn_amdgcn.errors import EmulationFault, described
 from attn_amdgcn.watch import Access, Watch
 from attn_amdgcn.waves import Waves
 
@@ -65,7 +65,7 @@ class LdsRaces(Watch):
     def lds_read(self, access: Access) -> None:
         """
         Raises:
-            Fault: another wave has written one of the bytes since the last barrier.
+            EmulationFault: another wave has written one of the bytes since the last barrier.
         """
         waves, place, size, lanes, instruction = access
         self._instructions[instruction.line] = instruction
@@ -81,7 +81,8 @@ class LdsRaces(Watch):
     def lds_written(self, access: Access, values: np.ndarray) -> None:
         """
         Raises:
-            Fault: another wave has read one of the bytes, or has written something else into it, since the last barrier.
+            EmulationFault: another wave has read one of the bytes, or has written something else into it, since the last
+                barrier.
         """
         waves, place, size, lanes, instruction = access
         self._instructions[instruction.line] = instruction
@@ -122,7 +123,7 @@ class LdsRaces(Watch):
                 lacks = "with no wait before the barrier between" if line in self._late else "with no barrier between"
                 of_other = f"which wave {other} {did} by {described(before)}"
                 what = f"a race: it {does} byte {byte % self._row_bytes} of LDS, {of_other}, {lacks}"
-                fault = Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]))
+                fault = EmulationFault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]))
                 if waves.shared.hazards is None:
                     raise fault
                 waves.shared.hazards.setdefault((line, access.instruction.line), fault.at(access.instruction))

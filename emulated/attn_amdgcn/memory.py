@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from attn_amdgcn.errors import Fault, LaunchError, Touch
+from attn_amdgcn.errors import EmulationFault, LaunchError, Touch
 from attn_amdgcn.storage import Storage
 from attn_amdgcn.waves import Waves
 
@@ -71,7 +71,7 @@ class Memory(Storage):
         parts: the parts that may be touched; None: all.
 
     Attributes:
-        told: the workgroups that got a value from an atomic instruction: it may order them after others.
+        atomic_readers: the workgroups that got a value from an atomic instruction: it may order them after others.
     """
 
     def __init__(self, contents: dict[str, np.ndarray], seed: int = 0, parts: Parts | None = None) -> None:
@@ -84,7 +84,7 @@ class Memory(Storage):
         end = sum(map(_taken, sizes.values()), GUARD)
         self._given, self._missing = contents, np.ones((end >> PAGE_BITS) + 1, bool)
         self._is_paged = end > MOST_COPIED
-        self.told: set[int] = set()
+        self.atomic_readers: set[int] = set()
         if self._is_paged:
             super().__init__(self.zeros_of(end, np.uint8))
         else:
@@ -173,7 +173,7 @@ class Memory(Storage):
             lanes: the lanes that access memory; None if all do.
 
         Raises:
-            Fault: a byte belongs to no buffer, or may not be read.
+            EmulationFault: a byte belongs to no buffer, or may not be read.
         """
         return self._checked(self._reads, place, size, lanes, waves)
 
@@ -201,10 +201,10 @@ class Memory(Storage):
         near, byte = self.named(int(place[*first]))
         *_, wave, lane = first
         what = f"{size} bytes at byte {byte} of {near.name}, which has {near.size} bytes"
-        if told := allowed.told(self._place(near.name), byte):
-            what += f": of these {told}"
+        if spans := allowed.described(self._place(near.name), byte):
+            what += f": of these {spans}"
         touch = Touch(near.name, byte, allowed.does)
-        raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane, touch=touch)
+        raise EmulationFault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane, touch=touch)
 
 
 _NOTHING = np.full((1, 2), np.iinfo(np.int64).min)
@@ -234,7 +234,7 @@ class _Allowed:
         which = self._spans[:, 0].searchsorted(place, "right") - 1
         return place + size <= self._spans[:, 1].take(which)
 
-    def told(self, buffer: slice, byte: int) -> str:
+    def described(self, buffer: slice, byte: int) -> str:
         """The spans of a buffer that may be touched, in words; empty if all may be. Of many spans the one nearest to `byte`."""
         of_buffer = (self._spans[:, 0] >= buffer.start) & (self._spans[:, 1] <= buffer.stop)
         spans = self._spans[of_buffer] - buffer.start

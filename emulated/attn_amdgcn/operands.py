@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Operand, Register
-from attn_amdgcn.errors import Fault, UnknownInstructionError
+from attn_amdgcn.errors import EmulationFault, UnknownInstructionError
 from attn_amdgcn.pieces import Piece, Row, SourceRow, function_of, piece, value_of
 from attn_amdgcn.waves import EXEC, M0, TTMP, VCC, Waves, masks_at
 
@@ -18,7 +18,7 @@ Write = Callable[..., None]
 """write(waves, value, lanes): the value goes into those of these lanes that are on; None: into all lanes that are on."""
 
 
-class Kind(NamedTuple):
+class OperandKind(NamedTuple):
     """The reading of an operand's bits.
 
     Attributes:
@@ -35,22 +35,22 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "b16": Kind(16, np.uint16),
-    "u16": Kind(16, np.uint16),
-    "i16": Kind(16, np.int16),
-    "f16": Kind(16, np.float16),
-    "bf16": Kind(16, np.uint16, is_bfloat=True),
-    "2bf16": Kind(32, np.uint32, is_bfloat=True),
-    "b32": Kind(32, np.uint32),
-    "u32": Kind(32, np.uint32),
-    "i32": Kind(32, np.int32),
-    "u5": Kind(32, np.uint32, 31),
-    "i5": Kind(32, np.int32, 31),
-    "f32": Kind(32, np.float32),
-    "b64": Kind(64, np.uint64),
-    "u64": Kind(64, np.uint64),
-    "i64": Kind(64, np.int64),
-    "f64": Kind(64, np.float64),
+    "b16": OperandKind(16, np.uint16),
+    "u16": OperandKind(16, np.uint16),
+    "i16": OperandKind(16, np.int16),
+    "f16": OperandKind(16, np.float16),
+    "bf16": OperandKind(16, np.uint16, is_bfloat=True),
+    "2bf16": OperandKind(32, np.uint32, is_bfloat=True),
+    "b32": OperandKind(32, np.uint32),
+    "u32": OperandKind(32, np.uint32),
+    "i32": OperandKind(32, np.int32),
+    "u5": OperandKind(32, np.uint32, 31),
+    "i5": OperandKind(32, np.int32, 31),
+    "f32": OperandKind(32, np.float32),
+    "b64": OperandKind(64, np.uint64),
+    "u64": OperandKind(64, np.uint64),
+    "i64": OperandKind(64, np.int64),
+    "f64": OperandKind(64, np.float64),
 }
 """Kinds by their names in mnemonics: u5 and i5 count shifts, and 2bf16 are two bfloat16. A `mask` is a bit for each lane in
 scalar registers, read as bool."""
@@ -90,7 +90,7 @@ def scalar_index(register: Register) -> int | None:
     raise UnknownInstructionError(f"register {register.bank!r} as an operand")
 
 
-def bits_of(number: float, kind: Kind) -> int:
+def bits_of(number: float, kind: OperandKind) -> int:
     """The bits of a literal. An integer is its own bits, and a float has the operand's width."""
     if isinstance(number, float) and kind.is_bfloat:
         return int(np.float32(number).view(np.uint32)) >> 16
@@ -113,7 +113,7 @@ _VECTORS = {np.uint32: "vector", np.int32: "vector_i32", np.float32: "vector_f32
 _UNSIGNED = {16: np.uint16, 32: np.uint32, 64: np.uint64}
 
 
-def scalar_value(operand: Operand, kind: Kind, kernel: Kernel) -> Piece:
+def scalar_value(operand: Operand, kind: OperandKind, kernel: Kernel) -> Piece:
     """[waves] values of a kind of a scalar register or a literal."""
     if isinstance(operand.of, Literal):
         return piece("{}", np.array([bits_of(operand.of.number, kind)], _UNSIGNED[kind.bits]).view(kind.dtype))
@@ -132,7 +132,7 @@ def scalar_value(operand: Operand, kind: Kind, kernel: Kernel) -> Piece:
     return _in_rows(_SCALARS, kind, index // 2 if kind.bits == 64 else index)
 
 
-def _in_rows(attributes: dict[type, str], kind: Kind, place: object) -> Piece:
+def _in_rows(attributes: dict[type, str], kind: OperandKind, place: object) -> Piece:
     """Registers of 32 or 64 bits as numbers of a kind."""
     index = "{}" if isinstance(place, SourceRow) else "[{}]"
     if kind.dtype in attributes:
@@ -140,12 +140,12 @@ def _in_rows(attributes: dict[type, str], kind: Kind, place: object) -> Piece:
     return piece(f"waves.{attributes[_UNSIGNED[kind.bits]]}{index}.view({{}})", place, kind.dtype)
 
 
-def reads_scalar(operand: Operand, kind: Kind, kernel: Kernel) -> Read:
+def reads_scalar(operand: Operand, kind: OperandKind, kernel: Kernel) -> Read:
     """Reads [waves] values of a kind from a scalar register or a literal."""
     return value_of(scalar_value(operand, kind, kernel))
 
 
-def scalar_result(operand: Operand, kind: Kind) -> Callable[[Piece], Piece]:
+def scalar_result(operand: Operand, kind: OperandKind) -> Callable[[Piece], Piece]:
     """The statement that writes [waves] values into a scalar register."""
     if not isinstance(operand.of, Register):
         raise UnknownInstructionError(f"a result in {operand.of}")
@@ -166,7 +166,7 @@ def scalar_result(operand: Operand, kind: Kind) -> Callable[[Piece], Piece]:
     return lambda value: piece("{}waves.scalars[{}] = {}{}", forget, index, value, switch)
 
 
-def writes_scalar(operand: Operand, kind: Kind) -> Callable[[Waves, np.ndarray], None]:
+def writes_scalar(operand: Operand, kind: OperandKind) -> Callable[[Waves, np.ndarray], None]:
     """Writes [waves] values into a scalar register."""
     return function_of(scalar_result(operand, kind)(piece("value")), parameters="waves, value")
 
@@ -176,7 +176,7 @@ def bits_value(operand: Operand, kernel: Kernel, offset: int = 0) -> Piece:
     return _value_of_32_bits(operand, KINDS["b32"], kernel, offset)
 
 
-def _value_of_32_bits(operand: Operand, kind: Kind, kernel: Kernel, offset: int = 0) -> Piece:
+def _value_of_32_bits(operand: Operand, kind: OperandKind, kernel: Kernel, offset: int = 0) -> Piece:
     if isinstance(operand.of, Literal):
         return piece("{}", np.array([[bits_of(operand.of.number, kind)]], np.uint32).view(kind.dtype))
     if not isinstance(operand.of, Register):
@@ -198,7 +198,7 @@ def reads_indexed(operand: Operand, kernel: Kernel) -> Read:
     """Reads 32 bits for each lane, of the register that lies as far after an operand's as M0 says.
 
     Raises (the function):
-        Fault: there is no such register.
+        EmulationFault: there is no such register.
     """
     assert isinstance(operand.of, Register)
     register = operand.of
@@ -210,13 +210,13 @@ def reads_indexed(operand: Operand, kernel: Kernel) -> Read:
         if (rows >= end).any():
             at = int(np.argmax(rows >= end))
             what = f"{register.bank}{register.index} + {rows[at] - first} is beyond the kernel's registers"
-            raise Fault(what, workgroup=int(waves.workgroup[at]), wave=int(waves.number[at]))
+            raise EmulationFault(what, workgroup=int(waves.workgroup[at]), wave=int(waves.number[at]))
         return waves.vector[rows, np.arange(len(waves))]
 
     return read
 
 
-def vector_value(operand: Operand, kind: Kind, kernel: Kernel) -> Piece:
+def vector_value(operand: Operand, kind: OperandKind, kernel: Kernel) -> Piece:
     """A value of a kind for each lane, without the operand's modifiers."""
     if kind.bits == 32:
         return _value_of_32_bits(operand, kind, kernel)
@@ -254,7 +254,7 @@ def mask_result(operand: Operand) -> Callable[[Piece], Piece]:
     return lambda value: piece("waves.set_mask({}, {} if on is None else {} & on){}", index, value, value, switch)
 
 
-def vector_result(operand: Operand, kind: Kind, kernel: Kernel, *, keeps_half: bool) -> Callable[[Piece], Piece]:
+def vector_result(operand: Operand, kind: OperandKind, kernel: Kernel, *, keeps_half: bool) -> Callable[[Piece], Piece]:
     """The statement that writes a value of a kind for each lane that is `on`.
 
     Args:
@@ -283,7 +283,7 @@ def vector_result(operand: Operand, kind: Kind, kernel: Kernel, *, keeps_half: b
     return merged
 
 
-def row_value(row: int, kind: Kind) -> Piece:
+def row_value(row: int, kind: OperandKind) -> Piece:
     """A row of vector registers as numbers of a kind; as 32 bits, if there is no view of the kind."""
     return piece(f"waves.{_VECTORS.get(kind.dtype, 'vector')}[{{}}]", Row(row))
 
@@ -294,7 +294,7 @@ def put_statement(target: Piece, value: Piece, for_all: Piece | None = None) -> 
     return piece("if on is None:\n    {}\nelse:\n    copyto({}, {}, where=on, casting='unsafe')", for_all, target, value)
 
 
-def writes_vector(operand: Operand, kind: Kind, kernel: Kernel, *, keeps_half: bool) -> Write:
+def writes_vector(operand: Operand, kind: OperandKind, kernel: Kernel, *, keeps_half: bool) -> Write:
     """Writes a value of a kind for each lane that is on; arguments are those of `vector_result`."""
     return _writes(vector_result(operand, kind, kernel, keeps_half=keeps_half))
 

@@ -61,7 +61,7 @@ class Program:
             hazards: the record of faults.
 
         Raises:
-            Fault: an instruction touches a pending register, and there is no record.
+            EmulationFault: an instruction touches a pending register, and there is no record.
         """
         key = block, state
         if key not in self._after:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from attn_amdgcn import waits
-from attn_amdgcn.errors import MALFORMED, Fault, UnknownInstructionError, malformed
+from attn_amdgcn.errors import MALFORMED, EmulationFault, UnknownInstructionError, malformed
 from attn_amdgcn.program import Block, Program
 from attn_amdgcn.waves import Waves
 
@@ -41,7 +41,7 @@ class Runner:
             turns: groups of waves. Between barriers the waves of one group end their work before those of the next one begin.
 
         Raises:
-            Fault: a wave did what it must not do.
+            EmulationFault: a wave did what it must not do.
         """
         standing: list[list[Waves]] = [[waves] for waves in turns]
         watches = turns[0].shared.watches
@@ -89,15 +89,15 @@ class Runner:
         place = 0
         try:
             if self._left < 0:
-                if waves.shared.memory.told:
+                if waves.shared.memory.atomic_readers:
                     raise UnknownInstructionError("a launch without an end, unless it waits for another's atomic instruction")
-                raise Fault(f"the launch has run {self.most} instructions without an end")
+                raise EmulationFault(f"the launch has run {self.most} instructions without an end")
             waves.pending = self.program.after(waves.block, waves.pending, waves.shared.hazards)
             for place, step in block.steps:  # noqa: B007 - the handler needs the place
                 step(waves)
         except MALFORMED as error:
             raise malformed(block.code[place], error) from error
-        except Fault as fault:
+        except EmulationFault as fault:
             if not fault.instruction:
                 fault.at(block.code[place])
             if fault.workgroup is None and fault.wave is None:

@@ -36,7 +36,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from attn_amdgcn.assembly import Instruction, Kernel, Named, Operand, Register
-from attn_amdgcn.errors import Fault, Hazards
+from attn_amdgcn.errors import EmulationFault, Hazards
 from attn_amdgcn.instructions.formats import LOADS, STORES, returns_value
 from attn_amdgcn.operands import scalar_index, unknown, vector_row
 from attn_amdgcn.waves import SCALARS, VCC
@@ -96,7 +96,7 @@ def after(block: Sequence[Instruction], state: State, kernel: Kernel, hazards: H
         hazards: the record of faults. Then the load counts as if it had come.
 
     Raises:
-        Fault: an instruction touches a pending register, and there is no record. Its instruction is filled in.
+        EmulationFault: an instruction touches a pending register, and there is no record. Its instruction is filled in.
     """
     for instruction in block:
         if found := awaited(instruction):
@@ -108,7 +108,7 @@ def after(block: Sequence[Instruction], state: State, kernel: Kernel, hazards: H
             load, bits = early
             register = _named_register(bits, kernel)
             what = f"line {load.line} (`{load.text}`) loads {register}, and no wait stands before its use"
-            fault = Fault(what).at(instruction)
+            fault = EmulationFault(what).at(instruction)
             if hazards is None:
                 raise fault
             hazards.setdefault((load.line, instruction.line), fault)

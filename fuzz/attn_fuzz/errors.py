@@ -2,7 +2,7 @@
 
 from typing import Any
 
-NOT_RUN = 3
+EXIT_LIMIT = 3
 """The exit code if nothing failed, and cases could not be run because of a limit of this tool."""
 
 
@@ -47,7 +47,7 @@ class FailedCheckError(Exception):
     """A check of the fuzzer, made while a target ran, finds a fault: the verdict on the case, whatever its outputs are.
 
     Args:
-        kind: the kind of the verdict (`attn_fuzz.verdict.verdict.Kind`), such as "property".
+        kind: the kind of the verdict (`attn_fuzz.verdict.verdict.VerdictKind`), such as "property".
         about: the subject of the failure, as in `Verdict.about`.
         message: one line for a person.
         ratio: the largest error / bound, of a value.

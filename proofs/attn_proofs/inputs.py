@@ -37,7 +37,7 @@ KIND = {
     "has_hidden_dots": False,
     "has_sums_in_columns": False,
     "scale_sign": 1,
-    "has_gaps": False,
+    "has_other_masks": False,
     "selection_unit": 0,
     "key_unit": 1,
     "has_unmasked_loop": True,

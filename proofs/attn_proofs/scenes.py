@@ -68,19 +68,20 @@ class Scene:
 
     @property
     def name(self) -> str:
-        gaps = "any rules" if self.kind.has_gaps else "a window at most" if self.rules.key_unit is None else "shared keys"
+        without = "a window at most" if self.rules.key_unit is None else "shared keys"
+        masks = "any rules" if self.kind.has_other_masks else without
         bias = " and a bias" if self.kind.has_bias else ""
         chunks = ", chunks" if self.rules.chunked_local is not None else ""
-        return f"BLOCK_N {self.block_n}, {gaps}{chunks}{bias}"
+        return f"BLOCK_N {self.block_n}, {masks}{chunks}{bias}"
 
     @property
     def small(self) -> tuple[Term, ...]:
         """Numbers of a case: one request, whose queries are one tile with one row each."""
         numbers = {"window_left": 600, "window_right": 600, "sink_tokens": 200, "chunked_local": 400, "num_ranges": 2}
         ranges_count, sinks, chunk = integers("num_ranges sink_tokens chunked_local")
-        extra = [] if self.kind.has_gaps else [ranges_count == 0, sinks == 0]
+        extra = [] if self.kind.has_other_masks else [ranges_count == 0, sinks == 0]
         if self.rules.chunked_local is None:  # the host compiles the rules in if one of them is on
-            extra += [chunk == 0, ranges_count >= 1 if self.kind.has_gaps else ranges_count == 0]
+            extra += [chunk == 0, ranges_count >= 1 if self.kind.has_other_masks else ranges_count == 0]
         ranges = memory("bidirectional_ranges_ptr")
         return (
             z3.Int("seq_len") <= 600,
@@ -114,7 +115,7 @@ def _run(
     sources: Sources,
     *,
     block_n: int,
-    has_gaps: bool,
+    has_other_masks: bool,
     has_chunks: bool = False,
     has_bias: bool = False,
     shares_keys: bool = False,
@@ -126,19 +127,19 @@ def _run(
     seq_len, query_len, first_query, end_query, num_ranges, request = map(z3.Int, names)
     p, j, m = integers("p j m")
     extraction = Extraction(sources)
-    layer, batch = _layer_and_batch(has_gaps, has_chunks)
+    layer, batch = _layer_and_batch(has_other_masks, has_chunks)
     numbers = extraction.call(f"{RULES}.rule_numbers", layer, batch)
     causal = z3.Bool("causal")
     numbers["max_ahead"] = number(z3.If(causal, 0, numbers["max_ahead"]), "int32")  # theorem rules.causal
     together, definition = some_range_holds(extraction.products, request, num_ranges, p, j)
     if shares_keys:
         kind["key_unit"] = symbol("key_unit", least=2)
-    made = inputs.kind(block_n=block_n, has_gaps=has_gaps, has_bias=has_bias, **kind)
+    made = inputs.kind(block_n=block_n, has_other_masks=has_other_masks, has_bias=has_bias, **kind)
     rules = Rules(
         p=p, j=j, seq_len=seq_len, causal=causal, left=z3.Int("window_left"), right=z3.Int("window_right"),
-        sink_tokens=z3.Int("sink_tokens") if has_gaps else z3.IntVal(0),
+        sink_tokens=z3.Int("sink_tokens") if has_other_masks else z3.IntVal(0),
         chunked_local=z3.Int("chunked_local") if has_chunks else None, products=extraction.products,
-        ranges_clamped=z3.Bool("ranges_clamped"), together=together(num_ranges) if has_gaps else z3.BoolVal(False),
+        ranges_clamped=z3.Bool("ranges_clamped"), together=together(num_ranges) if has_other_masks else z3.BoolVal(False),
         hidden=z3.BoolVal(False), key_unit=z3.Int("key_unit") if shares_keys else None,
     )  # fmt: skip
     assumptions = [
@@ -170,15 +171,15 @@ def _shared(made: Scene) -> list[Term]:
     return [rules.causal, rules.left == -1, rules.right == -1, unit >= 2, unit <= INT32_MAX, *apart, *no_more]
 
 
-def _layer_and_batch(has_gaps: bool, has_chunks: bool) -> tuple[Record, Record]:
-    """A layer and a batch as `launch.rules` reads them; without gaps, all rules but the window are off."""
+def _layer_and_batch(has_other_masks: bool, has_chunks: bool) -> tuple[Record, Record]:
+    """A layer and a batch as `launch.rules` reads them; without other masks, all rules but the window are off."""
     left, right = symbol("window_left"), symbol("window_right")
     layer = {
         "scale": 1.0, "logits_soft_cap": None, "window": (left, right), "ranges_clamped": symbol("ranges_clamped", "bool"),
-        "sink_tokens": symbol("sink_tokens") if has_gaps else 0,
+        "sink_tokens": symbol("sink_tokens") if has_other_masks else 0,
         "chunked_local": symbol("chunked_local", least=1) if has_chunks else None,
     }  # fmt: skip
-    ranges = Record("Tensor", {"shape": (symbol("num_requests"), symbol("num_ranges"), 2)}) if has_gaps else None
+    ranges = Record("Tensor", {"shape": (symbol("num_requests"), symbol("num_ranges"), 2)}) if has_other_masks else None
     batch = {"causal": False, "bidirectional_ranges": ranges, "qq_bias": None}
     return Record("Layer", layer), Record("Batch", batch)
 

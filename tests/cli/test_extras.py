@@ -137,7 +137,7 @@ def test_the_pytest_plugin_names_the_extra(tmp_path):
     assert run.stderr.strip() == f"ERROR: --attn-target: this needs msgspec, which is missing: {INSTALL}"
 
 
-def test_select_serves_a_layer_and_names_known_bugs():
+def test_select_serves_a_layer_and_names_findings():
     layer = ["--heads", "16", "--head-size", "64", "--sinks", "--logits-soft-cap", "50"]
     run = without_the_extra("select", *layer, "--arch", "gfx942", "--aiter", "2026-08")
     assert run.returncode == 0, run.stderr

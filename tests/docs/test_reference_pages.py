@@ -14,7 +14,7 @@ import attn_reference
 import click
 import msgspec
 from attn_fuzz.patches.source import patched_sources
-from attn_fuzz.verdict.verdict import Kind
+from attn_fuzz.verdict.verdict import VerdictKind
 from attn_lab.__main__ import lab
 from attn_lab.zoo.known_bugs import KnownBug
 from attn_parity import cli
@@ -42,7 +42,7 @@ def test_every_command_is_described_and_every_option_there_is():
 def test_every_kind_of_failure_is_described():
     table = PAGES["docs/reference/verdicts.md"].split("## Read a failure")[0]
     named = {kind for row in re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE) for kind in re.findall(r"`(\w+)`", row)}
-    assert named == {*get_args(Kind)} - {"agree", "refused"}
+    assert named == {*get_args(VerdictKind)} - {"agree", "refused"}
 
 
 def test_every_schema_is_described():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from attn_amdgcn import Fault, Schedule, checked, load, prepare
+from attn_amdgcn import EmulationFault, Schedule, checked, load, prepare
 
 from tests.emulated.kernels import LSHL, OUT, checked_run, kernel_text
 
@@ -33,7 +33,7 @@ def test_a_result_of_what_is_written_is_the_same_under_every_schedule():
     ],
 )
 def test_what_nobody_wrote_shows_in_a_store(body, at_fault):
-    with pytest.raises(Fault, match=r"byte 0 of out is .* under .* and .* under") as found:
+    with pytest.raises(EmulationFault, match=r"byte 0 of out is .* under .* and .* under") as found:
         checked_run(LSHL, *body)
     assert found.value.instruction == at_fault
     assert (found.value.workgroup, found.value.wave, found.value.lane) == (0, 0, 0)
@@ -46,17 +46,19 @@ def test_junk_that_reaches_no_store_is_no_fault():
 def test_workgroups_that_store_to_one_byte_are_found():
     body = ["v_mov_b32_e32 v1, 0", "v_mov_b32_e32 v2, s2", "global_store_dword v1, v2, s[4:5]"]
     orders = (Schedule(), Schedule(workgroups="descending"))
-    with pytest.raises(Fault, match="every store of a wave wrote the same, so stores to one byte came in another order"):
+    with pytest.raises(
+        EmulationFault, match="every store of a wave wrote the same, so stores to one byte came in another order"
+    ):
         checked_run(*body, grid=(2, 1, 1), schedules=orders)
 
 
 def test_a_launch_without_an_end_is_a_fault():
-    with pytest.raises(Fault, match="the launch has run 1000 instructions without an end"):
+    with pytest.raises(EmulationFault, match="the launch has run 1000 instructions without an end"):
         checked_run("again:", "s_nop 0", "s_branch again", most=1000)
 
 
 def test_a_race_is_found():
-    with pytest.raises(Fault, match="a race: it reads byte 0 of LDS"):
+    with pytest.raises(EmulationFault, match="a race: it reads byte 0 of LDS"):
         checked_run(LSHL, "ds_write_b32 v1, v0", "v_mov_b32_e32 v1, 0", "s_waitcnt lgkmcnt(0)", "ds_read_b32 v2, v1")
 
 
@@ -90,5 +92,5 @@ def test_gfx90a_spills_through_the_resource_of_its_private_segment():
     memory, _ = checked(prepare(load(text)), (2, 1, 1), [("out", 0)], {"out": OUT}, schedules=orders)
     assert memory.contents("out").view(np.uint32)[:128].tolist() == list(range(128))
     beyond = prepare(load(text.replace("offset:8", "offset:16")))
-    with pytest.raises(Fault, match="4 bytes at byte 16 of scratch, of which a lane has 16 bytes"):
+    with pytest.raises(EmulationFault, match="4 bytes at byte 16 of scratch, of which a lane has 16 bytes"):
         checked(beyond, (1, 1, 1), [("out", 0)], {"out": OUT})

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from attn_amdgcn import Fault, Schedule, UnknownInstructionError
+from attn_amdgcn import EmulationFault, Schedule, UnknownInstructionError
 from attn_amdgcn.assembly import Instruction
 from attn_amdgcn.global_races import GlobalRaces
 from attn_amdgcn.memory import Memory
@@ -41,7 +41,7 @@ def run(*lines, races=True, v=None):
 )
 def test_a_missing_barrier_is_found(lines, does):
     v = {3: np.broadcast_to(np.where(LANES == 5, 8, LANES * 4 + 512), (2, 64)) + np.where(LANES == 5, 0, [[0], [256]])}
-    with pytest.raises(Fault) as found:
+    with pytest.raises(EmulationFault) as found:
         run(*lines, v=v)
     assert f"a race: it {does} by `{lines[0]}`, line 1 of the assembly" in found.value.what
     assert "with no barrier between" in found.value.what
@@ -61,7 +61,7 @@ def test_waves_may_use_their_own_bytes_and_read_one_byte():
 def test_copies_of_one_value_do_not_race():
     copies = {0: np.broadcast_to(LANES * 4, (2, 64)), 2: np.broadcast_to(LANES, (2, 64))}
     run(STORE, STORE, v=copies)
-    with pytest.raises(Fault, match="which wave 1 of workgroup 0 wrote"):
+    with pytest.raises(EmulationFault, match="which wave 1 of workgroup 0 wrote"):
         run(STORE, WAIT, "global_load_dword v3, v0, s[100:101]", v=copies)
 
 
@@ -87,7 +87,7 @@ def test_lanes_that_are_off_do_not_race():
 def test_workgroups_are_not_ordered(body, does):
     """v4 is 4 times the workgroup's number."""
     lines = ["v_mov_b32_e32 v3, 0", "v_mov_b32_e32 v4, s2", "v_add_u32_e32 v4, v4, v4", "v_add_u32_e32 v4, v4, v4", "s_barrier"]
-    with pytest.raises(Fault, match=f"a race: it {does}.*, and nothing orders workgroups") as found:
+    with pytest.raises(EmulationFault, match=f"a race: it {does}.*, and nothing orders workgroups") as found:
         checked_run(*lines, *body, grid=(2, 1, 1), schedules=RACES)
     assert found.value.workgroup in (0, 1)
     checked_run(*lines, *body, grid=(1, 1, 1), schedules=RACES)
@@ -97,7 +97,7 @@ def test_workgroups_that_run_in_different_batches_race():
     """128 waves run at once, and these are 65 workgroups of 2: the last one reads what the first one wrote."""
     body = ["s_cmp_eq_u32 s2, 0", "s_cbranch_scc1 .L", "s_cmp_lg_u32 s2, 64", "s_cbranch_scc1 .E"]
     body += ["s_load_dword s6, s[4:5], 0x0", "s_endpgm", ".L:", LSHL, "global_store_dword v1, v0, s[4:5]", ".E:"]
-    with pytest.raises(Fault, match="reads byte 0 of out, which wave 0 of workgroup 0 wrote"):
+    with pytest.raises(EmulationFault, match="reads byte 0 of out, which wave 0 of workgroup 0 wrote"):
         checked_run(*body, grid=(65, 1, 1), schedules=RACES)
     checked_run(*body, grid=(64, 1, 1), schedules=RACES)
 
@@ -129,9 +129,9 @@ def test_atomic_instructions_on_one_word_are_no_race():
 )
 def test_an_atomic_instruction_races_with_a_plain_access(first, second, does):
     later = ["s_nop 0"] * 40 + [second]
-    with pytest.raises(Fault, match=f"a race: it {does}.*, and nothing orders workgroups"):
+    with pytest.raises(EmulationFault, match=f"a race: it {does}.*, and nothing orders workgroups"):
         checked_run(*chosen([first], ["s_barrier", *later]), grid=(2, 1, 1), schedules=RACES)
-    with pytest.raises(Fault, match=r"a race: .*, with no barrier between"):
+    with pytest.raises(EmulationFault, match=r"a race: .*, with no barrier between"):
         checked_run(*chosen([first, WAIT, second], []), grid=(1, 1, 1), schedules=RACES)
 
 
@@ -201,7 +201,7 @@ def test_drawn_accesses_race_if_two_of_them_do(seed):
         call = races.global_written if writes else races.global_read
         values = [np.full((2, 1), value, np.uint32)] if writes else []
         if expected:
-            with pytest.raises(Fault, match="a race"):
+            with pytest.raises(EmulationFault, match="a race"):
                 call(access, *[values] * writes)
             return
         call(access, *[values] * writes)

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from attn_amdgcn import Fault
+from attn_amdgcn import EmulationFault
 from attn_amdgcn.instructions.forms import GROUPED, VECTOR
 from attn_amdgcn.operands import KINDS
 
@@ -131,7 +131,7 @@ def test_a_fault_names_the_instruction_that_made_it(load):
     lines = [load.format(10 + i, 1 + i) for i in range(3)]
     bad = np.zeros(64, np.uint32)
     bad[5] = 4096
-    with pytest.raises(Fault, match=rf"lane 5\): `{lines[1].split()[0]} v11, v2.*`, line 2 of the assembly"):
+    with pytest.raises(EmulationFault, match=rf"lane 5\): `{lines[1].split()[0]} v11, v2.*`, line 2 of the assembly"):
         ran("\n".join(lines), v={1: 0, 2: bad, 3: bad}, buffers=DATA)
 
 

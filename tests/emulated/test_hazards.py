@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from attn_amdgcn import Fault
+from attn_amdgcn import EmulationFault
 
 from tests.emulated.lines import ran
 
@@ -27,7 +27,7 @@ def test_each_pair_of_lines_is_recorded(text, lines):
     assert hazards.keys() == lines
     assert all(fault.instruction for fault in hazards.values())
     if lines:
-        with pytest.raises(Fault):
+        with pytest.raises(EmulationFault):
             ran(text, **given)
 
 

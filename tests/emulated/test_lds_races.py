@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from attn_amdgcn import Fault
+from attn_amdgcn import EmulationFault
 
 from tests.emulated.lines import ran
 
@@ -31,7 +31,7 @@ def run(*lines, races=True, **registers):
     ],
 )
 def test_a_missing_barrier_is_found(lines, does):
-    with pytest.raises(Fault, match=f"a race: it {does} by `.*`, line [14] of the assembly") as found:
+    with pytest.raises(EmulationFault, match=f"a race: it {does} by `.*`, line [14] of the assembly") as found:
         run(*lines)
     assert found.value.instruction == lines[-1]
     run(*lines, races=False)
@@ -54,7 +54,7 @@ def test_copies_of_one_value_do_not_race():
     """Waves that hold copies write the same bytes, and each may read what it wrote; a wave that did not write may not."""
     copies = {2: np.broadcast_to(LANES, (2, 64)), 0: np.broadcast_to(LANES * 4, (2, 64))}
     run("ds_write_b32 v0, v2", "s_waitcnt lgkmcnt(0)", "ds_read_b32 v3, v0", v=copies)
-    with pytest.raises(Fault, match=r"which wave . wrote"):
+    with pytest.raises(EmulationFault, match=r"which wave . wrote"):
         run("ds_write_b32 v0, v2", v=copies | {2: VALUES})
 
 
@@ -72,7 +72,7 @@ def test_lanes_that_are_off_do_not_race():
     ],
 )
 def test_a_barrier_orders_nothing_that_is_under_way(lines):
-    with pytest.raises(Fault, match=r"by `.*`, line 1 of the assembly.*, with no wait before the barrier between"):
+    with pytest.raises(EmulationFault, match=r"by `.*`, line 1 of the assembly.*, with no wait before the barrier between"):
         run(*lines)
 
 
@@ -80,5 +80,5 @@ def test_a_barrier_behind_the_wait_orders_what_was_under_way_at_an_earlier_one()
     wait = "s_waitcnt lgkmcnt(0)"
     run("ds_read_b32 v3, v1", "s_barrier", wait, "s_barrier", "ds_write_b32 v0, v2")
     run("ds_read_b32 v3, v1", "ds_read_b32 v4, v0", "s_barrier", wait, "ds_write_b32 v0, v2 offset:512")
-    with pytest.raises(Fault, match=r"line 1 of the assembly.*, with no wait before the barrier between"):
+    with pytest.raises(EmulationFault, match=r"line 1 of the assembly.*, with no wait before the barrier between"):
         run("ds_read_b32 v3, v1", "s_barrier", wait, "ds_write_b32 v0, v2")

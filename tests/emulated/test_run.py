@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from attn_amdgcn import Fault, Schedule, UnknownInstructionError, launch, load, prepare
+from attn_amdgcn import EmulationFault, Schedule, UnknownInstructionError, launch, load, prepare
 
 from tests.emulated.kernels import DATA, KERNEL, POINTER, kernel_text
 from tests.emulated.lines import ran
@@ -31,7 +31,7 @@ def test_a_block_begins_where_a_branch_leads_and_not_at_a_label_of_a_debugger():
 
 
 def test_an_access_outside_its_buffer_is_a_fault():
-    with pytest.raises(Fault, match="4 bytes at byte 16 of data, which has 16 bytes"):
+    with pytest.raises(EmulationFault, match="4 bytes at byte 16 of data, which has 16 bytes"):
         ran("s_load_dword s2, s[100:101], 0x10", buffers=DATA)
 
 
@@ -103,7 +103,7 @@ def test_what_a_kernel_gets_that_may_call_something():
         return memory.contents("data").view(np.uint32).tolist()
 
     assert launched(*lines) == [2] * 128
-    with pytest.raises(Fault, match="of data"):
+    with pytest.raises(EmulationFault, match="of data"):
         launched(*lines, "global_load_dword v3, v1, s[12:13]")
     for byte, size in ((4, 128 | 1 << 16), (12, 3 * 128)):  # of a workgroup, of the grid
         read = f"s_load_dword s12, s[0:1], {byte:#x}", lines[4], lines[2], "v_mov_b32_e32 v2, s12", lines[5]

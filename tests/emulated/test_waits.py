@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from attn_amdgcn import Fault
+from attn_amdgcn import EmulationFault
 
 from tests.emulated.lines import ran
 
@@ -42,7 +42,7 @@ def run(architecture, *lines):
 @pytest.mark.parametrize(("architecture", "load", "use", "wait"), COMPLETE)
 def test_a_forgotten_wait_is_found(architecture, load, use, wait):
     run(architecture, load, wait, use)
-    with pytest.raises(Fault) as found:
+    with pytest.raises(EmulationFault) as found:
         run(architecture, load, use)
     assert found.value.instruction == use
     assert f"line 1 (`{load}`) loads" in str(found.value)
@@ -91,7 +91,7 @@ def test_what_a_counter_says(architecture, first, second, use, wait, enough):
     if enough:
         run(architecture, first, second, wait, use)
         return
-    with pytest.raises(Fault, match="no wait stands before its use"):
+    with pytest.raises(EmulationFault, match="no wait stands before its use"):
         run(architecture, first, second, wait, use)
 
 
@@ -100,7 +100,7 @@ def test_loads_of_two_halves_do_not_wait_for_each_other():
     use = "global_store_b32 v0, v4, s[100:101]"
     run("gfx1100", *loads, "s_waitcnt vmcnt(0) lgkmcnt(0)", use)
     for wait, missing in (("s_waitcnt vmcnt(0)", loads[0]), ("s_waitcnt lgkmcnt(0)", loads[1])):
-        with pytest.raises(Fault, match=re.escape(missing)):
+        with pytest.raises(EmulationFault, match=re.escape(missing)):
             run("gfx1100", *loads, wait, use)
 
 
@@ -120,7 +120,7 @@ HALVES = [
 def test_a_half_that_no_load_writes_needs_no_wait(architecture, load, other, same):
     lines = ["v_mov_b32_e32 v5, 0", load]
     run(architecture, *lines, other)
-    with pytest.raises(Fault, match="no wait stands before its use"):
+    with pytest.raises(EmulationFault, match="no wait stands before its use"):
         run(architecture, *lines, same)
 
 
@@ -136,19 +136,19 @@ FULL = [
 def test_a_full_counter_waits_by_itself(load, other, most, use):
     """gfx9 only: what begins when the counter is full begins when the oldest one has ended."""
     run("gfx942", load, *[other] * most, use)
-    with pytest.raises(Fault, match="loads v4"):
+    with pytest.raises(EmulationFault, match="loads v4"):
         run("gfx942", load, *[other] * (most - 1), use)
 
 
 def test_a_full_counter_says_nothing_of_scalar_loads():
     """They end in any order."""
-    with pytest.raises(Fault, match="loads s4"):
+    with pytest.raises(EmulationFault, match="loads s4"):
         run("gfx942", "s_load_dword s4, s[100:101], 0x0", *["ds_read_b32 v5, v0"] * 20, "s_add_u32 s6, s4, s4")
 
 
 def test_no_full_counter_of_gfx11_is_relied_upon():
     others = ["global_load_b32 v5, v0, s[100:101]"] * 70
-    with pytest.raises(Fault, match="loads v4"):
+    with pytest.raises(EmulationFault, match="loads v4"):
         run("gfx1100", "global_load_b32 v4, v0, s[100:101]", *others, "v_add_nc_u32_e32 v6, v4, v4")
 
 
@@ -161,7 +161,7 @@ def test_a_wait_of_one_branch_is_not_enough():
         "v_add_u32_e32 v5, v4, v4",
     ]
     ran("\n".join(lines), v={0: 0}, scc=True, buffers={"data": DATA})
-    with pytest.raises(Fault, match="loads v4"):
+    with pytest.raises(EmulationFault, match="loads v4"):
         ran("\n".join(lines), v={0: 0}, buffers={"data": DATA})
 
 

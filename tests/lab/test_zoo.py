@@ -23,7 +23,7 @@ from attn_fuzz.patches.source import patched_sources, text_of
 from attn_fuzz.run.processes.executor import Executor
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import Progress
-from attn_fuzz.verdict.verdict import Kind
+from attn_fuzz.verdict.verdict import VerdictKind
 from attn_lab import results_file
 from attn_lab.commands import zoo as zoo_command
 from attn_lab.finders import PARTS_OF_FUZZER
@@ -120,7 +120,7 @@ def test_every_rule_is_broken_by_a_mutant(name):
 
 
 def test_all_classes_and_many_real_bugs_are_in_the_zoo():
-    assert {animal.kind for animal in SHIPPED} == set(get_args(mutants.Kind))
+    assert {animal.kind for animal in SHIPPED} == set(get_args(mutants.BugKind))
     assert len(SHIPPED) >= 50
     assert len({zoo_page.real_bug(animal.origin) for animal in SHIPPED} - {None}) >= 35
 
@@ -224,7 +224,7 @@ def test_what_needs_a_gpu_is_not_run_without_one(attn_lab):
 
 
 def test_every_kind_of_failure_is_of_one_judge():
-    failures = set(get_args(Kind)) - {"agree", "refused", "limit"}
+    failures = set(get_args(VerdictKind)) - {"agree", "refused", "limit"}
     counted = Counter(kind for kinds in PARTS_OF_FUZZER.values() for kind in kinds)
     assert failures <= counted.keys()
     assert set(counted.values()) == {1}

@@ -187,7 +187,7 @@ def test_inline_scales_of_a_dimension_of_one(shape, stride, device):
     assert torch.equal(got, expected)
 
 
-def test_no_slot(layer_of, device):
+def test_an_empty_slot_mapping_writes_nothing(layer_of, device):
     kv_cache = torch.zeros(2, 3, 4, 2, 16, device=device)
     k, v = torch.randn(2, 5, 2, 16, device=device)
     layer = layer_of(dense_view(Layout.KV_FIRST_NHD, 4, num_kv_heads=2, head_size=16))

@@ -100,7 +100,7 @@ def test_a_write_like_one_before_is_checked_like_that_one(device):
     assert torch.equal(cache.view(torch.int16), before.view(torch.int16))
 
 
-def test_no_slot(device):
+def test_an_empty_slot_mapping_writes_nothing(device):
     layer, cache = layer_of((16, 8)), poisoned_cache((16, 8), torch.float16, 16, device)
     kv_c, k_pe = rows_of((16, 8), 3, torch.float16, device)
     attn_optimized.write_latent_cache(kv_c, k_pe, cache, layer, torch.empty(0, dtype=torch.int64, device=device))

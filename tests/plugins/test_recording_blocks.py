@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from attn_contract import Layer, Layout
-from attn_fuzz.shadow import Kind, reader_of
+from attn_fuzz.shadow import FaultKind, reader_of
 from attn_vllm_recording.blocks import Blocks
 
 BLOCK = 4
@@ -167,7 +167,7 @@ def test_mla_has_decodes_and_prefills_apart():
         ),
     )
     engine.blocks.hold("layer.0", metadata, BLOCK)
-    assert [(one.kind, one.request, one.position) for one in engine.blocks.shadow.faults] == [(Kind.OTHER_REQUEST, "c", 4)]
+    assert [(one.kind, one.request, one.position) for one in engine.blocks.shadow.faults] == [(FaultKind.OTHER_REQUEST, "c", 4)]
 
 
 def wrong_lengths_of_drafts(engine):
@@ -225,16 +225,16 @@ def frees_too_early(engine):
 @pytest.mark.parametrize(
     ("mistake", "kind", "request_", "position"),
     [
-        (shares_by_mistake, Kind.OTHER_REQUEST, "b", 0),
-        (other_row, Kind.OTHER_REQUEST, "a", 0),
-        (stale_lengths, Kind.WRONG_LENGTH, "a", 9),
-        (writes_elsewhere, Kind.WRONG_SLOT, "a", 8),
-        (another_adapter, Kind.OTHER_REQUEST, "c", 0),
-        (frees_too_early, Kind.OTHER_REQUEST, "a", 0),
-        (wrong_lengths_of_drafts, Kind.WRONG_LENGTH, "a", 11),
-        (too_many_drafts_forgotten, Kind.WRONG_LENGTH, "a", 10),
-        (bytes_of_another_writer, Kind.ALTERED, "b", 6),
-        (a_row_is_not_stored, Kind.OTHER_REQUEST, "a", 4),
+        (shares_by_mistake, FaultKind.OTHER_REQUEST, "b", 0),
+        (other_row, FaultKind.OTHER_REQUEST, "a", 0),
+        (stale_lengths, FaultKind.WRONG_LENGTH, "a", 9),
+        (writes_elsewhere, FaultKind.WRONG_SLOT, "a", 8),
+        (another_adapter, FaultKind.OTHER_REQUEST, "c", 0),
+        (frees_too_early, FaultKind.OTHER_REQUEST, "a", 0),
+        (wrong_lengths_of_drafts, FaultKind.WRONG_LENGTH, "a", 11),
+        (too_many_drafts_forgotten, FaultKind.WRONG_LENGTH, "a", 10),
+        (bytes_of_another_writer, FaultKind.ALTERED, "b", 6),
+        (a_row_is_not_stored, FaultKind.OTHER_REQUEST, "a", 4),
     ],
 )
 def test_a_mistake_of_a_scheduler_is_named(mistake, kind, request_, position):

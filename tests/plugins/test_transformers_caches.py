@@ -11,7 +11,7 @@ pytest.importorskip("transformers", "5.24", reason="needs transformers: pip inst
 pytest.importorskip("msgspec", reason="needs the extra fuzz: recordings are cases")
 
 import attn_transformers
-from attn_fuzz.shadow import Kind, Shadow
+from attn_fuzz.shadow import FaultKind, Shadow
 from attn_transformers import caches
 from transformers import cache_utils
 from transformers.generation.continuous_batching.cache_allocators import cache_allocator
@@ -78,27 +78,27 @@ REPORTS = {
     "transformers#37574": (
         *(cache_utils.StaticSlidingWindowLayer, "update", old_roll),
         lambda: drive(cache_of("static sliding"), [6, 1, 1]),
-        (Kind.WRONG_RING, 0, 1),
+        (FaultKind.WRONG_RING, 0, 1),
     ),
     "transformers#48280": (
         *(cache_utils.DynamicSlidingWindowLayer, "update", old_recording),
         lambda: drive(recording_past(cache_of("sliding")), [6, 3, 1, 1]),
-        (Kind.WRONG_LENGTH, 10, None),
+        (FaultKind.WRONG_LENGTH, 10, None),
     ),
     "transformers#47433": (
         *(cache_utils.DynamicLayer, "crop", old_crop),
         lambda: drive(cache_of("dynamic"), [3, 2], before=lambda cache: cache.crop(-5)),
-        (Kind.WRONG_LENGTH, 2, None),
+        (FaultKind.WRONG_LENGTH, 2, None),
     ),
     "transformers#48809": (
         *(cache_utils.DynamicLayer, "reset", cache_utils.CacheLayerMixin.reset),
         lambda: drive(cache_of("dynamic"), [6, 3], before=lambda cache: cache.reset()),
-        (Kind.WRONG_LENGTH, 3, None),
+        (FaultKind.WRONG_LENGTH, 3, None),
     ),
     "transformers#48700": (
         *(cache_utils.Fp8QuantizedLayer, "reorder_cache", lambda self, beam_idx: None),
         lambda: drive(cache_of("float8"), [6, 1], before=lambda cache: cache.reorder_cache(torch.tensor([1, 1]))),
-        (Kind.STALE_BLOCK, 0, 0),
+        (FaultKind.STALE_BLOCK, 0, 0),
     ),
 }
 
@@ -142,7 +142,7 @@ def test_right_caches_have_no_fault(kind):
 
 def test_a_report_of_cross_attention_is_named():
     """transformers#41890: the cache of encoder keys had the decoder's sliding layers, which keep the last keys alone."""
-    for kind, wrong in (("dynamic", []), ("sliding", [(Kind.WRONG_LENGTH, 7), (Kind.WRONG_SLOT, 0)])):
+    for kind, wrong in (("dynamic", []), ("sliding", [(FaultKind.WRONG_LENGTH, 7), (FaultKind.WRONG_SLOT, 0)])):
         shadow, cache = Shadow(value_bytes=1 << 20), cache_of(kind)
         with caches.watched(shadow) as hold:
             drive(cache, [20], rows=1)
@@ -178,13 +178,13 @@ def same_hash(parent_hash, tokens):
                 (SlidingAttentionCacheAllocator, "get_read_indices", old_read),
                 (SlidingAttentionCacheAllocator, "get_write_indices", old_write),
             ],
-            Kind.WRONG_RING,
+            FaultKind.WRONG_RING,
             id="transformers#47708",
         ),
         pytest.param(
             "llama",
             [(cache_allocator, "compute_block_hash", same_hash)],
-            Kind.OTHER_REQUEST,
+            FaultKind.OTHER_REQUEST,
             id="openvino.genai#3722",
             marks=pytest.mark.nightly,
         ),

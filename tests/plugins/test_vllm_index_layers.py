@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("vllm", reason="needs vLLM: tox run -e vllm")
 
-from attn_fuzz.shadow import Kind
+from attn_fuzz.shadow import FaultKind
 from attn_vllm_recording import index_layers, watching
 from vllm._aiter_ops import rocm_aiter_ops
 from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
@@ -255,7 +255,7 @@ def written_flat(writer):
 
 @pytest.mark.parametrize(
     ("mistake", "kinds"),
-    [(lambda writer: writer, set()), (written_flat, {Kind.ALTERED}), (written_elsewhere, {Kind.ALTERED})],
+    [(lambda writer: writer, set()), (written_flat, {FaultKind.ALTERED}), (written_elsewhere, {FaultKind.ALTERED})],
     ids=["right", "flat", "elsewhere"],
 )
 def test_the_index_cache_is_held_to_the_shadow(mistake, kinds, layer, recorded, monkeypatch):

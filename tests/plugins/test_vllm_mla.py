@@ -58,7 +58,7 @@ def test_the_plugin_registers_both_backends_of_latent_attention():
     ],
     ids=str,
 )
-def test_what_is_served(asked):
+def test_served_configurations_have_no_reason(asked):
     assert ParityTritonMlaBackend.validate_configuration(**{**SERVED, **asked}) == []
 
 

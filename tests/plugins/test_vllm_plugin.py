@@ -95,7 +95,7 @@ def test_names_are_those_of_the_registry(backend):
     ],
     ids=str,
 )
-def test_what_is_served(backend, asked):
+def test_served_configurations_have_no_reason(backend, asked):
     assert backend.validate_configuration(**{**SERVED, **asked}) == []
 
 

@@ -18,7 +18,7 @@ pytest.importorskip("vllm", reason="needs vLLM: tox run -e vllm")
 import attn_vllm
 import attn_vllm_recording
 from attn_contract import Batch, Layer, Layout
-from attn_fuzz.shadow import Kind
+from attn_fuzz.shadow import FaultKind
 from attn_vllm_recording import VARIABLE, backends, excerpt, watching
 from attn_vllm_recording.errors import NotJudgedError
 from attn_vllm_recording.settings import Settings
@@ -73,8 +73,8 @@ def test_outputs_are_those_without_a_recording(layout, tmp_path):
     ("last_table", "altered", "fault"),
     [
         ([[5, 2, 9], [3, 11, 7]], None, None),
-        ([[5, 2, 9], [5, 11, 7]], None, (Kind.OTHER_REQUEST, "b", 0, 5 * 16)),
-        ([[5, 2, 9], [3, 11, 7]], 5, (Kind.ALTERED, "a", 0, 5 * 16)),
+        ([[5, 2, 9], [5, 11, 7]], None, (FaultKind.OTHER_REQUEST, "b", 0, 5 * 16)),
+        ([[5, 2, 9], [3, 11, 7]], 5, (FaultKind.ALTERED, "a", 0, 5 * 16)),
     ],
     ids=["right", "a block of another", "bytes of a block"],
 )

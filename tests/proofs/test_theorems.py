@@ -134,7 +134,7 @@ def test_a_counterexample_fails_on_the_mutant_and_agrees_as_shipped(name):
 
 
 @pytest.mark.parametrize("lemma", [lemmas.multiples, lemmas.floors], ids=lambda lemma: lemma.__name__)
-def test_lemma(lemma):
+def test_each_lemma_is_proved(lemma):
     assert {decide(claim).outcome for claim in lemma()} == {"proved"}
 
 

@@ -127,7 +127,7 @@ def test_the_truth_table_itself():
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("window", WINDOWS)
-def test_windows(window, causal):
+def test_a_window_shows_the_keys_of_its_definition(window, causal):
     """Positions before 0 and from seq_len on hold no key, and are never visible."""
     rules = Rules(causal=causal, window=window)
     for query_len, seq_len in LENGTHS:

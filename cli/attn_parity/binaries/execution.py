@@ -13,7 +13,7 @@ import torch
 from attn_amdgcn import Schedule
 from attn_contract import Batch, Indexer
 from attn_fuzz.cases.case import Case
-from attn_fuzz.targets.indexer import Stages, unwritten_logits, unwritten_selection
+from attn_fuzz.targets.indexer import IndexerFunctions, unwritten_logits, unwritten_selection
 from attn_fuzz.targets.indexer import attention_by as index_attention_by
 from attn_fuzz.targets.merge import MOST_PARTS, attention_by, parts_attention_by
 from attn_fuzz.targets.modes.compiled import FLUSHES_FLOAT16
@@ -206,11 +206,11 @@ def _index_layer(of_call: Shipped, layer: Indexer) -> Callable[..., object]:
 
     match of_call.call.op:
         case "index write":
-            stages = Stages(write_index_cache=write)
+            functions = IndexerFunctions(write_index_cache=write)
         case "index logits":
-            stages = Stages(index_logits=index_logits)
+            functions = IndexerFunctions(index_logits=index_logits)
         case _:
-            stages = Stages(select=select)
+            functions = IndexerFunctions(select=select)
     terms = {
         "layout": (layer.layout,),
         "cache_dtype": (layer.cache_dtype,),
@@ -221,7 +221,7 @@ def _index_layer(of_call: Shipped, layer: Indexer) -> Callable[..., object]:
         "first_units": (layer.first_units,),
         "last_units": (layer.last_units,),
     }
-    return index_attention_by(lambda: stages, terms, ("random", "small", "one"))
+    return index_attention_by(lambda: functions, terms, ("random", "small", "one"))
 
 
 def _write(of_call: Shipped, call: Callable[..., KernelCall]) -> Callable[..., object]:

@@ -12,7 +12,7 @@ from attn_parity.binaries.architectures import ARCHITECTURES
 from attn_parity.binaries.build import Job
 from attn_parity.binaries.saving import SCHEMA
 
-Kind = TypeVar("Kind", bound=msgspec.Struct)
+Stored = TypeVar("Stored", bound=msgspec.Struct)
 
 MAX_JSON, MAX_CODE = 1 << 23, 1 << 24
 """The most bytes of a file that describes launches, of a code object, and of its assembly."""
@@ -112,7 +112,7 @@ def read(path: Path) -> dict[Job, SavedLaunch]:
     return launches
 
 
-def decoded(path: Path, kind: type[Kind], schema: str, remedy: str) -> Kind:
+def decoded(path: Path, kind: type[Stored], schema: str, remedy: str) -> Stored:
     """Read a JSON file of a schema.
 
     Args:

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 from attn_fuzz import report
 from attn_fuzz.cases import case_file
-from attn_fuzz.errors import NOT_RUN
+from attn_fuzz.errors import EXIT_LIMIT
 from attn_fuzz.findings.finding import explanation
 from attn_fuzz.run.processes.executor import Executor
 from attn_parity.case_files import case_target_option, usable_target
@@ -58,6 +58,6 @@ def command(
                 code = 1
                 results.print(report.summary(case, verdict))
             elif verdict.kind == "limit":
-                code = code or NOT_RUN
+                code = code or EXIT_LIMIT
                 results.print(report.summary(case, verdict))
     return code

@@ -7,7 +7,7 @@ import click
 from attn_fuzz import outputs, report
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import CaseError
-from attn_fuzz.errors import NOT_RUN
+from attn_fuzz.errors import EXIT_LIMIT
 from attn_fuzz.explain import captured_outputs
 from attn_fuzz.report import page, pictures, terminal
 from attn_fuzz.report.grid import Room
@@ -59,5 +59,5 @@ def command(file: Path, target_name: str | None, runs: bool, html: Path | None, 
         outputs.write(html, page.of_case(case, verdict, file))
         results.print(f"page: {html}", soft_wrap=True)
     if verdict is not None and verdict.kind == "limit":
-        return NOT_RUN
+        return EXIT_LIMIT
     return int(verdict is not None and verdict.failed)

@@ -99,7 +99,7 @@ def _describe(name: str, device: str) -> None:
     for finding in target.findings_on(device):
         table.add_row("finding", finding.name)
     if "@" not in name:
-        for mode, words in modes.told(target, registry.entry(name).value).items():
+        for mode, words in modes.descriptions(target, registry.entry(name).value).items():
             table.add_row(f"@{mode}", words)
     for each in target.properties:
         table.add_row("property", f"{each.name}: {each.says} Compared {each.compared}; asked of {each.applies}.")

@@ -161,7 +161,7 @@ def _check_selection(layer: Layer, batch: Batch, kv_cache: torch.Tensor) -> None
             raise ContractError("selected", None, f"a tensor: the layer has a selection_unit ({layer.selection_unit})")
         raise ContractError("selected", "a tensor", "None: the layer has no selection_unit")
     if layer.selection_unit is not None and layer.layout is not None:
-        _, slots = layer.layout.units(kv_cache.element_size())
+        _, slots = layer.layout.packing_multiples(kv_cache.element_size())
         if layer.selection_unit % slots:
             expected = f"a multiple of {slots} (16 bytes) in layout {layer.layout}"
             raise ContractError("selection_unit", layer.selection_unit, expected)

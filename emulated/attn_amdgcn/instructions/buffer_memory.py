@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Named, Operand, Register
-from attn_amdgcn.errors import Fault, UnknownInstructionError
+from attn_amdgcn.errors import EmulationFault, UnknownInstructionError
 from attn_amdgcn.instructions import scratch, to_lds
 from attn_amdgcn.instructions.formats import (
     LOADS,
@@ -223,7 +223,7 @@ def _found_range(waves: Waves, words: np.ndarray, further: np.ndarray, architect
         wave = int(strange.argmax())
         text = " ".join(f"0x{word:08x}" for word in words[wave])
         what = f"the resource {text} is no raw buffer without swizzle"
-        raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]))
+        raise EmulationFault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]))
     length = records - further
     return Range((base + further - BASE)[..., None], length[..., None], int(length.min()))
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand, Register
-from attn_amdgcn.errors import Fault
+from attn_amdgcn.errors import EmulationFault
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, made_vector, own_statements, own_step
 from attn_amdgcn.operands import (
     KINDS,
@@ -125,7 +125,7 @@ def permlane_swap(instruction: Instruction, kernel: Kernel) -> Step:
 
     def step(waves: Waves) -> None:
         if waves.lanes is not None:
-            raise Fault(f"{instruction.name} while a lane is off", wave=int(waves.number[~waves.lanes.all(axis=1)][0]))
+            raise EmulationFault(f"{instruction.name} while a lane is off", wave=int(waves.number[~waves.lanes.all(axis=1)][0]))
         rows = waves.shape[0], -1, 2, width
         odd, even = waves.vector[first].reshape(rows)[:, :, 1], waves.vector[second].reshape(rows)[:, :, 0]
         kept = odd.copy()

@@ -14,7 +14,7 @@ from attn_amdgcn.errors import UnknownInstructionError
 from attn_amdgcn.instructions import dpp, modes, sdwa
 from attn_amdgcn.operands import (
     KINDS,
-    Kind,
+    OperandKind,
     bits_value,
     mask_result,
     mask_value,
@@ -372,7 +372,7 @@ def _result(
     return vector_result(operand, KINDS[kind], kernel, keeps_half=keeps_half)
 
 
-def masked(value: Piece, kind: Kind) -> Piece:
+def masked(value: Piece, kind: OperandKind) -> Piece:
     """A value without the bits that its kind drops."""
     if kind.mask < 0:
         return value
@@ -380,7 +380,7 @@ def masked(value: Piece, kind: Kind) -> Piece:
     return piece("{}", value.names[0] & kept) if value.text == "{}" else piece("({} & {})", value, kept)
 
 
-def as_kind(bits: Piece, operand: Operand, kind: Kind, instruction: Instruction) -> Piece:
+def as_kind(bits: Piece, operand: Operand, kind: OperandKind, instruction: Instruction) -> Piece:
     """Values of a kind from the 32 bits that DPP brings."""
     if kind.bits == 64:
         raise unknown(instruction, "DPP or an index, of 64 bits")
@@ -391,17 +391,17 @@ def as_kind(bits: Piece, operand: Operand, kind: Kind, instruction: Instruction)
     return piece("{}.view({})", bits, kind.dtype)
 
 
-def upper_half(bits: Piece, kind: Kind) -> Piece:
+def upper_half(bits: Piece, kind: OperandKind) -> Piece:
     """The upper 16 of 32 bits."""
     return piece("({} >> {}).astype({}).view({})", bits, np.uint32(16), np.uint16, kind.dtype)
 
 
-def signed_value(operand: Operand, kind: Kind, kernel: Kernel) -> Piece:
+def signed_value(operand: Operand, kind: OperandKind, kernel: Kernel) -> Piece:
     """The value of a kind for each lane, with the signs of its operand."""
     return with_signs(operand, vector_value(operand, kind, kernel), kind)
 
 
-def with_signs(operand: Operand, value: Piece, kind: Kind) -> Piece:
+def with_signs(operand: Operand, value: Piece, kind: OperandKind) -> Piece:
     """The value with the operand's modifiers `|x|` and `-x`, which change the sign bit alone: of a NaN, too."""
     if not operand.neg and not operand.abs:
         return value
@@ -417,7 +417,7 @@ def with_signs(operand: Operand, value: Piece, kind: Kind) -> Piece:
     return piece("{}.view({})", bits, kind.dtype)
 
 
-def finishes(instruction: Instruction, kind: Kind) -> Callable[[np.ndarray], np.ndarray] | None:
+def finishes(instruction: Instruction, kind: OperandKind) -> Callable[[np.ndarray], np.ndarray] | None:
     """The function that applies `mul:2`, `mul:4`, `div:2` and `clamp` to a float result, in this order; None without them.
 
     Integers cannot be clamped here: their result has already wrapped.

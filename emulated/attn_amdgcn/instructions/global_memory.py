@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Named, Operand, Register
-from attn_amdgcn.errors import Fault
+from attn_amdgcn.errors import EmulationFault
 from attn_amdgcn.instructions.formats import LOADS, STORES, Format, loaded, reads_data, returns_value, stored, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.memory import BASE
@@ -70,7 +70,7 @@ def global_atomic(instruction: Instruction, kernel: Kernel) -> Step:
         found = changed_at(waves, places(waves), read(waves), instruction, on)
         if write:
             write(waves, found)
-            waves.shared.memory.told.update(waves.workgroup[on.any(axis=1)].tolist())
+            waves.shared.memory.atomic_readers.update(waves.workgroup[on.any(axis=1)].tolist())
 
     return step
 
@@ -82,7 +82,7 @@ def changed_at(waves: Waves, place: np.ndarray, given: np.ndarray, instruction: 
     if (misplaced := on & (place % 4 != 0)).any():
         wave, lane = np.argwhere(misplaced)[0].tolist()
         what = "an atomic instruction at an address that is no multiple of its 4 bytes"
-        raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
+        raise EmulationFault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
     for watch in waves.shared.watches:
         watch.global_updated(Access(waves, place, 4, on, instruction), given)
     words, found = memory.bytes.view(np.uint32), np.zeros_like(given)

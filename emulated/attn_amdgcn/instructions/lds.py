@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Operand
-from attn_amdgcn.errors import Fault
+from attn_amdgcn.errors import EmulationFault
 from attn_amdgcn.instructions.formats import (
     LOADS,
     STORES,
@@ -204,7 +204,7 @@ def load_transposed(instruction: Instruction, kernel: Kernel) -> Step:
 
     def step(waves: Waves) -> None:
         if waves.lanes is not None:
-            raise Fault("a transposing load while lanes are off")
+            raise EmulationFault("a transposing load while lanes are off")
         words = np.ascontiguousarray(reads(waves, places(waves), form, instruction).transpose(1, 2, 0))
         elements = words.reshape(len(waves), -1).view(f"u{width}").take(element, axis=1)
         write(waves, elements.view(np.uint32).reshape(words.shape).transpose(2, 0, 1))
@@ -244,7 +244,7 @@ def place_of(waves: Waves, address: np.ndarray, size: int, lanes: np.ndarray | N
         lanes: the lanes that access LDS; None if all do.
 
     Raises:
-        Fault: one of them accesses a byte beyond it.
+        EmulationFault: one of them accesses a byte beyond it.
     """
     has = waves.shared.lds_bytes
     outside = (address < 0) | (address + size > has)
@@ -254,5 +254,5 @@ def place_of(waves: Waves, address: np.ndarray, size: int, lanes: np.ndarray | N
         first = np.argwhere(outside)[0].tolist()
         *_, wave, lane = first
         what = f"{size} bytes at byte {int(address[*first])} of LDS, of which a workgroup has {has} bytes"
-        raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
+        raise EmulationFault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
     return address + waves.lds_begin

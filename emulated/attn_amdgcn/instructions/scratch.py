@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Named, Operand
-from attn_amdgcn.errors import Fault
+from attn_amdgcn.errors import EmulationFault
 from attn_amdgcn.instructions.formats import LOADS, STORES, Format, loaded, reads_data, stored, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.instructions.global_memory import CACHE
@@ -62,7 +62,7 @@ def values_at(waves: Waves, address: np.ndarray, form: Format) -> np.ndarray:
     """The values at [..., waves, lanes] int64 addresses of each lane's scratch.
 
     Raises:
-        Fault: a byte lies beyond the kernel's scratch, or an address is no multiple of the size of its words.
+        EmulationFault: a byte lies beyond the kernel's scratch, or an address is no multiple of the size of its words.
     """
     place = _checked(waves, address, form)
     storage = Storage(waves.scratch.reshape(-1).view(np.uint8))
@@ -98,7 +98,7 @@ def _check_constant(waves: Waves, address: int, form: Format) -> None:
 
 def _fault(waves: Waves, address: int, form: Format, wave: int, lane: int) -> None:
     what = f"{form.size} bytes at byte {address} of scratch, of which a lane has {waves.shared.scratch_bytes} bytes"
-    raise Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
+    raise EmulationFault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
 
 
 def _pieces(form: Format) -> list[tuple[int, Format]]:
@@ -132,7 +132,7 @@ def _checked(waves: Waves, address: np.ndarray, form: Format) -> np.ndarray:
         *_, wave, lane = first
         _fault(waves, int(address[*first]), form, wave, lane)
     if (address & min(form.size, 4) - 1).any():
-        raise Fault(f"{form.size} bytes of scratch at an address that is no multiple of {min(form.size, 4)}")
+        raise EmulationFault(f"{form.size} bytes of scratch at an address that is no multiple of {min(form.size, 4)}")
     return address
 
 

@@ -5,7 +5,7 @@ Source: "Sub-Dword Addressing (SDWA)" in AMD's Instinct MI300 ISA. Only gfx9 has
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Operand
-from attn_amdgcn.operands import Kind, Write, bits_value, put, unknown, vector_row
+from attn_amdgcn.operands import OperandKind, Write, bits_value, put, unknown, vector_row
 from attn_amdgcn.pieces import Piece, piece
 from attn_amdgcn.waves import Waves
 
@@ -15,7 +15,7 @@ PARTS = {"DWORD": (0, 32), **{f"WORD_{i}": (16 * i, 16) for i in range(2)}, **{f
 """The first bit and the number of bits of a part."""
 
 
-def value(instruction: Instruction, operand: Operand, source: int, kind: Kind, kernel: Kernel) -> Piece:
+def value(instruction: Instruction, operand: Operand, source: int, kind: OperandKind, kernel: Kernel) -> Piece:
     """A part of 32 bits, extended by zeros, or by its sign with `sext`."""
     first, bits = _part(instruction, f"src{source}_sel")
     part = bits_value(operand, kernel)
@@ -29,13 +29,13 @@ def value(instruction: Instruction, operand: Operand, source: int, kind: Kind, k
     return piece("{}.astype({}, copy=False).view({})", part, np.uint32 if kind.bits == 32 else np.uint16, kind.dtype)
 
 
-def writes_all(instruction: Instruction, kind: Kind) -> bool:
+def writes_all(instruction: Instruction, kind: OperandKind) -> bool:
     """True if a result of 32 bits fills its register, as it does without SDWA."""
     whole = _part(instruction, "dst_sel") == PARTS["DWORD"] and instruction.modifiers.get("dst_unused", _UNUSED[0]) in _UNUSED
     return whole and kind.bits == 32
 
 
-def writes(instruction: Instruction, operand: Operand, kind: Kind, kernel: Kernel) -> Write:
+def writes(instruction: Instruction, operand: Operand, kind: OperandKind, kernel: Kernel) -> Write:
     """Writes a part of a register. `dst_unused` says what becomes of the other bits: zeros, the sign, or what they were."""
     first, bits = _part(instruction, "dst_sel")
     unused = instruction.modifiers.get("dst_unused", "UNUSED_PAD")

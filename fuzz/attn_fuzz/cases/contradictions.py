@@ -107,7 +107,7 @@ def _check_dense(case: Case) -> None:
 
 def _check_allocation(case: Case, cache: Cache) -> None:
     """Check the layout, dtype and scales of the cache, and its other views."""
-    head_unit, block_unit = cache.layout.units(case.itemsize)
+    head_unit, block_unit = cache.layout.packing_multiples(case.itemsize)
     unit = cache.layout.stride_alignment
     is_unaligned = cache.padding % unit or cache.slot_padding % unit
     if case.head_size % head_unit or cache.block_size % block_unit or is_unaligned:
@@ -162,7 +162,7 @@ def neighbours(case: Case, cache: Cache) -> tuple[Layout, ...]:
     """Layouts that can have the same footprint as the cache's layout (`attn_contract.same_footprint`)."""
     if cache.layout.has_inline_scales or case.head_size_v is not None or cache.slot_padding:
         return (cache.layout,)
-    head_unit, block_unit = Layout.X_PACKED.units(case.itemsize)
+    head_unit, block_unit = Layout.X_PACKED.packing_multiples(case.itemsize)
     fits = case.head_size % head_unit == 0 and cache.block_size % block_unit == 0 and not scatters_heads(case, cache)
     return (*ROWS, *(X_PACKED if fits else ()), *(() if cache.planes else (Layout.CONTENT_PACKED,)))
 

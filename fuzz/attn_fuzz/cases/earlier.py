@@ -545,7 +545,7 @@ def _selection_unit(step: Step) -> Step | None:
     """A selection of nothing if the case has no selection; otherwise units of half as many tokens, if possible."""
     if step.layer.layout is None or step.kv_cache is None:
         return None
-    slots = step.layer.layout.units(step.kv_cache.element_size())[1]
+    slots = step.layer.layout.packing_multiples(step.kv_cache.element_size())[1]
     if (unit := step.layer.selection_unit) is None:
         nothing = torch.full((1, len(step.q), 1), -1, dtype=torch.int32, device=step.q.device)
         layer = dataclasses.replace(step.layer, selection_unit=2 * slots)

@@ -29,7 +29,7 @@ class Edge(NamedTuple):
     byte: int
 
 
-def of(case: Case) -> Edge | None:
+def edge_of(case: Case) -> Edge | None:
     """The edge of a case, in half of the cases with such a cache; else None."""
     form, choice = case.latent_format, case.values.choice("scale bytes", 4)
     if form is None or form.scale_dtype != torch.float8_e8m0fnu or case.values.kind in (*MEANING_VALUES, "captured"):

@@ -125,7 +125,7 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
     else:
         q, direction = contents.queries(case, generator)
         keys, values = (x.to(dtype) for x in contents.keys_and_values(case, direction, generator))
-        if (edge := edges_of_scales.of(case)) is not None:
+        if (edge := edges_of_scales.edge_of(case)) is not None:
             keys[[slot for slot in written_slots(case) if slot >= 0], :, edge.dims] = 0
     buffers = allocations.poisoned_scales(case, case.cache, device) if case.cache else {}
     layer = _layer(case, buffers, held, generator, device)
@@ -193,7 +193,7 @@ def _hold_keys(case: Case, cache: Cache, step: Step, keys: torch.Tensor, values:
     k, v = (x[slots].to(device) for x in (keys, values))
     if case.has_latent_cache:
         attn_reference.write_latent_cache(*latent_parts(k, v), kv_cache, layer, slots.to(device))
-        if (edge := edges_of_scales.of(case)) is not None:
+        if (edge := edges_of_scales.edge_of(case)) is not None:
             edges_of_scales.write(case, cache, edge, step.raw, slots.to(device))
         return
     # scales of another writer may be negative: the numbers then have the opposite sign

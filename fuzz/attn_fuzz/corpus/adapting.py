@@ -105,7 +105,7 @@ def _with_sizes(case: Case, support: Support) -> Case:
     """Sizes that the target draws and the layout allows: the next larger ones, else the largest."""
     if case.cache is not None and case.has_latent_cache:
         return _with_latent_sizes(case, case.cache, support.latent)
-    head_unit, block_unit = case.cache.layout.units(case.itemsize) if case.cache else (1, 1)
+    head_unit, block_unit = case.cache.layout.packing_multiples(case.itemsize) if case.cache else (1, 1)
     head_size = _nearest(case.head_size, [size for size in support.head_sizes if size % head_unit == 0])
     case = replace(case, head_size=head_size, group_size=_nearest(case.group_size, support.group_sizes))
     if case.cache is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from attn_amdgcn import Fault, Parts
+from attn_amdgcn import EmulationFault, Parts
 from attn_fuzz.interpreted import sanitizer
 from attn_fuzz.interpreted.permissions import READ, WRITE, Region
 from attn_fuzz.interpreted.sanitizer import Violation
@@ -30,7 +30,7 @@ def launch(kernel: str, architecture: str, arguments: Mapping[str, Any]) -> Iter
     regions = list(watch.regions(_tensors(arguments)).values()) if isinstance(watch, sanitizer.Watch) else []
     try:
         yield regions
-    except Fault as fault:
+    except EmulationFault as fault:
         about, what = _described(fault, regions, arguments)
         raise Violation(f"{kernel} for {architecture}: {what}{fault}", about) from fault
     for region in regions:
@@ -63,7 +63,7 @@ def _tensors(arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor) and value.numel()}
 
 
-def _described(fault: Fault, regions: Sequence[Region], arguments: Mapping[str, Any]) -> tuple[str, str]:
+def _described(fault: EmulationFault, regions: Sequence[Region], arguments: Mapping[str, Any]) -> tuple[str, str]:
     """The subject of a fault, and the element that must not be touched, in words; empty if no region has it."""
     touch = fault.touch
     if touch is None or touch.buffer not in arguments:

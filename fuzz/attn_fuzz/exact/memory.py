@@ -18,7 +18,7 @@ import torch
 from attn_fuzz.exact.elements import Elements, as_floats, assembled, of_floats
 from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
-from attn_fuzz.exact.shadow import Shadow
+from attn_fuzz.exact.stored_elements import StoredElements
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -35,7 +35,7 @@ class Memory:
         self._bases: list[int] = []
         self._allocations: dict[int, int] = {}
         self._known: set[int] = set()
-        self._shadows: dict[int, Shadow] = {}
+        self._shadows: dict[int, StoredElements] = {}
         self._clouded: dict[int, str] = {}
 
     def note(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -60,7 +60,7 @@ class Memory:
             if output.numel():
                 self._shadow_of(_base(output), output.element_size())
 
-    def shadow_of(self, tensor: torch.Tensor) -> Shadow | None:
+    def shadow_of(self, tensor: torch.Tensor) -> StoredElements | None:
         """The shadow of a tensor's allocation; None if no floats were stored there."""
         return self._shadows.get(_base(tensor))
 
@@ -167,15 +167,15 @@ class Memory:
         begin = bisect.bisect_right(self._bases, least) - 1
         return self._bases[max(0, begin) : bisect.bisect_right(self._bases, most)]
 
-    def _places(self, shadow: Shadow, addresses: np.ndarray, itemsize: int) -> np.ndarray:
+    def _places(self, shadow: StoredElements, addresses: np.ndarray, itemsize: int) -> np.ndarray:
         """The indices of floats in a shadow's allocation."""
         if itemsize != shadow.itemsize:
             raise NotCarriedError(f"floats of {itemsize} bytes in memory where floats of {shadow.itemsize} bytes were stored")
         return ((addresses - np.uint64(shadow.address)) // np.uint64(shadow.itemsize)).astype(np.int64)
 
-    def _shadow_of(self, base: int, itemsize: int) -> Shadow:
+    def _shadow_of(self, base: int, itemsize: int) -> StoredElements:
         if base not in self._shadows:
-            self._shadows[base] = Shadow(base, self._allocations[base] // itemsize, itemsize)
+            self._shadows[base] = StoredElements(base, self._allocations[base] // itemsize, itemsize)
         return self._shadows[base]
 
 

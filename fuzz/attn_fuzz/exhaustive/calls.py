@@ -14,7 +14,7 @@ from attn_fuzz.cases.contradictions import contradiction
 from attn_fuzz.cases.dimensions import FLAGS, Causality, Ranges, Setting
 from attn_fuzz.exhaustive import symmetry
 from attn_fuzz.exhaustive.scope import Part
-from attn_fuzz.exhaustive.symmetry import Batch
+from attn_fuzz.exhaustive.symmetry import Requests
 from attn_fuzz.targets.support import LatentSizes, Support
 from attn_fuzz.targets.target import Target
 
@@ -32,7 +32,7 @@ class Group:
     """
 
     template: Case
-    batches: tuple[Batch, ...]
+    batches: tuple[Requests, ...]
 
 
 @dataclass
@@ -142,7 +142,7 @@ def templates(setting: Setting, plainest: Case, sizes: Sequence[int]) -> Iterato
         yield msgspec.structs.replace(layer, cache=cache)
 
 
-def call(template: Case, batches: Sequence[Batch]) -> Case:
+def call(template: Case, batches: Sequence[Requests]) -> Case:
     """The call of a layer with some batches beside each other, each in blocks of its own."""
     requests, num_blocks = symmetry.numbered(batches)
     cache = template.cache and msgspec.structs.replace(template.cache, num_blocks=num_blocks)
@@ -181,13 +181,13 @@ def ranges_of(query_len: int, seq_len: int, kind: Ranges) -> list[tuple[tuple[in
     return [((one),) for one in (*kept, EMPTY_RANGE)] + [((0, 1), (1, 2))]
 
 
-def _batches(part: Part, template: Case, setting: Setting) -> tuple[Batch, ...]:
+def _batches(part: Part, template: Case, setting: Setting) -> tuple[Requests, ...]:
     requests = requests_of(part, template.attn_type, setting.causality, setting.ranges)
     return _all_batches(requests, part.num_requests, template.cache.block_size if template.cache else 0, template.key_unit or 1)
 
 
 @functools.lru_cache(maxsize=64)
-def _all_batches(requests: tuple[Request, ...], num_requests: int, block_size: int, key_unit: int) -> tuple[Batch, ...]:
+def _all_batches(requests: tuple[Request, ...], num_requests: int, block_size: int, key_unit: int) -> tuple[Requests, ...]:
     """One batch of each orbit, the shortest first."""
     found = symmetry.batches([requests] * num_requests, block_size, key_unit)
     return tuple(sorted(found, key=lambda batch: sum(r.query_len + r.seq_len for r in batch)))

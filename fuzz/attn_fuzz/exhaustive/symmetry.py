@@ -31,15 +31,15 @@ from collections.abc import Iterator, Sequence
 import msgspec
 from attn_fuzz.cases.case import Request
 
-Batch = tuple[Request, ...]
+Requests = tuple[Request, ...]
 
 
-def canonical(batch: Sequence[Request]) -> Batch:
+def canonical(batch: Sequence[Request]) -> Requests:
     """The batch of an orbit that stands for the others. Its blocks are named in the order in which the requests list them."""
     return max((renamed(order) for order in _orders(batch)), key=_rank)
 
 
-def batches(requests: Sequence[Sequence[Request]], block_size: int, key_unit: int = 1) -> Iterator[Batch]:
+def batches(requests: Sequence[Sequence[Request]], block_size: int, key_unit: int = 1) -> Iterator[Requests]:
     """One batch of each orbit, of requests without blocks.
 
     Args:
@@ -47,7 +47,7 @@ def batches(requests: Sequence[Sequence[Request]], block_size: int, key_unit: in
         block_size: 0 where there is no cache, and so no block.
         key_unit: tokens that share a key.
     """
-    seen = set[Batch]()
+    seen = set[Requests]()
     for chosen in itertools.product(*requests):
         for batch in tables(chosen, block_size, key_unit):
             one = canonical(batch)
@@ -56,7 +56,7 @@ def batches(requests: Sequence[Sequence[Request]], block_size: int, key_unit: in
                 yield one
 
 
-def tables(batch: Sequence[Request], block_size: int, key_unit: int) -> Iterator[Batch]:
+def tables(batch: Sequence[Request], block_size: int, key_unit: int) -> Iterator[Requests]:
     """The batch with each block table, up to renaming of blocks.
 
     A row names each block once. Requests may share any blocks in which no two of them write one slot; the caller leaves out
@@ -76,7 +76,7 @@ def tables(batch: Sequence[Request], block_size: int, key_unit: int) -> Iterator
         yield tuple(msgspec.structs.replace(r, blocks=row) for r, row in zip(batch, table, strict=True))
 
 
-def numbered(groups: Sequence[Batch]) -> tuple[Batch, int]:
+def numbered(groups: Sequence[Requests]) -> tuple[Requests, int]:
     """Batches beside each other in one cache, with block ids that descend; and the number of blocks, of which 0 is free."""
     counts = [1 + max((block for request in batch for block in request.blocks), default=-1) for batch in groups]
     num_blocks = sum(counts) + 1
@@ -104,7 +104,7 @@ def _rows(length: int, named: int) -> Iterator[tuple[int, ...]]:
         yield from ((*row, block) for block in range(new + 1) if block not in row)
 
 
-def renamed(batch: Sequence[Request]) -> Batch:
+def renamed(batch: Sequence[Request]) -> Requests:
     """The batch with its blocks named 0, 1, ... in the order in which the requests list them."""
     names: dict[int, int] = {}
     found = []
@@ -114,5 +114,5 @@ def renamed(batch: Sequence[Request]) -> Batch:
     return tuple(found)
 
 
-def _rank(batch: Batch) -> list[tuple[object, ...]]:
+def _rank(batch: Requests) -> list[tuple[object, ...]]:
     return [(r.query_len, r.seq_len, r.causal, r.bidirectional_ranges, r.blocks) for r in batch]

@@ -56,7 +56,7 @@ def verdict(case: Case, *, explains: bool = False) -> Verdict | None:
     if explains and not judgement.agrees:
         out = built.out if built.out.dim() == 3 else built.out.unflatten(1, (case.num_heads, case.v_head_size))
         lines = places.wrong_places(judgement, built.batch)
-        lines += trial.said([Seen(built, out, built.lse, rounding, generic=False)])
+        lines += trial.explanation_lines([Seen(built, out, built.lse, rounding, generic=False)])
     return Verdict(
         kind=judgement.kind,
         message=judgement.message,

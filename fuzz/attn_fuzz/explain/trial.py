@@ -57,10 +57,10 @@ def _lines(case: Case, first: Case | None, target: Target, device: str, until: f
             return [KEEPS.format(" or ".join(case.earlier))]
     first_seen = found[0]
     judgement = judge_call(first_seen.call, first_seen.out, first_seen.lse, first_seen.rounding, generic=first_seen.generic)
-    return [*places.wrong_places(judgement, first_seen.call.batch), *said(found)]
+    return [*places.wrong_places(judgement, first_seen.call.batch), *explanation_lines(found)]
 
 
-def said(seen: list[Seen], *, seconds: float = PAIR_SECONDS) -> list[str]:
+def explanation_lines(seen: list[Seen], *, seconds: float = PAIR_SECONDS) -> list[str]:
     """Lines about the mistakes that explain outputs. The first begins with "explanation" or "no explanation"."""
     if all((right | each.unwritten(part)).all() for each in seen for part, right in zip(each.parts, each.right, strict=True)):
         return [UNWRITTEN]
@@ -79,8 +79,8 @@ def _roundings(seen: list[Seen]) -> list[str]:
     missing = {name: dtype for name, dtype in fields.items() if getattr(declared, name) is None}
     alone = [{name: dtype} for name, dtype in missing.items()]
     found = [each for each in alone if _allows(each, seen)] or [each for each in [missing] if each and _allows(each, seen)]
-    said = [", ".join(f"{name}={dtype!r}" for name, dtype in each.items()) for each in found]
-    return [f"a Rounding with {' or '.join(said)} would allow every number: does the kernel round there?"] if said else []
+    choices = [", ".join(f"{name}={dtype!r}" for name, dtype in each.items()) for each in found]
+    return [f"a Rounding with {' or '.join(choices)} would allow every number: does the kernel round there?"] if choices else []
 
 
 def _allows(coarser: dict[str, str], seen: list[Seen]) -> bool:

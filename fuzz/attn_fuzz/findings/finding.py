@@ -30,7 +30,7 @@ def _every_layer(config: AttentionConfig) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A known bug of a target.
+    """A bug of a target that this project has found.
 
     Args:
         name: the name of the finding, and of its stored case NAME.json.
@@ -71,7 +71,7 @@ def explanation(findings: Iterable[Finding], case: "Case", verdict: "Verdict") -
     return next((finding for finding in findings if finding.explains(case, verdict)), None)
 
 
-def of(kinds: Collection[str], *holds: Callable[["Case"], object]) -> Callable[["Case", "Verdict"], bool]:
+def failures_where(kinds: Collection[str], *holds: Callable[["Case"], object]) -> Callable[["Case", "Verdict"], bool]:
     """A predicate for `Finding.explains`: a failure of one of these kinds, in a case of which all of `holds` hold."""
     return lambda case, verdict: verdict.kind in kinds and all(hold(case) for hold in holds)
 

@@ -3,7 +3,7 @@
 import functools
 from typing import TYPE_CHECKING
 
-from attn_fuzz.findings.finding import NUMBERS, Finding, has_hidden_keys, of
+from attn_fuzz.findings.finding import NUMBERS, Finding, failures_where, has_hidden_keys
 
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
@@ -26,7 +26,7 @@ WINDOW = _in_release(
     cause=f"{BACKEND}/__init__.py:83, _normalize_sliding_window: the kernels take the number of keys before the query's own, "
     "which is W - 1, and get the model's W (models/gpt_oss.py:56, models/mistral.py:58). Through the same function it "
     "reaches FlashAttention 3 (fa3.py:402 and 568). The kernels take 0, which a window of 1 token needs, for no window.",
-    explains=of(("value", "bitwise", "exact"), has_hidden_keys),
+    explains=failures_where(("value", "bitwise", "exact"), has_hidden_keys),
 )
 ALIBI = _in_release(
     name="lmdeploy-alibi-behind-maximum",
@@ -34,7 +34,7 @@ ALIBI = _in_release(
     "of near keys are too small for float16: the row is imprecise, or 0. A decode is right.",
     cause=f"{KERNELS}/flashattention.py:90-118, _prefill_fwd_inner: the maximum is taken and subtracted before the bias is "
     "added. pagedattention.py:188-195 does it after.",
-    explains=of(NUMBERS, lambda case: case.alibi_slopes and case.dtype == "float16"),
+    explains=failures_where(NUMBERS, lambda case: case.alibi_slopes and case.dtype == "float16"),
 )
 DECODE = (WINDOW,)
 PREFILL = (WINDOW, ALIBI)

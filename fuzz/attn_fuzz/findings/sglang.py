@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from attn_fuzz.findings import vllm
-from attn_fuzz.findings.finding import Finding, of
+from attn_fuzz.findings.finding import Finding, failures_where
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ TRITON = (
         "models/gpt_oss.py:132). flashinfer_backend.py:1688 takes `sliding_window_size + 1`, and so does the mask of "
         "extend_attention.py:566-568. Extends ask for keys before their own, of which W - 1 is right.",
         link="sgl-project/sglang#32087 and #34354, both closed",
-        explains=of(
+        explains=failures_where(
             vllm.VALUES, _is_decode, lambda case: any(0 <= case.window[0] < request.seq_len for request in case.requests)
         ),
     ),
@@ -93,7 +93,7 @@ VERIFY = (
         cause="sglang/kernels/ops/attention/verify_splitkv.py: _verify_prefix_stage1 writes -inf as the LSE of a part without "
         "keys and leaves its output unwritten; _verify_combine_stage2 loads the output and multiplies it by a weight of 0, "
         "and 0 * NaN is NaN. VerifySplitKV._alloc takes the memory from torch.empty and _VK_CACHE keeps it.",
-        explains=of(("nan",), lambda case: any(_leaves_parts(request.context_len) for request in case.requests)),
+        explains=failures_where(("nan",), lambda case: any(_leaves_parts(request.context_len) for request in case.requests)),
     ),
 )
 
@@ -119,7 +119,7 @@ UNIFIED_KV = (
         "before their place: up to row 2^23 - 1 in front of the pool, and from there on in rows of other requests.",
         cause="sglang/kernels/ops/attention/dsv4/unified_kv_kernels/paged_decode.py:345 and 511, and paged_prefill.py:135: the "
         "int32 number of a row is multiplied by the 512 elements of a row in 32 bits.",
-        explains=of((*vllm.VALUES, "nan"), lambda case: case.target.endswith("@far")),
+        explains=failures_where((*vllm.VALUES, "nan"), lambda case: case.target.endswith("@far")),
     ),
 )
 DCP_REDUCE_SCATTER = (

@@ -9,12 +9,12 @@ from attn_fuzz.findings.finding import (
     NUMBERS,
     Finding,
     explanation,
+    failures_where,
     has_idle_requests,
     has_queries_without_keys,
     has_several_queries,
     is_nan_before_windows,
     is_of_tf32,
-    of,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _each(
     kinds: "Collection[str]", holds: "Callable[[Case, Request, Difference], bool]", *others: "Callable[[Case], object]"
 ) -> "Callable[[Case, Verdict], bool]":
     """A predicate as `of`, which also asks something of each wrong request and of its worst element."""
-    explains = of(kinds, *others)
+    explains = failures_where(kinds, *others)
 
     def explains_each(case: "Case", verdict: "Verdict") -> bool:
         found = [holds(case, case.requests[each.request], each) for each in verdict.differences]
@@ -163,7 +163,7 @@ _UNIFIED_ATTENTION = (
         "are behind the first.",
         cause=f"{UNIFIED}:571-585, kernel_unified_attention: V is masked by `dist > -SLIDING_WINDOW`, the distance from the "
         "first query of the tile. A later query of the tile sees keys that are farther ahead of the first.",
-        explains=of(VALUES, _sees_ahead),
+        explains=failures_where(VALUES, _sees_ahead),
     ),
     _since_29(
         name="vllm-range-beyond-window",
@@ -194,7 +194,7 @@ _UNIFIED_ATTENTION = (
         what="Where keys are split (the 3D kernel), a request with query tokens and no keys, as cross-attention may have, "
         "leaves its rows of the output unwritten. Where they are not split, the rows are 0.",
         cause=f"{UNIFIED}:736-737, reduce_segments: it returns where seq_len is 0, before anything is written.",
-        explains=of(("unwritten", "nan"), has_queries_without_keys),
+        explains=failures_where(("unwritten", "nan"), has_queries_without_keys),
     ),
 )
 UNIFIED_ATTENTION = (*_UNIFIED_ATTENTION, _float32_as_tf32(_UNIFIED_ATTENTION))
@@ -207,7 +207,7 @@ DIFFKV = (
         cause=f"{OF_TWO_WIDTHS}:354-360 and :401-406, kernel_reduce_segments_diffkv: one program for each row of q, and none "
         "asks whether a request owns it. reduce_segments of triton_unified_attention.py:726-728 does.",
         link="vllm-project/vllm#58141 (a reducer that skips such rows)",
-        explains=of(("guard", "sanitizer"), _splits_two_widths, lambda case: case.unowned_rows > 0),
+        explains=failures_where(("guard", "sanitizer"), _splits_two_widths, lambda case: case.unowned_rows > 0),
     ),
 )
 
@@ -217,7 +217,7 @@ _EMPTY_REQUEST = _since_29(
     "row, or the memory behind the last row.",
     cause="vllm/v1/attention/ops/chunked_prefill_paged_decode.py, kernel_paged_attention_2d: with filter_by_query_len it "
     "returns for more than one query, and not for none.",
-    explains=of((*VALUES, "nan", "guard", "crashed", "sanitizer"), has_idle_requests),
+    explains=failures_where((*VALUES, "nan", "guard", "crashed", "sanitizer"), has_idle_requests),
 )
 ROCM_ATTN = (
     _since_29(
@@ -226,7 +226,7 @@ ROCM_ATTN = (
         cause="vllm/v1/attention/backends/rocm_attn.py:288-291 and :444-468, RocmAttentionImpl: the soft cap is kept and "
         "not handed to chunked_prefill_paged_decode, which has no argument for it. platforms/rocm.py:557 offers "
         "ROCM_ATTN to such layers.",
-        explains=of(VALUES, lambda case: case.logits_soft_cap is not None),
+        explains=failures_where(VALUES, lambda case: case.logits_soft_cap is not None),
     ),
     _since_29(
         name="vllm-rocm-window-ahead",
@@ -234,7 +234,7 @@ ROCM_ATTN = (
         "FLASH_ATTN (flash_attn.py:586-597) take the window to both sides.",
         cause="vllm/v1/attention/ops/prefix_prefill.py: _fwd_kernel: SLIDING_WINDOW bounds `query - key` alone, also where "
         "CAUSAL is false.",
-        explains=of(VALUES, _sees_ahead),
+        explains=failures_where(VALUES, _sees_ahead),
     ),
     _since_29(
         name="vllm-rocm-outside-window",
@@ -252,7 +252,7 @@ ROCM_ATTN = (
         cause="vllm/v1/attention/ops/chunked_prefill_paged_decode.py:162, kernel_paged_attention_2d: a tile of 32 keys can end "
         "behind such a block, and the load of its entries has no mask.",
         seen_in="vllm 0.33.0",
-        explains=of(("sanitizer", "crashed"), _has_a_tile_past_its_blocks),
+        explains=failures_where(("sanitizer", "crashed"), _has_a_tile_past_its_blocks),
     ),
     _EMPTY_REQUEST,
 )
@@ -274,7 +274,7 @@ SEGMENTED = (
         "(flash_attn.py:586-597).",
         cause="vllm/v1/attention/ops/segmented_attention.py:222-225, _segmented_attention_stage: WINDOW bounds a key from "
         "below alone, also where CAUSAL is false.",
-        explains=of(VALUES, _sees_ahead),
+        explains=failures_where(VALUES, _sees_ahead),
     ),
     _since_32(
         name="vllm-segmented-outside-window",
@@ -291,7 +291,7 @@ ENCODER = (
         "0.037, and all weights of its head by up to 3.8 %.",
         cause="vllm/v1/attention/ops/triton_prefill_attention.py:110, _fwd_kernel: the constant and the product have the "
         "dtype of Sinks. init_softmax_M of unified attention makes it float32 first.",
-        explains=of(VALUES, lambda case: case.sinks is not None and case.narrow_sinks and case.dtype != "float32"),
+        explains=failures_where(VALUES, lambda case: case.sinks is not None and case.narrow_sinks and case.dtype != "float32"),
     ),
     _float32_as_tf32(()),
 )
@@ -312,7 +312,7 @@ TRITON_MLA = (
         "rounds it by up to 0.125, and exp of it by up to 13 %; larger ones by more.",
         cause="vllm/v1/attention/backends/mla/triton_mla.py:265, TritonMLAImpl.forward_mqa: torch.zeros(..., dtype=q.dtype). "
         "The kernel computes the LSE in float32, and stores it there.",
-        explains=of(("lse",), lambda case: case.dtype != "float32"),
+        explains=failures_where(("lse",), lambda case: case.dtype != "float32"),
     ),
 )
 DCP_ALL_TO_ALL = (
@@ -322,7 +322,7 @@ DCP_ALL_TO_ALL = (
         "which is an illegal access.",
         cause="vllm/v1/attention/ops/dcp.py:677-679, _dcp_a2a_pack_send_kernel: the index of a row's request is at most "
         "num_seqs - 1, which is -1, and seq_lens is read there. mask_dcp_empty_shards_ (:84-86) returns before that.",
-        explains=of(("crashed",), lambda case: not case.requests),
+        explains=failures_where(("crashed",), lambda case: not case.requests),
     ),
     LARGE_LSE,
 )
@@ -357,7 +357,7 @@ SPARSE_MLA = (
         cause="vllm/v1/attention/ops/rocm_aiter_mla_sparse.py:3407, _sparse_attn_decode_reduce_kernel: tl.arange(0, COMB_DIM), "
         "where COMB_DIM is the width of a row, 576 of a model with a rotation (3938).",
         meets=lambda config: config.has_latent_cache and config.head_size.bit_count() > 1,
-        explains=of(("raised",), lambda case: case.head_size.bit_count() > 1),
+        explains=failures_where(("raised",), lambda case: case.head_size.bit_count() > 1),
     ),
 )
 _ROWS_OF_DRAFTS = _in_33(
@@ -365,7 +365,7 @@ _ROWS_OF_DRAFTS = _in_33(
     what="Where requests have several queries, as when drafts are verified, index keys are read in blocks of several slots as "
     "rows of D numbers and a scale. All writers put the scales of a block behind its numbers. With one query it is read so.",
     cause=f"{_INDEXER}:489-490, fp8_paged_mqa_logits_torch: kv_cache[..., :dim] and kv_cache[..., dim:].",
-    explains=of(("value", "nan"), _has_blocks, has_several_queries),
+    explains=failures_where(("value", "nan"), _has_blocks, has_several_queries),
 )
 PAGED_MQA_LOGITS_TORCH = (_ROWS_OF_DRAFTS,)
 INDEX_DECODE = (
@@ -377,7 +377,7 @@ INDEX_DECODE = (
         "DeepSeek-V3.2. rocm_fp8_paged_mqa_logits (:859-868) hands the cache to fp8_paged_mqa_logits_torch (:458-482), "
         "which knows none. Neither does AITER's deepgemm_fp8_paged_mqa_logits_stage1, which gets the cache on other GPUs "
         "with AITER (:840-858).",
-        explains=of(("value", "nan"), _has_blocks),
+        explains=failures_where(("value", "nan"), _has_blocks),
     ),
     _ROWS_OF_DRAFTS,
 )

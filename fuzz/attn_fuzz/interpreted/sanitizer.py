@@ -14,8 +14,8 @@ raises a Violation. There are seven kinds:
     race        two programs of one launch write the element, or one program reads it and another program writes it
     lanes       two lanes of one store write different bits to the element: a GPU promises no order among them
 
-Kernels that declare no such rights have only a fence: an access outside the memory of every argument of the launch is a
-Violation. A write there would change memory of this process, and spoil a later case.
+For kernels that declare no such rights only bounds are checked: an access outside the memory of every argument of the launch
+is a Violation. A write there would change memory of this process, and spoil a later case.
 
 Memory that the call allocates may be read once it is written, by torch or by a kernel: `attn_fuzz.interpreted.unwritten` knows
 each byte, also of memory that the target keeps for its next call: there, bytes that only kernels have written are stale. Any
@@ -61,7 +61,7 @@ class Violation(Exception):  # noqa: N818 - a fault of the kernel, not an error 
 
 
 @contextmanager
-def watch(permissions: Callable[[], Sequence[Region]]) -> Iterator["Watch | Fence"]:
+def watch(permissions: Callable[[], Sequence[Region]]) -> Iterator["Watch | BoundsChecker"]:
     """Check the kernels that are launched inside the `with`, by the checks of `accesses.install`. No other is checked.
 
     Args:
@@ -73,7 +73,7 @@ def watch(permissions: Callable[[], Sequence[Region]]) -> Iterator["Watch | Fenc
     """
     global current
     memory = Unwritten()
-    watching = Fence() if checks == "bounds" else Watch(permissions, memory)
+    watching = BoundsChecker() if checks == "bounds" else Watch(permissions, memory)
     current = watching
     try:
         with memory if checks == "rights" else nullcontext():
@@ -145,8 +145,8 @@ class _Launches:
         raise self.violation
 
 
-class Fence(_Launches):
-    """Holds the launches of one call to the storages of their arguments."""
+class BoundsChecker(_Launches):
+    """Checks that the launches of one call stay within the storages of their arguments."""
 
     poisons = False
 
@@ -420,7 +420,7 @@ class Watch(_Launches):
         return f"program {self._index(program)}"
 
 
-current: Watch | Fence | None = None
+current: Watch | BoundsChecker | None = None
 """The object that checks the call which runs in this process."""
 checks: Checks = "nothing"
 """The checks that `attn_fuzz.interpreted.accesses` has installed."""

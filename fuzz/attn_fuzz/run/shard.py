@@ -22,7 +22,7 @@ from attn_fuzz.targets import registry
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict import ratios
-from attn_fuzz.verdict.verdict import Kind, Verdict, what_failed
+from attn_fuzz.verdict.verdict import Verdict, VerdictKind, what_failed
 
 if TYPE_CHECKING:
     from attn_fuzz.run.processes.executor import Executor
@@ -133,7 +133,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     found_seconds: float
     minimal: bool
     path: tuple[Size, ...] = ()
-    kinds: frozenset[Kind] = frozenset()
+    kinds: frozenset[VerdictKind] = frozenset()
     needed_parts: frozenset[str] | None = None
     needs: frozenset[str] | None = None
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from attn_fuzz.errors import InputError, LimitError
 from attn_fuzz.serving.manager import OPTIONAL, Group, Manager, Slots
-from attn_fuzz.shadow import Fault, Shadow
+from attn_fuzz.shadow import CacheFault, Shadow
 
 VOCABULARY = 64
 MAX_TOKENS = 512
@@ -290,7 +290,7 @@ class ManagedEngine:
         first, last = self.shadow.first_seen(group.name, start), start if group.reads_first else end
         held = [p for p in range(max(first, end - len(slots)), last) if slots[len(slots) - end + p] is not None]
         slots = [slots[len(slots) - end + p] for p in held]
-        faults: list[Fault] = []
+        faults: list[CacheFault] = []
         if request.num_known_tokens:
             known = [i for i, position in enumerate(held) if position < request.num_known_tokens]
             faults += self.shadow.adopt(group.name, request.id, [held[i] for i in known], [slots[i] for i in known])

@@ -5,8 +5,8 @@ attention gets. A shadow judges no outputs, as a recording does: attention can b
 """
 
 from attn_fuzz.shadow.contents import Contents, contents_of
-from attn_fuzz.shadow.faults import Fault, Kind, Written
+from attn_fuzz.shadow.faults import CacheFault, FaultKind, Written
 from attn_fuzz.shadow.shadow import Shadow
 from attn_fuzz.shadow.steps import PagedStep, Reader, reader_of
 
-__all__ = ["Contents", "Fault", "Kind", "PagedStep", "Reader", "Shadow", "Written", "contents_of", "reader_of"]
+__all__ = ["CacheFault", "Contents", "FaultKind", "PagedStep", "Reader", "Shadow", "Written", "contents_of", "reader_of"]

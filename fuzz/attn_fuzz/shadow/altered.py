@@ -3,13 +3,13 @@
 import math
 
 import torch
-from attn_fuzz.shadow.faults import Kind
+from attn_fuzz.shadow.faults import FaultKind
 
 _CLOSE = 0.02
 """The largest difference of equal norms (relative) and angles (radians). Rounding to bfloat16 makes less."""
 
 
-def change_of(written: torch.Tensor, handed: torch.Tensor, position: int) -> tuple[Kind, str]:
+def change_of(written: torch.Tensor, handed: torch.Tensor, position: int) -> tuple[FaultKind, str]:
     """The kind of a change, and its description in words.
 
     A rotation is recognised by its first pair of dims, which RoPE turns by one radian a position, in pairs of neighbours or of
@@ -21,19 +21,19 @@ def change_of(written: torch.Tensor, handed: torch.Tensor, position: int) -> tup
     """
     old, new = (x.double().reshape(-1, x.shape[-1] if x.dim() else 1).cpu() for x in (written, handed))
     if old.shape != new.shape:
-        return Kind.ALTERED, f"of {new.numel()} elements in place of {old.numel()}"
+        return FaultKind.ALTERED, f"of {new.numel()} elements in place of {old.numel()}"
     if not (old.isfinite().all() and new.isfinite().all()):
-        return Kind.ALTERED, "NaN or infinity"
+        return FaultKind.ALTERED, "NaN or infinity"
     factor = (old * new).sum(1) / (old * old).sum(1).clamp_min(1e-300)
     if bool(((new - factor[:, None] * old).norm(dim=1) <= _CLOSE * new.norm(dim=1)).all()) and bool((factor > 0).all()):
-        return Kind.SCALE, f"{float(factor[0]):.4g} times what was written"
+        return FaultKind.SCALE, f"{float(factor[0]):.4g} times what was written"
     angle = _first_angle(old, new)
     if angle is None:
-        return Kind.ALTERED, ""
-    for kind, turn in ((Kind.ROTATED_TWICE, position), (Kind.NOT_ROTATED, -position)):
+        return FaultKind.ALTERED, ""
+    for kind, turn in ((FaultKind.ROTATED_TWICE, position), (FaultKind.NOT_ROTATED, -position)):
         if abs(math.remainder(angle - turn, 2 * math.pi)) < 2 * _CLOSE:
             return kind, ""
-    return Kind.ALTERED, f"rotated by {angle:.3g} radians in its first pair of dims"
+    return FaultKind.ALTERED, f"rotated by {angle:.3g} radians in its first pair of dims"
 
 
 def _first_angle(old: torch.Tensor, new: torch.Tensor) -> float | None:

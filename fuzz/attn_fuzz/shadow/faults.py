@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Kind(StrEnum):
+class FaultKind(StrEnum):
     """The kind of a fault.
 
     WRONG_SLOT is the key of another position of the request. In a layer with a sliding window it is WRONG_RING. OTHER_REQUEST
@@ -43,7 +43,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Fault:
+class CacheFault:
     """A wrong key, and the one that attention got instead. Its `str` is a line for people.
 
     Args:
@@ -57,7 +57,7 @@ class Fault:
         detail: more, in words.
     """
 
-    kind: Kind
+    kind: FaultKind
     layer: Hashable
     request: Hashable
     position: int

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from attn_fuzz.shadow.altered import change_of
 from attn_fuzz.shadow.contents import REAL, ZEROS, Contents
-from attn_fuzz.shadow.faults import Fault, Kind
+from attn_fuzz.shadow.faults import CacheFault, FaultKind
 from attn_fuzz.shadow.state import State
 from attn_fuzz.shadow.tables import NO_SLOT, Track
 
@@ -31,7 +31,7 @@ class Read:
         return None if self.slots is None else int(self.slots[at])
 
 
-def faults(state: State, read: Read, *, whole: bool) -> list[Fault]:
+def faults(state: State, read: Read, *, whole: bool) -> list[CacheFault]:
     """The faults of a read: one about the number of keys, and one about the first wrong key."""
     track = state.tracks.get(read.layer, {}).get(state.numbers.get(read.request, -1))
     if track is None:
@@ -40,30 +40,30 @@ def faults(state: State, read: Read, *, whole: bool) -> list[Fault]:
     return [fault for fault in found if fault is not None]
 
 
-def _unknown(state: State, read: Read) -> Fault:
+def _unknown(state: State, read: Read) -> CacheFault:
     writer = None if read.slots is None else state.writer(state.slots(read.layer).get(read.slots[:1])[0])
     detail = "the request has written nothing here, or was freed"
-    return _fault(state, read, Kind.LOST_KEY, int(read.positions[0]), slot=read.slot(0), writer=writer, detail=detail)
+    return _fault(state, read, FaultKind.LOST_KEY, int(read.positions[0]), slot=read.slot(0), writer=writer, detail=detail)
 
 
-def _wrong_length(state: State, read: Read, track: Track) -> Fault | None:
+def _wrong_length(state: State, read: Read, track: Track) -> CacheFault | None:
     """The fault of a read without some positions that the queries of this step see, or with positions beyond them."""
     is_of_step = track.step == state.step
     end = track.last + 1 if is_of_step else track.end
     last = int(read.positions.max()) if len(read.positions) else -1
     if read.masked not in (None, len(read.positions)):
         at, detail = min(last + 1, end), f"{len(read.positions)} keys, and a mask for {read.masked}"
-        return _fault(state, read, Kind.WRONG_LENGTH, at, detail=detail)
+        return _fault(state, read, FaultKind.WRONG_LENGTH, at, detail=detail)
     if last + 1 != end:
-        return _fault(state, read, Kind.WRONG_LENGTH, min(last + 1, end), detail=f"{last + 1} keys in place of {end}")
+        return _fault(state, read, FaultKind.WRONG_LENGTH, min(last + 1, end), detail=f"{last + 1} keys in place of {end}")
     begin = state.first_seen(read.layer, track.first if is_of_step else max(0, end - 1))
     missing = np.setdiff1d(np.arange(begin, end), read.positions)
     if not len(missing):
         return None
-    return _fault(state, read, Kind.LOST_KEY, int(missing[0]), count=len(missing), detail="it is not handed")
+    return _fault(state, read, FaultKind.LOST_KEY, int(missing[0]), count=len(missing), detail="it is not handed")
 
 
-def _wrong_key(state: State, read: Read, track: Track) -> Fault | None:
+def _wrong_key(state: State, read: Read, track: Track) -> CacheFault | None:
     expected = track.get(read.positions)
     stored = None if read.slots is None else state.slots(read.layer).get(read.slots)
     marks = expected["mark"]
@@ -86,7 +86,7 @@ def _wrong_key(state: State, read: Read, track: Track) -> Fault | None:
 
 def _fault_of_key(
     state: State, read: Read, at: int, expected: Any, stored: Any, got: np.uint64, mask: np.uint64, count: int
-) -> Fault:
+) -> CacheFault:
     """The fault of key number `at` of a read.
 
     Args:
@@ -102,12 +102,12 @@ def _fault_of_key(
     if source is None:
         source = _source(state, read, position, got, mask, handed)
     writer = source if stored is None else stored
-    kind, detail = Kind.LOST_KEY, ""
+    kind, detail = FaultKind.LOST_KEY, ""
     if expected["mark"] and source is not None and source["mark"]:
         kind = _kind_of_source(state, read, position, source)
         detail = "" if writer is source else f"it is that of {state.writer(source)}"
     elif expected["mark"] and got in (0, ZEROS):
-        kind = Kind.LOST_KEY if slot in (None, place) else Kind.WRONG_SLOT
+        kind = FaultKind.LOST_KEY if slot in (None, place) else FaultKind.WRONG_SLOT
         detail = "zeros are there" if got else "nobody wrote this slot"
     elif expected["mark"]:
         kind, detail = _change(state, int(expected["mark"]), position, handed, read.close)
@@ -129,7 +129,7 @@ def _source(
     return None
 
 
-def _kind_of_source(state: State, read: Read, position: int, source: Any) -> Kind:
+def _kind_of_source(state: State, read: Read, position: int, source: Any) -> FaultKind:
     """The kind of the fault, if the wrong key is one of some request.
 
     Args:
@@ -139,10 +139,10 @@ def _kind_of_source(state: State, read: Read, position: int, source: Any) -> Kin
     track = state.tracks.get(read.layer, {}).get(owner)
     is_live = track is not None and track.get(np.array([where]))["mark"][0] == source["mark"]
     if not is_live or (owner == number and where == position):
-        return Kind.STALE_BLOCK
+        return FaultKind.STALE_BLOCK
     if owner != number:
-        return Kind.OTHER_REQUEST
-    return Kind.WRONG_SLOT if state.narrow.get(read.layer, (None,))[0] is None else Kind.WRONG_RING
+        return FaultKind.OTHER_REQUEST
+    return FaultKind.WRONG_SLOT if state.narrow.get(read.layer, (None,))[0] is None else FaultKind.WRONG_RING
 
 
 def _is_close(state: State, mark: int, handed: Contents, close: float) -> bool:
@@ -163,31 +163,31 @@ def _are_close(old: torch.Tensor, new: torch.Tensor, close: float) -> bool:
     return bool(((new - old).abs() <= close * old.abs().max()).all())
 
 
-def _change(state: State, mark: int, position: int, handed: Contents | None, close: float) -> tuple[Kind, str]:
+def _change(state: State, mark: int, position: int, handed: Contents | None, close: float) -> tuple[FaultKind, str]:
     """The difference between a key that was never written and the one with this mark."""
     kept = state.kept(mark)
     if kept is None or handed is None:
-        return Kind.ALTERED, "its bytes are no longer kept" if kept is None and state.value_bytes else ""
+        return FaultKind.ALTERED, "its bytes are no longer kept" if kept is None and state.value_bytes else ""
     for name, old, new in _pairs(kept, handed):
         if not _are_close(old, new, close):
             kind, detail = change_of(old, new, position)
             return kind, f"the {name}: {detail}" if detail else ""
-    return Kind.ALTERED, ""
+    return FaultKind.ALTERED, ""
 
 
-def not_shared(state: State, number: int, position: int, record: np.void) -> Kind | None:
+def not_shared(state: State, number: int, position: int, record: np.void) -> FaultKind | None:
     """The reason why a slot's last write cannot be taken for a position of a request; None if it can."""
     if record["mark"] == 0:
-        return Kind.LOST_KEY
+        return FaultKind.LOST_KEY
     if record["position"] != position:
-        return Kind.WRONG_SLOT
+        return FaultKind.WRONG_SLOT
     mine, theirs = state.tokens.get(number), state.tokens.get(int(record["request"]))
     if mine is None or theirs is None:
         return None
     known = min(position + 1, len(mine), len(theirs))
-    return None if np.array_equal(mine[:known], theirs[:known]) else Kind.OTHER_REQUEST
+    return None if np.array_equal(mine[:known], theirs[:known]) else FaultKind.OTHER_REQUEST
 
 
-def _fault(state: State, read: Read, kind: Kind, position: int, **more: Any) -> Fault:
+def _fault(state: State, read: Read, kind: FaultKind, position: int, **more: Any) -> CacheFault:
     expected = state.own(read.layer, read.request, position)
-    return Fault(kind, read.layer, read.request, position, state.step, expected=expected, **more)
+    return CacheFault(kind, read.layer, read.request, position, state.step, expected=expected, **more)

@@ -8,7 +8,7 @@ import torch
 from attn_contract import ContractError
 from attn_contract.arguments import check_int
 from attn_fuzz.shadow.contents import Contents, contents_of
-from attn_fuzz.shadow.faults import Fault, Kind
+from attn_fuzz.shadow.faults import CacheFault, FaultKind
 from attn_fuzz.shadow.judging import Read, faults, not_shared
 from attn_fuzz.shadow.state import State
 from attn_fuzz.shadow.tables import MOST_SLOT
@@ -41,13 +41,13 @@ class Shadow:
         check_int("value_bytes", value_bytes, minimum=0)
         check_int("limit", limit, minimum=0)
         self.reads, self.wrong, self.limit = 0, 0, limit
-        self.faults: list[Fault] = []
+        self.faults: list[CacheFault] = []
         self.not_seen: dict[str, int] = {}
         self._state = State(value_bytes, pools or {})
         self._was_read: set[Hashable] = set()
         self._ends_steps = True
         self._read_since: set[tuple[Hashable, Hashable]] = set()
-        self._missing: dict[tuple[Hashable, Hashable], Fault] = {}
+        self._missing: dict[tuple[Hashable, Hashable], CacheFault] = {}
 
     @property
     def step(self) -> int:
@@ -93,7 +93,7 @@ class Shadow:
         slots: Any = None,
         keys: Any = None,
         values: Any = None,
-    ) -> list[Fault]:
+    ) -> list[CacheFault]:
         """Note that a request's keys and values are written.
 
         Args:
@@ -138,7 +138,7 @@ class Shadow:
         whole: bool = True,
         masked: int | None = None,
         close: float = 0.0,
-    ) -> list[Fault]:
+    ) -> list[CacheFault]:
         """Check the keys that attention gets for a request's queries, and return the faults.
 
         The queries are at the positions that this step wrote. The keys are compared with the written ones. If no keys are
@@ -184,7 +184,7 @@ class Shadow:
         track.place(positions, slots)
         self._state.fill(layer, number, positions, slots, marks)
 
-    def adopt(self, layer: Hashable, request: Hashable, positions: Any, slots: Any) -> list[Fault]:
+    def adopt(self, layer: Hashable, request: Hashable, positions: Any, slots: Any) -> list[CacheFault]:
         """Note that a request uses the keys in slots as its own: it shares the blocks of a prefix.
 
         Returns:
@@ -199,7 +199,7 @@ class Shadow:
         state.track(layer, number).adopt(positions, records["mark"], slots, state.step)
         for position, slot, record in zip(positions.tolist(), slots.tolist(), records, strict=True):
             if (kind := not_shared(state, number, position, record)) is not None:
-                fault = Fault(
+                fault = CacheFault(
                     kind, layer, request, position, state.step, slot, writer=state.writer(record), detail="of a shared block"
                 )
                 return self._noted([fault])
@@ -270,18 +270,18 @@ class Shadow:
         """Count an event that the shadow cannot check, by its reason."""
         self.not_seen[reason] = self.not_seen.get(reason, 0) + 1
 
-    def _written_late(self, layer: Hashable, request: Hashable, positions: np.ndarray) -> list[Fault]:
+    def _written_late(self, layer: Hashable, request: Hashable, positions: np.ndarray) -> list[CacheFault]:
         self._read_since.discard((layer, request))
         fault = self._missing.pop((layer, request), None)
         if fault is None or fault.position not in positions:
             return []
-        late = Fault(
-            Kind.WRITE_AFTER_READ, layer, request, fault.position, fault.step, fault.slot, detail="attention came first"
+        late = CacheFault(
+            FaultKind.WRITE_AFTER_READ, layer, request, fault.position, fault.step, fault.slot, detail="attention came first"
         )
         self.faults = [late if one is fault else one for one in self.faults]
         return [late]
 
-    def _noted(self, found: list[Fault]) -> list[Fault]:
+    def _noted(self, found: list[CacheFault]) -> list[CacheFault]:
         self.wrong += bool(found)
         self.faults += found[: max(0, self.limit - len(self.faults))]
         return found

@@ -285,7 +285,7 @@ def _q_scale(draw: st.DrawFn, support: Support, cache: dict[str, Any], chosen: s
 
 def _multiple_of(layout: Layout | None, itemsize: int) -> tuple[int, int]:
     """The numbers of which head size and block size must be multiples."""
-    return (1, 1) if layout is None else layout.units(itemsize)
+    return (1, 1) if layout is None else layout.packing_multiples(itemsize)
 
 
 def _itemsize(dtype: str, cache_dtype: str | None) -> int:

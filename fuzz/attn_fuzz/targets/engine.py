@@ -183,7 +183,7 @@ def _has_prompt(case: Case) -> bool:
 
 
 def _has_least_scale(case: Case) -> bool:
-    edge = edges_of_scales.of(case)
+    edge = edges_of_scales.edge_of(case)
     return edge is not None and edge.byte == edges_of_scales.LEAST
 
 

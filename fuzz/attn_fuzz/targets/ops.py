@@ -13,7 +13,7 @@ from attn_fuzz.targets.indexer import (
     EVERY_TERM,
     REFERENCE_INDEXER,
     TRITON_INDEXER,
-    Stages,
+    IndexerFunctions,
     attention_by,
     unwritten_logits,
     unwritten_selection,
@@ -134,11 +134,11 @@ def _select(logits, indexer: Indexer, batch: Batch) -> torch.Tensor:
 
 
 def _indexer(target: Target) -> Target:
-    stages = Stages(write_index_cache=_write_index_cache, index_logits=_index_logits, select=_select)
+    functions = IndexerFunctions(write_index_cache=_write_index_cache, index_logits=_index_logits, select=_select)
     return dataclasses.replace(
         REFERENCE_INDEXER,
         description="the torch ops of an index layer: the reference on a CPU, the Triton kernels on a GPU",
-        attention=attention_by(lambda: stages, EVERY_TERM),
+        attention=attention_by(lambda: functions, EVERY_TERM),
         support=lambda device: (REFERENCE_INDEXER if device == "cpu" else TRITON_INDEXER).support(device),
         unavailable=target.unavailable,
         forget=target.forget,

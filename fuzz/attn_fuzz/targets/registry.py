@@ -22,7 +22,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 from typing import NamedTuple
 
 from attn_fuzz import current_folder, foreign
-from attn_fuzz.errors import NOT_RUN, InputError, LimitError
+from attn_fuzz.errors import EXIT_LIMIT, InputError, LimitError
 from attn_fuzz.targets import modes
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Target
@@ -40,7 +40,7 @@ class UnknownTargetError(InputError):
 class LimitedTargetError(UnknownTargetError):
     """A target that cannot run at all because of a limit of this tool."""
 
-    exit_code = NOT_RUN
+    exit_code = EXIT_LIMIT
 
 
 class Package(NamedTuple):

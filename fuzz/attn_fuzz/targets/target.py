@@ -137,7 +137,7 @@ class Target:
             properties that apply to it.
         oracle: True if the reference judges the outputs. Without an oracle only memory and properties are checked, and sizes
             may be too large for the reference.
-        findings: known bugs of the target (`attn_fuzz.findings.finding`).
+        findings: bugs of the target that were found (`attn_fuzz.findings.finding`).
         modules: returns the modules of its Triton kernels, or modules that import the kernels by their names. `NAME@gfx942` is
             then the same target with its kernels compiled for this architecture, and emulated. None: there is no such target.
         modes: by name, its own modes, such as a format of its cache, and its own versions of modes that any target may have

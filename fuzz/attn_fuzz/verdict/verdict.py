@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 from attn_fuzz.verdict.judge import Difference
 
-Kind = Literal[
+VerdictKind = Literal[
     "agree",
     "refused",
     "limit",
@@ -57,7 +57,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         explanation: lines about where the outputs are wrong, and which mistake explains them (`attn_fuzz.explain`).
     """
 
-    kind: Kind
+    kind: VerdictKind
     message: str = ""
     about: str = ""
     differences: tuple[Difference, ...] = ()

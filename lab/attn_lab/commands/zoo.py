@@ -84,7 +84,7 @@ def _page(folder: Path | None, check: bool) -> int:
     return _check(stored, _all_bugs(folder)) if check else _write_page(stored, _all_bugs(folder))
 
 
-@command.command("run", epilog=f"Classes of bugs: {', '.join(get_args(known_bugs.Kind))}.")
+@command.command("run", epilog=f"Classes of bugs: {', '.join(get_args(known_bugs.BugKind))}.")
 @click.option("--only", multiple=True, metavar="NAME", help="Run only this bug; may be given more than once.")
 @_folder_option
 @click.option(
@@ -198,7 +198,7 @@ def _print(rows: Sequence[Row], bugs: Sequence[KnownBug]) -> None:
     for row, bug in zip(rows, bugs, strict=True):
         counts = ["" if number is None else f"{number:g}" for number in (row.examples, row.seconds)]
         origin = zoo_page.real_bug(bug.origin) or "own"
-        table.add_row(bug.name, bug.kind, origin, *counts, zoo_page.by(row, bug), *map(str, row.size or ()))
+        table.add_row(bug.name, bug.kind, origin, *counts, zoo_page.found_by(row, bug), *map(str, row.size or ()))
     results.print(table)
     results.print(zoo_page.summary(rows, bugs), soft_wrap=True)
 

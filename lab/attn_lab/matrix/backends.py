@@ -33,7 +33,7 @@ def backend_page() -> str:
         "",
         "The first backend that serves a layer is selected. The order is vLLM 0.33's, so that a name means the same there",
         "and here. It is not an order by speed, because no AMD GPU has run these backends yet. [findings.md](findings.md)",
-        "lists known bugs of kernels that are not ours.",
+        "lists findings in kernels that are not ours.",
         "",
         *table(("architecture", "backends"), ((f"`{pattern}`", ", ".join(names)) for pattern, names in PRIORITIES.items())),
         "",

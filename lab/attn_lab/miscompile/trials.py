@@ -9,7 +9,17 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from attn_amdgcn import AmdgcnError, Fault, Memory, Program, Report, Schedule, UnknownInstructionError, checked, prepare
+from attn_amdgcn import (
+    AmdgcnError,
+    EmulationFault,
+    Memory,
+    Program,
+    Report,
+    Schedule,
+    UnknownInstructionError,
+    checked,
+    prepare,
+)
 from attn_amdgcn.assembly import Instruction, Kernel, Register
 from attn_amdgcn.instructions import step
 from attn_fuzz.run.case.trial import try_case
@@ -160,7 +170,7 @@ def _launched(subject: Subject, program: Program, launch: Launch) -> tuple[str, 
     """The check that finds a mutant in a launch, its message, and whether the mutant computes other bits."""
     try:
         memory = launch.run(program, SCHEDULES, 20 * launch.instructions + 100_000)
-    except Fault as fault:
+    except EmulationFault as fault:
         return next(kind for text, kind in FAULTS if text in str(fault)), str(fault), False
     except UnknownInstructionError as error:
         return "memory", str(error), False

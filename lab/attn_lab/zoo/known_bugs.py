@@ -2,7 +2,7 @@
 
     name = "seed-40176"
     origin = "vllm-project/vllm#40176"
-    class = "softmax"  # one of Kind
+    class = "softmax"  # one of BugKind
     what = "what went wrong, in a sentence or two"
     trigger = "what a batch must have for it to matter"
     target = "triton"
@@ -33,7 +33,7 @@ from attn_fuzz.patches.source import patched_sources
 FOLDER = Path(__file__).with_name("bugs")
 """The zoo."""
 
-Kind = Literal[
+BugKind = Literal[
     "mask",
     "softmax",
     "window",
@@ -68,7 +68,7 @@ class KnownBug(Mutant, frozen=True, kw_only=True, forbid_unknown_fields=True, re
     """
 
     origin: str
-    kind: Kind
+    kind: BugKind
     what: str
     trigger: str
     target: str

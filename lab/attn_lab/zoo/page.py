@@ -132,7 +132,7 @@ def updated(kept: Results, found: Results, names: Sequence[str]) -> Results:
     return msgspec.structs.replace(found, mutants=tuple(rows[name] for name in names if name in rows))
 
 
-def by(row: Row, mutant: KnownBug) -> str:
+def found_by(row: Row, mutant: KnownBug) -> str:
     """The kind of the verdict that found a mutant, or why there is none."""
     if row.error:
         return DOES_NOT_RUN
@@ -245,8 +245,10 @@ def _cells(mutant: KnownBug, rows: Sequence[Mapping[str, Row]]) -> list[str]:
     assert row is not None
     numbers = ["" if number is None else f"{number:g}" for number in (row.examples, row.seconds)]
     size = ", ".join(map(str, row.size or ()))
-    elsewhere = ["" if one is None else by(one, mutant) if one.examples is None else f"{one.examples:g}" for one in others]
-    return [f"`{mutant.name}`", _linked(mutant.origin), mutant.what, *numbers, by(row, mutant), size, *elsewhere]
+    elsewhere = [
+        "" if one is None else found_by(one, mutant) if one.examples is None else f"{one.examples:g}" for one in others
+    ]
+    return [f"`{mutant.name}`", _linked(mutant.origin), mutant.what, *numbers, found_by(row, mutant), size, *elsewhere]
 
 
 def _linked(origin: str) -> str:

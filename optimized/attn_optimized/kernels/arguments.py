@@ -56,8 +56,8 @@ class Kind:
     """True if the sums of weights are added up after the loops: see `online_softmax.in_columns`"""
     scale_sign: int
     """the sign of the layer's scale: 1, -1 or 0"""
-    has_gaps: bool
-    """True if a query may see other keys than its window's: sink tokens, chunks, ranges, qq_bias"""
+    has_other_masks: bool
+    """True if a rule besides causality and the window may change which keys are seen: sink tokens, chunks, ranges, qq_bias"""
     selection_unit: int
     """the tokens of a unit if queries select units, and each tile is one query; 0 without a selection: see selection.py"""
     key_unit: int

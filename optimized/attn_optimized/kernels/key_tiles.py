@@ -79,7 +79,7 @@ def keys_of_tile(i, loops, selection, KIND: tl.constexpr, MASKED: tl.constexpr):
     """
     n = tl.where(i < loops.unmasked_begin, i, i + loops.unmasked_end - loops.unmasked_begin) if MASKED else i
     tile = loops.first_tile + n
-    if KIND.has_gaps and MASKED and KIND.selection_unit == 0:
+    if KIND.has_other_masks and MASKED and KIND.selection_unit == 0:
         tile = tl.where(n < loops.num_sink_tiles, loops.first_sink_tile + n, tile).to(tl.int32)
     first_key = tile * KIND.block_n  # int32: a key of its request
     key = first_key + tl.arange(0, KIND.block_n)

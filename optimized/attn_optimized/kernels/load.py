@@ -96,7 +96,7 @@ def load_blocks(source, i, end_key, loops, sink_tokens, KIND: tl.constexpr, MASK
         # an unsigned division by a power of two is one shift
         unsigned_key = key.to(tl.uint32, bitcast=True)
         block_ptr = source.request_table_ptr + unsigned_key // KIND.block_size
-        if KIND.has_gaps:
+        if KIND.has_other_masks:
             in_tile = in_tile | ((key >= 0) & (key < sink_tokens))
         block = tl.load(block_ptr) if ALL else tl.load(block_ptr, mask=in_tile & (key < end_key), other=0)
     return block

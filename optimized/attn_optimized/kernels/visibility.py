@@ -94,7 +94,7 @@ def seen_keys(tile, rows, positions, args, KIND: tl.constexpr):
     window_begin, window_len = window_begin.to(tl.int32), num_keys(window_begin, window_end)
     first_sink_tile, num_sink_tiles = 0, 0
     limit_begin, limit_len = window_begin, window_len
-    if KIND.has_gaps:
+    if KIND.has_other_masks:
         chunk_begin, chunk_end = in_chunk(first, last, rules, not_ahead(last, rules, seq_len))
         begin, end = tl.maximum(begin, chunk_begin), tl.minimum(end, chunk_end)
         begin, end = with_ranges(begin, end, tile, positions, args)
@@ -114,7 +114,7 @@ def seen_keys(tile, rows, positions, args, KIND: tl.constexpr):
 def keys_seen_by_all(tile, positions, rules, KIND: tl.constexpr):
     """Keys [begin, end) that every query of a tile sees. Keys that sink tokens and ranges add are left out."""
     begin, end = in_window(positions.last, positions.first, rules, tile.seq_len)
-    if KIND.has_gaps:
+    if KIND.has_other_masks:
         chunk_begin, end = in_chunk(positions.last, positions.first, rules, end)
         begin = tl.maximum(begin, chunk_begin)
         if KIND.has_bias:
@@ -134,7 +134,7 @@ def visible_keys(tile, rows, seen, key, in_tile, bias, args, KIND: tl.constexpr,
     visible = in_tile
     if MASKED:
         visible = among(key, seen.window_begin, seen.window_len)
-        if KIND.has_gaps:
+        if KIND.has_other_masks:
             visible = visible | (key < args.rules.sink_tokens)[None, :]
             visible = visible & among(key, seen.limit_begin, seen.limit_len)
             visible = in_any_range(visible, tile, rows, seen.position, key, args)

@@ -13,7 +13,7 @@ from attn_optimized.kernels.attention import attention_kernel
 from attn_optimized.launch.call import AttentionCall, KeyForm
 from attn_optimized.launch.parts import Parts, rows_by_head
 from attn_optimized.launch.plan import AttentionPlan
-from attn_optimized.launch.rules import has_bias, has_gaps, has_left_edge, has_soft_cap, rule_numbers
+from attn_optimized.launch.rules import has_bias, has_left_edge, has_other_masks, has_soft_cap, rule_numbers
 from attn_optimized.launch.units import in_units
 from attn_optimized.launch.workload import MIN_DOT, itemsize_of_dots
 from attn_optimized.quantization import stored_format
@@ -52,7 +52,7 @@ def attention_launch(plan: AttentionPlan, call: AttentionCall, first_part: int |
         **_value_pairs(plan, call, form, kv_unit),
         has_integer_bfloat16=not has_bfloat16_conversion(plan.architecture),
         scale_sign=(layer.scale > 0) - (layer.scale < 0),
-        has_gaps=has_gaps(layer, batch),
+        has_other_masks=has_other_masks(layer, batch),
         selection_unit=layer.selection_unit or 0,
         key_unit=layer.tokens_per_key,
         has_unmasked_loop=has_unmasked_loop,

@@ -41,8 +41,8 @@ def rule_numbers(layer: Layer, batch: Batch) -> dict[str, int | float]:
     }
 
 
-def has_gaps(layer: Layer, batch: Batch) -> bool:
-    """True if a query may see other keys than those of its window."""
+def has_other_masks(layer: Layer, batch: Batch) -> bool:
+    """True if a rule besides causality and the window may change which keys a query sees."""
     tensors = batch.bidirectional_ranges, batch.qq_bias
     return has_sink_tokens(layer) or layer.chunked_local is not None or any(tensor is not None for tensor in tensors)
 

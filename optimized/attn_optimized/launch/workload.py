@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from attn_contract import Batch, Layer
 
-from attn_optimized.launch.rules import has_bias, has_gaps, most_keys
+from attn_optimized.launch.rules import has_bias, has_other_masks, most_keys
 from attn_optimized.launch.table import LatentPhase, Phase
 
 MIN_DOT = 16
@@ -60,7 +60,7 @@ class Workload:
         window_keys: the most keys that one query sees through its window, in its chunk or by its selection; None: there is no
             such bound.
         has_selection: True if each query selects its own keys: a tile then has one query.
-        has_gaps: True if a query may see other keys than its window's.
+        has_other_masks: True if a rule besides causality and the window may change which keys a query sees.
         has_bias: True if something is added to logits.
         has_slopes: True if something is added in every call of the layer: ALiBi.
         loads_bias: True if the addend is loaded: qq_bias.
@@ -83,7 +83,7 @@ class Workload:
     has_scaled_rows: bool = False
     window_keys: int | None = None
     has_selection: bool = False
-    has_gaps: bool = False
+    has_other_masks: bool = False
     has_bias: bool = False
     has_slopes: bool = False
     loads_bias: bool = False
@@ -108,7 +108,7 @@ class Workload:
             max_seq_len=rounded(layer.num_keys(batch.max_seq_len)),
             window_keys=most_keys(layer, batch),
             has_selection=layer.selection_unit is not None,
-            has_gaps=has_gaps(layer, batch),
+            has_other_masks=has_other_masks(layer, batch),
             has_bias=has_bias(layer, batch),
             has_slopes=layer.alibi_slopes is not None,
             loads_bias=batch.qq_bias is not None,
@@ -170,7 +170,7 @@ def phase_of(workload: Workload, compute_units: int) -> Phase | LatentPhase:
     has_many_requests = workload.num_requests >= MIN_REQUESTS_OF_MIXED_BATCH
     if has_many_requests and workload.num_tokens * MIXED_LENGTH_RATIO < workload.max_query_len * workload.num_requests:
         return "mixed"
-    if workload.has_gaps or workload.has_bias:
+    if workload.has_other_masks or workload.has_bias:
         return "rules"
     if workload.has_short_window:
         return "window"

@@ -3,7 +3,7 @@
 Data in, data out: nothing here runs a kernel or asks a device, but `this_architecture`.
 """
 
-from attn_optimized.selector.layer import Selection, Skipped, select
+from attn_optimized.selector.layer import BackendSelection, Skipped, select
 from attn_optimized.selector.model import Assignment, select_model
 from attn_optimized.selector.priorities import (
     PRIORITIES,
@@ -17,8 +17,8 @@ from attn_optimized.selector.priorities import (
 __all__ = [
     "PRIORITIES",
     "Assignment",
+    "BackendSelection",
     "CacheKind",
-    "Selection",
     "Skipped",
     "cache_kind",
     "parse_architecture",

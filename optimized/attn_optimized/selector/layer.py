@@ -27,7 +27,7 @@ class Skipped:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
+class BackendSelection:
     """The backend and the layout of a layer.
 
     Attributes:
@@ -43,7 +43,9 @@ class Selection:
     skipped: tuple[Skipped, ...]
 
 
-def select(config: AttentionConfig, *, architecture: str, aiter: Aiter | None = None, backend: str | None = None) -> Selection:
+def select(
+    config: AttentionConfig, *, architecture: str, aiter: Aiter | None = None, backend: str | None = None
+) -> BackendSelection:
     """The first backend, in the architecture's order, that serves a layer.
 
     Says so in one INFO line where others were skipped, with all their reasons at DEBUG (vLLM #38450), once for each config.
@@ -60,13 +62,13 @@ def select(config: AttentionConfig, *, architecture: str, aiter: Aiter | None = 
     """
     check_type("config", config, AttentionConfig, "an AttentionConfig")
     architecture = parse_architecture(architecture)
-    verdicts = verdicts_of(config, architecture, known_aiter(aiter), backend)
-    wanted = wanted_of(verdicts, config, architecture, backend)
-    verdict = next(verdict for verdict in wanted if not verdict.refusals)
-    skipped = skipped_before(wanted, verdict)
-    selection = Selection(
-        backend=verdict.backend,
-        layout=verdict.layouts[0],
+    answers = answers_of(config, architecture, known_aiter(aiter), backend)
+    wanted = wanted_of(answers, config, architecture, backend)
+    answer = next(answer for answer in wanted if not answer.refusals)
+    skipped = skipped_before(wanted, answer)
+    selection = BackendSelection(
+        backend=answer.backend,
+        layout=answer.layouts[0],
         why=why_selected(architecture, backend, skipped),
         skipped=skipped,
     )
@@ -75,8 +77,8 @@ def select(config: AttentionConfig, *, architecture: str, aiter: Aiter | None = 
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The verdict on one backend and one layer: the layouts that fit, in its order, or why it does not serve."""
+class BackendAnswer:
+    """One backend's answer for one layer: the layouts that fit, in its order, or why it does not serve."""
 
     backend: str
     layouts: tuple[Layout | None, ...]
@@ -88,19 +90,19 @@ def known_aiter(aiter: Aiter | None) -> Aiter:
     return find_aiter() if aiter is None else aiter
 
 
-def verdicts_of(config: AttentionConfig, architecture: str, aiter: Aiter, backend: str | None = None) -> list[Verdict]:
-    """The verdicts on the backends for layers of this kind, and on the one that is wanted."""
+def answers_of(config: AttentionConfig, architecture: str, aiter: Aiter, backend: str | None = None) -> list[BackendAnswer]:
+    """The answers of the backends, and of the one that is wanted, for layers of this kind."""
     names = priorities(architecture, cache_kind(config))
     if isinstance(backend, str) and backend in BACKENDS:
         names = dict.fromkeys((*names, backend))
-    return [_verdict(name, config, architecture, aiter) for name in names]
+    return [_answer(name, config, architecture, aiter) for name in names]
 
 
-def _verdict(name: str, config: AttentionConfig, architecture: str, aiter: Aiter) -> Verdict:
+def _answer(name: str, config: AttentionConfig, architecture: str, aiter: Aiter) -> BackendAnswer:
     capabilities = BACKENDS[name].capabilities(aiter)
     refusals = capabilities.refusals(config, architecture)
     if refusals or config.layout is not None or not config.attn_type.reads_cache:
-        return Verdict(name, (config.layout,), tuple(refusals))
+        return BackendAnswer(name, (config.layout,), tuple(refusals))
     layouts: list[Layout] = []
     reasons: list[Refusal] = []
     for layout in capabilities.layouts.values:
@@ -113,29 +115,31 @@ def _verdict(name: str, config: AttentionConfig, architecture: str, aiter: Aiter
             reasons += refused
         else:
             layouts.append(layout)
-    return Verdict(name, tuple(layouts), () if layouts else tuple(dict.fromkeys(reasons)))
+    return BackendAnswer(name, tuple(layouts), () if layouts else tuple(dict.fromkeys(reasons)))
 
 
-def wanted_of(verdicts: list[Verdict], config: AttentionConfig, architecture: str, backend: str | None) -> list[Verdict]:
-    """The verdicts that may be selected, at least one of which serves."""
+def wanted_of(
+    answers: list[BackendAnswer], config: AttentionConfig, architecture: str, backend: str | None
+) -> list[BackendAnswer]:
+    """The answers that may be selected, at least one of which serves."""
     if backend is None:
-        if all(verdict.refusals for verdict in verdicts):
-            reasons = as_lines(map(str, skipped_before(verdicts, None)))
+        if all(answer.refusals for answer in answers):
+            reasons = as_lines(map(str, skipped_before(answers, None)))
             who = f"every backend of this project on {architecture}"
             raise UnsupportedError(who, f"{config.attn_type} attention of this kind", reasons)
-        return verdicts
+        return answers
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise ContractError("backend", shown(backend), f"one of {', '.join(sorted(BACKENDS))}")
-    verdict = next(verdict for verdict in verdicts if verdict.backend == backend)
-    if verdict.refusals:
-        serving = " or ".join(verdict.backend for verdict in verdicts if not verdict.refusals)
-        raise unsupported(backend, verdict.refusals, serving or None)
-    return [verdict]
+    answer = next(answer for answer in answers if answer.backend == backend)
+    if answer.refusals:
+        serving = " or ".join(answer.backend for answer in answers if not answer.refusals)
+        raise unsupported(backend, answer.refusals, serving or None)
+    return [answer]
 
 
-def skipped_before(verdicts: list[Verdict], selected: Verdict | None) -> tuple[Skipped, ...]:
-    before = itertools.takewhile(lambda verdict: verdict is not selected, verdicts)
-    return tuple(Skipped(verdict.backend, verdict.refusals) for verdict in before)
+def skipped_before(answers: list[BackendAnswer], selected: BackendAnswer | None) -> tuple[Skipped, ...]:
+    before = itertools.takewhile(lambda answer: answer is not selected, answers)
+    return tuple(Skipped(answer.backend, answer.refusals) for answer in before)
 
 
 def why_selected(architecture: str, backend: str | None, skipped: tuple[Skipped, ...]) -> str:
@@ -151,7 +155,7 @@ logger = logging.getLogger("attn_optimized.selector")
 
 # once for each config, however often it is selected
 @functools.lru_cache(maxsize=1024)
-def log_skipped(config: AttentionConfig, architecture: str, selection: Selection) -> None:
+def log_skipped(config: AttentionConfig, architecture: str, selection: BackendSelection) -> None:
     if not selection.skipped:
         return
     skipped = listed(one.backend for one in selection.skipped)

@@ -10,15 +10,15 @@ from attn_contract.arguments import check_names, check_type, elements_of, named,
 
 from attn_optimized.aiter_adapter import Aiter
 from attn_optimized.selector.layer import (
-    Selection,
+    BackendAnswer,
+    BackendSelection,
     Skipped,
-    Verdict,
+    answers_of,
     as_lines,
     known_aiter,
     listed,
     log_skipped,
     skipped_before,
-    verdicts_of,
     wanted_of,
     why_selected,
 )
@@ -26,7 +26,7 @@ from attn_optimized.selector.priorities import parse_architecture
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assignment(Selection):
+class Assignment(BackendSelection):
     """The backend and the layout of a layer of a model.
 
     Attributes:
@@ -79,16 +79,16 @@ def select_model(
     _check_known("backends", backends, layers)
     _check_kv_sharing(layers, kv_sharing)
 
-    verdicts = {}
+    answers = {}
     for name, config in layers.items():
         key = config, str(backends.get(name))
-        if key not in verdicts:
-            verdicts[key] = verdicts_of(config, architecture, aiter, backends.get(name))
+        if key not in answers:
+            answers[key] = answers_of(config, architecture, aiter, backends.get(name))
     wanted = {}
     for name, config in layers.items():
         backend = backends.get(name)
         try:
-            wanted[name] = wanted_of(verdicts[config, str(backend)], config, architecture, backend)
+            wanted[name] = wanted_of(answers[config, str(backend)], config, architecture, backend)
         except UnsupportedError as error:
             raise UnsupportedError(f"{name}: {error.implementation}", *error.args[1:]) from None
     places = {name: list(_places(wanted[name], config)) for name, config in layers.items()}
@@ -121,16 +121,16 @@ class _Place:
         return self.addressed_as is not self.layout
 
 
-def _places(verdicts: list[Verdict], config: AttentionConfig) -> Iterator[_Place]:
+def _places(answers: list[BackendAnswer], config: AttentionConfig) -> Iterator[_Place]:
     """All ways to serve a layer, the cheapest first."""
-    for passed_over, verdict in enumerate(verdicts):
-        if verdict.refusals:
+    for passed_over, answer in enumerate(answers):
+        if answer.refusals:
             continue
-        for order, layout in enumerate(verdict.layouts):
-            yield _Place(verdict.backend, layout, layout, _footprint(layout, config), (passed_over, 0, order))
-        if Layout.BLOCKS_FIRST_NHD in verdict.layouts:
+        for order, layout in enumerate(answer.layouts):
+            yield _Place(answer.backend, layout, layout, _footprint(layout, config), (passed_over, 0, order))
+        if Layout.BLOCKS_FIRST_NHD in answer.layouts:
             planes = Layout.KV_FIRST_NHD
-            yield _Place(verdict.backend, Layout.BLOCKS_FIRST_NHD, planes, _footprint(planes, config), (passed_over, 1, 0))
+            yield _Place(answer.backend, Layout.BLOCKS_FIRST_NHD, planes, _footprint(planes, config), (passed_over, 1, 0))
 
 
 def _footprint(layout: Layout | None, config: AttentionConfig) -> tuple[bool, int] | None:
@@ -234,17 +234,16 @@ def _offered(places: list[_Place]) -> str:
 
 
 def _assignment(
-    name: str, chosen: Mapping[str, _Place], wanted: list[Verdict], architecture: str, backend: str | None
+    name: str, chosen: Mapping[str, _Place], wanted: list[BackendAnswer], architecture: str, backend: str | None
 ) -> Assignment:
     """One layer of a group, and what the others changed about it."""
     place, partners = chosen[name], [other for other in chosen if other != name]
-    verdict = next(verdict for verdict in wanted if verdict.backend == place.backend)
+    answer = next(answer for answer in wanted if answer.backend == place.backend)
     unshared = (
         Refusal(f"one allocation with {listed(partners)}", "none of its layouts agrees with theirs") if partners else None
     )
     skipped = tuple(
-        one if one.refusals or unshared is None else Skipped(one.backend, (unshared,))
-        for one in skipped_before(wanted, verdict)
+        one if one.refusals or unshared is None else Skipped(one.backend, (unshared,)) for one in skipped_before(wanted, answer)
     )
     why = why_selected(architecture, backend, skipped)
     allocation_layout = None
@@ -253,8 +252,8 @@ def _assignment(
         neighbour = next(other for other in partners if not chosen[other].is_reinterpreted)
         allocation_layout = chosen[neighbour].layout
         why += f"; its cache is reinterpreted as planes of K and V, which {neighbour} has in the same allocation"
-    elif partners and place.layout is not verdict.layouts[0]:
-        why += f"; {place.layout} instead of {verdict.layouts[0]}, for the footprint of {listed(partners)}"
+    elif partners and place.layout is not answer.layouts[0]:
+        why += f"; {place.layout} instead of {answer.layouts[0]}, for the footprint of {listed(partners)}"
     return Assignment(backend=place.backend, layout=place.layout, why=why, skipped=skipped, allocation_layout=allocation_layout)
 
 

@@ -39,7 +39,7 @@ def _last(sources: Sources) -> Iterator[Claim]:
 
 def _scenes(sources: Sources) -> Iterator[Scene]:
     for block_n in BLOCK_N:
-        yield scene(sources, block_n=block_n, has_gaps=False, shares_keys=True)
+        yield scene(sources, block_n=block_n, has_other_masks=False, shares_keys=True)
 
 
 def _mask(sources: Sources) -> Iterator[Claim]:

@@ -21,16 +21,16 @@ def _scenes(sources: Sources, *, has_chunks: bool | None) -> Iterator[Scene]:
     """Kernels with a window at most, and with any rules, in chunks or not."""
     if has_chunks is not True:
         for block_n in BLOCK_N:
-            yield scene(sources, block_n=block_n, has_gaps=False)
-        yield scene(sources, block_n=64, has_gaps=True)
+            yield scene(sources, block_n=block_n, has_other_masks=False)
+        yield scene(sources, block_n=64, has_other_masks=True)
     if has_chunks is not False:
-        yield scene(sources, block_n=64, has_gaps=True, has_chunks=True)
+        yield scene(sources, block_n=64, has_other_masks=True, has_chunks=True)
 
 
-def _claims(goal: Callable[[Term, Rules], Term], *, gaps_only: bool = False, has_chunks: bool | None = None):
+def _claims(goal: Callable[[Term, Rules], Term], *, other_masks_only: bool = False, has_chunks: bool | None = None):
     def claims(sources: Sources) -> Iterator[Claim]:
         for made in _scenes(sources, has_chunks=has_chunks):
-            if gaps_only and not made.kind.has_gaps:
+            if other_masks_only and not made.kind.has_other_masks:
                 continue
             mask = made.extraction.local("attend_keys", "visible")
             key = made.extraction.local("attend_keys", "key").value
@@ -54,7 +54,7 @@ def _shows(seen: Callable[[Rules], Term]):
 def _loops(function: str, part: int | None) -> Callable[[Sources], Iterator[Claim]]:
     def claims(sources: Sources) -> Iterator[Claim]:
         for has_chunks in (False, True):
-            for claim in scene(sources, block_n=64, has_gaps=True, has_chunks=has_chunks).invariants():
+            for claim in scene(sources, block_n=64, has_other_masks=True, has_chunks=has_chunks).invariants():
                 if f"loop of {function} " in claim.name and (part is None or f"part {part + 1} " in claim.name):
                     yield claim
 
@@ -114,12 +114,12 @@ THEOREMS = (
     ),
     Theorem(
         "mask.shows-sinks", "The mask shows every sink token that causality and chunk leave.",
-        _claims(_shows(lambda rules: z3.And(rules.is_causal, rules.is_sink_token, rules.in_chunk)), gaps_only=True),
+        _claims(_shows(lambda rules: z3.And(rules.is_causal, rules.is_sink_token, rules.in_chunk)), other_masks_only=True),
         f"{VISIBILITY}.visible_keys", "key < args.rules.sink_tokens", "key < args.rules.sink_tokens - 1", of_scene,
     ),
     Theorem(
         "mask.shows-ranges", "The mask shows every key of a range that holds the query, clamped or not.",
-        _claims(_shows(lambda rules: rules.in_range), gaps_only=True),
+        _claims(_shows(lambda rules: rules.in_range), other_masks_only=True),
         f"{VISIBILITY}.visible_keys", "in_any_range(visible, tile, rows, seen.position, key, args)",
         "visible & in_any_range(visible, tile, rows, seen.position, key, args)", of_scene,
     ),

@@ -26,10 +26,10 @@ def _off(sources: Sources) -> Iterator[Claim]:
         "window": (symbol("window_left"), symbol("window_right")), "sink_tokens": symbol("sink_tokens"), "chunked_local": None,
     })  # fmt: skip
     batch = Record("Batch", {"bidirectional_ranges": None, "qq_bias": None})
-    gaps = truth(extraction.call(f"{RULES}.has_gaps", layer, batch))
+    other_masks = truth(extraction.call(f"{RULES}.has_other_masks", layer, batch))
     p, j = integers("p j")
     in_window = z3.And(z3.Or(LEFT < 0, p - j <= LEFT), z3.Or(RIGHT < 0, j - p <= RIGHT))
-    given = (LEFT >= -1, RIGHT >= -1, SINKS >= 0, j >= 0, z3.Not(gaps), *extraction.assumptions)
+    given = (LEFT >= -1, RIGHT >= -1, SINKS >= 0, j >= 0, z3.Not(other_masks), *extraction.assumptions)
     small = (LEFT >= 0, LEFT <= 9, RIGHT == -1, SINKS >= 1, SINKS <= 5)
     yield Claim("sink tokens that are compiled out", given, z3.Or(in_window, j < SINKS) == in_window, small, extraction.lines)
 

@@ -30,7 +30,7 @@ def _scenes(sources: Sources) -> Iterator[Scene]:
     """Programs whose query selects units. The loop over tiles with a mask is the only one."""
     for unit in UNITS:
         for block_n in BLOCK_N:
-            yield scene(sources, block_n=block_n, has_gaps=False, has_unmasked_loop=False, selection_unit=unit)
+            yield scene(sources, block_n=block_n, has_other_masks=False, has_unmasked_loop=False, selection_unit=unit)
 
 
 def _entries(made: Scene) -> tuple[Any, Term]:

@@ -56,26 +56,26 @@ class Order:
         return index.value.term, list(first_key.path), first_key.value.term, in_tile.value
 
 
-def _scenes(sources: Sources, *, gaps: bool | None = None) -> Iterator[Scene]:
+def _scenes(sources: Sources, *, other_masks: bool | None = None) -> Iterator[Scene]:
     for block_n in BLOCK_N:
-        if gaps is not True:
-            yield scene(sources, block_n=block_n, has_gaps=False)
-        if gaps is not False:
-            yield scene(sources, block_n=block_n, has_gaps=True)
-    if gaps is not False:
-        yield scene(sources, block_n=64, has_gaps=True, has_chunks=True)
+        if other_masks is not True:
+            yield scene(sources, block_n=block_n, has_other_masks=False)
+        if other_masks is not False:
+            yield scene(sources, block_n=block_n, has_other_masks=True)
+    if other_masks is not False:
+        yield scene(sources, block_n=64, has_other_masks=True, has_chunks=True)
 
 
-def _covered(seen: Callable[[Rules], Term], *, gaps: bool | None = None):
+def _covered(seen: Callable[[Rules], Term], *, other_masks: bool | None = None):
     """A visible key lies in a tile of the order, and either loop loads it there."""
 
     def claims(sources: Sources) -> Iterator[Claim]:
-        for made in _scenes(sources, gaps=gaps):
+        for made in _scenes(sources, other_masks=other_masks):
             order, rules = Order(made), made.rules
             place = order.place_of(rules.j)
             within = z3.And(place >= 0, place < order.tiles["count"])
             goal = [within, order.tile_at(place) == rules.j / made.block_n]
-            if not made.kind.has_gaps:  # else every visible key of a tile is loaded: theorem tiles.loaded
+            if not made.kind.has_other_masks:  # else every visible key of a tile is loaded: theorem tiles.loaded
                 goal.append(z3.And(order.tiles["first_key"] <= rules.j, rules.j < order.tiles["end_key"]))
             yield made.claim("some tile holds the key", [rules.is_key, seen(rules)], z3.And(*goal))
 
@@ -129,7 +129,7 @@ def _all_see(sources: Sources) -> Iterator[Claim]:
 
 def _none_hidden(sources: Sources) -> Iterator[Claim]:
     for block_n in BLOCK_N:
-        made = scene(sources, block_n=block_n, has_gaps=True, has_bias=True)
+        made = scene(sources, block_n=block_n, has_other_masks=True, has_bias=True)
         rules = made.rules
         _, path, first_key, _ = Order(made).iteration(UNMASKED)
         here = [*path, first_key <= rules.j, rules.j < first_key + made.block_n, z3.Int("qq_bias_len") > 0]
@@ -149,7 +149,7 @@ def _with_both_loops(made: Scene, claim: Claim) -> Claim:
 
 
 def _once(sources: Sources) -> Iterator[Claim]:
-    for made in _scenes(sources, gaps=True):
+    for made in _scenes(sources, other_masks=True):
         tiles = Order(made).tiles
         ends = tiles["first_sink_tile"] + tiles["num_sink_tiles"]
         first_other = tiles["first_tile"] + tiles["num_sink_tiles"]
@@ -163,7 +163,7 @@ def _loaded(sources: Sources) -> Iterator[Claim]:
         _, path, first_key, in_tile = order.iteration(MASKED)
         n = made.rules.j - first_key
         shown = made.extraction.local("attend_keys", "visible").value.at(z3.Int("m"), n)
-        if made.kind.has_gaps:  # which keys are loaded is then the largest of a column of the mask
+        if made.kind.has_other_masks:  # which keys are loaded is then the largest of a column of the mask
             (column,) = (r for r in made.extraction.reductions if r.place == "visible_keys")
             loaded = column.result.at(n) > 0
             largest = [column.result.at(n) >= column.operand.at(z3.Int("m"), n)]
@@ -211,12 +211,12 @@ THEOREMS = (
     ),
     Theorem(
         "tiles.sinks", "No tile is skipped that holds a visible sink token.",
-        _covered(lambda rules: z3.And(rules.is_causal, rules.is_sink_token, rules.in_chunk), gaps=True),
+        _covered(lambda rules: z3.And(rules.is_causal, rules.is_sink_token, rules.in_chunk), other_masks=True),
         f"{VISIBILITY}.seen_keys", "tl.cdiv(sink_end, KIND.block_n)", "sink_end // KIND.block_n", of_scene,
     ),
     Theorem(
         "tiles.ranges", "No tile is skipped that holds a key of a range that holds a query of the tile.",
-        _covered(lambda rules: rules.in_range, gaps=True),
+        _covered(lambda rules: rules.in_range, other_masks=True),
         f"{VISIBILITY}.seen_keys", "begin, end = with_ranges(begin, end, tile, positions, args)",
         "_, end = with_ranges(begin, end, tile, positions, args)", of_scene,
     ),

@@ -27,8 +27,8 @@ TILED = {"HEAD_SIZE": 12, "BLOCK_ROWS": 8, "BLOCK_D": 16, "OUT_FORMAT": "float"}
 
 
 def _fits(sources: Sources) -> Iterator[Claim]:
-    for has_gaps in (False, True):
-        made = scene(Sources(sources.patched), block_n=64, has_gaps=has_gaps)  # no other theorem's lanes
+    for has_other_masks in (False, True):
+        made = scene(Sources(sources.patched), block_n=64, has_other_masks=has_other_masks)  # no other theorem's lanes
         extraction, m, n, d = made.extraction, z3.Int("m"), z3.Int("n"), z3.Int("d")
         extraction.local("attend_keys", "visible").value.at(m, n)
         for access in extraction.loads:

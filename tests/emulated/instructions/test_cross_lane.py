@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from attn_amdgcn.errors import Fault, UnknownInstructionError
+from attn_amdgcn.errors import EmulationFault, UnknownInstructionError
 
 from tests.emulated.lines import JUNK, ran
 
@@ -65,7 +65,7 @@ def test_v_permlane_swap(width, architecture):
         first = [lane + 100 - width if lane & width else lane for lane in range(lanes)]
         second = [lane + 100 if lane & width else lane + width for lane in range(lanes)]
         assert after.vector[:2, wave].tolist() == [first, second]
-    with pytest.raises(Fault, match="while a lane is off"):
+    with pytest.raises(EmulationFault, match="while a lane is off"):
         ran(text, architecture, exec=1)
 
 

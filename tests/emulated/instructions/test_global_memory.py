@@ -6,7 +6,7 @@ from typing import cast
 import numpy as np
 import pytest
 from attn_amdgcn import (
-    Fault,
+    EmulationFault,
     LaunchError,
     Memory,
     Parts,
@@ -154,7 +154,7 @@ def test_gfx1250_scales_the_offset_of_a_scalar_load(name, words):
 def test_a_scalar_load_of_a_byte_ends_where_its_buffer_does():
     data = DATA[:8]
     ran("s_load_u8 s4, s[100:101], 0x7", "gfx1201", buffers={"data": data})
-    with pytest.raises(Fault, match="1 bytes at byte 8 of data"):
+    with pytest.raises(EmulationFault, match="1 bytes at byte 8 of data"):
         ran("s_load_u8 s4, s[100:101], 0x8", "gfx1201", buffers={"data": data})
 
 
@@ -244,7 +244,7 @@ def test_a_buffer_drops_stores_beyond_its_records():
 def test_a_resource_of_another_kind_is_a_fault(word, value):
     described = resource(ADDRESS, 64, "gfx942")
     described[4 + word] = (described[5] & 0xFFFF if word == 1 else 0) | value
-    with pytest.raises(Fault, match="no raw buffer"):
+    with pytest.raises(EmulationFault, match="no raw buffer"):
         ran("buffer_load_dword v4, v0, s[4:7], 0 offen", v={0: 0}, s=described, buffers={"data": DATA})
 
 
@@ -265,7 +265,7 @@ def test_an_access_outside_the_buffers_is_a_fault():
         "buffer_load_dword v4, v0, s[4:7], 0 offen",
     ):
         with pytest.raises(
-            Fault, match=r"4 bytes at byte 4093 of data, which has 4096 bytes \(workgroup 0, wave 0, lane 9\)"
+            EmulationFault, match=r"4 bytes at byte 4093 of data, which has 4096 bytes \(workgroup 0, wave 0, lane 9\)"
         ) as found:
             ran(text, v={0: offsets}, s=resource(ADDRESS, 0x7FFFFFFE, "gfx942"), buffers={"data": DATA})
         assert found.value.instruction == text
@@ -325,7 +325,7 @@ def test_scratch_belongs_to_each_lane():
     "text", ["scratch_load_b64 v[8:9], off, off offset:60", "scratch_store_b32 v1, v0, off", "scratch_load_b32 v8, off, s4"]
 )
 def test_scratch_beyond_the_frame_is_a_fault(text):
-    with pytest.raises(Fault, match="of scratch, of which a lane has 64 bytes"):
+    with pytest.raises(EmulationFault, match="of scratch, of which a lane has 64 bytes"):
         ran(text, "gfx1201", v={1: np.where(LANES[:32] == 3, 64, 0)}, s={4: 62})
 
 
@@ -376,14 +376,14 @@ def test_each_lane_finds_what_the_lanes_before_it_left(architecture, returns, is
             found[wave, lane] = before if returns else JUNK
         assert after.shared.memory.contents("data").tobytes() == bytes(expected)
         assert (after.vector[4] == found).all()
-        assert after.shared.memory.told == ({0} if returns else set())
+        assert after.shared.memory.atomic_readers == ({0} if returns else set())
 
 
 def test_operands_of_an_atomic_fit_and_what_it_brings_is_waited_for():
     for text in ("v4, v0, v5, s[100:101]", "v0, v5, s[100:101] sc0"):
         with pytest.raises(UnknownInstructionError):
             ran(f"global_atomic_add {text}", buffers={"data": DATA})
-    with pytest.raises(Fault, match="no wait stands before its use"):
+    with pytest.raises(EmulationFault, match="no wait stands before its use"):
         ran("global_atomic_add v4, v0, v5, s[100:101] sc0\nv_mov_b32_e32 v6, v4", v={0: 0}, buffers={"data": DATA})
 
 
@@ -400,7 +400,7 @@ def test_an_atomic_reads_and_writes_what_may_be_and_whole_words(reads, writes, p
     body = [f"v_mov_b32_e32 v1, {place}", "s_load_dwordx2 s[4:5], s[0:1], 0x0", "s_waitcnt lgkmcnt(0)"]
     program = prepare(load(kernel_text(*body, "global_atomic_add v1, v1, s[4:5]", arguments=[POINTER])))
     parts = Parts({"x": [(0, reads)]}, {"x": [(0, writes)]})
-    with pytest.raises(Fault, match=what):
+    with pytest.raises(EmulationFault, match=what):
         launch(program, (1, 1, 1), [("x", 0)], {"x": np.zeros(8, np.uint8)}, parts=parts)
 
 
@@ -430,7 +430,7 @@ def test_a_part_of_a_buffer_may_be_touched_and_the_rest_may_not(begin, fault, wa
         assert memory.readable(place, 4, None, waves) is place
         return
     words = rf"4 bytes at byte {begin} of x, which has 1024 bytes: of these \[0, 256\), \[512, 768\) may be read"
-    with pytest.raises(Fault, match=words) as found:
+    with pytest.raises(EmulationFault, match=words) as found:
         memory.readable(place, 4, None, waves)
     assert found.value.touch == Touch("x", begin, "read")
 
@@ -438,7 +438,7 @@ def test_a_part_of_a_buffer_may_be_touched_and_the_rest_may_not(begin, fault, wa
 def test_a_lane_in_each_of_two_parts_is_right_and_an_access_across_them_is_not(waves):
     memory = Memory({"x": np.zeros(1024, np.uint8)}, parts=only([(0, 256), (512, 768)]))
     assert memory.readable(at(memory, 0, 512), 4, None, waves) is not None
-    with pytest.raises(Fault, match="lane 1"):
+    with pytest.raises(EmulationFault, match="lane 1"):
         memory.readable(at(memory, 0, 254), 4, None, waves)
 
 
@@ -446,10 +446,10 @@ def test_what_may_be_read_and_what_may_be_written_are_two_things(waves):
     memory = Memory({"x": np.zeros(64, np.uint8)}, parts=Parts({"x": [(0, 16)]}, {"x": [(16, 32)]}))
     memory.readable(at(memory, 0, 12), 4, None, waves)
     memory.writable(at(memory, 16, 28), 4, None, waves)
-    with pytest.raises(Fault, match=r"byte 16 of x, which has 64 bytes: of these \[0, 16\) may be read") as found:
+    with pytest.raises(EmulationFault, match=r"byte 16 of x, which has 64 bytes: of these \[0, 16\) may be read") as found:
         memory.readable(at(memory, 0, 16), 4, None, waves)
     assert found.value.touch == Touch("x", 16, "read")
-    with pytest.raises(Fault, match=r"byte 0 of x, which has 64 bytes: of these \[16, 32\) may be written") as found:
+    with pytest.raises(EmulationFault, match=r"byte 0 of x, which has 64 bytes: of these \[16, 32\) may be written") as found:
         memory.writable(at(memory, 16, 0), 4, None, waves)
     assert found.value.touch == Touch("x", 0, "written")
 
@@ -470,7 +470,7 @@ def test_a_load_and_a_store_are_held_to_their_own_parts():
     program = prepare(load(text))
     launch(program, (1, 1, 1), [("x", 0)], {"x": words}, parts=Parts({"x": whole}, {"x": whole}))
     for reads, writes, name in ((some, whole, "global_load_dword"), (whole, some, "global_store_dword")):
-        with pytest.raises(Fault, match=f"4 bytes at byte 508 of x.*wave 1, lane 63.*`{name}"):
+        with pytest.raises(EmulationFault, match=f"4 bytes at byte 508 of x.*wave 1, lane 63.*`{name}"):
             launch(program, (1, 1, 1), [("x", 0)], {"x": words}, parts=Parts({"x": reads}, {"x": writes}))
 
 
@@ -483,7 +483,7 @@ def test_an_access_may_start_where_all_its_bytes_may_be_touched(size, waves):
     for begin in range(1024):
         try:
             memory.readable(at(memory, begin, begin), size, None, waves)
-        except Fault:
+        except EmulationFault:
             found.append(False)
         else:
             found.append(True)
@@ -493,7 +493,7 @@ def test_an_access_may_start_where_all_its_bytes_may_be_touched(size, waves):
 
 def test_of_many_parts_a_fault_names_the_nearest(waves):
     memory = Memory({"x": np.zeros(1024, np.uint8)}, parts=only([(i, i + 8) for i in range(0, 1024, 32)]))
-    with pytest.raises(Fault, match=r"byte 72 of x, .*: of these 32 parts may be read, the nearest \[64, 72\)"):
+    with pytest.raises(EmulationFault, match=r"byte 72 of x, .*: of these 32 parts may be read, the nearest \[64, 72\)"):
         memory.readable(at(memory, 0, 72), 4, None, waves)
 
 
@@ -528,7 +528,7 @@ def test_of_buffers_beyond_4_gib_the_pages_are_copied_that_are_touched():
         large[begin : begin + len(held)] = held
     assert (large[FAR + 1024 : FAR + 1536].view(np.uint32) - near.view(np.uint32) == 1).all()
     assert (large[FAR : FAR + 512] == near).all()
-    with pytest.raises(Fault, match=rf"4 bytes at byte {len(large)} of x, which has {len(large)} bytes"):
+    with pytest.raises(EmulationFault, match=rf"4 bytes at byte {len(large)} of x, which has {len(large)} bytes"):
         launch(program, (1, 1, 1), [("x", len(large) - 4)], {"x": large})
 
 
@@ -543,5 +543,5 @@ def test_races_beyond_4_gib(schedules, words):
     program = far_program(
         "v_mov_b32_e32 v2, s2", "s_waitcnt lgkmcnt(0)", "v_mov_b32_e32 v1, 0", "global_store_dword v1, v2, s[4:5]"
     )
-    with pytest.raises(Fault, match=words):
+    with pytest.raises(EmulationFault, match=words):
         checked(program, (2, 1, 1), [("x", FAR)], {"x": np.zeros(FAR + 64, np.uint8)}, schedules=schedules)

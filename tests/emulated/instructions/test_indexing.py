@@ -1,7 +1,7 @@
 """Registers that M0 points at, between s_set_gpr_idx_on and s_set_gpr_idx_off."""
 
 import pytest
-from attn_amdgcn import Fault, UnknownInstructionError
+from attn_amdgcn import EmulationFault, UnknownInstructionError
 
 from tests.emulated.lines import JUNK, ran
 
@@ -30,7 +30,7 @@ def test_each_wave_has_its_own_index_and_lanes_that_are_off_keep_theirs():
 @pytest.mark.parametrize(("name", "index"), [("v191", 1), ("v100", 92), ("a63", 1)])
 def test_an_index_beyond_the_registers_is_a_fault(name, index):
     ran(f"{ON}v_mov_b32_e32 v1, {name}{OFF}", s={0: index - 1})
-    with pytest.raises(Fault, match="beyond the kernel's registers"):
+    with pytest.raises(EmulationFault, match="beyond the kernel's registers"):
         ran(f"{ON}v_mov_b32_e32 v1, {name}{OFF}", s={0: index})
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from attn_amdgcn import Fault
+from attn_amdgcn import EmulationFault
 
 from tests.emulated.instructions.test_global_memory import LANES, registers, words_of
 from tests.emulated.lines import JUNK, ran
@@ -148,7 +148,7 @@ def test_gfx1250_transposes_blocks_of_8_by_8():
     "text", ["ds_read_b32 v4, v0", "ds_write_b32 v0, v4", "ds_read2_b32 v[4:5], v0 offset1:1", "ds_read_b64 v[4:5], v0"]
 )
 def test_an_address_beyond_the_lds_is_a_fault(text):
-    with pytest.raises(Fault, match=r"of LDS, of which a workgroup has 256 bytes \(workgroup 0, wave 0, lane 60\)"):
+    with pytest.raises(EmulationFault, match=r"of LDS, of which a workgroup has 256 bytes \(workgroup 0, wave 0, lane 60\)"):
         ran(text, v={0: np.where(LANES == 60, 254, 0)}, lds_bytes=256)
     ran(text, v={0: np.where(LANES == 60, 254, 0)}, lds_bytes=256, exec=~(1 << 60))
     ran(text, v={0: 254}, lds_bytes=256, exec=0)
@@ -157,7 +157,7 @@ def test_an_address_beyond_the_lds_is_a_fault(text):
 def test_an_address_may_be_negative_before_its_offset_is_added():
     after = ran(f"{FILL}\nds_read_b32 v4, v0 offset:260", v={0: (LANES * 4 - 256).astype(np.uint32), **FILLED})
     assert after.vector[4, 0].tolist() == [*VALUES[0, 1:], VALUES[1, 0]]
-    with pytest.raises(Fault, match="4 bytes at byte 4294967292 of LDS"):
+    with pytest.raises(EmulationFault, match="4 bytes at byte 4294967292 of LDS"):
         ran("ds_read_b32 v4, v0 offset:252", v={0: -256})
 
 
@@ -178,5 +178,5 @@ def test_lanes_of_gfx1250_at_the_address_of_nowhere_store_nothing(count, exec_ma
                 for word in range(2):
                     expected[(lane * 8 + 256 * i + 16) // 4 + word] = v[9 + 2 * i + word][lane]
     assert found.tolist() == expected.tolist()
-    with pytest.raises(Fault, match="of LDS, of which a workgroup has 1024 bytes"):
+    with pytest.raises(EmulationFault, match="of LDS, of which a workgroup has 1024 bytes"):
         ran(text, "gfx1201", v=v, lds_bytes=1024, exec=exec_mask)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from attn_amdgcn import Fault, Schedule, UnknownInstructionError, launch, load, prepare
+from attn_amdgcn import EmulationFault, Schedule, UnknownInstructionError, launch, load, prepare
 
 from tests.emulated.kernels import kernel_text
 from tests.emulated.lines import JUNK, ran
@@ -78,7 +78,7 @@ def test_a_wave_that_is_to_load_nothing(load):
 @pytest.mark.parametrize(("m0", "offset", "byte"), [(1792, 8, 2048), (0, -16, -16)])
 def test_a_lane_beyond_lds_is_a_fault(m0, offset, byte):
     text = f"s_mov_b32 m0, {m0}\nglobal_load_lds_dword v0, s[100:101] offset:{offset}"
-    with pytest.raises(Fault, match=f"4 bytes at byte {byte} of LDS, of which a workgroup has 2048 bytes"):
+    with pytest.raises(EmulationFault, match=f"4 bytes at byte {byte} of LDS, of which a workgroup has 2048 bytes"):
         ran(text, "gfx950", v={0: 64 + LANES * 4}, buffers=BUFFERS, lds_bytes=2048)
 
 
@@ -113,7 +113,7 @@ def run(*lines, **more):
     ],
 )
 def test_a_byte_that_has_not_come_is_not_touched(lines, lacks):
-    with pytest.raises(Fault, match=lacks) as found:
+    with pytest.raises(EmulationFault, match=lacks) as found:
         run(*lines)
     assert found.value.instruction == lines[-1]
     assert (found.value.wave, found.value.lane) == (0, 0)
@@ -144,7 +144,7 @@ def test_waits_and_barriers_that_suffice(lines):
 def test_a_load_into_what_another_wave_has_read_races():
     lines = (LOAD, WAIT, BARRIER, OTHERS, "s_waitcnt lgkmcnt(0)", LOAD)
     run(*lines)
-    with pytest.raises(Fault, match=r"a race: it writes byte .* of LDS, which wave . read"):
+    with pytest.raises(EmulationFault, match=r"a race: it writes byte .* of LDS, which wave . read"):
         run(*lines, races=True)
     run(*lines[:-1], BARRIER, LOAD, races=True)
 
@@ -161,5 +161,5 @@ def test_a_launch_looks_at_its_loads(waves):
         return memory.contents("data").view(np.uint32)
 
     assert launched(*lines)[128:256].tolist() == WORDS[:128].tolist()
-    with pytest.raises(Fault, match=r"reads byte .* of LDS, which wave . loads by `global_load_lds_dword"):
+    with pytest.raises(EmulationFault, match=r"reads byte .* of LDS, which wave . loads by `global_load_lds_dword"):
         launched(*(line for line in lines if line != WAIT))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from attn_amdgcn.errors import Fault, UnknownInstructionError
+from attn_amdgcn.errors import EmulationFault, UnknownInstructionError
 from attn_amdgcn.instructions.matrix.elements import FORMATS
 
 from tests.emulated import matrices
@@ -195,14 +195,14 @@ def test_each_float_of_4_and_6_bits_is_the_tables(kind):
 
 def test_wmma_needs_all_lanes():
     text, operands = wmma_operands("gfx1201")
-    with pytest.raises(Fault, match=r"EXEC switches lanes off \(workgroup 0, wave 0, lane 1\)"):
+    with pytest.raises(EmulationFault, match=r"EXEC switches lanes off \(workgroup 0, wave 0, lane 1\)"):
         behind(f"v_wmma_f32_16x16x16_f16 v[{D}:{D + 7}], {text}, 0", "gfx1201", operands, 8, exec=1)
 
 
 def test_gfx11_needs_a_and_b_twice():
     text, operands = wmma_operands("gfx1100")
     operands[B + 2][1, 20] ^= 1
-    with pytest.raises(Fault, match=r"do not repeat lanes 0 to 15 \(workgroup 0, wave 1, lane 4\)"):
+    with pytest.raises(EmulationFault, match=r"do not repeat lanes 0 to 15 \(workgroup 0, wave 1, lane 4\)"):
         behind(f"v_wmma_f32_16x16x16_f16 v[{D}:{D + 7}], {text}, 0", "gfx1100", operands, 8)
 
 

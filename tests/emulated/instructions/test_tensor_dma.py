@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from attn_amdgcn import Fault, UnknownInstructionError
+from attn_amdgcn import EmulationFault, UnknownInstructionError
 from attn_amdgcn.memory import BASE, GUARD
 
 from tests.emulated.lines import JUNK, ran
@@ -129,9 +129,9 @@ def test_other_architectures_have_none():
 
 
 def test_bytes_outside_are_faults():
-    with pytest.raises(Fault, match="2 bytes at byte 8192 of data"):
+    with pytest.raises(EmulationFault, match="2 bytes at byte 8192 of data"):
         loaded(descriptor((8, 2), (8, 2), (4096,)), 2)
-    with pytest.raises(Fault, match="2 bytes at byte 2048 of LDS"):
+    with pytest.raises(EmulationFault, match="2 bytes at byte 2048 of LDS"):
         loaded(descriptor((8, 2), (8, 2), (8,), lds=2040), 2)
 
 
@@ -156,7 +156,7 @@ def test_a_byte_that_has_not_come_is_not_touched(lines, fails):
     s = descriptor((64,), (64,))
     s |= {20 + i: word for i, word in enumerate(list(descriptor((64,), (64,), lds=1024).values())[:4])}
     v = {0: LANES * 4, 1: LANES * 4}
-    fault = pytest.raises(Fault, match="no wait stands before its use") if fails else nullcontext()
+    fault = pytest.raises(EmulationFault, match="no wait stands before its use") if fails else nullcontext()
     with fault:
         ran("\n".join(lines), "gfx1250", s=s, v=v, buffers={"data": HALVES.view(np.uint8)}, lds_bytes=LDS)
 

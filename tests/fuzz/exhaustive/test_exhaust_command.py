@@ -59,7 +59,7 @@ def test_nothing_is_claimed_where_a_launch_cannot_be_run(attn_parity):
     assert "agree" not in ended.out
 
 
-def test_the_claim(attn_parity, tmp_path):
+def test_a_whole_scope_without_failures_ends_in_its_claim(attn_parity, tmp_path):
     ended = exhaust(attn_parity, "RIGHT", "--json", "run.json")
     assert ended.code == 0, ended.out + ended.err
     claim = f"all {NUM_CALLS} calls of scope ci of target small-right agree with the reference, within the judge's bound"
@@ -70,7 +70,7 @@ def test_the_claim(attn_parity, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted on a CPU only")
-def test_the_claim_in_exact_arithmetic(attn_parity, tmp_path):
+def test_the_claim_names_calls_that_are_exact(attn_parity, tmp_path):
     ended = exhaust(attn_parity, "RIGHT", "--exact", "--json", "run.json")
     assert ended.code == 0, ended.out + ended.err
     assert f"{NUM_CALLS} of them are the formula's in exact arithmetic, in every element" in ended.out

@@ -70,7 +70,7 @@ def brute_force(part: Part, flags: tuple[bool, ...], block_size: int, num_blocks
     return total
 
 
-def orbit_size(batch: symmetry.Batch, num_blocks: int) -> int:
+def orbit_size(batch: symmetry.Requests, num_blocks: int) -> int:
     """The number of batches in the orbit of a batch, in a cache of this number of blocks."""
     orders = itertools.permutations(batch) if all(r.query_len and r.seq_len for r in batch) else [batch]
     distinct = {symmetry.renamed(order) for order in orders}

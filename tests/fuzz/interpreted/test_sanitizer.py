@@ -470,11 +470,11 @@ def test_what_a_kernel_did_comes_out_whatever_the_target_makes_of_it(sanitized):
 
 
 @pytest.fixture
-def fenced(sanitized):
+def bounds_alone(sanitized):
     accesses.install("bounds")
 
 
-@pytest.mark.usefixtures("fenced")
+@pytest.mark.usefixtures("bounds_alone")
 @pytest.mark.parametrize(("shift", "num_elements", "access"), [(9, 8, "load"), (-9, 8, "load"), (0, 24, "store")])
 def test_a_kernel_without_rights_is_held_to_the_memory_of_its_arguments(shift, num_elements, access):
     source, target = torch.zeros(32 if access == "store" else 8), torch.zeros(8)
@@ -486,7 +486,7 @@ def test_a_kernel_without_rights_is_held_to_the_memory_of_its_arguments(shift, n
     assert watching.violation.about == f"{access} of an address"
 
 
-@pytest.mark.usefixtures("fenced")
+@pytest.mark.usefixtures("bounds_alone")
 def test_a_kernel_without_rights_may_touch_all_of_its_storages_and_race():
     source, target = torch.arange(16.0)[4:12], torch.zeros(8)
     with sanitizer.watch(list) as watching:

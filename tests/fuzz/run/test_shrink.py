@@ -17,7 +17,7 @@ from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.support import EVERYTHING, Support
-from attn_fuzz.verdict.verdict import Kind, Verdict, what_failed
+from attn_fuzz.verdict.verdict import Verdict, VerdictKind, what_failed
 from attn_lab.zoo import known_bugs as mutants
 from attn_parity.commands.fuzz import failing
 from hypothesis import HealthCheck, assume, given, settings
@@ -278,7 +278,7 @@ def test_which_failures_may_stand_for_each_other(one, other):
 
 def test_every_kind_of_failure_has_been_thought_of():
     named = {kind for pair in (*SAME, *DIFFERENT) for kind, _ in pair}
-    assert set(get_args(Kind)) - named == {"agree", "refused", "limit", "rope"}, (
+    assert set(get_args(VerdictKind)) - named == {"agree", "refused", "limit", "rope"}, (
         "a query that is rotated wrongly is of one tensor"
     )
 

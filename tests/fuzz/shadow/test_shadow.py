@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from attn_contract import ContractError
-from attn_fuzz.shadow import Kind, Shadow, contents_of
+from attn_fuzz.shadow import FaultKind, Shadow, contents_of
 
 BLOCK, RING = 4, 16
 
@@ -152,18 +152,18 @@ def after_read(engine):
 
 
 FAULTS = [
-    (wrong_slot, Kind.WRONG_SLOT, 5, ("a", 4)),
-    (shared_block, Kind.OTHER_REQUEST, 3, ("b", 3)),
-    (stale_block, Kind.STALE_BLOCK, 0, ("b", 0)),
-    (lost_key, Kind.WRONG_SLOT, 6, None),
-    (zeroed, Kind.LOST_KEY, 2, ("a", 2)),
-    (too_long, Kind.WRONG_LENGTH, 4, None),
-    (too_short, Kind.WRONG_LENGTH, 7, None),
-    (rotated_again, Kind.ROTATED_TWICE, 3, ("a", 3)),
-    (unrotated, Kind.NOT_ROTATED, 1, ("a", 1)),
-    (rescaled, Kind.SCALE, 2, ("a", 2)),
-    (altered, Kind.ALTERED, 2, ("a", 2)),
-    (after_read, Kind.WRITE_AFTER_READ, 6, None),
+    (wrong_slot, FaultKind.WRONG_SLOT, 5, ("a", 4)),
+    (shared_block, FaultKind.OTHER_REQUEST, 3, ("b", 3)),
+    (stale_block, FaultKind.STALE_BLOCK, 0, ("b", 0)),
+    (lost_key, FaultKind.WRONG_SLOT, 6, None),
+    (zeroed, FaultKind.LOST_KEY, 2, ("a", 2)),
+    (too_long, FaultKind.WRONG_LENGTH, 4, None),
+    (too_short, FaultKind.WRONG_LENGTH, 7, None),
+    (rotated_again, FaultKind.ROTATED_TWICE, 3, ("a", 3)),
+    (unrotated, FaultKind.NOT_ROTATED, 1, ("a", 1)),
+    (rescaled, FaultKind.SCALE, 2, ("a", 2)),
+    (altered, FaultKind.ALTERED, 2, ("a", 2)),
+    (after_read, FaultKind.WRITE_AFTER_READ, 6, None),
 ]
 
 
@@ -185,7 +185,7 @@ def test_a_ring_that_is_read_from_another_place():
     right = engine.slots("a", range(4, 12))
     assert not engine.read("a")
     found = engine.read("a", slots=right[1:] + right[:1])
-    assert found[0].kind == Kind.WRONG_RING
+    assert found[0].kind == FaultKind.WRONG_RING
     assert found[0].position == 4
     assert (found[0].expected_slot, found[0].writer.position, found[0].count) == (right[0], 5, 8)
 
@@ -234,7 +234,7 @@ def test_beams_change_places_at_once():
     for beam, of in enumerate(order):
         assert not shadow.read("layer", beam, range(4), keys=keys[of])
         other = shadow.read("layer", beam, range(4), keys=keys[(of + 1) % 3])
-        assert other[0].kind == (Kind.STALE_BLOCK if (of + 1) % 3 == 1 else Kind.OTHER_REQUEST), str(other[0])
+        assert other[0].kind == (FaultKind.STALE_BLOCK if (of + 1) % 3 == 1 else FaultKind.OTHER_REQUEST), str(other[0])
 
 
 def test_a_prefix_is_shared_for_its_tokens():
@@ -245,10 +245,10 @@ def test_a_prefix_is_shared_for_its_tokens():
     shadow.free("a")
     assert not shadow.adopt(0, "b", range(4), range(4))
     found = shadow.adopt(0, "c", range(4), range(4))
-    assert found[0].kind == Kind.OTHER_REQUEST
+    assert found[0].kind == FaultKind.OTHER_REQUEST
     assert found[0].position == 1
-    assert shadow.adopt(0, "c", range(1, 3), range(2))[0].kind == Kind.WRONG_SLOT
-    assert shadow.adopt(0, "c", range(4, 5), range(4, 5))[0].kind == Kind.LOST_KEY
+    assert shadow.adopt(0, "c", range(1, 3), range(2))[0].kind == FaultKind.WRONG_SLOT
+    assert shadow.adopt(0, "c", range(4, 5), range(4, 5))[0].kind == FaultKind.LOST_KEY
 
 
 def test_layers_that_share_a_pool_see_each_others_writes():
@@ -293,7 +293,7 @@ def test_a_rotation_is_seen_in_either_pairing_of_some_dims(pairs, width):
     order = torch.arange(width) if pairs == "halves" else torch.arange(width).view(-1, 2).T.flatten()
     again[..., order] = rotated(keys[..., order], torch.tensor([5]))
     shadow.write(0, "a", [5], keys=keys.bfloat16())
-    assert shadow.read(0, "a", [5], keys=again.bfloat16(), whole=False)[0].kind == Kind.ROTATED_TWICE
+    assert shadow.read(0, "a", [5], keys=again.bfloat16(), whole=False)[0].kind == FaultKind.ROTATED_TWICE
 
 
 BAD = [
@@ -329,9 +329,9 @@ def test_values_are_kept_within_their_bound():
     for begin in range(0, 1000, 100):
         shadow.write(0, "a", range(begin, begin + 100), keys=keys[begin : begin + 100])
     turned = keys * math.pi
-    assert shadow.read(0, "a", range(700, 1000), keys=turned[700:], whole=False)[0].kind == Kind.SCALE
+    assert shadow.read(0, "a", range(700, 1000), keys=turned[700:], whole=False)[0].kind == FaultKind.SCALE
     early = shadow.read(0, "a", range(10), keys=turned[:10], whole=False)[0]
-    assert early.kind == Kind.ALTERED
+    assert early.kind == FaultKind.ALTERED
     assert "no longer kept" in early.detail
 
 
@@ -343,4 +343,4 @@ def test_a_rounded_key_is_close_to_its_own_and_not_to_anothers():
     rounded = keys.to(torch.float8_e4m3fn).float()
     assert not shadow.read(0, 0, range(5), keys=rounded[0], close=0.25)
     found = shadow.read(0, 0, range(5), keys=rounded[1], close=0.25)
-    assert (found[0].kind, found[0].writer.request) == (Kind.OTHER_REQUEST, 1)
+    assert (found[0].kind, found[0].writer.request) == (FaultKind.OTHER_REQUEST, 1)

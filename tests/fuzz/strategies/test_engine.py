@@ -115,7 +115,7 @@ def test_finite_slots_are_drawn_directly():
 def test_bytes_of_scales_are_drawn_directly():
     found, tally = draw(replace(SCALES_OF_POWERS, engine=Engine(least_scales=False)), examples=60)
     assert not tally.rejected
-    edges = [edge.byte for case in found if (edge := edges_of_scales.of(case))]
+    edges = [edge.byte for case in found if (edge := edges_of_scales.edge_of(case))]
     assert {*edges} == {edges_of_scales.LARGEST}
 
 

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from attn_amdgcn import AmdgcnError, Fault, Schedule, launch, load, prepare
+from attn_amdgcn import AmdgcnError, EmulationFault, Schedule, launch, load, prepare
 from attn_lab.findings.places import FOLDER
 from attn_lab.findings.scripts import DOES_NOT_SHOW, SHOWS
 
@@ -179,7 +179,7 @@ def test_reads_are_sunk_where_the_emulator_finds_a_race(script):
     has_race = False
     try:
         launch(prepare(load(code)), (1, 1, 1), arguments, buffers, lds_bytes=1 << 14, schedule=Schedule(races=True))
-    except Fault as fault:
+    except EmulationFault as fault:
         has_race = "race" in fault.what
     assert has_race == bool(script.sunk(script.LLVM_IR, code))
 
@@ -215,7 +215,7 @@ def test_a_tile_is_read_where_another_is_loaded_if_the_emulator_finds_no_wait(sc
     lacks_wait = False
     try:
         launch(prepare(load(code)), (1, 1, 1), [*((name, 0) for name in sizes), None, None], buffers, lds_bytes=lds_bytes)
-    except Fault as fault:
+    except EmulationFault as fault:
         lacks_wait = "no wait stands before its use" in fault.what
     assert lacks_wait == (tiles == script.TILES and script.is_same_place(ttgir))
 

@@ -24,7 +24,7 @@ from attn_fuzz.findings.aiter.unified import UNIFIED_ATTENTION
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.verdict.judge import Difference
 from attn_fuzz.verdict.oracle import requests
-from attn_fuzz.verdict.verdict import Kind, Verdict
+from attn_fuzz.verdict.verdict import Verdict, VerdictKind
 
 FINDINGS = {
     finding.name: finding
@@ -45,7 +45,7 @@ def known(name: str, **changes: object) -> tuple[Finding, Case]:
     return finding, msgspec.structs.replace(case_file.load(finding.path), **changes)
 
 
-def wrong(got: float, expected: float = 1.0, *, request: int = 0, kind: Kind = "value") -> Verdict:
+def wrong(got: float, expected: float = 1.0, *, request: int = 0, kind: VerdictKind = "value") -> Verdict:
     """A verdict on the worst element of one request, whose bound is 1e-6."""
     worst = Difference(request=request, tensor="out", row=0, head=0, dim=0, got=got, expected=expected, bound=1e-6, rows=1)
     return Verdict(kind=kind, about="out", differences=(worst,))
@@ -170,7 +170,7 @@ def test_an_earlier_call_may_have_a_request_without_a_key(query_len, seq_len, ea
     assert finding.explains(case, Verdict(kind="sanitizer", about="store of an address")) == explained
 
 
-def wrong_logits(ratio: float = 0.0, kind: Kind = "value", message: str = "") -> Verdict:
+def wrong_logits(ratio: float = 0.0, kind: VerdictKind = "value", message: str = "") -> Verdict:
     return Verdict(kind=kind, about="index_logits", ratio=ratio, message=message)
 
 

@@ -156,7 +156,7 @@ def test_a_request_without_keys_is_right_where_the_files_count_at_least_a_tile_o
 def test_the_first_row_of_a_request_is_found_below_2_to_the_32_bytes_alone(tensor, first_byte, is_found):
     """The pointer lies `first_byte` before a small buffer, so that the rows of the only request are the buffer's."""
     needs_files()
-    from attn_amdgcn import Fault, code_objects, launch, load, prepare
+    from attn_amdgcn import EmulationFault, code_objects, launch, load, prepare
 
     file = aiter_assembly.files() / "gfx942/fmha_v3_fwd/MI300/fwd_hd128_bf16_rtna_group.co"
     rows = torch.zeros(40, 1, 128, dtype=torch.bfloat16)
@@ -171,7 +171,7 @@ def test_the_first_row_of_a_request_is_found_below_2_to_the_32_bytes_alone(tenso
     arguments = [(one.arguments | pointers).get(each.offset, 0) for each in program.kernel.arguments]
     buffers = {name: np.zeros(40 * 256, np.uint8) for name in ("out", "q", "k", "v")}
     buffers |= {f"{name} starts": each.int().numpy().view(np.uint8) for name, each in starts.items()}
-    with contextlib.nullcontext() if is_found else pytest.raises(Fault, match="at byte -429"):
+    with contextlib.nullcontext() if is_found else pytest.raises(EmulationFault, match="at byte -429"):
         launch(program, (1, 1, 1), arguments, buffers)
 
 

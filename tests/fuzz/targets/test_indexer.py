@@ -19,12 +19,12 @@ from attn_fuzz.run import shard
 from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import indexer
-from attn_fuzz.targets.indexer import EVERY_TERM, Stages, gathered_keys, guarded, index_target
+from attn_fuzz.targets.indexer import EVERY_TERM, IndexerFunctions, gathered_keys, guarded, index_target
 from attn_fuzz.targets.rng import rng_of_lengths
 from attn_reference.indexer import request_rows, seen_units
 
 EXAMPLES = 60
-RIGHT = Stages(
+RIGHT = IndexerFunctions(
     write_index_cache=attn_reference.write_index_cache,
     gather=lambda cache, made, batch, count: gathered_keys(cache, made, batch, batch.num_actual_tokens)[:2],
     index_logits=attn_reference.index_logits,
@@ -253,7 +253,7 @@ def test_planted_faults_are_found(name: str) -> None:
     terms, functions = PLANTED[name]
     for step, rng in steps(terms):
         try:
-            indexer.check(step, Stages(**functions), rng)
+            indexer.check(step, IndexerFunctions(**functions), rng)
         except FailedCheckError:
             return
     pytest.fail(f"{name}: not found in {EXAMPLES} examples")
@@ -268,7 +268,7 @@ def test_right_functions_pass(terms: str) -> None:
 
 def test_a_case_is_run_as_those_of_any_target() -> None:
     wrong = dataclasses.replace(
-        SMALL_TARGET, attention=indexer.attention_by(lambda: Stages(select=zeros_for_holes), EVERY_TERM)
+        SMALL_TARGET, attention=indexer.attention_by(lambda: IndexerFunctions(select=zeros_for_holes), EVERY_TERM)
     )
     drawn = shard.drawn(FuzzPlan(target=f"{__name__}:SMALL_TARGET", device="cpu", examples=EXAMPLES, seed=2, folder=Path()))
     assert {try_case(case, SMALL_TARGET, "cpu").kind for case in drawn[:8]} == {"agree"}

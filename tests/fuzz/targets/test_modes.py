@@ -47,7 +47,7 @@ def test_a_target_is_told_in_full(name, told, attn_parity, monkeypatch):
 
 @pytest.mark.parametrize("mode", modes.MODES)
 def test_a_mode_that_a_target_has_not_is_refused_with_a_sentence(mode):
-    told = modes.told(registry.load("triton-merge"), registry.entry("triton-merge").value)[mode]
+    told = modes.descriptions(registry.load("triton-merge"), registry.entry("triton-merge").value)[mode]
     assert told == modes.MODES[mode] or re.match("no: .* ", told)
 
 

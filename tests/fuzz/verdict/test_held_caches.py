@@ -5,7 +5,7 @@ import attn_reference
 import pytest
 import torch
 from attn_contract import Batch, KVCacheView, Layer, Layout
-from attn_fuzz.shadow import Kind
+from attn_fuzz.shadow import FaultKind
 
 BLOCK, WIDTH = 16, 32
 
@@ -128,11 +128,11 @@ def freed_too_early(engine):
 @pytest.mark.parametrize(
     ("mistake", "kind", "request_", "position"),
     [
-        (writes_elsewhere, Kind.WRONG_SLOT, "a", 21),
-        (other_table, Kind.OTHER_REQUEST, "a", 0),
-        (stale_lengths, Kind.STALE_BLOCK, "a", 20),  # no scheduler tells another length than the step's
-        (copied_over, Kind.OTHER_REQUEST, "a", 16),
-        (freed_too_early, Kind.OTHER_REQUEST, "a", 0),
+        (writes_elsewhere, FaultKind.WRONG_SLOT, "a", 21),
+        (other_table, FaultKind.OTHER_REQUEST, "a", 0),
+        (stale_lengths, FaultKind.STALE_BLOCK, "a", 20),  # no scheduler tells another length than the step's
+        (copied_over, FaultKind.OTHER_REQUEST, "a", 16),
+        (freed_too_early, FaultKind.OTHER_REQUEST, "a", 0),
     ],
 )
 def test_a_mistake_of_an_engine_is_named(mistake, kind, request_, position, engine):

@@ -57,7 +57,7 @@ def test_a_layer(name, attn_type, validate, step_of, aiter):
 
 @every_kind
 @validated
-def test_a_step(name, attn_type, validate, step_of, aiter):
+def test_forward_refuses_wrong_arguments(name, attn_type, validate, step_of, aiter):
     step = step_of(name, attn_type)
     impl = BACKENDS[name].impl(step.layer, aiter=aiter, validate=validate, **step.constructor)
     builder = BACKENDS[name].builder(attn_type)

@@ -45,7 +45,7 @@ def test_every_query_is_in_one_tile(query_lens, device):
     assert sorted(rows) == list(range(starts[-1]))
 
 
-def test_one_tile_each(device):
+def test_each_request_can_have_one_tile(device):
     """Tile r is request r's, and holds all of its queries."""
     starts = [0, 3, 3, 15, 16]
     found = tiles(starts, 4, device, one_tile_per_request=True)

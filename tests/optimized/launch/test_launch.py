@@ -42,7 +42,7 @@ PHASES = {
     "short": {"num_tokens": 2048, "max_query_len": 2048},
     "prefill": {"num_tokens": 8192, "max_query_len": 8192},
     "window": {"num_tokens": 2048, "max_query_len": 2048, "window_keys": SHORT_WINDOW_KEYS},
-    "rules": {"num_tokens": 2048, "max_query_len": 2048, "has_gaps": True},
+    "rules": {"num_tokens": 2048, "max_query_len": 2048, "has_other_masks": True},
 }
 """Changes that make a batch of another phase of a decode of one request."""
 
@@ -155,10 +155,10 @@ SHORT_WINDOW = {"window_keys": SHORT_WINDOW_KEYS}
         ({}, "prefill"),
         (SHORT_WINDOW, "window"),
         ({"window_keys": SHORT_WINDOW_KEYS + 1}, "prefill"),
-        ({"has_gaps": True}, "rules"),
+        ({"has_other_masks": True}, "rules"),
         ({"has_bias": True}, "rules"),
-        ({"has_gaps": True, **SHORT_WINDOW}, "rules"),
-        ({"has_gaps": True, "num_requests": 9}, "mixed"),
+        ({"has_other_masks": True, **SHORT_WINDOW}, "rules"),
+        ({"has_other_masks": True, "num_requests": 9}, "mixed"),
         ({"num_requests": 7, "num_tokens": 10}, "short"),
         ({"num_tokens": SHORT_ROWS_PER_UNIT * COMPUTE_UNITS // 32 - 1}, "short"),
         ({"num_tokens": SHORT_ROWS_PER_UNIT * COMPUTE_UNITS // 32}, "prefill"),

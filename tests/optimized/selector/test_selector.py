@@ -508,7 +508,7 @@ def test_nothing_that_fits_is_cheaper(neighbour, aiter):
     for writer, reader in itertools.product(WRITERS, repeat=2):
         layers = {"writer": writer, "reader": reader.with_rules(kv_sharing=True), "neighbour": neighbour}
         places = {
-            name: list(model._places(one_layer.verdicts_of(config, "gfx942", aiter), config)) for name, config in layers.items()
+            name: list(model._places(one_layer.answers_of(config, "gfx942", aiter), config)) for name, config in layers.items()
         }
         costs = [
             model._cost(chosen)

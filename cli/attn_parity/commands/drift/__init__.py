@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 from attn_fuzz import inputs
-from attn_fuzz.errors import NOT_RUN, InputError
+from attn_fuzz.errors import EXIT_LIMIT, InputError
 from attn_fuzz.outputs import RUNS
 from attn_parity.console import notes, results
 from attn_parity.device import use_device
@@ -151,4 +151,4 @@ def _told(result: "Drift", targets: Sequence[str], file: Path) -> int:
         return 1
     if result["interrupted"]:
         return 130
-    return NOT_RUN if any(change["not_judged"] for change in found.values()) else 0
+    return EXIT_LIMIT if any(change["not_judged"] for change in found.values()) else 0

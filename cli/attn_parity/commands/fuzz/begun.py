@@ -10,7 +10,7 @@ from typing import Any
 import click
 from attn_fuzz import outputs
 from attn_fuzz.cases.case import Case
-from attn_fuzz.errors import NOT_RUN, ExecutorError
+from attn_fuzz.errors import EXIT_LIMIT, ExecutorError
 from attn_fuzz.report.run import Found, Run
 from attn_fuzz.run import provenance, runner, shard
 from attn_fuzz.run.runner import Outcome
@@ -165,7 +165,7 @@ def _write_page(run: Run, file: Path, errors: list[str]) -> None:
 
 
 def _exit_code(runs: Sequence[Run], errors: list[str]) -> int:
-    """The exit code: 1 if a case fails, 130 after an interruption, NOT_RUN if a limit was met.
+    """The exit code: 1 if a case fails, 130 after an interruption, EXIT_LIMIT if a limit was met.
 
     Errors are printed, or raised if no case fails.
 
@@ -179,7 +179,7 @@ def _exit_code(runs: Sequence[Run], errors: list[str]) -> int:
         notes.print(f"attn-parity: {error}", soft_wrap=True)
     if fails:
         return 1
-    return 130 if runs[0].interrupted else NOT_RUN if any(run.limits for run in runs) else 0
+    return 130 if runs[0].interrupted else EXIT_LIMIT if any(run.limits for run in runs) else 0
 
 
 def _run(

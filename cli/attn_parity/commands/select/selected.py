@@ -87,7 +87,7 @@ def print_findings(configs: dict[str, AttentionConfig], assignments: dict[str, "
         for finding in BACKENDS.get(chosen.backend, ()):
             if finding.meets(configs[name]):
                 layers[chosen.backend, finding.name, finding.seen_in].append(name)
-    _print_by_backend(("known bugs of", "for", "finding", "seen in"), layers)
+    _print_by_backend(("findings in", "for", "finding", "seen in"), layers)
 
 
 def print_runs(assignments: Mapping[str, "Assignment"]) -> None:

@@ -17,7 +17,7 @@ from functools import cache, partial
 
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel
-from attn_amdgcn.errors import Fault
+from attn_amdgcn.errors import EmulationFault
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, register
 from attn_amdgcn.instructions.matrix import layouts
 from attn_amdgcn.instructions.matrix.elements import FORMATS
@@ -131,10 +131,10 @@ def _check_repeated(waves: Waves, registers: np.ndarray) -> None:
         raise _fault("lanes 16 to 31 of A or B do not repeat lanes 0 to 15", waves, differs.any(axis=0))
 
 
-def _fault(what: str, waves: Waves, lanes: np.ndarray) -> Fault:
+def _fault(what: str, waves: Waves, lanes: np.ndarray) -> EmulationFault:
     """A fault of the first of these [waves, lanes]."""
     wave, lane = np.argwhere(lanes)[0].tolist()
-    return Fault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
+    return EmulationFault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
 
 
 for _name in sorted({name for names in NAMES.values() for name in names.split()}):

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from attn_fuzz.findings.aiter.shared import in_both, in_wheel
-from attn_fuzz.findings.finding import is_of_tf32, of
+from attn_fuzz.findings.finding import failures_where, is_of_tf32
 
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
@@ -46,7 +46,7 @@ EXTEND = (
         "extend_attention nor in mla_decode_rope.",
         cause="aiter/ops/triton/utils/_triton/kernel_repr.py:11, _sanitize_constexpr_value: the dot of the number stands in "
         "the kernel's name, which is then no identifier.",
-        explains=of(("raised",), lambda case: (case.logits_soft_cap or 0.0) % 1.0 != 0.0),
+        explains=failures_where(("raised",), lambda case: (case.logits_soft_cap or 0.0) % 1.0 != 0.0),
     ),
 )
 MHA_VARLEN = (
@@ -57,6 +57,6 @@ MHA_VARLEN = (
         cause="aiter/ops/triton/_triton_kernels/mha.py:512, _attn_fwd: where no tile of keys is left, the store of the LSE is "
         "masked by the longest request's queries, SEQLEN_Q, and not by this request's. `start_m * BLOCK_M > seqlen_q` (457) "
         "lets a request without a query get there, too, and a further block of a request whose queries fill theirs.",
-        explains=of(("lse", "sanitizer"), _sees_no_tile),
+        explains=failures_where(("lse", "sanitizer"), _sees_no_tile),
     ),
 )

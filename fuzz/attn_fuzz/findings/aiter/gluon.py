@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from attn_contract import Layout
 from attn_fuzz.findings.aiter.mla_assembly import has_junk_in_slot_0
 from attn_fuzz.findings.aiter.shared import FAR_LOGITS, PREFILL_SPARSE, has_holes, in_main, reads_unused_slots
-from attn_fuzz.findings.finding import NUMBERS, WRONG, is_nan, of
+from attn_fuzz.findings.finding import NUMBERS, WRONG, failures_where, is_nan
 
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
@@ -44,7 +44,9 @@ GLUON_DECODE = (
         "by scale / (max + 1e-8) and the output by max, the largest scale of the tile. It is taken with its sign, and slots "
         "behind the last key have 0. AITER's own writers make positive scales.",
         # attn_fuzz.cases.tensors: with every fourth seed scales are negative, as another writer may have them
-        explains=of(_CHECKED, lambda case: case.cache and case.cache.scales == "token" and case.values.seed % 4 == 1),
+        explains=failures_where(
+            _CHECKED, lambda case: case.cache and case.cache.scales == "token" and case.values.seed % 4 == 1
+        ),
     ),
 )
 GLUON_UNIFIED = (
@@ -55,7 +57,7 @@ GLUON_UNIFIED = (
         "behind it, are looked for where they would be if they did.",
         cause=f"{_GLUON}/unified_attention_2d.py:328-349 and unified_attention_3d.py: descriptors of the cache have the stride "
         "of a row, and a block's first row is its number times the rows of a block. The stride of blocks is not used.",
-        explains=of(
+        explains=failures_where(
             _CHECKED,
             _has_gaps_between_blocks,
             lambda case: takes_gluon_2d(case) or (case.cache and case.cache.layout is Layout.SHUFFLED),
@@ -66,13 +68,13 @@ GLUON_UNIFIED = (
         what="A prefill, or a window, with a number of query heads for each KV head that is no power of two does not compile, "
         "and the host code has no other kernel for it.",
         cause=f"{_GLUON}/unified_attention_2d.py and unified_attention_reduce.py:57: layouts of Gluon have powers of two.",
-        explains=of(("raised",), _is_no_power_of_two),
+        explains=failures_where(("raised",), _is_no_power_of_two),
     ),
     in_main(
         name="aiter-gluon-infinite-sink",
         what="A sink above 3.4e38 times the scale makes the output NaN in a prefill or with a window. It should be 0.",
         cause=f"{_GLUON}/unified_attention_2d.py:2080: the sink is divided by the scale, and becomes infinite.",
-        explains=of(("nan", "value"), takes_gluon_2d, lambda case: case.sinks == "above" and abs(case.scale) < 1),
+        explains=failures_where(("nan", "value"), takes_gluon_2d, lambda case: case.sinks == "above" and abs(case.scale) < 1),
     ),
     in_main(
         name="aiter-gluon-past-table-row",
@@ -92,7 +94,7 @@ GLUON_SPARSE = (
         cause="aiter/ops/triton/_gluon_kernels/gfx950/attention/pa_decode_sparse.py:238 and 374: after a tile without a key "
         "the running maximum is 0 instead of -inf (`guard all-masked rows`), and weights are taken relative to it; so they are "
         "in the reduction of parts (:981).",
-        explains=of(WRONG, lambda case: case.values.kind in FAR_LOGITS),
+        explains=failures_where(WRONG, lambda case: case.values.kind in FAR_LOGITS),
     ),
     in_main(
         name="aiter-gluon-full-tile-slot-0",
@@ -111,7 +113,7 @@ GLUON_SPARSE_GFX1250 = (
         what="A row that has a tile of 16 indices of -1 in front of a part's first key is NaN.",
         cause=f"{_GLUON}/pa_decode_sparse.py:372-381: after a tile without a key the running maximum is -inf, and -inf minus "
         "-inf is NaN.",
-        explains=of(WRONG, has_holes),
+        explains=failures_where(WRONG, has_holes),
     ),
     in_main(
         name="aiter-gluon-sparse-no-sink",
@@ -134,7 +136,7 @@ GLUON_PREFILL_SPARSE = (
         "In a step of up to 128 rows of 16 heads, a row of more than 64 keys has several.",
         cause="aiter/ops/triton/gluon/mla_gluon.py:678-689, _mla_gluon: the sum and the LSE of each part hold the sink, and "
         "_mla_softmax_reducev_kernel merges parts by these.",
-        explains=of(NUMBERS, lambda case: case.sinks and any(one.seq_len > 64 for one in case.requests)),
+        explains=failures_where(NUMBERS, lambda case: case.sinks and any(one.seq_len > 64 for one in case.requests)),
     ),
     in_main(
         name="aiter-gluon-prefill-holes",
@@ -142,7 +144,7 @@ GLUON_PREFILL_SPARSE = (
         "pool.",
         cause=f"{PREFILL_SPARSE}:171-190 hands the indices to mla_gluon (aiter/ops/triton/gluon/mla_gluon.py), which does not "
         "look for -1.",
-        explains=of(_CHECKED, has_holes),
+        explains=failures_where(_CHECKED, has_holes),
     ),
 )
 GLUON_PREFILL_SPARSE_GFX1250 = (
@@ -151,7 +153,7 @@ GLUON_PREFILL_SPARSE_GFX1250 = (
         what="On gfx1250 pa_prefill_sparse takes an index of -1, of the pool and of the step's own rows, for a key, if the "
         "rows of a step have up to 16 indices of the pool on average.",
         cause=f"{PREFILL_SPARSE}:90-91: without has_invalid, such lists pass for lists without -1.",
-        explains=of(_CHECKED, has_holes),
+        explains=failures_where(_CHECKED, has_holes),
     ),
     in_main(
         name="aiter-gluon-prefill-no-sink",
@@ -184,6 +186,6 @@ GLUON_MLA = (
         "weights and the maximum.",
         cause=f"{_GLUON}/mla.py:2886-2892: segm_output is the output where there is one part, and segm_expsum and segm_max are "
         "stored as if they were not (aiter/ops/triton/attention/mla.py).",
-        explains=of(_CHECKED, _decodes_one_block),
+        explains=failures_where(_CHECKED, _decodes_one_block),
     ),
 )

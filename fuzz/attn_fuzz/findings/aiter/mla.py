@@ -2,7 +2,7 @@
 
 from attn_contract import AttentionConfig
 from attn_fuzz.findings.aiter.shared import has_holes, in_wheel
-from attn_fuzz.findings.finding import WRONG, is_nan, of
+from attn_fuzz.findings.finding import WRONG, failures_where, is_nan
 
 _SPARSE_MLA = "aiter/ops/triton/_triton_kernels/unified_attention_sparse_mla.py, _kernel_unified_attention_sparse_mla_2d"
 
@@ -34,7 +34,7 @@ SPARSE_MLA = (
         cause="aiter/ops/triton/unified_attention_sparse_mla.py, unified_attention_sparse_mla: the grid has "
         "num_query_heads // 16 programs for each row of q, and no check refuses what is left over.",
         meets=lambda config: _is_latent(config) and config.num_heads % 16 != 0,
-        explains=of(("unwritten",), lambda case: case.group_size % 16 != 0),
+        explains=failures_where(("unwritten",), lambda case: case.group_size % 16 != 0),
     ),
     in_wheel(
         name="aiter-sparse-mla-hidden-tile",
@@ -43,6 +43,6 @@ SPARSE_MLA = (
         cause=f"{_SPARSE_MLA}: after a tile without a key the running maximum is 0 instead of -inf, and weights are taken "
         "relative to it.",
         meets=_is_latent,
-        explains=of(WRONG, has_holes),
+        explains=failures_where(WRONG, has_holes),
     ),
 )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attn_fuzz.findings.aiter.shared import has_3_queries, in_both, in_main, in_wheel
-from attn_fuzz.findings.finding import NUMBERS, WRONG, has_several_queries, is_nan, of
+from attn_fuzz.findings.finding import NUMBERS, WRONG, failures_where, has_several_queries, is_nan
 
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
@@ -54,7 +54,7 @@ MLA_ASSEMBLY = (
         what="bfloat16, 128 heads and several queries of a request: each query but the last one sees the keys behind it, too.",
         cause="hsa/gfx942/mla/mla_dec_stage1_bf16_a16w16_subQ128_mqa128.co has no causal mask, and asm_mla.cu:165-172 takes it "
         "for any max_seqlen_q. Hardware shows the same (AITER issue 5679).",
-        explains=of(WRONG, has_several_queries, lambda case: case.group_size == 128 and not case.is_quantized),
+        explains=failures_where(WRONG, has_several_queries, lambda case: case.group_size == 128 and not case.is_quantized),
     ),
     in_both(
         name="aiter-mla-large-scales",
@@ -83,7 +83,7 @@ MLA_ASSEMBLY = (
         cause="aiter/mla.py:135-141 and 55-57: the reduction reads up to one split for each 16 keys of a request, and the "
         "kernels write one for each 32 or more. AITER's main has 32 for 128 heads (e4048607, aiter/mla.py:604-607), and still "
         "16 for 16 heads and several queries.",
-        explains=of(WRONG, _has_empty_split),
+        explains=failures_where(WRONG, _has_empty_split),
     ),
 )
 UNWRITTEN = (*WRONG, "unwritten")
@@ -124,7 +124,7 @@ MLA_ASSEMBLY_OF_MAIN = (
         "that nobody has written. 17 keys in two splits are enough.",
         cause="aiter/mla.py:598-617: the reduction reads up to one split for each 16 keys (mgc), and "
         "hsa/gfx950/mla/MLA_A16W16_1TG_4W_16mx4_32nx1_Coex0_Msk1_QH16.co writes one for each 32.",
-        explains=of(UNWRITTEN, _in_16_bits(32), lambda case: any(each.seq_len > 16 for each in case.requests)),
+        explains=failures_where(UNWRITTEN, _in_16_bits(32), lambda case: any(each.seq_len > 16 for each in case.requests)),
     ),
     in_main(
         name="aiter-mla-64-heads-not-causal",
@@ -132,14 +132,14 @@ MLA_ASSEMBLY_OF_MAIN = (
         "last one sees the keys behind it, too. Of 32 heads the second half of the queries has no output.",
         cause=f"{_OF_32_AND_64_HEADS}, have no causal mask, and asm_mla.cu:911-943 takes them for any max_seqlen_q. A "
         "workgroup of 32mx1 has 32 rows (s_mov_b32 s65, 32 at 0x23bc), and the grid is made for 64 (:915).",
-        explains=of(UNWRITTEN, _in_16_bits(32, 64), has_several_queries),
+        explains=failures_where(UNWRITTEN, _in_16_bits(32, 64), has_several_queries),
     ),
     in_main(
         name="aiter-mla-8-heads-unscaled-values",
         what="gfx942, float8, 8 heads: with a scale of the cache that is not 1 the output lacks it.",
         cause="hsa/gfx942/mla/mla_a8w8_qh8_qseqlen1_gqaratio8_v1.co multiplies by kv_scale once, at 0x2268, for the logits. "
         "The file for 16 heads multiplies the output by it, too (0x65d8).",
-        explains=of(NUMBERS, _of_8_heads, lambda case: _cache_dtype(case) == "fp8_e4m3fnuz"),
+        explains=failures_where(NUMBERS, _of_8_heads, lambda case: _cache_dtype(case) == "fp8_e4m3fnuz"),
     ),
     in_main(
         name="aiter-mla-8-heads-float32",
@@ -160,7 +160,7 @@ MLA_ASSEMBLY_OF_MAIN = (
         "libstdc++ that is the one without a mask if the map has gfx950's rows, and the other if it has gfx942's, too.",
         explains=lambda case, verdict: (
             _of_accesses("buffer_load", _of_8_heads, has_several_queries)(case, verdict)
-            or of(UNWRITTEN, _in_16_bits(8), has_several_queries)(case, verdict)
+            or failures_where(UNWRITTEN, _in_16_bits(8), has_several_queries)(case, verdict)
         ),
     ),
     in_main(
@@ -192,7 +192,7 @@ MLA_PERSISTENT = (
         "so a part can have none. hsa/gfx942/mla/mla_a8w8_qh128_m32x4_n16x2_msk0_ps.co ends the workgroup at such a work "
         "(0x2550: s_cmp_le_u32 s81, s80 and a branch to s_endpgm): it writes neither that part nor any later work. "
         "AITER's main (e4048607) makes no such part.",
-        explains=of(WRONG, _has_short_end, lambda case: case.group_size == 128),
+        explains=failures_where(WRONG, _has_short_end, lambda case: case.group_size == 128),
     ),
     in_both(
         name="aiter-mla-unscaled-values",
@@ -200,7 +200,7 @@ MLA_PERSISTENT = (
         cause="hsa/gfx942/mla/mla_a8w8_qh16_qseqlen4_gqaratio16_ps.co multiplies by kv_scale once, at 0x2a94, for the logits. "
         "The file for 2 queries multiplies the output by it, too (0x85ec). Main has mla_a8w8_qh64_qseqlen4_gqaratio16_ps.co in "
         "its place, which does not either; 32 and 64 heads are computed as 16 heads of more requests (aiter/mla.py:666-753).",
-        explains=of(NUMBERS, has_3_queries, lambda case: case.group_size in (16, 32, 64) and case.is_quantized),
+        explains=failures_where(NUMBERS, has_3_queries, lambda case: case.group_size in (16, 32, 64) and case.is_quantized),
     ),
     in_wheel(
         name="aiter-mla-unmasked-parts",
@@ -208,6 +208,6 @@ MLA_PERSISTENT = (
         cause="The _ps files of hsa/gfx942/mla for 16 heads mask nothing of a part of which a query sees nothing: its LSE "
         "should be minus infinity, and is that of the whole part. AITER's main (e4048607) makes no such part: "
         "tail_done_threshold, v1_2_device.cuh:485-490. Issue 3013 tells of errors for 2 queries of float8.",
-        explains=of(WRONG, _has_short_end, lambda case: case.group_size == 16),
+        explains=failures_where(WRONG, _has_short_end, lambda case: case.group_size == 16),
     ),
 )

@@ -1,7 +1,7 @@
 """Bugs in AITER's Triton kernels of an indexer's logits."""
 
 from attn_fuzz.findings.aiter.shared import has_3_queries, in_main
-from attn_fuzz.findings.finding import of
+from attn_fuzz.findings.finding import failures_where
 
 MQA_LOGITS = (
     in_main(
@@ -24,7 +24,7 @@ MQA_LOGITS_STAGE1 = (
         "its last 256: the beginning of the row that follows, or the memory behind the last one.",
         cause="aiter/ops/triton/_triton_kernels/attention/pa_mqa_logits.py:304-311, _deepgemm_fp8_paged_mqa_logits_stage1: the "
         "store of a chunk of 256 columns has no mask. max_model_len is given, and not used.",
-        explains=of(("guard", "sanitizer"), lambda case: case.slack > 0),
+        explains=failures_where(("guard", "sanitizer"), lambda case: case.slack > 0),
     ),
 )
 MQA_LOGITS_RAGGED = (
@@ -35,6 +35,6 @@ MQA_LOGITS_RAGGED = (
         cause="aiter/ops/triton/_triton_kernels/attention/pa_mqa_logits.py:191, _deepgemm_fp8_paged_mqa_logits_ragged_k: of L "
         "keys, query n sees i <= L - n. It should be i <= L - N + n, as in the kernels beside it (:300 and :455). "
         "_deepgemm_fp8_paged_mqa_logits_stage1_ragged_k has the same line (:96).",
-        explains=of(("value", "nan"), has_3_queries),
+        explains=failures_where(("value", "nan"), has_3_queries),
     ),
 )

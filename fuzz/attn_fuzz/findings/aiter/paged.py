@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from attn_fuzz.findings.aiter.shared import FAR_LOGITS, in_wheel
-from attn_fuzz.findings.finding import NUMBERS, WRONG, has_idle_requests, is_nan, is_nan_before_windows, of
+from attn_fuzz.findings.finding import NUMBERS, WRONG, failures_where, has_idle_requests, is_nan, is_nan_before_windows
 
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
@@ -31,7 +31,7 @@ PAGED_DECODE = (
         what="A decode with one query head for each KV head does not compile (Triton 3.9, for gfx942 and sm90 alike).",
         cause="aiter/ops/triton/_triton_kernels/pa_decode.py, _paged_attn_decode_v1_wo_dot_kernel, its v2, and the two for "
         "scales of each token: `alpha[:, None]` of a scalar, which Triton 3.6 to 3.8 compile.",
-        explains=of(("raised",), lambda case: case.group_size == 1),
+        explains=failures_where(("raised",), lambda case: case.group_size == 1),
     ),
 )
 PAGED_PREFILL = (
@@ -66,7 +66,7 @@ CHUNKED_PREFILL = (
         "row, or the memory behind the last row.",
         cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:63-68, _kernel_paged_attention_2d: with "
         "filter_by_query_len it returns for more than one query, and not for none.",
-        explains=of((*WRONG, "guard", "crashed", "sanitizer"), has_idle_requests),
+        explains=failures_where((*WRONG, "guard", "crashed", "sanitizer"), has_idle_requests),
     ),
     in_wheel(
         name="aiter-chunked-rounded-products",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from attn_contract import AttentionConfig, AttentionType
 from attn_fuzz.findings.aiter.shared import in_wheel, is_decoder, reads_unused_slots
-from attn_fuzz.findings.finding import Finding, has_queries_without_keys, is_nan, of
+from attn_fuzz.findings.finding import Finding, failures_where, has_queries_without_keys, is_nan
 
 if TYPE_CHECKING:
     from attn_fuzz.cases.case import Case
@@ -79,7 +79,7 @@ UNIFIED_ATTENTION = (
         cause=f"{KERNELS}, kernel_unified_attention_2d and _3d: after a tile without a visible key the running maximum is 0 "
         "instead of minus infinity, and never falls below that.",
         meets=lambda config: is_decoder(config) and not (_has_window(config) and config.asks("sinks")),
-        explains=of(("nan", "value", "exact"), _hides_tiles),
+        explains=failures_where(("nan", "value", "exact"), _hides_tiles),
     ),
     in_wheel(
         name="aiter-soft-cap-overflow",
@@ -97,7 +97,7 @@ UNIFIED_ATTENTION = (
         what="Where keys are split, rows of the output that no request owns are written, as padding for a graph has them.",
         cause=f"{KERNELS}, reduce_segments: one program for each row of q, and none asks whether a request owns it.",
         meets=lambda config: is_decoder(config) and not _has_window(config),
-        explains=of(("guard",), _may_split, lambda case: case.unowned_rows > 0),
+        explains=failures_where(("guard",), _may_split, lambda case: case.unowned_rows > 0),
     ),
     in_wheel(
         name="aiter-split-without-keys",

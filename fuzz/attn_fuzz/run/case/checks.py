@@ -20,7 +20,7 @@ from attn_fuzz.run.case.attempt import Attempt
 from attn_fuzz.run.case.exceptions import described
 from attn_fuzz.targets.attention_config import config_of
 from attn_fuzz.targets.modes import ARCHITECTURES
-from attn_fuzz.verdict.verdict import Kind
+from attn_fuzz.verdict.verdict import VerdictKind
 
 
 class Wrong(NamedTuple):
@@ -163,12 +163,12 @@ def stray_write(attempt: Attempt) -> Wrong | None:
     return None
 
 
-CHECKS_OF_ERRORS: tuple[tuple[Kind, Callable[[Attempt], Wrong | None]], ...] = (
+CHECKS_OF_ERRORS: tuple[tuple[VerdictKind, Callable[[Attempt], Wrong | None]], ...] = (
     ("sanitizer", forbidden_access),
     ("raised", wrong_error),
 )
 """The checks that read no tensor."""
-CHECKS: tuple[tuple[Kind, Callable[[Attempt], Wrong | None]], ...] = (
+CHECKS: tuple[tuple[VerdictKind, Callable[[Attempt], Wrong | None]], ...] = (
     ("sanitizer", forbidden_access),
     ("served", broken_declaration),
     ("raised", wrong_error),

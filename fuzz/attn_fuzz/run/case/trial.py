@@ -26,7 +26,7 @@ from attn_fuzz.text import one_line
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.judge import Judgement, check_scores, judge, judge_finite
 from attn_fuzz.verdict.rounding import Rounding
-from attn_fuzz.verdict.verdict import COMPARED, NOT_CARRIED, Kind, Verdict
+from attn_fuzz.verdict.verdict import COMPARED, NOT_CARRIED, Verdict, VerdictKind
 
 PROPERTIES_OF_CASE = 2
 SEEDS_OF_SECOND_LOOK = (8 * CHOICES, 16 * CHOICES)
@@ -107,7 +107,7 @@ def _tried(case: Case, target: Target, device: str, judge_step: Judge) -> tuple[
     attended = time.perf_counter()
 
     def verdict(
-        kind: Kind, message: str, judgement: Judgement | None = None, about: str = "", ratio: float = 0.0
+        kind: VerdictKind, message: str, judgement: Judgement | None = None, about: str = "", ratio: float = 0.0
     ) -> tuple[Verdict, Judgement | None]:
         seconds = {**attempt.seconds, "judge": time.perf_counter() - attended}
         plain = Verdict(kind=kind, message=message, about=about, ratio=ratio, seconds=seconds, events=attempt.events)
@@ -177,7 +177,7 @@ def followed(case: Case, target: Target, device: str, verdict: Verdict) -> Verdi
     return msgspec.structs.replace(verdict, kind="exact", message=wrong.message, about=wrong.tensor)
 
 
-def _wrong_by_properties(attempt: Attempt) -> tuple[Kind, str, str] | None:
+def _wrong_by_properties(attempt: Attempt) -> tuple[VerdictKind, str, str] | None:
     """The failure that properties find in variants of the step, as kind, about and message of a verdict; None if they hold."""
     try:
         with own_state(attempt.case), program_order.programs(attempt.case.program_order, attempt.case.values.seed):

@@ -21,8 +21,15 @@ Before some steps, logits were computed while the cache held other keys: nothing
 There is no attention: the output of the step is 0.
 """
 
+from attn_fuzz.targets.indexer.functions import (
+    IndexerFunctions,
+    attention_by,
+    check,
+    guarded,
+    unwritten_logits,
+    unwritten_selection,
+)
 from attn_fuzz.targets.indexer.gathered import GatheredKeys, drafts_of, gathered_keys, of_ranges
-from attn_fuzz.targets.indexer.stages import Stages, attention_by, check, guarded, unwritten_logits, unwritten_selection
 from attn_fuzz.targets.indexer.step import NUMBERS, IndexStep, index_step
 from attn_fuzz.targets.indexer.targets import EVERY_TERM, FORCED, REFERENCE_INDEXER, index_engine, index_target, judged_target
 from attn_fuzz.targets.indexer.triton import TRITON_INDEXER
@@ -35,7 +42,7 @@ __all__ = [
     "TRITON_INDEXER",
     "GatheredKeys",
     "IndexStep",
-    "Stages",
+    "IndexerFunctions",
     "attention_by",
     "check",
     "drafts_of",

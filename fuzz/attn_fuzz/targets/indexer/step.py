@@ -57,8 +57,8 @@ class IndexStep:
         return int(self.batch.query_start_loc[-1])
 
     def written_by(self, write: Callable[..., object], last: int = 0) -> torch.Tensor:
-        """A copy of the buffer, written by a function: see `Stages.write_index_cache`. The `last` last rows have a call of
-        their own, as a decode after a prefill."""
+        """A copy of the buffer, written by a function: see `IndexerFunctions.write_index_cache`. The `last` last rows have a
+        call of their own, as a decode after a prefill."""
         buffer, first = self.buffer.clone(), max(len(self.k) - last, 0)
         for rows in (slice(first), slice(first, None)) if 0 < last <= first else (slice(None),):
             write(self.k[rows], self.cache_in(buffer), self.indexer, self.slot_mapping[rows])

@@ -8,7 +8,7 @@ import attn_reference
 import torch
 from attn_contract import AttentionType, IndexLayout, IndexScore, Layout, PhysicalOrder, ScaleFormat
 from attn_fuzz.targets.engine import ANY_ENGINE, Engine
-from attn_fuzz.targets.indexer.stages import Stages, attention_by
+from attn_fuzz.targets.indexer.functions import IndexerFunctions, attention_by
 from attn_fuzz.targets.indexer.step import Terms
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import AttentionFunction, Target
@@ -47,15 +47,15 @@ def index_engine(**fields: Any) -> Engine:
     return dataclasses.replace(ANY_ENGINE, **(settings | fields))
 
 
-def index_target(name: str, stages: Callable[[], Stages], terms: Terms, **fields: Any) -> Target:
+def index_target(name: str, functions: Callable[[], IndexerFunctions], terms: Terms, **fields: Any) -> Target:
     """A target that chooses keys.
 
     Args:
         name: the name of the target.
-        stages, terms: see `attention_by`.
+        functions, terms: see `attention_by`.
         fields: for `judged_target`.
     """
-    return judged_target(name, attention_by(stages, terms), **fields)
+    return judged_target(name, attention_by(functions, terms), **fields)
 
 
 def judged_target(name: str, attention: AttentionFunction, **fields: Any) -> Target:
@@ -96,7 +96,7 @@ def judged_target(name: str, attention: AttentionFunction, **fields: Any) -> Tar
 
 REFERENCE_INDEXER = index_target(
     "reference-indexer",
-    lambda: Stages(
+    lambda: IndexerFunctions(
         write_index_cache=attn_reference.write_index_cache,
         index_logits=attn_reference.index_logits,
         select=attn_reference.select,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from attn_contract import Batch, Indexer
 from attn_contract.layouts import BYTES_OF_SCALE
-from attn_fuzz.targets.indexer.stages import Stages, attention_by, unwritten_logits, unwritten_selection
+from attn_fuzz.targets.indexer.functions import IndexerFunctions, attention_by, unwritten_logits, unwritten_selection
 from attn_fuzz.targets.indexer.targets import EVERY_TERM, index_target
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.rng import rng_of_lengths, rng_of_metadata
@@ -17,7 +17,7 @@ from attn_fuzz.targets.triton import TRITON, modules, planned, triton_unavailabl
 
 
 def _triton_functions() -> tuple[Callable[..., object], Callable[..., torch.Tensor], Callable[..., torch.Tensor]]:
-    """The functions of `Stages` that write a cache, score units and select them. Half of the calls get a tensor to write to."""
+    """The functions that write a cache, score units and select them. Half of the calls get a tensor to write to."""
     import attn_optimized
 
     def index_logits(q, weights, index_cache, indexer: Indexer, batch: Batch) -> torch.Tensor:
@@ -35,14 +35,14 @@ def _triton_functions() -> tuple[Callable[..., object], Callable[..., torch.Tens
     return functools.partial(attn_optimized.write_index_cache, validate=True), index_logits, select
 
 
-def _triton_stages() -> Stages:
+def _indexer_functions() -> IndexerFunctions:
     write, index_logits, select = _triton_functions()
-    return Stages(write_index_cache=write, index_logits=index_logits, select=select, repeats=True)
+    return IndexerFunctions(write_index_cache=write, index_logits=index_logits, select=select, repeats=True)
 
 
 def _with_far_rows(
     write: Callable[..., object], logits_of: Callable[..., torch.Tensor], select: Callable[..., torch.Tensor]
-) -> Stages:
+) -> IndexerFunctions:
     """The functions, called with tensors whose rows, and pages of the cache, lie far apart."""
 
     def pages(copies: far.Spread, index_cache: torch.Tensor, indexer: Indexer) -> torch.Tensor:
@@ -64,7 +64,7 @@ def _with_far_rows(
         with far.spread(rng_of_lengths(batch)) as copies:
             return select(copies.elements(logits), indexer, batch)
 
-    return Stages(write_index_cache=write_index_cache, index_logits=index_logits, select=select_units)
+    return IndexerFunctions(write_index_cache=write_index_cache, index_logits=index_logits, select=select_units)
 
 
 def _far(target: Target) -> Target:
@@ -78,7 +78,7 @@ def _far(target: Target) -> Target:
 
 _TRITON_ON_CPU = index_target(
     "triton-indexer",
-    _triton_stages,
+    _indexer_functions,
     EVERY_TERM,
     description="the Triton kernels of an index layer: index cache, logits and selection",
     unavailable=triton_unavailable,

@@ -81,7 +81,7 @@ def declared(target: Target) -> list[str]:
     return [*own, *(f"{form}@{mode}" for form in formats for mode in of_any)]
 
 
-def told(target: Target, place: str) -> dict[str, str]:
+def descriptions(target: Target, place: str) -> dict[str, str]:
     """The description of each mode, or "no" and the reason why the target has no such mode."""
     found: dict[str, str] = {}
     for mode in dict.fromkeys((*target.modes, *_ORDER)):

@@ -116,17 +116,17 @@ def run(launch: Launch, architecture: str, schedules: "Sequence[Schedule]") -> N
             counts as done until the end of the launch.
         attn_amdgcn.AmdgcnError: the code has what the emulator does not know.
     """
-    from attn_amdgcn import Fault
+    from attn_amdgcn import EmulationFault
     from attn_fuzz.emulated import code_objects
 
     if launch.in_step:
         schedules = [dataclasses.replace(each, waves="together") for each in schedules]
     code = code_objects.ready(files() / architecture / launch.file, launch.kernel, evenly=launch.in_step)
     known = known_hazards(f"{architecture}/{launch.file}")
-    hazards: dict[tuple[int, int], Fault] = {}
+    hazards: dict[tuple[int, int], EmulationFault] = {}
     try:
         code_objects.run(code, launch.arguments, launch.grid, schedules, hazards)
-    except Fault as fault:
+    except EmulationFault as fault:
         raise Violation(f"{launch.file} for {architecture}: {fault}", "access") from fault
     for lines, fault in hazards.items():
         if lines not in known:

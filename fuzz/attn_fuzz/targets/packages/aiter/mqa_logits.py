@@ -24,7 +24,7 @@ from attn_fuzz.errors import LimitError
 from attn_fuzz.findings.aiter.mqa_logits import MQA_LOGITS, MQA_LOGITS_RAGGED, MQA_LOGITS_STAGE1
 from attn_fuzz.interpreted.aiter import COMPUTE_UNITS
 from attn_fuzz.targets.indexer import (
-    Stages,
+    IndexerFunctions,
     drafts_of,
     gathered_keys,
     guarded,
@@ -158,7 +158,7 @@ _OF_DECODES: dict[str, Any] = {
 }
 AITER_MQA_LOGITS = index_target(
     "aiter-mqa-logits",
-    lambda: Stages(index_logits=_logits),
+    lambda: IndexerFunctions(index_logits=_logits),
     TERMS,
     description="AITER's fp8_mqa_logits in Triton, of the keys of an index cache",
     engine=index_engine(**_SIZES),
@@ -168,14 +168,14 @@ AITER_MQA_LOGITS = index_target(
 )
 AITER_PAGED_MQA_LOGITS = index_target(
     "aiter-paged-mqa-logits",
-    lambda: Stages(index_logits=_paged_logits),
+    lambda: IndexerFunctions(index_logits=_paged_logits),
     TERMS,
     description="the Triton kernel of AITER's deepgemm_fp8_paged_mqa_logits, of the keys of a flat index cache",
     **_OF_DECODES,
 )
 AITER_PAGED_MQA_LOGITS_STAGE1 = index_target(
     "aiter-paged-mqa-logits-stage1",
-    lambda: Stages(index_logits=_stage1_logits),
+    lambda: IndexerFunctions(index_logits=_stage1_logits),
     TERMS,
     description="AITER's deepgemm_fp8_paged_mqa_logits_stage1, added up, of the keys of a flat index cache",
     findings=MQA_LOGITS_STAGE1,
@@ -183,7 +183,7 @@ AITER_PAGED_MQA_LOGITS_STAGE1 = index_target(
 )
 AITER_RAGGED_MQA_LOGITS = index_target(
     "aiter-ragged-mqa-logits",
-    lambda: Stages(index_logits=_ragged_logits),
+    lambda: IndexerFunctions(index_logits=_ragged_logits),
     TERMS,
     description="AITER's deepgemm_fp8_paged_mqa_logits_ragged_k, of the keys of a flat index cache",
     findings=MQA_LOGITS_RAGGED,

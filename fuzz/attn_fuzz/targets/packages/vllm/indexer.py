@@ -19,7 +19,7 @@ import torch
 from attn_contract import IndexLayout, ScaleFormat
 from attn_fuzz import foreign
 from attn_fuzz.findings import vllm
-from attn_fuzz.targets.indexer import Stages, drafts_of, gathered_keys, guarded, index_engine, index_target, of_ranges
+from attn_fuzz.targets.indexer import IndexerFunctions, drafts_of, gathered_keys, guarded, index_engine, index_target, of_ranges
 from attn_fuzz.targets.packages.vllm import sparse_mla as vllm_sparse_mla
 
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
@@ -108,7 +108,7 @@ _FIELDS: dict[str, Any] = {
 }
 VLLM_INDEXER = index_target(
     "vllm-indexer",
-    lambda: Stages(write_index_cache=_written, gather=_gathered),
+    lambda: IndexerFunctions(write_index_cache=_written, gather=_gathered),
     QUANTIZED | {"layout": (TILED,)},
     description="the writer of index keys of vLLM 0.33.0 for ROCm, and the gathering of keys",
     engine=index_engine(**_SIZES),
@@ -116,7 +116,7 @@ VLLM_INDEXER = index_target(
 )
 VLLM_PAGED_MQA_LOGITS = index_target(
     "vllm-paged-mqa-logits",
-    lambda: Stages(
+    lambda: IndexerFunctions(
         index_logits=functools.partial(
             _paged_logits, call=lambda module, *given: module.rocm_fp8_paged_mqa_logits_triton(*given)
         )
@@ -129,7 +129,7 @@ VLLM_PAGED_MQA_LOGITS = index_target(
 )
 VLLM_PAGED_MQA_LOGITS_TORCH = index_target(
     "vllm-paged-mqa-logits-torch",
-    lambda: Stages(
+    lambda: IndexerFunctions(
         index_logits=functools.partial(_paged_logits, call=lambda module, *given: module.fp8_paged_mqa_logits_torch(*given))
     ),
     QUANTIZED | {"layout": (FLAT,)},
@@ -140,7 +140,7 @@ VLLM_PAGED_MQA_LOGITS_TORCH = index_target(
 )
 VLLM_INDEX_DECODE = index_target(
     "vllm-index-decode",
-    lambda: Stages(write_index_cache=_written, index_logits=functools.partial(_paged_logits, call=_chosen)),
+    lambda: IndexerFunctions(write_index_cache=_written, index_logits=functools.partial(_paged_logits, call=_chosen)),
     QUANTIZED | {"layout": (TILED,), "cache_dtype": (FN,)},
     description="a decode of the index layer of vLLM 0.33.0 on gfx950 while AITER is off: its writer, and what it reads by",
     engine=index_engine(query_lens=("equal",), **_SIZES),
@@ -149,7 +149,7 @@ VLLM_INDEX_DECODE = index_target(
 )
 VLLM_MQA_LOGITS_TORCH = index_target(
     "vllm-mqa-logits-torch",
-    lambda: Stages(index_logits=_gathered_logits),
+    lambda: IndexerFunctions(index_logits=_gathered_logits),
     QUANTIZED | {"layout": (FLAT,)},
     description="fp8_mqa_logits_torch of vLLM 0.33.0, which stands in where AITER is missing",
     engine=index_engine(**_SIZES),

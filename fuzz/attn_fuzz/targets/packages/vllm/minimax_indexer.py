@@ -14,7 +14,7 @@ import torch
 from attn_contract import IndexLayout, IndexScore
 from attn_fuzz.cases.case import Case
 from attn_fuzz.foreign.loading import Stubs
-from attn_fuzz.targets.indexer import FORCED, Stages, drafts_of, index_engine, index_target
+from attn_fuzz.targets.indexer import FORCED, IndexerFunctions, drafts_of, index_engine, index_target
 from attn_fuzz.targets.packages import VLLM
 from attn_fuzz.targets.packages.declaring import Sources, choose_config
 from attn_fuzz.targets.packages.vllm import package as vllm_package
@@ -83,10 +83,10 @@ _ENGINE = index_engine(selection_units=(BLOCK,), selected_per_head=(True,), more
 _DECODES = dataclasses.replace(_ENGINE, query_lens=("equal",), more_queries_than_keys=True)
 
 
-def _target(name: str, sources: Sources, stages: Any, engine: Any, words: str) -> Any:
+def _target(name: str, sources: Sources, functions: Any, engine: Any, words: str) -> Any:
     return index_target(
         name,
-        stages,
+        functions,
         TERMS,
         description=f"{words} of vLLM 0.33.0 ({sources.files()[0]})",
         engine=engine,
@@ -102,8 +102,10 @@ def _target(name: str, sources: Sources, stages: Any, engine: Any, words: str) -
     )
 
 
-def _prefill() -> Stages:
-    return Stages(index_logits=functools.partial(_score, sources=COMMON), select=functools.partial(_select, sources=COMMON))
+def _prefill() -> IndexerFunctions:
+    return IndexerFunctions(
+        index_logits=functools.partial(_score, sources=COMMON), select=functools.partial(_select, sources=COMMON)
+    )
 
 
 VLLM_MINIMAX_INDEXER = _target(
@@ -117,7 +119,7 @@ VLLM_MINIMAX_INDEX_DECODE, VLLM_MINIMAX_INDEX_DECODE_ROCM = (
     _target(
         name,
         sources,
-        lambda sources=sources: Stages(choose=functools.partial(_decode, sources=sources)),
+        lambda sources=sources: IndexerFunctions(choose=functools.partial(_decode, sources=sources)),
         _DECODES,
         "minimax_m3_index_decode",
     )

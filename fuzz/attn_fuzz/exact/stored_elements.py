@@ -11,7 +11,7 @@ _PAGE = 1 << 12
 _PARTS = ("value", "exponent")
 
 
-class Shadow:
+class StoredElements:
     """The elements of one allocation.
 
     Args:

@@ -23,7 +23,7 @@ EARLIER: Final = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stages:
+class IndexerFunctions:
     """The functions of a target, with the arguments and results of those of `attn_reference`. None: it has no such function.
 
     `gather` gets the cache, the indexer, the batch and the number of keys, and returns codes and scales as GatheredKeys has
@@ -41,11 +41,13 @@ class Stages:
     repeats: bool = False
 
 
-def attention_by(stages: Callable[[], Stages], terms: Terms, numbers: Sequence[str] = NUMBERS) -> AttentionFunction:
+def attention_by(
+    functions: Callable[[], IndexerFunctions], terms: Terms, numbers: Sequence[str] = NUMBERS
+) -> AttentionFunction:
     """A step of an index layer in place of attention, which is judged here.
 
     Args:
-        stages: loads the functions.
+        functions: loads the functions.
         terms: the terms of an index layer that the target serves.
         numbers: the kinds of NUMBERS to draw.
     """
@@ -54,13 +56,13 @@ def attention_by(stages: Callable[[], Stages], terms: Terms, numbers: Sequence[s
         cpu = torch.device("cpu")
         step = index_step(q.to(cpu), kv_cache, layer, batch_on(batch, cpu), terms, numbers)
         if step.rows:
-            check(step, stages(), rng_of_lengths(step.batch), q.device)
+            check(step, functions(), rng_of_lengths(step.batch), q.device)
         rows_of(out, layer, step.rows).zero_()
 
     return attention
 
 
-def check(step: IndexStep, stages: Stages, rng: random.Random, device: torch.device | None = None) -> None:
+def check(step: IndexStep, functions: IndexerFunctions, rng: random.Random, device: torch.device | None = None) -> None:
     """Call each function of a target, and judge its result.
 
     Args:
@@ -72,42 +74,42 @@ def check(step: IndexStep, stages: Stages, rng: random.Random, device: torch.dev
     """
     called = step if device is None else step.on(device)
     right = step.written_by(attn_reference.write_index_cache)
-    if stages.write_index_cache is not None:
-        written = called.written_by(stages.write_index_cache, rng.choice((0, 0, 1, 2))).cpu()
+    if functions.write_index_cache is not None:
+        written = called.written_by(functions.write_index_cache, rng.choice((0, 0, 1, 2))).cpu()
         if len(wrong := (written != right).nonzero()):
             at = int(wrong[0])
             numbers = f"got 0x{int(written[at]):02X}, expected 0x{int(right[at]):02X}; {len(wrong)} bytes differ"
             raise FailedCheckError("cache", "index_cache", f"{_place(step, at)}: {numbers}")
     buffer = right.clone().to(called.buffer.device)
     cache, arguments = called.cache_in(buffer), (called.indexer, called.batch)
-    if stages.gather is not None:
-        _check_gathered(step, step.cache_in(right), cache, arguments, stages.gather)
+    if functions.gather is not None:
+        _check_gathered(step, step.cache_in(right), cache, arguments, functions.gather)
     if rng.random() < EARLIER:
         buffer.copy_(step.written_by(lambda k, *others: attn_reference.write_index_cache(-k, *others)))
-        for function in (stages.index_logits, stages.choose):
+        for function in (functions.index_logits, functions.choose):
             if function is not None:
                 function(called.q, called.weights, cache, *arguments)
         buffer.copy_(right)
     oracle = index_oracle(step.q, step.weights, step.cache_in(right), step.indexer, step.batch)
     logits = oracle.logits.float()
-    if stages.index_logits is not None:
+    if functions.index_logits is not None:
         q = called.q.clone()
-        logits = stages.index_logits(called.q, called.weights, cache, *arguments).cpu()
+        logits = functions.index_logits(called.q, called.weights, cache, *arguments).cpu()
         if not (torch.equal(buffer.cpu(), right) and torch.equal(bits(q), bits(called.q))):
             raise FailedCheckError("input", "index_cache", "index_logits changed the index cache or q")
         if wrong := wrong_logits(oracle, logits, step.indexer, step.batch):
             raise FailedCheckError(wrong.kind, "index_logits", wrong.message, wrong.ratio)
-    if stages.select is not None:
-        given = logits.float() if stages.index_logits else _with_garbage(_near(logits, rng), rng)
-        selected = stages.select(on_device(given, called.q.device), *arguments).cpu()
+    if functions.select is not None:
+        given = logits.float() if functions.index_logits else _with_garbage(_near(logits, rng), rng)
+        selected = functions.select(on_device(given, called.q.device), *arguments).cpu()
         if message := wrong_selection(selected, given, step.indexer, step.batch):
             raise FailedCheckError("value", "selected", message)
-        if stages.repeats and rng.random() < EARLIER:
-            again = stages.select(on_device(given, called.q.device), *arguments).cpu()
+        if functions.repeats and rng.random() < EARLIER:
+            again = functions.select(on_device(given, called.q.device), *arguments).cpu()
             if not torch.equal(*(units[:, : step.rows].sort(-1).values for units in (selected, again))):
                 raise FailedCheckError("property", "selected", "of the same logits, another set was selected the second time")
-    if stages.choose is not None:
-        chosen = stages.choose(called.q, called.weights, cache, *arguments).cpu()
+    if functions.choose is not None:
+        chosen = functions.choose(called.q, called.weights, cache, *arguments).cpu()
         if message := wrong_selection(chosen, oracle.logits, step.indexer, step.batch, oracle.bound):
             raise FailedCheckError("value", "selected", message)
 
