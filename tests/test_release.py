@@ -56,4 +56,4 @@ def test_the_readme_of_an_index_has_no_link_to_a_page_that_is_not_there(wheel):
     assert metadata["Version"] == PROJECT["project"]["version"]
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert [link for link in re.findall(r"\]\(([^)\s]+)\)", described) if "://" not in link] == []
-    assert "docs (docs/README.md)" in described
+    assert "All pages (docs/README.md)" in described

@@ -77,7 +77,7 @@ RUNS = {
         Run("AITER's HIP paged_attention_v1", "emulated as gfx942", "aiter-hip-pa-v1", HIP_PA_V1),
         _UNIFIED,
         Run(
-            "AITER's pa_fwd_asm, assembly (vLLM's choice for a shuffled cache, which this backend does not take)",
+            "AITER's pa_fwd_asm, assembly (vLLM's choice for a shuffled cache, which this backend refuses)",
             "emulated as gfx942, gfx950",
             "aiter-pa-assembly",
             PA_ASSEMBLY,

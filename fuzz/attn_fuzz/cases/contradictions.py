@@ -87,8 +87,8 @@ def _check_v_head_size(case: Case) -> None:
             raise CaseError(f"head_size_v: got {case.head_size_v}, expected null, or another width than head_size")
         return
     if (case.head_size_v is not None) != case.has_latent_cache:
-        expected = "a width" if case.has_latent_cache else "null"
-        raise CaseError(f"head_size_v: got {case.head_size_v}, expected {expected} in layout {case.cache.layout}")
+        expected = "a width: layout {} is latent" if case.has_latent_cache else "null: layout {} is not latent"
+        raise CaseError(f"head_size_v: got {case.head_size_v}, expected {expected.format(case.cache.layout)}")
     if case.has_latent_cache and case.attn_type is not AttentionType.DECODER:
         raise CaseError(f"layout: no encoder's keys are latent, and {case.attn_type} reads an encoder's")
     if case.head_size_v is not None and (case.head_size_v > case.head_size or case.num_kv_heads > 1):

@@ -147,7 +147,7 @@ def test_each_setting_alone_is_a_call_of_the_contract(name):
     for part in SCOPES[name].parts:
         for setting in itertools.chain.from_iterable(choice.settings for choice in part.choices):
             if wrong := contradictions(setting, part, plain):
-                assert any("latent" in why or "each row holds its own" in why for why in wrong), (setting, wrong)
+                assert any("latent" in why or "each row has its own" in why for why in wrong), (setting, wrong)
                 assert not all(contradictions(setting, part, of) for of in latent), setting
 
 

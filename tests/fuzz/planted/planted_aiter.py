@@ -268,11 +268,19 @@ def _beyond_unified(config) -> str | None:
 _FA = BackendLayers(named("ROCM_AITER_FA"), documented, _builder_options)
 _UNIFIED = BackendLayers(named("ROCM_AITER_UNIFIED_ATTN"), documented)
 FA = backend_target(
-    "planted_aiter:FA", _FA, attention=_flash_attention, support=_fa_support, rounding=rounding, sanitizes=False, exact=False
+    "planted_aiter:FA",
+    _FA,
+    description="ROCM_AITER_FA on the double",
+    attention=_flash_attention,
+    support=_fa_support,
+    rounding=rounding,
+    sanitizes=False,
+    exact=False,
 )
 UNIFIED_BACKEND = backend_target(
     "planted_aiter:UNIFIED_BACKEND",
     _UNIFIED,
+    description="ROCM_AITER_UNIFIED_ATTN on the double",
     support=_backend_support,
     rounding=rounding,
     sanitizes=False,

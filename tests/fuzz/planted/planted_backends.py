@@ -29,6 +29,7 @@ _ROPE = BackendLayers(lambda: ClaimsRope, documented)
 CLAIMS_ROPE = backend_target(
     "claims-rope",
     _ROPE,
+    description="a backend that rotates only what it writes",
     support=declared_by(_ROPE, fa_sizes),
     rounding=rounding,
     refuses=False,

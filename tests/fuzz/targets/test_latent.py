@@ -232,7 +232,7 @@ def test_the_page_of_pairs_counts_what_everybody_is_drawn():
 
 
 CONTRADICTIONS = [
-    ({"head_size_v": None}, "head_size_v: got None, expected a width in layout LATENT"),
+    ({"head_size_v": None}, "head_size_v: got None, expected a width: layout LATENT is latent"),
     ({"head_size_v": 99}, "head_size_v: a latent cache has one KV head"),
     ({"num_kv_heads": 2}, "head_size_v: a latent cache has one KV head"),
     ({"cache": {"planes": True}}, "cache: a latent one has no plane of V"),
@@ -240,7 +240,10 @@ CONTRADICTIONS = [
         {"cache": {"dtype": "fp8_e4m3fn", "scales": "token"}},
         "cache: a latent one has no plane of V, and if it is quantized, one",
     ),
-    ({"cache": {"layout": Layout.BLOCKS_FIRST_NHD}}, "head_size_v: got 32, expected null in layout BLOCKS_FIRST_NHD"),
+    (
+        {"cache": {"layout": Layout.BLOCKS_FIRST_NHD}},
+        "head_size_v: got 32, expected null: layout BLOCKS_FIRST_NHD is not latent",
+    ),
     ({"cache": {"writer": Layout.KV_FIRST_NHD}}, "cache.writer: KV_FIRST_NHD cannot address the elements of LATENT"),
     ({"cache": {"neighbour": Layout.KV_FIRST_NHD}}, "cache.neighbour: KV_FIRST_NHD cannot have the footprint of LATENT"),
 ]
