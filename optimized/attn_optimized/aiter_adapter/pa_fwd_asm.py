@@ -4,7 +4,6 @@ import math
 
 import torch
 from attn_contract import YES, Batch, Layer, Layout, No
-from attn_contract.memory import memory_of
 from attn_contract.rules import label_of
 from attn_contract.validation import check_paged_attention
 
@@ -114,5 +113,6 @@ def _short_tail(batch: Batch, *, values: bool) -> Limit:
 
 def _plane_bytes(kv_cache: torch.Tensor) -> int:
     """The bytes from the first element of K's plane to the end of the last one."""
-    begin, end = memory_of(kv_cache[0])
-    return end - begin
+    plane = kv_cache[0]
+    last = sum((size - 1) * stride for size, stride in zip(plane.shape, plane.stride(), strict=True))
+    return (last + 1) * plane.element_size() if plane.numel() else 0
