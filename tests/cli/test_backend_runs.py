@@ -18,7 +18,11 @@ def test_what_is_said_of_runs_is_what_the_targets_are(backend):
         assert tuple(run.findings) == (() if is_ours else held.findings)
 
 
-@pytest.mark.parametrize("run", {run.target + run.how: run for runs in RUNS.values() for run in runs}.values(), ids=repr)
+@pytest.mark.parametrize(
+    "run",
+    {run.target + run.how: run for runs in RUNS.values() for run in runs}.values(),
+    ids=lambda run: f"{run.target} {run.how}",
+)
 def test_what_is_said_to_be_emulated_is_emulated(run):
     for architecture in re.findall(r"gfx\w+", run.how):
         reason = registry.load(f"{run.target}@{architecture}").unavailable("cpu")
