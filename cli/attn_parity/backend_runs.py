@@ -40,9 +40,9 @@ class Run(NamedTuple):
 EMULATED = "emulated as gfx90a, gfx942, gfx950, gfx1100, gfx1201, gfx1250"
 
 
-def _own(backend: str, kernels: str = "triton", of: str = "") -> tuple[Run, Run]:
+def _own(backend: str, kernels: str = "triton") -> tuple[Run, Run]:
     """How this project's Triton kernels ran: in a backend, and by a target of the kernels alone, which names their modules."""
-    words = f"this project's Triton kernels{of}"
+    words = "this project's kernels"
     return Run(words, "run on an H200, interpreted", backend), Run(words, EMULATED, kernels)
 
 
@@ -53,14 +53,12 @@ RUNS = {
     "TRITON_ATTN_DIFFKV": _own("backend-triton-diffkv"),
     "TRITON_MLA": _own("backend-triton-mla", "triton-latent"),
     "ROCM_AITER_MLA_SPARSE": (
-        Run("this project's Triton kernels", "emulated as gfx942, interpreted", "backend-rocm-aiter-mla-sparse"),
+        Run("this project's kernels", "emulated as gfx942, interpreted", "backend-rocm-aiter-mla-sparse"),
     ),
-    "MINIMAX_M3_SPARSE": (
-        Run("this project's Triton kernels", "emulated as gfx942, interpreted", "backend-minimax-m3-sparse"),
-    ),
+    "MINIMAX_M3_SPARSE": (Run("this project's kernels", "emulated as gfx942, interpreted", "backend-minimax-m3-sparse"),),
     "ROCM_AITER_UNIFIED_ATTN": (
         _UNIFIED,
-        *_own("backend-triton", of=", for all but decoders"),
+        Run("this project's kernels, for all but decoders (see TRITON_ATTN)", "run on an H200, interpreted", "backend-triton"),
     ),
     "ROCM_AITER_FA": (
         Run(
