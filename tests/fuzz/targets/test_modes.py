@@ -5,7 +5,6 @@ import re
 import pytest
 from attn_amdgcn.program import ARCHITECTURES
 from attn_fuzz.targets import modes, registry
-from attn_parity import backend_runs
 from click import unstyle
 
 
@@ -54,4 +53,3 @@ def test_a_mode_that_a_target_has_not_is_refused_with_a_sentence(mode):
 def test_the_architectures_are_those_of_the_emulator():
     """They are written out where importing the emulator would ask for an extra."""
     assert modes.ARCHITECTURES == ARCHITECTURES
-    assert f"emulated as {', '.join(ARCHITECTURES)}, interpreted" in backend_runs._OWN
