@@ -138,6 +138,7 @@ TRITON_RANKS = Target(
     forget=TRITON.forget,
     modules=TRITON.modules,
     modes={"latent": _latent},
+    formats=("latent",),
     planned=TRITON.planned,
 )
 REFERENCE_RANKS = dataclasses.replace(
