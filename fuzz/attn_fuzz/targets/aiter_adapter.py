@@ -101,22 +101,22 @@ def _support(device: str) -> Support:
         output_dtypes=(own_float8,),
         unused_slots="mostly finite",
         max_tokens=128,
-        exclude=_beyond,
+        exclude=functools.partial(_beyond, device),
     )
 
 
-def _beyond(case: Case) -> str | None:
+def _beyond(device: str, case: Case) -> str | None:
     if case.alibi_slopes and case.sinks:
         return "ALiBi with sinks"
     size = case.cache.block_size if case.cache else 16
-    return f"block size {size}" if size.bit_count() > 1 and not _takes_block(size) else None
+    return f"block size {size}" if size.bit_count() > 1 and not _takes_block(device, size) else None
 
 
-def _takes_block(size: int) -> bool:
-    """True if the AITER takes a block size that is no power of two; without one, whether the newest does."""
+def _takes_block(device: str, size: int) -> bool:
+    """True if the AITER of a device takes a block size that is no power of two; without one, whether the newest does."""
     from attn_optimized.aiter_adapter import is_beside_tiles, unified_block_sizes
 
-    aiter = _declared("cpu")
+    aiter = _declared(device)
     return size in unified_block_sizes(aiter) and not is_beside_tiles(aiter, size)
 
 
