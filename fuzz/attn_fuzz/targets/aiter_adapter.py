@@ -16,6 +16,7 @@ from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.aiter.unified import SPLIT_KEYS, UNIFIED_ATTENTION
 from attn_fuzz.interpreted.aiter import ARCHITECTURE, COMPUTE_UNITS
+from attn_fuzz.interpreted.numbers import missing_e4m3fnuz
 from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Target
@@ -25,8 +26,6 @@ from attn_fuzz.verdict.rounding import Rounding
 if TYPE_CHECKING:
     from attn_optimized.aiter_adapter import Aiter
 
-INTERPRETS_E4M3FNUZ = (3, 9)
-"""The first Triton whose interpreter is known to have gfx942's float8. Triton 3.6 has not."""
 ROWS = (
     Layout.BLOCKS_FIRST_NHD,
     Layout.BLOCKS_FIRST_HND,
@@ -135,16 +134,6 @@ def _events(step: Step) -> Iterable[str]:
 
 def _rounding(device: str) -> Rounding:
     return Rounding(keys_per_tile=128, dot_is_chained=device != "cpu", splits=128, rounds_dequantized=True)
-
-
-def missing_e4m3fnuz() -> str | None:
-    """The reason why Triton's interpreter cannot take gfx942's float8, or None if it can."""
-    import triton
-
-    release = triton.__version__
-    if tuple(int(part) for part in release.split(".")[:2]) < INTERPRETS_E4M3FNUZ:
-        return f"the interpreter of triton {release} has not gfx942's float8_e4m3fnuz: pip install 'triton>=3.9'"
-    return None
 
 
 def _unavailable(device: str) -> str | None:

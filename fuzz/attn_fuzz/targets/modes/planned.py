@@ -10,6 +10,7 @@ import random
 from typing import Any
 
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.interpreted.numbers import missing_e4m3fnuz
 from attn_fuzz.targets.modes import NoModeError
 from attn_fuzz.targets.rng import rng_of_metadata
 from attn_fuzz.targets.target import Gpu, Target, within
@@ -78,8 +79,6 @@ def of(target: Target) -> Target:
 
 
 def _unavailable(device: str) -> str | None:
-    from attn_fuzz.targets.aiter_adapter import missing_e4m3fnuz
-
     if device != "cpu":
         return "it interprets the launches of GPUs that are not here: --device cpu"
     return missing_e4m3fnuz()
