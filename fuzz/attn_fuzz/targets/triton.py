@@ -49,7 +49,7 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse, batch_invari
 
 _unchecked_attention = functools.partial(_triton_attention, validate=False)
 _invariant_attention = functools.partial(_unchecked_attention, batch_invariant=True)
-_MODES = (_triton_attention, _unchecked_attention, _invariant_attention)
+_SIBLINGS = (_triton_attention, _unchecked_attention, _invariant_attention)
 
 
 def _triton_write(k, v, kv_cache, layer, slot_mapping, *, validate=True) -> None:
@@ -309,7 +309,7 @@ TRITON = Target(
     rounding=_triton_rounding,
     unavailable=triton_unavailable,
     events=_triton_events,
-    siblings=_MODES,
+    siblings=_SIBLINGS,
     checks_arguments=True,
     forget=_forget_launches,
     repeats=True,
