@@ -18,7 +18,7 @@ from attn_fuzz.verdict.rounding import Rounding
 
 COMPUTE_UNITS = (1, 3, 8)
 """Numbers of compute units, so few that splitting keys over them makes programs that are quickly interpreted."""
-SIDES = (32, 64, 128)
+TILE_EDGES = (32, 64, 128)
 MOST_PARTS = 128
 LEAST_TILE = 16
 """The keys of the smallest tile of a plan."""
@@ -42,8 +42,8 @@ def drawn_gpu(rng: random.Random) -> Gpu:
 
 def _parameters(rng: random.Random) -> dict[str, Any]:
     return {
-        "block_m": rng.choice(SIDES),
-        "block_n": rng.choice(SIDES),
+        "block_m": rng.choice(TILE_EDGES),
+        "block_n": rng.choice(TILE_EDGES),
         "num_warps": rng.choice((1, 2, 4, 8)),
         "num_stages": rng.randint(1, 4),
         "maxnreg": rng.choice((None, 128)),
