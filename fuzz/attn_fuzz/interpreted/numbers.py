@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from attn_fuzz.errors import LimitError, RefusedByTritonError
 
+_INTERPRETS_E4M3FNUZ = (3, 9)
+"""The first Triton whose interpreter is known to have gfx942's float8. Triton 3.6 lacks it."""
 STORED = {
     "int1": np.dtype(np.bool_),
     **{f"int{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
@@ -39,6 +41,16 @@ _FLOAT8 = {
 _QUIET_NAN = np.uint16(0x7FC0)
 _E4B15_LARGEST = np.uint16(0x3F00)
 """1.75 as the bits of float16."""
+
+
+def missing_e4m3fnuz() -> str | None:
+    """The reason why Triton's interpreter cannot take gfx942's float8, or None if it can."""
+    import triton
+
+    release = triton.__version__
+    if tuple(int(part) for part in release.split(".")[:2]) < _INTERPRETS_E4M3FNUZ:
+        return f"the interpreter of triton {release} lacks gfx942's float8_e4m3fnuz: pip install 'triton>=3.9'"
+    return None
 
 
 def cast(data: np.ndarray, source: str, target: str, *, toward_zero: bool = False) -> np.ndarray:

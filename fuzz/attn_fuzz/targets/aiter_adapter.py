@@ -16,6 +16,7 @@ from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.aiter.unified import SPLIT_KEYS, UNIFIED_ATTENTION
 from attn_fuzz.interpreted.aiter import ARCHITECTURE, COMPUTE_UNITS
+from attn_fuzz.interpreted.numbers import missing_e4m3fnuz
 from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Target
@@ -25,8 +26,6 @@ from attn_fuzz.verdict.rounding import Rounding
 if TYPE_CHECKING:
     from attn_optimized.aiter_adapter import Aiter
 
-INTERPRETS_E4M3FNUZ = (3, 9)
-"""The first Triton whose interpreter is known to have gfx942's float8. Triton 3.6 has not."""
 ROWS = (
     Layout.BLOCKS_FIRST_NHD,
     Layout.BLOCKS_FIRST_HND,
@@ -101,22 +100,22 @@ def _support(device: str) -> Support:
         output_dtypes=(own_float8,),
         unused_slots="mostly finite",
         max_tokens=128,
-        exclude=_beyond,
+        exclude=functools.partial(_beyond, device),
     )
 
 
-def _beyond(case: Case) -> str | None:
+def _beyond(device: str, case: Case) -> str | None:
     if case.alibi_slopes and case.sinks:
         return "ALiBi with sinks"
     size = case.cache.block_size if case.cache else 16
-    return f"block size {size}" if size.bit_count() > 1 and not _takes_block(size) else None
+    return f"block size {size}" if size.bit_count() > 1 and not _takes_block(device, size) else None
 
 
-def _takes_block(size: int) -> bool:
-    """True if the AITER takes a block size that is no power of two; without one, whether the newest does."""
+def _takes_block(device: str, size: int) -> bool:
+    """True if the AITER of a device takes a block size that is no power of two; without one, whether the newest does."""
     from attn_optimized.aiter_adapter import is_beside_tiles, unified_block_sizes
 
-    aiter = _declared("cpu")
+    aiter = _declared(device)
     return size in unified_block_sizes(aiter) and not is_beside_tiles(aiter, size)
 
 
@@ -135,16 +134,6 @@ def _events(step: Step) -> Iterable[str]:
 
 def _rounding(device: str) -> Rounding:
     return Rounding(keys_per_tile=128, dot_is_chained=device != "cpu", splits=128, rounds_dequantized=True)
-
-
-def missing_e4m3fnuz() -> str | None:
-    """The reason why Triton's interpreter cannot take gfx942's float8, or None if it can."""
-    import triton
-
-    release = triton.__version__
-    if tuple(int(part) for part in release.split(".")[:2]) < INTERPRETS_E4M3FNUZ:
-        return f"the interpreter of triton {release} has not gfx942's float8_e4m3fnuz: pip install 'triton>=3.9'"
-    return None
 
 
 def _unavailable(device: str) -> str | None:

@@ -142,6 +142,7 @@ class Target:
             then the same target with its kernels compiled for this architecture, and emulated. None: there is no such target.
         modes: by name, its own modes, such as a format of its cache, and its own versions of modes that any target may have
             (`attn_fuzz.targets.modes`); or, as a text, why it has no such mode.
+        formats: the names of modes that are formats of its cache. The battery runs each of them in the other modes, too.
         planned: returns a context in which host code plans for a GPU that is not here. None: there is no `NAME@planned`,
             and host code plans for `NAME@gfx942` as it does for interpreted kernels.
         races: why two workgroups of its kernels may write one byte, or one read what another writes. `NAME@gfx942` then looks
@@ -179,6 +180,7 @@ class Target:
     findings: tuple[Finding, ...] = ()
     modules: Callable[[], Iterable[ModuleType]] | None = None
     modes: "Mapping[str, Mode | str]" = dataclasses.field(default_factory=dict)
+    formats: tuple[str, ...] = ()
     planned: Callable[[Gpu], AbstractContextManager[object]] | None = None
     races: str | None = None
     compiled_for: "Callable[[str], Target] | None" = None

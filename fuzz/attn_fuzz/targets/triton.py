@@ -18,7 +18,7 @@ from attn_contract.layouts import LATENT_FORMATS
 from attn_fuzz import extras
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.modes import far, invariant, properties, returned
+from attn_fuzz.targets.modes import ARCHITECTURES, far, invariant, properties, returned
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.support import EVERYTHING, WITH_LATENT, LatentSizes, Support
 from attn_fuzz.targets.target import Gpu, Mode, Target, within
@@ -49,7 +49,7 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse, batch_invari
 
 _unchecked_attention = functools.partial(_triton_attention, validate=False)
 _invariant_attention = functools.partial(_unchecked_attention, batch_invariant=True)
-_MODES = (_triton_attention, _unchecked_attention, _invariant_attention)
+_SIBLINGS = (_triton_attention, _unchecked_attention, _invariant_attention)
 
 
 def _triton_write(k, v, kv_cache, layer, slot_mapping, *, validate=True) -> None:
@@ -269,17 +269,26 @@ def _prompts(target: Target) -> Target:
         )
 
     def place(arguments: tuple[Any, ...]) -> contextlib.AbstractContextManager[None]:
-        is_on_gpu = any(isinstance(each, torch.Tensor) and each.device.type == "cuda" for each in arguments)
-        return contextlib.nullcontext() if is_on_gpu else warp_specialized()
+        q = arguments[0].q if isinstance(arguments[0], Step) else arguments[0]
+        return contextlib.nullcontext() if q.device.type == "cuda" else warp_specialized()
 
-    specialized = dataclasses.replace(target, attention=_unchecked_attention)
-    return specialized.wrapped(
-        within(place),
+    specialize = within(place)
+    return dataclasses.replace(target, attention=_unchecked_attention).wrapped(
+        specialize,
         description="the warp specialized kernel: prompts of plain layers",
         support=support,
         rounding=lambda device: target.rounding("cuda"),
+        events=specialize("events", target.events),
         checks_arguments=False,
         refuses=False,
+        modes={
+            "invariant": "batch-invariant calls are the attention kernel's",
+            "returned": returned.by(specialize("attention", _unchecked_attention)),
+            "properties": properties.by(specialize("launch", launch_of)),
+            "far": far.with_any_strides,
+            "planned": "its launches are planned for an H200",
+            **dict.fromkeys(ARCHITECTURES, "its launches are planned for an H200"),
+        },
     )
 
 
@@ -287,7 +296,6 @@ _MODES_OF_ATTENTION: dict[str, Mode | str] = {
     "invariant": invariant.by(_invariant_attention, queries_per_tile),
     "returned": returned.by(_unchecked_attention),
     "properties": properties.by(launch_of),
-    "prompts": _prompts,
     "far": far.with_any_strides,
 }
 
@@ -301,12 +309,12 @@ TRITON = Target(
     rounding=_triton_rounding,
     unavailable=triton_unavailable,
     events=_triton_events,
-    siblings=_MODES,
+    siblings=_SIBLINGS,
     checks_arguments=True,
     forget=_forget_launches,
     repeats=True,
     modules=modules,
-    modes=_MODES_OF_ATTENTION,
+    modes={**_MODES_OF_ATTENTION, "prompts": _prompts},
     planned=planned,
     sanitizes=True,
     exact=True,
@@ -370,6 +378,7 @@ TRITON_LATENT = dataclasses.replace(
         **_MODES_OF_ATTENTION,
         **{mode: _with_scales(layout) for layout, mode in MODE_OF_FORMAT.items()},
     },
+    formats=tuple(MODE_OF_FORMAT.values()),
 )
 
 

@@ -2,10 +2,16 @@
 
 import re
 
+import attn_optimized
 import pytest
+import torch
 from attn_amdgcn.program import ARCHITECTURES
 from attn_fuzz.targets import modes, registry
+from attn_fuzz.targets.triton import MODE_OF_FORMAT
+from attn_optimized.device import architecture_of
 from click import unstyle
+
+from tests.support.calls import paged_call, random_tokens
 
 
 def test_what_our_targets_declare_they_have():
@@ -14,6 +20,41 @@ def test_what_our_targets_declare_they_have():
     for name in names:
         if "@" in name:
             assert registry.load(name).name == name
+
+
+COMPOSED = [name for name in registry.battery() if name.count("@") == 2]
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_another_mode_keeps_the_format(name):
+    target, of_format = registry.load(name), registry.load(name.rpartition("@")[0])
+    assert target.support("cpu").layouts == of_format.support("cpu").layouts
+    assert target.support("cpu").cache_dtypes == of_format.support("cpu").cache_dtypes
+
+
+@pytest.mark.parametrize("mode", ["returned", "properties", "far"])
+def test_another_mode_after_prompts_runs_as_on_an_h200(mode, monkeypatch):
+    architectures = []
+
+    def attend(q, *call, **options):
+        architectures.append(architecture_of(q.device, q.dtype))
+        return torch.zeros_like(q)
+
+    monkeypatch.setattr(attn_optimized, "paged_attention", attend)
+    q, kv_cache, layer, batch = paged_call(random_tokens([5], [20]))
+    registry.load(f"triton@prompts@{mode}").attention(q, None, None, kv_cache, layer, batch, out=torch.empty_like(q), lse=None)
+    assert architectures == ["sm90"]
+
+
+def test_the_battery_has_other_modes_of_formats_alone():
+    """A mode such as prompts, which changes how kernels run, may have other modes of its own."""
+    assert {name.split("@")[1] for name in COMPOSED} == {*MODE_OF_FORMAT.values(), "latent"}
+
+
+@pytest.mark.parametrize("mode", ["invariant", "planned", "gfx942"])
+def test_prompts_refuse_modes_that_plan_otherwise(mode):
+    with pytest.raises(registry.UnknownTargetError, match=r"attention kernel's|planned for an H200"):
+        registry.load(f"triton@prompts@{mode}")
 
 
 def test_at_most_25_entry_points_are_ours():

@@ -76,9 +76,8 @@ def declared(target: Target) -> list[str]:
     own = [mode for mode, how in target.modes.items() if callable(how)]
     if target.planned is not None and "planned" not in target.modes:
         own.append("planned")
-    formats = [mode for mode in own if mode not in MODES]
     of_any = [mode for mode in own if mode in MODES]
-    return [*own, *(f"{form}@{mode}" for form in formats for mode in of_any)]
+    return [*own, *(f"{form}@{mode}" for form in own if form in target.formats for mode in of_any)]
 
 
 def descriptions(target: Target, place: str) -> dict[str, str]:

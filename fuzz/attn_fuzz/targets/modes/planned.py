@@ -10,6 +10,7 @@ import random
 from typing import Any
 
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.interpreted.numbers import missing_e4m3fnuz
 from attn_fuzz.targets.modes import NoModeError
 from attn_fuzz.targets.rng import rng_of_metadata
 from attn_fuzz.targets.target import Gpu, Target, within
@@ -17,7 +18,7 @@ from attn_fuzz.verdict.rounding import Rounding
 
 COMPUTE_UNITS = (1, 3, 8)
 """Numbers of compute units, so few that splitting keys over them makes programs that are quickly interpreted."""
-SIDES = (32, 64, 128)
+TILE_EDGES = (32, 64, 128)
 MOST_PARTS = 128
 LEAST_TILE = 16
 """The keys of the smallest tile of a plan."""
@@ -41,8 +42,8 @@ def drawn_gpu(rng: random.Random) -> Gpu:
 
 def _parameters(rng: random.Random) -> dict[str, Any]:
     return {
-        "block_m": rng.choice(SIDES),
-        "block_n": rng.choice(SIDES),
+        "block_m": rng.choice(TILE_EDGES),
+        "block_n": rng.choice(TILE_EDGES),
         "num_warps": rng.choice((1, 2, 4, 8)),
         "num_stages": rng.randint(1, 4),
         "maxnreg": rng.choice((None, 128)),
@@ -78,8 +79,6 @@ def of(target: Target) -> Target:
 
 
 def _unavailable(device: str) -> str | None:
-    from attn_fuzz.targets.aiter_adapter import missing_e4m3fnuz
-
     if device != "cpu":
         return "it interprets the launches of GPUs that are not here: --device cpu"
     return missing_e4m3fnuz()

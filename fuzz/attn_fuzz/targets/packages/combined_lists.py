@@ -27,7 +27,7 @@ ALIGNMENT = 128
 """Lists are as wide as their rows need at most, and then a multiple of this (FlashMLA asks for it)."""
 
 
-class Terms(NamedTuple):
+class ListInputs(NamedTuple):
     """The inputs that a function supports in addition to those of all.
 
     Attributes:
@@ -43,7 +43,7 @@ class Terms(NamedTuple):
     unowned: tuple[int, ...] = (0,)
 
 
-NO_TERMS = Terms()
+NO_MORE_INPUTS = ListInputs()
 
 
 class Prefill(NamedTuple):
@@ -119,21 +119,21 @@ def check(right: Iterable[list[int]], lists: torch.Tensor, lengths: torch.Tensor
             raise FailedCheckError("value", "lists", message)
 
 
-def _drawn(batch: Batch, ratio: int, top_k: int, terms: Terms, rng: random.Random) -> Prefill:
+def _drawn(batch: Batch, ratio: int, top_k: int, inputs: ListInputs, rng: random.Random) -> Prefill:
     starts, seq_lens = batch.query_start_loc.cpu(), batch.seq_lens.cpu()
     lengths, window = starts.diff(), rng.choice(WINDOWS)
     top_k = rng.choice((top_k, top_k, top_k, 0))
     gathered = torch.minimum(seq_lens, lengths + window - 1)
-    if terms.short and rng.random() < 0.3:
+    if inputs.short and rng.random() < 0.3:
         gathered = torch.maximum(lengths, gathered - rng.randint(1, window))
     entries = int(seq_lens.amax()) // ratio + rng.choice((0, 1, 7))
     size = entries + int(gathered.amax()) + rng.choice((0, 1, 7))
-    order = torch.tensor(rng.sample(range(len(lengths)), len(lengths)) if terms.ragged else range(len(lengths)))
-    unowned = rng.choice(terms.unowned)
+    order = torch.tensor(rng.sample(range(len(lengths)), len(lengths)) if inputs.ragged else range(len(lengths)))
+    unowned = rng.choice(inputs.unowned)
     positions = [p for n, length in zip(lengths, seq_lens, strict=True) for p in range(int(length - n), int(length))]
     positions += [0] * unowned
     width = top_k + rng.choice((0, 1, 7)) or 1
-    chosen = [_chosen(min((p + 1) // ratio, top_k), (p + 1) // ratio, width, terms, rng) for p in positions]
+    chosen = [_chosen(min((p + 1) // ratio, top_k), (p + 1) // ratio, width, inputs, rng) for p in positions]
     return Prefill(
         query_start_loc=(starts + rng.choice((0, 5))).int(),
         seq_lens=seq_lens.int(),
@@ -148,26 +148,26 @@ def _drawn(batch: Batch, ratio: int, top_k: int, terms: Terms, rng: random.Rando
     )
 
 
-def _chosen(count: int, seen: int, width: int, terms: Terms, rng: random.Random) -> list[int]:
+def _chosen(count: int, seen: int, width: int, inputs: ListInputs, rng: random.Random) -> list[int]:
     """Entries of [0, seen), followed by what lies behind the row in memory."""
     own = rng.sample(range(seen), count)
-    if terms.holes and rng.random() < 0.3:
+    if inputs.holes and rng.random() < 0.3:
         own = [-1 if rng.random() < 0.4 else c for c in own]
     return own + [rng.choice((-1, UNREAD)) for _ in range(width + 3 - count)]
 
 
-def lists_target(name: str, combine: Combine, terms: Terms = NO_TERMS, **fields: Any) -> Target:
+def lists_target(name: str, combine: Combine, inputs: ListInputs = NO_MORE_INPUTS, **fields: Any) -> Target:
     """A target of a function that makes the lists; `fields` are for `judged_target`."""
     sizes = {"selection_units": (4, 128, 1, 2), "selected_per_head": (False,)}
     engine = index_engine(more_queries_than_keys=False, **sizes)
-    return judged_target(name, _attention_by(combine, terms), engine=engine, group_sizes=(1,), **fields)
+    return judged_target(name, _attention_by(combine, inputs), engine=engine, group_sizes=(1,), **fields)
 
 
-def _attention_by(combine: Combine, terms: Terms) -> AttentionFunction:
+def _attention_by(combine: Combine, inputs: ListInputs) -> AttentionFunction:
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         rows = int(batch.query_start_loc[-1])
         if rows:
-            step = _drawn(batch, layer.selection_unit, batch.selected.shape[2], terms, rng_of_lengths(batch))
+            step = _drawn(batch, layer.selection_unit, batch.selected.shape[2], inputs, rng_of_lengths(batch))
             shape = (len(step.positions), -(-(step.top_k + step.window) // ALIGNMENT) * ALIGNMENT)
             lengths = torch.full(shape[:1], -2, dtype=torch.int32)
             with guarded(shape, torch.int32, "lists") as lists:

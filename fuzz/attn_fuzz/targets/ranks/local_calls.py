@@ -12,7 +12,7 @@ import attn_reference
 import torch
 from attn_contract import AttentionType, Layer, Layout
 from attn_contract.arguments import INT32_MAX
-from attn_fuzz.targets.merge import EVERY_OPTION, parts_target
+from attn_fuzz.targets.merge import EVERY_OPTION
 from attn_fuzz.targets.parts import State, parts_like, requests_of, stacked, write_state
 from attn_fuzz.targets.ranks.shards import dealt, interleave, refuse_without_a_cache
 from attn_fuzz.targets.rng import rng_of_call
@@ -138,11 +138,13 @@ TRITON_RANKS = Target(
     forget=TRITON.forget,
     modules=TRITON.modules,
     modes={"latent": _latent},
+    formats=("latent",),
     planned=TRITON.planned,
 )
-REFERENCE_RANKS = dataclasses.replace(
-    parts_target("reference-ranks", lambda: attn_reference.merge_attn_parts, description=""),
+REFERENCE_RANKS = Target(
+    name="reference-ranks",
     description="the reference over ranks that share each request's keys: any rule, by the keys' global positions",
     attention=_reference_attention,
     support=lambda device: dataclasses.replace(WITH_LATENT, max_tokens=128, max_seq_len=512),
+    rounding=lambda device: Rounding(keys_per_tile=64, merged_parts=2),
 )

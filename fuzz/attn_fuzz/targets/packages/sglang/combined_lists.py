@@ -7,7 +7,7 @@ request begin anywhere, and chosen entries may be -1. Queries of no request have
 
 from attn_fuzz.foreign.loading import Stubs
 from attn_fuzz.targets.packages import SGLANG
-from attn_fuzz.targets.packages.combined_lists import Prefill, Terms, lists_target
+from attn_fuzz.targets.packages.combined_lists import ListInputs, Prefill, lists_target
 from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.targets.packages.sglang import package as sglang_package
 
@@ -39,7 +39,7 @@ def _combine(step: Prefill, lists, lengths) -> None:
 SGLANG_COMBINED_LISTS = lists_target(
     "sglang-combined-lists",
     _combine,
-    Terms(holes=True, ragged=True, unowned=(0, 1, 3)),
+    ListInputs(holes=True, ragged=True, unowned=(0, 1, 3)),
     description="combine_topk_swa_indices of SGLang 0.5.23",
     **SOURCES.fields(),
 )

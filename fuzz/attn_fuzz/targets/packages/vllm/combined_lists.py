@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from attn_fuzz.errors import LimitError
-from attn_fuzz.targets.packages.combined_lists import Prefill, Terms, lists_target
+from attn_fuzz.targets.packages.combined_lists import ListInputs, Prefill, lists_target
 from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.targets.packages.vllm import package as vllm_package
 
@@ -50,7 +50,7 @@ def _combine(step: Prefill, lists, lengths, *, sources: Sources) -> None:
     lists[:], lengths[:] = found, of_lists
 
 
-def _target(name: str, file: str, terms: Terms) -> Any:
+def _target(name: str, file: str, inputs: ListInputs) -> Any:
     if file == ROCM:
         sources = vllm_package.amid_anything(file)
     else:
@@ -58,12 +58,12 @@ def _target(name: str, file: str, terms: Terms) -> Any:
     return lists_target(
         name,
         functools.partial(_combine, sources=sources),
-        terms,
+        inputs,
         description=f"combine_topk_swa_indices of vLLM 0.33.0 ({file}.py)",
         **sources.fields(),
     )
 
 
-VLLM_COMBINED_LISTS = _target("vllm-combined-lists", COMMON, Terms())
-VLLM_COMBINED_LISTS_ROCM = _target("vllm-combined-lists-rocm", ROCM, Terms(holes=True, short=True))
-VLLM_COMBINED_LISTS_V41 = _target("vllm-combined-lists-v41", V41, Terms(holes=True, short=True))
+VLLM_COMBINED_LISTS = _target("vllm-combined-lists", COMMON, ListInputs())
+VLLM_COMBINED_LISTS_ROCM = _target("vllm-combined-lists-rocm", ROCM, ListInputs(holes=True, short=True))
+VLLM_COMBINED_LISTS_V41 = _target("vllm-combined-lists-v41", V41, ListInputs(holes=True, short=True))
