@@ -159,8 +159,9 @@ def _begun(gpu: _Gpu, refused: dict[str, str], options: str, commit: str | None,
     from benchmarks.tune.results import Tuning
 
     architecture = TABLE_OF_TINY if tiny else gpu.architecture
-    run = Tuning.begun(gpu.device, {}, commit, tiny=tiny, architecture=architecture, source="", refused=refused)
-    run.of_value = not tiny  # results from binaries have a value without a GPU
+    run = Tuning.begun(
+        gpu.device, {}, commit, tiny=tiny, derived=not gpu.is_here, architecture=architecture, source="", refused=refused
+    )
     of_machine = f"measured: {run.machine}, torch {run.versions['torch']}, " if gpu.is_here else ""
     of_triton = f"Triton {run.versions['triton']}, {time.strftime('%Y-%m-%d')}"
     run.source = f"{of_machine}{of_triton}, python -m benchmarks tune{options}"
