@@ -26,7 +26,7 @@ class Head(msgspec.Struct, kw_only=True):
     """The origin of the results of a run of any command.
 
     Attributes:
-        of_value: True if the times mean anything: full sizes, on a GPU.
+        of_value: True if the figures mean anything: of full sizes, and measured on a GPU or derived from binaries.
         commit: the commit of the code that was measured.
     """
 
@@ -39,17 +39,25 @@ class Head(msgspec.Struct, kw_only=True):
 
     @classmethod
     def begun(
-        cls, device: torch.device, peers: Mapping[str, str], commit: str | None = None, *, tiny: bool, **fields: Any
+        cls,
+        device: torch.device,
+        peers: Mapping[str, str],
+        commit: str | None = None,
+        *,
+        tiny: bool,
+        derived: bool = False,
+        **fields: Any,
     ) -> Self:
         """A run that begins here and now. The machine and the versions are printed.
 
         Args:
             peers: versions of the other participants, by name.
             commit: None: as git says.
+            derived: True if the results are derived from binaries, for which no GPU is needed.
             fields: those that a command has beside these.
         """
         run = cls(
-            of_value=device.type == "cuda" and not tiny,
+            of_value=not tiny and (derived or device.type == "cuda"),
             machine=device_name(device.type),
             versions=versions(peers),
             command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),

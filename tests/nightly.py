@@ -41,6 +41,10 @@ def _coverage() -> Iterator[str]:
     yield "python -m attn_lab matrix --check"
 
 
+def _model_types() -> Iterator[str]:
+    yield "python -m attn_lab model-types --check"
+
+
 def _zoo() -> Iterator[str]:
     """Run twenty mutants at a time: `--write` keeps the results of the others."""
     names = sorted(path.stem for path in (ROOT / "lab/attn_lab/zoo/bugs").glob("*.toml"))
@@ -89,6 +93,7 @@ PARTS = {
     "tests": (_tests, "tests marked `nightly`: whole commands, long draws, faults planted in kernels, clusters, storms"),
     "proofs": (_proofs, "all theorems about the kernels' source, their page, and their mutants"),
     "coverage": (_coverage, "which features the fuzzer draws together, of 40,000 cases, and which regions"),
+    "model-types": (_model_types, "the page of the model types that `attn-parity select` answers"),
     "zoo": (_zoo, "every mutant of the zoo by three seeds"),
     "fuzz": (_fuzz, "the battery of each target, and a share of it in exact arithmetic"),
     "faults": (_faults, "500 malformed files, 200 kills of the processes of runs, and 40 Ctrl-C"),

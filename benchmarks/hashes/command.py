@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from attn_fuzz import inputs, outputs
+from attn_fuzz.errors import InputError
 from attn_parity.console import progress_bar, results
 from attn_parity.files import check_writable
 from attn_parity.options import cpu_workers_option
@@ -57,7 +58,7 @@ def command(file: Path, before: Path | None, architectures: str | None, only: st
     from attn_parity.launches import chosen_architectures
 
     check_writable(file, "FILE")
-    earlier = None if before is None else inputs.read_record(before, SCHEMA, MAX_BYTES)
+    earlier = None if before is None else _earlier(before)
     names = {name: list(chosen(name, only=only, main=main)) for name in chosen_architectures(architectures)}
     jobs = [(architecture, name) for architecture, some in names.items() for name in some]
     if not jobs:
@@ -104,14 +105,20 @@ def described(call: "KernelCall", architecture: str) -> tuple[dict[str, Any], st
     return kept, text
 
 
-def differences(before: dict[str, Any], after: dict[str, Any], jobs: set[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """The launches that differ, each by architecture and name, and the differences in words.
+def _earlier(file: Path) -> dict[str, Any]:
+    """The hashes of an earlier commit.
 
     Raises:
-        click.BadParameter: two versions of Triton compiled them.
+        InputError: it is no such file, or another Triton compiled the launches.
     """
-    if before["triton"] != after["triton"]:
-        raise click.BadParameter(f"Triton {before['triton']} compiled it, this is {after['triton']}", param_hint="--compare")
+    earlier = inputs.read_record(file, SCHEMA, MAX_BYTES)
+    if earlier.get("triton") != version("triton"):
+        raise InputError(f"{file}: triton: got {earlier.get('triton')!r}, expected {version('triton')!r}, which compiles here")
+    return earlier
+
+
+def differences(before: dict[str, Any], after: dict[str, Any], jobs: set[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """The launches that differ, each by architecture and name, and the differences in words."""
     found = {}
     for architecture, name in sorted(jobs):
         old, new = (result["launches"].get(architecture, {}).get(name) for result in (before, after))

@@ -12,7 +12,7 @@ import itertools
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import attn_reference
 import click
@@ -23,12 +23,16 @@ from attn_fuzz import inputs, outputs
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.case import Cache, Case, Request, Values
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.errors import InputError
+from attn_fuzz.report.run import SCHEMA
 from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.judge import judge as judged
 from attn_fuzz.verdict.rounding import Rounding
 from attn_lab.pages import PAGES, table, write_or_check
 from attn_parity.console import plain_table, results
+
+from benchmarks.results import read_as
 
 BLOCK_SIZE, HEAD_SIZE, GROUP_SIZE = 16, 64, 2
 LENGTHS = [128 << (2 * i) for i in range(5)]
@@ -38,6 +42,19 @@ FOLDER = PAGES / "judge"
 PAGE = PAGES / "judge-measured.md"
 PHASES = ("prefill", "extend", "decode", "multi-token decode", "cross", "encoder")
 DTYPES = ("float32", "float16", "bfloat16", "fp8_e4m3fn", "fp8_e4m3fnuz")
+
+
+class FuzzRun(msgspec.Struct):
+    """The part of a run of `attn-parity fuzz` that calibration reads."""
+
+    target: str
+    device: str
+    versions: dict[str, str]
+    seed: int
+    examples: int
+    ratios: dict[str, Annotated[list[int], msgspec.Meta(min_length=ratios.NUM_BINS, max_length=ratios.NUM_BINS)]]
+    error: str | None
+    failures: list[Any]
 
 
 @click.group("judge")
@@ -50,15 +67,17 @@ def command() -> None:
 @click.option("--name", required=True, help="Name of the file in docs/generated/judge, such as cpu.")
 def calibration(runs: tuple[Path, ...], name: str) -> None:
     """Add up runs of one target on one device that agree (`attn-parity fuzz --json RUN.json`)."""
-    read = [inputs.read_json(run) for run in runs]
+    read = [read_as(path, SCHEMA, FuzzRun) for path in runs]
     for path, run in zip(runs, read, strict=True):
-        if run.get("schema") != "attn-parity.fuzz/1" or run["failures"] or run["error"]:
-            raise click.ClickException(f"{path}: expected a run of attn-parity fuzz that agrees")
-    if len({(run["target"], run["device"]) for run in read}) > 1:
-        raise click.ClickException("expected runs of one target on one device")
-    total: dict[str, Any] = {key: read[0][key] for key in ("target", "device", "versions")}
-    total |= {"seeds": [run["seed"] for run in read], "examples": sum(run["examples"] for run in read)}
-    counts = functools.reduce(ratios.added, (run["ratios"] for run in read), {})
+        if run.failures or run.error:
+            raise InputError(f"{path}: expected a run that agrees")
+        if not any(name.startswith("out ") for name in run.ratios):
+            raise InputError(f"{path}: expected a run that compared elements of `out` with a bound")
+        if (run.target, run.device) != (read[0].target, read[0].device):
+            raise InputError(f"{path}: expected a run of {read[0].target} on {read[0].device}, as {runs[0]} is")
+    total: dict[str, Any] = {"target": read[0].target, "device": read[0].device, "versions": read[0].versions}
+    total |= {"seeds": [run.seed for run in read], "examples": sum(run.examples for run in read)}
+    counts = functools.reduce(ratios.added, (run.ratios for run in read), {})
     total["rows"] = list(_rows(counts))
     FOLDER.mkdir(exist_ok=True, parents=True)
     outputs.write(FOLDER / f"{name}.json", _lines(total))

@@ -59,7 +59,7 @@ def _cells(facts: Mapping[str, float]) -> list[str]:
 
 
 def _turn(facts: Mapping[str, float]) -> Cost:
-    return Cost(*map(facts.__getitem__, Cost._fields))
+    return Cost._make(map(facts.__getitem__, Cost._fields))
 
 
 def _section(results: Results) -> list[str]:

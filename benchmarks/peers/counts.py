@@ -60,7 +60,7 @@ def _finished(rows: list[Row], call: Call, out: torch.Tensor) -> list[Row]:
     error = relative_error(out, sampled, expected_rows(call, sampled))
     wrong = "" if error <= LIMIT else f"wrong: relative error {error:.2g}"
     needed = {"needed": round(call.case.flops / 2)}
-    return [row._replace(facts=row.facts | needed, why=row.why or wrong) for row in rows]
+    return [row._replace(facts={**row.facts, **needed}, why=row.why or wrong) for row in rows]
 
 
 def _cells(facts: Mapping[str, float]) -> list[str]:

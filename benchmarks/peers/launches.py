@@ -4,11 +4,12 @@ Our launches are known before they run. A peer's wrapper is called, and its laun
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
 
 import torch
 from attn_contract import UnsupportedError
@@ -35,11 +36,12 @@ class Launch(NamedTuple):
     """kernel[grid](*arguments, **named), which has not happened.
 
     Attributes:
+        kernel: a function after triton.jit.
         grid: programs, or a function of the arguments that returns them, as Triton allows.
     """
 
-    kernel: JITFunction
-    grid: Any
+    kernel: Any
+    grid: Sequence[int] | Callable[[dict[str, Any]], Sequence[int]]
     arguments: tuple[Any, ...]
     named: dict[str, Any]
 
@@ -96,12 +98,8 @@ def _recorded() -> Iterator[list[Launch]]:
     def keep(kernel: JITFunction, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> None:
         kept.append(Launch(kernel, grid, arguments, named))
 
-    run = JITFunction.run
-    JITFunction.run = keep
-    try:
+    with mock.patch.object(JITFunction, "run", keep):
         yield kept
-    finally:
-        JITFunction.run = run
 
 
 def rows_of(kind: "Kind", case: Attention, architecture: str, whose: str, folder: Path | None) -> list[Row]:

@@ -72,7 +72,7 @@ def read(path: Path, facts: Sequence[str]) -> Results:
     triton, rows = versions.pop("Triton"), []
     for record in records:
         found = {name: float(record[name]) for name in facts if record[name]}
-        rows.append(Row(*(record[name] for name in PLACE), found, record["why"]))
+        rows.append(Row(*(record[name] for name in PLACE), facts=found, why=record["why"]))
     return Results(triton, versions, tuple(rows))
 
 

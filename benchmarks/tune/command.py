@@ -68,7 +68,7 @@ def command(
     from attn_optimized.launch import table as launch_table
 
     gpu = _gpu(arch, tiny=tiny)
-    _check_table(arch, write=write)
+    _check_table(gpu, write=write)
     by_class, refused = _cases(number, seed, only, gpu, of_all_classes=arch is not None)
     run = _begun(gpu, refused, f"{f' --arch {arch}' if arch else ''} --drawn {number} --seed {seed}", commit, tiny=tiny)
     saved = _Saved(run, json_file, gpu.architecture if write else None)
@@ -118,16 +118,16 @@ def _gpu(arch: str | None, *, tiny: bool) -> _Gpu:
     return _Gpu(device, architecture_of(device, torch.bfloat16), units, is_here=True)
 
 
-def _check_table(arch: str | None, *, write: bool) -> None:
+def _check_table(gpu: _Gpu, *, write: bool) -> None:
     from attn_optimized.launch import table as launch_table
     from attn_parity.files import check_writable
 
     from benchmarks.tune.space import check_derivable
 
-    if arch:
-        check_derivable(arch)
+    if not gpu.is_here:
+        check_derivable(gpu.architecture)
     if write:
-        check_writable(launch_table.FOLDER / f"{arch or 'table'}.json", "--write")
+        check_writable(launch_table.FOLDER / f"{gpu.architecture}.json", "--write")
 
 
 def _cases(
@@ -159,8 +159,9 @@ def _begun(gpu: _Gpu, refused: dict[str, str], options: str, commit: str | None,
     from benchmarks.tune.results import Tuning
 
     architecture = TABLE_OF_TINY if tiny else gpu.architecture
-    run = Tuning.begun(gpu.device, {}, commit, tiny=tiny, architecture=architecture, source="", refused=refused)
-    run.of_value = not tiny  # results from binaries have a value without a GPU
+    run = Tuning.begun(
+        gpu.device, {}, commit, tiny=tiny, derived=not gpu.is_here, architecture=architecture, source="", refused=refused
+    )
     of_machine = f"measured: {run.machine}, torch {run.versions['torch']}, " if gpu.is_here else ""
     of_triton = f"Triton {run.versions['triton']}, {time.strftime('%Y-%m-%d')}"
     run.source = f"{of_machine}{of_triton}, python -m benchmarks tune{options}"

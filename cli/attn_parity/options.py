@@ -82,7 +82,8 @@ def seconds_option(name: str, default: float, words: str) -> Callable[[Callable]
     return click.option(name, type=Duration, default=default, show_default=True, help=words)
 
 
-case_seconds_option = seconds_option("--case-seconds", 60.0, "Seconds that a case may take, compilation included.")
+CASE_SECONDS = 60.0
+case_seconds_option = seconds_option("--case-seconds", CASE_SECONDS, "Seconds that a case may take, compilation included.")
 sanitize_option = click.option(
     "--sanitize/--no-sanitize",
     default=None,

@@ -4,7 +4,6 @@ import json
 from importlib.util import module_from_spec, spec_from_file_location
 
 import attn_parity.binaries.build
-import click
 import pytest
 from attn_parity.binaries.build import in_processes
 
@@ -93,8 +92,6 @@ def test_what_differs_is_told():
         ("gfx942", "new"): "gfx942 new: not compiled before",
         ("gfx942", "other"): ("gfx942 other: assembly aaaaaaaaaaaa, now bbbbbbbbbbbb; vgprs 8, now 9; numbers [1] 2, now 3"),
     }
-    with pytest.raises(click.BadParameter, match=r"Triton 3\.6\.0 compiled it, this is 3\.9\.0"):
-        differences(before | {"triton": "3.6.0"}, after, jobs)
 
 
 @pytest.fixture

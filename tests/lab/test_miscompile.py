@@ -5,6 +5,7 @@ import pytest
 from attn_amdgcn import checked, load, prepare
 from attn_amdgcn.assembly import code_of
 from attn_fuzz.verdict.verdict import Verdict
+from attn_lab.commands import miscompile
 from attn_lab.miscompile import operators, page, trials
 from attn_lab.miscompile.subjects import Launch, Subject
 
@@ -122,3 +123,15 @@ def test_a_log_gets_what_it_lacks(subject, monkeypatch, tmp_path):
         file.write(b'{"name": "cut sh')  # as an end of the process leaves it
     assert len(page.logged(log)) == 3
     assert trials.logged_trials("gfx942", 1, 2, 3, 0, str(log)) == 0
+
+
+@pytest.mark.parametrize(("outcome", "interrupted", "code"), [([], True, 130), ("it ended", False, 2), ([], False, 0)])
+def test_only_a_whole_sample_is_written(attn_lab, tmp_path, monkeypatch, outcome, interrupted, code):
+    written = []
+    monkeypatch.setattr(miscompile, "in_processes", lambda work, jobs, *_, **__: (dict.fromkeys(jobs, outcome), interrupted))
+    monkeypatch.setattr(page, "save", lambda *_: written.append("csv"))
+    monkeypatch.setattr(miscompile.mutants_page, "write", lambda: written.append("page"))
+    run = attn_lab("miscompile", "--arch", "gfx942", "--layers", "1", "--log", tmp_path / "log.jsonl", "--write")
+    assert run.code == code
+    assert ("gfx942, layer 0: it ended" in run.err) == (code == 2)
+    assert written == ([] if code else ["csv", "page"])

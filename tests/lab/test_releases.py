@@ -1,5 +1,6 @@
 """`python -m attn_lab releases`: fixes of others on the releases around them, and scripts of findings by release."""
 
+import itertools
 from functools import partial
 from types import SimpleNamespace
 
@@ -143,3 +144,11 @@ def test_what_was_looked_at_is_what_ran():
         assert fix.release in kept.releases[fix.package]
         assert fix.shown_by is None or page.shown(fix, kept), fix
     assert set(kept.findings) <= {*names()}
+
+
+def test_releases_are_in_the_order_of_pypi():
+    ordered = (
+        "0.9.0", "0.10.0.dev1", "0.10.0a1", "0.10.0b1", "0.10.0rc1.dev3", "0.10.0rc1", "0.10.0rc2", "0.10.0",
+        "0.10.0.post2.dev18", "0.10.0.post2", "0.10.0.post10", "0.10.1",
+    )  # fmt: skip
+    assert all(runner.version(one) < runner.version(later) for one, later in itertools.pairwise(ordered))

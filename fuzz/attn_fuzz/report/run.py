@@ -89,7 +89,7 @@ class Run:
         target, device: names for people.
         support: the support of the target on the machine of the run.
         versions: the versions of the packages that matter to the run, by name.
-        command: the command that runs it again.
+        command: the command that runs it again, without the database and the machines.
         seed, workers, planned: as given. `planned` is the number of examples.
         seconds: from beginning to end.
         progress: the progress of every shard.

@@ -9,6 +9,7 @@ import click
 import hypothesis
 from attn_fuzz import inputs
 from attn_fuzz.cases.features import undefined
+from attn_fuzz.errors import InputError
 from attn_fuzz.run import runner
 from attn_fuzz.run.shard import FuzzPlan
 from attn_lab.matrix import coverage
@@ -73,7 +74,7 @@ def _check_version(page: Path) -> None:
     """Fail before the work if there is no page, or another version of Hypothesis made it: that version draws other cases."""
     named = re.search(r"with Hypothesis ([\w.]+);", inputs.read_text(page), re.ASCII)
     if named and (version := named[1]) != hypothesis.__version__:
-        raise click.ClickException(
+        raise InputError(
             f"{page} counts what Hypothesis {version} draws, and this is {hypothesis.__version__}, which draws other cases: "
             f"install hypothesis=={version}, or write the page anew without --check"
         )

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import click
+from attn_fuzz.errors import ExecutorError
 from attn_fuzz.outputs import RUNS
 from attn_lab.miscompile import page
 from attn_lab.mutate import page as mutants_page
@@ -30,25 +31,27 @@ ARCHITECTURES = "gfx942,gfx1201,gfx950"
     show_default=True,
     help="The file of results, one line for each mutant. A second call continues an interrupted one.",
 )
-@click.option("--write", is_flag=True, help="Write docs/generated/miscompiled.csv from the log, and mutants.md.")
+@click.option("--write", is_flag=True, help="Write docs/generated/miscompiled.csv and mutants.md, once the sample is whole.")
 @click.option("--rewrite", is_flag=True, help="Run nothing; write what the log holds.")
 def command(
     architectures: str, sample: int, seed: int, layers: int, workers: int, path: Path, write: bool, rewrite: bool
 ) -> int:
     """Change one instruction of a compiled kernel, run it on the emulator, and count the changes that are found."""
-    errors = [] if rewrite else _run(architectures.split(","), sample, seed, layers, workers, path)
+    errors, interrupted = ([], False) if rewrite else _run(architectures.split(","), sample, seed, layers, workers, path)
     rows = page.logged(path)
     results.print(f"found: {page.share(rows)}" if rows else "no mutants")
+    if interrupted:
+        return 130
+    if errors:
+        raise ExecutorError("; ".join(errors))
     if write or rewrite:
         page.save(rows, version("triton") or "")
         mutants_page.write()
-    if errors:
-        raise click.ClickException("; ".join(errors))
     return 0
 
 
-def _run(architectures: list[str], sample: int, seed: int, layers: int, workers: int, path: Path) -> list[str]:
-    """Have the log hold a sample. Returns why it lacks some."""
+def _run(architectures: list[str], sample: int, seed: int, layers: int, workers: int, path: Path) -> tuple[list[str], bool]:
+    """Have the log hold a sample. Returns why some mutants are missing, and whether an interrupt left some out."""
     from attn_lab.miscompile.trials import logged_trials
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,5 +61,4 @@ def _run(architectures: list[str], sample: int, seed: int, layers: int, workers:
     ]
     with progress_bar(len(jobs)) as show_bar:
         found, interrupted = in_processes(logged_trials, jobs, workers, lambda found: show_bar(len(found), 0), interpreter=True)
-    errors = [f"{job[0]}, layer {job[1]}: {one}" for job, one in found.items() if isinstance(one, str)]
-    return [*errors, *["interrupted"] * interrupted]
+    return [f"{job[0]}, layer {job[1]}: {one}" for job, one in found.items() if isinstance(one, str)], interrupted

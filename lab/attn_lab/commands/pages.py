@@ -31,7 +31,7 @@ def command(beside: tuple[str, ...]) -> int:
     """Check that the pages of docs/generated are what the code, or the results beside them, make of them.
 
     Checks run side by side, one for each usable CPU. Each prints a line when it ends, and all that it has printed if it
-    fails. Exit 1 if one fails. `tox run -e nightly` checks the pages of coverage and of proofs, which take minutes.
+    fails. Exit 1 if one fails. `tox run -e nightly` checks the pages of coverage, model types and proofs, which take longer.
     """
     return check_all((*beside, *CHECKS), usable_cpus())
 

@@ -8,12 +8,14 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import math
 import os
 import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from attn_fuzz import outputs
@@ -131,9 +133,14 @@ def save(kept: Results, file: Path = RESULTS) -> None:
     outputs.write(file, msgspec.json.encode(kept) + b"\n")
 
 
-def version(release: str) -> tuple[int, ...]:
-    """A release's place in the order: 0.5.10.post1 lies behind 0.5.10."""
-    return tuple(map(int, re.findall(r"\d+", release)))
+def version(release: str) -> tuple[Any, ...]:
+    """A release's place in PyPI's order, such as 0.5.10rc1, 0.5.10, 0.5.10.post1.dev2, 0.5.10.post1."""
+    parts = {kind: int(number) for kind, number in re.findall(r"(a|b|rc|post|dev)(\d+)", release)}
+    numbers = tuple(map(int, re.findall(r"\d+", re.split(r"[a-z+]", release)[0])))
+    post, dev = parts.get("post", -1), parts.get("dev", math.inf)
+    of_itself = ("", 0) if "dev" in parts and "post" not in parts else ("released", 0)  # 1.0.dev1 precedes 1.0a1
+    stage = next(((kind, parts[kind]) for kind in ("a", "b", "rc") if kind in parts), of_itself)
+    return numbers, stage, post, dev
 
 
 def releases(sources: Path, package: str) -> list[str]:

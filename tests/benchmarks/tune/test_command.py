@@ -8,9 +8,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from attn_optimized.launch.table import entry_for
 
 from benchmarks.steps.drawn import draw_cases
+from benchmarks.tune.command import _check_table, _Gpu
 from benchmarks.tune.results import SCHEMA, Tuning
 from tests.support import processes
 
@@ -63,6 +65,13 @@ def test_a_tiny_run_tries_candidates_and_writes_all_of_them(tmp_path):
         assert today.verdict == "final"
         assert "final" in {each.verdict for each in others} <= {"final", "slower"}
         assert {*searched.cases} == today.times.keys()
+
+
+def test_the_table_that_is_checked_is_the_one_that_is_written(monkeypatch):
+    checked = []
+    monkeypatch.setattr("attn_parity.files.check_writable", lambda path, option: checked.append((path.name, option)))
+    _check_table(_Gpu(torch.device("cuda"), "sm90", 132, is_here=True), write=True)
+    assert checked == [("sm90.json", "--write")]
 
 
 @pytest.mark.nightly

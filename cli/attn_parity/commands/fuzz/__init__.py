@@ -124,7 +124,7 @@ def command(options: Options) -> int:
         failures_of = database.connect(options.database) if options.database else None
         keys = {name: database.key(name, chosen.device_name) for name in plans}
         past = {name: _past(options.corpus, failures_of, keys[name], name, chosen.supports[name]) for name in plans}
-        begun = Begun(chosen, plans, targets, past)
+        begun = Begun(options, chosen, plans, targets, past)
         runs, errors = begun.keep_going(until, options.most_minutes) if options.keep_going else begun.until_failure()
         if failures_of is not None:
             for name, run in runs.items():

@@ -20,8 +20,10 @@ from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.verdict import COMPARED
 from attn_parity.commands.fuzz import failing
 from attn_parity.commands.fuzz.machines import Machines
+from attn_parity.commands.fuzz.options import Options
 from attn_parity.console import notes, progress_bar, results
 from attn_parity.files import name_part, write_json
+from attn_parity.options import CASE_SECONDS
 from attn_parity.signals import ignore_signals
 
 RUNS_SCHEMA = "attn-parity.fuzz-runs/1"
@@ -31,8 +33,9 @@ Runs = tuple[dict[str, Run], list[str]]
 
 @dataclass(frozen=True)
 class Begun:
-    """A run that begins: its machines, and for each target the plan, the target, and the names of past cases."""
+    """A run that begins: its options and machines, and for each target the plan, the target, and the names of past cases."""
 
+    options: Options
     machines: Machines
     plans: Mapping[str, FuzzPlan]
     targets: Mapping[str, Target]
@@ -116,7 +119,7 @@ class Begun:
             device=machines.device_name,
             support=machines.supports[name],
             versions={"python": platform.python_version()} | provenance.versions(),
-            command=_again(plan, **more),
+            command=command_again(plan, self.options),
             seed=plan.seed,
             workers=machines.workers,
             planned=plan.examples,
@@ -206,12 +209,17 @@ def _run(
         return runner.run(plans, machines.workers, stop_at_failure=True, report=show, place=machines.run), files_of
 
 
-def _again(plan: FuzzPlan, *, keeps_going: bool = False) -> list[str]:
-    options = {"target": plan.target, "device": plan.device, "examples": plan.examples, "seed": plan.seed}
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+def command_again(plan: FuzzPlan, options: Options) -> list[str]:
+    """The command that runs a target again. It names no database, whose address may hold a password, and no machines."""
+    given = {"target": plan.target, "device": plan.device, "examples": plan.examples, "seed": plan.seed}
+    given |= {"minutes": options.most_minutes, "corpus": options.corpus}
+    given |= {"case-seconds": plan.case_seconds} if plan.case_seconds != CASE_SECONDS else {}
+    words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    if options.sanitize is not None:
+        words.append("--sanitize" if options.sanitize else "--no-sanitize")
     if plan.exact_every != shard.exact_every(registry.load(plan.target), plan.device):
         words.append("--exact" if plan.exact_every else "--no-exact")
-    return ["attn-parity", "fuzz", *words, *["--fence"] * plan.fenced, *["--keep-going"] * keeps_going]
+    return ["attn-parity", "fuzz", *words, *["--fence"] * plan.fenced, *["--keep-going"] * options.keep_going]
 
 
 def _tell(run: Run, name: str) -> None:

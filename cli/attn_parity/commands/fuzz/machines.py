@@ -64,7 +64,7 @@ def chosen(options: Options) -> Iterator[Machines]:
     """The machines that --ray, --needs, --working-dir, --device and --workers name.
 
     Raises:
-        UnknownTargetError: a target cannot run there.
+        click.UsageError: --needs or --working-dir is given without --ray.
         InputError: the cluster does not answer, has no node for the run, or a target cannot run there.
     """
     if options.address is not None:
