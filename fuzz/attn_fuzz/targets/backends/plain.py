@@ -1,8 +1,9 @@
 """Backends as targets: whole layers, made and called as an engine does, and judged like any kernel.
 
 A layer is made once and serves all calls of a case. The metadata of a step is built once and serves all layers that are called
-with the same Batch. `attn_fuzz.targets.backends.supports` states the cases that are drawn for a backend. A backend on AITER
-serves what the installed AITER can do, so its own declaration states its cases. A backend must refuse all other cases.
+with the same Batch. `attn_fuzz.targets.backends.supports` states the cases of the three plain backends, and the modules of the
+others state theirs. A backend on AITER serves what the installed AITER can do, so its own declaration states its cases. A
+backend must refuse all other cases.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The cases that each backend serves."""
+"""The cases that three backends serve: TRITON_ATTN, TRITON_ATTN_DIFFKV and ROCM_ATTN."""
 
 import dataclasses
 
