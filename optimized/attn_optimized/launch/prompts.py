@@ -1,7 +1,7 @@
-"""Which steps are so much of prompts, or of chunks of prompts, that the warp specialized kernel is faster.
+"""The steps of prompts, and of chunks of prompts, in which the warp specialized kernel is the faster one.
 
-It was timed beside the attention kernel in 1,061 drawn steps of 128 and 256 dims over pages of 64 and 128 rows (H200,
-Triton 3.6). The limits are from half of them, and the figures from the other half: docs/guide/speed.md.
+Both kernels were timed in 1,061 drawn steps of 128 and 256 dims over pages of 64 and 128 rows (H200, Triton 3.6). The limits
+are from half of the steps; docs/guide/speed.md has the figures of all.
 """
 
 from typing import NamedTuple
