@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+from attn_binaries.shipped_calls import CALLS
 from attn_contract import Layout
 from attn_contract.layouts import LATENT_FORMATS
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.triton import MODE_OF_FORMAT
 from attn_lab.zoo import known_bugs
-from attn_parity.binaries.shipped_calls import CALLS
 from attn_proofs.specification import DIMS
 from attn_proofs.theorems.inside import LAYOUTS as PROVED
 

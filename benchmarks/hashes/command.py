@@ -4,7 +4,7 @@
     python -m benchmarks hashes after.json --compare before.json        # here
 
 A refactoring of a kernel proves with it that nothing has changed. Left out of a hash is what no GPU reads:
-`attn_parity.binaries.assembly` says what. The order of the parameters is not left out: it is where the kernel finds them.
+`attn_binaries.assembly` says what. The order of the parameters is not left out: it is where the kernel finds them.
 
 AMD's compiler is not deterministic: when the same source is compiled again, about one launch in a hundred comes out with other
 registers, or with operands the other way round. A launch that differs is compiled again, several times and past Triton's cache,
@@ -53,8 +53,8 @@ FACTS = ("vgprs", "agprs", "sgprs", "vgpr_spills", "sgpr_spills", "lds_bytes", "
 @cpu_workers_option
 def command(file: Path, before: Path | None, architectures: str | None, only: str, main: bool, workers: int) -> int:
     """Compile the launches that ship, and write hashes of their assembly to FILE."""
-    from attn_parity.binaries.build import in_processes
-    from attn_parity.binaries.shipped_calls import chosen
+    from attn_binaries.build import in_processes
+    from attn_binaries.shipped_calls import chosen
     from attn_parity.launches import chosen_architectures
 
     check_writable(file, "FILE")
@@ -88,9 +88,9 @@ def described(call: "KernelCall", architecture: str) -> tuple[dict[str, Any], st
 
     Its grid and the values of its numbers, in the kernel's order, are kept too: a refactoring of a launch changes neither.
     """
-    from attn_parity.binaries.assembly import without_debug
-    from attn_parity.binaries.compilation import compiled
-    from attn_parity.binaries.facts import facts_of
+    from attn_binaries.assembly import without_debug
+    from attn_binaries.compilation import compiled
+    from attn_binaries.facts import facts_of
 
     binary, _ = compiled(call, architecture)
     text = without_debug(binary.asm.get("amdgcn") or binary.asm["ptx"], binary.metadata.name)
@@ -134,7 +134,7 @@ def differences(before: dict[str, Any], after: dict[str, Any], jobs: set[tuple[s
 
 def comes_again(launch: tuple[str, str], earlier: dict[str, Any]) -> bool:
     """True if a launch that differs is as it was before in one of TRIES more compilations, each in a process of its own."""
-    from attn_parity.binaries.build import in_processes
+    from attn_binaries.build import in_processes
 
     architecture, name = launch
     with tempfile.TemporaryDirectory() as folder:
@@ -158,7 +158,7 @@ def _change(key: str, old: Any, new: Any) -> str:
 
 
 def _hashed(architecture: str, name: str) -> dict[str, Any]:
-    from attn_parity.binaries.shipped_calls import all_of
+    from attn_binaries.shipped_calls import all_of
 
     kept, _ = described(all_of(architecture)[name], architecture)
     return kept

@@ -20,12 +20,12 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
+from attn_binaries.architectures import ARCHITECTURES
 from attn_fuzz import foreign
 from attn_fuzz.errors import InputError
 from attn_fuzz.interpreted import aiter as aiter_sources
 from attn_fuzz.targets.packages.aiter import package as aiter_package
 from attn_fuzz.targets.packages.vllm import package as vllm_package
-from attn_parity.binaries.architectures import ARCHITECTURES
 
 FA3_FILE, FLASHMLA_FILE = "vllm_flash_attn/_vllm_fa3_C.abi3.so", "_flashmla_C.abi3.so"
 

@@ -4,8 +4,8 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping
 
+from attn_binaries.facts import Facts, facts_of
 from attn_lab.pages import table
-from attn_parity.binaries.facts import Facts, facts_of
 
 from benchmarks.peers.kind import Kind
 from benchmarks.peers.launches import Launch, compiled

@@ -6,9 +6,9 @@ from itertools import groupby
 from statistics import median
 
 import torch
+from attn_binaries.facts import facts_of
 from attn_lab.pages import table
 from attn_optimized.launch import table as launch_table
-from attn_parity.binaries.facts import facts_of
 
 from benchmarks.assembly.loops import bounds_of, cycles_of, hot_loop
 from benchmarks.assembly.rates import RATED, Cost

@@ -135,7 +135,7 @@ def _collected(
     kind: "Kind", architectures: Sequence[str], cases: "Sequence[Attention]", peers: Peers, workers: int
 ) -> tuple["Results", bool]:
     """The results of every participant's launches in every case, and whether an interrupt left some out."""
-    from attn_parity.binaries.build import in_processes
+    from attn_binaries.build import in_processes
     from attn_parity.console import progress_bar
     from attn_parity.versions import version
 

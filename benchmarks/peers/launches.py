@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
 import torch
+from attn_binaries.architectures import ARCHITECTURES
 from attn_contract import UnsupportedError
 from attn_fuzz.emulated.compilation import compiled_kernel
 from attn_optimized.kernel_call import KernelCall
-from attn_parity.binaries.architectures import ARCHITECTURES
 from triton import JITFunction
 
 from benchmarks.participants.attention import AITER, OURS, VLLM, aiter_triton, vllm_triton

@@ -211,7 +211,7 @@ def _search(
     tiny: bool,
 ) -> None:
     """Search on the GPU that is here, or by the binaries for one that is not."""
-    from attn_parity.binaries import shipped_calls
+    from attn_binaries import shipped_calls
 
     from benchmarks.tune.compilers import compiled, in_parallel
     from benchmarks.tune.facts import WorstFacts

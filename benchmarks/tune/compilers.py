@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import torch
+from attn_binaries.build import in_processes
 from attn_fuzz.text import one_line
 from attn_optimized.launch.table import Parameters
-from attn_parity.binaries.build import in_processes
 
 from benchmarks.participants.launches import launches
 from benchmarks.steps.calls import attention_call, float8_of

@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
+from attn_binaries.architectures import ARCHITECTURES
+from attn_binaries.compilation import compiled
+from attn_binaries.facts import facts_of as facts_of_binary
 from attn_optimized.kernel_call import KernelCall
-from attn_parity.binaries.architectures import ARCHITECTURES
-from attn_parity.binaries.compilation import compiled
-from attn_parity.binaries.facts import facts_of as facts_of_binary
 
 from benchmarks.assembly.loops import HotLoop, bounds_of, hot_loop
 from benchmarks.assembly.rates import RATED, UnknownRateError

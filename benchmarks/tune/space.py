@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from attn_binaries.architectures import ARCHITECTURES
 from attn_fuzz.errors import InputError
 from attn_optimized.launch.table import Parameters, Phase
-from attn_parity.binaries.architectures import ARCHITECTURES
 
 from benchmarks.tune.classes import CallClass
 

@@ -5,10 +5,10 @@ A number that JSON does not have, such as the error over the bound of an output 
 
 from typing import Any, Literal, NotRequired, TypedDict
 
+from attn_binaries.rows import Row
 from attn_fuzz.cases.case import Case
 from attn_fuzz.verdict.verdict import VerdictKind
 from attn_optimized.selector import Assignment
-from attn_parity.binaries.rows import Row
 from attn_parity.commands.drift.changes import Change
 from attn_parity.commands.drift.sides import Side
 from attn_parity.commands.select.vllm_arguments import VllmArguments

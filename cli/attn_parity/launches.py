@@ -1,15 +1,16 @@
-"""The launches that options name, and their compilation behind a progress bar."""
+"""The launches that options name, their compilation beside a progress bar, and the table of their binaries."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
-from attn_parity.binaries.architectures import ARCHITECTURES
-from attn_parity.binaries.build import COMPILE_SECONDS, SHIPPED, Launches, Outcome, build
-from attn_parity.console import progress_bar
+from attn_binaries.architectures import ARCHITECTURES
+from attn_binaries.build import COMPILE_SECONDS, SHIPPED, Launches, Outcome, build
+from attn_parity.console import plain_table, progress_bar, results
 from attn_parity.options import seconds_option
 
 if TYPE_CHECKING:
+    from attn_binaries.rows import Row
     from attn_optimized.kernel_call import KernelCall
 
     Calls = dict[str, dict[str, KernelCall]]
@@ -40,7 +41,7 @@ def chosen_calls(architectures: str | None, *, only: str = "", main: bool = Fals
     names = chosen_architectures(architectures)
     if any(name.startswith("gfx") for name in names):
         import attn_amdgcn  # noqa: F401  # needs the extra `emulated`
-    from attn_parity.binaries.shipped_calls import chosen  # imports Triton
+    from attn_binaries.shipped_calls import chosen  # imports Triton
 
     calls = {name: chosen(name, only=only, main=main) for name in names}
     if not any(calls.values()):
@@ -51,7 +52,7 @@ def chosen_calls(architectures: str | None, *, only: str = "", main: bool = Fals
 def built(
     calls: "Mapping[str, Mapping[str, Any]]", workers: int, compile_seconds: float, launches: Launches = SHIPPED
 ) -> Outcome:
-    """Compile launches behind a progress bar.
+    """Compile launches beside a progress bar.
 
     Args:
         launches: tells the compiling processes where to find the launches.
@@ -60,3 +61,17 @@ def built(
     with progress_bar(len(jobs)) as show_bar:
         at_once = min(workers, len(jobs))
         return build(jobs, at_once, lambda done: show_bar(done, 0), launches, compile_seconds)
+
+
+def print_tables(rows: "Iterable[Row]") -> None:
+    """A table for each architecture."""
+    from attn_binaries.rows import COLUMNS, cells
+
+    rows = list(rows)
+    for architecture in dict.fromkeys(row.architecture for row in rows):
+        table = plain_table(*COLUMNS, right=COLUMNS[2:])
+        for row in rows:
+            if row.architecture == architecture:
+                table.add_row(*cells(row))
+        results.print(f"\n{architecture}", style="bold")
+        results.print(table)

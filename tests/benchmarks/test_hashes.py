@@ -3,9 +3,9 @@
 import json
 from importlib.util import module_from_spec, spec_from_file_location
 
-import attn_parity.binaries.build
+import attn_binaries.build
 import pytest
-from attn_parity.binaries.build import in_processes
+from attn_binaries.build import in_processes
 
 import benchmarks.hashes.command
 from benchmarks.hashes.command import comes_again, described, differences
@@ -103,7 +103,7 @@ def compiled_once(monkeypatch):
         known.update(in_processes(work, [job for job in jobs if job not in known], *arguments)[0])
         return {job: known[job] for job in jobs}, False
 
-    monkeypatch.setattr(attn_parity.binaries.build, "in_processes", remembered)
+    monkeypatch.setattr(attn_binaries.build, "in_processes", remembered)
 
 
 @pytest.mark.nightly
@@ -130,5 +130,5 @@ def test_a_launch_that_comes_again_is_no_change(monkeypatch):
     earlier = {"launches": {"gfx942": {"decode": {"sha256": "a"}}}}
     for later, same in (("bab", True), ("bbb", False)):
         outcomes = {number: {"sha256": sha256} for number, sha256 in enumerate(later)}
-        monkeypatch.setattr(attn_parity.binaries.build, "in_processes", lambda *_, outcomes=outcomes: (outcomes, False))
+        monkeypatch.setattr(attn_binaries.build, "in_processes", lambda *_, outcomes=outcomes: (outcomes, False))
         assert comes_again(("gfx942", "decode"), earlier) == same

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 from attn_amdgcn import load
+from attn_binaries.build import Beside, Outcome, OutOfTime, build, in_processes
+from attn_binaries.kernarg import kernarg_of
+from attn_binaries.shipped_calls import chosen
 from attn_fuzz import current_folder
-from attn_parity.binaries.build import Beside, Outcome, OutOfTime, build, in_processes
-from attn_parity.binaries.kernarg import kernarg_of
-from attn_parity.binaries.shipped_calls import chosen
 from attn_parity.commands import compile as compile_command
 
 from tests.support.facts import GOOD

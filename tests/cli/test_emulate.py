@@ -16,17 +16,17 @@ import pytest
 import torch
 import triton
 from attn_amdgcn.instructions import forms
+from attn_binaries import run_folder
+from attn_binaries.build import build
+from attn_binaries.comparison import compared
+from attn_binaries.run_folder import GUARD_BYTES, Argument, Buffer, EmulatedLaunch, Tensor
+from attn_binaries.saved import SavedFileError, SavedLaunch, read
+from attn_binaries.saved_checks import check_plan, checked_program
+from attn_binaries.saved_execution import Emulated, OutOfTimeError, emulate_saved
+from attn_binaries.saving import save_binaries
+from attn_binaries.shipped_calls import chosen
 from attn_fuzz.errors import InputError
 from attn_parity import main
-from attn_parity.binaries import run_folder
-from attn_parity.binaries.build import build
-from attn_parity.binaries.comparison import compared
-from attn_parity.binaries.run_folder import GUARD_BYTES, Argument, Buffer, EmulatedLaunch, Tensor
-from attn_parity.binaries.saved import SavedFileError, SavedLaunch, read
-from attn_parity.binaries.saved_checks import check_plan, checked_program
-from attn_parity.binaries.saved_execution import Emulated, OutOfTimeError, emulate_saved
-from attn_parity.binaries.saving import save_binaries
-from attn_parity.binaries.shipped_calls import chosen
 
 from tests.support.malformed import KNOWN_FIELDS_DRAWS, TEXT_DRAWS, damage, run_in_fork
 from tests.support.pages import ROOT

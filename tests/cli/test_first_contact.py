@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from attn_binaries import shipped_calls
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_parity import main
-from attn_parity.binaries import shipped_calls
 from attn_parity.commands.doctor import sections
 
 

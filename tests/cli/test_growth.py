@@ -9,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 import pytest
 from attn_amdgcn import AmdgcnError, load, prepare
+from attn_binaries import run_folder, saved
 from attn_fuzz import inputs
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import SCHEMA
@@ -16,7 +17,6 @@ from attn_fuzz.errors import InputError
 from attn_fuzz.exhaustive import ledger
 from attn_lab.mutate import campaign, generate
 from attn_lab.zoo import known_bugs as mutants
-from attn_parity.binaries import run_folder, saved
 
 from tests.emulated.kernels import KERNEL
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from attn_parity.binaries.build import Outcome
-from attn_parity.binaries.shipped_calls import chosen
+from attn_binaries.build import Outcome
+from attn_binaries.shipped_calls import chosen
 from attn_parity.commands.doctor import clock, sections, stages
 from attn_parity.commands.doctor.clock import Time
 from attn_parity.commands.doctor.stages import Pair

@@ -22,7 +22,9 @@ from attn_parity import cli
 from tests.support.pages import PAGES, ROOT, blocks
 
 SOURCES = [
-    path for folder in ("optimized", "fuzz", "cli", "plugins", "lab", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+    path
+    for folder in ("optimized", "fuzz", "binaries", "cli", "plugins", "lab", "benchmarks")
+    for path in (ROOT / folder).rglob("*.py")
 ]
 
 

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import triton
+from attn_binaries.architectures import ARCHITECTURES
+from attn_binaries.build import Outcome
+from attn_binaries.rows import Execution, Row
+from attn_binaries.shipped_calls import chosen, main_names
 from attn_fuzz.errors import InputError
 from attn_lab.binaries import budgets, drawn_calls, page, results
 from attn_lab.binaries.budgets import Budgets, Exceptions
 from attn_lab.binaries.results import Results, load, updated
-from attn_parity.binaries.architectures import ARCHITECTURES
-from attn_parity.binaries.build import Outcome
-from attn_parity.binaries.rows import Execution, Row
-from attn_parity.binaries.shipped_calls import chosen, main_names
 
 from tests.support.facts import GOOD
 from tests.support.pages import ROOT
@@ -200,7 +200,7 @@ def test_a_page_that_is_not_what_its_facts_make_is_noticed(attn_lab, tmp_path, m
         for name, architecture in ARCHITECTURES.items()
         for call in of_architecture(name)
     }
-    monkeypatch.setattr("attn_parity.binaries.shipped_calls.chosen", of_architecture)
+    monkeypatch.setattr("attn_binaries.shipped_calls.chosen", of_architecture)
     path, data = tmp_path / page.PAGE, tmp_path / results.DATA
     path.parent.mkdir(parents=True)
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
+from attn_binaries import execution
+from attn_binaries.build import Outcome, build
+from attn_binaries.rows import Execution
+from attn_binaries.shipped_calls import CALLS, ShippedCall, chosen, name_of_call
+from attn_binaries.small_cases import small_cases
 from attn_fuzz.cases.case import Case
 from attn_fuzz.emulated import compilation
 from attn_lab.binaries import execute, executions
 from attn_lab.binaries.results import DATA, Results, load
-from attn_parity.binaries import execution
-from attn_parity.binaries.build import Outcome, build
-from attn_parity.binaries.rows import Execution
-from attn_parity.binaries.shipped_calls import CALLS, ShippedCall, chosen, name_of_call
-from attn_parity.binaries.small_cases import small_cases
 
 from tests.support.pages import ROOT
 

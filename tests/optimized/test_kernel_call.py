@@ -12,6 +12,7 @@ import attn_optimized
 import attn_reference
 import pytest
 import torch
+from attn_binaries import facts
 from attn_contract import AttentionType, Batch, ContractError, Layer, Layout, MiscompiledError, UnsupportedError
 from attn_contract.signatures import tensor_signature
 from attn_optimized import attention, miscompiled, signature_cache
@@ -23,7 +24,6 @@ from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache
 from attn_optimized.latent_cache import write_latent_cache_call
 from attn_optimized.launch.table import entry_for
 from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
-from attn_parity.binaries import facts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from triton import JITFunction

@@ -1,6 +1,6 @@
 """Facts of a compiled launch that is within every budget."""
 
-from attn_parity.binaries.facts import Facts
+from attn_binaries.facts import Facts
 
 GOOD = Facts(
     vgprs=128,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from attn_binaries.build import Outcome
 from attn_fuzz.errors import InputError
 from attn_fuzz.run.processes.executor import use_interpreter
-from attn_parity.binaries.build import Outcome
 from attn_parity.console import notes, results
 from attn_parity.files import check_writable, write_json
 from attn_parity.launches import (
@@ -19,6 +19,7 @@ from attn_parity.launches import (
     chosen_calls,
     compile_seconds_option,
     only_option,
+    print_tables,
 )
 from attn_parity.options import Positive, Seed, cpu_workers_option, json_option, record_of
 from attn_parity.versions import version
@@ -74,7 +75,7 @@ def command(options: Options) -> int:
         check_writable(save / "launches.json", "--save")
     outcome = built(calls, options.workers, options.compile_seconds)
     if save is not None:
-        from attn_parity.binaries.saving import save_binaries
+        from attn_binaries.saving import save_binaries
 
         written = save_binaries(save, outcome.binaries, calls)
         notes.print(f"{written} code objects in {save}, described by launches.json")
@@ -83,8 +84,8 @@ def command(options: Options) -> int:
 
 def _of_target(target: str, options: Options) -> int:
     """Compile what drawn calls of a target launch. Launches with the same code are one row."""
+    from attn_binaries import target_calls
     from attn_fuzz.targets import registry
-    from attn_parity.binaries import target_calls
 
     use_interpreter("cpu")
     given = options.architectures
@@ -105,19 +106,19 @@ def _of_target(target: str, options: Options) -> int:
             launches[architecture] = {name: each for name, each in recording.launches.items() if options.only in name}
     if not any(launches.values()):
         raise click.UsageError(f"--only: no launch is named so: {options.only}")
-    others = ("attn_parity.binaries.target_calls", pickle.dumps(launches))
+    others = ("attn_binaries.target_calls", pickle.dumps(launches))
     outcome = built(launches, options.workers, options.compile_seconds, others)
     return _told(outcome, options.json_file, merges=True)
 
 
 def _told(outcome: Outcome, json_file: Path | None, *, merges: bool = False) -> int:
     """Print what was compiled, write it, and return the exit code."""
-    from attn_parity.binaries import rows
+    from attn_binaries import rows
 
     compiled, errors = rows.rows_of(outcome), rows.errors_of(outcome)
     compiled = rows.merged(compiled) if merges else compiled
     over = [f"{row.architecture} {row.call}: {fault}" for row in compiled for fault in row.facts.faults]
-    rows.print_tables(compiled)
+    print_tables(compiled)
     for line in (*over, *errors):
         results.print(line, soft_wrap=True)
     triton, begun = version("triton") or "", "interrupted; so far: " if outcome.interrupted else ""

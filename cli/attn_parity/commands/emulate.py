@@ -4,20 +4,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from attn_binaries.build import in_processes
 from attn_fuzz.errors import InputError
 from attn_fuzz.text import one_line
 from attn_parity import MESSAGE
-from attn_parity.binaries.build import in_processes
 from attn_parity.console import notes, plain_table, progress_bar, results
 from attn_parity.launches import chosen_architectures
 from attn_parity.options import cpu_workers_option, seconds_option
 
 if TYPE_CHECKING:
-    from attn_parity.binaries.build import Job
-    from attn_parity.binaries.comparison import Difference
-    from attn_parity.binaries.run_folder import EmulatedLaunch
-    from attn_parity.binaries.saved import SavedLaunch
-    from attn_parity.binaries.saved_execution import Emulated
+    from attn_binaries.build import Job
+    from attn_binaries.comparison import Difference
+    from attn_binaries.run_folder import EmulatedLaunch
+    from attn_binaries.saved import SavedLaunch
+    from attn_binaries.saved_execution import Emulated
 
 FOLDER = "emulated"
 """Beside launches.json: the folder in which each launch and case has a folder."""
@@ -54,7 +54,7 @@ def command(file: Path, architectures: str | None, only: str, there: Path | None
 
 
 def _chosen(file: Path, architectures: str | None, only: str) -> "dict[Job, SavedLaunch]":
-    from attn_parity.binaries.saved import check_files, read
+    from attn_binaries.saved import check_files, read
 
     wanted = chosen_architectures(architectures)
     launches = {
@@ -70,8 +70,8 @@ def _chosen(file: Path, architectures: str | None, only: str) -> "dict[Job, Save
 
 
 def _emulate(file: Path, launches: "dict[Job, SavedLaunch]", case_seconds: float, workers: int) -> int:
-    from attn_parity.binaries.saved_execution import emulate_saved
-    from attn_parity.binaries.shipped_calls import CALLS, name_of_call
+    from attn_binaries.saved_execution import emulate_saved
+    from attn_binaries.shipped_calls import CALLS, name_of_call
 
     names: dict[tuple[str, str], list[str]] = {}
     for architecture, name in launches:
@@ -113,9 +113,9 @@ def _tell_runs(runs: "list[tuple[str, Emulated]]", folder: Path) -> None:
 
 def _compare(file: Path, launches: "dict[Job, SavedLaunch]", there: Path) -> int:
     """The exit code: 2 if a folder cannot be compared, else 1 if some bit differs. The others are compared, too."""
-    from attn_parity.binaries import run_folder
-    from attn_parity.binaries.comparison import compared
-    from attn_parity.binaries.saved import SavedFileError
+    from attn_binaries import run_folder
+    from attn_binaries.comparison import compared
+    from attn_binaries.saved import SavedFileError
 
     here = file.parent / FOLDER
     folders = sorted(path for path in here.iterdir() if path.is_dir()) if here.is_dir() else []

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+from attn_binaries.facts import Facts
 from attn_fuzz import inputs
-from attn_parity.binaries.facts import Facts
 
 if TYPE_CHECKING:
     from attn_optimized.kernel_call import KernelCall

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from attn_binaries.architectures import ARCHITECTURES
+from attn_binaries.shipped_calls import CACHE_BYTES
 from attn_contract import AttentionConfig, Batch, Layer
 from attn_contract.arguments import named
 from attn_fuzz.cases import tensors
@@ -27,8 +29,6 @@ from attn_optimized.kernel_call import KernelCall
 from attn_optimized.kernels.reduce_parts import reduce_parts_kernel
 from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
 from attn_optimized.latent_cache import write_latent_cache_call
-from attn_parity.binaries.architectures import ARCHITECTURES
-from attn_parity.binaries.shipped_calls import CACHE_BYTES
 
 TARGETS = ("triton", "triton-latent", *(f"triton-latent@{mode}" for mode in MODE_OF_FORMAT.values()), TRITON_INDEXER.name)
 """Targets whose supports are drawn from, in turns: together they serve all that the kernels serve."""

@@ -6,12 +6,8 @@ Kernels must be interpreted in this process, which plans and judges. They are co
 from collections.abc import Mapping
 from dataclasses import replace
 
-from attn_fuzz.emulated.compiler import ready
-from attn_fuzz.emulated.emulation import emulate, job_of
-from attn_fuzz.run.case.trial import try_case
-from attn_optimized.kernel_call import KernelCall
-from attn_parity.binaries.assembly import digest
-from attn_parity.binaries.execution import (
+from attn_binaries.assembly import digest
+from attn_binaries.execution import (
     SCHEDULES,
     OtherCodeError,
     cases_of,
@@ -19,8 +15,12 @@ from attn_parity.binaries.execution import (
     launches_of,
     target_of,
 )
-from attn_parity.binaries.rows import AGREES, Execution
-from attn_parity.binaries.shipped_calls import ShippedCall
+from attn_binaries.rows import AGREES, Execution
+from attn_binaries.shipped_calls import ShippedCall
+from attn_fuzz.emulated.compiler import ready
+from attn_fuzz.emulated.emulation import emulate, job_of
+from attn_fuzz.run.case.trial import try_case
+from attn_optimized.kernel_call import KernelCall
 
 
 def execute(shipped: ShippedCall, architecture: str, instructions: dict[str, str], option: str = "") -> dict[str, Execution]:

@@ -4,13 +4,13 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from attn_binaries.assembly import DIGITS, digest
+from attn_binaries.build import Job, in_processes
+from attn_binaries.rows import Execution
 from attn_lab.binaries.results import Results
-from attn_parity.binaries.assembly import DIGITS, digest
-from attn_parity.binaries.build import Job, in_processes
-from attn_parity.binaries.rows import Execution
 
 if TYPE_CHECKING:
-    from attn_parity.binaries.compilation import Binary
+    from attn_binaries.compilation import Binary
 
 Call = tuple[str, str, tuple[tuple[str, str], ...]]
 """An architecture, the name of a call, and the name of each of its launches with the digest of the launch's assembly."""
@@ -22,7 +22,7 @@ def calls_of(binaries: "Mapping[Job, Binary]", kept: Results | None = None) -> l
     Args:
         kept: the earlier results of launches. A call is left out if all of its launches agreed, in the code that they have now.
     """
-    from attn_parity.binaries.shipped_calls import name_of_call
+    from attn_binaries.shipped_calls import name_of_call
 
     launches: dict[Job, dict[str, str]] = {}
     for (architecture, name), binary in binaries.items():
@@ -72,8 +72,8 @@ def _of_launches(job: Call, result: dict[str, Execution] | str) -> dict[Job, Exe
 
 
 def _executed(architecture: str, name: str, instructions: Iterable[tuple[str, str]], option: str) -> dict[str, Execution]:
+    from attn_binaries.shipped_calls import CALLS
     from attn_lab.binaries.execute import execute
-    from attn_parity.binaries.shipped_calls import CALLS
 
     (shipped,) = (call for call in CALLS if call.name == name)
     return execute(shipped, architecture, dict(instructions), option)

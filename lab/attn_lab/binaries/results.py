@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from attn_binaries.architectures import ARCHITECTURES
+from attn_binaries.build import Job
+from attn_binaries.facts import Facts
+from attn_binaries.rows import AGREES, Execution, Row
 from attn_fuzz.errors import InputError
 from attn_lab import csv_file
 from attn_lab.pages import PAGES
-from attn_parity.binaries.architectures import ARCHITECTURES
-from attn_parity.binaries.build import Job
-from attn_parity.binaries.facts import Facts
-from attn_parity.binaries.rows import AGREES, Execution, Row
 
 DATA = PAGES / "binaries.csv"
 FAULTS = ("lost_addresses", "tf32_instructions", "narrow_products")

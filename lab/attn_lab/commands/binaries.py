@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
+from attn_binaries import rows
+from attn_binaries.architectures import ARCHITECTURES
+from attn_binaries.build import Job, Outcome
+from attn_binaries.rows import Execution
 from attn_lab import results_file
 from attn_lab.binaries import budgets, executions, page
 from attn_lab.binaries.budgets import Budgets
 from attn_lab.binaries.results import DATA, FAULTS, Results, differences, load, updated
 from attn_lab.options import check_option, check_pages_writable
 from attn_lab.pages import write_or_check
-from attn_parity.binaries import rows
-from attn_parity.binaries.architectures import ARCHITECTURES
-from attn_parity.binaries.build import Job, Outcome
-from attn_parity.binaries.rows import Execution
 from attn_parity.console import notes, plain_table, progress_bar, results
 from attn_parity.launches import (
     architectures_option,
@@ -26,6 +26,7 @@ from attn_parity.launches import (
     chosen_calls,
     compile_seconds_option,
     only_option,
+    print_tables,
 )
 from attn_parity.options import Positive, Seed, cpu_workers_option, record_of, together
 from attn_parity.versions import version
@@ -205,7 +206,7 @@ def _print(found: Results, over: list[str], outcome: Outcome, names: Mapping[str
     allowed = budgets.load()
     if not allowed.knows(found.triton):
         notes.print(f"no exception of the budgets is of Triton {found.triton}: what it spills is over them", soft_wrap=True)
-    rows.print_tables(found.rows.values())
+    print_tables(found.rows.values())
     facts = {job: row.facts for job, row in found.rows.items()}
     for line in budgets.unneeded(allowed, facts, names or {}, found.triton):
         notes.print(f"budgets: {line}", soft_wrap=True)
@@ -264,13 +265,13 @@ def _check() -> int:
 
 
 def _current(found: Results, *, checks: bool) -> int:
-    from attn_parity.binaries.shipped_calls import main_names
+    from attn_binaries.shipped_calls import main_names
 
     return write_or_check({page.PAGE: page.text(found, main_names())}, "python -m attn_lab binaries page", checks=checks)
 
 
 def _all_calls() -> "Calls":
-    from attn_parity.binaries.shipped_calls import chosen
+    from attn_binaries.shipped_calls import chosen
 
     return {name: chosen(name) for name in ARCHITECTURES}
 

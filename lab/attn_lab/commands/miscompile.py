@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import click
+from attn_binaries.build import in_processes
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.outputs import RUNS
 from attn_lab.miscompile import page
 from attn_lab.mutate import page as mutants_page
-from attn_parity.binaries.build import in_processes
 from attn_parity.console import progress_bar, results
 from attn_parity.options import Positive, Seed
 from attn_parity.versions import version

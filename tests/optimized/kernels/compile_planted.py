@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from attn_binaries.compilation import compile_call
+from attn_binaries.shipped_calls import chosen
 from attn_optimized.kernel_call import KernelCall, Launch
-from attn_parity.binaries.compilation import compile_call
-from attn_parity.binaries.shipped_calls import chosen
 
 SIDE = 64
 

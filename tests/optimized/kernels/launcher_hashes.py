@@ -8,11 +8,11 @@ import sys
 from types import SimpleNamespace
 
 import torch
+from attn_binaries.compilation import compiled
 from attn_contract import Batch, Layer, Layout
 from attn_fuzz.emulated.compilation import gpu_target
 from attn_optimized.attention import paged_attention_calls, plan_of
 from attn_optimized.kernel_call import KernelCall
-from attn_parity.binaries.compilation import compiled
 from triton.runtime import driver
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import triton
+from attn_binaries.architectures import ARCHITECTURES
+from attn_binaries.build import build
+from attn_binaries.compilation import compile_call
+from attn_binaries.shipped_calls import CALLS, chosen
 from attn_contract import ContractError
 from attn_lab.binaries import budgets
 from attn_optimized.kernel_call import KernelCall
-from attn_parity.binaries.architectures import ARCHITECTURES
-from attn_parity.binaries.build import build
-from attn_parity.binaries.compilation import compile_call
-from attn_parity.binaries.shipped_calls import CALLS, chosen
 from triton import knobs
 
 

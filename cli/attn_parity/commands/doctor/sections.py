@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from attn_binaries.architectures import ARCHITECTURES
+from attn_binaries.build import Outcome, build
 from attn_fuzz.report.run import failure_json
 from attn_fuzz.run import runner
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
-from attn_parity.binaries.architectures import ARCHITECTURES
-from attn_parity.binaries.build import Outcome, build
 from attn_parity.commands.doctor import clock
 from attn_parity.cpus import usable_cpus
 from attn_parity.versions import version
@@ -97,7 +97,7 @@ def aiter() -> Section:
 
 def compiled(architecture: str, workers: int) -> Section:
     """Compile the main launches that ship: registers, spills, instructions."""
-    from attn_parity.binaries.shipped_calls import chosen
+    from attn_binaries.shipped_calls import chosen
 
     if reason := _not_compiled(architecture):
         return {"unavailable": reason}
@@ -145,7 +145,7 @@ def timed(device: str, requests: int, query_len: int, seq_len: int) -> Section:
     if device != "cuda":
         return {"unavailable": "no GPU in use: an interpreter's speed says nothing"}
     import attn_optimized
-    from attn_parity.binaries.shipped_calls import ShippedCall
+    from attn_binaries.shipped_calls import ShippedCall
     from attn_parity.commands.doctor.stages import tensors_on
 
     shipped = ShippedCall(name="timed", requests=requests, query_len=query_len, seq_len=seq_len)

@@ -11,6 +11,9 @@ from typing import Literal
 
 import msgspec
 import torch
+from attn_binaries import shipped_calls
+from attn_binaries.build import SHIPPED, Job, Outcome, build
+from attn_binaries.shipped_calls import ShippedCall
 from attn_fuzz.cases.call import Call
 from attn_fuzz.targets.triton import TRITON
 from attn_fuzz.verdict.judge import judge_call
@@ -20,9 +23,6 @@ from attn_optimized.kernel_call import KernelCall
 from attn_optimized.launch.table import Entry
 from attn_optimized.launch.tiles import entry_of
 from attn_optimized.launch.workload import Workload
-from attn_parity.binaries import shipped_calls
-from attn_parity.binaries.build import SHIPPED, Job, Outcome, build
-from attn_parity.binaries.shipped_calls import ShippedCall
 from attn_parity.commands.doctor import clock
 from attn_parity.commands.doctor.clock import Time
 from attn_parity.commands.doctor.sections import Section, facts_of

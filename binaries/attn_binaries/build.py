@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     # imports Triton, which decides on its first import whether kernels are interpreted
-    from attn_parity.binaries.compilation import Binary
+    from attn_binaries.compilation import Binary
 
 Job = tuple[str, str]
 """An architecture, and the name of a launch."""
 Launches = tuple[Any, ...]
 """A module that has `all_of(architecture, *others)`, which gives launches by name, and the others."""
-SHIPPED: Launches = ("attn_parity.binaries.shipped_calls",)
+SHIPPED: Launches = ("attn_binaries.shipped_calls",)
 Work = TypeVar("Work", bound=tuple[Any, ...])
 Result = TypeVar("Result")
 
@@ -236,7 +236,7 @@ def _serve(connection: "Connection", others: "Connection", work: Callable[..., A
 @functools.lru_cache(maxsize=1)
 def _compiler(architecture: str, launches: Launches) -> Beside:
     """Compiles launches of an architecture by name. They are made before it forks, so that no launch has that in its time."""
-    from attn_parity.binaries.compilation import compile_call
+    from attn_binaries.compilation import compile_call
 
     module, *others = launches
     calls = importlib.import_module(module).all_of(architecture, *others)

@@ -1,7 +1,7 @@
 """Small ragged cases for a call that ships: its layer with fewer heads and lower numbers, and few tokens.
 
 The code of a launch holds no number of heads, requests, tokens or keys, and no number of a rule. So it is the same for a small
-case, which `attn_parity.binaries.execution` checks.
+case, which `attn_binaries.execution` checks.
 """
 
 from itertools import count
@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 import torch
+from attn_binaries.shipped_calls import ShippedCall
 from attn_contract import AttentionType, Indexer, Layout
 from attn_fuzz.cases import contradictions
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
 from attn_optimized.launch.workload import DECODE_TILE_ROWS
-from attn_parity.binaries.shipped_calls import ShippedCall
 
 KV_HEADS = 2
 UNUSED_BLOCKS = 2

@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any, Literal, NamedTuple
 
 import torch
+from attn_binaries.architectures import ARCHITECTURES
 from attn_contract import (
     AttentionType,
     Batch,
@@ -31,7 +32,6 @@ from attn_optimized.kernels.reduce_parts import reduce_parts_kernel
 from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
 from attn_optimized.latent_cache import write_latent_cache_call
 from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
-from attn_parity.binaries.architectures import ARCHITECTURES
 
 CACHE_BYTES = 8 << 30
 """The bytes of a layer's cache: more than AMD's buffer instructions reach, as on GPUs in service."""
@@ -284,7 +284,7 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 def _read() -> Iterator[ShippedCall]:
     """Read shipped_calls.toml; its head explains its form."""
-    text = (files("attn_parity.binaries") / "shipped_calls.toml").read_text(encoding="utf-8")
+    text = (files("attn_binaries") / "shipped_calls.toml").read_text(encoding="utf-8")
     tables = tomllib.loads(text)
     groups = tables.pop("groups")
     for kind, table in tables.items():

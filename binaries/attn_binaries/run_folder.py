@@ -15,8 +15,8 @@ from typing import Annotated
 
 import msgspec
 import numpy as np
+from attn_binaries.saved import Count, SavedFileError, Text, content, decoded, is_plain_name
 from attn_contract.arguments import INT32_MAX, shown
-from attn_parity.binaries.saved import Count, SavedFileError, Text, content, decoded, is_plain_name
 
 SCHEMA = "attn-parity.emulated-launch/1"
 GUARD_BYTES = 4096

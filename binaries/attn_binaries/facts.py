@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attn_parity.binaries.architectures import ARCHITECTURES, Architecture
+from attn_binaries.architectures import ARCHITECTURES, Architecture
 
 _NARROW_PRODUCT = re.compile(r"= arith\.muli .* : (?:tensor<[\dx]*i32|i32).* loc\((#loc\d*)\)$", re.MULTILINE)
 _LOCATION = re.compile(r"^(#loc\d*) = loc\((.*)\)$", re.MULTILINE)

@@ -21,7 +21,7 @@ from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.verdict import Verdict
 
-RECORD = "attn_parity.binaries.target_calls:record"
+RECORD = "attn_binaries.target_calls:record"
 MOST_NAMED = 6
 """The number of constants and options that name a launch."""
 

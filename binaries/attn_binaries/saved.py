@@ -1,16 +1,16 @@
-"""Read launches.json and the files beside it, which `attn_parity.binaries.saving` wrote, perhaps another version of it."""
+"""Read launches.json and the files beside it, which `attn_binaries.saving` wrote, perhaps another version of it."""
 
 import hashlib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
+from attn_binaries.architectures import ARCHITECTURES
+from attn_binaries.build import Job
+from attn_binaries.saving import SCHEMA
 from attn_contract.arguments import INT32_MAX
 from attn_fuzz import inputs
 from attn_fuzz.errors import InputError
-from attn_parity.binaries.architectures import ARCHITECTURES
-from attn_parity.binaries.build import Job
-from attn_parity.binaries.saving import SCHEMA
 
 Stored = TypeVar("Stored", bound=msgspec.Struct)
 

@@ -11,6 +11,8 @@ from unittest.mock import patch
 import attn_optimized
 import torch
 from attn_amdgcn import Schedule
+from attn_binaries.shipped_calls import INDEX_OPS, ShippedCall, kernel_calls
+from attn_binaries.small_cases import small_cases
 from attn_contract import Batch, Indexer
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets.indexer import IndexerFunctions, unwritten_logits, unwritten_selection
@@ -33,8 +35,6 @@ from attn_optimized.launch.plan import AttentionPlan, attention_grid, attention_
 from attn_optimized.launch.splits import MAX_SPLITS
 from attn_optimized.launch.workload import Workload
 from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
-from attn_parity.binaries.shipped_calls import INDEX_OPS, ShippedCall, kernel_calls
-from attn_parity.binaries.small_cases import small_cases
 
 SCHEDULES = (Schedule(races=True), Schedule("drawn", "descending", seed=1))
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 from attn_amdgcn import AmdgcnError, Program, load, prepare
+from attn_binaries.execution import OtherCodeError
+from attn_binaries.saved import Argument, SavedFileError, SavedLaunch, check_files
+from attn_binaries.saving import plain
 from attn_fuzz.emulated.emulation import Inputs
 from attn_fuzz.inputs import MESSAGE
 from attn_fuzz.text import one_line
 from attn_optimized.kernel_call import KernelCall
-from attn_parity.binaries.execution import OtherCodeError
-from attn_parity.binaries.saved import Argument, SavedFileError, SavedLaunch, check_files
-from attn_parity.binaries.saving import plain
 from triton._utils import canonicalize_dtype
 
 NARROW_BYTES = 1 << 31

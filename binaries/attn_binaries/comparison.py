@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from attn_binaries import run_folder
+from attn_binaries.run_folder import EmulatedLaunch, Tensor
+from attn_binaries.saved import SavedFileError, content
 from attn_contract.arguments import shown
-from attn_parity.binaries import run_folder
-from attn_parity.binaries.run_folder import EmulatedLaunch, Tensor
-from attn_parity.binaries.saved import SavedFileError, content
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype

@@ -1,13 +1,12 @@
-"""Results of launches that were compiled, and of launches that ran on the emulator; and the table that shows them."""
+"""Results of launches that were compiled, and of launches that ran on the emulator."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from attn_parity.binaries.assembly import DIGITS, digest
-from attn_parity.binaries.build import Outcome, OutOfTime
-from attn_parity.binaries.facts import Facts
-from attn_parity.console import plain_table, results
+from attn_binaries.assembly import DIGITS, digest
+from attn_binaries.build import Outcome, OutOfTime
+from attn_binaries.facts import Facts
 
 COLUMNS = ("launch", "kernel", "warps", "VGPRs", "AGPRs", "SGPRs", "spills", "LDS", "waves", "matrix", "load", "loop")
 """Columns of a table of binaries; all but the first two hold numbers."""
@@ -97,18 +96,6 @@ def uncompiled(outcome: Outcome) -> str:
 def exit_code(wrong: Iterable[str], outcome: Outcome) -> int:
     """1 if a launch is wrong, 2 if none is, but one had no code after --compile-seconds."""
     return 1 if list(wrong) or len(outcome.errors) > outcome.out_of_time else 2 * bool(outcome.out_of_time)
-
-
-def print_tables(rows: Iterable[Row]) -> None:
-    """A table for each architecture."""
-    rows = list(rows)
-    for architecture in dict.fromkeys(row.architecture for row in rows):
-        table = plain_table(*COLUMNS, right=COLUMNS[2:])
-        for row in rows:
-            if row.architecture == architecture:
-                table.add_row(*cells(row))
-        results.print(f"\n{architecture}", style="bold")
-        results.print(table)
 
 
 def cells(row: Row) -> tuple[str, ...]:

@@ -1,20 +1,20 @@
 """Write code objects and assembly into a folder, with launches.json: what hipModuleLaunchKernel or cuLaunchKernel needs.
 
-`attn_parity.binaries.saved` reads it.
+`attn_binaries.saved` reads it.
 """
 
 import dataclasses
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from attn_binaries.compilation import Binary
+from attn_binaries.kernarg import kernarg_of
 from attn_fuzz import outputs
 from attn_optimized.kernel_call import KernelCall
-from attn_parity.binaries.compilation import Binary
-from attn_parity.binaries.kernarg import kernarg_of
-from attn_parity.files import write_json
 
 SCHEMA = "attn-parity.launches/3"
 
@@ -35,7 +35,8 @@ def save_binaries(folder: Path, binaries: dict[tuple[str, str], Binary], calls: 
         digests = {kind: hashlib.sha256(content).hexdigest() for kind, content in contents.items()}
         described = _described(binary, calls[architecture][name])
         launches.append({"call": name, "file": file, "assembly": text, "sha256": digests, **described})
-    write_json(folder / "launches.json", {"schema": SCHEMA, "launches": launches})
+    text = json.dumps({"schema": SCHEMA, "launches": launches}, indent=1, ensure_ascii=False, allow_nan=False)
+    outputs.write(folder / "launches.json", text + "\n")
     return len(launches)
 
 

@@ -6,11 +6,11 @@ This needs a process without Triton's interpreter: TRITON_INTERPRET must not be 
 from dataclasses import dataclass
 from typing import Any
 
+from attn_binaries.architectures import ARCHITECTURES
+from attn_binaries.facts import Facts, facts_of
 from attn_contract import ContractError
 from attn_fuzz.emulated.compilation import compiled_kernel
 from attn_optimized.kernel_call import KernelCall
-from attn_parity.binaries.architectures import ARCHITECTURES
-from attn_parity.binaries.facts import Facts, facts_of
 from triton.compiler import ASTSource
 
 SCRATCH = ("global_scratch", "profile_scratch")

@@ -15,16 +15,16 @@ import msgspec
 import numpy as np
 from attn_amdgcn import AssemblyError, LaunchError, Memory, Program, UnknownInstructionError, inexact
 from attn_amdgcn.launch import ARGUMENTS
+from attn_binaries import run_folder
+from attn_binaries.execution import SCHEDULES, cases_of, error_of, launches_of, target_of
+from attn_binaries.rows import Execution
+from attn_binaries.run_folder import GUARD_BYTES, Argument, Buffer, EmulatedLaunch, Tensor
+from attn_binaries.saved import SavedFileError, SavedLaunch, read
+from attn_binaries.saved_checks import check_attributes, check_plan, checked_program
+from attn_binaries.shipped_calls import CALLS
 from attn_fuzz.emulated.emulation import Inputs, inputs_of, run
 from attn_fuzz.run.case.trial import try_case
 from attn_optimized.kernel_call import KernelCall
-from attn_parity.binaries import run_folder
-from attn_parity.binaries.execution import SCHEDULES, cases_of, error_of, launches_of, target_of
-from attn_parity.binaries.rows import Execution
-from attn_parity.binaries.run_folder import GUARD_BYTES, Argument, Buffer, EmulatedLaunch, Tensor
-from attn_parity.binaries.saved import SavedFileError, SavedLaunch, read
-from attn_parity.binaries.saved_checks import check_attributes, check_plan, checked_program
-from attn_parity.binaries.shipped_calls import CALLS
 
 
 class Emulated(NamedTuple):
