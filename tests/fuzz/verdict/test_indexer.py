@@ -51,14 +51,11 @@ def test_wrong_sets(selected: list[int], message: str) -> None:
     assert message in str(verdict(selected, [4.0, 1.0, 3.0]))
 
 
-def test_ties_are_free() -> None:
+def test_ties_are_free_and_one_ulp_is_no_tie() -> None:
     for pair in ([0, 1], [0, 2], [0, 3]):
         assert verdict(pair, [4.0, 3.0, 3.0, 3.0]) is None
         assert verdict(pair, [0.0, -0.0, 0.0, -0.0]) is None
     assert "unit 1 is selected" in str(verdict([1, 2], [4.0, 3.0, 3.0, 3.0]))
-
-
-def test_one_ulp_is_no_tie() -> None:
     above = float(torch.nextafter(torch.tensor(3.0), torch.tensor(INF)))
     assert verdict([0, 2], [4.0, 3.0, above]) is None
     assert "unit 1 is selected" in str(verdict([0, 1], [4.0, 3.0, above]))

@@ -199,12 +199,8 @@ def test_the_interpreter_takes_several_tiles_for_a_few_hundred_tokens():
 def test_heads_of_a_kv_head_are_cut_into_as_few_groups_as_hold_them(heads, groups, group):
     tiles = tiles_of(phase="decode", num_heads=2 * heads, num_kv_heads=2)
     assert (tiles.groups_per_kv_head, tiles.group, tiles.heads_per_kv_head) == (groups, group, heads)
-    assert group <= tiles.block_m
+    assert group <= tiles.block_m <= 64
     assert tiles.queries >= 1
-
-
-def test_a_decode_of_many_heads_has_the_tile_of_its_groups():
-    assert tiles_of(phase="decode", num_heads=71, num_kv_heads=1).block_m == 64
 
 
 def test_what_speculates_has_one_tile_of_64_rows_for_each_of_up_to_8_groups():
