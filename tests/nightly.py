@@ -1,7 +1,7 @@
 """The slow checks, in parts: `tox run -e nightly` runs the one that ended longest ago, `tox run -e nightly -- NAME` this one.
 
 A part is a list of commands. Each that ends is noted, and an interrupted part goes on after the last of them. After 150 minutes
-the running command is interrupted, too. How each part ended is in docs/generated/nightly.json, and in the table of tests/README.md.
+the running command is interrupted, too. docs/generated/nightly.json and the table of tests/README.md say how each part ended.
 """
 
 import datetime
