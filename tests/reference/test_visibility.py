@@ -8,8 +8,8 @@ from typing import Any
 import attn_reference
 import pytest
 import torch
-from attn_contract import RULES, Batch, ContractError, Layer, Layout
-from attn_contract.rules import VISIBILITY, held_rules
+from attn_contract import Batch, ContractError, Layer, Layout
+from attn_contract.rules import held_rules
 from attn_reference import attend, paged_requests, varlen_requests, visible
 from attn_reference.masks import in_range
 
@@ -99,11 +99,6 @@ OPTIONS = {
 ALONE = "key_unit"
 """It excludes other rules, and has a test of its own."""
 ALL = [Rules(causal=True, **dict(zip(OPTIONS, values, strict=True))) for values in itertools.product(*OPTIONS.values())]
-
-
-@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.acts_on is VISIBILITY])
-def test_every_rule_of_visibility_is_in_the_table(name):
-    assert name in (*OPTIONS, ALONE), f"{name}: no test compares it with a formula of integers"
 
 
 def test_the_truth_table_itself():
