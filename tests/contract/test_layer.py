@@ -86,14 +86,14 @@ ACCEPTED = [
 
 
 @refusals.parametrize(REFUSED)
-def test_refuses(refusal):
+def test_a_wrong_layer_is_refused(refusal):
     with pytest.raises(ContractError) as caught:
         layer(**refusal.changed({}, globals()))
     refusal.check(caught.value)
 
 
 @pytest.mark.parametrize("changes", ACCEPTED)
-def test_accepts(changes):
+def test_a_right_layer_keeps_its_values(changes):
     made = layer(**changes)
     assert {name: getattr(made, name) for name in changes} == changes
     assert made.v_head_size == changes.get("head_size_v", made.head_size)

@@ -11,7 +11,7 @@ from tests.support.pages import PAGES, ROOT, run_command, without_numbers
 README = PAGES["README.md"]
 
 
-def test_the_first_run(tmp_path):
+def test_the_first_run_is_as_shown(tmp_path):
     """Fewer cases are drawn here, all of which exact mode carries; how many past cases come first must be as shown."""
     shown = re.search(r"attn-parity fuzz --seed 1\n```\n\n```\n(.*?)```", README, flags=re.DOTALL)
     assert shown is not None

@@ -167,7 +167,7 @@ def test_a_workgroup_of_more_lanes_than_hardware_has_is_refused():
         launch(program, (1, 1, 1), [("data", 0), 1], DATA)
 
 
-def test_schedules():
+def test_a_wrong_schedule_is_refused():
     with pytest.raises(LaunchError, match="schedule 'up', 'ascending'"):
         Schedule("up")
     with pytest.raises(LaunchError, match="schedule 'together', 'together'"):

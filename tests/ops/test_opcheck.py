@@ -16,7 +16,7 @@ def is_float8(value: object) -> bool:
 
 
 @pytest.mark.parametrize("call", mostly_nightly(CALLS, IN_EACH_RUN), indirect=True)
-def test_opcheck(call):
+def test_every_call_passes_opcheck(call):
     """For float8 without opcheck's own test of the schema, which multiplies what it compares: torch has no such arithmetic. The
     test below asks the same, of bits."""
     tests = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]

@@ -53,7 +53,7 @@ def test_agrees_with_the_reference(num_blocks, query_lens, seq_lens, rules, dtyp
     assert_agrees(call, cascade)
 
 
-def test_no_request(paged_call):
+def test_no_request_writes_nothing(paged_call):
     call = paged_call([], [])
     out = torch.full_like(call.q, 7)
     attn_optimized.cascade_attention(*call, 0, out=out)

@@ -206,7 +206,7 @@ def test_only_validation_waits_for_the_device(name, device):
 
 
 @each_architecture
-def test_tiles_of_logits(architecture):
+def test_tiles_of_logits_fit_registers(architecture):
     sizes = itertools.product(borders(1, MAX_HEAD_SIZE), (1, 3, 64, 100, 128), (1, 4, 128, 1000), (1, 2, 4))
     for head_size, heads, unit, itemsize in sizes:
         tiles = logit_tiles(architecture, replace(SMALL, head_size=head_size, num_heads=heads, selection_unit=unit), itemsize)

@@ -113,7 +113,7 @@ def test_several_tiles_of_queries_and_of_keys(device):
 
 
 @pytest.mark.parametrize("num_positions", [0, 4])
-def test_nothing_to_write(num_positions, qkv, device):
+def test_q_is_rotated_without_slots(num_positions, qkv, device):
     """Without slots q is rotated all the same; without positions nothing happens."""
     cos_sin_cache = cos_sin_cache_of(HEAD_SIZE, torch.float32, device)
     places = {"positions": POSITIONS[:num_positions], "slots": []}

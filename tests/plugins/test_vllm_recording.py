@@ -227,7 +227,7 @@ def test_a_call_is_judged_by_what_it_was_given(recorded, monkeypatch):
 
 
 @pytest.mark.parametrize("clamped", [False, True])
-def test_ranges_of_images(clamped, recorded):
+def test_ranges_of_images_are_read_from_metadata(clamped, recorded):
     backend = triton_attn.TritonAttentionBackend
     spec, kv_cache = spec_and_cache(backend)
     model = Model(
@@ -467,7 +467,7 @@ def test_a_wrong_kernel_is_found_in_a_part_of_a_long_call(recorded, monkeypatch)
     assert (recorded.judged, recorded.wrong) == (3, 3)
 
 
-def test_settings():
+def test_wrong_settings_are_refused():
     settings = Settings.of("calls,every=10,most=0")
     assert settings.folder.is_absolute()
     assert (settings.folder.name, settings.every, settings.most, settings.limit) == ("calls", 10, 0, 10)

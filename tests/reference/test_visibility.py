@@ -143,7 +143,7 @@ def test_chunks_and_sink_tokens(sink_tokens, chunked_local, causal):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_all_rules_together(causal, paged_call, randn):
+def test_all_rules_together_are_the_truth_table(causal, paged_call, randn):
     """Every combination of the rules, over every length, as a call applies them."""
     tokens = [(randn(query_len, 1, 4), randn(seq_len, 1, 4), randn(seq_len, 1, 4)) for query_len, seq_len in LENGTHS]
     for rules in (replace(rules, causal=causal) for rules in ALL):

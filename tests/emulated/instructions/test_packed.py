@@ -50,7 +50,7 @@ def test_the_halves_that_op_sel_names_and_their_signs():
         ("v_mov_b32_e32 v8, v0\nv_mov_b32_e32 v9, v1\nv_pk_mov_b32 v[8:9], v[8:9], v[8:9] op_sel:[1,0]", "gfx942", (0.5, 1.5)),
     ],
 )
-def test_forms(text, architecture, expected):
+def test_each_form_of_operands_agrees(text, architecture, expected):
     assert pair(text, architecture) == expected
 
 
@@ -85,7 +85,7 @@ INTEGERS = {
 
 
 @pytest.mark.parametrize("name", INTEGERS)
-def test_integers(name):
+def test_packed_integers_agree(name):
     check(name, *INTEGERS[name])
 
 

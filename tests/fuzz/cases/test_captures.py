@@ -105,7 +105,7 @@ def test_blocks_that_a_window_has_left_may_be_one(step_case, tmp_path):
         capture(dataclasses.replace(call, layer=window), tmp_path / "call.json")
 
 
-def test_some_requests_alone(step_case, tmp_path):
+def test_some_requests_are_captured_alone(step_case, tmp_path):
     again = case_file.load(capture(call_of(step_case), tmp_path / "one.json", requests=[1]))
     assert [request.seq_len for request in again.requests] == [3]
     assert again.cache is not None

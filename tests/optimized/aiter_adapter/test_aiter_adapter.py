@@ -62,7 +62,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 class TestFinding:
-    def test_none(self, monkeypatch):
+    def test_no_installation_is_named(self, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         assert "not installed" in str(find_aiter().missing)
 
@@ -79,7 +79,7 @@ class TestFinding:
         assert "is no package" in missing
         assert "PyPI" not in missing
 
-    def test_without_attention(self, install):
+    def test_an_installation_without_attention_is_named(self, install):
         install(ops__in__enum="")
         assert "without attention" in str(find_aiter().missing)
 
@@ -456,7 +456,7 @@ class TestPagedAttentionV1:
         ],
         ids=str,
     )
-    def test_decode(self, rules, paged_call, aiter):
+    def test_decodes_agree(self, rules, paged_call, aiter):
         call = paged_call([1, 1, 1], [20, 257, 1], head_size=64, dtype=torch.float16, **rules)
         assert_agrees(call, self.attend(aiter, call))
 
@@ -492,7 +492,7 @@ class TestPaFwdAsm:
         aiter_adapter.pa_fwd_asm(aiter, q, call.kv_cache, layer, batch, out=torch.empty_like(q))
         return given[0]
 
-    def test_decode(self, paged_call, aiter):
+    def test_decodes_agree(self, paged_call, aiter):
         options = {"layout": Layout.SHUFFLED, "head_size": 128, "dtype": torch.float16}
         call = paged_call([1, 1, 1], [20, 257, 1], **options)
         out = torch.full(call.q.shape, torch.nan, dtype=torch.float16)
@@ -580,7 +580,7 @@ def test_what_a_kernel_of_aiter_does_not_serve_is_refused_before_its_call(functi
 class TestInstalled:
     """The real package of this environment, whose version pyproject.toml pins: 0.1.7."""
 
-    def test_features(self):
+    def test_only_lacking_features_have_reasons(self):
         reasons = features_of(find_aiter())
         assert [name for name, reason in reasons.items() if reason] == ["prefill_sinks", "unified_q_scales"]
 

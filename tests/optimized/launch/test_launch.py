@@ -173,7 +173,7 @@ SHORT_WINDOW = {"window_keys": SHORT_WINDOW_KEYS}
         ({"num_tokens": 0, "num_requests": 0, "max_query_len": 0}, "decode"),
     ],
 )
-def test_phases(changed, phase):
+def test_each_batch_has_its_phase(changed, phase):
     """The phase by which tiles are chosen; one for all batches where a request's output must not depend on the others."""
     workload = Workload(**(CALL | PREFILL | changed))
     assert phase_of(workload, COMPUTE_UNITS) == phase
@@ -264,7 +264,7 @@ def test_programs_begin_in_the_order_of_their_work_unless_there_are_many_waves()
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("head_size", [1, 80, 256, 4000])
-def test_row_tiles(architecture, head_size):
+def test_row_tiles_cover_all_rows(architecture, head_size):
     tiles = row_tiles(architecture, head_size=head_size)
     assert tiles.block_d >= head_size
     assert tiles.block_rows.bit_count() == tiles.block_d.bit_count() == 1
@@ -274,7 +274,7 @@ def test_row_tiles(architecture, head_size):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
-def test_reduce_tiles(architecture, head_size):
+def test_reduce_tiles_cover_all_rows_in_few_sizes(architecture, head_size):
     """Few sizes whatever the number of parts: each is compiled."""
     tiles = {reduce_tiles(architecture, head_size=head_size, num_parts=n) for n in range(2, 300)}
     assert len(tiles) <= 5
