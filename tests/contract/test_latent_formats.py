@@ -157,7 +157,7 @@ def of(layout: Layout) -> dict[str, int]:
         (PLANES, (896, 1), 0, "blocks that begin at multiples of 256, a slot's data, in LATENT_E8M0_PLANES"),
     ],
 )
-def test_what_is_wider_than_a_byte_lies_on_its_own_multiples(layout, strides, offset, message):
+def test_elements_wider_than_a_byte_lie_on_their_own_multiples(layout, strides, offset, message):
     tensor = BYTES.as_strided((3, *ADDRESSES[layout].shape), strides, offset)
     with pytest.raises(ContractError) as caught:
         KVCacheView.of(tensor, layout, **of(layout))

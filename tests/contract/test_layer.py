@@ -156,7 +156,7 @@ def test_which_types_read_a_cache():
         ("pcp_world_size", 2, "prefill context parallelism (PCP) (pcp_world_size) not supported: a layer is one rank's"),
     ],
 )
-def test_what_is_out_of_scope_is_refused_by_name(setting, value, message):
+def test_a_setting_out_of_scope_is_refused_by_name(setting, value, message):
     with pytest.raises(UnsupportedError) as caught:
         layer(**{setting: value})
     assert str(caught.value).startswith(f"attn_contract: {message}")

@@ -24,13 +24,13 @@ def test_the_first_run_is_as_shown(tmp_path):
     assert past is None or shown[1].count(past[1]) == 2
 
 
-def test_what_the_zoo_came_to():
+def test_the_readme_has_the_counts_of_the_zoo():
     zoo = (ROOT / "docs" / "generated" / "zoo.md").read_text()
     (found,) = re.findall(r"\d+ of \d+ found: \d+ classes, \d+ real bugs", README)
     assert f"\n{found};" in zoo
 
 
-def test_what_finds_generated_mutants():
+def test_the_readme_has_the_shares_of_found_mutants():
     (results,) = results_file.kept(ROOT / "docs" / "generated" / "mutants.md", mutants.Results, "mutate").values()
     kernels, host = ([row for row in mutants.whole(results).mutants if of(row)] for of in mutants.KERNELS_OR_HOST.values())
     judged = mutants.shares(kernels, "judge, property and sanitizer")

@@ -25,7 +25,7 @@ def test_every_call_passes_opcheck(call):
     torch.library.opcheck(call.op, (), call.arguments, test_utils=tests)
 
 
-def test_what_the_schema_calls_written_is_and_nothing_else(call):
+def test_tensors_that_the_schema_calls_written_are_written_and_no_others(call):
     tensors = {name: value for name, value in call.arguments.items() if isinstance(value, torch.Tensor)}
     before = {name: bits(tensor) for name, tensor in tensors.items()}
     call.op(**call.arguments)

@@ -159,7 +159,7 @@ def test_selecting_again_gives_the_same_and_what_two_ranks_select_merges_to_one_
     assert wrong_selection(merged, logits, indexer, batch) is not None
 
 
-def test_what_the_kernels_cannot_do_is_refused(device):
+def test_logits_and_sizes_beyond_the_kernels_are_refused(device):
     batch = step(device, (1, 9))
     with pytest.raises(UnsupportedError, match=r"logits of torch\.float64"):
         attn_optimized.select(torch.zeros(1, 1, 9, dtype=torch.float64, device=device), SMALL, batch)

@@ -519,7 +519,7 @@ def test_a_short_window_takes_one_loop(query_len, paged_call, assert_agrees):
         assert_agrees(call)
 
 
-def test_what_a_split_leaves_unwritten_is_not_read(paged_call, assert_agrees, monkeypatch):
+def test_unwritten_parts_of_a_split_are_not_read(paged_call, assert_agrees, monkeypatch):
     call = paged_call([1, 2], [1100, 3], sinks=[0.5, 3.0, -3.0, -torch.inf])
     plan = attn_optimized.plan_of(call.q, call.layer, call.batch)
     assert plan.splits > 1

@@ -78,7 +78,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_it_does_not_name_it_does_not_serve(name, paged_call):
+def test_only_rules_that_it_names_are_served(name, paged_call):
     assert served(dense(paged_call([130], [300], **PLAIN))) is not None
     assert served(dense(paged_call([130], [300], **PLAIN | REFUSED[name]))) is None
 

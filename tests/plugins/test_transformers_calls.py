@@ -168,7 +168,7 @@ class TestRefused:
         v = arguments.pop("value", v)
         return attention(attn_reference, SimpleNamespace(is_causal=True), q, k, v, mask, **arguments)[0]
 
-    def test_what_is_known_passes(self):
+    def test_known_arguments_pass(self):
         assert self.call(position_ids=torch.arange(3), use_cache=True, unknown=None, output_attentions=False).shape == (
             1,
             3,

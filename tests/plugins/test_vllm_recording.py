@@ -315,7 +315,7 @@ class Own(triton_attn.TritonAttentionBackend):
         (Own, {}, 0, "OwnImpl is no backend that the recording knows"),
     ],
 )
-def test_what_cannot_be_judged_is_counted_with_its_reason(backend, options, judged, reason, recorded):
+def test_calls_that_cannot_be_judged_are_counted_with_their_reason(backend, options, judged, reason, recorded):
     served(backend, **options)
     assert recorded.judged == judged
     assert recorded.wrong == 0
@@ -422,7 +422,7 @@ PROMPTS = ((0, 0, 5), (1, 5, 22))
     ],
     ids=["all", "a request", "heads", "queries"],
 )
-def test_what_is_chosen_of_a_long_call(most, chosen, monkeypatch):
+def test_a_part_of_a_long_call_is_chosen(most, chosen, monkeypatch):
     monkeypatch.setattr(excerpt, "MOST_WORK", most * HEAD_SIZE)
     layer = Layer(
         num_heads=NUM_HEADS, num_kv_heads=NUM_KV_HEADS, head_size=HEAD_SIZE, scale=1.0, layout=Layout.CONTENT_PACKED

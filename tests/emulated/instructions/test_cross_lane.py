@@ -128,6 +128,6 @@ def test_ds_swizzle_gathers_by_its_pattern(pattern):
     "text",
     ["ds_swizzle_b32 v1, v0 offset:0xc020", "ds_swizzle_b32 v1, v0 offset:swizzle(FFT,1)", "ds_bpermute_b32 v1, v0, v2 gds"],
 )
-def test_what_has_no_meaning_is_refused(text):
+def test_forms_without_a_meaning_are_refused(text):
     with pytest.raises(UnknownInstructionError):
         ran(text)

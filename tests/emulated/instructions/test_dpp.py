@@ -114,6 +114,6 @@ def test_halves_of_registers_are_permuted():
         "v_mov_b64_dpp v[2:3], v[0:1] row_newbcast:1",
     ],
 )
-def test_what_has_no_meaning_is_refused(text):
+def test_forms_without_a_meaning_are_refused(text):
     with pytest.raises(UnknownInstructionError):
         ran(text)

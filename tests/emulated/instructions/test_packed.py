@@ -60,7 +60,7 @@ def test_lanes_that_are_off():
     assert off.vector[8:10, 0, 1].view(np.float32).tolist() == [-3.0, 3.5]
 
 
-def test_what_is_not_defined_is_refused():
+def test_operands_that_are_not_defined_are_refused():
     with pytest.raises(UnknownInstructionError, match="upper half of a constant"):
         pair("v_pk_mul_f32 v[8:9], v[0:1], 1.0")
     with pytest.raises(UnknownInstructionError, match="upper half of a constant"):

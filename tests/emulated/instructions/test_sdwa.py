@@ -91,6 +91,6 @@ def test_a_choice_into_a_byte():
 
 
 @pytest.mark.parametrize("modifiers", ["dst_sel:BYTE_4", "dst_unused:UNUSED_KEEP", "src0_sel:HALF_0", "clamp", "op_sel:[1,0]"])
-def test_what_has_no_meaning_is_refused(modifiers):
+def test_modifiers_without_a_meaning_are_refused(modifiers):
     with pytest.raises(UnknownInstructionError):
         ran(f"v_add_u32_sdwa v2, v0, v1 {modifiers}")

@@ -118,7 +118,7 @@ def test_a_store_of_each_size(size):
         ({0: 1 | 1 << 31}, 2, "rows without their indices"),
     ],
 )
-def test_what_is_not_known_is_refused(change, groups, what):
+def test_unknown_fields_of_a_descriptor_are_refused(change, groups, what):
     with pytest.raises(UnknownInstructionError, match=what):
         loaded(descriptor((8, 8), (4, 2), (8,)) | change, groups)
 

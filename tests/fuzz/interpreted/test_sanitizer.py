@@ -35,7 +35,7 @@ def choosing_kernel(target_ptr, first_ptr, second_ptr, SIZE: tl.constexpr):
 
 
 @pytest.mark.parametrize("num_elements", [4, 3])
-def test_what_may_be_done_is_done_and_its_lanes_are_counted(sanitized, num_elements):
+def test_permitted_accesses_happen_and_their_lanes_are_counted(sanitized, num_elements):
     source, out, permissions = call()
     with sanitizer.watch(permissions) as watching:
         copy(source, out, num_elements=num_elements)
@@ -122,7 +122,7 @@ def test_a_block_of_pointers_may_lead_to_several_arguments(sanitized):
     assert re.search(r"^load .*: outside of every argument$", text)
 
 
-def test_what_a_kernel_did_comes_out_whatever_the_target_makes_of_it(sanitized):
+def test_a_violation_is_raised_even_if_the_target_catches_it(sanitized):
     source, out, permissions = call()
 
     def quiet() -> None:

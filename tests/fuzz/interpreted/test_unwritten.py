@@ -103,7 +103,7 @@ def test_lanes_that_a_mask_leaves_out_are_no_zeros(sanitized):
     assert integers != 2
 
 
-def test_what_only_an_earlier_call_wrote_is_stale(sanitized):
+def test_memory_that_only_an_earlier_call_wrote_is_stale(sanitized):
     """A workspace that a target keeps holds the numbers of its last call, which may even be right."""
     source, out, permissions = call()
     kept: list[torch.Tensor] = []
@@ -126,7 +126,7 @@ def test_what_only_an_earlier_call_wrote_is_stale(sanitized):
         assert re.search(r"^load .*: source_ptr\[3\]: only what was written may be read$", text)
 
 
-def test_what_nobody_holds_after_a_call_is_forgotten(sanitized):
+def test_tensors_that_are_freed_after_a_call_are_forgotten(sanitized):
     with sanitizer.watch(list):
         kept = torch.empty(1 << 20)
         torch.empty(1 << 21)

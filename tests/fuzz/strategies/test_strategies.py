@@ -320,7 +320,7 @@ def test_sizes_are_within_the_support_and_properties_beyond_it_are_drawn_to_be_r
             assert sum(map(case.num_keys, case.requests)) <= 2 * support.max_seq_len
 
 
-def test_what_only_exclude_excludes_is_drawn_to_be_refused():
+def test_cases_that_only_exclude_excludes_are_drawn_to_be_refused():
     """Both rules are supported, and not together: no other rule or format makes such a case one to refuse."""
     support = replace(
         EVERYTHING,

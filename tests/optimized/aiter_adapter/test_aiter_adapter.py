@@ -120,7 +120,7 @@ class TestFinding:
             ("assert kv_cache_dtype in (torch.bfloat16, e4m3_dtype)", {"the device's own float8"}),
         ],
     )
-    def test_what_no_signature_tells_of_unified_attention_is_read(self, lines, traits, install):
+    def test_traits_of_unified_attention_are_read_from_its_source(self, lines, traits, install):
         install(ops__in__triton__in__unified_attention=f"def unified_attention(block_size):\n    {lines}\n")
         assert find_aiter().unified_traits == traits
 
@@ -136,7 +136,7 @@ class TestFinding:
         install(ops__in__mha="def flash_attn_varlen_func(:", ops__in__attention="def pa_fwd_asm(Q): ...")
         assert list(find_aiter().signatures) == ["pa_fwd_asm"]
 
-    def test_what_fails_to_import_is_said(self, install):
+    def test_an_import_that_fails_is_named(self, install):
         install(__init__="raise AssertionError('no hipcc')", ops__in__mha="def flash_attn_varlen_func(q): ...")
         assert import_aiter().missing == "AITER does not import here: AssertionError: no hipcc"
         with pytest.raises(UnsupportedError, match="AssertionError: no hipcc"):
@@ -158,7 +158,7 @@ class TestFeatures:
     def test_the_recorded_version_has_all(self):
         assert not any(features_of(recorded("2026-08")).values())
 
-    def test_what_a_signature_lacks_is_said_of_that_feature_alone(self):
+    def test_an_argument_that_a_signature_lacks_is_named_for_its_feature_alone(self):
         whole = recorded("2026-08")
         prefill = whole.signatures["flash_attn_varlen_func"]
         fewer = replace(prefill, arguments=tuple(name for name in prefill.arguments if name != "sink_ptr"))
@@ -392,7 +392,7 @@ class TestFlashAttnVarlen:
 
     @pytest.mark.parametrize("window", [(-1, -1), (0, 0), (4, 0)])
     @pytest.mark.parametrize(("rule", "words"), [({"sinks": [0.0] * 4}, "sinks"), ({"logits_soft_cap": 2.0}, "a soft cap")])
-    def test_what_assembly_kernels_drop_is_refused(self, rule, words, window, paged_call, aiter, calls):
+    def test_rules_that_assembly_kernels_drop_are_refused(self, rule, words, window, paged_call, aiter, calls):
         """A window past the longest sequence is dropped before the gate that would keep to CK's kernels, so none is a guard."""
         call = paged_call([3], [20], dtype=torch.bfloat16, head_size=128, window=window, **rule)
         with pytest.raises(UnsupportedError, match=f"{words} not supported: for bfloat16 and a head size of 128"):
@@ -565,7 +565,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("function", "changes", "words"), REFUSED, ids=[f"{name}: {words}" for name, _, words in REFUSED])
-def test_what_a_kernel_of_aiter_does_not_serve_is_refused_before_its_call(function, changes, words, paged_call, aiter, calls):
+def test_a_call_that_a_kernel_of_aiter_does_not_serve_is_refused_first(function, changes, words, paged_call, aiter, calls):
     options = {"query_lens": [1, 1], "dtype": torch.float16, **FORMS[function], **changes}
     call = paged_call(options.pop("query_lens"), [20, 33], **options)
     call = call._replace(q=call.q.contiguous() if function == "pa_fwd_asm" else call.q, batch=with_tight_bounds(call.batch))

@@ -82,7 +82,7 @@ def test_forward_refuses_wrong_arguments(name, attn_type, validate, step_of, ait
 
 @every_kind
 @validated
-def test_what_an_engine_tells_of_a_step(name, attn_type, validate, step_of, aiter):
+def test_a_wrong_step_is_refused(name, attn_type, validate, step_of, aiter):
     """The builder lets some pass, which the layer refuses then. Its own errors name what the engine has told."""
     step = step_of(name, attn_type)
     impl = BACKENDS[name].impl(step.layer, aiter=aiter, validate=validate, **step.constructor)

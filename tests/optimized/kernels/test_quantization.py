@@ -124,7 +124,7 @@ def test_ue8m0_scales_are_the_least_that_fit(fmt, largest, device):
     assert got.tolist() == torch.cat([codes.clamp(min=27), (codes + 1).clamp(min=27)]).tolist()
 
 
-def test_what_is_not_quantized_stays(device):
+def test_numbers_of_an_unquantized_format_stay(device):
     x = torch.randn(16, device=device)
     stored, name = stored_format(x, "sm90")
     assert stored is x

@@ -121,7 +121,7 @@ def test_parameters_are_those_of_the_wider_of_k_and_v():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_what_decodes_has_one_tile_of_its_size(architecture):
+def test_a_decode_has_one_tile_of_its_size(architecture):
     """A tile of 16 rows or of 64, or the interpreter's."""
     for group in GROUPS:
         for max_query_len in range(1, DECODE_TILE_ROWS // group + 1):
@@ -203,7 +203,7 @@ def test_heads_of_a_kv_head_are_cut_into_as_few_groups_as_hold_them(heads, group
     assert tiles.queries >= 1
 
 
-def test_what_speculates_has_one_tile_of_64_rows_for_each_of_up_to_8_groups():
+def test_a_speculating_decode_has_one_tile_of_64_rows_for_each_of_up_to_8_groups():
     def of(heads: int, max_query_len: int, **call: object):
         return plan(
             num_heads=2 * heads,

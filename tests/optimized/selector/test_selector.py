@@ -152,7 +152,7 @@ NO_ADAPTER = "has no adapter to AITER's assembly kernels"
     ],
 )
 @pytest.mark.parametrize("backend", ["ROCM_AITER_MLA", "ROCM_AITER_TRITON_MLA"])
-def test_what_aiters_backends_of_latent_attention_would_serve(backend, config, architecture, reason):
+def test_aiters_backends_of_latent_attention_refuse_as_vllm_declares(backend, config, architecture, reason):
     """As vLLM declares it. None has an adapter here, so that each is refused for this reason at least."""
     first, *others = BACKENDS[backend].capabilities(AITER).refusals(config, architecture)
     assert NO_ADAPTER in first.reason
@@ -246,7 +246,7 @@ def test_the_first_that_serves_is_selected(architecture, aiter, config, backend,
         (DECODER, {"backend": "FLASH_ATTN"}, "backend"),
     ],
 )
-def test_what_is_no_config_aiter_or_backend_is_refused(config, options, argument):
+def test_a_value_that_is_no_config_aiter_or_backend_is_refused(config, options, argument):
     with pytest.raises(ContractError) as refused:
         select(config, **{"architecture": "gfx942", "aiter": AITER, **options})
     assert refused.value.argument == argument
