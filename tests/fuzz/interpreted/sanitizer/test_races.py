@@ -12,8 +12,8 @@ from attn_fuzz.interpreted import program_order, sanitizer
 from attn_fuzz.interpreted.permissions import WRITE, region
 from attn_fuzz.interpreted.together import running
 
-from tests.fuzz.interpreted import watched
-from tests.fuzz.interpreted.watched import overlapping_kernel, violation
+from tests.fuzz.interpreted.sanitizer import watched
+from tests.fuzz.interpreted.sanitizer.watched import overlapping_kernel, violation
 
 pytestmark = watched.interpreted_only
 

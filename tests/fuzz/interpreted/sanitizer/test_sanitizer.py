@@ -13,8 +13,8 @@ from attn_fuzz.interpreted.permissions import READ, WRITE, region
 from triton import knobs
 from triton.runtime import interpreter
 
-from tests.fuzz.interpreted import watched
-from tests.fuzz.interpreted.watched import call, copy, copy_kernel, overlapping_kernel, violation
+from tests.fuzz.interpreted.sanitizer import watched
+from tests.fuzz.interpreted.sanitizer.watched import call, copy, copy_kernel, overlapping_kernel, violation
 
 pytestmark = watched.interpreted_only
 

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from collections.abc import Callable
-from pathlib import Path
 from unittest import mock
 
 import attn_optimized
@@ -24,8 +23,9 @@ from attn_fuzz.targets.target import Target
 from attn_fuzz.targets.triton import TRITON
 from attn_parity.device import sanitizes
 
-from tests.fuzz.interpreted import watched
+from tests.fuzz.interpreted.sanitizer import watched
 from tests.support import processes
+from tests.support.pages import ROOT
 
 pytestmark = watched.interpreted_only
 replace = msgspec.structs.replace
@@ -256,7 +256,7 @@ def test_a_gpu_cannot_be_sanitized():
 
 
 def test_the_page_s_program_runs_and_its_message_is_one(sanitized, tmp_path):
-    page = (Path(__file__).parents[3] / "docs" / "reference" / "sanitizer.md").read_text()
+    page = (ROOT / "docs" / "reference" / "sanitizer.md").read_text()
     program = re.findall(r"```python in_process.py\n(.*?)```", page, flags=re.DOTALL)[0]
     message = re.findall(r"```\n(load .*)\n```", page)[0]
     case, changes, _ = FAULTS["a slot past the sequence"]

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from attn_fuzz.interpreted import sanitizer, unwritten
 
-from tests.fuzz.interpreted import watched
-from tests.fuzz.interpreted.watched import call, copy, violation
+from tests.fuzz.interpreted.sanitizer import watched
+from tests.fuzz.interpreted.sanitizer.watched import call, copy, violation
 
 pytestmark = watched.interpreted_only
 
