@@ -1,13 +1,11 @@
 """`python -m benchmarks` refuses wrong arguments before any work, in one line that names them, with exit code 2."""
 
 import importlib.util
-import json
 import os
 import shlex
 
 import pytest
 import torch
-from attn_fuzz.verdict.ratios import NUM_BINS
 
 
 @pytest.mark.parametrize(
@@ -46,7 +44,6 @@ from attn_fuzz.verdict.ratios import NUM_BINS
         ("peers binaries --only 'cache write'", "no case has 'cache write' in its name"),
         ("peers bounds --json none/found.json", "--json: the folder none does not exist"),
         ("peers --drawn 3", "--drawn and --seed go together"),
-        ("hashes none/hashes.json", "FILE: the folder none does not exist"),
         ("peers --json found.json", "--json: expected one kind of facts"),
         ("peers --write --only decode", "--write: the page is of its own cases"),
         ("peers --aiter none", "--aiter: got none, expected a folder that holds the package `aiter`"),
@@ -64,48 +61,3 @@ def test_bad_arguments_are_named_before_any_work(tmp_path, monkeypatch, ended, a
     assert code == 2
     assert message in printed
     assert not list(tmp_path.iterdir())
-
-
-def test_a_file_that_is_no_run_is_named(tmp_path, monkeypatch, ended):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "README.md").write_text("no run")
-    code, printed = ended("judge", "calibration", "README.md", "--name", "x")
-    assert (code, printed.partition("README.md")[0]) == (2, "attn-parity: ")
-
-
-RUN = {
-    "schema": "attn-parity.fuzz/1",
-    "target": "triton",
-    "device": "cpu",
-    "versions": {},
-    "seed": 0,
-    "examples": 1,
-    "ratios": {"out float32 decode": [0] * NUM_BINS},
-    "error": None,
-    "failures": [],
-}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "content", "message"),
-    [
-        ("hashes after.json --compare given.json", [], "schema: got nothing, expected 'attn-parity.hashes/1'"),
-        (
-            "hashes after.json --compare given.json",
-            {"schema": "attn-parity.hashes/1", "triton": "0", "launches": {}},
-            "triton: got '0', expected",
-        ),
-        ("judge calibration given.json --name x", [], "schema: got nothing, expected 'attn-parity.fuzz/1'"),
-        ("judge calibration given.json --name x", {"schema": RUN["schema"]}, "Object missing required field `target`"),
-        ("judge calibration given.json --name x", RUN | {"ratios": {"out": [1]}}, "Expected `array` of length"),
-        ("judge calibration given.json --name x", RUN | {"ratios": {}}, "expected a run that compared elements"),
-        ("judge calibration given.json --name x", RUN | {"failures": [{}]}, "expected a run that agrees"),
-    ],
-)
-def test_a_file_of_another_form_is_refused_before_any_work(tmp_path, monkeypatch, ended, arguments, content, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "given.json").write_text(json.dumps(content))
-    code, printed = ended(*shlex.split(arguments))
-    assert code == 2
-    assert f"given.json: {message}" in printed
-    assert [path.name for path in tmp_path.iterdir()] == ["given.json"]

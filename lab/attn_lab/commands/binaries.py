@@ -16,7 +16,7 @@ from attn_lab import results_file
 from attn_lab.binaries import budgets, executions, page
 from attn_lab.binaries.budgets import Budgets
 from attn_lab.binaries.results import DATA, FAULTS, Results, differences, load, updated
-from attn_lab.options import check_option, check_pages_writable
+from attn_lab.options import check_option, check_pages_writable, main_option
 from attn_lab.pages import write_or_check
 from attn_parity.console import notes, plain_table, progress_bar, results
 from attn_parity.launches import (
@@ -53,7 +53,7 @@ class Options:
 _launch_options = together(
     architectures_option,
     only_option,
-    click.option("--main", is_flag=True, help="Compile only the launches that every change compiles."),
+    main_option,
     compile_seconds_option,
     click.option("--write", "writes", is_flag=True, help="Write docs/generated/binaries.csv, and the page made of it."),
     cpu_workers_option,
