@@ -15,7 +15,7 @@ GROUPS = {
         "tune": "Search for better launch parameters.",
     },
     "Without a GPU": {
-        "page": "Write performance.md from the results of speed and host.",
+        "page": "Write performance.md from the results of speed and host, and peers.md from those of peers.",
         "peers": "Put compiled launches of vLLM and AITER beside ours: binaries, counts, bounds.",
     },
 }

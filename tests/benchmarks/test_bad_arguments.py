@@ -47,7 +47,7 @@ import torch
         ("peers --json found.json", "--json: expected one kind of facts"),
         ("peers --write --only decode", "--write: the page is of its own cases"),
         ("peers --aiter none", "--aiter: got none, expected a folder that holds the package `aiter`"),
-        ("peers --check", "binaries.csv"),
+        ("page", "performance.json"),
     ],
 )
 def test_bad_arguments_are_named_before_any_work(tmp_path, monkeypatch, ended, arguments, message):

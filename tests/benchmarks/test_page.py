@@ -1,5 +1,6 @@
 """performance.md has the last of runs alike, and what is reached is judged by the figures."""
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -13,8 +14,10 @@ from benchmarks.page.performance import Performance
 from benchmarks.page.reach import standing
 from benchmarks.page.tables import DATA, PAGE
 from benchmarks.participants.attention import AITER, FA3, OURS, VLLM
+from benchmarks.peers.page import FOLDER
 from benchmarks.speed.results import CaseResult, Result, Run
 from benchmarks.steps.cases import Reach
+from tests.support.pages import ROOT
 
 RATES = Rates(read=4.5e12, copy=4e12, matmul=6e14, launch=1e-3)
 
@@ -43,9 +46,9 @@ HOST = HostRun(
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """A folder that keeps no run."""
+    """A folder that keeps no run of `speed` or `host`."""
+    shutil.copytree(ROOT / FOLDER, tmp_path / FOLDER)
     monkeypatch.chdir(tmp_path)
-    DATA.parent.mkdir(parents=True)
     DATA.write_text(performance.text(Performance()))
     return tmp_path
 
