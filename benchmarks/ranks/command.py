@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from attn_parity.console import notes, results
+from attn_parity.console import notes, plain_table, results
 from attn_parity.options import seconds_option
-from rich.table import Table
 
 from benchmarks.measuring.clock import Budget
 from benchmarks.measuring.device import use_device
@@ -117,12 +116,12 @@ def _ended(context: "ProcessContext", seconds: float) -> bool:
 
 
 def _print(found: Sequence["Found"], num_ranks: int) -> None:
-    table = Table("case", "cache", f"one GPU, or {num_ranks} ranks by", "error of its bound", *_TIMES)
+    numbers = ("error of its bound", *_TIMES)
+    table = plain_table("case", "cache", f"one GPU, or {num_ranks} ranks by", *numbers, right=numbers)
     for case in found:
         for number, (way, error) in enumerate(case.error.items()):
             head = ("", "") if number else (case.name, f"{case.cache_gigabytes:.2f} GB")
             table.add_row(*head, way, f"{error:.2f}", *(_time(getattr(case, times), way) for times in _TIMES.values()))
-        table.add_section()
     results.print(table)
 
 
