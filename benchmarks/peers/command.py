@@ -117,7 +117,7 @@ def _collected(
     from attn_parity.versions import version
 
     from benchmarks.participants.attention import OURS
-    from benchmarks.peers.launches import rows_of
+    from benchmarks.peers.kind import rows_of
     from benchmarks.peers.results import Results, Row
 
     folders = {OURS: None} | {whose: folder for whose, (folder, _) in peers.items()}
