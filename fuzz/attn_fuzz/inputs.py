@@ -19,7 +19,8 @@ from typing import Any, NoReturn, TypeVar
 from attn_fuzz.errors import InputError
 from attn_fuzz.text import one_line
 
-Record = TypeVar("Record")
+Kind = TypeVar("Kind")
+
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_DIGITS = 400
@@ -129,7 +130,7 @@ def read_record(path: Path, schema: str, most: int = MAX_BYTES) -> dict[str, Any
     return content
 
 
-def read_as(path: Path, schema: str, kind: type[Record], most: int = MAX_BYTES) -> Record:
+def read_as(path: Path, schema: str, kind: type[Kind], most: int = MAX_BYTES) -> Kind:
     """The same as a type of msgspec.
 
     Raises:

@@ -16,7 +16,7 @@ from attn_lab import results_file
 from attn_lab.binaries import budgets, executions, page
 from attn_lab.binaries.budgets import Budgets
 from attn_lab.binaries.results import DATA, FAULTS, Results, differences, load, updated
-from attn_lab.options import check_option, check_pages_writable, main_option
+from attn_lab.options import check_option, check_pages_writable
 from attn_lab.pages import write_or_check
 from attn_parity.console import notes, plain_table, progress_bar, results
 from attn_parity.launches import (
@@ -25,6 +25,7 @@ from attn_parity.launches import (
     chosen_architectures,
     chosen_calls,
     compile_seconds_option,
+    main_option,
     only_option,
     print_tables,
 )

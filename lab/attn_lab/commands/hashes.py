@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from attn_fuzz import inputs, outputs
 from attn_fuzz.errors import InputError
-from attn_lab.options import main_option
 from attn_parity.console import progress_bar, results
 from attn_parity.files import check_writable
-from attn_parity.launches import architectures_option, chosen_calls, only_option
+from attn_parity.launches import architectures_option, chosen_calls, main_option, only_option
 from attn_parity.options import cpu_workers_option
 from attn_parity.versions import version
 
