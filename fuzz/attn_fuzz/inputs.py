@@ -19,8 +19,7 @@ from typing import Any, NoReturn, TypeVar
 from attn_fuzz.errors import InputError
 from attn_fuzz.text import one_line
 
-Kind = TypeVar("Kind")
-
+Record = TypeVar("Record")
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_DIGITS = 400
@@ -130,7 +129,7 @@ def read_record(path: Path, schema: str, most: int = MAX_BYTES) -> dict[str, Any
     return content
 
 
-def read_as(path: Path, schema: str, kind: type[Kind], most: int = MAX_BYTES) -> Kind:
+def read_as(path: Path, schema: str, kind: type[Record], most: int = MAX_BYTES) -> Record:
     """The same as a type of msgspec.
 
     Raises:
