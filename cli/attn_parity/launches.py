@@ -20,6 +20,7 @@ architectures_option = click.option(
     "--arch", "architectures", metavar="A,B,...", help="Architectures to compile for; default: all."
 )
 only_option = click.option("--only", default="", metavar="TEXT", help="Compile only launches whose name contains TEXT.")
+main_option = click.option("--main", is_flag=True, help="Compile only the launches that every change compiles.")
 compile_seconds_option = seconds_option("--compile-seconds", COMPILE_SECONDS, "Seconds that a launch may take to compile.")
 
 

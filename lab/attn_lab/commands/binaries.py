@@ -25,6 +25,7 @@ from attn_parity.launches import (
     chosen_architectures,
     chosen_calls,
     compile_seconds_option,
+    main_option,
     only_option,
     print_tables,
 )
@@ -53,7 +54,7 @@ class Options:
 _launch_options = together(
     architectures_option,
     only_option,
-    click.option("--main", is_flag=True, help="Compile only the launches that every change compiles."),
+    main_option,
     compile_seconds_option,
     click.option("--write", "writes", is_flag=True, help="Write docs/generated/binaries.csv, and the page made of it."),
     cpu_workers_option,

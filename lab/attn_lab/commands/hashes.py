@@ -1,7 +1,7 @@
 """Compares the binaries of two commits, by hashes of the assembly of every launch that ships.
 
-    python -m benchmarks hashes before.json                             # in a worktree of the older commit
-    python -m benchmarks hashes after.json --compare before.json        # here
+    python -m attn_lab hashes before.json                            # in a worktree of the older commit
+    python -m attn_lab hashes after.json --compare before.json       # here
 
 A refactoring of a kernel proves with it that nothing has changed. Left out of a hash is what no GPU reads:
 `attn_binaries.assembly` says what. The order of the parameters is not left out: it is where the kernel finds them.
@@ -24,10 +24,9 @@ from attn_fuzz import inputs, outputs
 from attn_fuzz.errors import InputError
 from attn_parity.console import progress_bar, results
 from attn_parity.files import check_writable
+from attn_parity.launches import architectures_option, chosen_calls, main_option, only_option
 from attn_parity.options import cpu_workers_option
 from attn_parity.versions import version
-
-from benchmarks.options import architectures_option
 
 if TYPE_CHECKING:  # Triton decides on its first import whether kernels are interpreted
     from attn_optimized.kernel_call import KernelCall
@@ -47,22 +46,18 @@ FACTS = ("vgprs", "agprs", "sgprs", "vgpr_spills", "sgpr_spills", "lds_bytes", "
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Compare with this file of an earlier commit; exit 1 if a launch differs.",
 )
-@architectures_option("all")
-@click.option("--only", default="", metavar="TEXT", help="Only launches whose name contains TEXT.")
-@click.option("--main", is_flag=True, help="Only the launches that every change compiles.")
+@architectures_option
+@only_option
+@main_option
 @cpu_workers_option
 def command(file: Path, before: Path | None, architectures: str | None, only: str, main: bool, workers: int) -> int:
     """Compile the launches that ship, and write hashes of their assembly to FILE."""
     from attn_binaries.build import in_processes
-    from attn_binaries.shipped_calls import chosen
-    from attn_parity.launches import chosen_architectures
 
     check_writable(file, "FILE")
     earlier = None if before is None else _earlier(before)
-    names = {name: list(chosen(name, only=only, main=main)) for name in chosen_architectures(architectures)}
-    jobs = [(architecture, name) for architecture, some in names.items() for name in some]
-    if not jobs:
-        raise click.UsageError(f"--only: no launch is named so: {only}")
+    calls = chosen_calls(architectures, only=only, main=main)
+    jobs = [(architecture, name) for architecture, some in calls.items() for name in some]
     with progress_bar(len(jobs)) as show_bar:
         found, interrupted = in_processes(_hashed, jobs, min(workers, len(jobs)), lambda found: show_bar(len(found), 0))
     result = {"schema": SCHEMA, "triton": version("triton"), "launches": _by_architecture(found)}
