@@ -64,7 +64,7 @@ def command(file: Path, before: Path | None, architectures: str | None, only: st
     if not jobs:
         raise click.UsageError(f"--only: no launch is named so: {only}")
     with progress_bar(len(jobs)) as show_bar:
-        found, interrupted = in_processes(_hashed, jobs, min(workers, len(jobs)), lambda found: show_bar(len(found), 0))
+        found, interrupted = in_processes(_hashed, jobs, min(workers, len(jobs)), lambda found: show_bar(len(found)))
     result = {"schema": SCHEMA, "triton": version("triton"), "launches": _by_architecture(found)}
     outputs.write(file, json.dumps(result, indent=1) + "\n")
     failed = [(*job, outcome) for job, outcome in found.items() if isinstance(outcome, str)]

@@ -79,7 +79,7 @@ def measure(
             free()
             run.write(json_file)
             results.print(_line(run.cases[-1]), soft_wrap=True)
-            show_bar(i + 1, 0)
+            show_bar(i + 1)
     run.host_us = overheads(participants, device, sizes)
     run.write(json_file)
 

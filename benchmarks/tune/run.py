@@ -170,7 +170,7 @@ def _record(candidate: Candidate, found: Sequence[WorstFacts | str | None]) -> b
 
 def _finished(compile_all: Compile, jobs: Collection[Job], deadline: float, of_what: str) -> Mapping[Job, WorstFacts | str]:
     with progress_bar(len(jobs)) as show_bar:
-        facts = compile_all(jobs, deadline, lambda done: show_bar(done, 0))
+        facts = compile_all(jobs, deadline, show_bar)
     if len(facts) < len(jobs):
         results.print(f"{of_what}: {len(facts)} of {len(jobs)} compiled in time")
     return facts

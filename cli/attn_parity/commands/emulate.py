@@ -82,7 +82,7 @@ def _emulate(file: Path, launches: "dict[Job, SavedLaunch]", case_seconds: float
     jobs = [(file, file.parent / FOLDER, *call, tuple(of_call), case_seconds) for call, of_call in names.items()]
     at_once = min(workers, len(jobs))
     with progress_bar(len(jobs)) as show_bar:
-        found, interrupted = in_processes(emulate_saved, jobs, at_once, lambda found: show_bar(len(found), 0), interpreter=True)
+        found, interrupted = in_processes(emulate_saved, jobs, at_once, lambda found: show_bar(len(found)), interpreter=True)
     runs = [(job[2], run) for job in jobs if not isinstance(of_job := found.get(job, []), str) for run in of_job]
     if runs:
         _tell_runs(runs, file.parent / FOLDER)

@@ -228,7 +228,7 @@ def _ran(outcome: Outcome, workers: int, kept: Results | None, option: str) -> t
     with progress_bar(len(calls)) as show_bar:
 
         def report(done: int, ran: dict[Job, Execution]) -> None:
-            show_bar(done, 0)
+            show_bar(done)
             if kept is not None:
                 dataclasses.replace(kept, ran=kept.ran | ran).save(DATA)
 

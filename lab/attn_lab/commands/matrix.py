@@ -88,7 +88,7 @@ def _draw(profile: str, device: str, workers: int) -> Coverage:
     plan = _plan(profile, device)
     notes.print(f"drawing {plan.examples} cases of the {profile} profile")
     with progress_bar(plan.examples) as show_bar:
-        return coverage.cover(runner.shards(plan), workers, SIDES, lambda examples: show_bar(examples, 0))
+        return coverage.cover(runner.shards(plan), workers, SIDES, show_bar)
 
 
 def _page(ci: Coverage, nightly: Coverage) -> str:

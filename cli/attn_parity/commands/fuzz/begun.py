@@ -204,7 +204,8 @@ def _run(
             elif progress.failure is not None and progress.failure != before:
                 files_of[index].save_smallest(progress.failure.case, folder, f"{name}-shard-{index}")
             done[index] = progress
-            show_bar(sum(p.replayed + p.examples for p in done), sum(p.shrinking for p in done))
+            tried = sum(p.shrinking for p in done)
+            show_bar(sum(p.replayed + p.examples for p in done), f"{tried} cases tried to shrink" * bool(tried))
 
         return runner.run(plans, machines.workers, stop_at_failure=True, report=show, place=machines.run), files_of
 
