@@ -14,8 +14,6 @@ from attn_fuzz.errors import InputError
 
 Stored = TypeVar("Stored", bound=msgspec.Struct)
 
-MAX_JSON, MAX_CODE = 1 << 23, 1 << 24
-"""The most bytes of a file that describes launches, of a code object, and of its assembly."""
 Text = Annotated[str, msgspec.Meta(max_length=1000)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=INT32_MAX)]
 """The range of sizes and counts. The sizes of a small launch, and the grid of any launch, fit into 32 bits."""
@@ -123,14 +121,12 @@ def decoded(path: Path, kind: type[Stored], schema: str, remedy: str) -> Stored:
     """
     _check_is_file(path, remedy)
     try:
-        return msgspec.convert(inputs.read_record(path, schema, MAX_JSON), kind)
+        return inputs.read_as(path, schema, kind, inputs.LARGE)
     except InputError as error:
         raise SavedFileError(f"{error}: {remedy}") from None
-    except msgspec.ValidationError as error:
-        raise SavedFileError(f"{path}: {error}") from None
 
 
-def content(path: Path, remedy: str, most: int = MAX_CODE) -> bytes:
+def content(path: Path, remedy: str, most: int = inputs.LARGE) -> bytes:
     """The bytes of a file.
 
     Raises:
