@@ -1,13 +1,16 @@
 """`attn-parity compile`: compile every kernel that ships, for GPUs that need not be here, and show what the compilers make."""
 
-import dataclasses
 import pickle
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypedDict
 
 import click
+from attn_binaries import rows
 from attn_binaries.build import Outcome
+from attn_binaries.rows import Row
 from attn_fuzz.errors import InputError
 from attn_fuzz.run.processes.executor import use_interpreter
 from attn_parity.console import notes, results
@@ -24,8 +27,17 @@ from attn_parity.launches import (
 from attn_parity.options import Positive, Seed, cpu_workers_option, json_option, record_of
 from attn_parity.versions import version
 
-SCHEMA = "attn-parity.compile/1"
 EXAMPLES = 30
+
+
+class Compile(TypedDict):
+    """The result of `attn-parity compile`: launches, faults of binaries, and the launches that do not compile."""
+
+    schema: Literal["attn-parity.compile/1"]
+    triton: str
+    binaries: Sequence[Row]
+    over: Sequence[str]
+    errors: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -113,8 +125,6 @@ def _of_target(target: str, options: Options) -> int:
 
 def _told(outcome: Outcome, json_file: Path | None, *, merges: bool = False) -> int:
     """Print what was compiled, write it, and return the exit code."""
-    from attn_binaries import rows
-
     compiled, errors = rows.rows_of(outcome), rows.errors_of(outcome)
     compiled = rows.merged(compiled) if merges else compiled
     over = [f"{row.architecture} {row.call}: {fault}" for row in compiled for fault in row.facts.faults]
@@ -124,6 +134,6 @@ def _told(outcome: Outcome, json_file: Path | None, *, merges: bool = False) -> 
     triton, begun = version("triton") or "", "interrupted; so far: " if outcome.interrupted else ""
     results.print(f"{begun}{len(compiled)} compiled with Triton {triton}, {len(over)} wrong, {rows.uncompiled(outcome)}")
     if json_file:
-        found = {"binaries": [dataclasses.asdict(row) for row in compiled], "over": over, "errors": list(errors)}
-        write_json(json_file, {"schema": SCHEMA, "triton": triton, **found})
+        schema = "attn-parity.compile/1"
+        write_json(json_file, Compile(schema=schema, triton=triton, binaries=compiled, over=over, errors=errors))
     return 130 if outcome.interrupted else rows.exit_code(over, outcome)

@@ -4,7 +4,6 @@ They are read off the model that transformers builds of the config (`built`, `fr
 fields that its code does not read.
 """
 
-import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -56,11 +55,11 @@ class ModelConfig:
         """The fields of a model config in the result of `attn-parity select`."""
         return {
             "model_type": self.model_type,
-            "groups": {name: dataclasses.asdict(group) for name, group in self.groups.items()},
-            "filled": {"by": self.filled_by, "fields": dict(self.filled)},
+            "groups": self.groups,
+            "filled": {"by": self.filled_by, "fields": self.filled},
             "left_out": self.left_out,
             "unknown": self.unknown,
-            "not_answered": dict(self.not_answered),
+            "not_answered": self.not_answered,
         }
 
 

@@ -14,11 +14,9 @@ from attn_fuzz.errors import InputError
 from attn_optimized.launch import table
 from attn_optimized.launch.table import Entry
 from attn_parity.commands.doctor.full import in_words
-from attn_parity.commands.doctor.sections import SCHEMA
+from attn_parity.commands.doctor.sections import SCHEMA, Doctor
 from attn_parity.commands.doctor.stages import Pair, Variant
 from attn_parity.console import plain_table, results
-
-MOST_BYTES = 1 << 24
 
 
 def stages_to_ship(path: Path) -> int:
@@ -27,9 +25,9 @@ def stages_to_ship(path: Path) -> int:
     Raises:
         InputError: the file is no report, or no launch in it has two variants.
     """
-    record = inputs.read_record(path, SCHEMA, MOST_BYTES)
+    report = inputs.read_as(path, SCHEMA, Doctor, inputs.LARGE)
     try:
-        sections = msgspec.convert(record["sections"], dict[str, dict[str, Any]])
+        sections = report["sections"]
         _print_sections(sections)
         found = {name: section for name, section in sections.items() if "shipped" in section}
         pairs = {name.removeprefix("stages of "): msgspec.convert(section, Pair) for name, section in found.items()}
@@ -37,7 +35,7 @@ def stages_to_ship(path: Path) -> int:
             raise InputError(f"{path}: no launches of one GPU in two variants, which `doctor --full` times there")
         of_today = table.entries(next(iter(pairs.values())).architecture)
         machine, packages = sections["machine"]["devices"][0]["name"], sections["machine"]["packages"]
-        source = f"measured: {machine}, torch {packages['torch']}, Triton {packages['triton']}, {record['time'][:10]}"
+        source = f"measured: {machine}, torch {packages['torch']}, Triton {packages['triton']}, {report['time'][:10]}"
     except (KeyError, IndexError, TypeError, msgspec.ValidationError, ContractError) as error:
         raise InputError(f"{path}: {type(error).__name__}: {error}") from None
     _print_pairs(pairs, of_today)

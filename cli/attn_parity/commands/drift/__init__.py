@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 from attn_fuzz import inputs
@@ -16,8 +16,8 @@ from attn_parity.files import check_writable, write_json
 from attn_parity.options import Duration, Positive, Seed, device_option
 
 if TYPE_CHECKING:
+    from attn_parity.commands.drift.changes import Drift
     from attn_parity.commands.drift.sides import Side
-    from attn_parity.json_types import Drift
 
 SCHEMA = "attn-parity.drift/1"
 EXAMPLES, MINUTES = 100, 60.0
@@ -63,8 +63,8 @@ def command(
     now. The same command continues an interrupted call. Exit 1 if a target fails that did not, 3 if an adapter does not fit.
     """
     from attn_parity.commands.drift import changes, sides  # of the extra `fuzz`
+    from attn_parity.commands.drift.changes import Drift
     from attn_parity.commands.drift.sides import Side
-    from attn_parity.json_types import Drift
 
     file = json_file or RUNS / f"drift-{package}.json"
     RUNS.mkdir(exist_ok=True)
@@ -121,10 +121,12 @@ def _last(file: Path, package: str) -> "Drift | None":
     """The result of the last call, or None."""
     if not file.is_file():
         return None
-    last = inputs.read_record(file, SCHEMA)
-    if last.get("package") != package:
-        raise InputError(f"{file}: package: got {last.get('package')}, expected {package}")
-    return cast("Drift", last)
+    from attn_parity.commands.drift.changes import Drift
+
+    last = inputs.read_as(file, SCHEMA, Drift)
+    if last["package"] != package:
+        raise InputError(f"{file}: package: got {last['package']}, expected {package}")
+    return last
 
 
 def _told(result: "Drift", targets: Sequence[str], file: Path) -> int:

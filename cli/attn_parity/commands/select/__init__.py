@@ -1,6 +1,5 @@
 """`attn-parity select`: which backend serves a layer, or each layer of a model, and why the others do not."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -125,7 +124,7 @@ def command(
         if written is not None:
             if written.exists():
                 raise click.UsageError(f"--write-model-file: {written} exists")
-            write_json(written, dataclasses.asdict(model_input.model_on(_architecture(arch))))
+            write_json(written, model_input.model_on(_architecture(arch)))
         result = _select(model_input, _architecture(arch), _aiter(aiter_version), backends, serve)
     except ContractError as error:
         named = of_options(error, file, given)
@@ -160,10 +159,7 @@ def _select(
         kv_sharing = {name: target for name, target in kv_sharing.items() if name not in unserved}
     shared = {"allocations": allocations, "kv_sharing": kv_sharing}
     assignments = select_model(layers, **shared, architecture=architecture, aiter=aiter, backends=wanted)
-    result = {
-        "error": "; ".join(unserved.values()) or None,
-        "layers": {name: dataclasses.asdict(assignment) for name, assignment in assignments.items()},
-    }
+    result: dict[str, Any] = {"error": "; ".join(unserved.values()) or None, "layers": assignments}
     considered = aiter if architecture.startswith("gfx") else _OWN_BACKENDS
     results.print(f"{model_input.name} on {architecture}, {considered}", soft_wrap=True)
     engine = model_input.engine(architecture)
@@ -179,7 +175,7 @@ def _select(
         if any(Reason.NO_CALL not in why for why in model_input.config.not_answered):
             vllm = VllmArguments(None, None, {"any": ("layers that are not answered attend, too",)})
         print_vllm(vllm, assignments)
-        result |= {**model_input.config.as_json(), "vllm": dataclasses.asdict(vllm)}
+        result |= {**model_input.config.as_json(), "vllm": vllm}
     return result
 
 
