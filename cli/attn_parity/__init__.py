@@ -108,7 +108,7 @@ class _UsersCommands(Commands):
             ctx.default_map = {name: defaults.of_command(values, command)}
             if values:
                 words = ", ".join(f"{option} = {value!r}" for option, value in values.items())
-                notes.print(f"defaults of {defaults.FILE}: {words}", soft_wrap=True)
+                notes.print(f"defaults of {defaults.FILE}: {words}")
         return name, command, rest
 
 
@@ -160,7 +160,7 @@ def _code(arguments: Sequence[str] | None, commands: click.Group, name: str) -> 
         _tell(f"not run, by a limit of this tool: {error.sentence}")
         return EXIT_LIMIT
     except ExecutorError as error:
-        notes.print(f"attn-parity: {error}", soft_wrap=True)
+        notes.print(f"attn-parity: {error}")
     except ModuleNotFoundError as error:
         sentence = extras.missing((error.name or "").split(".")[0])
         if sentence is None:
@@ -172,4 +172,4 @@ def _code(arguments: Sequence[str] | None, commands: click.Group, name: str) -> 
 
 
 def _tell(message: str) -> None:
-    notes.print(f"attn-parity: {one_line(message, MESSAGE)}", soft_wrap=True)
+    notes.print(f"attn-parity: {one_line(message, MESSAGE)}")

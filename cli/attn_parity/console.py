@@ -37,8 +37,9 @@ class Console(rich.console.Console):
             yield segment if segment.control else Segment(printable(segment.text, kept="\n"), segment.style)
 
     def print(self, *objects: Any, **options: Any) -> None:
+        """Print objects. Lines of text are not wrapped: they are read by programs, too."""
         try:
-            super().print(*objects, **options)
+            super().print(*objects, **{"soft_wrap": all(isinstance(each, str) for each in objects), **options})
         except OSError as error:
             self._lose(error.strerror)
 

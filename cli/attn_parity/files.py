@@ -31,7 +31,7 @@ def name_part(text: str) -> str:
 def say_half(lines: outputs.Lines) -> None:
     """Print a note if a killed run had left half a line in a file."""
     if lines.half:
-        notes.print(f"{lines.path}: half a line of a killed run is dropped: what it was about runs again", soft_wrap=True)
+        notes.print(f"{lines.path}: half a line of a killed run is dropped: what it was about runs again")
 
 
 def write_json(path: Path, result: object) -> None:

@@ -38,9 +38,9 @@ def prove_all(theorems: Sequence[Any], folder: Path, json_file: Path | None) -> 
         failed = [result for result in found if result.outcome != "proved"]
         outcome = failed[0].outcome if failed else "proved"
         seconds = time.monotonic() - started
-        results.print(f"{theorem.name}: {outcome}, {len(found)} claims, {seconds:.1f} s", soft_wrap=True)
+        results.print(f"{theorem.name}: {outcome}, {len(found)} claims, {seconds:.1f} s")
         for result in failed:
-            results.print(f"  {result.claim.name}: {result.outcome}", soft_wrap=True)
+            results.print(f"  {result.claim.name}: {result.outcome}")
         case = _written_case(theorem, failed, folder)
         proved.append((theorem, found))
         rows.append(Proof(theorem=theorem.name, outcome=outcome, claims=len(found), seconds=seconds, case=case))
@@ -62,6 +62,6 @@ def _written_case(theorem: Any, failed: list[Any], folder: Path) -> str | None:
         if model is None:
             continue
         path = report.save(theorem.case(model), folder, theorem.name)
-        results.print(f"  {path} written: run `attn-parity replay {path}`", soft_wrap=True)
+        results.print(f"  {path} written: run `attn-parity replay {path}`")
         return str(path)
     return None

@@ -114,7 +114,7 @@ def _of_target(target: str, options: Options) -> int:
             count = len(recording.launches)
             results.print(f"{architecture}: {recording.drawn} drawn calls of {loaded.name} launch {count} specializations")
             for error, times in recording.raised.most_common(3):
-                notes.print(f"{times} of these calls raised {error}", soft_wrap=True)
+                notes.print(f"{times} of these calls raised {error}")
             launches[architecture] = {name: each for name, each in recording.launches.items() if options.only in name}
     if not any(launches.values()):
         raise click.UsageError(f"--only: no launch is named so: {options.only}")
@@ -130,7 +130,7 @@ def _told(outcome: Outcome, json_file: Path | None, *, merges: bool = False) -> 
     over = [f"{row.architecture} {row.call}: {fault}" for row in compiled for fault in row.facts.faults]
     print_tables(compiled)
     for line in (*over, *errors):
-        results.print(line, soft_wrap=True)
+        results.print(line)
     triton, begun = version("triton") or "", "interrupted; so far: " if outcome.interrupted else ""
     results.print(f"{begun}{len(compiled)} compiled with Triton {triton}, {len(over)} wrong, {rows.uncompiled(outcome)}")
     if json_file:

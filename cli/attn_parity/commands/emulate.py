@@ -89,7 +89,7 @@ def _emulate(file: Path, launches: "dict[Job, SavedLaunch]", case_seconds: float
     errors = [error for error in found.values() if isinstance(error, str)]
     for error in errors:
         words = error.removeprefix("SavedFileError: ").removeprefix("OutOfTimeError: ")
-        notes.print(f"attn-parity: {one_line(words, MESSAGE)}", soft_wrap=True)
+        notes.print(f"attn-parity: {one_line(words, MESSAGE)}")
     if errors:
         return 2
     return 130 if interrupted else int(not all(run.execution.agrees for _, run in runs))
@@ -103,12 +103,10 @@ def _tell_runs(runs: "list[tuple[str, Emulated]]", folder: Path) -> None:
     results.print(table)
     for architecture, run in runs:
         if not run.execution.agrees:
-            results.print(
-                f"{architecture} {run.name}, {run.case}: {run.execution.verdict}: {run.execution.why}", soft_wrap=True
-            )
+            results.print(f"{architecture} {run.name}, {run.case}: {run.execution.verdict}: {run.execution.why}")
     written = sum(run.launch is not None for _, run in runs)
     agree = sum(run.execution.agrees for _, run in runs)
-    results.print(f"{agree} of {len(runs)} runs agree; {written} folders written in {folder}", soft_wrap=True)
+    results.print(f"{agree} of {len(runs)} runs agree; {written} folders written in {folder}")
 
 
 def _compare(file: Path, launches: "dict[Job, SavedLaunch]", there: Path) -> int:
@@ -140,7 +138,7 @@ def _compare(file: Path, launches: "dict[Job, SavedLaunch]", there: Path) -> int
         if differences:
             _tell_differences(launch, differences)
     for error in errors:
-        notes.print(f"attn-parity: {one_line(error, MESSAGE)}", soft_wrap=True)
+        notes.print(f"attn-parity: {one_line(error, MESSAGE)}")
     if not found and not errors:
         raise SavedFileError(f"{here}: no launch was emulated that --arch and --only name")
     equal = sum(not differences for _, differences in found)
@@ -163,6 +161,6 @@ def _tell_differences(launch: "EmulatedLaunch", differences: "list[Difference]")
         table.add_row(one.where, str(one.count), str(one.of), one.first, one.worst, one.here, one.there, *distances)
     results.print(table)
     if launch.inexact:
-        results.print(f"hardware may round: {', '.join(launch.inexact)}\n", soft_wrap=True)
+        results.print(f"hardware may round: {', '.join(launch.inexact)}\n")
     else:
-        results.print("no executed instruction leaves its rounding open: one of the two machines is wrong\n", soft_wrap=True)
+        results.print("no executed instruction leaves its rounding open: one of the two machines is wrong\n")

@@ -24,5 +24,5 @@ def command(folder: Path) -> int:
         parent.mkdir(parents=True, exist_ok=True)
     for copied, path in copies.items():
         outputs.write(copied, path.read_bytes())
-    results.print(f"{len(files)} files in {folder}", soft_wrap=True)
+    results.print(f"{len(files)} files in {folder}")
     return 0

@@ -108,7 +108,7 @@ def command(options: Options) -> int:
     device = use_device(options.device)
     count = git.between(repository, first, last)
     steps = math.ceil(math.log2(count)) if count > 1 else 0
-    results.print(f"bisect {options.file} on {name}: {count} commits, about {steps + 2} runs", soft_wrap=True)
+    results.print(f"bisect {options.file} on {name}: {count} commits, about {steps + 2} runs")
     with git.worktree(repository, last) as path:
         place = Place(checkout=repository, worktree=path, folders=folders)
         search = _Search(case, name, place, device, options.case_seconds, options.sanitize)
@@ -135,11 +135,11 @@ def _relative(repository: Path, folder: str) -> Path:
 
 def _tell(bisection: Bisection) -> None:
     if bisection.first_bad is not None:
-        results.print(f"first bad commit: {bisection.first_bad.words}", soft_wrap=True)
+        results.print(f"first bad commit: {bisection.first_bad.words}")
         return
     results.print("the first bad commit is one of these:")
     for each in bisection.candidates:
-        results.print(f"  {each.words}", soft_wrap=True)
+        results.print(f"  {each.words}")
 
 
 class _Search:
@@ -181,7 +181,7 @@ class _Search:
         if found.result == "fails" and is_other:
             found = Replay(result="cannot tell", words=f"it fails in another way: {found.words}", verdict=found.verdict)
         self.tried.append(Tried(hash=commit.hash, subject=commit.subject, result=found.result, words=found.words))
-        results.print(f"{MARKS[found.result]}: {commit.words}: {found.words}", soft_wrap=True)
+        results.print(f"{MARKS[found.result]}: {commit.words}: {found.words}")
         return found
 
     def _but(self, found: Replay) -> str:

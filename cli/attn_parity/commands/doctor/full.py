@@ -39,7 +39,7 @@ def report(json_file: Path, examples: int, seed: int | None) -> int:
             if interrupted:
                 break
     results.print(table)
-    results.print(f"{'interrupted; so far: ' if interrupted else ''}{json_file}: please send it back", soft_wrap=True)
+    results.print(f"{'interrupted; so far: ' if interrupted else ''}{json_file}: please send it back")
     if interrupted:
         return 130
     return int(any("error" in section or section.get("failures") for section in done.values()))

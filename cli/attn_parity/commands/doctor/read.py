@@ -40,7 +40,7 @@ def stages_to_ship(path: Path) -> int:
         raise InputError(f"{path}: {type(error).__name__}: {error}") from None
     _print_pairs(pairs, of_today)
     for line in _patch(pairs.values(), source):
-        results.print(line, soft_wrap=True)
+        results.print(line)
     return 0
 
 
@@ -52,7 +52,7 @@ def _print_sections(sections: Mapping[str, dict[str, Any]]) -> None:
                 name, in_words(section), next((says for kind, says in _EXPECTED.items() if name.startswith(kind)), "-")
             )
     results.print(shown)
-    results.print(_REFUTES, soft_wrap=True)
+    results.print(_REFUTES)
 
 
 _EXPECTED = {
@@ -77,9 +77,9 @@ def _print_pairs(pairs: Mapping[str, Pair], of_today: Collection[Entry]) -> None
     results.print(shown)
     for name, pair in pairs.items():
         if pair.other.why_not:
-            results.print(f"{name}: {pair.other.num_stages} are not timed: {pair.other.why_not}", soft_wrap=True)
+            results.print(f"{name}: {pair.other.num_stages} are not timed: {pair.other.why_not}")
         if pair.entry not in of_today:
-            results.print(f"{name}: today's table has another entry, which stays", soft_wrap=True)
+            results.print(f"{name}: today's table has another entry, which stays")
 
 
 def _cells(variant: Variant) -> tuple[str, str, str]:

@@ -109,7 +109,7 @@ def _run(result: "Drift", waiting: Sequence[tuple["Side", str]], seconds: float,
             result["interrupted"] = True
             return
         side["ran"][name] = ran
-        notes.print(f"{name} in {side['folder']}: {ran['examples']} examples, {ran['seconds']:.0f} s", soft_wrap=True)
+        notes.print(f"{name} in {side['folder']}: {ran['examples']} examples, {ran['seconds']:.0f} s")
         write_json(file, result)
 
 
@@ -136,19 +136,19 @@ def _told(result: "Drift", targets: Sequence[str], file: Path) -> int:
         change: Mapping[str, Any] = found.get(name, {})
         lines = [f"{words}{line}" for field, words in _WORDS.items() for line in change.get(field, ())]
         for line in lines:
-            results.print(f"{name}: {line}", soft_wrap=True, markup=False)
+            results.print(f"{name}: {line}")
         if not lines and not _waits(result["after"], name):
             (absent if result["after"]["looks"][name]["missing"] else quiet).append(name)
     if not result["before"]:
-        results.print("nothing to compare with yet: the next call compares with these sources", soft_wrap=True)
+        results.print("nothing to compare with yet: the next call compares with these sources")
     elif quiet:
-        results.print(f"unchanged: {', '.join(quiet)}", soft_wrap=True)
+        results.print(f"unchanged: {', '.join(quiet)}")
     if absent:
-        results.print(f"not run, as before: {', '.join(absent)}", soft_wrap=True)
+        results.print(f"not run, as before: {', '.join(absent)}")
     if result["interrupted"]:
         waiting = ", ".join(name for name in targets if _waits(result["after"], name))
-        results.print(f"not run yet: {waiting}; the same command goes on", soft_wrap=True)
-    results.print(f"{file}", soft_wrap=True)
+        results.print(f"not run yet: {waiting}; the same command goes on")
+    results.print(f"{file}")
     if any(change["failures"] for change in found.values()):
         return 1
     if result["interrupted"]:

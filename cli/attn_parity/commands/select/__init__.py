@@ -131,7 +131,7 @@ def command(
         raise (InputError(f"{file}: {named}") if file else click.UsageError(str(named))) from error
     except UnsupportedError as error:
         result = {"error": str(error), "layers": {}}
-        results.print(f"{file}: {error}" if file else str(error), soft_wrap=True)
+        results.print(f"{file}: {error}" if file else str(error))
     if json_file:
         about |= {"architecture": _architecture(arch), "aiter": str(_aiter(aiter_version))}
         write_json(json_file, {**about, **result})
@@ -161,12 +161,12 @@ def _select(
     assignments = select_model(layers, **shared, architecture=architecture, aiter=aiter, backends=wanted)
     result: dict[str, Any] = {"error": "; ".join(unserved.values()) or None, "layers": assignments}
     considered = aiter if architecture.startswith("gfx") else _OWN_BACKENDS
-    results.print(f"{model_input.name} on {architecture}, {considered}", soft_wrap=True)
+    results.print(f"{model_input.name} on {architecture}, {considered}")
     engine = model_input.engine(architecture)
     if model_input.config is not None:
         print_config(model_input.config, layers, engine.tensor_parallel)
         for why in unserved.values():
-            results.print(f"not served: {why}", soft_wrap=True)
+            results.print(f"not served: {why}")
     print_assignments(assignments)
     print_findings(layers, assignments)
     print_runs(assignments)
