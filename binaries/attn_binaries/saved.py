@@ -24,7 +24,7 @@ class SavedFileError(InputError):
     """A file that was saved is missing, is damaged, or contradicts another one."""
 
 
-class Argument(msgspec.Struct, frozen=True):
+class SavedArgument(msgspec.Struct, frozen=True):
     """An argument of the kernel: its Triton type, and the attributes on which the code relies.
 
     Attributes:
@@ -37,7 +37,7 @@ class Argument(msgspec.Struct, frozen=True):
     may_be_null: bool = False
 
 
-class Place(msgspec.Struct, frozen=True):
+class KernargEntry(msgspec.Struct, frozen=True):
     """The place of an argument in the memory of arguments; `kind` as in LLVM's metadata."""
 
     name: Text
@@ -50,7 +50,7 @@ class Kernarg(msgspec.Struct, frozen=True):
     """The memory of arguments."""
 
     bytes: Count
-    arguments: tuple[Place, ...]
+    arguments: tuple[KernargEntry, ...]
 
 
 class Digests(msgspec.Struct, frozen=True):
@@ -73,7 +73,7 @@ class SavedLaunch(msgspec.Struct, frozen=True):
     file: Text
     assembly: Text
     sha256: Digests
-    arguments: tuple[Argument, ...]
+    arguments: tuple[SavedArgument, ...]
     constants: dict[str, Any]
     threads_per_block: Count
     dynamic_lds_bytes: Count
