@@ -91,7 +91,7 @@ def command(options: Options) -> int:
 
         written = save_binaries(save, outcome.binaries, calls)
         notes.print(f"{written} code objects in {save}, described by launches.json")
-    return _told(outcome, options.json_file)
+    return _report_outcome(outcome, options.json_file)
 
 
 def _of_target(target: str, options: Options) -> int:
@@ -105,7 +105,7 @@ def _of_target(target: str, options: Options) -> int:
     launches = {}
     with tempfile.TemporaryDirectory() as scratch:
         for architecture in chosen:
-            loaded = registry.load(f"{target}@{architecture}")  # what interprets it is not asked for
+            loaded = registry.load(f"{target}@{architecture}")  # whether it runs here does not matter
             if loaded.modules is None:
                 raise InputError(f"{target}: its code is not Triton's: only kernels of Triton are compiled here")
             recording = target_calls.recorded(
@@ -120,10 +120,10 @@ def _of_target(target: str, options: Options) -> int:
         raise click.UsageError(f"--only: no launch is named so: {options.only}")
     others = ("attn_binaries.target_calls", pickle.dumps(launches))
     outcome = built(launches, options.workers, options.compile_seconds, others)
-    return _told(outcome, options.json_file, merges=True)
+    return _report_outcome(outcome, options.json_file, merges=True)
 
 
-def _told(outcome: Outcome, json_file: Path | None, *, merges: bool = False) -> int:
+def _report_outcome(outcome: Outcome, json_file: Path | None, *, merges: bool = False) -> int:
     """Print what was compiled, write it, and return the exit code."""
     compiled, errors = rows.rows_of(outcome), rows.errors_of(outcome)
     compiled = rows.merged(compiled) if merges else compiled

@@ -29,14 +29,14 @@ FOLDER = "emulated"
 @click.option("--only", default="", metavar="TEXT", help="Run only launches whose name contains TEXT.")
 @click.option(
     "--compare",
-    "there",
+    "out",
     metavar="OUT",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Run nothing: compare the buffers that a GPU left in this folder with those of the emulator.",
 )
 @seconds_option("--case-seconds", 600.0, "Seconds that a case of a launch may take.")
 @cpu_workers_option
-def command(file: Path, architectures: str | None, only: str, there: Path | None, case_seconds: float, workers: int) -> int:
+def command(file: Path, architectures: str | None, only: str, out: Path | None, case_seconds: float, workers: int) -> int:
     """Run launches that `compile --save` wrote on the emulator, on small ragged batches, from the saved code.
 
     Each launch and case gets a folder in `emulated`, beside LAUNCHES.JSON, with all that it takes to launch the same code on a
@@ -48,8 +48,8 @@ def command(file: Path, architectures: str | None, only: str, there: Path | None
     import attn_fuzz.strategies.cases  # noqa: F401  # needs the extra `fuzz`
 
     launches = _chosen(file, architectures, only)
-    if there is not None:
-        return _compare(file, launches, there)
+    if out is not None:
+        return _compare(file, launches, out)
     return _emulate(file, launches, case_seconds, workers)
 
 
@@ -109,7 +109,7 @@ def _tell_runs(runs: "list[tuple[str, Emulated]]", folder: Path) -> None:
     results.print(f"{agree} of {len(runs)} runs agree; {written} folders written in {folder}")
 
 
-def _compare(file: Path, launches: "dict[Job, SavedLaunch]", there: Path) -> int:
+def _compare(file: Path, launches: "dict[Job, SavedLaunch]", out: Path) -> int:
     """The exit code: 2 if a folder cannot be compared, else 1 if some bit differs. The others are compared, too."""
     from attn_binaries import run_folder
     from attn_binaries.comparison import compared
@@ -119,8 +119,8 @@ def _compare(file: Path, launches: "dict[Job, SavedLaunch]", there: Path) -> int
     folders = sorted(path for path in here.iterdir() if path.is_dir()) if here.is_dir() else []
     if not folders:
         raise SavedFileError(f"{here}: nothing was emulated: run `attn-parity emulate {file}` first")
-    extra = sorted({path.name for path in there.iterdir() if path.is_dir()} - {path.name for path in folders})
-    errors = [f"{there / name}: {here} has no folder of this name" for name in extra]
+    extra = sorted({path.name for path in out.iterdir() if path.is_dir()} - {path.name for path in folders})
+    errors = [f"{out / name}: {here} has no folder of this name" for name in extra]
     found: list[tuple[EmulatedLaunch, list[Difference]]] = []
     for folder in folders:
         try:
@@ -131,7 +131,7 @@ def _compare(file: Path, launches: "dict[Job, SavedLaunch]", there: Path) -> int
                 raise SavedFileError(
                     f"{folder}: emulated with other code than {file} names: run `attn-parity emulate {file}` again"
                 )
-            found.append(compared(folder, there / folder.name))
+            found.append(compared(folder, out / folder.name))
         except InputError as error:
             errors.append(str(error))
     for launch, differences in found:
@@ -140,7 +140,7 @@ def _compare(file: Path, launches: "dict[Job, SavedLaunch]", there: Path) -> int
     for error in errors:
         notes.print(f"attn-parity: {one_line(error, MESSAGE)}")
     if not found and not errors:
-        raise SavedFileError(f"{here}: no launch was emulated that --arch and --only name")
+        raise SavedFileError(f"{here}: --arch and --only name no launch that was emulated")
     equal = sum(not differences for _, differences in found)
     failed = f"; {len(errors)} {'folder' if len(errors) == 1 else 'folders'} could not be compared" if errors else ""
     results.print(f"{equal} of {len(found)} launches left the same bits in every buffer{failed}")

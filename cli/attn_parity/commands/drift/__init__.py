@@ -91,7 +91,7 @@ def command(
     common = [name for name in targets if name in earlier["looks"]]
     result["changes"] = {name: changes.of_target(name, earlier, after, package) for name in common}
     write_json(file, result)
-    return _told(result, targets, file)
+    return _report_changes(result, targets, file)
 
 
 def _run(result: "Drift", waiting: Sequence[tuple["Side", str]], seconds: float, device: str, file: Path) -> None:
@@ -129,7 +129,7 @@ def _last(file: Path, package: str) -> "Drift | None":
     return last
 
 
-def _told(result: "Drift", targets: Sequence[str], file: Path) -> int:
+def _report_changes(result: "Drift", targets: Sequence[str], file: Path) -> int:
     """Print what changed, and return the exit code."""
     found, quiet, absent = result["changes"], [], []
     for name in targets:

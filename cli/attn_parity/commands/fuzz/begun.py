@@ -71,7 +71,7 @@ class Begun:
             until: nothing new begins after this time.
         """
         from attn_fuzz.run.distinct import SHARD_EXAMPLES, DistinctFailures
-        from attn_parity.commands.fuzz import keep_going as going
+        from attn_parity.commands.fuzz import keep_going
 
         shards = [
             [*runner.replays(plan, list(self.past[name])), *runner.shards(plan, SHARD_EXAMPLES)]
@@ -82,9 +82,9 @@ class Begun:
         names = ", ".join(target.name for target in self.targets.values())
         results.print(f"keep going: {names} on {machines.device_name}, {of}, {machines.words}, --seed {plan.seed}")
         prefixes = {name: f"{name_part(target.name)}-{plan.seed}" for name, target in self.targets.items()}
-        files_of = going.Files(plan.folder, prefixes, earlier=frozenset(plan.folder.iterdir()))
+        files_of = keep_going.Files(plan.folder, prefixes, earlier=frozenset(plan.folder.iterdir()))
         distinct = DistinctFailures(shards, until, files_of.changed, files_of.dropped)
-        outcome = going.run(distinct, machines)
+        outcome = keep_going.run(distinct, machines)
         if distinct.entries:
             ignore_signals()  # they would lose the failures that are about to be reported
         errors = [outcome.error] if outcome.error else []

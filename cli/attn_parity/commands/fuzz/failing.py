@@ -104,9 +104,9 @@ def written(
         for failure in (first, *others):
             if failure.case in found:
                 continue
-            case_file, script = kept(failure, folder, name, errors)
+            path, script = kept(failure, folder, name, errors)
             first_file = files.first if failure is first else None
-            found[failure.case] = Found(failure, case_file, script, first_file, past.get(failure.first), failure is not first)
+            found[failure.case] = Found(failure, path, script, first_file, past.get(failure.first), failure is not first)
     if all(each.case_file for each in found.values()):
         for files in files_of:
             files.drop_smallest()

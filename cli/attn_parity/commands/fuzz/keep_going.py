@@ -68,15 +68,13 @@ class Files:
         found: dict[Entry, Found] = {}
         for entry in entries:
             name, files = self.name(entry), self._early[entry]
-            case_file, script = failing.kept(entry.failure, self.folder, name, errors)
-            if case_file is not None:
+            path, script = failing.kept(entry.failure, self.folder, name, errors)
+            if path is not None:
                 files.drop_smallest()
-                name = case_file.stem
+                name = path.stem
             met_in = found[entry.met_in].name if entry.met_in else None
             past_name = past[entry.target].get(entry.failure.first)
-            found[entry] = Found(
-                entry.failure, case_file, script, files.first, past_name, met_in is not None, entry, name, met_in
-            )
+            found[entry] = Found(entry.failure, path, script, files.first, past_name, met_in is not None, entry, name, met_in)
         return [*found.values()]
 
     def declared(self, failures: Sequence[Found], errors: list[str]) -> Iterator[Path]:
