@@ -19,8 +19,8 @@ from attn_binaries.saved_checks import check_plan, checked_program
 from attn_binaries.saved_execution import Emulated, emulate_saved
 from attn_binaries.shipped_calls import chosen
 
+from tests.binaries.conftest import NAME, RANDOM, WRITE, change, replace_instruction
 from tests.support.pages import ROOT
-from tests.support.saved_launches import NAME, RANDOM, WRITE, change, replace_instruction
 
 HEADERS = Path(triton.__file__).parent / "backends" / "amd" / "include"
 

@@ -13,6 +13,7 @@ from attn_binaries.shipped_calls import chosen
 from attn_parity.commands import compile as compile_command
 
 from tests.support.facts import GOOD
+from tests.support.json_schemas import check
 
 MERGE = ("compile", "--arch", "gfx942", "--only", "merge, fp32")
 
@@ -105,7 +106,7 @@ def test_launches_of_a_targets_drawn_calls_are_compiled_and_none_runs(attn_parit
     run = attn_parity("compile", "triton-write", "--arch", "gfx942", "--examples", "5", "--json", "found.json")
     assert run.code == 0
     assert "gfx942: 5 drawn calls of triton-write@gfx942 launch " in run.out
-    rows = json.loads((tmp_path / "found.json").read_text())["binaries"]
+    rows = check("compile", (tmp_path / "found.json").read_text())["binaries"]
     assert {row["kernel"] for row in rows} == {"write_kv_cache_kernel"}
     assert not any(row["loop"] for row in rows), "the kernel has no loop, although code of few lanes jumps back"
     assert all(row["facts"]["vgprs"] and row["architecture"] == "gfx942" for row in rows)

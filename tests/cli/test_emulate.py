@@ -10,8 +10,8 @@ from attn_binaries import run_folder
 from attn_binaries.run_folder import GUARD_BYTES
 from attn_parity import main
 
+from tests.binaries.conftest import GONE, RANDOM, change, replace_instruction
 from tests.support.malformed import KNOWN_FIELDS_DRAWS, TEXT_DRAWS, damage, run_in_fork
-from tests.support.saved_launches import GONE, RANDOM, change, replace_instruction
 
 
 def flip(path: Path, byte: int = 60, bit: int = 0) -> None:

@@ -3,7 +3,6 @@
 import click
 import pytest
 from attn_parity import cli
-from attn_parity.commands.doctor import sections
 from attn_parity.json_types import OUTPUTS
 
 from tests.support.json_schemas import check
@@ -22,11 +21,6 @@ def test_a_scope_that_is_counted(attn_parity, tmp_path):
     assert check("exhaust", (tmp_path / "run.json").read_text())["parts"]
 
 
-def test_binaries(attn_parity, tmp_path):
-    assert attn_parity("compile", "--arch", "gfx942", "--only", "merge", "--json", "here.json").code == 0
-    assert check("compile", (tmp_path / "here.json").read_text())["binaries"]
-
-
 @pytest.mark.parametrize(
     ("file", "arch", "code"),
     [
@@ -40,13 +34,6 @@ def test_a_selection(file, arch, code, attn_parity, tmp_path):
     options = ("--arch", arch, "--aiter", "2026-08", "--json", "selected.json")
     assert attn_parity("select", ROOT / "examples" / "models" / file, *options).code == code
     check("select", (tmp_path / "selected.json").read_text())
-
-
-def test_the_report_on_a_machine(attn_parity, tmp_path, monkeypatch):
-    work = {"machine": lambda: sections.machine("cpu"), "broken": lambda: 1 / 0}
-    monkeypatch.setattr(sections, "sections", lambda device, **options: iter(work.items()))
-    assert attn_parity("doctor", "--full", "--json", "here.json").code == 1
-    assert len(check("doctor", (tmp_path / "here.json").read_text())["sections"]) == 2
 
 
 def test_every_schema_is_named():
