@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from attn_binaries import run_folder
-from attn_binaries.comparison import compared
+from attn_binaries.comparison import Difference, compared
 from attn_binaries.run_folder import GUARD_BYTES, Argument, Buffer, EmulatedLaunch, Tensor
 from attn_binaries.saved import SavedFileError
 from attn_fuzz.errors import InputError
@@ -68,6 +68,16 @@ def test_a_launch_in_lines_of_words(tmp_path):
     )
 
 
+def difference_of(folder: Path, dtype: str, *both: list[float]) -> Difference:
+    """The difference between two tensors [2, 2]."""
+    kind = getattr(torch, dtype)
+    tensors = [torch.tensor(values, dtype=kind if kind.itemsize > 1 else None).to(kind) for values in both]
+    described = Tensor("data_ptr", "data", GUARD_BYTES, dtype, (2, 2), (2, 1))
+    folders = [written(folder / str(i), each.view(torch.uint8).numpy(), described) for i, each in enumerate(tensors)]
+    _, (found,) = compared(*folders)
+    return found
+
+
 @pytest.mark.parametrize(
     ("dtype", "here", "there", "ulps", "shown"),
     [
@@ -84,14 +94,7 @@ def test_a_launch_in_lines_of_words(tmp_path):
     ],
 )
 def test_distances_count_the_values_between(tmp_path, dtype, here, there, ulps, shown):
-    kind = getattr(torch, dtype)
-    one, other = (
-        torch.tensor([[0, 0], [0, value]], dtype=kind if kind.itemsize > 1 else None).to(kind) for value in (here, there)
-    )
-    data = [tensor.view(torch.uint8).flatten().numpy() for tensor in (one, other)]
-    tensor = Tensor("data_ptr", "data", GUARD_BYTES, dtype, (2, 2), (2, 1))
-    folders = [written(tmp_path / name, each, tensor) for name, each in zip(("here", "there"), data, strict=True)]
-    _, (found,) = compared(*folders)
+    found = difference_of(tmp_path, dtype, [0, 0, 0, here], [0, 0, 0, there])
     assert (found.where, found.first, found.count, found.of) == ("data_ptr", "[1, 1]", 1, 4)
     assert (found.here, found.ulps, found.most_ulps) == (shown, ulps, ulps)
 
@@ -107,11 +110,7 @@ def test_distances_count_the_values_between(tmp_path, dtype, here, there, ulps, 
 )
 def test_the_worst_element_is_the_one_that_is_off_by_most(tmp_path, dtype, there, worst, difference):
     """Many ULP near 0 are a small difference, and a NaN on one side is worse than any."""
-    kind = getattr(torch, dtype)
-    data = [torch.tensor(values, dtype=kind).view(torch.uint8).numpy() for values in ([0, 0, 0, 0], there)]
-    tensor = Tensor("data_ptr", "data", GUARD_BYTES, dtype, (2, 2), (2, 1))
-    folders = [written(tmp_path / name, each, tensor) for name, each in zip(("here", "there"), data, strict=True)]
-    _, (found,) = compared(*folders)
+    found = difference_of(tmp_path, dtype, [0, 0, 0, 0], there)
     assert (found.worst, found.difference) == (worst, difference)
     assert found.first == ("[0, 1]" if there[0] == 0 else "[0, 0]")
 

@@ -56,6 +56,7 @@ def holds(text: str) -> Callable[[Path], object]:
         (f"out/{RANDOM}/launch.txt", flip, "launch.txt: expected the same as"),
         (f"code/emulated/{RANDOM}/launch.json", holds("{}"), "launch.json: schema: got nothing"),
         (f"code/emulated/{RANDOM}", shutil.rmtree, f"out/{RANDOM}: code/emulated has no folder"),
+        ("code/emulated", shutil.rmtree, "nothing was emulated: run `attn-parity emulate code/launches.json` first"),
         ("code/gfx942-merge-fp32.s", flip, "merge-fp32.s: SHA-256: got "),
         ("code/gfx942-merge-fp32.hsaco", flip, "merge-fp32.hsaco: SHA-256: got "),
         ("code/gfx942-merge-fp32.hsaco", Path.unlink, "merge-fp32.hsaco: there is no such file"),
@@ -114,13 +115,6 @@ def test_a_folder_that_cannot_be_compared_does_not_hide_the_others(saved, attn_p
     assert errors[1].startswith(f"attn-parity: out/{RANDOM}/after/lse_ptr.bin: got ")
     assert run.out.startswith(f"{other}\n")
     assert run.out.endswith("0 of 1 launches left the same bits in every buffer; 2 folders could not be compared\n")
-
-
-def test_without_an_emulated_launch_the_command_for_it_is_named(saved, attn_parity):
-    shutil.rmtree(saved / "emulated")
-    run = attn_parity("emulate", "code/launches.json", "--compare", "out")
-    told = "attn-parity: code/emulated: nothing was emulated: run `attn-parity emulate code/launches.json` first\n"
-    assert (run.code, run.out, run.err) == (2, "", told)
 
 
 @pytest.mark.parametrize(
