@@ -3,6 +3,7 @@
 A number that JSON does not have, such as the error over the bound of an output that is NaN, is written as null.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NotRequired, TypedDict
 
 from attn_fuzz.cases.case import Case
@@ -127,25 +128,30 @@ class Filled(TypedDict):
     """Fields that a model config leaves out, with their values, and who says so."""
 
     by: str
-    fields: dict[str, Any]
+    fields: Mapping[str, Any]
 
 
-class Select(TypedDict):
+class Selected(TypedDict):
     """The backend of each layer of a model, by the layer's name. The last fields are of a model config."""
+
+    error: str | None
+    layers: Mapping[str, Assignment]
+    model_type: NotRequired[str]
+    groups: NotRequired[Mapping[str, Group]]
+    filled: NotRequired[Filled]
+    left_out: NotRequired[Sequence[str]]
+    unknown: NotRequired[Sequence[str]]
+    not_answered: NotRequired[Mapping[str, Sequence[int]]]
+    vllm: NotRequired[VllmArguments]
+
+
+class Select(Selected):
+    """The result of `attn-parity select`."""
 
     schema: Literal["attn-parity.select/1"]
     model: str
     architecture: str
     aiter: str
-    error: str | None
-    layers: dict[str, Assignment]
-    model_type: NotRequired[str]
-    groups: NotRequired[dict[str, Group]]
-    filled: NotRequired[Filled]
-    left_out: NotRequired[list[str]]
-    unknown: NotRequired[list[str]]
-    not_answered: NotRequired[dict[str, list[int]]]
-    vllm: NotRequired[VllmArguments]
 
 
 OUTPUTS: dict[str, Any] = {

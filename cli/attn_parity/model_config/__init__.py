@@ -51,17 +51,6 @@ class ModelConfig:
     def name(self) -> str:
         return f"{self.architecture} ({self.model_type})"
 
-    def as_json(self) -> dict[str, Any]:
-        """The fields of a model config in the result of `attn-parity select`."""
-        return {
-            "model_type": self.model_type,
-            "groups": self.groups,
-            "filled": {"by": self.filled_by, "fields": self.filled},
-            "left_out": self.left_out,
-            "unknown": self.unknown,
-            "not_answered": self.not_answered,
-        }
-
 
 def is_model_config(content: object) -> bool:
     """True if JSON is a model config and no model file of this project."""

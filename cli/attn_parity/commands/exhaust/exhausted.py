@@ -124,5 +124,5 @@ class Exhausted:
             "compared_exactly": sum(launch.calls for launch in ended if launch.exact == COMPARED),
             "max_ratio": max((launch.ratio for launch in ended), default=0.0),
             "interrupted": self.interrupted,
-            "failures": [launch.failed for launch in self.failed_launches],
+            "failures": [launch.failed for launch in ended if launch.failed],
         }
