@@ -69,7 +69,7 @@ def command(file: Path, before: Path | None, architectures: str | None, only: st
     outputs.write(file, json.dumps(result, indent=1) + "\n")
     failed = [(*job, outcome) for job, outcome in found.items() if isinstance(outcome, str)]
     for architecture, name, error in failed:
-        results.print(f"{architecture} {name}: does not compile: {error}", soft_wrap=True)
+        results.print(f"{architecture} {name}: does not compile: {error}")
     results.print(f"{len(found) - len(failed)} compiled with Triton {result['triton']}, {len(failed)} do not compile")
     if interrupted:
         return 130
@@ -78,8 +78,8 @@ def command(file: Path, before: Path | None, architectures: str | None, only: st
     differ = differences(earlier, result, set(jobs))
     again = {launch for launch in differ if comes_again(launch, earlier)}
     for launch, line in differ.items():
-        results.print(f"{line}{'; the same when compiled again' if launch in again else ''}", soft_wrap=True)
-    results.print(f"{len(jobs)} launches compared with {before}, {len(differ) - len(again)} differ", soft_wrap=True)
+        results.print(f"{line}{'; the same when compiled again' if launch in again else ''}")
+    results.print(f"{len(jobs)} launches compared with {before}, {len(differ) - len(again)} differ")
     return int(len(differ) > len(again))
 
 

@@ -83,7 +83,7 @@ def command(
         is_wrong |= kind.checks_outputs and bool(lacking)
         begun = "interrupted; so far: " if interrupted else ""
         rows = f"{len(collected.rows) - lacking} rows, and {lacking} without facts or wrong"
-        results.print(f"{begun}{name}: {rows}: {collected.versions}", soft_wrap=True)
+        results.print(f"{begun}{name}: {rows}: {collected.versions}")
         if json_file:
             write_json(json_file, collected.json())
         if interrupted:

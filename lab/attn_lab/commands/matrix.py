@@ -59,7 +59,7 @@ def command(check: bool, only: str | None, workers: int) -> int:
 
         texts[PAGES / "backends.md"] = backend_page()
     for line in wrong:
-        results.print(line, soft_wrap=True)
+        results.print(line)
     return max(write_or_check(texts, "python -m attn_lab matrix", checks=check), int(bool(wrong)))
 
 
