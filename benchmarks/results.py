@@ -15,8 +15,6 @@ from attn_fuzz import outputs
 from attn_parity.console import results
 from attn_parity.device import device_name
 
-MAX_BYTES = 16 << 20
-"""The most bytes of a file that is read: a run of 1000 drawn cases has 1.2 MB."""
 
 
 class Head(msgspec.Struct, kw_only=True):

@@ -84,7 +84,7 @@ def _runs(parts: "Parts", num_layers: int) -> dict[str, tuple[Callable[[], objec
 
 def _tell(step: "Step", num_layers: int) -> None:
     for why in step.refused.values():
-        results.print(f"{step.name}: {why}", soft_wrap=True)
+        results.print(f"{step.name}: {why}")
     columns = ("metadata, a step", "write, a layer", "attention, a layer", "all, a layer")
     table = plain_table(f"{step.name}, {num_layers} layers: us", *columns, right=columns)
     for participant, times in step.times.items():

@@ -148,7 +148,7 @@ def _agrees(run: Callable[[], Any], ours: "torch.Tensor", name: str) -> bool:
     try:
         got = run()[: len(ours), : ours.shape[1]]
     except Exception as error:
-        notes.print(one_line(f"{name} did not run: {type(error).__name__}: {error}", 300), soft_wrap=True)
+        notes.print(one_line(f"{name} did not run: {type(error).__name__}: {error}", 300))
         return False
     worst = float((got - ours).abs().max() / ours.abs().max())
     if not worst <= WRONG:

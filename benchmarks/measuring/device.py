@@ -78,5 +78,5 @@ def saved_at_the_end(save: Callable[[], None], so_far: Callable[[], str]) -> Ite
         yield
     except (KeyboardInterrupt, DeviceError):
         save()
-        results.print(f"interrupted: {so_far()}", soft_wrap=True)
+        results.print(f"interrupted: {so_far()}")
         raise

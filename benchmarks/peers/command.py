@@ -124,7 +124,7 @@ def _collected(
     jobs = [(case, architecture, *each) for architecture in architectures for case in cases for each in folders.items()]
     with progress_bar(len(jobs)) as show_bar:
         work, at_once = functools.partial(rows_of, kind), min(workers, len(jobs))
-        found, interrupted = in_processes(work, jobs, at_once, lambda found: show_bar(len(found), 0))
+        found, interrupted = in_processes(work, jobs, at_once, lambda found: show_bar(len(found)))
     rows: list[Row] = []
     for case, architecture, whose, folder in jobs:
         outcome = found.get((case, architecture, whose, folder), [])

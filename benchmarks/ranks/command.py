@@ -50,10 +50,10 @@ def command(num_ranks: int, only: tuple[str, ...], json_file: Path | None, budge
     _print(run.cases, num_ranks)
     run.write(json_file)
     if wrong := [case.name for case in run.cases if any(error > 1 for error in case.error.values())]:
-        notes.print(f"wrong: {', '.join(wrong)}", soft_wrap=True)
+        notes.print(f"wrong: {', '.join(wrong)}")
     if problem:
         left = [case.name for case in (*checks, *timed)][len(run.cases) :]
-        notes.print(f"{problem}; not run by all ranks: {', '.join(left)}", soft_wrap=True)
+        notes.print(f"{problem}; not run by all ranks: {', '.join(left)}")
     return 130 if problem == INTERRUPTED else int(bool(wrong or problem))
 
 

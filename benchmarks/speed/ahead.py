@@ -40,7 +40,7 @@ def compile_ahead(cases: Sequence[Case], processes: int, given: Given) -> dict[t
     context, fatal = multiprocessing.get_context("spawn"), {}
     with context.Pool(processes, _load, (given,)) as pool, progress_bar(len(cases)) as show_bar:
         for done, found in enumerate(pool.imap_unordered(_call_once, cases), 1):
-            show_bar(done, 0)
+            show_bar(done)
             if found is not None:
                 fatal[found.case, found.participant] = found.why
                 notes.print(f"{found.participant} takes the GPU from its process in {found.case}: {found.why}")

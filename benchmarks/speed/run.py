@@ -78,8 +78,8 @@ def measure(
             run.unmeasured.remove(case.name)
             free()
             run.write(json_file)
-            results.print(_line(run.cases[-1]), soft_wrap=True)
-            show_bar(i + 1, 0)
+            results.print(_line(run.cases[-1]))
+            show_bar(i + 1)
     run.host_us = overheads(participants, device, sizes)
     run.write(json_file)
 

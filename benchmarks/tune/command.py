@@ -78,7 +78,7 @@ def command(
     with saved_at_the_end(saved, so_far):
         _search(run, gpu, by_class, workers, whole, saved, tiny=tiny)
     if run.unfinished:
-        results.print(f"no time left for {'; '.join(run.unfinished)}: --budget gives more", soft_wrap=True)
+        results.print(f"no time left for {'; '.join(run.unfinished)}: --budget gives more")
     results.print(f"{len(saved.entries)} of {len(run.classes)} classes have better parameters")
     if write and saved.entries:
         results.print(f"written: {launch_table.FOLDER / f'{gpu.architecture}.json'}")
@@ -155,7 +155,7 @@ def _begun(gpu: _Gpu, refused: dict[str, str], options: str, commit: str | None,
     of_triton = f"Triton {run.versions['triton']}, {time.strftime('%Y-%m-%d')}"
     run.source = f"{of_machine}{of_triton}, python -m benchmarks tune{options}"
     for name, why in refused.items():
-        results.print(f"left out: {name}: {why}", soft_wrap=True)
+        results.print(f"left out: {name}: {why}")
     return run
 
 

@@ -61,7 +61,7 @@ def built(
     jobs = [(architecture, name) for architecture, some in calls.items() for name in some]
     with progress_bar(len(jobs)) as show_bar:
         at_once = min(workers, len(jobs))
-        return build(jobs, at_once, lambda done: show_bar(done, 0), launches, compile_seconds)
+        return build(jobs, at_once, show_bar, launches, compile_seconds)
 
 
 def print_tables(rows: "Iterable[Row]") -> None:

@@ -21,6 +21,8 @@ from attn_fuzz.text import one_line
 
 Record = TypeVar("Record")
 MAX_BYTES = 1 << 20
+LARGE = 1 << 24
+"""The most bytes of a file that may be large: a report, a model config, a code object."""
 MAX_DEPTH = 32
 MAX_DIGITS = 400
 """The most digits of a number. The largest float64 has 309."""

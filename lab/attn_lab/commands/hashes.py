@@ -32,7 +32,6 @@ if TYPE_CHECKING:  # Triton decides on its first import whether kernels are inte
     from attn_optimized.kernel_call import KernelCall
 
 SCHEMA = "attn-parity.hashes/1"
-MAX_BYTES = 1 << 24
 TRIES = 4
 """The compilations of a launch that differs. A binary that comes up half of the time is missed by 1 in 16 such searches."""
 FACTS = ("vgprs", "agprs", "sgprs", "vgpr_spills", "sgpr_spills", "lds_bytes", "waves")
@@ -59,12 +58,12 @@ def command(file: Path, before: Path | None, architectures: str | None, only: st
     calls = chosen_calls(architectures, only=only, main=main)
     jobs = [(architecture, name) for architecture, some in calls.items() for name in some]
     with progress_bar(len(jobs)) as show_bar:
-        found, interrupted = in_processes(_hashed, jobs, min(workers, len(jobs)), lambda found: show_bar(len(found), 0))
+        found, interrupted = in_processes(_hashed, jobs, min(workers, len(jobs)), lambda found: show_bar(len(found)))
     result = {"schema": SCHEMA, "triton": version("triton"), "launches": _by_architecture(found)}
     outputs.write(file, json.dumps(result, indent=1) + "\n")
     failed = [(*job, outcome) for job, outcome in found.items() if isinstance(outcome, str)]
     for architecture, name, error in failed:
-        results.print(f"{architecture} {name}: does not compile: {error}", soft_wrap=True)
+        results.print(f"{architecture} {name}: does not compile: {error}")
     results.print(f"{len(found) - len(failed)} compiled with Triton {result['triton']}, {len(failed)} do not compile")
     if interrupted:
         return 130
@@ -73,8 +72,8 @@ def command(file: Path, before: Path | None, architectures: str | None, only: st
     differ = differences(earlier, result, set(jobs))
     again = {launch for launch in differ if comes_again(launch, earlier)}
     for launch, line in differ.items():
-        results.print(f"{line}{'; the same when compiled again' if launch in again else ''}", soft_wrap=True)
-    results.print(f"{len(jobs)} launches compared with {before}, {len(differ) - len(again)} differ", soft_wrap=True)
+        results.print(f"{line}{'; the same when compiled again' if launch in again else ''}")
+    results.print(f"{len(jobs)} launches compared with {before}, {len(differ) - len(again)} differ")
     return int(len(differ) > len(again))
 
 
@@ -106,7 +105,7 @@ def _earlier(file: Path) -> dict[str, Any]:
     Raises:
         InputError: it is no such file, or another Triton compiled the launches.
     """
-    earlier = inputs.read_record(file, SCHEMA, MAX_BYTES)
+    earlier = inputs.read_record(file, SCHEMA, inputs.LARGE)
     if earlier.get("triton") != version("triton"):
         raise InputError(f"{file}: triton: got {earlier.get('triton')!r}, expected {version('triton')!r}, which compiles here")
     return earlier

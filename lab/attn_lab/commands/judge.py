@@ -33,8 +33,6 @@ from attn_lab.options import check_option
 from attn_lab.pages import PAGES, table, write_or_check
 from attn_parity.console import plain_table, results
 
-MAX_BYTES = 16 << 20
-"""The most bytes of the file of a run."""
 BLOCK_SIZE, HEAD_SIZE, GROUP_SIZE = 16, 64, 2
 LENGTHS = [128 << (2 * i) for i in range(5)]
 # of a kernel: the interpreter's, and a GPU's that splits the keys
@@ -68,7 +66,7 @@ def command() -> None:
 @click.option("--name", required=True, help="Name of the file in docs/generated/judge, such as cpu.")
 def calibration(runs: tuple[Path, ...], name: str) -> None:
     """Add up runs of one target on one device that agree (`attn-parity fuzz --json RUN.json`)."""
-    read = [inputs.read_as(path, SCHEMA, FuzzRun, MAX_BYTES) for path in runs]
+    read = [inputs.read_as(path, SCHEMA, FuzzRun, inputs.LARGE) for path in runs]
     for path, run in zip(runs, read, strict=True):
         if run.failures or run.error:
             raise InputError(f"{path}: expected a run that agrees")

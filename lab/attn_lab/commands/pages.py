@@ -41,10 +41,10 @@ def check_all(checks: Iterable[str], cpus: int) -> int:
     with ThreadPoolExecutor(cpus) as pool:
         for ended in as_completed([pool.submit(_run, check) for check in checks]):
             check, code, printed, seconds = ended.result()
-            results.print(f"{check}: {'passed' if code == 0 else f'exit {code}'}, {seconds:.0f} s", soft_wrap=True)
+            results.print(f"{check}: {'passed' if code == 0 else f'exit {code}'}, {seconds:.0f} s")
             if code:
                 failed += 1
-                results.print(printed, soft_wrap=True)
+                results.print(printed)
     return 1 if failed else 0
 
 
