@@ -16,7 +16,6 @@ from attn_parity.console import results
 from attn_parity.device import device_name
 
 
-
 class Head(msgspec.Struct, kw_only=True):
     """The origin of the results of a run of any command.
 

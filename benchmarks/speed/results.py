@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-from attn_fuzz.inputs import read_as
+from attn_fuzz import inputs
 from attn_parity.timing import Positive, Spread
 
 from benchmarks.measuring.machine import Rates
-from benchmarks.results import MAX_BYTES, Head
+from benchmarks.results import Head
 
 SCHEMA = "attn-parity.speed/2"
 
@@ -62,4 +62,4 @@ def read(path: Path) -> Run:
     Raises:
         InputError: as `read_as`; a time or a rate that is not positive is refused, too.
     """
-    return read_as(path, SCHEMA, Run, MAX_BYTES)
+    return inputs.read_as(path, SCHEMA, Run, inputs.LARGE)
