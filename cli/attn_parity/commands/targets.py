@@ -64,7 +64,8 @@ def _line(name: str, device: str) -> str:
 
 
 def _modes() -> "Table":
-    from attn_fuzz.targets.modes import ARCHITECTURES, COMPILED, MODES
+    from attn_fuzz.targets.modes import COMPILED, MODES
+    from attn_fuzz.targets.of_architecture import ARCHITECTURES
 
     table = plain_table("\nmode, as in triton@far", "\nwhat")
     for mode, says in (MODES | dict.fromkeys(ARCHITECTURES, COMPILED)).items():

@@ -14,13 +14,13 @@ from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case, Float8
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.findings.aiter.unified import SPLIT_KEYS, UNIFIED_ATTENTION
 from attn_fuzz.interpreted.aiter import ARCHITECTURE, COMPUTE_UNITS
 from attn_fuzz.interpreted.numbers import missing_e4m3fnuz
 from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Target
-from attn_fuzz.targets.triton import triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:

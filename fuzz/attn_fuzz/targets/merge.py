@@ -15,14 +15,15 @@ import attn_reference
 import torch
 from attn_contract import Layer, UnsupportedError
 from attn_fuzz.cases.poison import LEFTOVER
+from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.modes.planned import drawn_gpu
 from attn_fuzz.targets.parts import State, parts_like, requests_of, stacked, state, write_state
+from attn_fuzz.targets.plans import interprets, modules, planned
 from attn_fuzz.targets.rng import rng_of, rng_of_call
 from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import EVERYTHING, Support
 from attn_fuzz.targets.target import AttentionFunction, Target
-from attn_fuzz.targets.triton import interprets, modules, planned, triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 
 MOST_PARTS, MOST_AT_ONCE = 3, 5

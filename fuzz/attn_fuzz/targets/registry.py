@@ -25,7 +25,7 @@ from attn_fuzz import current_folder, foreign
 from attn_fuzz.errors import EXIT_LIMIT, InputError, LimitError
 from attn_fuzz.targets import modes
 from attn_fuzz.targets.support import Support
-from attn_fuzz.targets.target import Target
+from attn_fuzz.targets.target import NoModeError, Target
 from attn_fuzz.text import nearest
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -145,7 +145,7 @@ def load(name: str) -> Target:
         return dataclasses.replace(target, findings=()) if target.architectures else target
     try:
         return modes.applied(target, name.split("@")[1:], named.value)
-    except modes.NoModeError as error:
+    except NoModeError as error:
         raise UnknownTargetError(f"target {name}: {error}") from None
 
 

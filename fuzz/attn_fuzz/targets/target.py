@@ -14,6 +14,7 @@ import torch
 from attn_contract import Batch, Capabilities, Layer
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.errors import InputError
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.targets.support import Support
 from attn_fuzz.verdict.rounding import Rounding
@@ -235,7 +236,11 @@ class Target:
 
 
 Mode = Callable[[Target], Target]
-"""Makes a new target from a target."""
+"""Makes a new target from a target, or raises NoModeError."""
+
+
+class NoModeError(InputError):
+    """A target has no such mode."""
 
 
 def within(context_of: Callable[[tuple[Any, ...]], AbstractContextManager[object]]) -> Callable[[str, Any], Any]:

@@ -278,7 +278,7 @@ def rounding(device: str) -> Rounding:
 
 
 def invariant_by(attention: AttentionFunction) -> Mode:
-    """See `invariant.by`; here the chunks of attention are the layer's (`options_of_layer`)."""
+    """See `invariant.mode`; here the chunks of attention are the layer's (`options_of_layer`)."""
 
     def of(target: Target) -> Target:
         def merging(device: str) -> Rounding:
@@ -286,7 +286,7 @@ def invariant_by(attention: AttentionFunction) -> Mode:
             longest = max(support.max_seq_len, support.long_seq_len or 0)
             return dataclasses.replace(rounding(device), merged_parts=1 + -(-longest // min(_CHUNK_KEYS)))
 
-        return dataclasses.replace(invariant.by(attention)(target), rounding=merging)
+        return dataclasses.replace(invariant.mode(attention)(target), rounding=merging)
 
     return of
 

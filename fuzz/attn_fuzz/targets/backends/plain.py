@@ -24,10 +24,11 @@ from attn_fuzz.targets.attention_config import config_of
 from attn_fuzz.targets.backends import supports as backend_supports
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.modes import invariant
+from attn_fuzz.targets.plans import queries_per_tile
 from attn_fuzz.targets.rng import rng_of, rng_of_call
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Mode, Target
-from attn_fuzz.targets.triton import TRITON, queries_per_tile
+from attn_fuzz.targets.triton import TRITON
 
 
 def support_of(capabilities: Capabilities, sizes: Support) -> Support:
@@ -263,7 +264,7 @@ def backend_target(name: str, layers: BackendLayers, *, kernels: Target = TRITON
 
 def invariant_layers(layers: BackendLayers) -> dict[str, Mode]:
     """The modes of a backend that declares `batch_invariant` and calls this project's kernels."""
-    return {"invariant": invariant.by(functools.partial(layers.attention, batch_invariant=True), queries_per_tile)}
+    return {"invariant": invariant.mode(functools.partial(layers.attention, batch_invariant=True), queries_per_tile)}
 
 
 def declared_by(layers: BackendLayers, sizes: Callable[[str], Support]) -> Callable[[str], Support]:

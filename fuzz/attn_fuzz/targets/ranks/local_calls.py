@@ -12,6 +12,7 @@ import attn_reference
 import torch
 from attn_contract import AttentionType, Layer, Layout
 from attn_contract.arguments import INT32_MAX
+from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.targets.merge import EVERY_OPTION
 from attn_fuzz.targets.parts import State, parts_like, requests_of, stacked, write_state
 from attn_fuzz.targets.ranks.shards import dealt, interleave, refuse_without_a_cache
@@ -19,7 +20,7 @@ from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import WITH_LATENT, Support
 from attn_fuzz.targets.target import Target
-from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, triton_unavailable
+from attn_fuzz.targets.triton import TRITON, TRITON_LATENT
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import context_parallel
 

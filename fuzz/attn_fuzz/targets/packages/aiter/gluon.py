@@ -38,6 +38,7 @@ from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
 from attn_fuzz.emulated import jobs
+from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.findings.aiter.gluon import GLUON_DECODE, GLUON_MLA, GLUON_UNIFIED, takes_gluon_2d
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.interpreted.aiter import COMPUTE_UNITS, FOLDERS, XCDS
@@ -47,7 +48,6 @@ from attn_fuzz.targets.packages.latent_rows import decoded_rows, has_row_without
 from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import LatentSizes, Support
 from attn_fuzz.targets.target import AttentionFunction, Target
-from attn_fuzz.targets.triton import triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 
 GLUON_FOLDERS = (

@@ -21,6 +21,7 @@ import torch
 from attn_contract import IndexLayout
 from attn_fuzz import foreign
 from attn_fuzz.errors import LimitError
+from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.findings.aiter.mqa_logits import MQA_LOGITS, MQA_LOGITS_RAGGED, MQA_LOGITS_STAGE1
 from attn_fuzz.interpreted.aiter import COMPUTE_UNITS
 from attn_fuzz.targets.indexer import (
@@ -33,7 +34,6 @@ from attn_fuzz.targets.indexer import (
     of_ranges,
 )
 from attn_fuzz.targets.packages.aiter import package as aiter_package
-from attn_fuzz.targets.triton import triton_unavailable
 
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 HOST = "ops/triton/attention/pa_mqa_logits.py"
