@@ -14,7 +14,7 @@ import attn_reference
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets.backends.plain import BackendLayers, backend_target, common_metadata, installed, named
+from attn_fuzz.targets.backends.layers import BackendLayers, backend_target, common_metadata, installed, named
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.modes import invariant
 from attn_fuzz.targets.rng import rng_of, rng_of_lengths

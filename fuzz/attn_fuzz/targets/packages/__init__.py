@@ -2,7 +2,7 @@
 
 from attn_fuzz.targets.registry import Package
 
-_HERE, _OURS = "attn_fuzz.targets.packages", "attn_fuzz.targets"
+_HERE = "attn_fuzz.targets.packages"
 VLLM = Package(
     "vllm",
     "vllm==0.33.0",
@@ -74,9 +74,9 @@ AITER = Package(
     "aiter",
     "amd-aiter==0.1.7.post2.dev18",
     {
-        "aiter-unified-attention": f"{_OURS}.aiter_adapter:AITER_UNIFIED_ATTENTION",
-        "backend-aiter-unified": f"{_OURS}.backends.plain:BACKEND_AITER_UNIFIED",
-        "backend-aiter-fa": f"{_OURS}.backends.plain:BACKEND_AITER_FA",
+        "aiter-unified-attention": f"{_HERE}.aiter.unified:AITER_UNIFIED_ATTENTION",
+        "backend-aiter-unified": f"{_HERE}.aiter.backends:BACKEND_AITER_UNIFIED",
+        "backend-aiter-fa": f"{_HERE}.aiter.backends:BACKEND_AITER_FA",
         "aiter-mla-decode": f"{_HERE}.aiter.mla:AITER_MLA_DECODE",
         "aiter-mla-decode-rope": f"{_HERE}.aiter.mla:AITER_MLA_DECODE_ROPE",
         "aiter-sparse-mla": f"{_HERE}.aiter.mla:AITER_SPARSE_MLA",
