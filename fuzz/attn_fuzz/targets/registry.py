@@ -16,7 +16,7 @@ are known before their modules are imported. A target on sources in which findin
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from importlib.metadata import EntryPoint, EntryPoints
 from typing import NamedTuple
@@ -56,9 +56,9 @@ class Package(NamedTuple):
     requirement: str
     places: Mapping[str, str]
 
-    def missing(self) -> str | None:
-        """The reason why the package is not here; None if it is."""
-        return foreign.missing(self.name, (), self.requirement)
+    def missing(self, files: Sequence[str] = ()) -> str | None:
+        """See `foreign.missing`."""
+        return foreign.missing(self.name, files, self.requirement)
 
 
 @functools.cache

@@ -65,7 +65,7 @@ class Sources:
 
     def unavailable(self, device: str) -> str | None:
         """See Target."""
-        return triton_unavailable(device) or foreign.missing(self.package.name, self.files(), self.package.requirement)
+        return triton_unavailable(device) or self.package.missing(self.files())
 
     def files(self) -> tuple[str, ...]:
         """The modules' files in the sources that are here; where there are none, those of `package.requirement`."""

@@ -18,7 +18,8 @@ import torch
 from attn_fuzz import foreign
 from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets import of_architecture
-from attn_fuzz.targets.packages.aiter.package import REQUIREMENT, root
+from attn_fuzz.targets.packages import AITER
+from attn_fuzz.targets.packages.aiter.package import root
 from attn_fuzz.targets.rng import rng_of_lengths
 
 if TYPE_CHECKING:
@@ -80,10 +81,10 @@ def _table(file: Path) -> Sequence[Mapping[str, str]]:
 
 def unavailable(folder: str, architecture: str, device: str) -> str | None:
     """The reason why the files of a folder of hsa/ARCHITECTURE/ cannot run here."""
-    if reason := of_architecture.unavailable(device) or foreign.missing("aiter", ("__init__.py",), REQUIREMENT):
+    if reason := of_architecture.unavailable(device) or AITER.missing(("__init__.py",)):
         return reason
     if not (place := files() / architecture / folder).is_dir():
-        return f"{place} is no folder: pip install --no-deps {REQUIREMENT}"
+        return f"{place} is no folder: pip install --no-deps {AITER.requirement}"
     from attn_amdgcn.code_objects import missing as missing_tools
 
     return missing_tools()

@@ -39,7 +39,8 @@ from attn_fuzz.findings.aiter.hip import HIP_PA, HIP_PA_RAGGED, HIP_PA_V1
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.targets import of_architecture
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.packages.aiter.package import REQUIREMENT, root
+from attn_fuzz.targets.packages import AITER
+from attn_fuzz.targets.packages.aiter.package import root
 from attn_fuzz.targets.packages.sglang import package as sglang_package
 from attn_fuzz.targets.rng import rng_of_lengths
 from attn_fuzz.targets.support import Support
@@ -76,10 +77,10 @@ def unavailable(name: str, architecture: str, device: str) -> str | None:
     from attn_fuzz.emulated import hip
 
     files = ("__init__.py",)
-    if reason := of_architecture.unavailable(device) or foreign.missing("aiter", files, REQUIREMENT):
+    if reason := of_architecture.unavailable(device) or AITER.missing(files):
         return reason
     if not (file := root() / name).is_file():
-        return f"{file} is no file: pip install --no-deps {REQUIREMENT}"
+        return f"{file} is no file: pip install --no-deps {AITER.requirement}"
     return hip.missing(architecture, HEADERS)
 
 

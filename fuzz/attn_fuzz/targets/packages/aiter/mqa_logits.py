@@ -33,6 +33,7 @@ from attn_fuzz.targets.indexer import (
     index_target,
     of_ranges,
 )
+from attn_fuzz.targets.packages import AITER
 from attn_fuzz.targets.packages.aiter import package as aiter_package
 
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
@@ -151,9 +152,7 @@ _FIELDS: dict[str, Any] = {"group_sizes": (16, 64, 32), "head_sizes": (128, 64, 
 _OF_DECODES: dict[str, Any] = {
     **_FIELDS,
     "engine": _DECODES,
-    "unavailable": lambda device: (
-        triton_unavailable(device) or foreign.missing("aiter", (HOST, KERNELS), aiter_package.REQUIREMENT)
-    ),
+    "unavailable": lambda device: triton_unavailable(device) or AITER.missing((HOST, KERNELS)),
     "modules": _kernels,
 }
 AITER_MQA_LOGITS = index_target(

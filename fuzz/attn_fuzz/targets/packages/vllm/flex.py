@@ -23,8 +23,8 @@ from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.findings.vllm import FLEX
-from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.packages.vllm.package import REQUIREMENT
+from attn_fuzz.targets import engine
+from attn_fuzz.targets.packages import VLLM
 from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Target
@@ -197,7 +197,7 @@ def _support(device: str) -> Support:
         rules=("non_causal", "window", "bidirectional_ranges", "ranges_clamped"),
         head_sizes=(32, 64, 80, 96, 128),
         block_sizes=(16, 32, 64),
-        engine=dataclasses.replace(VLLM, unowned_rows=(0,)),
+        engine=dataclasses.replace(engine.VLLM, unowned_rows=(0,)),
         tile_sizes=(16, 32),
         max_tokens=96,
         max_seq_len=256,
@@ -205,7 +205,7 @@ def _support(device: str) -> Support:
 
 
 def _unavailable(device: str) -> str | None:
-    return "it checks masks, on a CPU" if device != "cpu" else foreign.missing("vllm", (FILE,), REQUIREMENT)
+    return "it checks masks, on a CPU" if device != "cpu" else VLLM.missing((FILE,))
 
 
 VLLM_FLEX_MASKS = Target(

@@ -19,7 +19,6 @@ from attn_fuzz.targets.packages import VLLM
 from attn_fuzz.targets.packages.declaring import Sources, as_they_are
 from attn_fuzz.targets.support import Support
 
-REQUIREMENT = VLLM.requirement
 FP8 = torch.float8_e4m3fn
 """`current_platform.fp8_dtype()` on CUDA, gfx950 and gfx12."""
 OPS = "v1/attention/ops/"
