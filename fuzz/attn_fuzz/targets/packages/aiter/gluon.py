@@ -39,6 +39,7 @@ from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages.aiter.package import GLUON, HOST, load_main, needs_main
 from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
 from attn_fuzz.targets.packages.latent_rows import decoded_rows, has_row_without_keys
+from attn_fuzz.targets.packages.slots import slots_of_tokens
 from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import LatentSizes, Support
 from attn_fuzz.targets.target import AttentionFunction, Target
@@ -112,9 +113,9 @@ def _mla_decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     request, lens = decoded_rows(batch)
     if not len(request):
         return
-    keys, block_size = torch.arange(int(lens.max())), kv_cache.shape[1]
-    slots = batch.block_table[request][:, keys // block_size] * block_size + keys % block_size
-    table = torch.where(keys < lens[:, None], slots, 0).int()
+    keys = torch.arange(int(lens.max()))
+    tokens = torch.where(keys < lens[:, None], keys, -1)
+    table = slots_of_tokens(tokens, batch.block_table[request], kv_cache.shape[1]).clamp(min=0).int()
     found = torch.empty(len(request), layer.num_heads, layer.v_head_size, dtype=q.dtype)
     latent, rotated = q[: len(request)].split([layer.v_head_size, layer.head_size - layer.v_head_size], dim=2)
     rows = kv_cache.flatten(0, 1)

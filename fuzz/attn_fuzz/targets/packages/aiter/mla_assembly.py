@@ -31,7 +31,7 @@ from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages.aiter import assembly as aiter_assembly
 from attn_fuzz.targets.packages.aiter import mla_metadata as aiter_mla_metadata
 from attn_fuzz.targets.packages.aiter.assembly import ARCHITECTURES, Launch, NoKernelError, unavailable
-from attn_fuzz.targets.packages.sglang import package as sglang_package
+from attn_fuzz.targets.packages.slots import slots_of_requests
 from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import LatentSizes, Support
@@ -285,7 +285,7 @@ def _called(architecture: str, q, kv_cache, layer: Layer, batch: Batch, out: tor
         launch = Launch(f"mla/{file}", kernel, grid, arguments, in_step=bool(IN_STEP.search(file)))
         aiter_assembly.run(launch, architecture, schedules)
 
-    indptr, indices = sglang_package.slots(batch, torch.zeros_like(batch.seq_lens), batch.seq_lens, kv_cache.shape[1])
+    indptr, indices = slots_of_requests(batch, batch.seq_lens, kv_cache.shape[1])
     kv, new_out = kv_cache.reshape(-1, 1, 1, layer.head_size), out.new_empty(rows, layer.num_heads, layer.v_head_size)
     most = int(batch.query_start_loc.diff().max())
     common = (batch.query_start_loc[: requests + 1], indptr, indices.int(), torch.ones_like(batch.seq_lens), most)
