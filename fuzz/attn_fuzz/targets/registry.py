@@ -24,6 +24,7 @@ from typing import NamedTuple
 from attn_fuzz import current_folder, foreign
 from attn_fuzz.errors import EXIT_LIMIT, InputError, LimitError
 from attn_fuzz.targets import modes
+from attn_fuzz.targets.engine import GIVES_KEYS
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import NoModeError, Target
 from attn_fuzz.text import nearest
@@ -173,7 +174,8 @@ def usable(name: str, device: str) -> Target:
     if not isinstance(support, Support) or not isinstance(rounding, Rounding):
         raise UnknownTargetError(f"target {name}: it declares {support!r} and {rounding!r}, expected a Support and a Rounding")
     if target.dense_keys and (not support.engine.gives_keys or "rope" in support.rules):
-        needs = "Engine(writes=(True,), unwritten=False, saturated=False), and not the rule rope"
+        fields = ", ".join(f"{field}={value}" for field, value in GIVES_KEYS.items())
+        needs = f"Engine({fields}), and not the rule rope"
         raise UnknownTargetError(f"target {name}: it declares dense_keys, for which its Support needs {needs}")
     for finding in target.findings:
         if not finding.path.is_file():

@@ -119,8 +119,8 @@ class Target:
         unavailable: returns why the target cannot run on a device type here, or None if it can.
         dense_keys: returns for each request of a case whether the target reads the keys and values of this step's tokens from k
             and v, as prefills do, instead of from the cache. A quantized cache rounds them, so the target is judged by what it
-            reads. Its engine gives k and v in every step: `support` needs Engine(writes=(True,), unwritten=False,
-            saturated=False), and not the rule rope, which rotates keys on their way into the cache. None: it reads the cache.
+            reads. `support` needs an Engine with GIVES_KEYS (`attn_fuzz.targets.engine`), and not the rule rope, which rotates
+            keys on their way into the cache. None: it reads the cache.
         events: returns names of the paths that the target takes for a step, such as "split". A run counts them.
         siblings: other functions that share with `attention` what is kept between calls, such as another mode of the same
             kernels. Earlier calls of a case may be theirs (`attn_fuzz.cases.earlier`).

@@ -36,7 +36,7 @@ from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.aiter.fmha_assembly import FMHA_ASSEMBLY
 from attn_fuzz.targets import of_architecture
-from attn_fuzz.targets.engine import Engine
+from attn_fuzz.targets.engine import GIVES_KEYS, Engine
 from attn_fuzz.targets.packages.aiter.assembly import ARCHITECTURES, Launch, attention, unavailable
 from attn_fuzz.targets.packages.aiter.dense import gathered
 from attn_fuzz.targets.rng import rng_of
@@ -184,9 +184,7 @@ def _events(architecture: str, step: Step, *, is_group: bool, conversions: Seque
 _ENGINE = Engine(
     scale_signs=(1,),
     empty_batches=False,
-    writes=(True,),
-    unwritten=False,
-    saturated=False,
+    **GIVES_KEYS,
     unlike_strides=(False,),  # it bounds what it reads by the stride of rows, also of a single row, whose stride says nothing
 )
 

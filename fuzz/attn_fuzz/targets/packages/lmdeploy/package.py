@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from attn_fuzz import foreign
-from attn_fuzz.targets.engine import Engine
+from attn_fuzz.targets.engine import GIVES_KEYS, Engine
 from attn_fuzz.targets.packages import LMDEPLOY
 from attn_fuzz.targets.packages.declaring import Sources
 
@@ -34,9 +34,7 @@ ENGINE = Engine(
     planes=(False,),
     num_layers=(1,),
     other_views=False,
-    writes=(True,),
-    unwritten=False,
-    saturated=False,
+    **GIVES_KEYS,
     recycled=False,
     unowned_rows=(0,),
     kv_rows_past=(0,),

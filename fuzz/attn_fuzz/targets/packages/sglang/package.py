@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import foreign
-from attn_fuzz.targets.engine import Engine
+from attn_fuzz.targets.engine import GIVES_KEYS, Engine
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.packages import SGLANG
 from attn_fuzz.targets.packages.declaring import Sources
@@ -37,9 +37,7 @@ ENGINE = Engine(
     padding=(0,),
     num_layers=(1,),
     other_views=False,
-    writes=(True,),
-    unwritten=False,
-    saturated=False,
+    **GIVES_KEYS,
     flat_out=(True,),
     dense_out=(True,),
     unowned_rows=(0,),
