@@ -57,7 +57,7 @@ def _line(name: str, device: str) -> str:
 
     try:
         target = registry.load(name)
-    except registry.UnknownTargetError as error:
+    except registry.TargetError as error:
         return str(error)
     reason = target.unavailable(device)
     return f"{target.description}; not here: {reason}" if reason else target.description

@@ -6,9 +6,10 @@ loads only the modules of this kernel, and fixed answers replace the two modules
 
 import dataclasses
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attn_fuzz import foreign
+from attn_fuzz.foreign.loading import Stubs
 
 if TYPE_CHECKING:
     from attn_optimized.aiter_adapter import Aiter
@@ -29,7 +30,7 @@ FOLDERS = (
 _LDS_BYTES = {"gfx1250": 320 << 10, "gfx950": 160 << 10, "gfx942": 64 << 10}
 
 
-def stubs(architecture: str = ARCHITECTURE, compute_units: int = COMPUTE_UNITS) -> dict[str, dict[str, Any]]:
+def stubs(architecture: str = ARCHITECTURE, compute_units: int = COMPUTE_UNITS) -> Stubs:
     """What the kernels' modules ask of a GPU of an architecture."""
     is_rdna = architecture.startswith(("gfx11", "gfx120"))
     arch = SimpleNamespace(name=architecture, family="rdna" if is_rdna else "cdna", is_rdna=is_rdna, is_cdna=not is_rdna)

@@ -58,7 +58,7 @@ def look(target: str, device: str) -> Iterator[Seen]:
     """Say what the target is here.
 
     Raises:
-        UnknownTargetError: the target cannot run here.
+        TargetError: the target cannot run here.
     """
     yield Seen(_device_name(device), registry.usable(target, device).support(device))
 

@@ -23,6 +23,7 @@ from attn_fuzz import foreign
 from attn_fuzz.errors import LimitError
 from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.findings.aiter.mqa_logits import MQA_LOGITS, MQA_LOGITS_RAGGED, MQA_LOGITS_STAGE1
+from attn_fuzz.foreign.loading import Stubs
 from attn_fuzz.interpreted.aiter import COMPUTE_UNITS
 from attn_fuzz.targets.indexer import (
     IndexerFunctions,
@@ -57,7 +58,7 @@ def _logits(q, weights, index_cache, indexer, batch) -> torch.Tensor:
 @functools.cache
 def load_paged(dtype: torch.dtype) -> list[ModuleType]:
     """The host code of the paged kernels on an architecture without Gluon, whose float8 is of the dtype."""
-    stubs: dict[str, dict[str, Any]] = {
+    stubs: Stubs = {
         "aiter": {"dtypes": SimpleNamespace(fp8=dtype)},
         "aiter.jit.utils.chip_info": {"get_gfx": lambda: "gfx1201"},
         "aiter.ops.triton.utils.core": {"AITER_TRITON_CONFIGS_PATH": ""},

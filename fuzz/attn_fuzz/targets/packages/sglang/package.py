@@ -7,11 +7,11 @@ srt/layers/attention/triton_backend.py. `ATTN_PARITY_SGLANG=FOLDER` takes the so
 import functools
 import logging
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import foreign
+from attn_fuzz.foreign.loading import Stubs
 from attn_fuzz.targets.engine import GIVES_KEYS, Engine
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.packages import SGLANG
@@ -50,7 +50,7 @@ A window of one token has a `sliding_window_size` of 0, and no slots (905, 1090)
 logging.getLogger("sglang").setLevel(logging.WARNING)
 
 
-def stubs() -> dict[str, dict[str, Any]]:
+def stubs() -> Stubs:
     flag = SimpleNamespace(get=lambda: False)
     no = ("is_cuda", "is_hip", "is_gfx95_supported", "is_gfx1250_supported")
     return {

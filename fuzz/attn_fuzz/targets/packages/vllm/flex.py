@@ -23,6 +23,7 @@ from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.findings.vllm import FLEX
+from attn_fuzz.foreign.loading import Stubs
 from attn_fuzz.targets import engine
 from attn_fuzz.targets.packages import VLLM
 from attn_fuzz.targets.rows import rows_of
@@ -39,7 +40,7 @@ class _Builder(Generic[_Metadata]):
     pass
 
 
-def _stubs() -> dict[str, dict[str, Any]]:
+def _stubs() -> Stubs:
     kinds = SimpleNamespace(DECODER="decoder", ENCODER_ONLY="encoder_only")
     backend = {
         **dict.fromkeys(("AttentionBackend", "AttentionImpl", "CommonAttentionMetadata"), object),
