@@ -75,11 +75,12 @@ def _modes() -> "Table":
 
 def _print_packages(device: str) -> None:
     """Print targets of other packages. Only the names are known of a package that is not here; no module is imported."""
+    from attn_fuzz import foreign
     from attn_fuzz.targets import registry
 
     for name, package in registry.packages().items():
         missing, targets = package.missing(), sorted(package.places)
-        results.print(f"\n{name}: {f'not here: {missing}' if missing else 'here'}", soft_wrap=True)
+        results.print(f"\n{name}: {f'not here: {missing}' if missing else foreign.sources(package.name)}", soft_wrap=True)
         if missing:
             results.print(", ".join(targets))
             continue

@@ -78,7 +78,7 @@ def _decode(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
 
 SGLANG_EXTEND_DETERMINISTIC = EXTEND.target(
     name="sglang-extend-deterministic",
-    description="the Triton extend attention of SGLang 0.5.23 in deterministic mode: also alone and in chunks, bit by bit",
+    description="the Triton extend attention of SGLang in deterministic mode: also alone and in chunks, bit by bit",
     attention=_extend,
     support=sglang_package.support(
         rules=("window", "logits_soft_cap", "sinks"),
@@ -90,7 +90,7 @@ SGLANG_EXTEND_DETERMINISTIC = EXTEND.target(
 )
 SGLANG_DECODE_DETERMINISTIC = DECODE.target(
     name="sglang-decode-deterministic",
-    description="the Triton decode attention of SGLang 0.5.23 in deterministic mode: each request also alone, bit by bit",
+    description="the Triton decode attention of SGLang in deterministic mode: each request also alone, bit by bit",
     attention=_decode,
     support=sglang_package.support(
         rules=("logits_soft_cap", "sinks"),

@@ -55,7 +55,7 @@ def _by_distance(bias: torch.Tensor) -> torch.Tensor:
 
 SGLANG_VERIFY_TREE = SOURCES.target(
     name="sglang-verify-tree",
-    description="the Triton extend attention of SGLang 0.5.23, as its triton backend verifies a tree of drafts",
+    description="the Triton extend attention of SGLang, as its triton backend verifies a tree of drafts",
     attention=_attention,
     support=sglang_package.support(
         rules=("qq_bias", "logits_soft_cap", "sinks"),

@@ -48,7 +48,7 @@ def _forget() -> None:
 
 SGLANG_VERIFY_SPLITKV = SOURCES.target(
     name="sglang-verify-splitkv",
-    description="the Triton verify_splitkv_fwd of SGLang 0.5.23, as its triton backend calls it for drafts on gfx950",
+    description="the Triton verify_splitkv_fwd of SGLang, as its triton backend calls it for drafts on gfx950",
     attention=_attention,
     support=sglang_package.support(
         engine=dataclasses.replace(sglang_package.ENGINE, query_lens=("equal",), prompts=False),

@@ -211,7 +211,7 @@ def _unavailable(device: str) -> str | None:
 
 VLLM_FLEX_MASKS = Target(
     name="vllm-flex-masks",
-    description="the keys that vLLM 0.33.0's FLEX_ATTENTION lets each query see, with a softmax over them",
+    description="the keys that vLLM's FLEX_ATTENTION lets each query see, with a softmax over them",
     attention=_attention,
     support=_support,
     rounding=lambda device: Rounding(keys_per_tile=1024, dot_is_chained=False),

@@ -63,7 +63,7 @@ def _attend(q, slots, kv_cache, layer, out, rng) -> None:
 VLLM_SPARSE_MLA = selection_target(
     _attend,
     name="vllm-sparse-mla",
-    description="rocm_sparse_attn_prefill and rocm_sparse_attn_decode_bf16 of vLLM 0.33.0",
+    description="rocm_sparse_attn_prefill and rocm_sparse_attn_decode_bf16 of vLLM",
     support={
         "rules": ("sinks",),
         "latent": LatentSizes(widths=((128, 0), (512, 0), (128, 32)), group_sizes=(16, 12, 128), block_sizes=(16, 1, 64)),

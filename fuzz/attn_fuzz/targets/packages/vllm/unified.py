@@ -150,7 +150,7 @@ ROUNDING = Rounding(
 
 VLLM_UNIFIED_ATTENTION = SOURCES.target(
     name="vllm-unified-attention",
-    description="the Triton unified_attention of vLLM 0.33.0, as its TRITON_ATTN calls it",
+    description="the Triton unified_attention of vLLM, as its TRITON_ATTN calls it",
     attention=_attention,
     support=vllm_package.support(
         attn_types=(AttentionType.DECODER, AttentionType.ENCODER_DECODER),
