@@ -65,7 +65,7 @@ def look(target: str, device: str) -> Iterator[Seen]:
 
 def fixed(target: str, device: str, case_seconds: float) -> Iterator[list[str]]:
     """Say which of the target's findings no longer fail here, by name."""
-    yield [finding.name for finding in fixed_findings.of(target, device, case_seconds)]
+    yield [finding.name for finding in fixed_findings.find(target, device, case_seconds)]
 
 
 def run(plan: FuzzPlan, device_name: str) -> Iterator[Message]:

@@ -35,7 +35,7 @@ class NoKernelError(NotImplementedError):
 
 
 @dataclass(frozen=True)
-class Launch:
+class AssemblyLaunch:
     """A launch of AITER's host code.
 
     Attributes:
@@ -109,7 +109,7 @@ def known_hazards(name: str) -> Collection[tuple[int, int]]:
     return listed_hazards().get(f"{name} {sha256((files() / name).read_bytes()).hexdigest()[:8]}", ())
 
 
-def run(launch: Launch, architecture: str, schedules: "Sequence[Schedule]") -> None:
+def run(launch: AssemblyLaunch, architecture: str, schedules: "Sequence[Schedule]") -> None:
     """Run a launch on the emulator. Its tensors lie on the CPU.
 
     Raises:
@@ -134,7 +134,7 @@ def run(launch: Launch, architecture: str, schedules: "Sequence[Schedule]") -> N
             raise Violation(f"{launch.file} for {architecture}: {fault}", "wait") from fault
 
 
-def attention(launches: Callable[..., Iterable[Launch]]) -> Callable[..., None]:
+def attention(launches: Callable[..., Iterable[AssemblyLaunch]]) -> Callable[..., None]:
     """Attention on an architecture, by its launches: `launches(architecture, q, k, v, kv_cache, layer, batch, out, lse)`.
 
     A generator copies results behind its launches.
