@@ -110,7 +110,7 @@ def entry(name: str) -> EntryPoint:
     """The entry point of a target, not loaded yet.
 
     Raises:
-        TargetError: there is none of that name.
+        TargetError: there is no target of that name.
     """
     base = name.partition("@")[0]
     if ":" in base:
@@ -131,7 +131,7 @@ def load(name: str) -> Target:
     """Load a target by the name of its entry point, or as `module:attribute`, and both with `@` and modes.
 
     Raises:
-        TargetError: there is none of that name, its module does not import, it is no Target, or it has no such mode.
+        TargetError: there is no target of that name, its module does not import, it is no Target, or it has no such mode.
     """
     named = entry(name)
     try:
