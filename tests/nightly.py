@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from attn_fuzz.targets.modes import ARCHITECTURES
+from attn_fuzz.targets.of_architecture import ARCHITECTURES
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "generated" / "nightly.json"

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
+from attn_fuzz.targets.packages.slots import slots_of_tokens
 
 from benchmarks.participants.attention import FA3, FLASHMLA, Participant, Prepared, paged_rows, poisoned, refuse
 from benchmarks.steps.calls import Call
@@ -89,7 +89,9 @@ def flashmla(ops: Any, call: Call) -> Prepared:
         (case.block_size != BLOCK, f"blocks of {case.block_size}"),
     )
     if batch.selected is not None:
-        slots = _slots(call, batch.selected[0])
+        assert batch.block_table is not None
+        tables = batch.block_table.repeat_interleave(query_len, dim=0)
+        slots = slots_of_tokens(batch.selected[0], tables, case.block_size).int().unsqueeze(1)
         cache, out = call.cache.view(-1, 1, case.head_size), poisoned(call)
         selecting = {"q": call.q, "kv": cache, "indices": slots, "sm_scale": layer.scale, "d_v": SIZES[1], "out_": out}
         return Prepared(_bound(ops.sparse_prefill_fwd, **selecting), lambda _: out)
@@ -105,15 +107,6 @@ def flashmla(ops: Any, call: Call) -> Prepared:
     _, _, schedule, num_splits = _bound(ops.dense_decode_fwd, **arguments)()
     schedules = {"tile_scheduler_metadata": schedule, "num_splits": num_splits}
     return Prepared(_bound(ops.dense_decode_fwd, **arguments, **schedules), lambda found: found[0].flatten(0, 1))
-
-
-def _slots(call: Call, selected: torch.Tensor) -> torch.Tensor:
-    """[T, 1, W] int32: the slots of selected tokens [T, W] of requests with as many queries each."""
-    table, block_size = call.batch.block_table, call.case.block_size
-    assert table is not None
-    tables = table.repeat_interleave(call.case.query_lens[0], dim=0)
-    blocks = tables.gather(1, (selected.clamp(min=0) // block_size).long())
-    return torch.where(selected < 0, -1, blocks * block_size + selected % block_size).int().unsqueeze(1)
 
 
 def _bound(op: Any, **arguments: Any) -> Callable[[], Any]:

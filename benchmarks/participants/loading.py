@@ -98,15 +98,8 @@ def load_aiter(folder: Path | None, architecture: str | None = None) -> SimpleNa
         units = ARCHITECTURES[architecture].compute_units
     else:
         units = torch.cuda.get_device_properties().multi_processor_count if gpu else aiter_sources.COMPUTE_UNITS
-    is_fp8_avail, is_rdna = asked in ("gfx942", "gfx950"), asked.startswith(("gfx11", "gfx12"))
-    arch = SimpleNamespace(name=asked, family="rdna" if is_rdna else "cdna", is_rdna=is_rdna, is_cdna=not is_rdna)
-    stubs = {
-        **aiter_sources.STUBS,
-        "aiter.ops.triton.utils._triton.arch_info": {"get_arch": lambda: asked, "is_fp8_avail": lambda: is_fp8_avail},
-        "aiter.ops.triton.utils.device_info": {"get_num_sms": lambda: units},
-        "aiter.ops.triton._triton_kernels.flash_attn_triton_amd.utils": {"get_arch": lambda: arch},
-    }
-    [module] = _loaded("aiter", root, files[:1], (*aiter_package.PLACES, *aiter_sources.FOLDERS), stubs)
+    folders = (*aiter_package.PLACES, *aiter_sources.FOLDERS)
+    [module] = _loaded("aiter", root, files[:1], folders, aiter_sources.stubs(asked, units))
     if not on_rocm:
         for name in ("select_2d_config", "select_3d_config"):
             setattr(module, name, _without_waves(getattr(module, name)))

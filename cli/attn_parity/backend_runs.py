@@ -36,7 +36,7 @@ class Run(NamedTuple):
         return ", ".join(finding.name for finding in self.findings) or "none"
 
 
-# a copy of `attn_fuzz.targets.modes.ARCHITECTURES`, because `select` must import nothing that needs an extra
+# a copy of `attn_fuzz.targets.of_architecture.ARCHITECTURES`, because `select` must import nothing that needs an extra
 EMULATED = "emulated as gfx90a, gfx942, gfx950, gfx1100, gfx1201, gfx1250"
 
 

@@ -36,3 +36,10 @@ def require(extra: str) -> None:
     for module in MODULES[extra]:
         if importlib.util.find_spec(module) is None:
             raise ModuleNotFoundError(missing(module), name=module)
+
+
+def triton_unavailable(device: str) -> str | None:
+    """The reason why Triton's kernels cannot run on a device type here, or None if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return missing("triton")
+    return None

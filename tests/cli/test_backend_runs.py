@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from attn_fuzz.targets import modes, registry
+from attn_fuzz.targets import of_architecture, registry
 from attn_optimized.backends import BACKENDS
 from attn_parity.backend_runs import EMULATED, RUNS
 
@@ -31,7 +31,7 @@ def test_what_is_said_to_be_emulated_is_emulated(run):
 
 def test_kernels_that_are_emulated_are_said_to_be():
     """The one text that names all architectures is a copy. AITER's targets that emulate alone are a backend's kernels."""
-    assert re.findall(r"gfx\w+", EMULATED) == list(modes.ARCHITECTURES)
+    assert re.findall(r"gfx\w+", EMULATED) == list(of_architecture.ARCHITECTURES)
     told = {run.target for runs in RUNS.values() for run in runs}
     assert {"aiter-fmha-v3", "aiter-ck-fmha", "aiter-hip-pa-v1", "aiter-pa-assembly", "aiter-mla-assembly"} <= told
 

@@ -7,7 +7,7 @@ import attn_optimized
 import pytest
 import torch
 from attn_contract import Batch, Layer, Layout
-from attn_fuzz.targets.triton import warp_specialized
+from attn_fuzz.targets.plans import warp_specialized
 from attn_optimized.attention import attention_launches
 from attn_optimized.kernels.warp_specialized import warp_specialized_kernel
 from attn_optimized.launch.call import AttentionCall, PagedKeys

@@ -57,14 +57,15 @@ def _line(name: str, device: str) -> str:
 
     try:
         target = registry.load(name)
-    except registry.UnknownTargetError as error:
+    except registry.TargetError as error:
         return str(error)
     reason = target.unavailable(device)
     return f"{target.description}; not here: {reason}" if reason else target.description
 
 
 def _modes() -> "Table":
-    from attn_fuzz.targets.modes import ARCHITECTURES, COMPILED, MODES
+    from attn_fuzz.targets.modes import COMPILED, MODES
+    from attn_fuzz.targets.of_architecture import ARCHITECTURES
 
     table = plain_table("\nmode, as in triton@far", "\nwhat")
     for mode, says in (MODES | dict.fromkeys(ARCHITECTURES, COMPILED)).items():
@@ -74,11 +75,12 @@ def _modes() -> "Table":
 
 def _print_packages(device: str) -> None:
     """Print targets of other packages. Only the names are known of a package that is not here; no module is imported."""
+    from attn_fuzz import foreign
     from attn_fuzz.targets import registry
 
     for name, package in registry.packages().items():
         missing, targets = package.missing(), sorted(package.places)
-        results.print(f"\n{name}: {f'not here: {missing}' if missing else 'here'}")
+        results.print(f"\n{name}: {f'not here: {missing}' if missing else foreign.sources(package.name)}")
         if missing:
             results.print(", ".join(targets))
             continue

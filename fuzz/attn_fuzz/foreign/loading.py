@@ -25,8 +25,12 @@ from attn_fuzz.errors import LimitError
 
 REPAIRED = "REPAIRED"
 """A file in a package's folder. It names the known findings that are repaired in these sources, one a line."""
-Stubs = Mapping[str, Mapping[str, Any]]
+Stubs = dict[str, dict[str, Any]]
 """Contents of modules, by the modules' full names."""
+
+
+def nothing(*arguments: object, **options: object) -> None:
+    """Stands in for a function whose effect does not matter, such as one that logs."""
 
 
 class MissingSourcesError(LimitError, ImportError):
@@ -102,7 +106,9 @@ def missing(package: str, files: Sequence[str], requirement: str) -> str | None:
     return absent and f"{folder} has no {absent}: {install}"
 
 
-def load(package: str, files: Sequence[str], *, stubs: Stubs | None = None, folder: Path | None = None) -> list[ModuleType]:
+def load(
+    package: str, files: Sequence[str], *, stubs: Mapping[str, Mapping[str, Any]] | None = None, folder: Path | None = None
+) -> list[ModuleType]:
     """Execute files of a package as its modules, and return these in the order of `files`, without those of folders.
 
     Set TRITON_INTERPRET=1 before Triton is imported if Triton is to interpret their kernels, as the fuzzer does on a CPU.
@@ -150,7 +156,7 @@ def as_on_a_gpu() -> Iterator[None]:
 class _Modules(importlib.abc.MetaPathFinder):
     """The modules of one `load`, and how they find each other."""
 
-    def __init__(self, package: str, files: Sequence[str], stubs: Stubs, folder: Path) -> None:
+    def __init__(self, package: str, files: Sequence[str], stubs: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
         self.package, self.stubs, self.folder = package, stubs, folder
         if absent := next((file for file in files if not (folder / file).exists()), None):
             raise MissingSourcesError(f"{package}: {folder} has no {absent}", f"the release of {package} that has it")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from attn_fuzz import foreign
+from attn_fuzz.foreign.loading import Stubs
 
 if TYPE_CHECKING:
     from attn_optimized.aiter_adapter import Aiter
@@ -26,18 +27,24 @@ FOLDERS = (
     "ops/triton/utils/",
     "ops/triton/utils/_triton/",
 )
-STUBS = {
-    "aiter.ops.triton.utils.device_info": {"get_num_sms": lambda: COMPUTE_UNITS, "get_num_xcds": lambda: XCDS},
-    "aiter.ops.triton.utils._triton.arch_info": {
-        "get_arch": lambda: ARCHITECTURE,
-        "get_device": lambda: "MI300X",
-        "is_fp8_avail": lambda: True,
-    },
-    # where AITER of August 2026 asks for it
-    "aiter.ops.triton._triton_kernels.flash_attn_triton_amd.utils": {
-        "get_arch": lambda: SimpleNamespace(name=ARCHITECTURE, family="cdna", is_rdna=False, is_cdna=True)
-    },
-}
+_LDS_BYTES = {"gfx1250": 320 << 10, "gfx950": 160 << 10, "gfx942": 64 << 10}
+
+
+def stubs(architecture: str = ARCHITECTURE, compute_units: int = COMPUTE_UNITS) -> Stubs:
+    """What the kernels' modules ask of a GPU of an architecture."""
+    is_rdna = architecture.startswith(("gfx11", "gfx120"))
+    arch = SimpleNamespace(name=architecture, family="rdna" if is_rdna else "cdna", is_rdna=is_rdna, is_cdna=not is_rdna)
+    return {
+        "aiter.ops.triton.utils.device_info": {"get_num_sms": lambda: compute_units, "get_num_xcds": lambda: XCDS},
+        "aiter.ops.triton.utils._triton.arch_info": {
+            "get_arch": lambda: architecture,
+            "get_device": lambda: "MI300X",
+            "is_fp8_avail": lambda: architecture in ("gfx942", "gfx950"),
+            "_LDS_CAP_BYTES": _LDS_BYTES,
+        },
+        # where AITER of August 2026 asks for it
+        "aiter.ops.triton._triton_kernels.flash_attn_triton_amd.utils": {"get_arch": lambda: arch},
+    }
 
 
 def interpreted(aiter: "Aiter") -> "Aiter":
@@ -47,7 +54,7 @@ def interpreted(aiter: "Aiter") -> "Aiter":
 
     Raises:
         RuntimeError: TRITON_INTERPRET was not set when this process imported Triton, or there is no AITER.
-        ImportError: the kernel's modules import a module that is neither in FOLDERS nor in STUBS.
+        ImportError: the kernel's modules import a module that is neither in FOLDERS nor in `stubs`.
     """
     from triton import knobs
 
@@ -57,5 +64,5 @@ def interpreted(aiter: "Aiter") -> "Aiter":
         raise RuntimeError(aiter.missing or f"{aiter} is a record, without source")
     file = "/".join(aiter.signatures["unified_attention"].module.split(".")[1:]) + ".py"
     folders = [folder for folder in FOLDERS if (aiter.location / folder).is_dir()]
-    [module] = foreign.load("aiter", (file, *folders), stubs=STUBS, folder=aiter.location)
+    [module] = foreign.load("aiter", (file, *folders), stubs=stubs(), folder=aiter.location)
     return dataclasses.replace(aiter, functions={**aiter.functions, "unified_attention": module.unified_attention})

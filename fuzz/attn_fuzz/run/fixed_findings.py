@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from attn_fuzz.run.processes.executor import Executor
 
 
-def of(name: str, device: str, case_seconds: float) -> list[Finding]:
+def find(name: str, device: str, case_seconds: float) -> list[Finding]:
     """A target's findings whose stored cases run on this device and no longer fail.
 
     Args:

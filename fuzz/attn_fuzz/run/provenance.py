@@ -28,7 +28,7 @@ def identity(target: str) -> dict[str, str]:
     """Two machines of one identity run the same shards: versions, and digests of our sources and of the target's module.
 
     Raises:
-        UnknownTargetError: there is no such target.
+        TargetError: there is no such target.
     """
     module = registry.entry(target).module
     digests = {"sources of attn-parity": _digest(), f"module {module}": _digest_of_module(module)}

@@ -208,7 +208,7 @@ def fuzz(plan: FuzzPlan, executor: "Executor", report: Callable[[Progress], None
         report: called after each case with the progress.
 
     Raises:
-        UnknownTargetError, ExecutorError: the target cannot be run.
+        TargetError, ExecutorError: the target cannot be run.
         PastCaseError: a past case cannot be run.
         MutantError: the mutant cannot be run; see `attn_fuzz.patches.mutant`.
     """

@@ -18,6 +18,8 @@ RangeKind = Literal["any", "inside"]
 QueryKind = Literal["any", "equal", "one"]
 NUMBERS: Final = ("num_layers", "padding", "unowned_rows", "rows_past", "kv_rows_past", "table_padding", "slack")
 """Fields of Engine whose values are numbers; they stand for all numbers up to the largest one."""
+GIVES_KEYS: Final[Mapping[str, Any]] = {"writes": (True,), "unwritten": False, "saturated": False}
+"""Fields of an Engine whose steps all have a finite row of k and v for each of their query tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +121,8 @@ class Engine:
 
     @property
     def gives_keys(self) -> bool:
-        """True if every step has a finite row of k and v for each of its query tokens."""
-        return self.writes == (True,) and not self.unwritten and not self.saturated
+        """See GIVES_KEYS."""
+        return all(getattr(self, field) == value for field, value in GIVES_KEYS.items())
 
     @property
     def several_queries(self) -> bool:

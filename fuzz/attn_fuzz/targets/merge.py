@@ -15,14 +15,15 @@ import attn_reference
 import torch
 from attn_contract import Layer, UnsupportedError
 from attn_fuzz.cases.poison import LEFTOVER
+from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.modes.planned import drawn_gpu
-from attn_fuzz.targets.parts import State, parts_like, requests_of, stacked, state, write_state
+from attn_fuzz.targets.parts import AttentionState, parts_like, requests_of, stacked, state, write_state
+from attn_fuzz.targets.plans import interprets, modules, planned
 from attn_fuzz.targets.rng import rng_of, rng_of_call
 from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import EVERYTHING, Support
 from attn_fuzz.targets.target import AttentionFunction, Target
-from attn_fuzz.targets.triton import interprets, modules, planned, triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 
 MOST_PARTS, MOST_AT_ONCE = 3, 5
@@ -74,7 +75,7 @@ def attention_by(load_merge: Callable[[], MergeFunction], takes: Merges = TWO_ST
 
 def _merge(
     merge: MergeFunction,
-    parts: list[State],
+    parts: list[AttentionState],
     out: torch.Tensor,
     lse: torch.Tensor | None,
     rng: random.Random,
@@ -94,7 +95,7 @@ def _merge(
         merge(*merged, *part, out=into.out, lse=into.lse, **options)
         merged, options = into, {}
     if lse is not None and out.dtype == merged.out.dtype and rng.random() < 0.5:
-        merged = State(out.copy_(merged.out), lse.copy_(merged.lse))
+        merged = AttentionState(out.copy_(merged.out), lse.copy_(merged.lse))
     merge(*merged, *other, out=out, lse=lse, **options, **last)
 
 
@@ -106,7 +107,7 @@ def parts_attention_by(load_merge: Callable[[], MergeFunction], most_parts: int)
         rows = int(batch.query_start_loc[-1])
         rng = rng_of_call(q, batch)
         outs, lses = stacked(parts_like(q, out, layer, rows), layer, rng.randint(1, most_parts), rng)
-        parts = [State(*part) for part in zip(outs, lses, strict=True)]
+        parts = [AttentionState(*part) for part in zip(outs, lses, strict=True)]
         for request in requests_of(q, k, v, kv_cache, layer, batch):
             _attend(request, layer, parts, rng, EVERY_OPTION.empty_lses, rows)
         options: dict[str, Any] = {} if layer.output_scale is None else {"output_scale": layer.output_scale}
@@ -127,7 +128,7 @@ def _check_output(layer: Layer, has_output_scale: bool) -> None:
 def _attend(
     request: attn_reference.Request,
     layer: Layer,
-    parts: list[State],
+    parts: list[AttentionState],
     rng: random.Random,
     empty_lses: tuple[float, ...],
     bound: int,

@@ -17,6 +17,8 @@ from attn_fuzz.verdict.rounding import Rounding
 if TYPE_CHECKING:
     from attn_amdgcn import Schedule
 
+ARCHITECTURES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
+"""The modes that compile for an architecture."""
 STEPS_PER_LAYER = 8
 """The number of cases that share a layer, because compiling takes longer than most cases."""
 CHECKED = 0.3

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from attn_contract import Batch, ContractError, Indexer, Layer
+from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.targets.indexer import (
     EVERY_TERM,
     REFERENCE_INDEXER,
@@ -22,7 +23,7 @@ from attn_fuzz.targets.merge import EVERY_OPTION, merge_target, parts_target
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.support import EVERYTHING, Support
 from attn_fuzz.targets.target import Target
-from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, triton_unavailable
+from attn_fuzz.targets.triton import TRITON, TRITON_LATENT
 from attn_fuzz.verdict.rounding import Rounding
 
 

@@ -12,7 +12,7 @@ from attn_fuzz.cases.poison import poison
 MOST_PADDING = 8
 
 
-class State(NamedTuple):
+class AttentionState(NamedTuple):
     """Attention to a part of the keys: out [rows, H, D] and its LSE [H, rows]."""
 
     out: torch.Tensor
@@ -42,7 +42,7 @@ def parts_like(q: torch.Tensor, out: torch.Tensor, layer: Layer, rows: int) -> t
     return out[:rows] if layer.output_scale is None else q[:rows].float()
 
 
-def state(q: torch.Tensor, layer: Layer, rng: random.Random) -> State:
+def state(q: torch.Tensor, layer: Layer, rng: random.Random) -> AttentionState:
     """Memory for a part, with poison around and between its rows."""
     rows, heads, head_size = len(q), layer.num_heads, layer.v_head_size
     head_step = head_size + rng.choice((0, 0, MOST_PADDING))
@@ -50,7 +50,7 @@ def state(q: torch.Tensor, layer: Layer, rng: random.Random) -> State:
     lse_step = rows + rng.choice((0, 1, MOST_PADDING))
     out = poison(((rows + 2) * row_step,), q.dtype, q.device)
     lse = poison(((heads + 2) * lse_step,), torch.float32, q.device)
-    return State(
+    return AttentionState(
         out.as_strided((rows, heads, head_size), (row_step, head_step, 1), row_step),
         lse.as_strided((heads, rows), (lse_step, 1), lse_step),
     )
@@ -68,7 +68,7 @@ def stacked(q: torch.Tensor, layer: Layer, parts: int, rng: random.Random) -> tu
     return out.permute([outs.index(dim) for dim in "nthd"]), lse.permute([lses.index(dim) for dim in "nht"])
 
 
-def write_state(part: State, rows: slice, out: torch.Tensor, lse: torch.Tensor, empty_lse: float) -> None:
+def write_state(part: AttentionState, rows: slice, out: torch.Tensor, lse: torch.Tensor, empty_lse: float) -> None:
     """Write rows of a part. A part without a key holds anything, and has `empty_lse`."""
     seen = lse > -torch.inf
     part.out[rows] = torch.where(seen.T[..., None], out, torch.nan).to(part.out.dtype)

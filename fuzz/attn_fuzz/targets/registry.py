@@ -16,7 +16,7 @@ are known before their modules are imported. A target on sources in which findin
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from importlib.metadata import EntryPoint, EntryPoints
 from typing import NamedTuple
@@ -24,8 +24,9 @@ from typing import NamedTuple
 from attn_fuzz import current_folder, foreign
 from attn_fuzz.errors import EXIT_LIMIT, InputError, LimitError
 from attn_fuzz.targets import modes
+from attn_fuzz.targets.engine import GIVES_KEYS
 from attn_fuzz.targets.support import Support
-from attn_fuzz.targets.target import Target
+from attn_fuzz.targets.target import NoModeError, Target
 from attn_fuzz.text import nearest
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -33,11 +34,11 @@ GROUP = "attn_parity.targets"
 PACKAGES = "attn_parity.packages"
 
 
-class UnknownTargetError(InputError):
-    """No such target, or one that cannot be loaded."""
+class TargetError(InputError):
+    """There is no such target, it cannot be loaded, or it cannot run here."""
 
 
-class LimitedTargetError(UnknownTargetError):
+class LimitedTargetError(TargetError):
     """A target that cannot run at all because of a limit of this tool."""
 
     exit_code = EXIT_LIMIT
@@ -56,9 +57,9 @@ class Package(NamedTuple):
     requirement: str
     places: Mapping[str, str]
 
-    def missing(self) -> str | None:
-        """The reason why the package is not here; None if it is."""
-        return foreign.missing(self.name, (), self.requirement)
+    def missing(self, files: Sequence[str] = ()) -> str | None:
+        """See `foreign.missing`."""
+        return foreign.missing(self.name, files, self.requirement)
 
 
 @functools.cache
@@ -88,7 +89,7 @@ def battery() -> list[str]:
     for name in ours():
         try:
             found += [f"{name}@{mode}" for mode in modes.declared(load(name))]
-        except UnknownTargetError:
+        except TargetError:
             continue
     return found
 
@@ -100,7 +101,7 @@ def runnable(device: str) -> list[str]:
         try:
             if not usable(name, device).compiles:
                 found.append(name)
-        except UnknownTargetError:
+        except TargetError:
             continue
     return found
 
@@ -109,12 +110,12 @@ def entry(name: str) -> EntryPoint:
     """The entry point of a target, not loaded yet.
 
     Raises:
-        UnknownTargetError: there is none of that name.
+        TargetError: there is no target of that name.
     """
     base = name.partition("@")[0]
     if ":" in base:
         if EntryPoint.pattern.match(base) is None:
-            raise UnknownTargetError(f"target: got {base!r}, expected a name or module:attribute")
+            raise TargetError(f"target: got {base!r}, expected a name or module:attribute")
         current_folder.admit(base)
         return EntryPoint(base, base, GROUP)
     for found in _entries(GROUP).select(name=base):
@@ -122,37 +123,37 @@ def entry(name: str) -> EntryPoint:
     for package in packages().values():
         if base in package.places:
             return EntryPoint(base, package.places[base], GROUP)
-    raise UnknownTargetError(f"target: no target {base!r}{nearest(base, names())}; `attn-parity targets` lists them")
+    raise TargetError(f"target: no target {base!r}{nearest(base, names())}; `attn-parity targets` lists them")
 
 
 def load(name: str) -> Target:
     """Load a target by the name of its entry point, or as `module:attribute`, and both with `@` and modes.
 
     Raises:
-        UnknownTargetError: there is none of that name, its module does not import, it is no Target, or it has no such mode.
+        TargetError: there is no target of that name, its module does not import, it is no Target, or it has no such mode.
     """
     named = entry(name)
     try:
         target = named.load()
     except (Exception, SystemExit) as error:
-        raise UnknownTargetError(f"target {name}: it does not load: {type(error).__name__}: {error}") from error
+        raise TargetError(f"target {name}: it does not load: {type(error).__name__}: {error}") from error
     if not isinstance(target, Target):
-        raise UnknownTargetError(f"target {name}: it is a {type(target).__name__}, expected an attn_fuzz.targets.Target")
+        raise TargetError(f"target {name}: it is a {type(target).__name__}, expected an attn_fuzz.targets.Target")
     if gone := foreign.repaired():
         target = dataclasses.replace(target, findings=tuple(each for each in target.findings if each.name not in gone))
     if "@" not in name:
         return dataclasses.replace(target, findings=()) if target.architectures else target
     try:
         return modes.applied(target, name.split("@")[1:], named.value)
-    except modes.NoModeError as error:
-        raise UnknownTargetError(f"target {name}: {error}") from None
+    except NoModeError as error:
+        raise TargetError(f"target {name}: {error}") from None
 
 
 def usable(name: str, device: str) -> Target:
     """A target that can run on a device type here, after a check of its declarations.
 
     Raises:
-        UnknownTargetError: as `load`; or it says why it cannot run, or what it declares is no declaration, or a finding has no
+        TargetError: as `load`; or it says why it cannot run, or what it declares is no declaration, or a finding has no
             stored case.
         LimitedTargetError: what it declares is beyond a limit of this tool.
     """
@@ -163,18 +164,19 @@ def usable(name: str, device: str) -> Target:
     except LimitError as error:
         raise LimitedTargetError(f"target {name}: not run, by a limit of this tool: {error.sentence}") from error
     except (Exception, SystemExit) as error:
-        raise UnknownTargetError(f"target {name}: its declarations raise {type(error).__name__}: {error}") from error
+        raise TargetError(f"target {name}: its declarations raise {type(error).__name__}: {error}") from error
     if target.architectures and not target.compiles:
         names = " or ".join(f"{name}@{each}" for each in target.architectures)
         reason = "; ".join(filter(None, (f"Triton does not interpret Gluon: {names}", reason)))
     if reason:
-        raise UnknownTargetError(f"target {name}: {reason}")
+        raise TargetError(f"target {name}: {reason}")
     if not isinstance(support, Support) or not isinstance(rounding, Rounding):
-        raise UnknownTargetError(f"target {name}: it declares {support!r} and {rounding!r}, expected a Support and a Rounding")
+        raise TargetError(f"target {name}: it declares {support!r} and {rounding!r}, expected a Support and a Rounding")
     if target.dense_keys and (not support.engine.gives_keys or "rope" in support.rules):
-        needs = "Engine(writes=(True,), unwritten=False, saturated=False), and not the rule rope"
-        raise UnknownTargetError(f"target {name}: it declares dense_keys, for which its Support needs {needs}")
+        fields = ", ".join(f"{field}={value}" for field, value in GIVES_KEYS.items())
+        needs = f"Engine({fields}), and not the rule rope"
+        raise TargetError(f"target {name}: it declares dense_keys, for which its Support needs {needs}")
     for finding in target.findings:
         if not finding.path.is_file():
-            raise UnknownTargetError(f"target {name}: finding {finding.name} has no stored case: {finding.path} is no file")
+            raise TargetError(f"target {name}: finding {finding.name} has no stored case: {finding.path} is no file")
     return target

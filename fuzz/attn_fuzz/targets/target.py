@@ -14,6 +14,7 @@ import torch
 from attn_contract import Batch, Capabilities, Layer
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.errors import InputError
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.targets.support import Support
 from attn_fuzz.verdict.rounding import Rounding
@@ -118,8 +119,8 @@ class Target:
         unavailable: returns why the target cannot run on a device type here, or None if it can.
         dense_keys: returns for each request of a case whether the target reads the keys and values of this step's tokens from k
             and v, as prefills do, instead of from the cache. A quantized cache rounds them, so the target is judged by what it
-            reads. Its engine gives k and v in every step: `support` needs Engine(writes=(True,), unwritten=False,
-            saturated=False), and not the rule rope, which rotates keys on their way into the cache. None: it reads the cache.
+            reads. `support` needs an Engine with GIVES_KEYS (`attn_fuzz.targets.engine`), and not the rule rope, which rotates
+            keys on their way into the cache. None: it reads the cache.
         events: returns names of the paths that the target takes for a step, such as "split". A run counts them.
         siblings: other functions that share with `attention` what is kept between calls, such as another mode of the same
             kernels. Earlier calls of a case may be theirs (`attn_fuzz.cases.earlier`).
@@ -235,7 +236,11 @@ class Target:
 
 
 Mode = Callable[[Target], Target]
-"""Makes a new target from a target."""
+"""Makes a new target from a target, or raises NoModeError."""
+
+
+class NoModeError(InputError):
+    """A target has no such mode."""
 
 
 def within(context_of: Callable[[tuple[Any, ...]], AbstractContextManager[object]]) -> Callable[[str, Any], Any]:

@@ -3,39 +3,30 @@
 import contextlib
 import dataclasses
 import functools
-import importlib
-import importlib.util
-import pkgutil
-import random
-from collections.abc import Hashable, Iterable, Iterator
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
-from unittest import mock
+from collections.abc import Iterable
+from typing import Any
 
 import torch
-from attn_contract import AttentionType, Batch, Indexer, Layer, Layout, UnsupportedError
+from attn_contract import AttentionType, Batch, Layer, Layout, UnsupportedError
 from attn_contract.layouts import LATENT_FORMATS
-from attn_fuzz import extras
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.modes import ARCHITECTURES, far, invariant, properties, returned
+from attn_fuzz.targets.modes import far, invariant, properties, returned
+from attn_fuzz.targets.of_architecture import ARCHITECTURES
+from attn_fuzz.targets.plans import (
+    forget_launches,
+    launch_of,
+    launches_of,
+    modules,
+    planned,
+    queries_per_tile,
+    warp_specialized,
+)
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.support import EVERYTHING, WITH_LATENT, LatentSizes, Support
-from attn_fuzz.targets.target import Gpu, Mode, Target, within
+from attn_fuzz.targets.target import Mode, Target, within
 from attn_fuzz.verdict.rounding import Rounding
-
-if TYPE_CHECKING:
-    from attn_optimized.attention import AttentionLaunches
-    from attn_optimized.launch.plan import AttentionPlan
-    from attn_optimized.launch.table import Parameters
-    from attn_optimized.launch.workload import Workload
-
-UNITS_PER_TURN = 64
-"""Units per iteration in half of the selections on an emulated GPU. Shipped kernels take 4096, and no drawn request has more,
-so that no selection would have a second iteration."""
-PARTS_PER_ROUND = 2
-"""Parts that half of the reductions take at once on an emulated GPU. Shipped kernels take at least 4, and few drawn requests
-have more, so that hardly any reduction would have a second iteration."""
 
 
 def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse, batch_invariant=False, validate=True) -> torch.Tensor:
@@ -94,17 +85,10 @@ def _triton_support(device: str) -> Support:
     )
 
 
-def triton_unavailable(device: str) -> str | None:
-    """The reason why Triton's kernels cannot run on a device type here, or None if they can."""
-    if importlib.util.find_spec("triton") is None:
-        return extras.missing("triton")
-    return None
-
-
 def _triton_events(step: Step) -> Iterable[str]:
     import attn_optimized
 
-    launches = _launches(step, attn_optimized.plan_of(step.q, step.layer, step.batch))
+    launches = launches_of(step, attn_optimized.plan_of(step.q, step.layer, step.batch))
     return ["split"] if launches.reduction is not None else []
 
 
@@ -118,133 +102,6 @@ def _triton_rounding(device: str) -> Rounding:
         exact_division=True,
         small_tanh=True,
     )
-
-
-def _forget_launches() -> None:
-    from attn_optimized.attention import forget_launches
-
-    forget_launches()
-
-
-def modules() -> Iterable[ModuleType]:
-    """The modules of the kernels."""
-    from attn_optimized import kernels
-
-    return [importlib.import_module(f"{kernels.__name__}.{each.name}") for each in pkgutil.iter_modules(kernels.__path__)]
-
-
-@contextlib.contextmanager
-def planned(gpu: Gpu) -> Iterator[None]:
-    """While this lasts, launches on the CPU are planned as on a GPU.
-
-    Half of the reductions take few parts at once, so that they have several iterations, and half of the selections few units.
-    """
-    from attn_optimized import attention, device, indexer
-    from attn_optimized.launch import parts
-    from attn_optimized.launch.indexer import SelectTiles, select_tiles
-    from attn_optimized.launch.plan import attention_plan
-    from attn_optimized.launch.tiles import ReduceTiles, reduce_tiles
-
-    def plan(workload: "Workload", *, parameters: "Parameters | None" = None, **place: Any) -> "AttentionPlan":
-        if gpu.batch_invariant:
-            workload = dataclasses.replace(workload, batch_invariant=True)
-        if not gpu.parameters:
-            return attention_plan(workload, **place, parameters=parameters)
-        parameters = parameters or attention_plan(workload, **place).tiles.parameters
-        return attention_plan(workload, **place, parameters=dataclasses.replace(parameters, **gpu.parameters))
-
-    def tiles(architecture: str, *, head_size: int, num_parts: int) -> ReduceTiles:
-        shipped = reduce_tiles(architecture, head_size=head_size, num_parts=num_parts)
-        has_rounds = random.Random(f"{head_size} {num_parts}").random() < 0.5
-        return dataclasses.replace(shipped, block_parts=PARTS_PER_ROUND) if has_rounds else shipped
-
-    def tiles_of_selection(architecture: str, layer: Indexer) -> SelectTiles:
-        shipped = select_tiles(architecture, layer)
-        has_turns = random.Random(f"{layer.head_size} {layer.top_k}").random() < 0.5
-        return dataclasses.replace(shipped, block=UNITS_PER_TURN, num_warps=1) if has_turns else shipped
-
-    _forget_launches()  # a process has one GPU, so signatures of calls do not name it
-    try:
-        with (
-            mock.patch.object(device, "INTERPRETER", gpu.architecture),
-            mock.patch.object(indexer, "select_tiles", tiles_of_selection),
-            mock.patch.object(attention, "compute_units_of", return_value=gpu.compute_units),
-            mock.patch.object(attention, "attention_plan", plan),
-            mock.patch.object(parts, "reduce_tiles", tiles),
-        ):
-            yield
-    finally:
-        _forget_launches()
-
-
-@contextlib.contextmanager
-def warp_specialized() -> Iterator[None]:
-    """While this lasts, launches on the CPU are planned as on an H200, and the warp specialized kernel serves all steps that it
-    can: prompts of few tokens, too, which an H200 leaves to the attention kernel."""
-    from attn_optimized.launch import plan
-
-    with planned(Gpu("sm90", parameters={})), mock.patch.object(plan, "has_full_tiles", return_value=True):
-        yield
-
-
-def interprets(tensor: torch.Tensor) -> bool:
-    """True if launches on a tensor are planned for Triton's interpreter: neither for its GPU, nor for one that is emulated."""
-    from attn_optimized.device import architecture_of
-
-    return architecture_of(tensor.device, torch.float32) == "interpreter"
-
-
-def queries_per_tile(step: Step) -> int:
-    """The number of queries of a tile in a batch-invariant call."""
-    import attn_optimized
-
-    return attn_optimized.plan_of(step.q, step.layer, step.batch, batch_invariant=True).tiles.queries
-
-
-def launch_of(step: Step, architecture: str | None = None, compute_units: int | None = None) -> Hashable:
-    """A key of the order of sums: tiles, splits, and the constants that the kernel is compiled for.
-
-    Args:
-        architecture, compute_units: those of a GPU; None: those of the step's device.
-    """
-    import attn_optimized
-
-    plan = attn_optimized.plan_of(step.q, step.layer, step.batch, architecture=architecture, compute_units=compute_units)
-    launches = _launches(step, plan)
-    # these numbers cut keys into parts, and have no effect if there is one part
-    parts = (
-        (
-            *(plan.splits, plan.balanced_splits, plan.filling_splits, plan.work_shares),
-            *(plan.min_tiles_per_split, plan.max_tiles),
-            *_lengths_looked_at(step.batch),
-        )
-        if launches.reduction is not None
-        else ()
-    )
-    constants = () if launches.attention is None else (*launches.attention.constants.values(),)
-    return plan.tiles, plan.one_tile_per_request, parts, constants
-
-
-def _lengths_looked_at(batch: Batch) -> list[tuple[int, int]]:
-    """The lengths by which the kernel cuts keys into parts, where it looks at those of the first requests alone."""
-    from attn_optimized.kernels.split_keys import MOST_LENGTHS
-
-    most = MOST_LENGTHS.value
-    lengths = zip(batch.query_start_loc.diff()[:most].tolist(), batch.seq_lens[:most].tolist(), strict=True)
-    return sorted(lengths) if batch.num_requests > most else []
-
-
-def _launches(step: Step, plan: "AttentionPlan") -> "AttentionLaunches":
-    from attn_optimized.attention import attention_launches
-    from attn_optimized.launch.call import AttentionCall, DenseKeys, PagedKeys
-
-    if step.kv_cache is not None:
-        keys = PagedKeys(step.kv_cache)
-    else:
-        assert step.k is not None
-        assert step.v is not None
-        keys = DenseKeys(step.k, step.v)
-    return attention_launches(plan, AttentionCall(step.q, keys, step.layer, step.batch, step.out, step.lse))
 
 
 def _prompts(target: Target) -> Target:
@@ -283,8 +140,8 @@ def _prompts(target: Target) -> Target:
         refuses=False,
         modes={
             "invariant": "batch-invariant calls are the attention kernel's",
-            "returned": returned.by(specialize("attention", _unchecked_attention)),
-            "properties": properties.by(specialize("launch", launch_of)),
+            "returned": returned.mode(specialize("attention", _unchecked_attention)),
+            "properties": properties.mode(specialize("launch", launch_of)),
             "far": far.with_any_strides,
             "planned": "its launches are planned for an H200",
             **dict.fromkeys(ARCHITECTURES, "its launches are planned for an H200"),
@@ -293,9 +150,9 @@ def _prompts(target: Target) -> Target:
 
 
 _MODES_OF_ATTENTION: dict[str, Mode | str] = {
-    "invariant": invariant.by(_invariant_attention, queries_per_tile),
-    "returned": returned.by(_unchecked_attention),
-    "properties": properties.by(launch_of),
+    "invariant": invariant.mode(_invariant_attention, queries_per_tile),
+    "returned": returned.mode(_unchecked_attention),
+    "properties": properties.mode(launch_of),
     "far": far.with_any_strides,
 }
 
@@ -311,7 +168,7 @@ TRITON = Target(
     events=_triton_events,
     siblings=_SIBLINGS,
     checks_arguments=True,
-    forget=_forget_launches,
+    forget=forget_launches,
     repeats=True,
     modules=modules,
     modes={**_MODES_OF_ATTENTION, "prompts": _prompts},
@@ -427,7 +284,7 @@ TRITON_CASCADE = dataclasses.replace(
     ),
     events=_cascade_events,
     modes={
-        "returned": returned.by(functools.partial(_cascade_attention, validate=False)),
+        "returned": returned.mode(functools.partial(_cascade_attention, validate=False)),
         "far": far.with_any_strides,
     },
 )
@@ -468,7 +325,7 @@ TRITON_WRITE = dataclasses.replace(
         _triton_support(device), attn_types=(AttentionType.DECODER, AttentionType.ENCODER_DECODER)
     ),
     unavailable=triton_unavailable,
-    forget=_forget_launches,
+    forget=forget_launches,
     modules=modules,
     modes={"far": far.with_any_strides},
     planned=planned,

@@ -12,7 +12,7 @@ from attn_fuzz import outputs
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.registry import UnknownTargetError
+from attn_fuzz.targets.registry import TargetError
 from attn_lab import results_file
 from attn_lab.mutate import campaign, generate, line_coverage, reasons, suite
 from attn_lab.mutate import page as mutants_page
@@ -316,7 +316,7 @@ def _usable(chosen: tuple[str, ...]) -> list[str]:
     for name in chosen or [name for name in registry.battery() if not registry.load(name).compiles]:
         try:
             registry.usable(name, "cpu")
-        except UnknownTargetError as error:
+        except TargetError as error:
             if chosen:
                 raise
             notes.print(f"left out: {error}")

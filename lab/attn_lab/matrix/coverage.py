@@ -48,7 +48,7 @@ def cover(
         report: called with the number of cases drawn so far.
 
     Raises:
-        UnknownTargetError: a plan's target or a side cannot be loaded.
+        TargetError: a plan's target or a side cannot be loaded.
     """
     examples, single, pairs = 0, Counter[str](), Counter[tuple[str, str]]()
     refusals = {side: _Refusals() for side in sides}

@@ -71,7 +71,7 @@ def record(plan: FuzzPlan, package: str) -> Reach:
     """Run the cases of a plan on a CPU, where Triton's kernels are Python, and record what they run of a package.
 
     Raises:
-        UnknownTargetError: the target cannot run on a CPU.
+        TargetError: the target cannot run on a CPU.
         ExecutorError: its process ended before it had run all cases.
     """
     registry.usable(plan.target, "cpu")

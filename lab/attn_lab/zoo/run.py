@@ -8,7 +8,7 @@ from attn_fuzz.run import runner
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets import registry
-from attn_fuzz.targets.registry import UnknownTargetError
+from attn_fuzz.targets.registry import TargetError
 from attn_lab.zoo import known_bugs
 from attn_lab.zoo.known_bugs import KnownBug
 from attn_parity.console import notes, progress_bar
@@ -59,7 +59,7 @@ def on_target(bugs: list[KnownBug], target: str) -> tuple[list[KnownBug], dict[s
     for bug in known_bugs.compiled_for(bugs, target.removeprefix("@")):
         try:
             registry.load(bug.target)
-        except UnknownTargetError as error:
+        except TargetError as error:
             left_out[bug.name] = str(error)
         else:
             if bug.not_emulated:
@@ -108,7 +108,7 @@ def _missing_targets(bugs: list[KnownBug], device: str) -> dict[str, str]:
         try:
             if device != "cpu" or not bug.needs_gpu:
                 registry.usable(bug.target, device)
-        except UnknownTargetError as error:
+        except TargetError as error:
             found[bug.name] = f"{bug.name}: {error}"
     return found
 

@@ -15,15 +15,16 @@ from attn_contract.layer import UNLIMITED
 from attn_contract.rules import active_rules, label_of
 from attn_contract.validation import check_paged_attention
 from attn_fuzz.cases.case import Case
-from attn_fuzz.targets.aiter_adapter import AITER_UNIFIED_ATTENTION, ROWS
+from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.targets.attention_config import config_of
-from attn_fuzz.targets.backends.plain import BackendLayers, backend_target, named
+from attn_fuzz.targets.backends.layers import BackendLayers, backend_target, named
 from attn_fuzz.targets.engine import Engine
+from attn_fuzz.targets.packages.aiter.unified import AITER_UNIFIED_ATTENTION, ROWS
 from attn_fuzz.targets.packages.latent_rows import decoded_rows
 from attn_fuzz.targets.rng import rng_of_lengths
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Target
-from attn_fuzz.targets.triton import TRITON, triton_unavailable
+from attn_fuzz.targets.triton import TRITON
 from attn_fuzz.verdict.rounding import Rounding
 from attn_optimized import aiter_adapter
 

@@ -3,7 +3,8 @@
 import dataclasses
 
 from attn_contract import YES, Capabilities
-from attn_fuzz.targets.backends.plain import BackendLayers, backend_target, declared_by, fa_sizes
+from attn_fuzz.targets.backends.layers import BackendLayers, backend_target, declared_by
+from attn_fuzz.targets.packages.aiter.backends import fa_sizes
 from attn_optimized.backends.rocm_aiter_fa import AiterFlashAttentionBackend, AiterFlashAttentionImpl
 from planted_aiter import documented, rounding
 

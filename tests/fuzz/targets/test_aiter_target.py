@@ -11,9 +11,9 @@ import pytest
 from attn_contract import AttentionType
 from attn_fuzz.cases.tensors import build
 from attn_fuzz.findings.aiter.unified import SPLIT_KEYS
-from attn_fuzz.targets import aiter_adapter
-from attn_fuzz.targets.aiter_adapter import AITER_UNIFIED_ATTENTION
-from attn_fuzz.targets.backends.plain import BACKEND_AITER_FA, BACKEND_AITER_UNIFIED
+from attn_fuzz.targets.packages.aiter import unified
+from attn_fuzz.targets.packages.aiter.backends import BACKEND_AITER_FA, BACKEND_AITER_UNIFIED
+from attn_fuzz.targets.packages.aiter.unified import AITER_UNIFIED_ATTENTION
 from attn_fuzz.targets.triton import TRITON
 from attn_optimized.aiter_adapter import Aiter, find_aiter
 
@@ -36,10 +36,9 @@ def test_a_step_of_more_heads_than_rows_of_a_tile_has_events(step_case):
 
 def test_a_gpu_excludes_cases_by_its_own_aiter(step_case, monkeypatch):
     devices = []
-    monkeypatch.setattr(aiter_adapter, "_float8", lambda device: ("fp8_e4m3fn", ()))
-    monkeypatch.setattr(
-        aiter_adapter, "_declared", lambda device, declared=aiter_adapter._declared: devices.append(device) or declared(device)
-    )
+    monkeypatch.setattr(unified, "_float8", lambda device: ("fp8_e4m3fn", ()))
+    declared = unified._declared
+    monkeypatch.setattr(unified, "_declared", lambda device: devices.append(device) or declared(device))
     cache = msgspec.structs.replace(step_case.cache, block_size=48)
     AITER_UNIFIED_ATTENTION.support("cuda").exclude(msgspec.structs.replace(step_case, cache=cache))
     assert devices == ["cuda"]

@@ -8,15 +8,9 @@ from attn_fuzz.cases.case import written_slots
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets.attention_config import config_of
+from attn_fuzz.targets.backends.layers import BackendLayers, installed, named
 from attn_fuzz.targets.backends.mla import BACKEND_TRITON_MLA
-from attn_fuzz.targets.backends.plain import (
-    BACKEND_ROCM_ATTN,
-    BACKEND_TRITON,
-    BACKEND_TRITON_DIFFKV,
-    BackendLayers,
-    installed,
-    named,
-)
+from attn_fuzz.targets.backends.plain import BACKEND_ROCM_ATTN, BACKEND_TRITON, BACKEND_TRITON_DIFFKV
 from attn_fuzz.targets.backends.sparse import BACKEND_MINIMAX_M3_SPARSE, BACKEND_ROCM_AITER_MLA_SPARSE
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_optimized.backends.triton_attn import TritonAttentionImpl

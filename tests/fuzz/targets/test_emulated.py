@@ -35,9 +35,9 @@ from attn_fuzz.strategies.independent import INDEPENDENT
 from attn_fuzz.strategies.layers import DrawnLayer, layer, with_own_numbers
 from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import of_architecture, registry
-from attn_fuzz.targets.modes import ARCHITECTURES
+from attn_fuzz.targets.of_architecture import ARCHITECTURES
+from attn_fuzz.targets.plans import PARTS_PER_ITERATION, UNITS_PER_ITERATION, interprets, planned
 from attn_fuzz.targets.target import Gpu
-from attn_fuzz.targets.triton import PARTS_PER_ROUND, UNITS_PER_TURN, interprets, planned
 from attn_fuzz.verdict.verdict import Verdict
 from attn_lab.zoo import known_bugs as mutants
 from attn_optimized import indexer
@@ -237,7 +237,7 @@ def test_the_command_line_says_what_runs_kernels(targets, said, capsys):
     ],
 )
 def test_a_mode_that_a_target_has_not_is_refused(name, words):
-    with pytest.raises(registry.UnknownTargetError, match=re.escape(words)):
+    with pytest.raises(registry.TargetError, match=re.escape(words)):
         registry.load(name)
 
 
@@ -343,8 +343,8 @@ def test_half_of_the_reductions_take_few_parts_at_once():
     """Shipped ones take as many as drawn requests have, so that a bug of a second round survived."""
     with planned(Gpu("gfx942")):
         rounds = [parts.reduce_tiles("gfx942", head_size=size, num_parts=3).block_parts for size in range(1, 101)]
-    assert {*rounds} == {PARTS_PER_ROUND, 4}
-    assert 30 < rounds.count(PARTS_PER_ROUND) < 70
+    assert {*rounds} == {PARTS_PER_ITERATION, 4}
+    assert 30 < rounds.count(PARTS_PER_ITERATION) < 70
     assert parts.reduce_tiles("gfx942", head_size=64, num_parts=3).block_parts == 4
 
 
@@ -353,8 +353,8 @@ def test_half_of_the_selections_look_at_few_units_in_a_turn():
     with planned(Gpu("gfx942")):
         layers = [Indexer(num_heads=1, head_size=32, top_k=k) for k in range(1, 101)]
         blocks = [indexer.select_tiles("gfx942", layer).block for layer in layers]
-    assert {*blocks} == {UNITS_PER_TURN, 4096}
-    assert 30 < blocks.count(UNITS_PER_TURN) < 70
+    assert {*blocks} == {UNITS_PER_ITERATION, 4096}
+    assert 30 < blocks.count(UNITS_PER_ITERATION) < 70
 
 
 def code_of(case: Case) -> list[tuple]:
@@ -447,7 +447,7 @@ def test_steps_of_a_layer_have_their_own_numbers_of_what_kernels_are_not_compile
 
 def test_a_target_of_gluon_kernels_runs_on_their_architectures_alone():
     name = "attn_fuzz.targets.packages.aiter.sparse:AITER_GLUON_SPARSE"
-    with pytest.raises(registry.UnknownTargetError, match=f"Triton does not interpret Gluon: {name}@gfx950"):
+    with pytest.raises(registry.TargetError, match=f"Triton does not interpret Gluon: {name}@gfx950"):
         registry.usable(name, "cpu")
-    with pytest.raises(registry.UnknownTargetError, match="its kernels are those of gfx950"):
+    with pytest.raises(registry.TargetError, match="its kernels are those of gfx950"):
         registry.load(f"{name}@gfx942")

@@ -36,7 +36,7 @@ def batch_of(query_lens: list[int], seq_lens: list[int], *, causal: bool = True)
     )
 
 
-def launches(function, batch: Batch, lse: bool = True) -> list[aiter_assembly.Launch]:
+def launches(function, batch: Batch, lse: bool = True) -> list[aiter_assembly.AssemblyLaunch]:
     """The launches of a call with q, k and v in rows of one tensor."""
     rows = batch.num_actual_tokens
     qkv = torch.zeros(rows, 10, 128, dtype=torch.bfloat16)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from attn_fuzz.targets.packages.rank_merges import stored_in
-from attn_fuzz.targets.parts import State
+from attn_fuzz.targets.parts import AttentionState
 
 
 @pytest.mark.parametrize("log_of_base", [1.0, math.log(2.0)])
@@ -16,7 +16,7 @@ def test_the_outputs_hold_the_bits_that_an_lse_loses(dtype, log_of_base):
     out = torch.randn((ranks, rows, heads, size), generator=generator, dtype=torch.float64)
     lse = torch.randn((ranks, heads, rows), generator=generator, dtype=torch.float64) * 20
     lse[0, 0, 0] = lse[:, 1, 1] = -torch.inf
-    stored = stored_in(dtype, State(out, lse), log_of_base)
+    stored = stored_in(dtype, AttentionState(out, lse), log_of_base)
     assert torch.equal(stored.lse.to(dtype).to(torch.float64), stored.lse)
     weights = ((stored.lse * log_of_base).softmax(0), lse.softmax(0))
     merged, expected = (

@@ -17,7 +17,8 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties import Property, batch_composition, chunked_prefill
 from attn_fuzz.properties.memory import GARBAGE
 from attn_fuzz.run.case.trial import PROPERTIES_OF_CASE, try_case
-from attn_fuzz.targets import registry, triton
+from attn_fuzz.targets import registry
+from attn_fuzz.targets.plans import launch_of
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import Target
 
@@ -584,7 +585,7 @@ def with_other_launches(case: Case, architecture: str) -> set[str]:
     step = tensors.build(case)
 
     def launch(step: Step) -> object:
-        return triton.launch_of(step, architecture, GPUS[architecture])
+        return launch_of(step, architecture, GPUS[architecture])
 
     found: set[str] = set()
     for each in registry.load("triton@properties").properties:

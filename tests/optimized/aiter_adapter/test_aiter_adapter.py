@@ -13,7 +13,7 @@ import pytest
 import torch
 from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
 from attn_contract.arguments import named
-from attn_fuzz.targets.aiter_adapter import AITER_UNIFIED_ATTENTION
+from attn_fuzz.targets.packages.aiter.unified import AITER_UNIFIED_ATTENTION
 from attn_optimized import aiter_adapter
 from attn_optimized.aiter_adapter import Aiter, Signature, features_of, find_aiter, import_aiter, native_float8, recorded
 from attn_optimized.aiter_adapter.key_values import key_value_rows

@@ -9,7 +9,7 @@ import pytest
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz.interpreted.aiter import interpreted
-from attn_fuzz.targets.backends.plain import common_metadata
+from attn_fuzz.targets.backends.layers import common_metadata
 from attn_fuzz.targets.triton import TRITON
 from attn_optimized.aiter_adapter import Aiter, find_aiter, import_aiter
 from attn_optimized.backends import BACKENDS, AttentionBackend, AttentionImpl, CommonAttentionMetadata

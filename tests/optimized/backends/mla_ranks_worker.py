@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from attn_contract import AttentionType, Layout
+from attn_fuzz.targets.backends.layers import common_metadata
 from attn_fuzz.targets.backends.mla import MlaStep, Weights, attend_phases, own_rows, weights
-from attn_fuzz.targets.backends.plain import common_metadata
 from attn_optimized.backends import BACKENDS, CommonAttentionMetadata
 from attn_optimized.backends.triton_mla import MlaMetadata, over_ranks
 from attn_optimized.context_parallel import Dealing

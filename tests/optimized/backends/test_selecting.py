@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from attn_contract import AttentionType, Batch, ContractError, Layout, UnsupportedError
-from attn_fuzz.targets.backends.plain import common_metadata
+from attn_fuzz.targets.backends.layers import common_metadata
 from attn_fuzz.targets.triton import TRITON
 from attn_optimized.backends import BACKENDS, CommonAttentionMetadata
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from attn_contract import AttentionType, ContractError, Layer, Layout, UnsupportedError
-from attn_fuzz.targets.backends.plain import common_metadata
+from attn_fuzz.targets.backends.layers import common_metadata
 from attn_optimized.backends import BACKENDS, CommonAttentionMetadata
 from attn_optimized.backends.triton_mla import MlaMetadata, MlaMetadataBuilder, TritonMlaImpl
 from attn_reference.latent import absorbed, expanded, up_projected

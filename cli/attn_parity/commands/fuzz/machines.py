@@ -82,7 +82,7 @@ def _here(options: Options) -> Machines:
     number = options.workers or default_workers(device)
 
     def fixed(target: str, case_seconds: float) -> list[str]:
-        return [finding.name for finding in fixed_findings.of(target, device, case_seconds)]
+        return [finding.name for finding in fixed_findings.find(target, device, case_seconds)]
 
     return Machines(device, device_name(device), supports, number, None, workers.here, fixed)
 

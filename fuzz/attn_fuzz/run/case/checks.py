@@ -19,7 +19,7 @@ from attn_fuzz.interpreted import sanitizer
 from attn_fuzz.run.case.attempt import Attempt
 from attn_fuzz.run.case.exceptions import described
 from attn_fuzz.targets.attention_config import config_of
-from attn_fuzz.targets.modes import ARCHITECTURES
+from attn_fuzz.targets.of_architecture import ARCHITECTURES
 from attn_fuzz.verdict.verdict import VerdictKind
 
 

@@ -58,14 +58,14 @@ def look(target: str, device: str) -> Iterator[Seen]:
     """Say what the target is here.
 
     Raises:
-        UnknownTargetError: the target cannot run here.
+        TargetError: the target cannot run here.
     """
     yield Seen(_device_name(device), registry.usable(target, device).support(device))
 
 
 def fixed(target: str, device: str, case_seconds: float) -> Iterator[list[str]]:
     """Say which of the target's findings no longer fail here, by name."""
-    yield [finding.name for finding in fixed_findings.of(target, device, case_seconds)]
+    yield [finding.name for finding in fixed_findings.find(target, device, case_seconds)]
 
 
 def run(plan: FuzzPlan, device_name: str) -> Iterator[Message]:

@@ -14,7 +14,7 @@ import attn_reference
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets.backends.plain import BackendLayers, backend_target, common_metadata, installed, named
+from attn_fuzz.targets.backends.layers import BackendLayers, backend_target, common_metadata, installed, named
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.modes import invariant
 from attn_fuzz.targets.rng import rng_of, rng_of_lengths
@@ -278,7 +278,7 @@ def rounding(device: str) -> Rounding:
 
 
 def invariant_by(attention: AttentionFunction) -> Mode:
-    """See `invariant.by`; here the chunks of attention are the layer's (`options_of_layer`)."""
+    """See `invariant.mode`; here the chunks of attention are the layer's (`options_of_layer`)."""
 
     def of(target: Target) -> Target:
         def merging(device: str) -> Rounding:
@@ -286,7 +286,7 @@ def invariant_by(attention: AttentionFunction) -> Mode:
             longest = max(support.max_seq_len, support.long_seq_len or 0)
             return dataclasses.replace(rounding(device), merged_parts=1 + -(-longest // min(_CHUNK_KEYS)))
 
-        return dataclasses.replace(invariant.by(attention)(target), rounding=merging)
+        return dataclasses.replace(invariant.mode(attention)(target), rounding=merging)
 
     return of
 

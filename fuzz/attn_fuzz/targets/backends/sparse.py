@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
-from attn_fuzz.targets.backends.plain import BackendLayers, backend_target, installed, named
+from attn_fuzz.targets.backends.layers import BackendLayers, backend_target, installed, named
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.support import LatentSizes, Support
 from attn_fuzz.targets.triton import TRITON, TRITON_LATENT

@@ -7,13 +7,15 @@ from collections.abc import Callable
 import torch
 from attn_contract import Batch, Indexer
 from attn_contract.layouts import BYTES_OF_SCALE
+from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.targets.indexer.functions import IndexerFunctions, attention_by, unwritten_logits, unwritten_selection
 from attn_fuzz.targets.indexer.targets import EVERY_TERM, index_target
 from attn_fuzz.targets.modes import far
+from attn_fuzz.targets.plans import modules, planned
 from attn_fuzz.targets.rng import rng_of_lengths, rng_of_metadata
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Target
-from attn_fuzz.targets.triton import TRITON, modules, planned, triton_unavailable
+from attn_fuzz.targets.triton import TRITON
 
 
 def _triton_functions() -> tuple[Callable[..., object], Callable[..., torch.Tensor], Callable[..., torch.Tensor]]:

@@ -4,11 +4,11 @@ Most modes apply to any target. `Target.modes` has the target's own modes, and i
 """
 
 import dataclasses
-import importlib
 from collections.abc import Sequence
 
-from attn_fuzz.errors import InputError
-from attn_fuzz.targets.target import Target
+from attn_fuzz.targets.modes import compiled, far, planned, properties
+from attn_fuzz.targets.of_architecture import ARCHITECTURES
+from attn_fuzz.targets.target import Mode, NoModeError, Target
 
 MODES = {
     "invariant": "batch-invariant calls: each request also alone, and in other batches, bit by bit",
@@ -18,15 +18,17 @@ MODES = {
     "far": "tensors that reach beyond 2^31 elements",
 }
 """A description of each mode, except those that compile for an architecture."""
-ARCHITECTURES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201", "gfx1250")
-"""The modes that compile for an architecture."""
+_OF_ANY_TARGET: dict[str, Mode | str] = {
+    "invariant": "batch-invariant calls are not promised: modes={'invariant': invariant.mode(attention)} of its Target",
+    "returned": "whether the output is returned is not known: modes={'returned': returned.mode(attention)} of its Target",
+    "properties": properties.mode(None),
+    "planned": planned.on_drawn_gpus,
+    "far": far.in_a_large_cache,
+}
+"""What `Target.modes` is for a target that says nothing else."""
 COMPILED = "compiled for an architecture of AMD, and emulated"
 _ORDER = {**dict.fromkeys(MODES, 1), "far": 2, **dict.fromkeys(ARCHITECTURES, 3)}
 """Modes with one number exclude each other, and a name has them in this order. Other modes of a target's own come first."""
-
-
-class NoModeError(InputError):
-    """A target has no such mode."""
 
 
 def applied(target: Target, modes: Sequence[str], place: str) -> Target:
@@ -59,16 +61,10 @@ def _order(mode: str) -> int:
 
 
 def _in_mode(target: Target, mode: str, place: str) -> Target:
-    own = target.modes.get(mode)
+    own = target.modes.get(mode, _OF_ANY_TARGET.get(mode))
     if isinstance(own, str):
         raise NoModeError(own)
-    if own is not None:
-        return own(target)
-    if mode in ARCHITECTURES:
-        from attn_fuzz.targets.modes.compiled import compiled_for
-
-        return compiled_for(target, place, mode)
-    return importlib.import_module(f"attn_fuzz.targets.modes.{mode}").of(target)
+    return compiled.compiled_for(target, place, mode) if own is None else own(target)
 
 
 def declared(target: Target) -> list[str]:

@@ -13,12 +13,11 @@ from typing import Any
 from attn_contract import Layer
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.errors import LimitError
+from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.targets import of_architecture
-from attn_fuzz.targets.modes import ARCHITECTURES, NoModeError
 from attn_fuzz.targets.rng import rng_of, rng_of_metadata
 from attn_fuzz.targets.support import Support
-from attn_fuzz.targets.target import Gpu, Target, within
-from attn_fuzz.targets.triton import triton_unavailable
+from attn_fuzz.targets.target import Gpu, NoModeError, Target, within
 from attn_fuzz.verdict.rounding import Rounding
 
 KEYS_PER_TILE = 16
@@ -31,7 +30,7 @@ _WITH_XF32 = ("gfx942",)
 """Architectures on which Triton makes XF32 of a plain tl.dot of float32. How hardware rounds to XF32 is not published."""
 FLUSHES_FLOAT16 = ("gfx90a",)
 """Architectures whose matrix instructions take float16's subnormal operands for 0."""
-_WITHOUT_XF32 = f"@{next(each for each in ARCHITECTURES if each not in _WITH_XF32)}"
+_WITHOUT_XF32 = f"@{next(each for each in of_architecture.ARCHITECTURES if each not in _WITH_XF32)}"
 
 
 def _unavailable(device: str, architecture: str) -> str | None:

@@ -161,7 +161,7 @@ def with_any_strides(target: Target) -> Target:
     return _with(target, _AnyStrides)
 
 
-def of(target: Target) -> Target:
+def in_a_large_cache(target: Target) -> Target:
     return _with(target, functools.partial(_LargeCache, target.support("cpu").engine))
 
 

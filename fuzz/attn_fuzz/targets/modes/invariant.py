@@ -2,15 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NoReturn
 
 from attn_fuzz import properties
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets.modes import NoModeError
 from attn_fuzz.targets.target import AttentionFunction, Mode, Target
 
 
-def by(attention: AttentionFunction, queries_per_tile: Callable[[Step], int] | None = None) -> Mode:
+def mode(attention: AttentionFunction, queries_per_tile: Callable[[Step], int] | None = None) -> Mode:
     """The mode of a target, for `Target.modes`.
 
     Args:
@@ -31,7 +29,3 @@ def by(attention: AttentionFunction, queries_per_tile: Callable[[Step], int] | N
         return dataclasses.replace(target, attention=attention, properties=tuple(held), events=lambda step: ())
 
     return invariant
-
-
-def of(target: Target) -> NoReturn:
-    raise NoModeError(f"{target.name} does not promise it: modes={{'invariant': invariant.by(attention)}} of its Target")

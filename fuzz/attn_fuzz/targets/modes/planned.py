@@ -11,9 +11,8 @@ from typing import Any
 
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.interpreted.numbers import missing_e4m3fnuz
-from attn_fuzz.targets.modes import NoModeError
 from attn_fuzz.targets.rng import rng_of_metadata
-from attn_fuzz.targets.target import Gpu, Target, within
+from attn_fuzz.targets.target import Gpu, NoModeError, Target, within
 from attn_fuzz.verdict.rounding import Rounding
 
 COMPUTE_UNITS = (1, 3, 8)
@@ -54,7 +53,7 @@ def _parameters(rng: random.Random) -> dict[str, Any]:
     }
 
 
-def of(target: Target) -> Target:
+def on_drawn_gpus(target: Target) -> Target:
     planned = target.planned
     if planned is None:
         raise NoModeError(f"{target.name} does not say how its host code plans for another GPU (Target.planned)")

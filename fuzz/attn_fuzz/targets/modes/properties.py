@@ -5,21 +5,16 @@ from collections.abc import Iterator
 
 from attn_fuzz import properties
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.targets.modes import NoModeError
 from attn_fuzz.targets.support import Support
-from attn_fuzz.targets.target import Mode, Target
+from attn_fuzz.targets.target import Mode, NoModeError, Target
 
 CHUNKS = 3
 """The number of steps of a prefill, so that most chunks end inside a tile."""
 
 
-def by(launch: properties.Launch) -> Mode:
-    """The mode of a target that can say how a step is launched, for `Target.modes`. Equal launches must give equal bits."""
+def mode(launch: properties.Launch | None) -> Mode:
+    """The mode, for `Target.modes`, of a target that can say how a step is launched. Equal launches must give equal bits."""
     return lambda target: _with_properties(target, launch)
-
-
-def of(target: Target) -> Target:
-    return _with_properties(target, None)
 
 
 def _with_properties(target: Target, launch: properties.Launch | None) -> Target:

@@ -2,15 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NoReturn
 
 import torch
-from attn_fuzz.targets.modes import NoModeError
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Mode, Target
 
 
-def by(attend: Callable[..., torch.Tensor]) -> Mode:
+def mode(attend: Callable[..., torch.Tensor]) -> Mode:
     """The mode of a target, for `Target.modes`.
 
     Args:
@@ -31,7 +29,3 @@ def by(attend: Callable[..., torch.Tensor]) -> Mode:
         return dataclasses.replace(target, attention=attention, support=support, siblings=(), checks_arguments=False)
 
     return returned
-
-
-def of(target: Target) -> NoReturn:
-    raise NoModeError(f"{target.name} does not say that it returns its output: modes={{'returned': returned.by(attention)}}")

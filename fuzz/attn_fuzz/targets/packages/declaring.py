@@ -8,11 +8,11 @@ from types import ModuleType
 from typing import Any
 
 from attn_fuzz import foreign
+from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.foreign.loading import Stubs
 from attn_fuzz.targets.registry import Package
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Target
-from attn_fuzz.targets.triton import triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 
 SHARES_A_QUERY = "Where the heads of a group do not divide the 16 rows of a tile, its last query is the first of the next tile."
@@ -65,7 +65,7 @@ class Sources:
 
     def unavailable(self, device: str) -> str | None:
         """See Target."""
-        return triton_unavailable(device) or foreign.missing(self.package.name, self.files(), self.package.requirement)
+        return triton_unavailable(device) or self.package.missing(self.files())
 
     def files(self) -> tuple[str, ...]:
         """The modules' files in the sources that are here; where there are none, those of `package.requirement`."""

@@ -10,6 +10,7 @@ from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages.declaring import triton_target
+from attn_fuzz.targets.packages.slots import slots_of_tokens
 from attn_fuzz.targets.rng import rng_of_lengths
 from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import LatentSizes, Support
@@ -61,8 +62,7 @@ def selected_slots(layer: Layer, batch: Batch, block_size: int) -> torch.Tensor:
     """[1 or HK, rows, W * selection_unit] int32: the slots of `selected_tokens`."""
     assert batch.block_table is not None
     tokens, (request, _) = selected_tokens(layer, batch), decoded_rows(batch)
-    blocks = batch.block_table[request].expand(len(tokens), -1, -1).gather(2, (tokens.clamp(min=0) // block_size).long())
-    return torch.where(tokens < 0, -1, blocks * block_size + tokens % block_size)
+    return slots_of_tokens(tokens, batch.block_table[request], block_size)
 
 
 def ragged(slots: torch.Tensor, rng: random.Random, least: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

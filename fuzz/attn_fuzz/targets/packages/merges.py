@@ -84,18 +84,18 @@ def _target(name: str, load: Callable[[], MergeFunction], takes: Merges, **field
     )
 
 
-VLLM_MERGE = _target(
+VLLM_MERGE_ATTN_STATES = _target(
     "vllm-merge-attn-states",
     _of_vllm,
     Merges(empty_lses=(-torch.inf, torch.inf), has_prefix_bound=True, has_output_scale=True),
-    description="the Triton merge_attn_states of vLLM 0.33.0: parts of the keys by the reference, merged",
+    description="the Triton merge_attn_states of vLLM: parts of the keys by the reference, merged",
     **OF_VLLM.fields(),
 )
-SGLANG_MERGE = _target(
+SGLANG_MERGE_STATE = _target(
     "sglang-merge-state",
     _of_sglang,
     TWO_STATES,
-    description="the Triton merge_state of SGLang 0.5.23: parts of the keys by the reference, merged",
+    description="the Triton merge_state of SGLang: parts of the keys by the reference, merged",
     **OF_SGLANG.fields(),
     findings=sglang.MERGE,
 )

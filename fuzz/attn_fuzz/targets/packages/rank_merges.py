@@ -14,7 +14,7 @@ import torch
 from attn_contract import AttentionType, Layer
 from attn_fuzz.cases.poison import LEFTOVER
 from attn_fuzz.targets.merge import EVERY_OPTION
-from attn_fuzz.targets.parts import State, parts_like, requests_of, write_state
+from attn_fuzz.targets.parts import AttentionState, parts_like, requests_of, write_state
 from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import EVERYTHING
@@ -34,24 +34,24 @@ Merge = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 def _on_each_rank(
     request: attn_reference.Request, layer: Layer, num_ranks: int, interleave: int
-) -> tuple[State, attn_reference.Request]:
+) -> tuple[AttentionState, attn_reference.Request]:
     """Attention on each rank, stacked, and the request."""
     held = [context_parallel.local_request(request, rank, num_ranks, interleave) for rank in range(num_ranks)]
     found = [attn_reference.attend(part, context_parallel.local_layer(layer, rank)) for rank, part in enumerate(held)]
-    return State(torch.stack([each.out for each in found]), torch.stack([each.lse for each in found])), request
+    return AttentionState(torch.stack([each.out for each in found]), torch.stack([each.lse for each in found])), request
 
 
-def stored_in(dtype: torch.dtype, parts: State, log_of_base: float) -> State:
+def stored_in(dtype: torch.dtype, parts: AttentionState, log_of_base: float) -> AttentionState:
     """The same parts, [N, rows, H, D] and [N, H, rows], with LSEs to a base that a dtype holds.
 
     What LSEs of 16 bits lose is put into the outputs, so that they merge to the same. LSEs of float32 lose too little to count.
     """
     stored = (parts.lse / log_of_base).to(dtype).to(parts.lse.dtype)
     if dtype is torch.float32:
-        return State(parts.out, stored)
+        return AttentionState(parts.out, stored)
     natural = stored * log_of_base
     lost = (parts.lse - natural).nan_to_num(0.0) + (natural.logsumexp(0) - parts.lse.logsumexp(0)).nan_to_num(0.0)
-    return State(parts.out * lost.exp().transpose(1, 2)[..., None], stored)
+    return AttentionState(parts.out * lost.exp().transpose(1, 2)[..., None], stored)
 
 
 def over_ranks(
@@ -88,7 +88,7 @@ def over_ranks(
             for rank, (out_part, lse_part) in enumerate(zip(*stored_in(lse_dtype, part, log_of_base), strict=True)):
                 is_masked = has_lengths and not local[rank][request.index]
                 empty = LEFTOVER if is_masked else rng.choice(EVERY_OPTION.empty_lses)
-                write_state(State(outs[rank], lses[rank]), request.rows, out_part, lse_part, empty)
+                write_state(AttentionState(outs[rank], lses[rank]), request.rows, out_part, lse_part, empty)
         lengths: dict[str, Any] = {}
         if has_lengths:
             lengths["seq_lens"] = [torch.tensor(one, dtype=torch.int32, device=q.device) for one in local]

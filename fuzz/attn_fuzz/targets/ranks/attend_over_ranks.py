@@ -13,12 +13,13 @@ from typing import Any, NamedTuple, get_args
 import torch
 from attn_contract import Batch, ContractError, Layer, UnsupportedError
 from attn_fuzz.exact import call as exact
+from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.targets.ranks.local_calls import TRITON_RANKS
 from attn_fuzz.targets.ranks.processes import TIMEOUT, RankProcesses
 from attn_fuzz.targets.ranks.shards import Shard, dealt, interleave, refuse_without_a_cache
 from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.rows import rows_of
-from attn_fuzz.targets.triton import TRITON, triton_unavailable
+from attn_fuzz.targets.triton import TRITON
 
 MOST_RANKS = 3
 

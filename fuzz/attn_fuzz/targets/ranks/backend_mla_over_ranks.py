@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 from attn_contract import Batch, Layer
+from attn_fuzz.targets.backends.layers import common_metadata
 from attn_fuzz.targets.backends.mla import (
     MlaStep,
     Weights,
@@ -22,7 +23,6 @@ from attn_fuzz.targets.backends.mla import (
     support,
     weights_of,
 )
-from attn_fuzz.targets.backends.plain import common_metadata
 from attn_fuzz.targets.ranks.attend_over_ranks import MOST_RANKS, TRITON_OVER_RANKS, on_all_ranks
 from attn_fuzz.targets.ranks.processes import TIMEOUT
 from attn_fuzz.targets.ranks.shards import INTERLEAVES, Shard, shard

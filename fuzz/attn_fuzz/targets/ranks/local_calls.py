@@ -6,37 +6,31 @@ the sizes of the call. The outcome is judged against the undivided reference: an
 
 import dataclasses
 import random
-from typing import Any, NamedTuple
+from typing import Any
 
 import attn_reference
 import torch
 from attn_contract import AttentionType, Layer, Layout
 from attn_contract.arguments import INT32_MAX
+from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.targets.merge import EVERY_OPTION
-from attn_fuzz.targets.parts import State, parts_like, requests_of, stacked, write_state
+from attn_fuzz.targets.parts import AttentionState, parts_like, requests_of, stacked, write_state
 from attn_fuzz.targets.ranks.shards import dealt, interleave, refuse_without_a_cache
 from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import WITH_LATENT, Support
 from attn_fuzz.targets.target import Target
-from attn_fuzz.targets.triton import TRITON, TRITON_LATENT, triton_unavailable
+from attn_fuzz.targets.triton import TRITON, TRITON_LATENT
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import context_parallel
 
 NUM_RANKS = (2, 2, 1, 3, 4, 5, 8)
 
 
-class Choice(NamedTuple):
-    """The dealing of a call to ranks, and the order in which its parts are merged."""
-
-    num_ranks: int
-    interleave: int
-    order: list[int]
-
-
-def _choice(rng: random.Random, layer: Layer) -> Choice:
+def _dealing(rng: random.Random, layer: Layer) -> tuple[int, int, list[int]]:
+    """The number of ranks, the tokens that are dealt at once, and the order in which the parts of ranks are merged."""
     num_ranks = rng.choice(NUM_RANKS)
-    return Choice(num_ranks, interleave(rng, layer), rng.sample(range(num_ranks), num_ranks))
+    return num_ranks, interleave(rng, layer), rng.sample(range(num_ranks), num_ranks)
 
 
 def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -45,7 +39,7 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
     refuse_without_a_cache(kv_cache, layer)
     rng = rng_of_call(q, batch)
-    num_ranks, dealt_at_once, order = _choice(rng, layer)
+    num_ranks, dealt_at_once, order = _dealing(rng, layer)
     rows = int(batch.query_start_loc[-1])
     outs, lses = stacked(q, layer, num_ranks, rng)
     for rank in range(num_ranks):
@@ -75,7 +69,7 @@ def _triton_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 def _reference_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     rng = rng_of_call(q, batch)
-    num_ranks, dealt_at_once, order = _choice(rng, layer)
+    num_ranks, dealt_at_once, order = _dealing(rng, layer)
     rows = int(batch.query_start_loc[-1])
     outs, lses = stacked(parts_like(q, out, layer, rows), layer, num_ranks, rng)
     for request in requests_of(q, k, v, kv_cache, layer, batch):
@@ -83,7 +77,7 @@ def _reference_attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
             held = context_parallel.local_request(request, rank, num_ranks, dealt_at_once)
             found = attn_reference.attend(held, context_parallel.local_layer(layer, rank))
             empty = rng.choice(EVERY_OPTION.empty_lses)
-            write_state(State(outs[place], lses[place]), request.rows, found.out, found.lse, empty)
+            write_state(AttentionState(outs[place], lses[place]), request.rows, found.out, found.lse, empty)
     attn_reference.merge_attn_parts(
         outs,
         lses,

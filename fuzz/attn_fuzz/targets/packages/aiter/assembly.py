@@ -18,7 +18,8 @@ import torch
 from attn_fuzz import foreign
 from attn_fuzz.interpreted.sanitizer import Violation
 from attn_fuzz.targets import of_architecture
-from attn_fuzz.targets.packages.aiter.package import REQUIREMENT, root
+from attn_fuzz.targets.packages import AITER
+from attn_fuzz.targets.packages.aiter.package import root
 from attn_fuzz.targets.rng import rng_of_lengths
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class NoKernelError(NotImplementedError):
 
 
 @dataclass(frozen=True)
-class Launch:
+class AssemblyLaunch:
     """A launch of AITER's host code.
 
     Attributes:
@@ -80,10 +81,10 @@ def _table(file: Path) -> Sequence[Mapping[str, str]]:
 
 def unavailable(folder: str, architecture: str, device: str) -> str | None:
     """The reason why the files of a folder of hsa/ARCHITECTURE/ cannot run here."""
-    if reason := of_architecture.unavailable(device) or foreign.missing("aiter", ("__init__.py",), REQUIREMENT):
+    if reason := of_architecture.unavailable(device) or AITER.missing(("__init__.py",)):
         return reason
     if not (place := files() / architecture / folder).is_dir():
-        return f"{place} is no folder: pip install --no-deps {REQUIREMENT}"
+        return f"{place} is no folder: pip install --no-deps {AITER.requirement}"
     from attn_amdgcn.code_objects import missing as missing_tools
 
     return missing_tools()
@@ -108,7 +109,7 @@ def known_hazards(name: str) -> Collection[tuple[int, int]]:
     return listed_hazards().get(f"{name} {sha256((files() / name).read_bytes()).hexdigest()[:8]}", ())
 
 
-def run(launch: Launch, architecture: str, schedules: "Sequence[Schedule]") -> None:
+def run(launch: AssemblyLaunch, architecture: str, schedules: "Sequence[Schedule]") -> None:
     """Run a launch on the emulator. Its tensors lie on the CPU.
 
     Raises:
@@ -133,7 +134,7 @@ def run(launch: Launch, architecture: str, schedules: "Sequence[Schedule]") -> N
             raise Violation(f"{launch.file} for {architecture}: {fault}", "wait") from fault
 
 
-def attention(launches: Callable[..., Iterable[Launch]]) -> Callable[..., None]:
+def attention(launches: Callable[..., Iterable[AssemblyLaunch]]) -> Callable[..., None]:
     """Attention on an architecture, by its launches: `launches(architecture, q, k, v, kv_cache, layer, batch, out, lse)`.
 
     A generator copies results behind its launches.

@@ -23,7 +23,7 @@ import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets import of_architecture
-from attn_fuzz.targets.engine import Engine
+from attn_fuzz.targets.engine import GIVES_KEYS, Engine
 from attn_fuzz.targets.packages.aiter import hip as aiter_hip
 from attn_fuzz.targets.packages.aiter.dense import gathered
 from attn_fuzz.targets.packages.aiter.package import root
@@ -122,9 +122,7 @@ def _support(architecture: str) -> Support:
             windows=("by causality",),
             scale_signs=(1,),
             empty_batches=False,
-            writes=(True,),
-            unwritten=False,
-            saturated=False,
+            **GIVES_KEYS,
             recycled=False,  # keys are rows of the call: their NaN times a weight of 0 is NaN
             unlike_strides=(False,),
         ),

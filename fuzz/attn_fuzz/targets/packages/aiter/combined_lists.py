@@ -6,7 +6,7 @@ _compute_combined_lens_kernel and _combine_topk_swa_indices_ragged_kernel of spa
 
 import torch
 from attn_fuzz.targets.indexer import guarded
-from attn_fuzz.targets.packages.aiter import gluon as aiter_gluon
+from attn_fuzz.targets.packages.aiter.package import needs_main
 from attn_fuzz.targets.packages.aiter.two_sources import TRITON, loaded_triton
 from attn_fuzz.targets.packages.combined_lists import Prefill, lists_target
 
@@ -42,6 +42,6 @@ AITER_COMBINED_LISTS = lists_target(
     "aiter-combined-lists",
     _combine,
     description="the kernels of AITER's sparse_attention_dsv4 that list the rows of a query",
-    unavailable=aiter_gluon.needs_main((TRITON,)),
+    unavailable=needs_main((TRITON,)),
     modules=loaded_triton,
 )

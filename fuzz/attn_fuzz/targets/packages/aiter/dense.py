@@ -18,7 +18,7 @@ from attn_fuzz import foreign
 from attn_fuzz.findings.aiter.dense import EXTEND as EXTEND_FINDINGS
 from attn_fuzz.findings.aiter.dense import MHA_VARLEN
 from attn_fuzz.findings.aiter.dense import PREFILL as PREFILL_FINDINGS
-from attn_fuzz.targets.engine import Engine
+from attn_fuzz.targets.engine import GIVES_KEYS, Engine
 from attn_fuzz.targets.packages.aiter import package as aiter_package
 from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import Support
@@ -26,7 +26,7 @@ from attn_fuzz.verdict.rounding import Rounding
 
 PREFILL, EXTEND, MHA = (aiter_package.ops(name) for name in ("prefill_attention", "extend_attention", "mha"))
 _ENGINE = Engine(scale_signs=(1,), more_queries_than_keys=False, empty_batches=False)
-_GIVES_KEYS = dataclasses.replace(_ENGINE, writes=(True,), unwritten=False, saturated=False)
+_WITH_KEYS = dataclasses.replace(_ENGINE, **GIVES_KEYS)
 
 
 def _prefill(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -108,7 +108,7 @@ _SUPPORT = Support(
     layouts=(Layout.KV_FIRST_NHD,),
     rules=("non_causal",),
     head_sizes=(32, 64, 80, 96, 128),
-    engine=dataclasses.replace(_GIVES_KEYS, contexts=False, other_scales=False),
+    engine=dataclasses.replace(_WITH_KEYS, contexts=False, other_scales=False),
     tile_sizes=(32, 128),
     max_tokens=144,
     max_seq_len=256,
@@ -131,7 +131,7 @@ AITER_EXTEND_ATTENTION = EXTEND.target(
         _SUPPORT,
         attn_types=(AttentionType.DECODER,),
         rules=("non_causal", "logits_soft_cap"),
-        engine=_GIVES_KEYS,
+        engine=_WITH_KEYS,
         tile_sizes=(32, 64, 128),
     ),
     rounding=Rounding(keys_per_tile=64),

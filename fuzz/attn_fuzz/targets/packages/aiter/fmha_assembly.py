@@ -36,8 +36,8 @@ from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.aiter.fmha_assembly import FMHA_ASSEMBLY
 from attn_fuzz.targets import of_architecture
-from attn_fuzz.targets.engine import Engine
-from attn_fuzz.targets.packages.aiter.assembly import ARCHITECTURES, Launch, attention, unavailable
+from attn_fuzz.targets.engine import GIVES_KEYS, Engine
+from attn_fuzz.targets.packages.aiter.assembly import ARCHITECTURES, AssemblyLaunch, attention, unavailable
 from attn_fuzz.targets.packages.aiter.dense import gathered
 from attn_fuzz.targets.rng import rng_of
 from attn_fuzz.targets.support import Support
@@ -69,7 +69,7 @@ def file_of(architecture: str, batch: Batch, head_size: int, *, is_group: bool, 
 def _launch(
     file: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor | None, scale: float,
     *, max_query_len: int, starts: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> Launch:  # fmt: skip
+) -> AssemblyLaunch:  # fmt: skip
     """The launch of `fmha_fwd_v3_dispatcher` or, with starts of requests, of `fmha_fwd_v3_group_dispatcher` (CODEGEN:193-316).
 
     Args:
@@ -104,7 +104,7 @@ def _launch(
     grid = (tiles, heads, requests) if starts is None else (heads, requests, tiles)
     arguments = {16 * i: each for i, each in enumerate((*pointers, *numbers))}
     kernel = f"_ZN5aiter{len(name)}{name}E"
-    return Launch(f"fmha_v3_fwd/{file}", kernel, grid, arguments, in_step=q.shape[-1] in LEAVES_BARRIERS_OUT)
+    return AssemblyLaunch(f"fmha_v3_fwd/{file}", kernel, grid, arguments, in_step=q.shape[-1] in LEAVES_BARRIERS_OUT)
 
 
 def _strides(rows: torch.Tensor) -> tuple[int, int, int]:
@@ -121,7 +121,7 @@ def _rows(k, v, kv_cache, layer: Layer, batch: Batch) -> tuple[torch.Tensor, tor
     return gathered(kv_cache, layer, batch, batch.seq_lens)
 
 
-def _group(architecture, q, k, v, kv_cache, layer, batch, out, lse, *, conversions) -> Iterator[Launch]:
+def _group(architecture, q, k, v, kv_cache, layer, batch, out, lse, *, conversions) -> Iterator[AssemblyLaunch]:
     """The launches of `fmha_v3_varlen_fwd` (asm_mha_varlen_fwd.cu:153-397)."""
     rows = int(batch.query_start_loc[-1])
     if batch.max_seq_len == 0:  # :345 and :390-394, where the LSE is plus infinity
@@ -140,7 +140,7 @@ def _group(architecture, q, k, v, kv_cache, layer, batch, out, lse, *, conversio
         lse[:, :rows] = of_rows
 
 
-def _batches(architecture, q, k, v, kv_cache, layer, batch, out, lse, *, conversions) -> Iterator[Launch]:
+def _batches(architecture, q, k, v, kv_cache, layer, batch, out, lse, *, conversions) -> Iterator[AssemblyLaunch]:
     """The launches of `fmha_v3_fwd` (asm_mha_fwd.cu:142-338), for each run of requests of equal lengths."""
     k, v, starts = _rows(k, v, kv_cache, layer, batch)
     file = file_of(architecture, batch, layer.head_size, is_group=False, conversions=conversions)
@@ -184,9 +184,7 @@ def _events(architecture: str, step: Step, *, is_group: bool, conversions: Seque
 _ENGINE = Engine(
     scale_signs=(1,),
     empty_batches=False,
-    writes=(True,),
-    unwritten=False,
-    saturated=False,
+    **GIVES_KEYS,
     unlike_strides=(False,),  # it bounds what it reads by the stride of rows, also of a single row, whose stride says nothing
 )
 

@@ -27,86 +27,36 @@ mla.py:2834). Parts of the first are rounded to the dtype of the output before t
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
 from attn_contract import AttentionType, Layout
 from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
-from attn_fuzz.emulated import jobs
 from attn_fuzz.findings.aiter.gluon import GLUON_DECODE, GLUON_MLA, GLUON_UNIFIED, takes_gluon_2d
 from attn_fuzz.findings.finding import Finding
-from attn_fuzz.interpreted.aiter import COMPUTE_UNITS, FOLDERS, XCDS
 from attn_fuzz.targets.engine import VLLM
+from attn_fuzz.targets.packages.aiter.package import GLUON, HOST, load_main, needs_main
 from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
 from attn_fuzz.targets.packages.latent_rows import decoded_rows, has_row_without_keys
+from attn_fuzz.targets.packages.slots import slots_of_tokens
 from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import LatentSizes, Support
 from attn_fuzz.targets.target import AttentionFunction, Target
-from attn_fuzz.targets.triton import triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 
-GLUON_FOLDERS = (
-    "ops/triton/gluon/",
-    "ops/triton/_gluon_kernels/gfx950/attention/",
-    "ops/triton/_gluon_kernels/gfx1250/attention/",
-)
-HOST, GLUON = "ops/triton/attention/", "ops/triton/_gluon_kernels/"
 UNIFIED = (f"{HOST}unified_attention.py", f"{GLUON}gfx1250/attention/unified_attention_reduce.py")
 MLA = (f"{HOST}mla.py", f"{GLUON}gfx1250/attention/mla.py", "ops/triton/_triton_kernels/attention/mla.py")
 DECODE, MLA_DECODE = (("ops/triton/gluon/pa_decode_gluon.py",), ("ops/triton/gluon/mla_gluon.py",))
 """The file with the host code, and those whose kernels it imports by other names."""
 PARTITION = 256
 """Keys of a part of pa_decode_gluon, as AITER's callers have it."""
-_LDS_BYTES = {"gfx1250": 320 << 10, "gfx950": 160 << 10, "gfx942": 64 << 10}
-
-
-def _stubs(architecture: str) -> dict[str, dict[str, object]]:
-    float8 = torch.float8_e4m3fnuz if architecture == "gfx942" else torch.float8_e4m3fn
-    dtypes = SimpleNamespace(fp8=float8, bf16=torch.bfloat16, fp16=torch.float16, fp32=torch.float32)
-    return {
-        "aiter": {"dtypes": dtypes},
-        "aiter.ops.triton.utils": {},
-        "aiter.ops.triton.utils.device_info": {"get_num_sms": lambda: COMPUTE_UNITS, "get_num_xcds": lambda: XCDS},
-        "aiter.ops.triton.utils._triton.arch_info": {"get_arch": lambda: architecture, "_LDS_CAP_BYTES": _LDS_BYTES},
-        "aiter.ops.triton.utils.logger": {"AiterTritonLogger": lambda: mock.MagicMock()},
-        "aiter.ops.triton._triton_kernels.flash_attn_triton_amd.utils": {
-            "get_arch": lambda: SimpleNamespace(name=architecture, family="cdna", is_rdna=False, is_cdna=True)
-        },
-    }
-
-
-def modules(files: tuple[str, ...]) -> list[ModuleType]:
-    """Files of AITER, as they are on the architecture for which launches are compiled now."""
-    return loaded(files, jobs.architecture.get() or "gfx950")
-
-
-@functools.cache
-def loaded(files: tuple[str, ...], architecture: str) -> list[ModuleType]:
-    return foreign.load("aiter", (*files, *FOLDERS, *GLUON_FOLDERS), stubs=_stubs(architecture))
-
-
-def needs_main(files: tuple[str, ...]) -> Callable[[str], str | None]:
-    def unavailable(device: str) -> str | None:
-        try:
-            folder = foreign.sources("aiter")
-        except foreign.MissingSourcesError:
-            folder = Path("aiter")
-        if not all((folder / each).exists() for each in (*files, *GLUON_FOLDERS)):
-            return "it needs AITER's main: ATTN_PARITY_AITER=FOLDER, a checkout of github.com/ROCm/aiter"
-        return triton_unavailable(device)
-
-    return unavailable
 
 
 def _unified(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     is_shuffled, rows = layer.layout is Layout.SHUFFLED, batch.num_actual_tokens
     k_cache, v_cache = (foreign.packed_keys_and_values if is_shuffled else foreign.keys_and_values)(kv_cache, layer)
-    modules(UNIFIED)[0].unified_attention(
+    load_main(UNIFIED)[0].unified_attention(
         q=q[:rows],
         k=k_cache,
         v=v_cache,
@@ -139,7 +89,7 @@ def _decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         each if per_token is None else per_token.transpose(1, 2).unsqueeze(3).contiguous()
         for each, per_token in ((layer.k_scale, layer.k_scale_cache), (layer.v_scale, layer.v_scale_cache))
     ]
-    modules(DECODE)[0].pa_decode_gluon(
+    load_main(DECODE)[0].pa_decode_gluon(
         output=rows_of(out, layer, rows),
         query=q[:rows].contiguous(),
         key_cache=k_cache,
@@ -163,13 +113,13 @@ def _mla_decode(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     request, lens = decoded_rows(batch)
     if not len(request):
         return
-    keys, block_size = torch.arange(int(lens.max())), kv_cache.shape[1]
-    slots = batch.block_table[request][:, keys // block_size] * block_size + keys % block_size
-    table = torch.where(keys < lens[:, None], slots, 0).int()
+    keys = torch.arange(int(lens.max()))
+    tokens = torch.where(keys < lens[:, None], keys, -1)
+    table = slots_of_tokens(tokens, batch.block_table[request], kv_cache.shape[1]).clamp(min=0).int()
     found = torch.empty(len(request), layer.num_heads, layer.v_head_size, dtype=q.dtype)
     latent, rotated = q[: len(request)].split([layer.v_head_size, layer.head_size - layer.v_head_size], dim=2)
     rows = kv_cache.flatten(0, 1)
-    modules(MLA_DECODE)[0].mla_gluon(latent, rotated, rows, found, table, lens, layer.scale, kv_pe_offset=layer.v_head_size)
+    load_main(MLA_DECODE)[0].mla_gluon(latent, rotated, rows, found, table, lens, layer.scale, kv_pe_offset=layer.v_head_size)
     rows_of(out, layer, len(request))[:] = found
 
 
@@ -177,7 +127,7 @@ def _mla(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     rows = int(batch.query_start_loc[-1])
     if not rows:
         return
-    module = modules(MLA)[0]
+    module = load_main(MLA)[0]
     attend = module.mla_decode_fwd if batch.max_query_len == 1 else module.mla_prefill_fwd
     attend(
         q=q[:rows],
@@ -228,7 +178,7 @@ def _target(
         refuses=False,
         rounding=lambda device: rounding,
         unavailable=needs_main(files),
-        modules=functools.partial(modules, files),
+        modules=functools.partial(load_main, files),
         architectures=architectures,
         findings=findings,
         races=races,

@@ -39,8 +39,10 @@ from attn_fuzz.findings.aiter.hip import HIP_PA, HIP_PA_RAGGED, HIP_PA_V1
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.targets import of_architecture
 from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.packages.aiter.package import REQUIREMENT, root
+from attn_fuzz.targets.packages import AITER
+from attn_fuzz.targets.packages.aiter.package import root
 from attn_fuzz.targets.packages.sglang import package as sglang_package
+from attn_fuzz.targets.packages.slots import slots_of_requests
 from attn_fuzz.targets.rng import rng_of_lengths
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Target
@@ -76,10 +78,10 @@ def unavailable(name: str, architecture: str, device: str) -> str | None:
     from attn_fuzz.emulated import hip
 
     files = ("__init__.py",)
-    if reason := of_architecture.unavailable(device) or foreign.missing("aiter", files, REQUIREMENT):
+    if reason := of_architecture.unavailable(device) or AITER.missing(files):
         return reason
     if not (file := root() / name).is_file():
-        return f"{file} is no file: pip install --no-deps {REQUIREMENT}"
+        return f"{file} is no file: pip install --no-deps {AITER.requirement}"
     return hip.missing(architecture, HEADERS)
 
 
@@ -214,7 +216,7 @@ def _ragged(q, kv_cache, layer: Layer, batch: Batch, out) -> dict[str, Any]:
     rows = batch.num_requests
     shared, (k_scale, v_scale) = _shared(q, layer, out, rows)
     key_cache, value_cache = foreign.keys_and_values(kv_cache, layer)
-    indptr, indices = sglang_package.slots(batch, torch.zeros_like(batch.seq_lens), batch.seq_lens, key_cache.shape[1])
+    indptr, indices = slots_of_requests(batch, batch.seq_lens, key_cache.shape[1])
     partitions = -(-batch.max_seq_len // PARTITION)
     return shared | {
         # it takes 4 bytes for each number of an output (aiter_backend.py:560-569)

@@ -30,8 +30,8 @@ from attn_fuzz.targets import of_architecture
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages.aiter import assembly as aiter_assembly
 from attn_fuzz.targets.packages.aiter import mla_metadata as aiter_mla_metadata
-from attn_fuzz.targets.packages.aiter.assembly import ARCHITECTURES, Launch, NoKernelError, unavailable
-from attn_fuzz.targets.packages.sglang import package as sglang_package
+from attn_fuzz.targets.packages.aiter.assembly import ARCHITECTURES, AssemblyLaunch, NoKernelError, unavailable
+from attn_fuzz.targets.packages.slots import slots_of_requests
 from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import LatentSizes, Support
@@ -133,7 +133,7 @@ class Decode(NamedTuple):
 PLAIN, PERSISTENT, PERSISTENT_A16W8 = Decode(), Decode(has_metadata=True), Decode(has_metadata=True, narrows_q=False)
 
 
-class Choice(NamedTuple):
+class LatentKernel(NamedTuple):
     """A file below hsa/ARCHITECTURE/mla, its kernel, and the rows of q that a workgroup has."""
 
     file: str
@@ -146,11 +146,11 @@ def table(architecture: str) -> Sequence[Mapping[str, str]]:
     return aiter_assembly.table(architecture, "mla/mla_asm.csv")
 
 
-def _by_name(file: str, rows: int) -> Choice:
-    return Choice(f"{file}.co", f"_ZN5aiter{len(file)}{file}E", rows)
+def _by_name(file: str, rows: int) -> LatentKernel:
+    return LatentKernel(f"{file}.co", f"_ZN5aiter{len(file)}{file}E", rows)
 
 
-def choices(architecture: str, q: str, kv: str, heads: int, queries: int, *, persistent: bool = False) -> list[Choice]:
+def choices(architecture: str, q: str, kv: str, heads: int, queries: int, *, persistent: bool = False) -> list[LatentKernel]:
     """The files of which host code takes one for a decode. Where main's table has several, the order of a hash map decides.
 
     Args:
@@ -182,11 +182,13 @@ def _first(entries: Mapping[tuple, tuple], wanted: tuple, queries: int) -> Any:
 def _of_table(
     rows: Sequence[Mapping[str, str]], sub_q: int, q: str, kv: str, heads: int,
     *, queries: int, ps: bool = False, prefill: bool = False,
-) -> list[Choice]:  # fmt: skip
+) -> list[LatentKernel]:  # fmt: skip
     """The kernels that main's get_heuristic_kernel_mla may find (asm_mla.cu:142-178). Decodes are causal, prefills are not."""
     numbers = {"Gqa": heads, "ps": ps, "qSeqLen": queries, "prefill": prefill, "causal": not prefill, "lse": 0, "cprr": 0}
     wanted = {"qType": q, "kvType": kv} | {name: str(int(number)) for name, number in numbers.items()}
-    return [Choice(row["co_name"], row["knl_name"], sub_q) for row in rows if wanted.items() <= {"cprr": "0", **row}.items()]
+    return [
+        LatentKernel(row["co_name"], row["knl_name"], sub_q) for row in rows if wanted.items() <= {"cprr": "0", **row}.items()
+    ]
 
 
 def folds(architecture: str, q: str, kv: str, heads: int, queries: int) -> int:
@@ -282,10 +284,10 @@ def _called(architecture: str, q, kv_cache, layer: Layer, batch: Batch, out: tor
     schedules = of_architecture.schedules(rng)
 
     def run(file: str, kernel: str, grid: tuple[int, int, int], arguments: dict[int, Any]) -> None:
-        launch = Launch(f"mla/{file}", kernel, grid, arguments, in_step=bool(IN_STEP.search(file)))
+        launch = AssemblyLaunch(f"mla/{file}", kernel, grid, arguments, in_step=bool(IN_STEP.search(file)))
         aiter_assembly.run(launch, architecture, schedules)
 
-    indptr, indices = sglang_package.slots(batch, torch.zeros_like(batch.seq_lens), batch.seq_lens, kv_cache.shape[1])
+    indptr, indices = slots_of_requests(batch, batch.seq_lens, kv_cache.shape[1])
     kv, new_out = kv_cache.reshape(-1, 1, 1, layer.head_size), out.new_empty(rows, layer.num_heads, layer.v_head_size)
     most = int(batch.query_start_loc.diff().max())
     common = (batch.query_start_loc[: requests + 1], indptr, indices.int(), torch.ones_like(batch.seq_lens), most)

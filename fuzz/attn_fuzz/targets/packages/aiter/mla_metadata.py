@@ -37,6 +37,26 @@ class Metadata(NamedTuple):
     reduce_partial_map: torch.Tensor
 
 
+class _Planned(NamedTuple):
+    """What is divided among workgroups.
+
+    Attributes:
+        request: the request that it is of.
+        tiles: of each tile its first row of q, the one behind the last, and the number of last keys that it does not see.
+        size: the rows of a tile.
+        keys: the first key of the request and the one behind the last.
+    """
+
+    request: int
+    tiles: list[tuple[int, int, int]]
+    size: int
+    keys: tuple[int, int]
+
+    @property
+    def blocks(self) -> int:
+        return -(-(self.keys[1] - self.keys[0]) // KEYS)
+
+
 def metadata(qo_indptr: torch.Tensor, kv_indptr: torch.Tensor, heads: int, workgroups: int, most_parts: int) -> Metadata:
     """The metadata that get_mla_metadata_v1 of the wheel makes.
 
@@ -44,45 +64,12 @@ def metadata(qo_indptr: torch.Tensor, kv_indptr: torch.Tensor, heads: int, workg
         heads: the number of heads of q, on one KV head.
         most_parts: max_split_per_batch; -1: as many as there are workgroups.
     """
-    queries, keys = qo_indptr.tolist(), kv_indptr.tolist()
-    requests = len(keys) - 1
-    blocks = [-(-(end - begin) // KEYS) for begin, end in itertools.pairwise(keys)]
-    parts = _most_parts(workgroups, most_parts, requests)
-    payload = -(-(sum(blocks) + requests * OVERHEAD) // parts) + OVERHEAD
-    works: list[tuple[int, ...]] = []
-    indptr, reduced, final, partial = [0], [0], [], []
-    request = block = row = 0
-    earlier: list[int] = []  # the first partial rows of the request's parts so far
-    for _ in range(workgroups):
-        left = payload
-        while request < requests and left > OVERHEAD:
-            begin, end = queries[request : request + 2]
-            tiles = max(1, -(-(end - begin) * heads // ROWS))
-            size = -(-(end - begin) // tiles)
-            taken = min(left - OVERHEAD, blocks[request] - block)
-            is_last = taken == blocks[request] - block
-            is_part = not is_last or bool(earlier)
-            first_key = keys[request] + block * KEYS
-            for tile in range(tiles):
-                rows = begin + tile * size, min(begin + (tile + 1) * size, end)
-                last_key = min(first_key + taken * KEYS, keys[request + 1] - (tiles - 1 - tile))
-                place = row + tile * size if is_part else -1
-                works.append((request, place, *rows, first_key, last_key, keys[request + 1] - last_key, 0))
-                if is_last:
-                    final.append(rows)
-                    partial += [each + tile * size for each in (*earlier, row)] if is_part else []
-                    reduced.append(len(partial))
-            if is_part:
-                earlier.append(row)
-                row += tiles * size
-            if not is_last:
-                block += taken
-                break
-            left -= taken + OVERHEAD
-            request, block, earlier = request + 1, 0, []
-        indptr.append(len(works))
-    tensors = (torch.tensor(each, dtype=torch.int32) for each in (indptr, works, reduced, final, partial or [0]))
-    return Metadata(*tensors)
+    planned = []
+    spans = zip(itertools.pairwise(qo_indptr.tolist()), itertools.pairwise(kv_indptr.tolist()), strict=True)
+    for request, ((begin, end), keys) in enumerate(spans):
+        tiles, size = _tiles(begin, end, max(1, -(-(end - begin) * heads // ROWS)))
+        planned.append(_Planned(request, tiles, size, keys))
+    return _divided(planned, workgroups, _most_parts(workgroups, most_parts, len(planned)))
 
 
 def _most_parts(workgroups: int, most_parts: int, requests: int) -> int:
@@ -100,52 +87,57 @@ def metadata_of_main(
     """
     spans = [span for span in itertools.pairwise(kv_indptr.tolist()) for _ in range(factor)]
     queries = [0, *itertools.accumulate(length for length in qo_indptr.diff().tolist() for _ in range(factor))]
-    parts = _most_parts(workgroups, most_parts, len(spans))
-    most = max(end - begin for begin, end in itertools.pairwise(queries))
-    tiles = [
-        (request, *tile, *span)
-        for request, (rows, span) in enumerate(zip(itertools.pairwise(queries), spans, strict=True))
-        for tile in _tiles(*rows, heads)
-    ]
-    blocks = [-(-(last - first) // KEYS) for *_, first, last in tiles]
-    payload = -(-sum(each + OVERHEAD for each in blocks) // parts) + OVERHEAD
+    planned, most = [], 0
+    for request, ((begin, end), keys) in enumerate(zip(itertools.pairwise(queries), spans, strict=True)):
+        most = max(most, end - begin)
+        count = end - begin if heads * 2 > ROWS else max(1, -(-(end - begin) * heads // ROWS))
+        tiles, size = _tiles(begin, end, count)
+        planned += [_Planned(request, [tile], size, keys) for tile in tiles]
+    return _divided(planned, workgroups, _most_parts(workgroups, most_parts, len(spans)), most)
+
+
+def _tiles(begin: int, end: int, count: int) -> tuple[list[tuple[int, int, int]], int]:
+    """The tiles and the size of `_Planned`, of a request's rows."""
+    size = -(-(end - begin) // count)
+    return [(begin + i * size, min(begin + (i + 1) * size, end), count - 1 - i) for i in range(count)], size
+
+
+def _divided(planned: list[_Planned], workgroups: int, parts: int, tail: int | None = None) -> Metadata:
+    """`tail`: a last part has at least so many keys. None: as the wheel, which begins nothing with OVERHEAD left."""
+    payload = -(-sum(each.blocks + OVERHEAD for each in planned) // parts) + OVERHEAD
     works: list[tuple[int, ...]] = []
     indptr, reduced, final, partial = [0], [0], [], []
-    tile = block = row = 0
-    earlier: list[int] = []  # the first partial rows of the tile's parts so far
+    index = block = row = 0
+    earlier: list[int] = []  # the first partial rows of the parts so far
     for _ in range(workgroups):
         left = payload
-        while tile < len(tiles):
-            request, begin, end, size, hidden, first, last = tiles[tile]
-            start, rest = first + block * KEYS, blocks[tile] - block
-            fits, taken = left >= rest + OVERHEAD, left - OVERHEAD
-            if not fits and taken <= 0:
+        while index < len(planned):
+            request, tiles, size, (first, last) = planned[index]
+            start, rest, taken = first + block * KEYS, planned[index].blocks - block, left - OVERHEAD
+            fits = taken >= rest
+            if taken <= 0 and (tail is None or not fits):
                 break
-            stop = min(start + taken * KEYS, last - hidden)
-            is_last = fits or last - stop < most
-            stop = last - hidden if is_last else stop
+            stops = [min(start + taken * KEYS, last - hidden) for *_, hidden in tiles]
+            is_last = fits or (tail is not None and last - stops[0] < tail)
             is_part = not is_last or bool(earlier)
-            works.append((request, row if is_part else -1, begin, end, start, stop, last - stop, 0))
-            earlier += [row] * is_part
-            row += size * is_part
+            for i, ((begin, end, hidden), stop) in enumerate(zip(tiles, stops, strict=True)):
+                stop = last - hidden if is_last else stop
+                works.append((request, row + i * size if is_part else -1, begin, end, start, stop, last - stop, 0))
+                if is_last:
+                    final.append((begin, end))
+                    partial += [each + i * size for each in (*earlier, row)] if is_part else []
+                    reduced.append(len(partial))
+            if is_part:
+                earlier.append(row)
+                row += len(tiles) * size
             if not is_last:
                 block += taken
                 break
-            final.append((begin, end))
-            partial += earlier
-            reduced.append(len(partial))
             left -= rest + OVERHEAD
-            tile, block, earlier = tile + 1, 0, []
+            index, block, earlier = index + 1, 0, []
         indptr.append(len(works))
     tensors = (torch.tensor(each, dtype=torch.int32) for each in (indptr, works, reduced, final, partial or [0]))
     return Metadata(*tensors)
-
-
-def _tiles(begin: int, end: int, heads: int) -> list[tuple[int, int, int, int]]:
-    """The tiles of a request: the first row of q, the row behind the last, the size of a tile, and the tiles behind it."""
-    count = end - begin if heads * 2 > ROWS else max(1, -(-(end - begin) * heads // ROWS))
-    size = -(-(end - begin) // count)
-    return [(begin + i * size, min(begin + (i + 1) * size, end), size, count - 1 - i) for i in range(count)]
 
 
 def reduce(partial, lse, indptr, final_map, partial_map, *others) -> None:

@@ -21,7 +21,9 @@ import torch
 from attn_contract import IndexLayout
 from attn_fuzz import foreign
 from attn_fuzz.errors import LimitError
+from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.findings.aiter.mqa_logits import MQA_LOGITS, MQA_LOGITS_RAGGED, MQA_LOGITS_STAGE1
+from attn_fuzz.foreign.loading import Stubs
 from attn_fuzz.interpreted.aiter import COMPUTE_UNITS
 from attn_fuzz.targets.indexer import (
     IndexerFunctions,
@@ -32,8 +34,8 @@ from attn_fuzz.targets.indexer import (
     index_target,
     of_ranges,
 )
+from attn_fuzz.targets.packages import AITER
 from attn_fuzz.targets.packages.aiter import package as aiter_package
-from attn_fuzz.targets.triton import triton_unavailable
 
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 HOST = "ops/triton/attention/pa_mqa_logits.py"
@@ -56,7 +58,7 @@ def _logits(q, weights, index_cache, indexer, batch) -> torch.Tensor:
 @functools.cache
 def load_paged(dtype: torch.dtype) -> list[ModuleType]:
     """The host code of the paged kernels on an architecture without Gluon, whose float8 is of the dtype."""
-    stubs: dict[str, dict[str, Any]] = {
+    stubs: Stubs = {
         "aiter": {"dtypes": SimpleNamespace(fp8=dtype)},
         "aiter.jit.utils.chip_info": {"get_gfx": lambda: "gfx1201"},
         "aiter.ops.triton.utils.core": {"AITER_TRITON_CONFIGS_PATH": ""},
@@ -151,9 +153,7 @@ _FIELDS: dict[str, Any] = {"group_sizes": (16, 64, 32), "head_sizes": (128, 64, 
 _OF_DECODES: dict[str, Any] = {
     **_FIELDS,
     "engine": _DECODES,
-    "unavailable": lambda device: (
-        triton_unavailable(device) or foreign.missing("aiter", (HOST, KERNELS), aiter_package.REQUIREMENT)
-    ),
+    "unavailable": lambda device: triton_unavailable(device) or AITER.missing((HOST, KERNELS)),
     "modules": _kernels,
 }
 AITER_MQA_LOGITS = index_target(

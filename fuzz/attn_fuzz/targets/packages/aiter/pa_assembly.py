@@ -39,7 +39,7 @@ from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages.aiter.assembly import (
     ARCHITECTURES,
     LOG2_E,
-    Launch,
+    AssemblyLaunch,
     NoKernelError,
     attention,
     table,
@@ -100,7 +100,7 @@ def _has_mtp(architecture: str) -> bool:
     return any("ps" in row for row in table(architecture, "pa/pa_asm.csv"))
 
 
-def _launches(architecture, q, k, v, kv_cache, layer, batch, out, lse) -> list[Launch]:
+def _launches(architecture, q, k, v, kv_cache, layer, batch, out, lse) -> list[AssemblyLaunch]:
     key_cache, value_cache = foreign.packed_keys_and_values(kv_cache, layer)
     file, kernel = _choice(architecture, q, kv_cache, layer, batch)
     scales = [
@@ -120,7 +120,7 @@ def _launches(architecture, q, k, v, kv_cache, layer, batch, out, lse) -> list[L
     tokens = int(batch.query_start_loc[-1])
     pointers = (out[:tokens], q[:tokens], key_cache, value_cache, block_table, batch.seq_lens, *scales)
     arguments = {16 * i: each for i, each in enumerate((*pointers, *numbers, batch.query_start_loc))}
-    return [Launch(file, kernel, (layer.num_kv_heads, batch.num_requests, 1), arguments)]
+    return [AssemblyLaunch(file, kernel, (layer.num_kv_heads, batch.num_requests, 1), arguments)]
 
 
 def _events(architecture: str, step: Step) -> Iterable[str]:

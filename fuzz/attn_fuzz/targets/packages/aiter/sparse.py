@@ -19,8 +19,8 @@ from attn_fuzz.emulated import jobs
 from attn_fuzz.findings.aiter.gluon import GLUON_SPARSE, GLUON_SPARSE_GFX1250
 from attn_fuzz.findings.aiter.sparse import DECODE_SPARSE
 from attn_fuzz.interpreted.aiter import ARCHITECTURE
-from attn_fuzz.targets.packages.aiter import gluon as aiter_gluon
-from attn_fuzz.targets.packages.aiter.gluon import GLUON, HOST
+from attn_fuzz.targets.packages.aiter.gluon import latent_target
+from attn_fuzz.targets.packages.aiter.package import GLUON, HOST, load_main
 from attn_fuzz.targets.packages.latent_rows import SPARSE_TOKENS, over_slots, ragged
 from attn_fuzz.targets.support import LatentSizes
 from attn_fuzz.verdict.rounding import Rounding
@@ -43,7 +43,7 @@ def _attend(q, slots, kv_cache, layer, out, rng, *, host: str | None = None) -> 
         sinks = torch.full((layer.num_heads,), -1e30, device=q.device)
     indices, indptr = ragged(slots, rng, least=1)
     with foreign.as_on_a_gpu():
-        out[:] = aiter_gluon.loaded(FILES, architecture)[0].pa_decode_sparse(
+        out[:] = load_main(FILES, architecture)[0].pa_decode_sparse(
             q=q,
             unified_kv=kv_cache.flatten(0, 1),
             kv_indices=indices,
@@ -55,7 +55,7 @@ def _attend(q, slots, kv_cache, layer, out, rng, *, host: str | None = None) -> 
 
 
 sparse_target = functools.partial(
-    aiter_gluon.latent_target,
+    latent_target,
     rules=("head_size_v", "sinks", "non_causal", "per_request_causal", "selection_unit"),
     required_rules=("selection_unit",),
     latent=LatentSizes(widths=((512, 0),), group_sizes=(16, 8, 32, 64, 128), block_sizes=(16, 1, 64)),
@@ -92,6 +92,6 @@ AITER_DECODE_SPARSE = dataclasses.replace(
         max_seq_len=160,
     ),
     rounding=lambda device: dataclasses.replace(_ROUNDING, rounds_scaled_query=True, dot_is_chained=device != "cpu"),
-    modules=functools.partial(aiter_gluon.loaded, FILES, ARCHITECTURE),
+    modules=functools.partial(load_main, FILES, ARCHITECTURE),
     findings=DECODE_SPARSE,
 )

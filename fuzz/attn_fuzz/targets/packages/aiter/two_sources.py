@@ -19,8 +19,7 @@ from attn_fuzz import foreign
 from attn_fuzz.emulated import jobs
 from attn_fuzz.findings.aiter.gluon import GLUON_PREFILL_SPARSE, GLUON_PREFILL_SPARSE_GFX1250, GLUON_SPARSE
 from attn_fuzz.interpreted.aiter import ARCHITECTURE
-from attn_fuzz.targets.packages.aiter import gluon as aiter_gluon
-from attn_fuzz.targets.packages.aiter.gluon import GLUON, HOST
+from attn_fuzz.targets.packages.aiter.package import GLUON, HOST, load_main, needs_main
 from attn_fuzz.targets.packages.aiter.sparse import AITER_DECODE_SPARSE, ENGINE, sparse_target
 from attn_fuzz.targets.packages.aiter.sparse import FILES as DECODE
 from attn_fuzz.targets.packages.declaring import choose_config
@@ -40,7 +39,7 @@ PREFILL = (
 
 @functools.cache
 def loaded_triton() -> list[ModuleType]:
-    modules = aiter_gluon.loaded((TRITON,), ARCHITECTURE)
+    modules = load_main((TRITON,), ARCHITECTURE)
     choose_config(modules, 0)
     return modules
 
@@ -74,7 +73,7 @@ AITER_PREFILL_SPARSE = dataclasses.replace(
     description="the Triton prefill of AITER's sparse_attention_dsv4, over the tokens that each row selects",
     attention=over_slots(_by_triton),
     rounding=lambda device: Rounding(keys_per_tile=16, dot_is_chained=device != "cpu"),
-    unavailable=aiter_gluon.needs_main((TRITON,)),
+    unavailable=needs_main((TRITON,)),
     modules=loaded_triton,
     findings=(),
 )
@@ -91,7 +90,7 @@ def _prefill(q, slots, kv_cache, layer, out, rng) -> None:
         of_step = listed(of_step)
         sinks = torch.full((layer.num_heads,), -1e30) if sinks is None else sinks
     with foreign.as_on_a_gpu():
-        out[:] = aiter_gluon.loaded(PREFILL, architecture)[0].pa_prefill_sparse(
+        out[:] = load_main(PREFILL, architecture)[0].pa_prefill_sparse(
             q, pool, *listed(of_pool), step, *of_step, sinks, layer.scale
         )
 
@@ -106,7 +105,7 @@ def _decode(q, slots, kv_cache, layer, out, rng) -> None:
     has_entries = bool((entries >= 0).any())
     second = dict(zip(("extra_cache", "extra_indices", "extra_indptr"), (moved, *ragged(entries, rng)), strict=True))
     with foreign.as_on_a_gpu():
-        out[:] = aiter_gluon.loaded(DECODE, "gfx950")[0].pa_decode_sparse(
+        out[:] = load_main(DECODE, "gfx950")[0].pa_decode_sparse(
             q,
             rows,
             *ragged(tokens, rng),

@@ -8,10 +8,10 @@ import enum
 import functools
 import importlib.metadata
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 from attn_fuzz import foreign
-from attn_fuzz.targets.engine import Engine
+from attn_fuzz.foreign.loading import Stubs, nothing
+from attn_fuzz.targets.engine import GIVES_KEYS, Engine
 from attn_fuzz.targets.packages import LMDEPLOY
 from attn_fuzz.targets.packages.declaring import Sources
 
@@ -34,9 +34,7 @@ ENGINE = Engine(
     planes=(False,),
     num_layers=(1,),
     other_views=False,
-    writes=(True,),
-    unwritten=False,
-    saturated=False,
+    **GIVES_KEYS,
     recycled=False,
     unowned_rows=(0,),
     kv_rows_past=(0,),
@@ -57,13 +55,9 @@ class QuantPolicy(enum.IntEnum):
     TURBO_QUANT = 42
 
 
-def _silent(*message: object) -> None:
-    pass
-
-
-def _stubs() -> dict[str, dict[str, Any]]:
-    logger = SimpleNamespace(debug=_silent, info=_silent, warning=_silent)
-    nothing = ("CudaAttentionMetaBuilder", "CudaSequenceMetadata")
+def _stubs() -> Stubs:
+    logger = SimpleNamespace(debug=nothing, info=nothing, warning=nothing)
+    classes = ("CudaAttentionMetaBuilder", "CudaSequenceMetadata")
     return {
         "lmdeploy.messages": {"QuantPolicy": QuantPolicy},
         "lmdeploy.utils": {"get_logger": lambda name: logger},
@@ -71,8 +65,8 @@ def _stubs() -> dict[str, dict[str, Any]]:
         "lmdeploy.pytorch.backends.cuda.attention.v4": {"TritonV4AttentionBuilder": None},
         "lmdeploy.pytorch.backends.base": {"BuildSpec": _Generic},
         "lmdeploy.pytorch.backends.cuda.step_metadata": {
-            **dict.fromkeys(nothing, _Generic),
-            "register_step_metadata_impl": _silent,
+            **dict.fromkeys(classes, _Generic),
+            "register_step_metadata_impl": nothing,
         },
         # TritonAttentionImpl imports functions here, and the targets replace them
         "lmdeploy.pytorch.kernels.cuda": dict.fromkeys(("flash_attn_varlen_func", "flash_attn_with_kvcache")),

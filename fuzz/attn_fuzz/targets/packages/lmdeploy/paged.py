@@ -171,21 +171,21 @@ def _served(support: Support, device: str) -> Support:
 _target = functools.partial(SOURCES.target, rounding=Rounding(keys_per_tile=64, splits=UNITS, merged_parts=2))
 LMDEPLOY_DECODE = _target(
     name="lmdeploy-decode",
-    description="the Triton paged decode of LMDeploy 0.18.0, as its TritonAttentionImpl calls it",
+    description="the Triton paged decode of LMDeploy, as its TritonAttentionImpl calls it",
     attention=_decode,
     support=functools.partial(_served, _DECODES),
     findings=DECODE,
 )
 LMDEPLOY_BLOCK_DECODE = _target(
     name="lmdeploy-block-decode",
-    description="the Triton paged decode of LMDeploy 0.18.0, as its TritonAttentionImpl calls it for a block of each request",
+    description="the Triton paged decode of LMDeploy, as its TritonAttentionImpl calls it for a block of each request",
     attention=_decode,
     support=functools.partial(_served, _BLOCKS),
     findings=BLOCK_DECODE,
 )
 LMDEPLOY_PREFILL = _target(
     name="lmdeploy-prefill",
-    description="the Triton attention of LMDeploy 0.18.0 over a flattened cache, as its TritonAttentionImpl calls it",
+    description="the Triton attention of LMDeploy over a flattened cache, as its TritonAttentionImpl calls it",
     attention=_prefill,
     support=functools.partial(_served, _SUPPORT),
     unavailable=lmdeploy_package.needs_block_pointers,

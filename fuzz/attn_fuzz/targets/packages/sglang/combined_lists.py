@@ -40,6 +40,6 @@ SGLANG_COMBINED_LISTS = lists_target(
     "sglang-combined-lists",
     _combine,
     ListInputs(holes=True, ragged=True, unowned=(0, 1, 3)),
-    description="combine_topk_swa_indices of SGLang 0.5.23",
+    description="combine_topk_swa_indices of SGLang",
     **SOURCES.fields(),
 )

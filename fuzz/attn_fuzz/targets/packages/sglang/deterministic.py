@@ -16,7 +16,8 @@ from attn_contract import Batch, Layer
 from attn_fuzz import foreign, properties
 from attn_fuzz.findings.sglang import DECODE as DECODE_FINDINGS
 from attn_fuzz.targets.packages.sglang import package as sglang_package
-from attn_fuzz.targets.packages.sglang.package import slots, window_slots
+from attn_fuzz.targets.packages.sglang.package import window_slots
+from attn_fuzz.targets.packages.slots import slots_of_requests
 from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.verdict.rounding import Rounding
 
@@ -41,7 +42,7 @@ def _extend(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
         if hasattr(module, "align_window_kv_to_tiles"):  # from 0.5.22 on
             indptr, indices = module.align_window_kv_to_tiles(indptr, indices, window_start, batch.num_requests)
             window_start = prefixes - indptr.diff()
-    _, own = slots(batch, prefixes, batch.seq_lens, page)
+    _, own = slots_of_requests(batch, batch.seq_lens, page, prefixes)
     unified_indptr, unified_indices, prefix_lens = module.build_unified_kv_indices(
         indptr, indices, batch.query_start_loc[:-1], query_lens, own, batch.num_requests
     )
@@ -77,7 +78,7 @@ def _decode(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> None:
 
 SGLANG_EXTEND_DETERMINISTIC = EXTEND.target(
     name="sglang-extend-deterministic",
-    description="the Triton extend attention of SGLang 0.5.23 in deterministic mode: also alone and in chunks, bit by bit",
+    description="the Triton extend attention of SGLang in deterministic mode: also alone and in chunks, bit by bit",
     attention=_extend,
     support=sglang_package.support(
         rules=("window", "logits_soft_cap", "sinks"),
@@ -89,7 +90,7 @@ SGLANG_EXTEND_DETERMINISTIC = EXTEND.target(
 )
 SGLANG_DECODE_DETERMINISTIC = DECODE.target(
     name="sglang-decode-deterministic",
-    description="the Triton decode attention of SGLang 0.5.23 in deterministic mode: each request also alone, bit by bit",
+    description="the Triton decode attention of SGLang in deterministic mode: each request also alone, bit by bit",
     attention=_decode,
     support=sglang_package.support(
         rules=("logits_soft_cap", "sinks"),

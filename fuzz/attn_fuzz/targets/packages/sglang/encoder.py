@@ -72,14 +72,14 @@ _SUPPORT = Support(
 )
 SGLANG_ENCODER_ATTENTION = EXTEND.target(
     name="sglang-encoder-attention",
-    description="the Triton extend attention of SGLang 0.5.23, as its triton backend calls it for encoder-only models",
+    description="the Triton extend attention of SGLang, as its triton backend calls it for encoder-only models",
     attention=_extend,
     support=_SUPPORT,
     rounding=Rounding(keys_per_tile=64),
 )
 SGLANG_VISION_ATTENTION = PREFILL.target(
     name="sglang-vision-attention",
-    description="the Triton prefill attention of SGLang 0.5.23, as its vision models call it",
+    description="the Triton prefill attention of SGLang, as its vision models call it",
     attention=_vision,
     support=dataclasses.replace(_SUPPORT, attn_types=(AttentionType.ENCODER,), rules=()),
     rounding=Rounding(keys_per_tile=64, normalizes_first=True),

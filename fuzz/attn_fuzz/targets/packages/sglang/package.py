@@ -1,4 +1,4 @@
-"""Shared by the targets of SGLang's Triton kernels: their modules, the slots of keys, and its engine.
+"""Shared by the targets of SGLang's Triton kernels: their modules, calls that they share, and its engine.
 
 The lines that are cited are those of the wheel of SGLang 0.5.23; those without a file are of
 srt/layers/attention/triton_backend.py. `ATTN_PARITY_SGLANG=FOLDER` takes the sources of another release.
@@ -7,15 +7,16 @@ srt/layers/attention/triton_backend.py. `ATTN_PARITY_SGLANG=FOLDER` takes the so
 import functools
 import logging
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import foreign
-from attn_fuzz.targets.engine import Engine
+from attn_fuzz.foreign.loading import Stubs
+from attn_fuzz.targets.engine import GIVES_KEYS, Engine
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.packages import SGLANG
 from attn_fuzz.targets.packages.declaring import Sources
+from attn_fuzz.targets.packages.slots import slots_of_requests
 from attn_fuzz.targets.support import Support
 
 HEAD_SIZES = (32, 64, 80, 96, 128)
@@ -36,9 +37,7 @@ ENGINE = Engine(
     padding=(0,),
     num_layers=(1,),
     other_views=False,
-    writes=(True,),
-    unwritten=False,
-    saturated=False,
+    **GIVES_KEYS,
     flat_out=(True,),
     dense_out=(True,),
     unowned_rows=(0,),
@@ -51,7 +50,7 @@ A window of one token has a `sliding_window_size` of 0, and no slots (905, 1090)
 logging.getLogger("sglang").setLevel(logging.WARNING)
 
 
-def stubs() -> dict[str, dict[str, Any]]:
+def stubs() -> Stubs:
     flag = SimpleNamespace(get=lambda: False)
     no = ("is_cuda", "is_hip", "is_gfx95_supported", "is_gfx1250_supported")
     return {
@@ -66,25 +65,14 @@ def ops(*names: str) -> Sources:
 
 
 def window_slots(batch: Batch, end: torch.Tensor, size: int, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`slots` of the last `size` of each request's keys [0, end) (2869-2879); of all of them if `size` is negative."""
+    """`slots_of_requests` of the last `size` of each request's keys [0, end) (2869-2879); of all if `size` is negative."""
     lengths = end if size < 0 else end.clamp(max=size)
-    return slots(batch, end - lengths, end, block_size)
+    return slots_of_requests(batch, end, block_size, end - lengths)
 
 
 def is_decode(query_lens: list[int]) -> bool:
     """True if a step is a decode: it has one query for each request. Any other step is an extend."""
     return all(length == 1 for length in query_lens)
-
-
-def slots(batch: Batch, first: torch.Tensor, end: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """kv_indptr [R + 1] int32 and kv_indices int64: the slots of each request's keys [first, end) (525-535)."""
-    assert batch.block_table is not None
-    found = []
-    for table, low, high in zip(batch.block_table, first.tolist(), end.tolist(), strict=True):
-        position = torch.arange(low, high, device=table.device)
-        found.append(table[position // block_size].long() * block_size + position % block_size)
-    indptr = torch.nn.functional.pad((end - first).cumsum(0), (1, 0)).to(torch.int32)
-    return indptr, torch.cat(found)
 
 
 def extend_arguments(

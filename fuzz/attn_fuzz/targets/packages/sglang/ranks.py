@@ -59,12 +59,12 @@ _target = functools.partial(rank_merges.rank_target, **SOURCES.fields())
 SGLANG_DCP_REDUCE_SCATTER = _target(
     "sglang-dcp-reduce-scatter",
     rank_merges.over_ranks(_corrected, (2, 4, 8)),
-    description="correct_attn_out of SGLang 0.5.23 (decode context parallelism): the reference attends on each rank",
+    description="correct_attn_out of SGLang (decode context parallelism): the reference attends on each rank",
     findings=sglang.DCP_REDUCE_SCATTER,
 )
 SGLANG_DCP_ALL_TO_ALL = _target(
     "sglang-dcp-all-to-all",
     rank_merges.over_ranks(_packed, (2, 3, 4, 5, 8)),
     without=("sinks", "lse"),
-    description="pack and combine of SGLang 0.5.23 (decode context parallelism): the reference attends on each rank",
+    description="pack and combine of SGLang (decode context parallelism): the reference attends on each rank",
 )

@@ -100,14 +100,14 @@ _target = functools.partial(
 SGLANG_SPARSE_MLA = _target(
     _attend,
     name="sglang-sparse-mla",
-    description="the fused and the split Triton sparse MLA of SGLang 0.5.23",
+    description="the fused and the split Triton sparse MLA of SGLang",
     rounding=Rounding(keys_per_tile=TILE, splits=max(SPLITS), merged_parts=2),
     **SPARSE.fields(),
 )
 SGLANG_SPARSE_MLA_PREFILL = _target(
     _prefill,
     name="sglang-sparse-mla-prefill",
-    description="sparse_mla_prefill of SGLang 0.5.23, also over the union of adjacent rows",
+    description="sparse_mla_prefill of SGLang, also over the union of adjacent rows",
     rounding=Rounding(keys_per_tile=TILE),
     **PREFILL.fields(),
 )

@@ -10,7 +10,8 @@ import torch
 from attn_contract import Batch, Layer
 from attn_fuzz import foreign
 from attn_fuzz.targets.packages.sglang import package as sglang_package
-from attn_fuzz.targets.packages.sglang.package import extend_arguments, slots
+from attn_fuzz.targets.packages.sglang.package import extend_arguments
+from attn_fuzz.targets.packages.slots import slots_of_requests
 from attn_fuzz.verdict.rounding import Rounding
 
 SOURCES = sglang_package.ops("extend_attention", "score_mod")
@@ -23,7 +24,7 @@ def _attention(q, k, v, kv_cache, layer: Layer, batch: Batch, *, out, lse) -> No
     prefixes = batch.seq_lens - drafts
     arguments = extend_arguments(
         *(q, k, v, out.view(q.shape), k_cache, v_cache, batch),
-        *slots(batch, torch.zeros_like(prefixes), prefixes, k_cache.shape[1]),
+        *slots_of_requests(batch, prefixes, k_cache.shape[1]),
     )[:-3]
     none = q.new_zeros((drafts, drafts), dtype=torch.float32)
     bias = none if batch.qq_bias is None else batch.qq_bias[:drafts, :drafts]
@@ -54,7 +55,7 @@ def _by_distance(bias: torch.Tensor) -> torch.Tensor:
 
 SGLANG_VERIFY_TREE = SOURCES.target(
     name="sglang-verify-tree",
-    description="the Triton extend attention of SGLang 0.5.23, as its triton backend verifies a tree of drafts",
+    description="the Triton extend attention of SGLang, as its triton backend verifies a tree of drafts",
     attention=_attention,
     support=sglang_package.support(
         rules=("qq_bias", "logits_soft_cap", "sinks"),

@@ -78,7 +78,7 @@ def _events(step: Step) -> Iterable[str]:
 
 SGLANG_TRITON = SOURCES.target(
     name="sglang-triton",
-    description="the Triton decode and extend attention of SGLang 0.5.23, as its triton backend calls them",
+    description="the Triton decode and extend attention of SGLang, as its triton backend calls them",
     attention=_attention,
     support=sglang_package.support(rules=("window", "logits_soft_cap", "sinks")),
     rounding=Rounding(keys_per_tile=64, splits=MAX_KV_SPLITS),

@@ -74,7 +74,7 @@ def _padded(slots: torch.Tensor, rng: random.Random) -> tuple[torch.Tensor, torc
 SGLANG_TWO_CACHES = selection_target(
     _attend,
     name="sglang-two-caches",
-    description="triton_fp8_attention_fwd of SGLang 0.5.23, over two caches of 584 bytes a slot",
+    description="triton_fp8_attention_fwd of SGLang, over two caches of 584 bytes a slot",
     support={**ENTRIES, "latent": LatentSizes(widths=((512, 0),), group_sizes=(16, 128, 12, 64), block_sizes=(16, 4, 64))},
     rounding=Rounding(keys_per_tile=32, splits=8),
     **SOURCES.fields(),

@@ -141,7 +141,7 @@ def _entries(pool: _Pool, request: torch.Tensor, before: torch.Tensor, rng: rand
 
 SGLANG_UNIFIED_DECODE = SOURCES.target(
     name="sglang-unified-decode",
-    description="the Triton decode of SGLang 0.5.23 over one pool of a window and entries",
+    description="the Triton decode of SGLang over one pool of a window and entries",
     attention=functools.partial(_attention, attend=_decode),
     support=latent_support(
         rules=("head_size_v", "window", "sinks"),
@@ -156,7 +156,7 @@ SGLANG_UNIFIED_DECODE = SOURCES.target(
 SGLANG_UNIFIED_PREFILL = dataclasses.replace(
     SGLANG_UNIFIED_DECODE,
     name="sglang-unified-prefill",
-    description="the Triton prefill of SGLang 0.5.23 over one pool of a window and entries, and over the step's own rows",
+    description="the Triton prefill of SGLang over one pool of a window and entries, and over the step's own rows",
     attention=functools.partial(_attention, attend=_prefill),
     support=lambda device: dataclasses.replace(SGLANG_UNIFIED_DECODE.support(device), max_tokens=24),
 )

@@ -7,12 +7,12 @@ prefix from the cache and the drafts from k and v. Its parts are memory of torch
 
 import dataclasses
 
-import torch
 from attn_fuzz import foreign
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.findings.sglang import VERIFY
 from attn_fuzz.targets.packages.sglang import package as sglang_package
-from attn_fuzz.targets.packages.sglang.package import extend_arguments, slots
+from attn_fuzz.targets.packages.sglang.package import extend_arguments
+from attn_fuzz.targets.packages.slots import slots_of_requests
 from attn_fuzz.verdict.rounding import Rounding
 
 SOURCES = sglang_package.ops("verify_splitkv")
@@ -24,7 +24,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     rows = int(batch.query_start_loc[-1])
     drafts = rows // batch.num_requests
     prefixes = batch.seq_lens - drafts
-    indptr, indices = slots(batch, torch.zeros_like(prefixes), prefixes, k_cache.shape[1])
+    indptr, indices = slots_of_requests(batch, prefixes, k_cache.shape[1])
     ran = module.verify_splitkv_fwd(
         *extend_arguments(q, k, v, out.view(q.shape), k_cache, v_cache, batch, indptr, indices),
         drafts,
@@ -48,7 +48,7 @@ def _forget() -> None:
 
 SGLANG_VERIFY_SPLITKV = SOURCES.target(
     name="sglang-verify-splitkv",
-    description="the Triton verify_splitkv_fwd of SGLang 0.5.23, as its triton backend calls it for drafts on gfx950",
+    description="the Triton verify_splitkv_fwd of SGLang, as its triton backend calls it for drafts on gfx950",
     attention=_attention,
     support=sglang_package.support(
         engine=dataclasses.replace(sglang_package.ENGINE, query_lens=("equal",), prompts=False),

@@ -59,7 +59,7 @@ def _target(name: str, file: str, inputs: ListInputs) -> Any:
         name,
         functools.partial(_combine, sources=sources),
         inputs,
-        description=f"combine_topk_swa_indices of vLLM 0.33.0 ({file}.py)",
+        description=f"combine_topk_swa_indices of vLLM ({file}.py)",
         **sources.fields(),
     )
 

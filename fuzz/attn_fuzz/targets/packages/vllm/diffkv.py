@@ -62,7 +62,7 @@ def _events(step: Step) -> Iterable[str]:
 
 VLLM_DIFFKV = ON_ROCM.target(
     name="vllm-diffkv",
-    description="unified_attention_diffkv of vLLM 0.33.0 and its cache write, as TRITON_ATTN_DIFFKV calls them",
+    description="unified_attention_diffkv of vLLM and its cache write, as TRITON_ATTN_DIFFKV calls them",
     attention=_attention,
     write_kv_cache=_write_kv_cache,
     support=vllm_package.support(

@@ -35,7 +35,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 VLLM_ENCODER_ATTENTION = SOURCES.target(
     name="vllm-encoder-attention",
-    description="the triton_prefill_attention of vLLM 0.33.0, as its TRITON_ATTN calls it for encoders",
+    description="the triton_prefill_attention of vLLM, as its TRITON_ATTN calls it for encoders",
     attention=_attention,
     support=Support(
         attn_types=(AttentionType.ENCODER, AttentionType.ENCODER_ONLY),

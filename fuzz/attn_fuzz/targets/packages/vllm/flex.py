@@ -23,8 +23,9 @@ from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_fuzz import foreign
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.findings.vllm import FLEX
-from attn_fuzz.targets.engine import VLLM
-from attn_fuzz.targets.packages.vllm.package import REQUIREMENT
+from attn_fuzz.foreign.loading import Stubs
+from attn_fuzz.targets import engine
+from attn_fuzz.targets.packages import VLLM
 from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Target
@@ -39,7 +40,7 @@ class _Builder(Generic[_Metadata]):
     pass
 
 
-def _stubs() -> dict[str, dict[str, Any]]:
+def _stubs() -> Stubs:
     kinds = SimpleNamespace(DECODER="decoder", ENCODER_ONLY="encoder_only")
     backend = {
         **dict.fromkeys(("AttentionBackend", "AttentionImpl", "CommonAttentionMetadata"), object),
@@ -197,7 +198,7 @@ def _support(device: str) -> Support:
         rules=("non_causal", "window", "bidirectional_ranges", "ranges_clamped"),
         head_sizes=(32, 64, 80, 96, 128),
         block_sizes=(16, 32, 64),
-        engine=dataclasses.replace(VLLM, unowned_rows=(0,)),
+        engine=dataclasses.replace(engine.VLLM, unowned_rows=(0,)),
         tile_sizes=(16, 32),
         max_tokens=96,
         max_seq_len=256,
@@ -205,12 +206,12 @@ def _support(device: str) -> Support:
 
 
 def _unavailable(device: str) -> str | None:
-    return "it checks masks, on a CPU" if device != "cpu" else foreign.missing("vllm", (FILE,), REQUIREMENT)
+    return "it checks masks, on a CPU" if device != "cpu" else VLLM.missing((FILE,))
 
 
 VLLM_FLEX_MASKS = Target(
     name="vllm-flex-masks",
-    description="the keys that vLLM 0.33.0's FLEX_ATTENTION lets each query see, with a softmax over them",
+    description="the keys that vLLM's FLEX_ATTENTION lets each query see, with a softmax over them",
     attention=_attention,
     support=_support,
     rounding=lambda device: Rounding(keys_per_tile=1024, dot_is_chained=False),

@@ -81,7 +81,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse, sources: Sources) -
 
 VLLM_MINIMAX_M3 = OF_COMMON.target(
     name="vllm-minimax-m3",
-    description="minimax_m3_sparse_attn and minimax_m3_sparse_attn_decode of vLLM 0.33.0",
+    description="minimax_m3_sparse_attn and minimax_m3_sparse_attn_decode of vLLM",
     attention=functools.partial(_attention, sources=OF_COMMON),
     support=vllm_package.support(
         dtypes=("bfloat16",),
@@ -100,7 +100,7 @@ VLLM_MINIMAX_M3 = OF_COMMON.target(
 VLLM_MINIMAX_M3_ROCM = dataclasses.replace(
     VLLM_MINIMAX_M3,
     name="vllm-minimax-m3-rocm",
-    description="minimax_m3_sparse_attn of vLLM 0.33.0 for ROCm, and minimax_m3_sparse_attn_decode",
+    description="minimax_m3_sparse_attn of vLLM for ROCm, and minimax_m3_sparse_attn_decode",
     attention=functools.partial(_attention, sources=OF_ROCM),
     rounding=lambda device: dataclasses.replace(VLLM_MINIMAX_M3.rounding(device), keys_per_tile=SUB_BLOCK),
     **OF_ROCM.fields(),

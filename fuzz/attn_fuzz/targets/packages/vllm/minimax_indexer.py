@@ -88,7 +88,7 @@ def _target(name: str, sources: Sources, functions: Any, engine: Any, words: str
         name,
         functions,
         TERMS,
-        description=f"{words} of vLLM 0.33.0 ({sources.files()[0]})",
+        description=f"{words} of vLLM ({sources.files()[0]})",
         engine=engine,
         group_sizes=(1,),
         head_sizes=(128, 32),

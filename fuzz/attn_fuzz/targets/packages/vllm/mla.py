@@ -60,7 +60,7 @@ _SUPPORT = latent_support(
 )
 VLLM_TRITON_MLA = SOURCES.target(
     name="vllm-triton-mla",
-    description="decode_attention_fwd of vLLM 0.33.0, as TRITON_MLA calls it",
+    description="decode_attention_fwd of vLLM, as TRITON_MLA calls it",
     attention=_attention,
     support=_SUPPORT,
     rounding=Rounding(keys_per_tile=32, splits=max(SPLITS), rounds_dequantized=True),

@@ -8,18 +8,16 @@ import enum
 import functools
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import torch
 from attn_contract import AttentionType, Layer
 from attn_fuzz import foreign
-from attn_fuzz.foreign.loading import Stubs
+from attn_fuzz.foreign.loading import Stubs, nothing
 from attn_fuzz.targets import engine
 from attn_fuzz.targets.packages import VLLM
 from attn_fuzz.targets.packages.declaring import Sources, as_they_are
 from attn_fuzz.targets.support import Support
 
-REQUIREMENT = VLLM.requirement
 FP8 = torch.float8_e4m3fn
 """`current_platform.fp8_dtype()` on CUDA, gfx950 and gfx12."""
 OPS = "v1/attention/ops/"
@@ -35,11 +33,7 @@ class KVQuantMode(enum.IntEnum):
     INT4_PER_TOKEN_HEAD = 4
 
 
-def _silent(*message: object) -> None:
-    pass
-
-
-def stubs(is_rocm: bool) -> dict[str, dict[str, Any]]:
+def stubs(is_rocm: bool) -> Stubs:
     import triton
     import triton.language as tl
 
@@ -63,7 +57,7 @@ def stubs(is_rocm: bool) -> dict[str, dict[str, Any]]:
     return {
         "vllm.envs": {"VLLM_BATCH_INVARIANT": False},
         "vllm._custom_ops": {},
-        "vllm.logger": {"init_logger": lambda name: SimpleNamespace(debug_once=_silent, warning_once=_silent)},
+        "vllm.logger": {"init_logger": lambda name: SimpleNamespace(debug_once=nothing, warning_once=nothing)},
         "vllm.platforms": {"current_platform": platform},
         "vllm.platforms.rocm": rocm,
         "vllm.triton_utils": {"tl": tl, "triton": triton},

@@ -46,7 +46,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 
 VLLM_QSA = SOURCES.target(
     name="vllm-qsa",
-    description="qsa_sparse_paged_attention of vLLM 0.33.0 for ROCm",
+    description="qsa_sparse_paged_attention of vLLM for ROCm",
     attention=_attention,
     support=Support(
         attn_types=(AttentionType.DECODER,),

@@ -137,13 +137,13 @@ VLLM_DCP_REDUCE_SCATTER = rank_merges.rank_target(
     rank_merges.over_ranks(_corrected, (2, 4, 8), narrow_lses=True),
     merged_parts=3,  # the share of a rank is rounded once more
     unavailable=_unavailable,
-    description="correct_attn_out of vLLM 0.33.0 (decode context parallelism): the reference attends on each rank",
+    description="correct_attn_out of vLLM (decode context parallelism): the reference attends on each rank",
     findings=vllm.DCP_REDUCE_SCATTER,
 )
 VLLM_DCP_ALL_TO_ALL = rank_merges.rank_target(
     "vllm-dcp-all-to-all",
     rank_merges.over_ranks(_packed, (2, 3, 4, 5, 8), has_lengths=True, narrow_lses=True),
     unavailable=_unavailable,
-    description="pack and unpack kernels of vLLM 0.33.0 (decode context parallelism): the reference attends on each rank",
+    description="pack and unpack kernels of vLLM (decode context parallelism): the reference attends on each rank",
     findings=vllm.DCP_ALL_TO_ALL,
 )

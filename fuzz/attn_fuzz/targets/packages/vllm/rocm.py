@@ -52,7 +52,7 @@ def _events(step: Step) -> Iterable[str]:
 
 VLLM_ROCM_ATTENTION = SOURCES.target(
     name="vllm-rocm-attention",
-    description="the Triton chunked_prefill_paged_decode of vLLM 0.33.0, as its ROCM_ATTN calls it",
+    description="the Triton chunked_prefill_paged_decode of vLLM, as its ROCM_ATTN calls it",
     attention=_attention,
     support=_SUPPORT,
     rounding=Rounding(keys_per_tile=128, rounds_dequantized=True),

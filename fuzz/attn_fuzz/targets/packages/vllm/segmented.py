@@ -52,7 +52,7 @@ def _events(step: Step) -> Iterable[str]:
 
 VLLM_SEGMENTED_ATTENTION = SOURCES.target(
     name="vllm-segmented-attention",
-    description="the Triton segmented attention of vLLM 0.33.0, as its ROCM_SEGMENTED_ATTN calls it on RDNA",
+    description="the Triton segmented attention of vLLM, as its ROCM_SEGMENTED_ATTN calls it on RDNA",
     attention=_attention,
     support=vllm_package.support(
         layouts=(Layout.BLOCKS_FIRST_NHD, Layout.KV_FIRST_NHD),

@@ -124,7 +124,7 @@ def _target(name: str, attention, sources: tuple[Sources, ...], units: tuple[int
     return judged_target(
         name,
         attention,
-        description=f"{description} of vLLM 0.33.0",
+        description=f"{description} of vLLM",
         engine=index_engine(selection_units=units, more_queries_than_keys=False, **selections),
         group_sizes=(1,),
         unavailable=lambda device: next(filter(None, (each.unavailable(device) for each in sources)), None),

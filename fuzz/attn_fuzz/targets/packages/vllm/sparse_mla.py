@@ -6,10 +6,10 @@ other; -1 may stand anywhere (:230-244). A row of padding has none, and its outp
 """
 
 from types import SimpleNamespace
-from typing import Any
 
 from attn_fuzz import foreign
 from attn_fuzz.findings.vllm import SPARSE_MLA
+from attn_fuzz.foreign.loading import Stubs, nothing
 from attn_fuzz.targets.packages import VLLM
 from attn_fuzz.targets.packages.declaring import Sources
 from attn_fuzz.targets.packages.latent_rows import ragged, selection_target
@@ -20,11 +20,7 @@ from attn_fuzz.verdict.rounding import Rounding
 SPLITS = (1, 2, 3, 8)
 
 
-def _nothing(*arguments: object, **options: object) -> None:
-    pass
-
-
-def stubs() -> dict[str, dict[str, Any]]:
+def stubs() -> Stubs:
     common = vllm_package.stubs(is_rocm=True)
     common["vllm.platforms.rocm"] |= {"_ON_GFX942": True, "_ON_GFX950": False}
     return {
@@ -32,7 +28,7 @@ def stubs() -> dict[str, dict[str, Any]]:
         "vllm.compilation.breakable_cudagraph": {"eager_break_during_capture": lambda function: function},
         "vllm.config": {"CUDAGraphMode": None, "get_current_vllm_config": None},
         "vllm.forward_context": {"get_forward_context": None},
-        "vllm.utils.torch_utils": {"LayerNameType": str, "direct_register_custom_op": _nothing},
+        "vllm.utils.torch_utils": {"LayerNameType": str, "direct_register_custom_op": nothing},
         "vllm.v1.attention.backends.mla.indexer": {"DeepseekV32IndexerMetadata": SimpleNamespace},
         "vllm.v1.attention.ops.common": {"pack_seq_triton": None, "unpack_seq_triton": None},
     }
@@ -67,7 +63,7 @@ def _attend(q, slots, kv_cache, layer, out, rng) -> None:
 VLLM_SPARSE_MLA = selection_target(
     _attend,
     name="vllm-sparse-mla",
-    description="rocm_sparse_attn_prefill and rocm_sparse_attn_decode_bf16 of vLLM 0.33.0",
+    description="rocm_sparse_attn_prefill and rocm_sparse_attn_decode_bf16 of vLLM",
     support={
         "rules": ("sinks",),
         "latent": LatentSizes(widths=((128, 0), (512, 0), (128, 32)), group_sizes=(16, 12, 128), block_sizes=(16, 1, 64)),

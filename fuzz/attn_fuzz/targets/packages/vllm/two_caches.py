@@ -46,7 +46,7 @@ def _attend(q, slots, kv_cache, layer, out, rng) -> None:
 VLLM_TWO_CACHES = selection_target(
     _attend,
     name="vllm-two-caches",
-    description="rocm_sparse_attn_decode of vLLM 0.33.0, over two caches of 584 bytes a slot",
+    description="rocm_sparse_attn_decode of vLLM, over two caches of 584 bytes a slot",
     support=ENTRIES,
     rounding=Rounding(keys_per_tile=32, splits=16),
     **vllm_sparse_mla.SOURCES.fields(),

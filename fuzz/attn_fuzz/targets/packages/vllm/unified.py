@@ -30,7 +30,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.errors import LimitError
 from attn_fuzz.findings.vllm import UNIFIED_ATTENTION
-from attn_fuzz.targets.backends.supports import beyond_vllm_queries
+from attn_fuzz.targets.backends.plain import beyond_vllm_queries
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
 from attn_fuzz.targets.packages.vllm import package as vllm_package
@@ -150,7 +150,7 @@ ROUNDING = Rounding(
 
 VLLM_UNIFIED_ATTENTION = SOURCES.target(
     name="vllm-unified-attention",
-    description="the Triton unified_attention of vLLM 0.33.0, as its TRITON_ATTN calls it",
+    description="the Triton unified_attention of vLLM, as its TRITON_ATTN calls it",
     attention=_attention,
     support=vllm_package.support(
         attn_types=(AttentionType.DECODER, AttentionType.ENCODER_DECODER),

@@ -155,9 +155,9 @@ _SUPPORT = vllm_package.support(
     max_tokens=64,
     max_seq_len=128,
 )
-VLLM_WRITE = Target(
+VLLM_RESHAPE_AND_CACHE = Target(
     name="vllm-reshape-and-cache",
-    description="the triton_reshape_and_cache_flash of vLLM 0.33.0 and its sibling for scales of tokens; the reference attends",
+    description="the triton_reshape_and_cache_flash of vLLM and its sibling for scales of tokens; the reference attends",
     attention=_attention,
     write_kv_cache=_write_kv_cache,
     support=lambda device: _SUPPORT,

@@ -5,7 +5,6 @@
 
 import functools
 from collections.abc import Iterable
-from types import ModuleType
 from typing import TYPE_CHECKING, get_args
 
 import torch
@@ -14,13 +13,14 @@ from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case, Float8
 from attn_fuzz.cases.poison import DTYPES
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.findings.aiter.unified import SPLIT_KEYS, UNIFIED_ATTENTION
 from attn_fuzz.interpreted.aiter import ARCHITECTURE, COMPUTE_UNITS
 from attn_fuzz.interpreted.numbers import missing_e4m3fnuz
+from attn_fuzz.targets.packages.aiter.package import ops
 from attn_fuzz.targets.packages.declaring import SHARES_A_QUERY
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Target
-from attn_fuzz.targets.triton import triton_unavailable
 from attn_fuzz.verdict.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -148,13 +148,6 @@ def _unavailable(device: str) -> str | None:
     return features_of(readable_aiter() if device == "cpu" else import_aiter())["unified"]
 
 
-@functools.cache
-def _modules() -> list[ModuleType]:
-    from attn_fuzz.targets.packages.aiter import package as aiter_package
-
-    return aiter_package.ops("unified_attention").load()
-
-
 AITER_UNIFIED_ATTENTION = Target(
     name="aiter-unified-attention",
     description="the Triton unified_attention of the installed AITER",
@@ -165,6 +158,6 @@ AITER_UNIFIED_ATTENTION = Target(
     events=_events,
     repeats=True,
     findings=UNIFIED_ATTENTION,
-    modules=_modules,
+    modules=ops("unified_attention").load,
     races=SHARES_A_QUERY,
 )
