@@ -88,7 +88,7 @@ def run(
     values = [places[name] for name in names]
     if whole:
         values = [sum(_encoded(value, at) << 8 * offset for offset, value in zip(own, values, strict=True))]
-    inputs = inputs._replace(arguments=values, parts=emulation.EVERYTHING)
+    inputs = inputs._replace(arguments=values, permitted=emulation.EVERYTHING)
     _, report = emulation.run(code.program, inputs, lds_bytes=0, schedules=schedules, hazards=hazards)
     return report
 
