@@ -31,7 +31,7 @@ PARTS, FEW_FAMILIES = 3, 128
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Worker(Protocol):
+class WorkerProtocol(Protocol):
     """Runs one plan after another; see `attn_fuzz.run.processes.workers.Worker`."""
 
     def run(self, plan: FuzzPlan) -> None: ...
@@ -39,10 +39,10 @@ class Worker(Protocol):
     def acknowledge(self) -> None: ...
 
 
-W = TypeVar("W", bound=Worker)
+W = TypeVar("W", bound=WorkerProtocol)
 
 
-class Workers(Protocol[W]):
+class WorkersProtocol(Protocol[W]):
     """Starts workers and waits for them; see `attn_fuzz.run.processes.workers.Workers`.
 
     Attributes:
@@ -124,7 +124,7 @@ def run(
     stop_at_failure: bool,
     report: Callable[[int, Progress], None] = lambda index, progress: None,
     ended: Callable[[int, Progress], None] = lambda index, progress: None,
-    place: Callable[[Sequence[FuzzPlan]], AbstractContextManager[Workers[W]]] = here,
+    place: Callable[[Sequence[FuzzPlan]], AbstractContextManager[WorkersProtocol[W]]] = here,
 ) -> Outcome:
     """Run every plan on one of the workers. If a worker dies, for example because memory is short, its plan is run again.
 
@@ -210,7 +210,7 @@ class _Pool(Generic[W]):
     outcome: Outcome
     report: Callable[[int, Progress], None]
     ended: Callable[[int, Progress], None]
-    workers: Workers[W]
+    workers: WorkersProtocol[W]
     waiting: list[int]
     idle: list[W] = field(default_factory=list)
     busy: dict[W, int] = field(default_factory=dict)

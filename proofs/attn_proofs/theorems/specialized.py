@@ -27,7 +27,7 @@ R, T, J, M, Y, D = integers("r t j m y d")
 
 
 @dataclass(frozen=True)
-class Scene:
+class SpecializedScene:
     """The kernel in the program of the tile of query T of request R."""
 
     extraction: Extraction
@@ -58,11 +58,11 @@ class Scene:
         return list(self.extraction.local(NAME, "first_key").path)
 
 
-def _scenes(sources: Sources, **arbitrary: Any) -> Iterator[Scene]:
+def _scenes(sources: Sources, **arbitrary: Any) -> Iterator[SpecializedScene]:
     for block_size in BLOCK_SIZES:
         key = "specialized", block_size, *arbitrary
         if key not in sources.scenes:
-            sources.scenes[key] = Scene(_executed(sources, block_size, arbitrary), block_size)
+            sources.scenes[key] = SpecializedScene(_executed(sources, block_size, arbitrary), block_size)
         yield sources.scenes[key]
 
 
@@ -108,7 +108,7 @@ def _shown(sources: Sources) -> Iterator[Claim]:
         yield scene.claim("a logit", lanes, after.at(m, Y) == expected)
 
 
-def _reads(sources: Sources) -> Iterator[tuple[str, Scene, Access, Any, list[Any]]]:
+def _reads(sources: Sources) -> Iterator[tuple[str, SpecializedScene, Access, Any, list[Any]]]:
     """A lane of each load of K and V, from any block: its name, scene and access, its key, and what holds of it."""
     for scene in _scenes(sources, block=symbol("block", "int32")):
         for name, access in zip("KV", (load for load in scene.extraction.loads if load.pointer.name == "k_ptr"), strict=True):

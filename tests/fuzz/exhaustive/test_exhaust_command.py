@@ -15,22 +15,22 @@ import torch
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.dimensions import Setting
 from attn_fuzz.exhaustive import ledger, run, scope
-from attn_fuzz.exhaustive.scope import Choice, Part, Scope
+from attn_fuzz.exhaustive.scope import Scope, ScopeChoice, ScopePart
 
 from tests.support.mostly_nightly import mostly_nightly
 
-WINDOW = Choice("window", tuple(Setting({"window": (edge, -1)}, {}) for edge in (0, 2)))
-ALONE = Part(
+WINDOW = ScopeChoice("window", tuple(Setting({"window": (edge, -1)}, {}) for edge in (0, 2)))
+ALONE = ScopePart(
     what="one request",
     num_requests=1,
     query_lens=(1, 2),
     seq_lens=(0, 1, 3, 4),
     block_sizes=(2,),
-    choices=(WINDOW, Choice("sinks", (Setting({"sinks": "near"}, {}),))),
+    choices=(WINDOW, ScopeChoice("sinks", (Setting({"sinks": "near"}, {}),))),
     pairs=True,
     packed=True,
 )
-PAIR = Part(what="two requests", num_requests=2, query_lens=(1,), seq_lens=(1, 2), block_sizes=(2,), choices=())
+PAIR = ScopePart(what="two requests", num_requests=2, query_lens=(1,), seq_lens=(1, 2), block_sizes=(2,), choices=())
 NUM_CALLS = 6 * 8 + 4
 
 
