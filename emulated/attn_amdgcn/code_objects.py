@@ -174,17 +174,17 @@ def _lines(file: str, name: str, architecture: str) -> Iterator[tuple[str, int, 
     further: dict[int, tuple[str, str]] = {}
     if reads != architecture:
         said, further = _read_further(file, said, reads)
-    inside, behind = False, 0
+    inside, end = False, 0
     for line in said.splitlines():
         if found := _SYMBOL.fullmatch(line):
             inside = found[2] == name or (inside and _is_label(found[2]))
         elif inside and (found := _LINE.match(line)):
             code, address, words = found[1], int(found[2], 16), found[3].strip()
-            if address < behind:
+            if address < end:
                 continue
             if address in further:
                 code, words = further[address]
-                behind = address + 4 * len(words.split())
+                end = address + 4 * len(words.split())
             if code.startswith(".long"):
                 known = f", which LLVM {version} reads as {reads}" if reads != architecture else ""
                 raise ToolError(f"{file}: address {address:#x}: LLVM {version} does not know {words} of {architecture}{known}")
@@ -208,9 +208,9 @@ def _read_further(file: str, said: str, reads: str) -> tuple[str, dict[int, tupl
     content = bytearray(Path(file).read_bytes())
     begin, offset = _section(file, ".text")
     while True:
-        behind, before = 0, len(further)
+        end, before = 0, len(further)
         for line in said.splitlines():
-            if not (found := _LINE.match(line)) or not found[1].startswith(".long") or int(found[2], 16) < behind:
+            if not (found := _LINE.match(line)) or not found[1].startswith(".long") or int(found[2], 16) < end:
                 continue
             address = int(found[2], 16)
             place = address - begin + offset
@@ -220,7 +220,7 @@ def _read_further(file: str, said: str, reads: str) -> tuple[str, dict[int, tupl
             text, size = one
             further[address] = text, " ".join(f"{word:08X}" for word in (first, second)[:size])
             content[place : place + 4 * size] = NOP.to_bytes(4, "little") * size
-            behind = address + 4 * size + 8  # LLVM may have lost its place
+            end = address + 4 * size + 8  # LLVM may have lost its place
         if len(further) == before:
             return said, further
         with tempfile.NamedTemporaryFile(suffix=".co") as copy:

@@ -32,18 +32,18 @@ def shifted_keys(step: Step, call_target: CallTarget, error: ErrorBound) -> str 
     heads, channels = (torch.arange(size, device=k.device) for size in k.shape[1:])
     shift = spacing * (1 + (heads[:, None] * 3 + channels * 5) % (LEVELS // 2))
     coarse = torch.round(k.double() / spacing) * spacing
-    here, there = (
+    plain, shifted = (
         variant(step, call_target, **with_rows(step, k=torch.where(is_key, keys, k.double()).to(k.dtype)))
         for keys in (coarse, coarse + shift)
     )
-    allowed = error(here) + error(there)
-    expected = Outputs.read(here)
+    allowed = error(plain) + error(shifted)
+    expected = Outputs.read(plain)
     if expected.lse is not None:
         q = step.q[: len(expected.lse)].double().unflatten(1, (layer.num_kv_heads, -1))
         expected = dataclasses.replace(
             expected, lse=expected.lse + layer.scale * torch.einsum("qngd,nd->qng", q, shift).flatten(1)
         )
-    return close(expected, Outputs.read(there), allowed)
+    return close(expected, Outputs.read(shifted), allowed)
 
 
 @relation(

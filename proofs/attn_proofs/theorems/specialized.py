@@ -129,12 +129,12 @@ def _read(sources: Sources) -> Iterator[Claim]:
             yield scene.claim("the row of a key", lane, of_k == in_block)
         row = of_k + (z3.Int("rows_to_v") if name == "V" else 0)
         # the contract's: rows of keys are rows of the cache
-        there = [key < scene.value("end_key").term, row >= 0, row < z3.Int("num_rows")]
+        in_cache = [key < scene.value("end_key").term, row >= 0, row < z3.Int("num_rows")]
         goal = z3.And(is_read, address == times(row, z3.Int("stride_kv_row")) + of_head + D)
-        yield scene.claim(f"a row of {name}", [*lane, *there], goal)
+        yield scene.claim(f"a row of {name}", [*lane, *in_cache], goal)
 
 
-def _nothing_behind(sources: Sources) -> Iterator[Claim]:
+def _nothing_past_the_keys(sources: Sources) -> Iterator[Claim]:
     for name, scene, access, key, lane in _reads(sources):
         ends = z3.And(key < scene.value("end_key").term, key < LENS(R))
         # a run shows what is read after all keys of the request
@@ -188,7 +188,7 @@ THEOREMS = (
     ),
     Theorem(
         "specialized.nothing-behind", "No row of K and V is read after the last key that a query of the tile sees.",
-            _nothing_behind,
+            _nothing_past_the_keys,
         f"{KERNEL}.load_rows", "first_key + BLOCK_N - end_key", "first_key + BLOCK_N - end_key - 1", _case,
     ),
     Theorem(
