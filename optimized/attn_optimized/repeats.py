@@ -181,7 +181,7 @@ def _on_meta(value: Any) -> Any:
 
 
 def _places(call: KernelCall, candidates: list[torch.Tensor | None]) -> _Places | None:
-    """The places of a launch's tensors among `candidates`, to which scratch memory is added. None: a tensor is not among them."""
+    """The places of a launch's tensors among `candidates`, which scratch memory joins. None: a tensor is not among them."""
     places, types = [], []
     for name in call.launch.tensor_names:
         tensor = call.tensors[name]

@@ -15,7 +15,7 @@ LEVELS = 32
 
 @relation(
     "shifted keys",
-    says="Keys K + c, the same c for all keys of a head, give the same output, and an LSE that is scale * q.c more.",
+    says="The same vector c added to all keys of a head changes no output, and adds scale * q.c to the LSE.",
     applies="all but quantized and latent caches, soft caps and sinks",
 )
 def shifted_keys(step: Step, call_target: CallTarget, error: ErrorBound) -> str | None:
@@ -48,7 +48,7 @@ def shifted_keys(step: Step, call_target: CallTarget, error: ErrorBound) -> str 
 
 @relation(
     "scale in q",
-    says="Queries times 4, by their q_scale where they are float8, and a quarter of the scale give the same.",
+    says="Queries times 4 (by q_scale, if they are float8) and a quarter of the scale give the same output.",
     applies="scales of which a quarter is a normal number, or 0",
 )
 def scale_in_query(step: Step, call_target: CallTarget) -> str | None:
