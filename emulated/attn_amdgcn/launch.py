@@ -70,13 +70,8 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Report:
-    """The report of a launch.
-
-    Attributes:
-        executed: the number of waves that ran each instruction, in the order of the text.
-    """
-
     executed: np.ndarray
+    """The number of waves that ran each instruction, in the order of the text."""
 
     @property
     def wave_instructions(self) -> int:

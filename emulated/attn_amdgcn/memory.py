@@ -35,16 +35,12 @@ class PermittedBytes(NamedTuple):
 
 @dataclass(frozen=True)
 class Buffer:
-    """
-    Attributes:
-        name: the name of the tensor or of the argument.
-        address: the address of its first byte.
-        size: in bytes.
-    """
-
     name: str
+    """The name of the tensor or of the argument."""
     address: int
+    """The address of its first byte."""
     size: int
+    """In bytes."""
 
 
 def addresses(sizes: Mapping[str, int]) -> dict[str, int]:

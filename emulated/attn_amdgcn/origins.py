@@ -233,7 +233,6 @@ def _copied(sources: Sequence[Place], targets: Sequence[Place], state: State) ->
 
 
 def _combined(places: Sequence[Place], state: State) -> Origins:
-    """The origins of what is computed from some places."""
     found = _NO_POINTER
     for origins in {state.get(place, _UNKNOWN) for place in places} - {_NO_POINTER}:
         found = frozenset(one | other for one in found for other in origins)

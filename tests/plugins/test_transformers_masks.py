@@ -123,7 +123,7 @@ def test_packed_sequences():
     assert summary(reading)[1:] == ({"window": (W - 1, W - 1)}, [(6, 6), (9, 9)])
 
 
-def test_requests_of_an_engine_are_taken_from_it_and_held_to_the_mask():
+def test_requests_of_an_engine_are_taken_from_it_and_compared_with_the_mask():
     seen = torch.zeros(1, 4, 9, dtype=torch.bool)
     seen[0, :3, :6] = torch.ones(3, 6).tril(3).bool()
     seen[0, 3, 6:] = True

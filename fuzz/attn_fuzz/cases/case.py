@@ -325,7 +325,6 @@ class Case(
         return request.seq_len // (self.key_unit or 1)
 
     def position(self, key: int) -> int:
-        """The position of a key of a request."""
         return (key + 1) * (self.key_unit or 1) - 1
 
     @property

@@ -61,8 +61,6 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of one launch."""
-
     number: int
     calls: int
     verdict: Verdict

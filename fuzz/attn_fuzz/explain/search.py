@@ -27,7 +27,7 @@ OF_OUTPUT = 0.125
 """The largest bound that is applied to an element, as a share of the row's largest element. To an LSE it is applied as it
 is."""
 OF_ERROR = 0.1
-"""A pair is held to the bound only if it brings the largest error below this share."""
+"""A pair is compared with the bound only if it brings the largest error below this share."""
 _NOT_HERE = (ContractError, UnsupportedError, IndexError, RuntimeError, ValueError, AssertionError)
 """Exceptions of a variant that leads out of a tensor, or makes a call that the contract does not have."""
 

@@ -454,7 +454,7 @@ def test_what_may_be_read_and_what_may_be_written_are_two_things(waves):
     assert found.value.touch == Touch("x", 0, "written")
 
 
-def test_a_load_and_a_store_are_held_to_their_own_parts():
+def test_a_load_and_a_store_have_their_own_parts():
     """Each of 128 lanes touches a word, and of as many words one may not be touched."""
     words = np.zeros(512, np.uint8)
     some, whole = [(0, 508)], [(0, 512)]

@@ -67,7 +67,7 @@ def followed(function):
     seen = followed_call.FollowedCall(Quantities({}), (x, y))
     with followed_call.following(seen):
         _kernel[(2,)](x, y, tl.constexpr(getattr(libdevice, function)))
-    return elements.of_floats(x.numpy().astype(np.float64)), seen.memory.shadow_of(y).get(np.arange(32))
+    return elements.of_floats(x.numpy().astype(np.float64)), seen.memory.stored_in(y).get(np.arange(32))
 
 
 @pytest.mark.parametrize(("function", "formula"), [("tanh", algebra.tanh), ("fast_expf", algebra.exp)])

@@ -184,7 +184,7 @@ def test_an_address_is_a_multiple_of_what_is_loaded_there(sanitized, first):
     assert "of source: it is no multiple of 2 bytes, which are accessed at once" in message
 
 
-def test_an_address_is_held_to_the_argument_that_it_comes_from(sanitized):
+def test_an_address_stays_in_the_argument_that_it_comes_from(sanitized):
     """It lies in another argument, which may be read there, as it was written before."""
     source, out, permissions = call()
 
@@ -476,7 +476,7 @@ def bounds_alone(sanitized):
 
 @pytest.mark.usefixtures("bounds_alone")
 @pytest.mark.parametrize(("shift", "num_elements", "access"), [(9, 8, "load"), (-9, 8, "load"), (0, 24, "store")])
-def test_a_kernel_without_rights_is_held_to_the_memory_of_its_arguments(shift, num_elements, access):
+def test_a_kernel_without_rights_stays_in_the_memory_of_its_arguments(shift, num_elements, access):
     source, target = torch.zeros(32 if access == "store" else 8), torch.zeros(8)
     where = r"program \(0, 0, 0\): \d+ bytes (before|behind) the memory of (source|target)_ptr: outside of every argument$"
     message = rf"^{access} at test_sanitizer.py:\d+ in copy_kernel, {where}"

@@ -88,7 +88,7 @@ def test_the_bytes_of_one_element_need_no_stride():
 @needs_two_gpus
 @pytest.mark.parametrize("name", CASES)
 def test_over_nccl_it_is_attention_over_all_keys(name, nccl_results):
-    """The kernels are compiled, and their outputs are held to the bound of outputs that were merged."""
+    """The kernels are compiled, and their outputs are compared with the bound of outputs that were merged."""
     fields = {key: value for key, value in CASES[name].keywords.items() if key not in ("kernels", "interleave", "exchange")}
     outs, lses = zip(*(result[name] for result in nccl_results), strict=True)
     assert isinstance(outs[0], torch.Tensor), outs
