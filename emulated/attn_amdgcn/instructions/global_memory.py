@@ -1,11 +1,11 @@
 """Loads, stores and atomic changes of global memory, by addresses of 64 bits.
 
 An address is vaddr, 64 bits, plus the signed `offset`. With saddr it is saddr, 64 bits, plus vaddr, 32 bits, plus `offset`.
-vaddr is unsigned then, from gfx1250 on signed, and with `scale_offset` it counts elements of the instruction's size.
+With saddr, vaddr is unsigned, and from gfx1250 on signed; with `scale_offset` it counts elements of the instruction's size.
 
-Modifiers that choose a cache's policy or a scope change nothing here. Lanes that change one word atomically do so one after the
-other, here in the order of the waves and of their lanes; each may get what it found. From GLOBAL_ATOMIC_ADD in AMD's manuals:
-tmp = MEM[addr], MEM[addr] = tmp + DATA, RETURN_DATA = tmp.
+Modifiers that choose a cache's policy or a scope change nothing here. Lanes that change one word atomically do so one after
+the other, here in the order of the waves and of their lanes; each may return the word that it found. From GLOBAL_ATOMIC_ADD
+in AMD's manuals: tmp = MEM[addr], MEM[addr] = tmp + DATA, RETURN_DATA = tmp.
 
 Source: "FLAT, Scratch and Global Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA; LLVM's GCNSubtarget
 (hasSignedGVSOffset, hasScaleOffset) for gfx1250. Atomics at no multiple of their size are a memory violation: "Memory Alignment

@@ -75,7 +75,7 @@ def _six_bits(table: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return values
 
 
-_FOUR = np.arange(16, dtype=np.float32)
+_CODES_OF_4_BITS = np.arange(16, dtype=np.float32)
 FORMATS = {
     "f64": ElementFormat(64, lambda words: words.view(np.float64)),
     "f32": ElementFormat(32, lambda bits: bits.view(np.float32)),
@@ -90,8 +90,8 @@ FORMATS = {
     "fp4": ElementFormat(4, _halves_of_bytes(small_floats(2, 1, 1))),
     "i8": ElementFormat(8, lambda bits: bits.view(np.int8).astype(np.float32)),
     "u8": ElementFormat(8, lambda bits: bits.astype(np.float32)),
-    "i4": ElementFormat(4, _halves_of_bytes(np.where(_FOUR < 8, _FOUR, _FOUR - 16))),
-    "u4": ElementFormat(4, _halves_of_bytes(_FOUR)),
+    "i4": ElementFormat(4, _halves_of_bytes(np.where(_CODES_OF_4_BITS < 8, _CODES_OF_4_BITS, _CODES_OF_4_BITS - 16))),
+    "u4": ElementFormat(4, _halves_of_bytes(_CODES_OF_4_BITS)),
 }
 """fp8 and bf8 are OCP's E4M3 and E5M2, and those of gfx942 are "fnuz". fp6, bf6 and fp4 are E2M3, E3M2 and E2M1 of OCP's
 Microscaling Formats, section 5.3."""
