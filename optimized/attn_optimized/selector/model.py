@@ -312,10 +312,10 @@ def _check_kv_sharing(layers: Mapping[str, AttentionConfig], kv_sharing: Mapping
     for reader, target in kv_sharing.items():
         if target in kv_sharing or not layers[target].attn_type.reads_cache:
             raise ContractError("kv_sharing", f"{target} for layer {reader}", "a layer that writes a cache")
-        for field, read in _contents(layers[reader]).items():
-            if (written := _contents(layers[target])[field]) != read:
-                expected = f"{named(written)}, that of {target}, whose cache it reads"
-                raise ContractError("kv_sharing", f"layer {reader} with {field} {named(read)}", expected)
+        for field, here in _contents(layers[reader]).items():
+            if (there := _contents(layers[target])[field]) != here:
+                expected = f"{named(there)}, that of {target}, whose cache it reads"
+                raise ContractError("kv_sharing", f"layer {reader} with {field} {named(here)}", expected)
 
 
 def _contents(config: AttentionConfig) -> dict[str, object]:
