@@ -1,6 +1,6 @@
 """The slow checks, in parts: `tox run -e nightly` runs the one that ended longest ago, `tox run -e nightly -- NAME` this one.
 
-A part is a list of commands. Each that ends is noted, and a part that was interrupted goes on behind it. After 150 minutes the
+A part is a list of commands. Each that ends is noted, and a part that was interrupted goes on after it. After 150 minutes the
 running command is interrupted, too. How each part ended is in docs/generated/nightly.json, and in the table of tests/README.md.
 """
 
@@ -111,7 +111,7 @@ def oldest(results: dict[str, Any]) -> str:
 
 
 def run(name: str, commands: list[str], folder: Path, seconds: float) -> dict[str, Any] | None:
-    """Run a part's commands behind those that ended before.
+    """Run a part's commands after those that ended before.
 
     Args:
         folder: of the notes of what ended.

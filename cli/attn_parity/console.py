@@ -74,7 +74,7 @@ def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 @contextlib.contextmanager
 def task(total: float | None, *columns: ProgressColumn, words: str = "", done: int = 0) -> Iterator[Callable[..., None]]:
-    """A progress bar of these columns behind a spinner. Call it with what `Progress.update` of rich takes."""
+    """A progress bar of these columns after a spinner. Call it with what `Progress.update` of rich takes."""
     hidden = not notes.is_terminal
     with Progress(SpinnerColumn(), *columns, console=notes, transient=True, disable=hidden) as progress:
         yield partial(progress.update, progress.add_task(words, total=total, completed=done))

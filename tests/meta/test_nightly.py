@@ -41,7 +41,7 @@ def command(code: str) -> str:
     return shlex.join([sys.executable, "-c", code])
 
 
-def test_an_interrupted_part_goes_on_behind_what_ended(tmp_path):
+def test_an_interrupted_part_goes_on_after_what_ended(tmp_path):
     first = command(f"import pathlib; path = pathlib.Path({str(tmp_path / 'ran')!r}); path.open('a').write('.')")
     fails = command("raise SystemExit(3)")
     waits = command("import time; time.sleep(600)")

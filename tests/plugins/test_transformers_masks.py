@@ -36,7 +36,7 @@ def config(**options):
 
 
 def mask_of(make, tokens, *, padding=None, cached=0, **options) -> torch.Tensor:
-    """[B, Q, K] that transformers makes for `tokens` new tokens, behind `cached` ones in a cache that drops none."""
+    """[B, Q, K] that transformers makes for `tokens` new tokens, after `cached` ones in a cache that drops none."""
     rows = 1 if padding is None else len(padding)
     cache = None
     if cached:
@@ -85,7 +85,7 @@ def test_left_padding_belongs_to_no_request():
     assert reading.requests[1].queries == reading.requests[1].keys == [5, 6, 7]
 
 
-def test_padding_behind_a_sequence_becomes_requests_of_its_own():
+def test_padding_after_a_sequence_becomes_requests_of_its_own():
     seen = mask_of(masking_utils.create_causal_mask, 6, padding=[[1] * 6, [1] * 4 + [0] * 2])
     reading = read(seen, is_causal=True)
     assert [(one.row, one.queries, one.seq_len) for one in reading.requests] == [

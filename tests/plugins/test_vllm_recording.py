@@ -399,7 +399,7 @@ def test_a_call_that_raises_is_counted_and_raises(recorded, monkeypatch):
 
 
 PROMPTS = ((0, 0, 5), (1, 5, 22))
-"""Two requests: their numbers, their first rows and the rows behind their last."""
+"""Two requests: their numbers, their first rows and the rows after their last."""
 
 
 @pytest.mark.parametrize(

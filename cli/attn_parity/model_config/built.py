@@ -252,7 +252,7 @@ def _attn_type(ahead: bool, is_cross: bool, part: str | None) -> AttentionType:
         return AttentionType.ENCODER
     if is_cross:
         return AttentionType.ENCODER_DECODER
-    raise NotAnsweredError(Reason.MASK, "a decoder behind an encoder, whose tokens see those after them")
+    raise NotAnsweredError(Reason.MASK, "a decoder after an encoder, whose tokens see those after them")
 
 
 _SCALED = re.compile(r"(?:query|key)_states = .*\* self\.scaling")

@@ -57,7 +57,7 @@ def run(
     """Run a kernel on tensors, which lie on the CPU. The code may touch all of their storages.
 
     Args:
-        arguments: by their offsets in the memory of the kernel's arguments. Bytes that none of them has are 0. Those behind
+        arguments: by their offsets in the memory of the kernel's arguments. Bytes that none of them has are 0. Those after
             the kernel's own arguments are left out: host code fills one struct for several kernels.
         hazards: the record of faults of that kind; None: each of them ends the launch.
 

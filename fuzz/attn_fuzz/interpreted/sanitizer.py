@@ -185,7 +185,7 @@ class BoundsChecker(_Launches):
         """An address in words, by the last storage that begins before it."""
         if before < 0:
             return f"{int(self._begins[0]) - address} bytes before the memory of {self._names[0]}"
-        return f"{address - int(self._ends[before])} bytes behind the memory of {self._names[before]}"
+        return f"{address - int(self._ends[before])} bytes past the memory of {self._names[before]}"
 
 
 _OUTSIDE = "outside of every argument"

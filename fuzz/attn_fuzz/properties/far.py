@@ -1,7 +1,7 @@
-"""Keys far behind the beginning of a sequence: a position that is computed in 16 bits, or as a float16, leads astray.
+"""Keys far after the beginning of a sequence: a position that is computed in 16 bits, or as a float16, leads astray.
 
 No case has so many keys, because the reference reads all of them. But through a window a query sees few keys, and where they
-stand says nothing about them. So a step is attended to twice: behind a block of keys that no query sees, and behind many more.
+stand says nothing about them. So a step is attended to twice: after a block of keys that no query sees, and after many more.
 In batch-invariant calls whole tiles of keys ahead change no bit. The keys that no query sees hold poison.
 """
 

@@ -141,7 +141,7 @@ def test_no_part_of_a_launch_that_is_not_served_is_its_smallest_case(attn_parity
     assert [bool(request.query_len) for request in case_file.load(path).requests] in ([False, True], [True, False])
 
 
-def test_a_failing_run_goes_on_behind_its_failure(attn_parity):
+def test_a_failing_run_goes_on_after_its_failure(attn_parity):
     first = exhaust(attn_parity, "WINDOW_ONE_SHORT")
     assert "1 of 5 launches fail so far" in first.out
     second = exhaust(attn_parity, "WINDOW_ONE_SHORT", "--failures", 100)

@@ -102,7 +102,7 @@ MISTAKES = {
         _batch(lambda batch: {"block_table": batch.block_table[[0, 0]].contiguous()}),
         "every request reads by the first one's block table",
     ),
-    "v": (PLAIN, _with(_with_v_of_next_head), "V is read from the KV head behind"),
+    "v": (PLAIN, _with(_with_v_of_next_head), "V is read from the next KV head"),
     "q_scale": (_case(q_scale="head", cache=FLOAT8), _layer(q_scale=torch.ones(1)), "q_scale is left out"),
     "no table": (
         PLAIN,

@@ -1,6 +1,6 @@
 """FlagGems' `mha_varlan_fwd`, of its `flash_attn_varlen_func`: ATTN_PARITY_FLAG_GEMS names a folder that holds flag_gems 5.0.2.
 
-It makes block pointers, which Triton 3.9 does not have. ops/flash_kernel.py takes a cache's blocks to lie behind each other
+It makes block pointers, which Triton 3.9 does not have. ops/flash_kernel.py takes a cache's blocks to lie after each other
 (`virtual_to_cache`), and the LSE of a causal call with ALiBi lacks the slope times the last position, as FlashAttention's does.
 For a decode of grouped heads ops/flash_api.py returns the LSE of other requests and heads (`seqlenq_ngroups_swapped`).
 """
@@ -92,13 +92,13 @@ def _target(name, dtypes, excluded, **engine):
     )  # fmt: skip
 
 
-ONE_BEHIND_ANOTHER = {"num_layers": (1,), "padding": (0,), "other_views": False, "planes": (True,)}
+ONE_AFTER_ANOTHER = {"num_layers": (1,), "padding": (0,), "other_views": False, "planes": (True,)}
 FP16, BF16 = (
     _target(
         f"flag-gems-{each}",
         (each,),
         _excluded,
-        **ONE_BEHIND_ANOTHER,
+        **ONE_AFTER_ANOTHER,
     )
     for each in ("float16", "bfloat16")
 )
@@ -109,5 +109,5 @@ SWAPPED = _target(
     ("float16",),
     lambda case: None if _swaps(case) else "another call",
     query_lens=("one",),
-    **ONE_BEHIND_ANOTHER,
+    **ONE_AFTER_ANOTHER,
 )

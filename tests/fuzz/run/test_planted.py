@@ -277,7 +277,7 @@ def test_which_rows_of_no_request_are_rotated_is_seen(step_case, all_rows, fused
     assert {(one.kind, one.about) for one in wrong} == {("rope", "q")}
 
 
-def test_a_write_behind_the_rows_of_one_tensor_that_is_rotated_in_place_is_seen(step_case):
+def test_a_write_past_the_rows_of_one_tensor_that_is_rotated_in_place_is_seen(step_case):
     """q, k and v are slices of one tensor, and q's part of it is written."""
 
     def rotates(q, *arguments, is_neox):

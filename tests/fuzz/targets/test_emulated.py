@@ -227,7 +227,7 @@ def test_the_command_line_says_what_runs_kernels(targets, said, capsys):
     ("name", "words"),
     [
         ("reference-fp32@gfx942", "reference-fp32 does not name the modules of its kernels"),
-        ("vllm-unified-attention@sm90", "gfx90a, gfx942, gfx950, gfx1100, gfx1201, gfx1250 behind the @"),
+        ("vllm-unified-attention@sm90", "gfx90a, gfx942, gfx950, gfx1100, gfx1201, gfx1250 after the @"),
         ("vllm-unified-attention@", "expected one of invariant, "),
         ("triton@gfx942@far", "write @far@gfx942"),
         ("triton@invariant@returned", "@invariant@returned: one excludes the other"),

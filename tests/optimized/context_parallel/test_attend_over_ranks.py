@@ -139,7 +139,7 @@ SCENARIOS = [
     (differs(change="device"), of_rank_1("q: got meta, expected the device of")),
     (disagrees(exchange="telepathy"), of_rank_1("exchange: got 'telepathy', expected")),
     (disagrees(window=(3, 0)), of_rank_1("attention over ranks: a sliding", "UnsupportedError")),
-    # what is checked before the ranks compare their calls, and behind
+    # what is checked before the ranks compare their calls, and after
     (wrong(timeout=3), of_rank_1("timeout: got 3, expected a timedelta")),
     (wrong(timeout=timedelta(microseconds=999)), of_rank_1("timeout: got 0:00:00.000999, expected a timedelta from 1 ms")),
     (wrong(timeout=timedelta(0)), of_rank_1("timeout: got 0:00:00, expected a timedelta from 1 ms to 365 days")),

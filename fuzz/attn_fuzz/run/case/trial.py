@@ -70,7 +70,7 @@ def try_case(case: Case, target: Target, device: str, judge_step: Judge = judge,
 
 
 def try_fenced(case: Case, target: Target, device: str, fences: Sequence[Fence]) -> Verdict:
-    """Make the calls of a case behind one fence after another. Outputs are not judged.
+    """Make the calls of a case with one fence after another. Outputs are not judged.
 
     The verdict is "fence" if a GPU tells of an illegal access. On a CPU, and under some drivers of GPUs, such an access ends
     the process.

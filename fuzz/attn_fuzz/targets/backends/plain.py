@@ -130,7 +130,7 @@ class BackendLayers:
         return self.load().capabilities(self.aiter(device))
 
     def forget(self) -> None:
-        """Drop all layers and metadata, and the launches behind them."""
+        """Drop all layers and metadata, and their launches."""
         TRITON.forget()
         self._impls.clear()
         self._steps.clear()

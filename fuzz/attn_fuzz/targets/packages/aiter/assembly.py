@@ -136,7 +136,7 @@ def run(launch: Launch, architecture: str, schedules: "Sequence[Schedule]") -> N
 def attention(launches: Callable[..., Iterable[Launch]]) -> Callable[..., None]:
     """Attention on an architecture, by its launches: `launches(architecture, q, k, v, kv_cache, layer, batch, out, lse)`.
 
-    A generator copies results behind its launches.
+    A generator copies results after its launches.
     """
 
     def attend(architecture, q, k, v, kv_cache, layer, batch, *, out, lse) -> None:

@@ -24,7 +24,7 @@ class Metadata(NamedTuple):
     Attributes:
         work_indptr: [workgroups + 1], where the works of each workgroup begin.
         work_info_set: [works, 8]: the request; the first row of partial outputs, or -1 if the work has all keys; the first row
-            of q and the one behind the last; the first key and the one behind the last; the request's keys behind that; 0.
+            of q and the one after the last; the first key and the one after the last; the request's keys after that; 0.
         reduce_indptr: [tiles + 1], where the parts of each tile of queries begin in `reduce_partial_map`.
         reduce_final_map: [tiles, 2], the tile's rows of the output.
         reduce_partial_map: [parts], the first row of each part in the partial outputs.
@@ -142,7 +142,7 @@ def metadata_of_main(
 
 
 def _tiles(begin: int, end: int, heads: int) -> list[tuple[int, int, int, int]]:
-    """The tiles of a request: the first row of q, the row behind the last, the size of a tile, and the tiles behind it."""
+    """The tiles of a request: the first row of q, the row after the last, the size of a tile, and the tiles after it."""
     count = end - begin if heads * 2 > ROWS else max(1, -(-(end - begin) * heads // ROWS))
     size = -(-(end - begin) // count)
     return [(begin + i * size, min(begin + (i + 1) * size, end), size, count - 1 - i) for i in range(count)]
