@@ -15,7 +15,7 @@ def decode(out, q, k_cache, v_cache, block_table, seq_lens, scale):  # put yours
 
 def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
     k_cache, v_cache = foreign.keys_and_values(kv_cache, layer)
-    rows = batch.num_requests  # q and out may have rows behind those of requests
+    rows = batch.num_requests  # q and out may have rows after those of requests
     decode(out[:rows], q[:rows], k_cache, v_cache, batch.block_table, batch.seq_lens, layer.scale)
 
 

@@ -17,7 +17,7 @@ def varlen(q, k, v, cu_seqlens, max_seqlen, scale):  # put yours here
 
 
 def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
-    rows = int(batch.query_start_loc[-1])  # q, k, v and out may have rows behind those of requests
+    rows = int(batch.query_start_loc[-1])  # q, k, v and out may have rows after those of requests
     out.view(q.shape)[:rows] = varlen(q[:rows], k[:rows], v[:rows], batch.query_start_loc, batch.max_query_len, layer.scale)
 
 

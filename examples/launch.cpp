@@ -90,7 +90,7 @@ int main(int argc, char** argv) {
         } else if (word == "hidden" && lines >> offset >> size >> digits) {
             // HIP's runtime fills hidden arguments; who launches by HSA alone puts these bytes there
         } else {
-            fail("launch.txt: " + word + ": unknown, or with too few words behind it");
+            fail("launch.txt: " + word + ": unknown, or with too few words after it");
         }
     }
 

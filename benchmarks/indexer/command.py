@@ -1,7 +1,7 @@
 """`python -m benchmarks indexer`: the stages of a decode that chooses its keys, beside others' kernels of the same stage.
 
 An index layer of DeepSeek-V3.2: 64 heads of 128 dims, 2048 keys of each query, float8 keys in blocks of 64 with a float32 scale
-each. Attention behind it has 16 latent heads of 576 dims (a rank of eight), in bfloat16.
+each. Attention after it has 16 latent heads of 576 dims (a rank of eight), in bfloat16.
 """
 
 import functools

@@ -18,7 +18,7 @@ MOST_CACHE_BYTES = 24 << 30
 
 
 def draw_cases(number: int, seed: int) -> list[Attention]:
-    """The first cases of a seed: a larger number adds cases behind them. Each kind of traffic comes in turn.
+    """The first cases of a seed: a larger number adds cases after them. Each kind of traffic comes in turn.
 
     A case is of one rank of tensor parallelism. A case whose keys and values need more than MOST_CACHE_BYTES loses its last
     requests.

@@ -55,7 +55,7 @@ def prompts(rng: random.Random) -> Lengths:
 
 
 def chunks(rng: random.Random) -> Lengths:
-    """Parts of long prompts behind what is computed of them, beside requests that decode."""
+    """Parts of long prompts after what is computed of them, beside requests that decode."""
     chunk, room = rng.choice((256, 512, 1024, 2048)), rng.choice(STEP_TOKENS)
     before = [length_of(rng, "documents") for _ in range(rng.randint(1, room // chunk))]
     decoding = contexts(rng)[: rng.choice((0, 16, 64, 256))]
@@ -63,7 +63,7 @@ def chunks(rng: random.Random) -> Lengths:
 
 
 def shared_prefix(rng: random.Random) -> Lengths:
-    """Requests that decode behind one long instruction."""
+    """Requests that decode after one long instruction."""
     prefix = 1024 * rng.randint(1, 16)
     own = [length_of(rng, "chat") for _ in range(rng.randint(2, 128))]
     return Lengths((1,) * len(own), tuple(prefix + n for n in own), prefix)

@@ -103,7 +103,7 @@ def class_of(case: Attention, compute_units: int) -> CallClass:
 
 
 def calls_of(case: Attention) -> list[Attention]:
-    """A case, or what cascade attention makes of it: all queries over the common prefix, and each over what is behind it."""
+    """A case, or what cascade attention makes of it: all queries over the common prefix, and each over what is after it."""
     prefix = case.common_prefix_len
     if not prefix:
         return [case]
@@ -117,7 +117,7 @@ def calls_of(case: Attention) -> list[Attention]:
         common_prefix_len=0,
     )
     own = tuple(seq_len - prefix for seq_len in case.seq_lens)
-    return [of_prefix, dataclasses.replace(case, name=f"{case.name}: behind it", seq_lens=own, common_prefix_len=0)]
+    return [of_prefix, dataclasses.replace(case, name=f"{case.name}: after it", seq_lens=own, common_prefix_len=0)]
 
 
 def cases_by_class(drawn: Sequence[Attention], compute_units: int) -> dict[CallClass, list[Attention]]:

@@ -34,7 +34,7 @@ class Binary:
         num_warps, warp_size: the waves of a program, and the lanes of a wave.
         facts: see Facts; `facts.lds_bytes` is the dynamic shared memory of the launch.
         assembly: the text from which the code object is made.
-        scratch_bytes: the sizes of the scratch memory behind the two pointers to it, by their names.
+        scratch_bytes: the sizes of the scratch memory after the two pointers to it, by their names.
         hot_loop: as `attn_amdgcn.hot_loop`; None for NVIDIA, and of code that `attn_amdgcn` cannot read.
     """
 

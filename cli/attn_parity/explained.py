@@ -5,7 +5,7 @@ from pathlib import Path
 
 from attn_fuzz.cases.case import Case
 
-EXPLAIN = "attn_fuzz.explain.trial:explain"
+EXPLAIN = "attn_fuzz.explain.explanation:explain"
 
 
 def explained(case: Case, first: Case | None, target: str, device: str, case_seconds: float) -> tuple[str, ...]:

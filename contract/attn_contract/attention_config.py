@@ -44,7 +44,7 @@ class AttentionConfig:
             of k, v and the output, and q has kv_cache_dtype.
         block_size: slots of a block; None exactly for the types that have no cache.
         layout: the layout of the cache, if the engine has decided; None leaves the choice to the backend. With a head_size_v
-            and one KV head that choice is among latent layouts, unless V is wider than K: name CONTENT_PACKED for another one.
+            and one KV head the backend chooses a latent layout, unless V is wider than K: CONTENT_PACKED must be named.
         kv_cache_dtype: the element type of a quantized cache; None: the cache is of `dtype`.
         scales: the kind of scales of a quantized cache; None exactly where kv_cache_dtype is None.
         output_dtype: the float8 type of an output with an output scale; None: the output is of `dtype`.
@@ -126,7 +126,7 @@ class AttentionConfig:
         object.__setattr__(self, "rules", {name: kept[name] for name in RULES if kept.get(name) is not None})
         check_together(self.rules)
         if self.asks("per_request_causal") and not self.asks("non_causal"):
-            raise ContractError("per_request_causal", True, "non_causal=True with it: some of the requests are")
+            raise ContractError("per_request_causal", True, "non_causal=True with it: some requests are non-causal")
         if self.asks("q_scale") and self.kv_cache_dtype not in FLOAT8_DTYPES:
             raise ContractError("q_scale", f"True with kv_cache_dtype {named(self.kv_cache_dtype)}", Q_SCALE_BESIDE)
         if self.asks("rope") and self.asks("q_scale"):
@@ -134,7 +134,7 @@ class AttentionConfig:
         if self.asks("rope") and self.asks("kv_sharing"):
             raise ContractError("rope", True, "False with kv_sharing: it writes nothing that could be rotated")
         if self.has_latent_cache and self.scales not in (None, "tensor", "inline"):
-            raise ContractError("scales", self.scales, "None, tensor or inline: a latent cache has one k_scale, or its own")
+            raise ContractError("scales", self.scales, "None, tensor or inline: a latent cache has one k_scale, or inline ones")
         if self.has_two_widths and self.scales == "inline":
             raise ContractError("scales", self.scales, "tensor, head or token: rows of K and V of two widths hold no scales")
         if self.scales == "inline" and self.block_size is not None:

@@ -83,7 +83,6 @@ class KVCacheSizes:
 
     @property
     def num_slots(self) -> int:
-        """The number of slots of all blocks."""
         return self.num_blocks * self.block_size
 
     @property

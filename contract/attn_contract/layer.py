@@ -275,7 +275,6 @@ class Layer:
 
     @cached_property
     def signature(self) -> Signature:
-        """The signature of all fields."""
         return Signature({field.name: getattr(self, field.name) for field in fields(self)})
 
     def _check_cache(self) -> None:

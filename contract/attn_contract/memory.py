@@ -45,7 +45,7 @@ def is_same_view(a: torch.Tensor, b: torch.Tensor) -> bool:
     """True if every index of both tensors is the same memory. No index moves by the stride of a dimension of one element."""
     if (a.data_ptr(), a.shape) != (b.data_ptr(), b.shape):
         return False
-    return all(here == there for size, here, there in zip(a.shape, a.stride(), b.stride(), strict=True) if size > 1)
+    return all(step_a == step_b for size, step_a, step_b in zip(a.shape, a.stride(), b.stride(), strict=True) if size > 1)
 
 
 @lru_cache(maxsize=4096)

@@ -35,7 +35,7 @@ OUT_OF_SCOPE = {
     "relative_key_query": _RELATIVE,
     "v_head_dim": (
         "V of another width than K",
-        "it is given by head_size_v, which a cache has in layout CONTENT_PACKED or a latent one",
+        "it is given by head_size_v, which a cache has in layout CONTENT_PACKED or a latent layout",
     ),
     "index_topk": _INDEXER,
     "compress_rates": _COMPRESSED,

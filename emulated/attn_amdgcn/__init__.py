@@ -25,7 +25,7 @@ from attn_amdgcn.counts import counts, multiply_adds
 from attn_amdgcn.errors import AmdgcnError, AssemblyError, EmulationFault, LaunchError, Touch, UnknownInstructionError
 from attn_amdgcn.flow import hot_loop
 from attn_amdgcn.launch import Report, Schedule, launch
-from attn_amdgcn.memory import Memory, Parts
+from attn_amdgcn.memory import Memory, PermittedBytes
 from attn_amdgcn.origins import lane_moves_in_loops, lost_addresses
 from attn_amdgcn.program import Program, prepare
 from attn_amdgcn.rounding import inexact
@@ -41,7 +41,7 @@ __all__ = [
     "Kernel",
     "LaunchError",
     "Memory",
-    "Parts",
+    "PermittedBytes",
     "Program",
     "Report",
     "Schedule",

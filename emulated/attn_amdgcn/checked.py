@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 from attn_amdgcn.errors import EmulationFault, Hazards, LaunchError, UnknownInstructionError
 from attn_amdgcn.launch import Argument, Report, Schedule, launch
-from attn_amdgcn.memory import Memory, Parts
+from attn_amdgcn.memory import Memory, PermittedBytes
 from attn_amdgcn.program import Program
 from attn_amdgcn.run import MOST_INSTRUCTIONS
 from attn_amdgcn.stores import StoreLog
@@ -36,7 +36,7 @@ def checked(
     lds_bytes: int = 0,
     schedules: Sequence[Schedule] = SCHEDULES,
     watches: Sequence[Watch] = (),
-    parts: Parts | None = None,
+    permitted: PermittedBytes | None = None,
     most: int = MOST_INSTRUCTIONS,
     hazards: Hazards | None = None,
 ) -> tuple[Memory, Report]:
@@ -53,7 +53,7 @@ def checked(
     if not schedules:
         raise LaunchError("schedules: none, and at least one is expected")
     first, *others = schedules
-    launched = partial(launch, program, grid, arguments, buffers, lds_bytes=lds_bytes, parts=parts, hazards=hazards)
+    launched = partial(launch, program, grid, arguments, buffers, lds_bytes=lds_bytes, permitted=permitted, hazards=hazards)
     memory, report = launched(schedule=first, watches=watches, most=most)
     for schedule in others:
         again, _ = launched(schedule=schedule, most=most)

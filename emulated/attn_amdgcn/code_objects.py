@@ -94,15 +94,14 @@ def _tool(name: str) -> tuple[str, int, str]:
     for each in (str(rocm), *numbered, name):
         if (path := shutil.which(each)) is None:
             continue
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=SECONDS, check=False).stdout
-        if (found := re.search(r"LLVM version (\d+)", said)) and int(found[1]) >= OLDEST:
-            return path, int(found[1]), said
+        output = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=SECONDS, check=False).stdout
+        if (found := re.search(r"LLVM version (\d+)", output)) and int(found[1]) >= OLDEST:
+            return path, int(found[1]), output
     reason = f"{name} of LLVM {OLDEST} or later is needed to read a code object, and is not here"
     raise ToolError(f"{reason}: ROCm has it, or `apt install llvm-{OLDEST}`")
 
 
-def _said(name: str, *arguments: str) -> str:
-    """The output of a tool."""
+def _output(name: str, *arguments: str) -> str:
     path = _tool(name)[0]
     try:
         done = subprocess.run([path, *arguments], capture_output=True, timeout=SECONDS, check=False)
@@ -117,7 +116,7 @@ def _said(name: str, *arguments: str) -> str:
 
 
 def _architecture(file: str) -> str:
-    header = _said("llvm-readelf", "--file-header", file)
+    header = _output("llvm-readelf", "--file-header", file)
     found = re.search(r"Flags:\s+0x([0-9a-fA-F]+)", header)
     machine = int(found[1], 16) & 0xFF if found and "EM_AMDGPU" in header else None
     if machine not in _MACHINES:
@@ -127,11 +126,11 @@ def _architecture(file: str) -> str:
 
 def _note(file: str) -> str:
     """The metadata in the note, as YAML from `amdhsa.kernels:` on."""
-    said = _said("llvm-readelf", "--notes", file)
-    begin = said.find("amdhsa.kernels:")
+    output = _output("llvm-readelf", "--notes", file)
+    begin = output.find("amdhsa.kernels:")
     if begin < 0:
         raise AssemblyError(f"{file}: it has no note about kernels")
-    return said[begin : said.find("\n...", begin) + 1]
+    return output[begin : output.find("\n...", begin) + 1]
 
 
 def _kernel(file: str, note: str, kernel: str | None) -> str:
@@ -170,21 +169,21 @@ def _lines(file: str, name: str, architecture: str) -> Iterator[tuple[str, int, 
     """The instructions of a function, with their addresses and words."""
     version = _tool("llvm-objdump")[1]
     reads = _read_as(architecture)
-    said = _said("llvm-objdump", "-d", "--triple=amdgcn-amd-amdhsa", f"--mcpu={reads}", file)
+    output = _output("llvm-objdump", "-d", "--triple=amdgcn-amd-amdhsa", f"--mcpu={reads}", file)
     further: dict[int, tuple[str, str]] = {}
     if reads != architecture:
-        said, further = _read_further(file, said, reads)
-    inside, behind = False, 0
-    for line in said.splitlines():
+        output, further = _read_further(file, output, reads)
+    inside, end = False, 0
+    for line in output.splitlines():
         if found := _SYMBOL.fullmatch(line):
             inside = found[2] == name or (inside and _is_label(found[2]))
         elif inside and (found := _LINE.match(line)):
             code, address, words = found[1], int(found[2], 16), found[3].strip()
-            if address < behind:
+            if address < end:
                 continue
             if address in further:
                 code, words = further[address]
-                behind = address + 4 * len(words.split())
+                end = address + 4 * len(words.split())
             if code.startswith(".long"):
                 known = f", which LLVM {version} reads as {reads}" if reads != architecture else ""
                 raise ToolError(f"{file}: address {address:#x}: LLVM {version} does not know {words} of {architecture}{known}")
@@ -199,7 +198,7 @@ def _read_as(architecture: str) -> str:
     return "gfx942" if architecture == "gfx950" and _tool("llvm-objdump")[1] < _FIRST_WITH_GFX950 else architecture
 
 
-def _read_further(file: str, said: str, reads: str) -> tuple[str, dict[int, tuple[str, str]]]:
+def _read_further(file: str, output: str, reads: str) -> tuple[str, dict[int, tuple[str, str]]]:
     """LLVM's text of a copy of the file in which s_nop replaces words of `gfx950_words`, and these words by address.
 
     LLVM takes the second word of an instruction that it does not know for another one's first. So a copy may show new ones.
@@ -208,9 +207,9 @@ def _read_further(file: str, said: str, reads: str) -> tuple[str, dict[int, tupl
     content = bytearray(Path(file).read_bytes())
     begin, offset = _section(file, ".text")
     while True:
-        behind, before = 0, len(further)
-        for line in said.splitlines():
-            if not (found := _LINE.match(line)) or not found[1].startswith(".long") or int(found[2], 16) < behind:
+        end, before = 0, len(further)
+        for line in output.splitlines():
+            if not (found := _LINE.match(line)) or not found[1].startswith(".long") or int(found[2], 16) < end:
                 continue
             address = int(found[2], 16)
             place = address - begin + offset
@@ -220,19 +219,19 @@ def _read_further(file: str, said: str, reads: str) -> tuple[str, dict[int, tupl
             text, size = one
             further[address] = text, " ".join(f"{word:08X}" for word in (first, second)[:size])
             content[place : place + 4 * size] = NOP.to_bytes(4, "little") * size
-            behind = address + 4 * size + 8  # LLVM may have lost its place
+            end = address + 4 * size + 8  # LLVM may have lost its place
         if len(further) == before:
-            return said, further
+            return output, further
         with tempfile.NamedTemporaryFile(suffix=".co") as copy:
             copy.write(content)
             copy.flush()
-            said = _said("llvm-objdump", "-d", "--triple=amdgcn-amd-amdhsa", f"--mcpu={reads}", copy.name)
+            output = _output("llvm-objdump", "-d", "--triple=amdgcn-amd-amdhsa", f"--mcpu={reads}", copy.name)
 
 
 def _section(file: str, name: str) -> tuple[int, int]:
     """The address of a section, and its place in the file."""
-    said = _said("llvm-readelf", "--section-headers", "--wide", file)
-    found = re.search(rf"\] {re.escape(name)} +\w+ +([0-9a-f]+) ([0-9a-f]+) ", said)
+    output = _output("llvm-readelf", "--section-headers", "--wide", file)
+    found = re.search(rf"\] {re.escape(name)} +\w+ +([0-9a-f]+) ([0-9a-f]+) ", output)
     if found is None:
         raise AssemblyError(f"{file}: it has no section {name}")
     return int(found[1], 16), int(found[2], 16)
@@ -253,8 +252,10 @@ def _target(code: str, address: int, words: str) -> int | None:
 
 def _directives(file: str, name: str, architecture: str) -> Iterator[str]:
     """The descriptor as directives, and how many scalar registers are set at the start, which LLVM's tool leaves out."""
-    said = _said("llvm-objdump", "-D", "-j", ".rodata", "--triple=amdgcn-amd-amdhsa", f"--mcpu={_read_as(architecture)}", file)
-    found = re.search(rf"([0-9a-f]{{16}}) <{re.escape(name)}\.kd>:\n\.amdhsa_kernel .*\n((?:\t\.amdhsa_.*\n)+)", said)
+    output = _output(
+        "llvm-objdump", "-D", "-j", ".rodata", "--triple=amdgcn-amd-amdhsa", f"--mcpu={_read_as(architecture)}", file
+    )
+    found = re.search(rf"([0-9a-f]{{16}}) <{re.escape(name)}\.kd>:\n\.amdhsa_kernel .*\n((?:\t\.amdhsa_.*\n)+)", output)
     if found is None:
         raise AssemblyError(f"{file}: LLVM cannot read the descriptor of {name}")
     yield from found[2].splitlines()
@@ -263,7 +264,7 @@ def _directives(file: str, name: str, architecture: str) -> Iterator[str]:
 
 def _word(file: str, address: int) -> int:
     """The word of .rodata at an address."""
-    for line in _said("llvm-objdump", "-s", "-j", ".rodata", file).splitlines():
+    for line in _output("llvm-objdump", "-s", "-j", ".rodata", file).splitlines():
         found = re.match(r" ([0-9a-f]+) ((?:[0-9a-f]{8} )+)", line)
         if found and (number := (address - int(found[1], 16)) // 4) in range(len(found[2].split())):
             return int.from_bytes(bytes.fromhex(found[2].split()[number]), "little")

@@ -37,7 +37,6 @@ class Flow:
         return found
 
     def code(self, block: int) -> tuple[Instruction, ...]:
-        """The instructions of a block."""
         return self.kernel.instructions[self.begins[block] : self.begins[block + 1]]
 
     def in_loops(self) -> Iterator[int]:

@@ -11,7 +11,7 @@ from attn_amdgcn.global_races import GlobalRaces
 from attn_amdgcn.instructions.buffer_memory import PRIVATE_WORDS, private_offset
 from attn_amdgcn.lds_loads import LdsLoads
 from attn_amdgcn.lds_races import LdsRaces
-from attn_amdgcn.memory import Memory, Parts
+from attn_amdgcn.memory import Memory, PermittedBytes
 from attn_amdgcn.program import Program
 from attn_amdgcn.run import MOST_INSTRUCTIONS, Runner
 from attn_amdgcn.watch import Watch
@@ -70,13 +70,8 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Report:
-    """The report of a launch.
-
-    Attributes:
-        executed: the number of waves that ran each instruction, in the order of the text.
-    """
-
     executed: np.ndarray
+    """The number of waves that ran each instruction, in the order of the text."""
 
     @property
     def wave_instructions(self) -> int:
@@ -92,7 +87,7 @@ def launch(
     lds_bytes: int = 0,
     schedule: Schedule = Schedule(),
     watches: Sequence[Watch] = (),
-    parts: Parts | None = None,
+    permitted: PermittedBytes | None = None,
     most: int = MOST_INSTRUCTIONS,
     hazards: Hazards | None = None,
 ) -> tuple[Memory, Report]:
@@ -107,7 +102,7 @@ def launch(
         lds_bytes: the bytes of dynamic LDS of each workgroup.
         schedule: the order of waves and workgroups.
         watches: the observers of the run.
-        parts: the bytes of buffers that may be touched; None: all.
+        permitted: the bytes of buffers that may be touched; None: all.
         most: the number of instructions that all waves together may run.
         hazards: the record of faults of that kind, after which the launch goes on. None: they end it.
 
@@ -125,7 +120,7 @@ def launch(
     own = {ARGUMENTS: np.zeros(max(kernel.argument_bytes, 4), np.uint8)}
     if kernel.settings.get(DISPATCH_POINTER):
         own[DISPATCH] = _dispatch_packet(kernel, grid)
-    memory = Memory({**buffers, **own}, schedule.seed, parts)
+    memory = Memory({**buffers, **own}, schedule.seed, permitted)
     _fill_arguments(memory, kernel, grid, arguments, lds_bytes)
     runner = Runner(program, most=most)
     everywhere = (GlobalRaces(memory), *watches) if schedule.races else tuple(watches)

@@ -26,8 +26,8 @@ MOST_TOLD = 4
 """The most spans of a buffer that a fault names. If there are more, it names the nearest one."""
 
 
-class Parts(NamedTuple):
-    """The bytes of buffers that may be read, and those that may be written. All bytes of other buffers may be."""
+class PermittedBytes(NamedTuple):
+    """The bytes of buffers that may be read, and the bytes that may be written. Of a buffer without spans, all bytes may be."""
 
     reads: Spans
     writes: Spans
@@ -35,17 +35,12 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Buffer:
-    """One buffer.
-
-    Attributes:
-        name: the name of the tensor or of the argument.
-        address: the address of its first byte.
-        size: in bytes.
-    """
-
     name: str
+    """The name of the tensor or of the argument."""
     address: int
+    """The address of its first byte."""
     size: int
+    """In bytes."""
 
 
 def addresses(sizes: Mapping[str, int]) -> dict[str, int]:
@@ -68,13 +63,13 @@ class Memory(Storage):
     Args:
         contents: bytes of each buffer, by name. They are copied, and must not change while the memory is used.
         seed: the seed of the bytes between the buffers.
-        parts: the parts that may be touched; None: all.
+        permitted: the bytes that may be touched; None: all.
 
     Attributes:
         atomic_readers: the workgroups that got a value from an atomic instruction: it may order them after others.
     """
 
-    def __init__(self, contents: dict[str, np.ndarray], seed: int = 0, parts: Parts | None = None) -> None:
+    def __init__(self, contents: dict[str, np.ndarray], seed: int = 0, permitted: PermittedBytes | None = None) -> None:
         for name, data in contents.items():
             if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 1:
                 what = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
@@ -90,7 +85,7 @@ class Memory(Storage):
         else:
             super().__init__(np.resize(np.random.default_rng(seed).integers(0, 256, GUARD, np.uint8), end))
             self._bring(slice(0, end))
-        reads, writes = parts or Parts({}, {})
+        reads, writes = permitted or PermittedBytes({}, {})
         self._reads, self._writes = self._allowed("read", reads), self._allowed("written", writes)
 
     def _allowed(self, does: str, spans: Spans) -> "_Allowed":

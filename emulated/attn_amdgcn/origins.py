@@ -93,7 +93,7 @@ class _Walk:
         found = []
         for block, state in sorted(entry.items()):
             for instruction in self.flow.code(block):
-                if (address := self._address(instruction, state)) and self._behind_arguments(address[0], state) is None:
+                if (address := self._address(instruction, state)) and self._offset_in_arguments(address[0], state) is None:
                     found.append((instruction, frozenset().union(*(state.get(word, _UNKNOWN) for word in address))))
                 self._step(instruction, state)
         return found
@@ -150,25 +150,25 @@ class _Walk:
             origins = _combined([place for places in sources for place in places], state)
         written = dict.fromkeys(targets, origins)
         if name in ("s_add_u32", "s_add_co_u32", "s_add_nc_u64") and isinstance(operands[2].of, Literal) and sources[0]:
-            behind = self._behind_arguments(sources[0][0], state)
-            if behind is not None:
-                written[targets[0]] = frozenset({frozenset({_ARGUMENTS - behind - int(operands[2].of.number)})})
+            base = self._offset_in_arguments(sources[0][0], state)
+            if base is not None:
+                written[targets[0]] = frozenset({frozenset({_ARGUMENTS - base - int(operands[2].of.number)})})
         return written
 
     def _loaded(self, instruction: Instruction, targets: Sequence[Place], state: State) -> State:
         """The state after a scalar load, which brings pointers if it reads the arguments."""
         base, offset = instruction.operands[1:3]
-        behind = self._behind_arguments(self._places(base)[0], state)
-        if behind is None or not isinstance(offset.of, Literal):
+        begin = self._offset_in_arguments(self._places(base)[0], state)
+        if begin is None or not isinstance(offset.of, Literal):
             return dict.fromkeys(targets, _NO_POINTER)
-        first = behind + int(offset.of.number)
+        first = begin + int(offset.of.number)
         return {
             target: frozenset({frozenset({(first + 4 * i) // 8 * 8})}) if first + 4 * i in self.pointers else _NO_POINTER
             for i, target in enumerate(targets)
         }
 
-    def _behind_arguments(self, place: Place, state: State) -> int | None:
-        """The offset in bytes of an address after the arguments' beginning; None for an address of something else."""
+    def _offset_in_arguments(self, place: Place, state: State) -> int | None:
+        """The offset in bytes of an address from the arguments' beginning; None for an address of something else."""
         origins = state.get(place, _UNKNOWN)
         (origin,) = origins if len(origins) == 1 else (frozenset(),)
         return _ARGUMENTS - min(origin) if origin and max(origin) <= _ARGUMENTS else None
@@ -204,9 +204,9 @@ class _Walk:
             return self._resource(instruction)[:2]
         if name.startswith("s_"):
             return self._places(operands[1])[:2]
-        behind = [self._places(operand) for operand in operands[results_of(instruction, self.kernel) :]]
-        scalars = [places for places in behind if places and places[0][0] == "s"]
-        return scalars[-1] if scalars else behind[0]
+        sources = [self._places(operand) for operand in operands[results_of(instruction, self.kernel) :]]
+        scalars = [places for places in sources if places and places[0][0] == "s"]
+        return scalars[-1] if scalars else sources[0]
 
     def _places(self, operand: Operand) -> list[Place]:
         register = operand.of
@@ -233,7 +233,6 @@ def _copied(sources: Sequence[Place], targets: Sequence[Place], state: State) ->
 
 
 def _combined(places: Sequence[Place], state: State) -> Origins:
-    """The origins of what is computed from some places."""
     found = _NO_POINTER
     for origins in {state.get(place, _UNKNOWN) for place in places} - {_NO_POINTER}:
         found = frozenset(one | other for one in found for other in origins)
@@ -266,10 +265,10 @@ def _undefined(kernel: Kernel, text: str) -> dict[int, list[Register]]:
     lines = [each.line for each in kernel.instructions]
     found: dict[int, list[Register]] = {}
     for comment in _UNDEFINED.finditer(text):
-        behind = bisect.bisect(lines, text.count("\n", 0, comment.start()) + 1)
-        if behind < len(lines):
+        following = bisect.bisect(lines, text.count("\n", 0, comment.start()) + 1)
+        if following < len(lines):
             named = re.findall(r"([sva])gpr(\d+)", comment[1])
-            found.setdefault(lines[behind], []).extend(Register(bank, int(number), 1) for bank, number in named)
+            found.setdefault(lines[following], []).extend(Register(bank, int(number), 1) for bank, number in named)
     return found
 
 

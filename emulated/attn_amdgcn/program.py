@@ -67,12 +67,12 @@ class Program:
         if key not in self._after:
             found: Hazards = {}
             self._after[key] = waits.after(self.blocks[block].code, state, self.kernel, found), found
-        behind, found = self._after[key]
+        state_after, found = self._after[key]
         if hazards is None and found:
             raise next(iter(found.values()))
         if hazards is not None:
             hazards.update(found)
-        return behind
+        return state_after
 
 
 @collector_paused()

@@ -107,17 +107,17 @@ class Runner:
 
 def _cut(block: Block, waves: Waves) -> list[Waves]:
     """The waves after a block, in one group or two, each with the number of its next block."""
-    behind = waves.block + 1
+    following = waves.block + 1
     if block.target is None or block.condition is None:
-        waves.block = behind if block.target is None else block.target
+        waves.block = following if block.target is None else block.target
         return [waves]
     taken = block.condition(waves)
     count = np.count_nonzero(taken)
     if count in (0, len(taken)):
-        waves.block = block.target if count else behind
+        waves.block = block.target if count else following
         return [waves]
     groups = []
-    for which, number in ((taken, block.target), (~taken, behind)):
+    for which, number in ((taken, block.target), (~taken, following)):
         group = waves.taken(np.flatnonzero(which))
         group.block = number
         groups.append(group)

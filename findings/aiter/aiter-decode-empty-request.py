@@ -1,4 +1,4 @@
-"""unified_attention: in a step of decodes, a request without a query shifts the rows behind it, and one row too many is
+"""unified_attention: in a step of decodes, a request without a query shifts the rows after it, and one row too many is
 written.
 
 Two requests of one key each, whose values are 1 and 2. The first has no query, the second has one. The batch is padded to two

@@ -1,4 +1,4 @@
-"""flash_attn_varlen_func: a request without a key writes the LSE of rows behind its own.
+"""flash_attn_varlen_func: a request without a key writes the LSE of rows after its own.
 
 One request with one query and no key. The longest request of the call is said to have 4 queries, which is a bound. The LSE has
 one row for the query, and here three rows more, which hold 7.
@@ -11,7 +11,7 @@ from kernels import DEVICE, compare, ints, load
 
 
 def zeros(shape, **options):
-    """The LSE, with three rows behind its own."""
+    """The LSE, with three rows after its own."""
     return torch.full((4, 1), 7.0, device=DEVICE) if tuple(shape) == (1, 1) else new(shape, **options)
 
 

@@ -1,4 +1,4 @@
-"""mla_decode_rope: of the last key, dims behind its row are read, and a NaN in the next row makes the output NaN.
+"""mla_decode_rope: of the last key, dims past its row are read, and a NaN in the next row makes the output NaN.
 
 One query, one key of 96 latent and 48 rotated dims, turned by 0 degrees. The next row of the buffer, which no index
 names, is NaN. The output is the key's value, 1.

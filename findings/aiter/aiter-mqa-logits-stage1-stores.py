@@ -1,7 +1,7 @@
-"""deepgemm_fp8_paged_mqa_logits_stage1: up to 255 columns behind a row of logits are written.
+"""deepgemm_fp8_paged_mqa_logits_stage1: up to 255 columns past a row of logits are written.
 
 One query with 16 heads of 32 dims, and one key. All numbers are 1, so a head's logit is 32. max_model_len is 4: so many columns
-of a row are -inf before the call, as an engine fills them. The columns behind them are 7.
+of a row are -inf before the call, as an engine fills them. The columns after them are 7.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """fp8_mqa_logits on gfx942: float8_e4m3fn index keys that are a part of longer rows are read at wrong places.
 
-One query with 16 heads of 32 dims, all 1, as the weights and scales are. The numbers of key i are i + 1, and 0 stands behind
+One query with 16 heads of 32 dims, all 1, as the weights and scales are. The numbers of key i are i + 1, and 0 stands after
 each key for as many columns. The logit of key i is 512 (i + 1). The query sees the first two of four keys: so all reads are
-inside of the memory. Of queries that are a part of longer rows, the last one is read behind it.
+inside of the memory. Of queries that are a part of longer rows, the last one is read past it.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""unified_attention_sparse_mla: query heads behind the last multiple of 16 are never computed.
+"""unified_attention_sparse_mla: query heads after the last multiple of 16 are never computed.
 
 One query with 24 heads and one key. Every output is the key's value, 1.
 """

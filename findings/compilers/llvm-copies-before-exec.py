@@ -17,10 +17,10 @@ a loop. The copies stand at the beginning of a block where lanes meet again, bef
     v_accvgpr_read_b32 v221, a0           all lanes: those that were off get something else
 
 Here v221 holds a bit of the thread's number. Two of four waves lose it, and store their rows over those of the other two: 0
-instead of an output. With the copies behind s_or_b64, the emulated kernel computes what it should.
+instead of an output. With the copies after s_or_b64, the emulated kernel computes what it should.
 
 LLVM allocates scalar registers first, and puts copies of them before s_or_b64, where they may stand. Then it looks for a place
-for vector copies behind s_or_b64, and does not look past these scalar copies. LLVM's pull request 117544 marks such copies.
+for vector copies after s_or_b64, and does not look past these scalar copies. LLVM's pull request 117544 marks such copies.
 Triton 3.9.0 has it. 3.6.0 and 3.7.1 do not, but 3.7.1 allocates the registers of this kernel in another way. In LLVM's issue
 222368, open in September 2026, other scalar instructions than copies have the same effect, seen on an MI300A.
 

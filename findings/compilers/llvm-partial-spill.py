@@ -13,7 +13,7 @@ fours are kept in lanes of a vector register. Triton 3.9.0 makes this of it for 
     s_mov_b64 s[12:13], s[0:1]          the address of the next tensor
     v_writelane_b32 v48, s12, 14        goes to the same lanes, and stays there
 
-From the second turn on, that load is from the next tensor, and the sums are wrong. What LLVM lists behind its register
+From the second turn on, that load is from the next tensor, and the sums are wrong. What LLVM lists after its register
 allocator (DISABLE_LLVM_OPT=print-after-all) has the fault:
 
     %1147:sgpr_128 = SI_SPILL_S128_RESTORE %stack.0

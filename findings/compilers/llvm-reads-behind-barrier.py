@@ -1,4 +1,4 @@
-"""LLVM, of Triton 3.6.0 and 3.7.0, for AMD GPUs: reads of LDS sink past a barrier, behind which other waves write there.
+"""LLVM, of Triton 3.6.0 and 3.7.0, for AMD GPUs: reads of LDS sink past a barrier, after which other waves write there.
 
 The LLVM IR beside this file is a loop over tiles of K and V that are found through a table of blocks, for 16 queries of 80 dims
 in float16. Triton 3.6.0 made it of a kernel of 20 lines, for gfx942 with num_stages=3. Triton takes the last two
@@ -22,7 +22,7 @@ LLVM moves the reads of K to where they are used:
     .LBB0_25:
     ds_write_b64 ...                            while another one is here: no barrier stands between
 
-LLVM's issue 181708 says why: MachineSink does not look at what stands behind a load in the load's own block. LLVM of Triton
+LLVM's issue 181708 says why: MachineSink does not look at what stands after a load in the load's own block. LLVM of Triton
 3.8.0 and 3.9.0 leaves the reads of this IR where they are. These Tritons also put fences beside a barrier. LMDeploy's decode
 (_fwd_grouped_split_kernel) of 80 dims has the fault. The emulator tells it as a race, of this IR and of LMDeploy's kernel.
 
@@ -54,7 +54,7 @@ def machine_code(source: str, architecture: str = "gfx942", num_warps: int = 4) 
 
 
 def read(pattern: re.Pattern[str], text: str) -> list[int]:
-    """Bytes of LDS that a lane reads before each barrier and behind the last one, in the order of the text."""
+    """Bytes of LDS that a lane reads before each barrier and after the last one, in the order of the text."""
     between = [0]
     for found in pattern.finditer(text):
         if of := found["of"]:

@@ -1,8 +1,8 @@
-"""LLVM, of Triton 3.8 and 3.9, for AMD GPUs: a loop's stores into LDS are waited for behind the barrier, and not before it.
+"""LLVM, of Triton 3.8 and 3.9, for AMD GPUs: a loop's stores into LDS are waited for after the barrier, and not before it.
 
 The LLVM IR beside this file is a prefill of 128 dims in bfloat16 over a cache in vLLM's x-packed layout, as Triton 3.9.0 made
 it of this project's kernel for gfx950 with num_stages=2. Each turn of its loop stores a tile of V into LDS, and the next turn
-reads it behind `fence syncscope("workgroup") release`, a barrier, and `fence ... acquire`. LLVM makes this of it:
+reads it after `fence syncscope("workgroup") release`, a barrier, and `fence ... acquire`. LLVM makes this of it:
 
     .LBB0_43:
     ...
@@ -56,8 +56,8 @@ def unwaited(code: list[str]) -> list[str]:
         if any(each.endswith(":") for each in turn):
             continue
         stores = [place for place, each in enumerate(turn) if each.startswith("ds_write")]
-        behind = turn[stores[-1] + 1 :] + turn if stores else []
-        waits = (each for each in behind if re.match(r"s_barrier|s_waitcnt .*lgkmcnt\(0\)", each))
+        after = turn[stores[-1] + 1 :] + turn if stores else []
+        waits = (each for each in after if re.match(r"s_barrier|s_waitcnt .*lgkmcnt\(0\)", each))
         if next(waits, "").startswith("s_barrier"):
             found.append(turn[stores[-1]])
     return found

@@ -1,6 +1,6 @@
 """flash_attn_varlen_func: with ALiBi and float16, a row is 0 where the key of the largest logit is far away.
 
-One query token behind 64 keys, with a slope of 1/2. The first key's logit is 32, which its distance of 64 takes away. The last
+One query token after 64 keys, with a slope of 1/2. The first key's logit is 32, which its distance of 64 takes away. The last
 key's logit is 0 at a distance of 0. The logits of all others are far below. So the output is the mean of the first and the last
 value.
 """

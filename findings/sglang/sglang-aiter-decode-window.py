@@ -1,7 +1,7 @@
 """The aiter backend: a decode of a layer with a window of 2 tokens sees 1 key.
 
 The model's window goes through the model's own function and AiterAttnBackend.forward_decode to AITER's unified_attention, whose
-window is a number of keys behind the query's own. Three keys, whose values are 1, 2 and 4. All logits are 0, so the output is
+window is a number of keys before the query's own. Three keys, whose values are 1, 2 and 4. All logits are 0, so the output is
 the mean of the last two values.
 """
 
@@ -18,7 +18,7 @@ backend = load("sglang.srt.layers.attention.aiter_backend")
 
 
 def unified_attention(*, v, out, window_size, seqused_k, **rest):
-    """AITER's, of one request whose logits are equal: a query sees window_size[0] keys behind its own one."""
+    """AITER's, of one request whose logits are equal: a query sees window_size[0] keys before its own one."""
     end = int(seqused_k[0])
     out[0] = v.flatten(0, 1)[end - 1 - window_size[0] : end].mean(0)
 

@@ -1,7 +1,7 @@
 """verify_splitkv_fwd: NaN that one request leaves in the memory of parts makes a later request's output NaN.
 
-First a draft behind a prefix of 97 tokens, which fills all 4 parts of 32 keys. V of its prefix holds NaN, so its own output is
-NaN, too. Then a draft behind a prefix of one token, in memory of its own, whose values are 1.
+First a draft after a prefix of 97 tokens, which fills all 4 parts of 32 keys. V of its prefix holds NaN, so its own output is
+NaN, too. Then a draft after a prefix of one token, in memory of its own, whose values are 1.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """FLEX_ATTENTION: a layer whose ranges end at the window (Gemma 4) sees the tokens of an image before its window, too.
 
 An image of 16 tokens that see each other both ways, and a window of 4 tokens, which the layer says is to hold inside of the
-image. So each query sees the image ahead of it, itself, and 3 tokens behind. The numbers are those of keys that queries 0, 8
+image. So each query sees the image ahead of it, itself, and 3 tokens before. The numbers are those of keys that queries 0, 8
 and 15 see in the block mask of FlexAttentionImpl.forward.
 """
 

@@ -1,4 +1,4 @@
-"""ROCM_ATTN: a request without a query writes a row of the output, the one behind the last row that the kernel was given.
+"""ROCM_ATTN: a request without a query writes a row of the output, the one after the last row that the kernel was given.
 
 A decode of one token, and a second request without a query, as the padding for a graph has it. Query and output
 are the first rows of buffers of two rows. The second row of the output holds -1 before the call.

@@ -91,9 +91,9 @@ class _Noted(NamedTuple):
     def run(self, tensors: Sequence[torch.Tensor | None]) -> None:
         """Launch on tensors that it takes."""
         scratch = [torch.empty(shape, dtype=torch.float32, device=self.device) for shape in self.scratch]
-        there = (None, *stand_ins(self.device), *tensors, *scratch)
+        candidates = (None, *stand_ins(self.device), *tensors, *scratch)
         for launch, (places, types) in self.launches:
-            taken = [there[place] for place in places]
+            taken = [candidates[place] for place in places]
             for place, dtype in types:
                 if (tensor := taken[place]) is not None:
                     taken[place] = tensor.view(dtype)
@@ -146,21 +146,21 @@ class Repeats:
         on_meta = [_on_meta(value) for value in required]
         options_on_meta = {name: _on_meta(value) for name, value in options.items()}
         device = next(tensor.device for tensor in call.tensors if tensor is not None)
-        there = [None, *stand_ins(torch.device("meta")), *self.read(on_meta, options_on_meta).tensors]
-        launches, num_arguments = [], len(there)
+        candidates = [None, *stand_ins(torch.device("meta")), *self.read(on_meta, options_on_meta).tensors]
+        launches, num_arguments = [], len(candidates)
         arguments, named = self._arrange(on_meta, options_on_meta)
         for kernel_call in _CALLS[self._op](*arguments, device=device, **named):
-            places = _places(kernel_call, there)
+            places = _places(kernel_call, candidates)
             if places is None:
                 return None
             launches.append((kernel_call.launch, places))
         names = [self._arguments.names[place] for place in self._arguments.tensors]
         names += [name for name, value in options.items() if isinstance(value, torch.Tensor)]
-        tensors = there[num_arguments - len(names) : num_arguments]
+        tensors = candidates[num_arguments - len(names) : num_arguments]
         return _Noted(
             device,
             launches,
-            scratch=[tensor.shape for tensor in there[num_arguments:] if tensor is not None],
+            scratch=[tensor.shape for tensor in candidates[num_arguments:] if tensor is not None],
             aligned=[place for place, tensor in enumerate(tensors) if _decides_by_address(tensor)],
             written=[
                 place for place, name in enumerate(names) if name in self._arguments.written and tensors[place] is not None
@@ -180,18 +180,18 @@ def _on_meta(value: Any) -> Any:
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
-def _places(call: KernelCall, there: list[torch.Tensor | None]) -> _Places | None:
-    """The places of a launch's tensors among `there`, to which scratch memory is added. None: a tensor is not there."""
+def _places(call: KernelCall, candidates: list[torch.Tensor | None]) -> _Places | None:
+    """The places of a launch's tensors among `candidates`, which scratch memory joins. None: a tensor is not among them."""
     places, types = [], []
     for name in call.launch.tensor_names:
         tensor = call.tensors[name]
-        place = next((i for i, other in enumerate(there) if _begins(tensor, other)), None)
+        place = next((i for i, other in enumerate(candidates) if _begins(tensor, other)), None)
         if place is None and name in _SCRATCH:
-            place = len(there)
-            there.append(tensor)
+            place = len(candidates)
+            candidates.append(tensor)
         if place is None:
             return None
-        other = there[place]
+        other = candidates[place]
         if tensor is not None and other is not None and tensor.dtype != other.dtype:
             types.append((len(places), tensor.dtype))
         places.append(place)

@@ -105,8 +105,8 @@ def arguments_of(
     """The checked arguments of transformers' call of a function of attention.
 
     Args:
-        none_is_causal: True if the queries of a causal layer without a mask, if they are several, are causal and begin a
-            sequence, as for `sdpa`; for `eager` they see all keys.
+        none_is_causal: True if several queries of a causal layer without a mask are causal and begin a sequence, as for
+            `sdpa`; for `eager` such queries see all keys.
 
     Raises:
         UnsupportedError: an argument asks for something that the contract cannot express, or is unknown here.

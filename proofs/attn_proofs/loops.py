@@ -1,11 +1,11 @@
 """Loops: the body is executed once, for an arbitrary iteration.
 
-A variable that the body only adds a number to has a closed form. So has one that the body gives what an expression says of
-the next index, if the expression said it of the first index before the loop, which is to be proved. Any other variable that
-the body changes is arbitrary before the iteration, but for the invariant that a theorem names for the function. From the
-iteration's number (from 0), the variables before this iteration, and the variables before the loop, the invariant makes terms
-that hold. It is proved of the first iteration (`begins`) and of the iteration after an arbitrary one (`continues`), and then
-assumed before an arbitrary iteration and after the loop.
+A variable that the body only adds a number to has a closed form. Another form is an expression of the next index, assigned
+once in the body: before an iteration, the variable is the expression at the iteration's own index. That it is so before the
+first iteration is proved. Any other variable that the body changes is arbitrary before the iteration, but for the invariant
+that a theorem names for the function. From the iteration's number (from 0), the variables before this iteration, and the
+variables before the loop, the invariant makes terms that hold. It is proved of the first iteration (`begins`) and of the
+iteration after an arbitrary one (`continues`), and then assumed before an arbitrary iteration and after the loop.
 """
 
 import ast
@@ -41,7 +41,7 @@ class Obligation:
     path: tuple[Term, ...]
     terms: tuple[Term, ...]
     first: tuple[Term, ...] = ()
-    """that the iteration is the first one, which a run can show"""
+    """Terms that say that the iteration is the first one: a run can show a counterexample with them."""
 
 
 def execute(extraction: "Extraction", node: ast.For) -> None:
@@ -58,12 +58,12 @@ def execute(extraction: "Extraction", node: ast.For) -> None:
                 raise extraction.unsupported(node)
     elif name == "range" and isinstance(node.target, ast.Name):
         start, stop, step = arguments if len(arguments) == 3 else (*arguments, 1) if len(arguments) == 2 else (0, *arguments, 1)
-        _arbitrary_turn(extraction, node, start, stop, step)
+        _arbitrary_iteration(extraction, node, start, stop, step)
     else:
         raise extraction.unsupported(node)
 
 
-def _arbitrary_turn(extraction: "Extraction", node: ast.For, start: Any, stop: Any, step: int) -> None:
+def _arbitrary_iteration(extraction: "Extraction", node: ast.For, start: Any, stop: Any, step: int) -> None:
     environment = extraction.frame.environment
     held = {name: environment[name] for name in _assigned(node) if name in environment}
     before = {name: value if isinstance(value, Pointer) else as_tensor(value) for name, value in held.items()}
@@ -96,12 +96,12 @@ def _arbitrary_turn(extraction: "Extraction", node: ast.For, start: Any, stop: A
     _oblige(extraction, "continues", invariant(Iteration(count + 1, after, before, outside)), at_first)
     del extraction.path[depth:]
     iterations = z3.If(end > first, (end - first + step - 1) / step, 0)
-    behind = _at_iteration(before, steps, iterations)
+    at_end = _at_iteration(before, steps, iterations)
     extraction.assumptions += [
-        z3.Implies(z3.And(*extraction.path), term) for term in invariant(Iteration(iterations, behind, before, outside))
+        z3.Implies(z3.And(*extraction.path), term) for term in invariant(Iteration(iterations, at_end, before, outside))
     ]
-    extraction.frame.environment = {**outside, **behind}
-    for name, value in behind.items():
+    extraction.frame.environment = {**outside, **at_end}
+    for name, value in at_end.items():
         extraction.assign(ast.Name(id=name, ctx=ast.Store()), value)
 
 

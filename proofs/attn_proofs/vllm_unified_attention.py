@@ -128,7 +128,7 @@ def visible(mask: Mask, request: Term, p: Term, j: Term, seq_len: Term) -> Term:
 
 
 def main() -> int:
-    """Print what holds, and of what does not a counterexample. Returns the number of claims that are not proved, at most 1."""
+    """Print the outcome of each claim, and a counterexample of a wrong one. Returns 1 if a claim is not proved, else 0."""
     wrong = 0
     for mask in MASKS:
         for claim in claims(mask):

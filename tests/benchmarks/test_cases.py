@@ -26,7 +26,7 @@ def test_names_are_unique():
     [("decode, fp8 cache, 64 x 8k", 0.251), ("prefill, 1 x 16k", 2.85), ("prefill, window 1k, 2 x 8k", 0.334)],
 )
 def test_floors_are_those_of_other_arithmetic(name, expected):
-    """Milliseconds behind a launch at 4.29 TB/s and 772 TFLOP/s, as they were once computed elsewhere."""
+    """Milliseconds after a launch at 4.29 TB/s and 772 TFLOP/s, as they were once computed elsewhere."""
     (case,) = (case for case in CASES if case.name == name)
     rates = Rates(read=5e12, copy=4.29e12, matmul=772e12, launch=2.0)
     assert rates.floor_ms(case.flops, case.bytes) - 2.0 == pytest.approx(expected, rel=0.015)

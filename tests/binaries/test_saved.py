@@ -110,7 +110,7 @@ def test_what_the_emulator_does_not_know_is_no_fault_of_the_launch(saved):
 
 
 def an_ulp_off(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Make an instruction return the float behind the right one."""
+    """Make an instruction return the float after the right one."""
     meaning = forms.VECTOR[name]
 
     def make(*context) -> Callable[..., np.ndarray]:
@@ -194,4 +194,4 @@ def test_the_loader_puts_bytes_where_they_belong(saved, tmp_path):
     assert (found.where, found.count, found.first, found.ulps) == ("out_ptr", 1, "[0, 0, 0]", 1)
     (folder / "launch.txt").write_text("attn-parity-launch 1\ncode\n")
     ended = subprocess.run([tmp_path / "launch", folder, out], capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr) == (1, "launch: launch.txt: code: unknown, or with too few words behind it\n")
+    assert (ended.returncode, ended.stderr) == (1, "launch: launch.txt: code: unknown, or with too few words after it\n")

@@ -21,7 +21,7 @@ def indexer(**fields: Any) -> Indexer:
 
 
 def at(layout: IndexLayout, block: int, slot: int, dim: int, *, block_size: int, pad: int = 0) -> int:
-    """The element of a cache of three blocks of 32 dims, with padding behind each page."""
+    """The element of a cache of three blocks of 32 dims, with padding after each page."""
     has_dtype = {"cache_dtype": FLOAT8} if layout.has_scales else {}
     made = indexer(layout=layout, **has_dtype)
     page = block_size * made.row_size + pad

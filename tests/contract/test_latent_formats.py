@@ -50,7 +50,7 @@ ADDRESSES = {
         ({"block_stride": 201}, [0, 63, 64, 65, 365, 599]),
         ({"block_stride": 213, "slot_stride": 71, "offset": 5}, [5, 68, 69, 70, 392, 638]),
     ]),
-    # 128 float8 and 64 bfloat16: 256 bytes; behind those of 3 slots 3 bytes each: two scales and padding. A page is 777 bytes,
+    # 128 float8 and 64 bfloat16: 256 bytes; after those of 3 slots 3 bytes each: two scales and padding. A page is 777 bytes,
     # and 1024 with its padding. The row's bytes 0 and 255 and the scales 0 and 1; the first bfloat16; padding; scale 1, padding
     PLANES: Addresses(
         192, 192, (777,),
@@ -99,7 +99,7 @@ def test_elements_lie_at_their_addresses(layout, changes, addresses):
         (SCALED, (576, 512), 64, 656, 41984, {(2, 63, 655): 125951, (1, 1, 524): 43164, (0, 2, 654): 1966}),
         # DeepSeek-V4.1: 512 float8 and 16 bytes
         (E8M0, (512, 512), 64, 528, 33792, {(2, 63, 527): 101375, (1, 1, 527): 34847, (0, 2, 511): 1567}),
-        # DeepSeek-V4: rows of 576 bytes and 8 of scales behind those of all slots; pages are multiples of 576 bytes. The last
+        # DeepSeek-V4: rows of 576 bytes and 8 of scales after those of all slots; pages are multiples of 576 bytes. The last
         # float8, the first byte of the last bfloat16, the last scale
         (PLANES, (512, 512), 64, 584, 37440, {(2, 63, 447): 111615, (2, 63, 574): 111742, (2, 63, 582): 112254}),
         (PLANES, (512, 512), 256, 584, 149760, {(2, 255, 447): 446847, (2, 255, 582): 449022}),

@@ -16,7 +16,7 @@ def test_the_first_run_is_as_shown(tmp_path):
     shown = re.search(r"attn-parity fuzz --seed 1\n```\n\n```\n(.*?)```", README, flags=re.DOTALL)
     assert shown is not None
     ended = run_command("attn-parity fuzz --seed 1 --examples 30 --workers 2", tmp_path)
-    texts = ended.stderr + ended.stdout, re.sub(r" \d+ not carried: [^,]*,", "", shown[1])
+    texts = ended.stderr + ended.stdout, re.sub(r" \d+ not compared exactly: [^,]*,", "", shown[1])
     assert ended.returncode == 0, texts
     printed, expected = ([line for line in without_numbers(text) if not line.startswith("not drawn")] for text in texts)
     assert printed[-len(expected) :] == expected

@@ -46,9 +46,9 @@ def kernel_text(
 
     Args:
         body: its lines; the end is appended.
-        arguments: the kind and the bytes of each, one behind the other.
+        arguments: the kind and the bytes of each, one after the other.
         settings: what stands in user SGPRs. By default the arguments' address is in s[0:1].
-        workgroup_ids: the axes whose numbers stand in the SGPRs behind.
+        workgroup_ids: the axes whose numbers stand in the SGPRs that follow.
         scratch: bytes of a lane.
     """
     ids = [f"system_sgpr_workgroup_id_{axis} {int(axis in workgroup_ids)}" for axis in "xyz"]

@@ -116,7 +116,7 @@ def named(first: int, count: int) -> str:
 def multiplied(
     name: str, architecture: str, operands: Mapping[int, np.ndarray], results: int, *, first_d: int = D, end: str = "", **state
 ) -> Waves:
-    """The waves behind one instruction.
+    """The waves after one instruction.
 
     Args:
         operands: the registers of A, B and C by their first numbers, in this order.

@@ -76,7 +76,7 @@ def test_a_barrier_orders_nothing_that_is_under_way(lines):
         run(*lines)
 
 
-def test_a_barrier_behind_the_wait_orders_what_was_under_way_at_an_earlier_one():
+def test_a_barrier_after_the_wait_orders_what_was_under_way_at_an_earlier_one():
     wait = "s_waitcnt lgkmcnt(0)"
     run("ds_read_b32 v3, v1", "s_barrier", wait, "s_barrier", "ds_write_b32 v0, v2")
     run("ds_read_b32 v3, v1", "ds_read_b32 v4, v0", "s_barrier", wait, "ds_write_b32 v0, v2 offset:512")

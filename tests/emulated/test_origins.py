@@ -56,7 +56,7 @@ SOUND = {
     ),
     "the address is loaded from memory": ("s_load_dwordx2 s[4:5], s[8:9], 0x0", *LOAD),
     "the upper bits are cut": (*FIRST, "s_and_b32 s5, s5, 0xffff", *kept(), *loop(*restored(), *LOAD)),
-    "an address is the difference of two tensors behind one": (
+    "an address is the difference of two tensors and follows one": (
         *(*FIRST, "s_sub_u32 s2, s10, s8", "s_subb_u32 s3, s11, s9"),
         *loop(*LOAD, "s_add_u32 s4, s4, s2", "s_addc_u32 s5, s5, s3"),
     ),
@@ -68,7 +68,7 @@ SOUND = {
         *("v_mov_b32_e32 v2, s8", "v_mov_b32_e32 v3, s9"),
         *loop("v_readfirstlane_b32 s4, v2", "v_readfirstlane_b32 s5, v3", "buffer_load_dword v2, v1, s[4:7], 0 offen"),
     ),
-    "arguments are read behind an offset": ("s_add_u32 s2, s0, 0x10", "s_addc_u32 s3, s1, 0", "s_load_dword s3, s[2:3], 0x0"),
+    "arguments are read at an offset": ("s_add_u32 s2, s0, 0x10", "s_addc_u32 s3, s1, 0", "s_load_dword s3, s[2:3], 0x0"),
 }  # fmt: skip
 
 
@@ -106,6 +106,6 @@ def test_the_hot_loop_is_the_innermost_one_with_most_matrix_instructions():
     assert count("s_nop 0") is None
     assert count(*long) == 11
     assert count(*looped(".LBB0_3", *short, *long)) == 3
-    behind = ("s_branch .LBB0_9", ".LBB0_8:", "s_nop 1", "s_branch .LBB0_6", ".LBB0_9:", "s_nop 2")
-    loop_with_code_behind = looped(".LBB0_5", product, "s_cbranch_execz .LBB0_8", ".LBB0_6:", *("s_nop 0",) * 3)
-    assert count(*loop_with_code_behind, *behind) == 9, "a jump back to its middle is no loop of its own"
+    after = ("s_branch .LBB0_9", ".LBB0_8:", "s_nop 1", "s_branch .LBB0_6", ".LBB0_9:", "s_nop 2")
+    loop_with_code_after = looped(".LBB0_5", product, "s_cbranch_execz .LBB0_8", ".LBB0_6:", *("s_nop 0",) * 3)
+    assert count(*loop_with_code_after, *after) == 9, "a jump back to its middle is no loop of its own"

@@ -124,7 +124,7 @@ def test_a_half_that_no_load_writes_needs_no_wait(architecture, load, other, sam
         run(architecture, *lines, same)
 
 
-# a load, instructions that begin behind it, how many of them the counter does not count further than, and a use
+# a load, instructions that begin after it, how many of them the counter does not count further than, and a use
 FULL = [
     ("global_load_dword v4, v0, s[100:101]", "global_load_dword v5, v0, s[100:101]", 63, "v_add_u32_e32 v6, v4, v4"),
     ("global_load_dword v4, v0, s[100:101]", "global_store_dword v0, v0, s[100:101]", 63, "v_add_u32_e32 v6, v4, v4"),

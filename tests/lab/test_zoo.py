@@ -48,7 +48,7 @@ def mutant(*patches: Patch) -> KnownBug:
 
 @pytest.fixture
 def victim(tmp_path, monkeypatch):
-    """A package that nobody has imported. Behind it nothing is installed, and the search for modules is as it was."""
+    """A package that nobody has imported. After it nothing is installed, and the search for modules is as it was."""
     installed = list(INSTALLED)
     package = tmp_path / "victim"
     package.mkdir()

@@ -131,7 +131,7 @@ def write_scaled_latent_cache(device: torch.device, layout: Layout) -> dict[str,
     """The same of slots with two scales each."""
     sizes = latent_sizes(layout, scales=2)
     rows = torch.randn(4, sizes["head_size"], dtype=torch.bfloat16, device=device)
-    # so many slots need no padding behind their scales: opcheck copies the cache without it
+    # so many slots need no padding after their scales: opcheck copies the cache without it
     block_size = max(BLOCK_SIZE, layout.block_alignment(**sizes))
     view = KVCacheView.dense(layout, num_blocks=3, block_size=block_size, num_kv_heads=1, itemsize=1, **sizes)
     cache = view.tensor(torch.zeros(view.end, dtype=torch.uint8, device=device)).view(FP8)

@@ -232,7 +232,7 @@ def test_layers_and_steps_of_a_decode_share_launches(device):
     assert all(a is b for a, b in zip(first, second, strict=True))
 
 
-def test_a_selection_looks_at_no_unit_behind_the_memory(device):
+def test_a_selection_looks_at_no_unit_past_the_memory(device):
     batch, selected = step(device, (2, 9)), torch.zeros(1, 2, SMALL.top_k, dtype=torch.int32, device=device)
     for units in (9, 511, 512):
         logits = torch.zeros(1, 2, units, device=device)[:, :, :9]

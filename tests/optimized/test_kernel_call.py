@@ -516,7 +516,7 @@ def test_on_amd_a_barrier_that_does_not_wait_for_stores_into_lds_is_refused(line
     assert facts._amd_spills(text) == (0, is_refused)  # `compile` and the budgets name it, too
 
 
-def test_accesses_of_lds_behind_a_store_need_no_wait_of_their_own():
+def test_accesses_of_lds_after_a_store_need_no_wait_of_their_own():
     text = kernel_text("ds_write_b64 v4, v[6:7]", "ds_read_b64 v[0:1], v4", "s_waitcnt lgkmcnt(1)", "s_barrier")
     assert not miscompiled.unwaited_stores(text)
 

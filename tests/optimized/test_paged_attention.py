@@ -233,7 +233,7 @@ def test_values_at_an_odd_address_are_loaded_one_by_one(paged_call):
         assert kind_of(call._replace(kv_cache=cache)).has_value_pairs == has_pairs
 
 
-def test_an_odd_dim_behind_the_pairs_is_read(paged_call, assert_agrees):
+def test_an_odd_dim_after_the_pairs_is_read(paged_call, assert_agrees):
     """Rows of 33 dims lie 48 bytes apart, so that strides count in 16 bytes, of which pairs are cut. No drawn width is odd."""
     call = paged_call([1, 3], [70, 20], kv_cache_dtype=torch.float8_e4m3fn, head_size=33, **ONE_SCALE)
     *outer, head_size = call.kv_cache.shape
@@ -462,7 +462,7 @@ def test_a_part_takes_a_share_of_the_work_of_all_tiles(paged_call):
         assert parts_by_work([1, 120], [640, 120], paged_call, work_shares) == parts, work_shares
 
 
-def test_requests_behind_those_whose_lengths_are_looked_at(paged_call, assert_agrees):
+def test_requests_after_those_whose_lengths_are_looked_at(paged_call, assert_agrees):
     few = MOST_LENGTHS.value
     for query_lens in ([1] * (few + 2), [70, *[1] * few, 70]):
         call = paged_call(query_lens, [*[70] * (few + 1), 700], num_heads=1, num_kv_heads=1)
@@ -478,7 +478,7 @@ def test_max_seq_len_may_be_loose(max_seq_len, paged_call, assert_agrees):
     assert_agrees(call)
 
 
-@pytest.mark.parametrize("longest", [1, 70], ids=["one tile each", "tiles behind each other"])
+@pytest.mark.parametrize("longest", [1, 70], ids=["one tile each", "tiles one after the other"])
 def test_more_requests_than_are_searched_at_once_agree(longest, paged_call, assert_agrees):
     """More than are looked at together, where a tile looks for its request."""
     n = REQUESTS_AT_ONCE.value + 5

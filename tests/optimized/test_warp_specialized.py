@@ -98,7 +98,7 @@ def on_meta(*shape, dtype=torch.bfloat16):
 
 
 def prompts(lens, head_size, block_size, most_keys=None, heads=16, kv_heads=8):
-    """Prompts, or chunks of prompts behind `most_keys` keys at most, for a GPU that is not here."""
+    """Prompts, or chunks of prompts after `most_keys` keys at most, for a GPU that is not here."""
     ints, starts = on_meta(len(lens), dtype=torch.int32), on_meta(len(lens) + 1, dtype=torch.int32)
     layer = Layer(num_heads=heads, num_kv_heads=kv_heads, head_size=head_size, scale=0.1, layout=Layout.BLOCKS_FIRST_NHD)
     batch = Batch(

@@ -121,7 +121,7 @@ def test_unchecked_slots_reach_no_other_memory(device):
 @pytest.mark.parametrize(("scales", "block_size"), [(1, 16), (3, 3), (2, 1)])
 @pytest.mark.parametrize("layout", LATENT_FORMATS)
 def test_slots_with_scales_are_written_bit_by_bit(layout, scales, block_size, float8, device):
-    """Padding behind a slot's scales is written, bytes between blocks are not, and a NaN that is copied keeps its bits."""
+    """Padding after a slot's scales is written, bytes between blocks are not, and a NaN that is copied keeps its bits."""
     sizes = latent_sizes(layout, scales)
     head_size, head_size_v = sizes["head_size"], sizes["head_size_v"]
     layer = Layer(num_heads=4, num_kv_heads=1, scale=1.0, layout=layout, kv_cache_dtype=float8, **sizes)

@@ -71,7 +71,7 @@ def logits_of(model, implementation, inputs) -> torch.Tensor:
 UNUSUAL = {
     "packed": (PACKED, ["mistral", "gemma2", "llama4"]),
     "a hole": (WITH_A_HOLE, ["mistral", "gemma2", "llama4", "bloom"]),
-    "padding behind": (prompts((7, 4, 9), padded="right"), ["mistral", "gemma2", "llama4", "bloom", "mpt"]),
+    "padding after": (prompts((7, 4, 9), padded="right"), ["mistral", "gemma2", "llama4", "bloom", "mpt"]),
 }
 
 

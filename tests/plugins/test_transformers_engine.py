@@ -107,7 +107,7 @@ KEY_ROWS = {
     "a ring": ([34, 35, 32, 33], None),
     "a page from its middle on": ([33, 34, 35, 0], None),
     "keys of two blocks by turns": ([32, 1, 34, 3], None),
-    "rows behind a page's last slot": ([36, 37], None),
+    "rows after a page's last slot": ([36, 37], None),
 }
 
 

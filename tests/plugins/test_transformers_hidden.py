@@ -84,12 +84,12 @@ def test_a_real_token_of_which_a_mask_hides_every_key_is_named(of_masks, name, u
 
 QUIET = {
     "padding on the left": ("gpt_oss", generated(LEFT)),
-    "behind, longer than the window": ("mistral", lambda model: model(**RIGHT)),
-    "behind, and then tokens": ("gemma3", generated(RIGHT)),
+    "after, longer than the window": ("mistral", lambda model: model(**RIGHT)),
+    "after, and then tokens": ("gemma3", generated(RIGHT)),
     "chunks of padding alone": ("gemma3", generated(LEFT, prefill_chunk_size=3)),
-    "chunks of padding alone, behind": ("mistral", generated(RIGHT, prefill_chunk_size=1)),
+    "chunks of padding alone, after": ("mistral", generated(RIGHT, prefill_chunk_size=1)),
     "a static cache": ("gemma3", generated(LEFT, cache_implementation="static")),
-    "a static cache, padded behind": ("mistral", generated(RIGHT, cache_implementation="static")),
+    "a static cache, padded after": ("mistral", generated(RIGHT, cache_implementation="static")),
     "beams": ("llama4", generated(LEFT, num_beams=3)),
     "drafts": ("gemma3", generated({"input_ids": IDS.repeat(1, 3)}, prompt_lookup_num_tokens=3)),
     "an encoder": ("bert", lambda model: model(**LEFT)),

@@ -36,7 +36,7 @@ def config(**options):
 
 
 def mask_of(make, tokens, *, padding=None, cached=0, **options) -> torch.Tensor:
-    """[B, Q, K] that transformers makes for `tokens` new tokens, behind `cached` ones in a cache that drops none."""
+    """[B, Q, K] that transformers makes for `tokens` new tokens, after `cached` ones in a cache that drops none."""
     rows = 1 if padding is None else len(padding)
     cache = None
     if cached:
@@ -85,7 +85,7 @@ def test_left_padding_belongs_to_no_request():
     assert reading.requests[1].queries == reading.requests[1].keys == [5, 6, 7]
 
 
-def test_padding_behind_a_sequence_becomes_requests_of_its_own():
+def test_padding_after_a_sequence_becomes_requests_of_its_own():
     seen = mask_of(masking_utils.create_causal_mask, 6, padding=[[1] * 6, [1] * 4 + [0] * 2])
     reading = read(seen, is_causal=True)
     assert [(one.row, one.queries, one.seq_len) for one in reading.requests] == [
@@ -123,7 +123,7 @@ def test_packed_sequences_are_read_from_a_mask():
     assert summary(reading)[1:] == ({"window": (W - 1, W - 1)}, [(6, 6), (9, 9)])
 
 
-def test_requests_of_an_engine_are_taken_from_it_and_held_to_the_mask():
+def test_requests_of_an_engine_are_taken_from_it_and_compared_with_the_mask():
     seen = torch.zeros(1, 4, 9, dtype=torch.bool)
     seen[0, :3, :6] = torch.ones(3, 6).tril(3).bool()
     seen[0, 3, 6:] = True

@@ -195,7 +195,7 @@ def test_two_layers_of_one_allocation(backend, layout, kv_cache_dtype, device):
 
 @pytest.mark.parametrize("causal", [True, False, "per request"])
 def test_a_sliding_window_counts_the_token_itself(backend, causal, device):
-    """3 keys up to the query's own and, where nothing is causal, 2 more behind it, as in vLLM's own Triton backend."""
+    """3 keys up to the query's own and, where nothing is causal, 2 more after it, as in vLLM's own Triton backend."""
     torch.manual_seed(0)
     if causal == "per request":
         causal = torch.tensor([True, False, True, False], device=device)

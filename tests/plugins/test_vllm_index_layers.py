@@ -258,7 +258,7 @@ def written_flat(writer):
     [(lambda writer: writer, set()), (written_flat, {FaultKind.ALTERED}), (written_elsewhere, {FaultKind.ALTERED})],
     ids=["right", "flat", "elsewhere"],
 )
-def test_the_index_cache_is_held_to_the_shadow(mistake, kinds, layer, recorded, monkeypatch):
+def test_the_index_cache_is_compared_with_the_shadow(mistake, kinds, layer, recorded, monkeypatch):
     """Faults are found in calls that are not judged, too. Writes of the second step alter keys of the first."""
     monkeypatch.setattr(kernels, "indexer_k_quant_and_cache_triton", mistake(kernels.indexer_k_quant_and_cache_triton))
     monkeypatch.setattr(recorded, "most", 0)

@@ -78,7 +78,7 @@ def test_outputs_are_those_without_a_recording(layout, tmp_path):
     ],
     ids=["right", "a block of another", "bytes of a block"],
 )
-def test_blocks_of_steps_are_held_to_what_was_written(last_table, altered, fault, runner, recorded):
+def test_blocks_of_steps_are_compared_with_what_was_written(last_table, altered, fault, runner, recorded):
     """vLLM's layer and metadata, in steps of a model runner that is not vLLM's: its hooks are."""
     backend = AttentionBackendEnum.TRITON_ATTN.get_class()
     spec, kv_cache = spec_and_cache(backend)
@@ -214,7 +214,7 @@ def test_rocm_attn_ignores_a_soft_cap_and_this_is_found(recorded):
 
 
 def test_a_call_is_judged_by_what_it_was_given(recorded, monkeypatch):
-    """A kernel that writes its inputs after its output does not change what its output is held to."""
+    """A kernel that writes its inputs after its output does not change what its output is compared with."""
 
     def destroys(kernel, *, q, k, v, **arguments):
         kernel(q=q, k=k, v=v, **arguments)
@@ -399,7 +399,7 @@ def test_a_call_that_raises_is_counted_and_raises(recorded, monkeypatch):
 
 
 PROMPTS = ((0, 0, 5), (1, 5, 22))
-"""Two requests: their numbers, their first rows and the rows behind their last."""
+"""Two requests: their numbers, their first rows and the rows after their last."""
 
 
 @pytest.mark.parametrize(

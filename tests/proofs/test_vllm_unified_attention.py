@@ -18,7 +18,7 @@ NOT_LOADED = "a key that is shown is loaded"
 
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 def test_all_claims_hold_but_that_of_ranges(mask):
-    """All but one: with ranges, a position behind the request's keys may be shown, of which nothing is loaded."""
+    """All but one: with ranges, a position after the request's keys may be shown, of which nothing is loaded."""
     refuted = {claim.name for claim in claims(mask) if decide(claim).outcome != "proved"}
     assert refuted == ({f"{mask}: {NOT_LOADED}"} if mask.ranges else set())
 
@@ -27,9 +27,9 @@ TARGET = registry.load("vllm-unified-attention")
 
 
 @pytest.mark.skipif(TARGET.unavailable("cpu") is not None, reason="vLLM's kernel does not run here")
-@pytest.mark.parametrize(("last", "kind"), [(1, "value"), (0, "agree")], ids=["behind the keys", "the last key"])
+@pytest.mark.parametrize(("last", "kind"), [(1, "value"), (0, "agree")], ids=["after the keys", "the last key"])
 def test_a_counterexample_fails_on_the_kernel(last, kind):
-    """One query and one key, and a range that ends behind the key: the position there counts as a key of zeros. vLLM's engine
+    """One query and one key, and a range that ends past the key: the position there counts as a key of zeros. vLLM's engine
     makes no such range, so the target's declaration leaves it out, and `replay` refuses the case."""
     fields = {"layout": Layout.CONTENT_PACKED, "dtype": "float16", "head_size": 64, "dense_out": True, "scale": 0.125}
     case = counterexamples.paged([(1, 1)], ranges=[(0, last)], target=TARGET.name, **fields)

@@ -20,7 +20,7 @@ FLOAT_LAYOUTS = [layout for layout in LAYOUTS if not layout.has_inline_scales]
 
 @pytest.mark.parametrize(("head_size", "head_size_v"), [(8, 4), (4, 8)])
 def test_addresses_of_two_widths(head_size, head_size_v):
-    """Rows of 12: those of block 1, slot 5, head 1 begin at 192 + 96 + 60 = 348. V is behind K, however wide it is."""
+    """Rows of 12: those of block 1, slot 5, head 1 begin at 192 + 96 + 60 = 348. V is after K, however wide it is."""
     sizes = {"num_blocks": 2, "block_size": 8, "num_kv_heads": 2, "itemsize": 4}
     view = KVCacheView.dense(Layout.CONTENT_PACKED, head_size=head_size, head_size_v=head_size_v, **sizes)
     raw, layer = torch.zeros(view.end), replace(layer_of(view, torch.float32), head_size_v=head_size_v)

@@ -383,7 +383,7 @@ def test_a_page_of_planes_byte_by_byte():
     assert (raw == 0x55).all(), "other slots, and the bytes between pages"
 
 
-def test_the_padding_behind_scales_is_not_read():
+def test_the_padding_after_scales_is_not_read():
     kv_cache = torch.zeros(1, 259, dtype=torch.uint8)
     kv_cache[0, 0], kv_cache[0, 256], kv_cache[0, 258] = 0x38, 128, 255  # 1.0 times 2, and a byte that would be NaN
     table = torch.tensor([0], dtype=torch.int32)

@@ -214,7 +214,7 @@ def test_keys_of_four_tokens_by_hand(paged_call):
 
 @pytest.mark.parametrize("key_unit", [2, 3, 4, 128])
 def test_keys_of_several_tokens(key_unit, paged_call, randn):
-    """A key is seen once the query stands at its last token or behind it. A selection of units of two keys hides others."""
+    """A key is seen once the query stands at its last token or after it. A selection of units of two keys hides others."""
     sizes = sorted({*range(7), key_unit - 1, key_unit, key_unit + 1, 4 * key_unit - 1, 4 * key_unit, 4 * key_unit + 1, 12})
     lengths = [(query_len, seq_len) for query_len in (1, 3, 5) for seq_len in sizes]
     tokens = [(randn(query_len, 1, 4), *randn(2, seq_len // key_unit, 1, 4)) for query_len, seq_len in lengths]

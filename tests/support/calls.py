@@ -218,7 +218,7 @@ def forget(call: PagedCall, slots: torch.Tensor) -> PagedCall:
 def write_keys(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slots: torch.Tensor) -> None:
     """Have the reference write k and v to a cache. In a latent cache V is the first dims of k, and v is not written.
 
-    If V is of another width, it is the first dims of v and of -v behind it.
+    If V is of another width, it is the first dims of v and of -v after it.
     """
     if layer.layout is not None and layer.layout.has_latent_value:
         kv_c, k_pe = k[:, 0].tensor_split([layer.v_head_size], dim=1)

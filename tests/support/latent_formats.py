@@ -9,13 +9,13 @@ from attn_contract.layouts import LATENT_FORMATS
 def latent_sizes(layout: Layout, scales: int = 1) -> dict[str, int]:
     """The head_size and head_size_v of slots with so many scales, or the next number of them that fills whole units.
 
-    If the format keeps the dims of K behind V, there are two of them.
+    If the format keeps the dims of K after V, there are two of them.
     """
     form = LATENT_FORMATS[layout]
-    behind_v, kept = (2, 0) if form.kept_dims is None else (0, form.kept_dims)
+    past_v, kept = (2, 0) if form.kept_dims is None else (0, form.kept_dims)
     for count in itertools.count(scales):
         v_head_size = count * form.scale_dims + kept
-        sizes = {"head_size": v_head_size + behind_v, "head_size_v": v_head_size}
+        sizes = {"head_size": v_head_size + past_v, "head_size_v": v_head_size}
         try:
             layout.check_widths(**sizes)
         except ContractError:

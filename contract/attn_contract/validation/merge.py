@@ -54,7 +54,7 @@ def check_merge_attn_parts(
     lse_base: LseBase = "e",
     output_scale: torch.Tensor | None = None,
 ) -> None:
-    """Check a merge of N attention states: outs [N, T, H, D] and lses [N, H, T] float32, any strides but outs' last.
+    """Check a merge of N attention states: outs [N, T, H, D] and lses [N, H, T] float32. The last stride of outs is 1.
 
     The written tensors have memory of their own: a part is a slice of `outs`, and what is written to one slice would be read as
     another part by a program that has not come to it yet.

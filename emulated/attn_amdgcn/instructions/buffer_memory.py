@@ -28,7 +28,7 @@ from attn_amdgcn.instructions import scratch, to_lds
 from attn_amdgcn.instructions.formats import (
     LOADS,
     STORES,
-    Format,
+    DataFormat,
     data_target,
     reads_data,
     writes_data,
@@ -86,21 +86,21 @@ def buffer_load(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
     return piece("on = waves.lanes"), put_statement(data_target(instruction, target, form, kernel), value)
 
 
-def _load_value(instruction: Instruction, operands: Sequence[Operand], form: Format, kernel: Kernel) -> Piece:
+def _load_value(instruction: Instruction, operands: Sequence[Operand], form: DataFormat, kernel: Kernel) -> Piece:
     """[registers, waves, lanes]: what a load brings; its operands are vaddr, the resource and soffset."""
     address, resource, soffset = operands
     within, offset = _range(instruction, resource, soffset, kernel), _offset(instruction, address, kernel)
     return piece("{}(waves, {}, {}, {}, {})", _loaded, within, offset, form, Alone(instruction))
 
 
-def _loaded(waves: Waves, within: Range, offset: np.ndarray, form: Format, instruction: Instruction) -> np.ndarray:
+def _loaded(waves: Waves, within: Range, offset: np.ndarray, form: DataFormat, instruction: Instruction) -> np.ndarray:
     """[..., registers, waves, lanes]: what lies at offsets in a range."""
     if within.is_private:
         return scratch.values_at(waves, within.begin + offset, form)
     fits, parts = _fits(within, offset, form)
     if not parts:
         return _values(instruction, waves, within, offset, fits, form)
-    words = [_values(instruction, waves, within, offset + 4 * i, fits[i], Format(4)) for i in range(form.registers)]
+    words = [_values(instruction, waves, within, offset + 4 * i, fits[i], DataFormat(4)) for i in range(form.registers)]
     return np.concatenate(words, axis=-3)
 
 
@@ -122,7 +122,7 @@ def buffer_store(instruction: Instruction, kernel: Kernel) -> Step:
             _store(instruction, waves, within, offset, fits, values, form)
             return
         for i, value in enumerate(values):
-            _store(instruction, waves, within, offset + 4 * i, fits[i], value[None], Format(4))
+            _store(instruction, waves, within, offset + 4 * i, fits[i], value[None], DataFormat(4))
 
     return step
 
@@ -134,7 +134,7 @@ def _operands(instruction: Instruction) -> tuple[Operand, ...]:
     return instruction.operands
 
 
-def _fits(within: Range, offset: np.ndarray, form: Format) -> tuple:
+def _fits(within: Range, offset: np.ndarray, form: DataFormat) -> tuple:
     """The lanes in range (None: all), and True if that differs between the words of a lane: then they are given for each
     word."""
     if int(np.maximum.reduce(offset, axis=None)) <= within.least - form.size:
@@ -148,7 +148,7 @@ def _fits(within: Range, offset: np.ndarray, form: Format) -> tuple:
 
 
 def _values(
-    instruction: Instruction, waves: Waves, within: Range, offset: np.ndarray, fits: np.ndarray | None, form: Format
+    instruction: Instruction, waves: Waves, within: Range, offset: np.ndarray, fits: np.ndarray | None, form: DataFormat
 ) -> np.ndarray:
     values = values_at(waves, within.begin + offset, form, instruction, _both(waves.lanes, fits))
     return values if fits is None else values * fits[..., None, :, :]
@@ -161,7 +161,7 @@ def _store(
     offset: np.ndarray,
     fits: np.ndarray | None,
     values: np.ndarray,
-    form: Format,
+    form: DataFormat,
 ) -> None:
     store_at(waves, within.begin + offset, values, form, instruction, _both(waves.lanes, fits))
 

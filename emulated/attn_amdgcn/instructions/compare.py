@@ -1,7 +1,7 @@
 """Comparisons: a bit for each lane, and 0 for the lanes that are off.
 
 Source: "VOPC Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA. v_cmpx writes EXEC: beside its result on gfx9,
-and alone from gfx10 on.
+and in place of a result from gfx10 on.
 """
 
 from collections.abc import Callable

@@ -2,8 +2,8 @@
 than +0.
 
 `v_max_f32` (until gfx11): of a quiet NaN and a number the result is the number; a signaling NaN is the result, made quiet, if
-the kernel's `ieee_mode` is on, and else it is as a quiet one. `v_max_num_f32` (gfx12): of any NaN and a number the result is
-the number. `v_maximum_f32`: a NaN is the result.
+the kernel's `ieee_mode` is on, and counts as a quiet one if it is off. `v_max_num_f32` (gfx12): of any NaN and a number the
+result is the number. `v_maximum_f32`: a NaN is the result.
 
 Source: V_MAX_F32, V_MAX3_F32 and V_MED3_F32 in AMD's Instinct MI300 ISA; V_MAX_NUM_F32, V_MAXIMUM_F32, V_MED3_NUM_F32,
 V_MINMAX_NUM_F32 and V_MINIMUMMAXIMUM_F32 in AMD's RDNA4 ISA.

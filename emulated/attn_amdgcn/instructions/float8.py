@@ -28,7 +28,7 @@ from attn_amdgcn.waves import Waves
 
 
 @dataclass(frozen=True)
-class Format:
+class Float8Format:
     """A float of 8 bits: a sign, an exponent and a mantissa.
 
     Attributes:
@@ -49,10 +49,10 @@ class Format:
 
 
 FORMATS = {
-    ("fp8", False): Format(3, 7, 0x7E, 0x7F, 0x7F, True),
-    ("bf8", False): Format(2, 15, 0x7B, 0x7C, 0x7F, True),
-    ("fp8", True): Format(3, 8, 0x7F, 0x80, 0x80, False),
-    ("bf8", True): Format(2, 16, 0x7F, 0x80, 0x80, False),
+    ("fp8", False): Float8Format(3, 7, 0x7E, 0x7F, 0x7F, True),
+    ("bf8", False): Float8Format(2, 15, 0x7B, 0x7C, 0x7F, True),
+    ("fp8", True): Float8Format(3, 8, 0x7F, 0x80, 0x80, False),
+    ("bf8", True): Float8Format(2, 16, 0x7F, 0x80, 0x80, False),
 }
 """Formats by the word in the mnemonic, and by whether the architecture is gfx940 to gfx942."""
 
@@ -60,12 +60,12 @@ FORMATS = {
 _WITHOUT_NEGATIVE_ZERO = ("gfx940", "gfx941", "gfx942")
 
 
-def format_of(instruction: Instruction, kernel: Kernel) -> Format:
+def format_of(instruction: Instruction, kernel: Kernel) -> Float8Format:
     word = "bf8" if "bf8" in instruction.name else "fp8"
     return FORMATS[word, kernel.architecture in _WITHOUT_NEGATIVE_ZERO]
 
 
-def encoded(a: np.ndarray, to: Format) -> np.ndarray:
+def encoded(a: np.ndarray, to: Float8Format) -> np.ndarray:
     """uint16: the codes of float32 numbers."""
     magnitude = np.abs(a).astype(F64)
     least = 1 - to.bias
@@ -79,7 +79,7 @@ def encoded(a: np.ndarray, to: Format) -> np.ndarray:
 
 
 @cache
-def values_of(of: Format) -> np.ndarray:
+def values_of(of: Float8Format) -> np.ndarray:
     """[256] float32: the number of each code."""
     special = "fnuz" if not of.has_negative_zero else "ocp" if of.beyond == of.nan else "ieee"
     return small_floats(7 - of.mantissa, of.mantissa, of.bias, special)

@@ -19,7 +19,7 @@ from attn_amdgcn.waves import Waves
 
 
 @dataclass(frozen=True)
-class Format:
+class DataFormat:
     """The data of one lane.
 
     Attributes:
@@ -42,18 +42,18 @@ _PARTS = {"ubyte": (1, False), "sbyte": (1, True), "ushort": (2, False), "sshort
 _PARTS |= {"u8": (1, False), "i8": (1, True), "u16": (2, False), "i16": (2, True)}
 _HALVES = {"": "low", "_hi": "high"}
 
-LOADS = {name: Format(size) for name, size in _WORDS.items()} | {name: Format(*part) for name, part in _PARTS.items()}
+LOADS = {name: DataFormat(size) for name, size in _WORDS.items()} | {name: DataFormat(*part) for name, part in _PARTS.items()}
 """Formats of loads, by the part of the mnemonic after "load_" or "read_"."""
 for _hi, _half in _HALVES.items():
     for _name, (_size, _signed) in _PARTS.items():
-        LOADS[f"{_name}_d16{_hi}"] = LOADS[f"d16{_hi}_{_name}"] = Format(_size, _signed, _half)
-    LOADS[f"short_d16{_hi}"] = LOADS[f"d16{_hi}_b16"] = Format(2, False, _half)
+        LOADS[f"{_name}_d16{_hi}"] = LOADS[f"d16{_hi}_{_name}"] = DataFormat(_size, _signed, _half)
+    LOADS[f"short_d16{_hi}"] = LOADS[f"d16{_hi}_b16"] = DataFormat(2, False, _half)
 
-STORES = {name: Format(size) for name, size in _WORDS.items()}
+STORES = {name: DataFormat(size) for name, size in _WORDS.items()}
 """Formats of stores, by the part of the mnemonic after "store_" or "write_"."""
 for _name, _size in {"byte": 1, "short": 2, "b8": 1, "b16": 2}.items():
-    STORES[_name] = Format(_size)
-    STORES[f"{_name}_d16_hi"] = STORES[f"d16_hi_{_name}"] = Format(_size, half="high")
+    STORES[_name] = DataFormat(_size)
+    STORES[f"{_name}_d16_hi"] = STORES[f"d16_hi_{_name}"] = DataFormat(_size, half="high")
 
 
 def returns_value(instruction: Instruction) -> bool:
@@ -62,7 +62,7 @@ def returns_value(instruction: Instruction) -> bool:
     return bool(modifiers.get("glc") or modifiers.get("sc0")) or "RETURN" in str(modifiers.get("th", ""))
 
 
-def loaded(storage: Storage, place: np.ndarray, form: Format) -> np.ndarray:
+def loaded(storage: Storage, place: np.ndarray, form: DataFormat) -> np.ndarray:
     """[..., registers, waves, lanes]: what lies at places, as registers get it; in the lower half, if the format has one."""
     if form.size >= 4:
         return storage.load(place, form.size // 4)
@@ -74,7 +74,7 @@ def loaded(storage: Storage, place: np.ndarray, form: Format) -> np.ndarray:
     return value[..., None, :, :]
 
 
-def stored(storage: Storage, place: np.ndarray, values: np.ndarray, form: Format, lanes: np.ndarray | None) -> None:
+def stored(storage: Storage, place: np.ndarray, values: np.ndarray, form: DataFormat, lanes: np.ndarray | None) -> None:
     """Write values of [..., registers, waves, lanes] to places."""
     if form.size >= 4:
         storage.store(place, values, lanes)
@@ -83,7 +83,7 @@ def stored(storage: Storage, place: np.ndarray, values: np.ndarray, form: Format
 
 
 def writes_data(
-    instruction: Instruction, operand: Operand, form: Format, kernel: Kernel
+    instruction: Instruction, operand: Operand, form: DataFormat, kernel: Kernel
 ) -> Callable[[Waves, np.ndarray], None]:
     """Writes what `loaded` returns into an operand's registers, in the lanes that are on."""
     row = row_of(instruction, operand, form.registers, kernel)
@@ -99,7 +99,7 @@ def writes_data(
     return write_half
 
 
-def data_target(instruction: Instruction, operand: Operand, form: Format, kernel: Kernel) -> Piece:
+def data_target(instruction: Instruction, operand: Operand, form: DataFormat, kernel: Kernel) -> Piece:
     """The registers that a load of whole registers writes."""
     return rows_target(row_of(instruction, operand, form.registers, kernel), form.registers)
 
@@ -122,12 +122,12 @@ def writes_rows(row: int, count: int) -> Callable[[Waves, np.ndarray], None]:
     return write
 
 
-def reads_data(instruction: Instruction, operand: Operand, form: Format, kernel: Kernel) -> Callable[[Waves], np.ndarray]:
+def reads_data(instruction: Instruction, operand: Operand, form: DataFormat, kernel: Kernel) -> Callable[[Waves], np.ndarray]:
     """Reads what `stored` writes from an operand's registers."""
     return value_of(data_value(instruction, [operand], form, kernel))
 
 
-def data_value(instruction: Instruction, operands: Sequence[Operand], form: Format, kernel: Kernel) -> Piece:
+def data_value(instruction: Instruction, operands: Sequence[Operand], form: DataFormat, kernel: Kernel) -> Piece:
     """[registers, waves, lanes]: what `stored` writes from an operand's registers; [operands, ...] of several."""
     first = [row_of(instruction, operand, form.registers, kernel) for operand in operands]
     rows = [tuple(range(row, row + form.registers)) for row in first]

@@ -238,7 +238,7 @@ def _vector_statements(instruction: Instruction, kernel: Kernel) -> Sequence[Pie
     return compute, keep, write
 
 
-def _in_place(instruction: Instruction, parts: "Parts", kernel: Kernel) -> Step | None:
+def _in_place(instruction: Instruction, parts: "StepParts", kernel: Kernel) -> Step | None:
     """The step of an instruction whose meaning is a ufunc of numpy: where all lanes are on, the ufunc writes the register.
 
     None if the instruction has another form: the result is finished, has lanes of its own, or is of another kind than a source.
@@ -281,7 +281,7 @@ def _half(half: Instruction) -> Instruction:
 
 
 @dataclass(frozen=True)
-class Parts:
+class StepParts:
     """The parts of a vector instruction's step.
 
     Attributes:
@@ -311,7 +311,7 @@ class Parts:
         return compute, piece("\n".join("{}" for _ in write), *write)
 
 
-def parts_of(instruction: Instruction, kernel: Kernel) -> Parts:
+def parts_of(instruction: Instruction, kernel: Kernel) -> StepParts:
     """The parts of the step of an instruction that `vector` registers."""
     if instruction.name not in VECTOR:
         raise unknown(instruction)
@@ -354,7 +354,7 @@ def parts_of(instruction: Instruction, kernel: Kernel) -> Parts:
         raise unknown(instruction, "DPP that switches lanes off before a mask is written")
     function = modes.overflowing(instruction, kernel, meaning.make(instruction, kernel))
     function = modes.flushing(instruction, kernel, function, (results, sources))
-    return Parts(function, values, finish, writes, lanes)
+    return StepParts(function, values, finish, writes, lanes)
 
 
 def _result(

@@ -1,11 +1,11 @@
 """Loads, stores and atomic changes of global memory, by addresses of 64 bits.
 
 An address is vaddr, 64 bits, plus the signed `offset`. With saddr it is saddr, 64 bits, plus vaddr, 32 bits, plus `offset`.
-vaddr is unsigned then, from gfx1250 on signed, and with `scale_offset` it counts elements of the instruction's size.
+With saddr, vaddr is unsigned, and from gfx1250 on signed; with `scale_offset` it counts elements of the instruction's size.
 
-Modifiers that choose a cache's policy or a scope change nothing here. Lanes that change one word atomically do so one after the
-other, here in the order of the waves and of their lanes; each may get what it found. From GLOBAL_ATOMIC_ADD in AMD's manuals:
-tmp = MEM[addr], MEM[addr] = tmp + DATA, RETURN_DATA = tmp.
+Modifiers that choose a cache's policy or a scope change nothing here. Lanes that change one word atomically do so one after
+the other, here in the order of the waves and of their lanes; each may return the word that it found. From GLOBAL_ATOMIC_ADD
+in AMD's manuals: tmp = MEM[addr], MEM[addr] = tmp + DATA, RETURN_DATA = tmp.
 
 Source: "FLAT, Scratch and Global Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA; LLVM's GCNSubtarget
 (hasSignedGVSOffset, hasScaleOffset) for gfx1250. Atomics at no multiple of their size are a memory violation: "Memory Alignment
@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Named, Operand, Register
 from attn_amdgcn.errors import EmulationFault
-from attn_amdgcn.instructions.formats import LOADS, STORES, Format, loaded, reads_data, returns_value, stored, writes_data
+from attn_amdgcn.instructions.formats import LOADS, STORES, DataFormat, loaded, reads_data, returns_value, stored, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.memory import BASE
 from attn_amdgcn.operands import KINDS, number, reads_scalar, row_of, scalar_index, unknown
@@ -94,7 +94,7 @@ def changed_at(waves: Waves, place: np.ndarray, given: np.ndarray, instruction: 
 
 
 def values_at(
-    waves: Waves, address: np.ndarray, form: Format, instruction: Instruction, lanes: np.ndarray | None
+    waves: Waves, address: np.ndarray, form: DataFormat, instruction: Instruction, lanes: np.ndarray | None
 ) -> np.ndarray:
     """The values at addresses less BASE. Lanes that are not in `lanes` get any value."""
     memory = waves.shared.memory
@@ -108,7 +108,7 @@ def store_at(
     waves: Waves,
     address: np.ndarray,
     values: np.ndarray,
-    form: Format,
+    form: DataFormat,
     instruction: Instruction,
     lanes: np.ndarray | None,
 ) -> None:
@@ -121,7 +121,7 @@ def store_at(
 
 
 def places_of(
-    instruction: Instruction, address: Operand, base: Operand, form: Format, kernel: Kernel
+    instruction: Instruction, address: Operand, base: Operand, form: DataFormat, kernel: Kernel
 ) -> Callable[[Waves], np.ndarray]:
     """[waves, lanes] int64: addresses less BASE."""
     offset = np.int64(number(instruction, "offset") - BASE)

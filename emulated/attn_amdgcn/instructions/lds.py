@@ -16,7 +16,7 @@ from attn_amdgcn.errors import EmulationFault
 from attn_amdgcn.instructions.formats import (
     LOADS,
     STORES,
-    Format,
+    DataFormat,
     data_target,
     data_value,
     loaded,
@@ -37,7 +37,7 @@ _PAIRS |= {"write2": 1, "write2st64": 64, "store_2addr": 1, "store_2addr_stride6
 """The factor of the offsets of forms with two addresses."""
 
 
-def reads(waves: Waves, place: np.ndarray, form: Format, instruction: Instruction) -> np.ndarray:
+def reads(waves: Waves, place: np.ndarray, form: DataFormat, instruction: Instruction) -> np.ndarray:
     """The values at places in LDS."""
     for watch in waves.shared.watches:
         for each in place.reshape(-1, *place.shape[-2:]):
@@ -45,7 +45,7 @@ def reads(waves: Waves, place: np.ndarray, form: Format, instruction: Instructio
     return loaded(waves.shared.lds_storage, place, form)
 
 
-def writes(waves: Waves, place: np.ndarray, values: np.ndarray, form: Format, instruction: Instruction) -> None:
+def writes(waves: Waves, place: np.ndarray, values: np.ndarray, form: DataFormat, instruction: Instruction) -> None:
     """Write values to places in LDS."""
     if place.ndim == 2 or (waves.lanes is None and not waves.shared.watches):
         writes_lanes(waves, place, values, form, instruction, waves.lanes)
@@ -58,7 +58,7 @@ def writes_lanes(
     waves: Waves,
     place: np.ndarray,
     values: np.ndarray,
-    form: Format,
+    form: DataFormat,
     instruction: Instruction,
     lanes: np.ndarray | None,
 ) -> None:
@@ -109,7 +109,7 @@ def store(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
 
 
 def _writes_but_nowhere(
-    waves: Waves, address: np.ndarray, offset: np.ndarray, values: np.ndarray, form: Format, instruction: Instruction
+    waves: Waves, address: np.ndarray, offset: np.ndarray, values: np.ndarray, form: DataFormat, instruction: Instruction
 ) -> None:
     """Write values of the lanes whose address is not NOWHERE."""
     nowhere = address == NOWHERE
@@ -129,7 +129,7 @@ def lanes_but(nowhere: np.ndarray, waves: Waves) -> np.ndarray:
 
 
 def _store(
-    instruction: Instruction, address: Operand, offset: np.ndarray, sources: Sequence[Operand], form: Format, kernel: Kernel
+    instruction: Instruction, address: Operand, offset: np.ndarray, sources: Sequence[Operand], form: DataFormat, kernel: Kernel
 ) -> Sequence[Piece]:
     place, values = _place(instruction, address, offset, form, kernel), data_value(instruction, sources, form, kernel)
     return (piece("{}(waves, {}, {}, {}, {})", writes, place, values, form, Alone(instruction)),)
@@ -164,7 +164,7 @@ def store_two(instruction: Instruction, kernel: Kernel) -> Sequence[Piece]:
     return _store(instruction, address, np.array(offsets)[:, None, None], sources, form, kernel)
 
 
-def _pair(instruction: Instruction) -> tuple[Format, tuple[int, int]]:
+def _pair(instruction: Instruction) -> tuple[DataFormat, tuple[int, int]]:
     """The format of one element, and both offsets in bytes."""
     check_modifiers(instruction, "offset0", "offset1")
     name, _, size = instruction.name.removeprefix("ds_").rpartition("_")
@@ -195,7 +195,7 @@ def load_transposed(instruction: Instruction, kernel: Kernel) -> Step:
     check_count(instruction, 2)
     check_modifiers(instruction, "offset")
     size, width, comes_from = _TRANSPOSED[instruction.name]
-    form, count = Format(size), size // width
+    form, count = DataFormat(size), size // width
     target, address = instruction.operands
     places = value_of(_place(instruction, address, _offset(instruction), form, kernel))
     write = writes_data(instruction, target, form, kernel)
@@ -216,7 +216,7 @@ def _offset(instruction: Instruction) -> np.ndarray:
     return np.array([[number(instruction, "offset")]])
 
 
-def _place(instruction: Instruction, operand: Operand, offset: np.ndarray, form: Format, kernel: Kernel) -> Piece:
+def _place(instruction: Instruction, operand: Operand, offset: np.ndarray, form: DataFormat, kernel: Kernel) -> Piece:
     """The place in the LDS of all workgroups where an access begins, for each offset [waves, lanes]."""
     if "gds" in instruction.modifiers:
         raise unknown(instruction)

@@ -3,7 +3,7 @@
 The halves are 32 bits of two registers (v_pk_*_f32, v_pk_mov_b32), or 16 bits of one register. For the lower result op_sel
 names the half of each source, and op_sel_hi for the upper one; neg_lo and neg_hi change the signs of what they read. A scalar
 source of v_pk_*_f32 is a pair of registers until gfx950; gfx1250 reads one register or literal for both halves. The upper
-half of an inline constant is 0 if the constant is; others are refused.
+half of the constant 0 is 0; the upper half of another inline constant is refused.
 
 Source: "VOP3P Instructions" in AMD's Instinct MI300 ISA and in AMD's RDNA4 ISA; LLVM, GCNSubtarget,
 "hasPKF32InstsReplicatingLower32BitsOfScalarInput".

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Named, Operand
 from attn_amdgcn.errors import EmulationFault
-from attn_amdgcn.instructions.formats import LOADS, STORES, Format, loaded, reads_data, stored, writes_data
+from attn_amdgcn.instructions.formats import LOADS, STORES, DataFormat, loaded, reads_data, stored, writes_data
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.instructions.global_memory import CACHE
 from attn_amdgcn.operands import KINDS, number, reads_scalar, row_of
@@ -58,7 +58,7 @@ def scratch_store(instruction: Instruction, kernel: Kernel) -> Step:
     return lambda waves: store_at(waves, addresses(waves), read(waves), form)
 
 
-def values_at(waves: Waves, address: np.ndarray, form: Format) -> np.ndarray:
+def values_at(waves: Waves, address: np.ndarray, form: DataFormat) -> np.ndarray:
     """The values at [..., waves, lanes] int64 addresses of each lane's scratch.
 
     Raises:
@@ -70,7 +70,7 @@ def values_at(waves: Waves, address: np.ndarray, form: Format) -> np.ndarray:
     return np.concatenate(pieces, axis=-3)
 
 
-def store_at(waves: Waves, address: np.ndarray, values: np.ndarray, form: Format) -> None:
+def store_at(waves: Waves, address: np.ndarray, values: np.ndarray, form: DataFormat) -> None:
     """Write values there."""
     assert waves.scratch.flags.c_contiguous
     place = _checked(waves, address, form)
@@ -83,7 +83,7 @@ def _is_off(operand: Operand) -> bool:
     return isinstance(operand.of, Named) and operand.of.text == "off"
 
 
-def _constant_word(instruction: Instruction, address: Operand, base: Operand, form: Format) -> int | None:
+def _constant_word(instruction: Instruction, address: Operand, base: Operand, form: DataFormat) -> int | None:
     """The number of the first word, if the address is one for all lanes that is a multiple of 4, and the data is words."""
     offset = number(instruction, "offset")
     if not _is_off(address) or not _is_off(base) or form.size < 4 or offset % 4 or offset < 0:
@@ -91,19 +91,19 @@ def _constant_word(instruction: Instruction, address: Operand, base: Operand, fo
     return offset // 4
 
 
-def _check_constant(waves: Waves, address: int, form: Format) -> None:
+def _check_constant(waves: Waves, address: int, form: DataFormat) -> None:
     if address + form.size > waves.shared.scratch_bytes:
         _fault(waves, address, form, 0, 0)
 
 
-def _fault(waves: Waves, address: int, form: Format, wave: int, lane: int) -> None:
+def _fault(waves: Waves, address: int, form: DataFormat, wave: int, lane: int) -> None:
     what = f"{form.size} bytes at byte {address} of scratch, of which a lane has {waves.shared.scratch_bytes} bytes"
     raise EmulationFault(what, wave=int(waves.number[wave]), workgroup=int(waves.workgroup[wave]), lane=lane)
 
 
-def _pieces(form: Format) -> list[tuple[int, Format]]:
+def _pieces(form: DataFormat) -> list[tuple[int, DataFormat]]:
     """The words of a format, each at its offset: in scratch the words of one lane do not lie side by side."""
-    return [(0, form)] if form.size < 4 else [(4 * i, Format(4)) for i in range(form.registers)]
+    return [(0, form)] if form.size < 4 else [(4 * i, DataFormat(4)) for i in range(form.registers)]
 
 
 def _addresses(instruction: Instruction, address: Operand, base: Operand, kernel: Kernel) -> Callable[[Waves], np.ndarray]:
@@ -121,7 +121,7 @@ def _addresses(instruction: Instruction, address: Operand, base: Operand, kernel
     return addresses
 
 
-def _checked(waves: Waves, address: np.ndarray, form: Format) -> np.ndarray:
+def _checked(waves: Waves, address: np.ndarray, form: DataFormat) -> np.ndarray:
     """The addresses. A lane that is off begins at 0."""
     outside = (address < 0) | (address > waves.shared.scratch_bytes - form.size)
     if waves.lanes is not None:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Operand, Register
 from attn_amdgcn.instructions import lds
-from attn_amdgcn.instructions.formats import Format, loaded
+from attn_amdgcn.instructions.formats import DataFormat, loaded
 from attn_amdgcn.instructions.forms import Step, check_modifiers, own_step
 from attn_amdgcn.instructions.global_memory import store_at, values_at
 from attn_amdgcn.memory import BASE
@@ -59,7 +59,7 @@ def load(instruction: Instruction, kernel: Kernel) -> Step:
         tile = _tile(waves, columns, instruction, pads=True)
         if not tile.moves.any():
             return
-        form = Format(tile.size)
+        form = DataFormat(tile.size)
         values = np.where(tile.inside, values_at(waves, tile.place, form, instruction, tile.inside), np.uint32(0))
         lds.writes_lanes(waves, lds.place_of(waves, tile.lds, tile.size, tile.moves), values, form, instruction, tile.moves)
 
@@ -74,7 +74,7 @@ def store(instruction: Instruction, kernel: Kernel) -> Step:
         tile = _tile(waves, columns, instruction, pads=False)
         if not tile.inside.any():
             return
-        form = Format(tile.size)
+        form = DataFormat(tile.size)
         source = lds.place_of(waves, np.where(tile.inside, tile.lds, 0), tile.size, None)
         for watch in waves.shared.watches:
             watch.lds_read(Access(waves, source, tile.size, tile.inside, instruction))

@@ -21,7 +21,7 @@ from collections.abc import Callable
 import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel
 from attn_amdgcn.instructions import lds
-from attn_amdgcn.instructions.formats import LOADS, Format
+from attn_amdgcn.instructions.formats import LOADS, DataFormat
 from attn_amdgcn.instructions.forms import Step, check_count, check_modifiers, own_step
 from attn_amdgcn.instructions.global_memory import CACHE, places_of, values_at
 from attn_amdgcn.operands import number, row_of, unknown
@@ -44,7 +44,7 @@ def global_load_lds(instruction: Instruction, kernel: Kernel) -> Step:
     return lambda waves: write(waves, values_at(waves, places(waves), form, instruction, waves.lanes))
 
 
-def writes(instruction: Instruction, form: Format, bits_of_m0: int, kernel: Kernel) -> Callable[[Waves, np.ndarray], None]:
+def writes(instruction: Instruction, form: DataFormat, bits_of_m0: int, kernel: Kernel) -> Callable[[Waves, np.ndarray], None]:
     """Writes what a load brings into LDS."""
     name = instruction.name.rpartition("_")[2]
     if name not in SIZES.get(kernel.architecture, ()):

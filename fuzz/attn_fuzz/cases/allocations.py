@@ -84,7 +84,7 @@ def poisoned(case: Case, cache: Cache, device: torch.device | str) -> torch.Tens
 def _poisoned_row(case: Case, cache: Cache, form: LatentFormat, device: torch.device | str) -> torch.Tensor:
     """[row] uint8: a slot of a latent cache with scales, of poison, or finite numbers, of each of its types.
 
-    The padding behind the scales is filled as the scales are.
+    The padding after the scales is filled as the scales are.
     """
     unused = leftovers if case.finite_slots else poison
     quantized = form.quantized_size(case.head_size, case.head_size_v)

@@ -349,7 +349,7 @@ def _keys_and_values(call: Call, case: Case, cache: Cache, blocks: list[int]) ->
 
 
 def _stored_parts(view: KVCacheView) -> tuple[tuple[int, str], ...]:
-    """The parts that a cache stores apart, by their names in the file. V is a part of K in a latent one."""
+    """The parts that a cache stores apart, by their names in the file. V is a part of K in a latent cache."""
     return ((K, "k"),) if view.layout.has_latent_value else ((K, "k"), (V, "v"))
 
 

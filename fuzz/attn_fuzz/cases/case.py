@@ -106,7 +106,7 @@ class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             except the content-packed ones can view either form, by their strides (vLLM #43945).
         padding: unused elements after each block.
         slot_padding: unused elements after each row of a latent cache: a multiple of 4 if rows hold float32 scales, and none
-            if the scales of a page lie behind its rows. Or after each row of K and of V, in layouts that have them apart.
+            if the scales of a page lie after its rows. Or after each row of K and of V, in layouts that have them apart.
         order, num_layers, layer: only for layouts whose rows hold K and V side by side. `order` is the order of dimensions in
             memory, `num_layers` layers share the allocation, and `layer` is the index of the layer under test.
         dtype: the dtype of a quantized cache; None: the cache has the layer's dtype.
@@ -199,7 +199,7 @@ class Case(
         alibi_slopes: the layer has slopes, drawn from the seed.
         selection_unit, key_unit: as in `attn_contract.Layer`. Where tokens share a key, the row of k and v of the last of them
             is the key that the step writes, and the rows of the others have slot -1.
-        selected: units that each query selects. "some": a few of those that it sees, in any order, and no unit behind them.
+        selected: units that each query selects. "some": a few of those that it sees, in any order, and no unit after them.
             "top": as many for each query as a row has entries, or all that it sees, as an indexer selects the best. "holes": as
             "some", with entries of no unit anywhere. "all": all of those. "ahead": as "holes", but of all units of the
             request, of which causality may hide some.
@@ -325,7 +325,6 @@ class Case(
         return request.seq_len // (self.key_unit or 1)
 
     def position(self, key: int) -> int:
-        """The position of a key of a request."""
         return (key + 1) * (self.key_unit or 1) - 1
 
     @property

@@ -65,7 +65,6 @@ def _schema(text: str | bytes) -> bytes:
 
 
 def content(case: Case) -> str:
-    """The content of a case file."""
     return dumps(case) + "\n"
 
 

@@ -125,7 +125,7 @@ def _check_allocation(case: Case, cache: Cache) -> None:
     if cache.dtype == "int8" and cache.scales in ("tensor", "head"):
         raise CaseError("cache.scales: int8 has a scale for each token")
     if cache.layout.has_latent_value and (cache.planes or cache.dtype == "int8" or cache.scales in ("head", "token")):
-        raise CaseError("cache: a latent one has no plane of V, and if it is quantized, one scale or those in its rows")
+        raise CaseError("cache: a latent cache has no plane of V, no int8, and no scales of heads or tokens")
     if cache.slot_padding and (cache.layout.has_dense_pages or cache.holds_content_rows):
         raise CaseError("cache.slot_padding: only rows of a latent cache, or of K and V apart, have it, and no dense pages")
     if not cache.holds_content_rows and (cache.order, cache.num_layers) != (PhysicalOrder.LBHNC, 1):

@@ -157,16 +157,16 @@ def _selected_of(own: torch.Tensor, seq_lens: torch.Tensor, batch: Batch, layer:
     """The selection [1 or HK, rows, W] of a batch whose requests have other lengths.
 
     A row's units are mirrored: each is as far from the last unit that the query sees as the row's own unit is from the first. A
-    row with a unit behind all of these names the first units instead: as many as before, or all. Kernels that count visible
+    row with a unit after all of these names the first units instead: as many as before, or all. Kernels that count visible
     units do not read the sign of an entry.
     """
     assert layer.selection_unit is not None
     ends = batch.query_start_loc[1:]
     query_lens = batch.query_start_loc.diff()
-    behind = ends.repeat_interleave(query_lens) - torch.arange(own.shape[1], device=own.device)  # 1: the last query
+    from_end = ends.repeat_interleave(query_lens) - torch.arange(own.shape[1], device=own.device)  # 1: the last query
     tokens = seq_lens.repeat_interleave(query_lens)
     is_causal = torch.as_tensor(batch.causal, device=own.device).expand(len(ends)).repeat_interleave(query_lens)
-    units = -(-layer.num_keys(torch.where(is_causal, tokens - behind + 1, tokens)) // layer.selection_unit)
+    units = -(-layer.num_keys(torch.where(is_causal, tokens - from_end + 1, tokens)) // layer.selection_unit)
     named = torch.minimum((own >= 0).sum(-1), units)
     places = torch.arange(own.shape[2], dtype=own.dtype, device=own.device)
     first = torch.where(places < named[..., None], places, -1)

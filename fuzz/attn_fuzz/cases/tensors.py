@@ -2,7 +2,7 @@
 
 Unused slots, unowned rows and the memory around the cache and the other inputs hold NaN (the poison), or an index that leads
 astray. `out`, `lse` and the memory around them hold another NaN (the canary). So a stray read gives NaN, and a stray write
-changes a byte. With some seeds the storages of inputs end behind what may be read, and have no guard there. If the step
+changes a byte. With some seeds the storages of inputs end past what may be read, and have no guard there. If the step
 rotates q in place, unowned rows of q hold finite numbers: a rotation keeps most NaN bit by bit, so that NaN would not show
 which rows were rotated.
 """
@@ -68,7 +68,7 @@ class Step:
     """All tensors of one case. `out`, `lse` and scale caches are views into buffers that are larger on every side.
 
     Attributes:
-        q, k, v: the step's rows, some more behind them. k and v are None where no key of the step is written.
+        q, k, v: the step's rows, some more after them. k and v are None where no key of the step is written.
         raw: the cache's allocation, as bytes or elements of its dtype; None without a cache.
         scale_buffers: the allocations of scale caches, by name.
         view: the places of the cache's elements in `raw`, by the layout.
@@ -204,7 +204,7 @@ def _hold_keys(case: Case, cache: Cache, step: Step, keys: torch.Tensor, values:
 
 
 def _ended(step: Step, case: Case) -> Step:
-    """The step with storages of inputs that end right behind the last element of any tensor in them.
+    """The step with storages of inputs that end right after the last element of any tensor in them.
 
     torch then refuses a view that reaches further, such as one of rows that are as long as the stride between them.
     """

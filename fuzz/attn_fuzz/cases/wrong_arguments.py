@@ -104,7 +104,7 @@ def _shorter(tensors: dict[str, torch.Tensor], dims: dict[str, int], length: int
 
 
 def _later(right: torch.Tensor, elements: int) -> torch.Tensor:
-    """A tensor of the same shape and strides that begins some elements behind the beginning of its memory."""
+    """A tensor of the same shape and strides that begins some elements after the beginning of its memory."""
     return right.new_empty(extent(right.shape, right.stride()) + elements).as_strided(right.shape, right.stride(), elements)
 
 

@@ -76,9 +76,9 @@ class Admitted(NamedTuple):
         if not self.adapted and not self.left_out:
             return ""
         reasons = sorted(self.left_out.items(), key=lambda item: -len(item[1]))
-        why = "; ".join(f"{len(names)} {reason}" for reason, names in reasons[:REASONS]) + "; ..." * (len(reasons) > REASONS)
+        why = "; ".join(f"{len(names)} for {reason}" for reason, names in reasons[:REASONS])
         out = sum(map(len, self.left_out.values()))
-        others = f", {out} left out ({why})" if out else ""
+        others = f", {out} left out: {why}{'; ...' * (len(reasons) > REASONS)}" if out else ""
         return f"past cases: {len(self.cases)} run, {self.adapted} of them in sizes and forms of this target{others}"
 
 

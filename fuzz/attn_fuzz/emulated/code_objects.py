@@ -57,7 +57,7 @@ def run(
     """Run a kernel on tensors, which lie on the CPU. The code may touch all of their storages.
 
     Args:
-        arguments: by their offsets in the memory of the kernel's arguments. Bytes that none of them has are 0. Those behind
+        arguments: by their offsets in the memory of the kernel's arguments. Bytes that none of them has are 0. Those after
             the kernel's own arguments are left out: host code fills one struct for several kernels.
         hazards: the record of faults of that kind; None: each of them ends the launch.
 
@@ -88,7 +88,7 @@ def run(
     values = [places[name] for name in names]
     if whole:
         values = [sum(_encoded(value, at) << 8 * offset for offset, value in zip(own, values, strict=True))]
-    inputs = inputs._replace(arguments=values, parts=emulation.EVERYTHING)
+    inputs = inputs._replace(arguments=values, permitted=emulation.EVERYTHING)
     _, report = emulation.run(code.program, inputs, lds_bytes=0, schedules=schedules, hazards=hazards)
     return report
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from attn_amdgcn import Memory, Parts, Program, Report, Schedule, Watch, checked
+from attn_amdgcn import Memory, PermittedBytes, Program, Report, Schedule, Watch, checked
 from attn_amdgcn.errors import Hazards
 from attn_amdgcn.launch import Argument
 from attn_contract.memory import extent
@@ -16,7 +16,7 @@ from attn_fuzz.interpreted.permissions import Region
 from attn_optimized.kernel_call import KernelCall
 from attn_optimized.miscompiled import refuse_miscompiled
 
-EVERYTHING = Parts({}, {})
+EVERYTHING = PermittedBytes({}, {})
 """The code may touch all bytes of its buffers."""
 LARGE = 8 << 30
 """Bytes of a KV cache for which AMD's compiler must address by 64 bits."""
@@ -29,13 +29,13 @@ class Inputs(NamedTuple):
         grid: numbers of workgroups in x, y and z.
         arguments: in the kernel's order. A tensor is the name of a buffer and the tensor's first byte in it.
         buffers: the bytes of the storages in which tensors lie, which this shares. Each has the name of the first tensor in it.
-        parts: the bytes of buffers that the code may touch.
+        permitted: the bytes of buffers that the code may touch.
     """
 
     grid: tuple[int, int, int]
     arguments: list[Argument]
     buffers: dict[str, np.ndarray]
-    parts: Parts
+    permitted: PermittedBytes
 
 
 def emulate(
@@ -97,7 +97,7 @@ def inputs_of(
         arguments: the arguments of the launch, tensors and numbers, by the kernel's names.
         grid: numbers of workgroups in up to three dimensions.
         names: the names of the code's arguments. An argument that the launch does not have is a null pointer.
-        regions: the regions of all its tensors, as `permitted.launch` has them. None: the code may touch the bytes from the
+        regions: the regions of all its tensors, as `permitted.launch` has them. If empty, the code may touch the bytes from the
             first element of a tensor to its last one. What else is in a storage, such as the guards of a case, is not the
             launch's.
     """
@@ -111,10 +111,10 @@ def inputs_of(
             given.append(value)
     x, y, z, *_ = (*grid, 1, 1)
     if regions:
-        parts = permitted.parts(regions, {address: name for address, (name, _) in storages.items()})
+        may_touch = permitted.permitted_bytes(regions, {address: name for address, (name, _) in storages.items()})
     else:
-        parts = _parts_of_tensors(arguments, storages)
-    return Inputs((x, y, z), given, {name: _contents(storage) for name, storage in storages.values()}, parts)
+        may_touch = _bytes_of_tensors(arguments, storages)
+    return Inputs((x, y, z), given, {name: _contents(storage) for name, storage in storages.values()}, may_touch)
 
 
 def run(
@@ -135,7 +135,7 @@ def run(
         lds_bytes=lds_bytes,
         schedules=schedules,
         watches=watches,
-        parts=inputs.parts,
+        permitted=inputs.permitted,
         hazards=hazards,
     )
     for name, contents in inputs.buffers.items():
@@ -177,13 +177,13 @@ def _storages(arguments: Mapping[str, Any]) -> dict[int, tuple[str, torch.Untype
     return storages
 
 
-def _parts_of_tensors(arguments: Mapping[str, Any], storages: Mapping[int, tuple[str, torch.UntypedStorage]]) -> Parts:
+def _bytes_of_tensors(arguments: Mapping[str, Any], storages: Mapping[int, tuple[str, torch.UntypedStorage]]) -> PermittedBytes:
     spans: dict[str, list[tuple[int, int]]] = {name: [] for name, _ in storages.values()}
     for value in arguments.values():
         if isinstance(value, torch.Tensor) and value.numel():
             name, _ = storages[value.untyped_storage().data_ptr()]
             spans[name].append((_offset(value), _offset(value) + extent(value.shape, value.stride()) * value.itemsize))
-    return Parts(spans, spans)
+    return PermittedBytes(spans, spans)
 
 
 def _offset(tensor: torch.Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Holds emulated launches to what the running call may touch, as the sanitizer holds interpreted ones.
+"""Lets emulated launches touch only what the running call may touch, as the sanitizer does with interpreted launches.
 
 The emulator knows bytes of buffers. Regions of a call (`attn_fuzz.interpreted.permissions`) become spans of them, and a fault
 becomes a Violation that names tensor and index. Which request an element belongs to is not looked at.
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from attn_amdgcn import EmulationFault, Parts
+from attn_amdgcn import EmulationFault, PermittedBytes
 from attn_fuzz.interpreted import sanitizer
 from attn_fuzz.interpreted.permissions import READ, WRITE, Region
 from attn_fuzz.interpreted.sanitizer import Violation
@@ -37,8 +37,8 @@ def launch(kernel: str, architecture: str, arguments: Mapping[str, Any]) -> Iter
         region.rights[region.rights & WRITE != 0] |= READ
 
 
-def parts(regions: Sequence[Region], storages: Mapping[int, str]) -> Parts:
-    """The parts of buffers that may be touched.
+def permitted_bytes(regions: Sequence[Region], storages: Mapping[int, str]) -> PermittedBytes:
+    """The bytes of buffers that may be touched.
 
     Args:
         storages: the names of buffers by the addresses of their storages.
@@ -49,7 +49,7 @@ def parts(regions: Sequence[Region], storages: Mapping[int, str]) -> Parts:
         name = storages[region.address]
         reads[name].append(_spans(region, READ))
         writes[name].append(_spans(region, WRITE))
-    return Parts(*({name: np.concatenate(spans) for name, spans in each.items()} for each in (reads, writes)))
+    return PermittedBytes(*({name: np.concatenate(spans) for name, spans in each.items()} for each in (reads, writes)))
 
 
 def _spans(region: Region, right: int) -> np.ndarray:

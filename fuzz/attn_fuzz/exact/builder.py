@@ -1,6 +1,6 @@
 """Methods that replace those of the `InterpreterBuilder` of Triton's interpreter, and compute with elements in place of floats.
 
-While a call is followed (`attn_fuzz.exact.call`), a method computes with elements if one of its operands is a block of
+While a call is followed (`attn_fuzz.exact.followed_call`), a method computes with elements if one of its operands is a block of
 elements, and as before otherwise. Blocks of elements come from loads of floats and from constants. Integers, pointers and
 truth values stay arrays of NumPy. An operation on elements that is not listed here is refused by its name.
 """
@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from attn_fuzz.exact import algebra, call, elements
+from attn_fuzz.exact import algebra, elements, followed_call
 from attn_fuzz.exact.elements import Elements
 from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.interpreted import libdevice
@@ -153,16 +153,16 @@ def _refusing(name: str, method: Method) -> Method:
 
 def _constant(handle: Any, dtype: Any, method: Method) -> Method:
     def constant(self: Any, number: float) -> Handle:
-        if call.current is None:
+        if followed_call.current is None:
             return method(self, number)
-        return handle(call.current.quantities.element(float(number)), dtype)
+        return handle(followed_call.current.quantities.element(float(number)), dtype)
 
     return constant
 
 
 def _null_value(handle: Any, method: Method) -> Method:
     def null_value(self: Any, dtype: Any) -> Handle:
-        if call.current is None or not dtype.scalar.is_floating():
+        if followed_call.current is None or not dtype.scalar.is_floating():
             return method(self, dtype)
         return handle(elements.of_floats(np.zeros(1)), dtype.scalar)
 
@@ -212,7 +212,7 @@ def _bitcast(handle: Any, method: Method) -> Method:
         if _has_elements((operand,)):
             operand = handle(cast(_floats(operand, f"the bits of {source}"), "fp64", source.name), source)
         result = method(self, operand, target)
-        if call.current is None or not to.is_floating():
+        if followed_call.current is None or not to.is_floating():
             return result
         return handle(elements_of(result), to)
 
@@ -226,7 +226,7 @@ def _cast(handle: Any, method: Method) -> Method:
             if to.is_floating():
                 return handle(operand.data, to)
             return handle(cast(_floats(operand, f"a cast of {source} to {to}"), "fp64", to.name), to)
-        if call.current is None or not to.is_floating():
+        if followed_call.current is None or not to.is_floating():
             return method(self, operand, target, *rest)
         if source.is_floating():
             return handle(elements_of(operand), to)
@@ -250,14 +250,14 @@ def _floats(operand: Handle, what: str) -> np.ndarray:
 def _load(handle: Any, memory: Any, method: Method) -> Method:
     def load(self: Any, pointers: Handle, mask: Handle, other: Handle | None, *rest: Any, **named: Any) -> Handle:
         dtype = pointers.get_element_ty()
-        if call.current is None or not dtype.is_floating():
+        if followed_call.current is None or not dtype.is_floating():
             return method(self, pointers, mask, other, *rest, **named)
         enabled = np.broadcast_to(mask.data, pointers.data.shape)
         stored = STORED[dtype.name]
         raw = memory.load(pointers.data, enabled, np.zeros(pointers.data.shape, stored), stored)
         flat, bits = enabled.ravel(), np.ascontiguousarray(raw).view(f"uint{8 * stored.itemsize}").ravel()
         numbers = decoded(raw, dtype.name).astype(np.float64).ravel()
-        found = call.current.memory.loaded(pointers.data.ravel()[flat], bits[flat], numbers[flat])
+        found = followed_call.current.memory.loaded(pointers.data.ravel()[flat], bits[flat], numbers[flat])
         return handle(_spread(found, enabled, other), dtype)
 
     return load
@@ -281,7 +281,7 @@ def _spread(found: Elements, enabled: np.ndarray, other: Handle | None) -> Eleme
 
 def _store(memory: Any, method: Method) -> Method:
     def store(self: Any, pointers: Handle, value: Handle, mask: Handle, *rest: Any, **named: Any) -> Any:
-        if call.current is None or not isinstance(value.data, Elements):
+        if followed_call.current is None or not isinstance(value.data, Elements):
             return method(self, pointers, value, mask, *rest, **named)
         dtype, shape = value.dtype.scalar, pointers.data.shape
         block = value.data.broadcast(shape)
@@ -289,7 +289,7 @@ def _store(memory: Any, method: Method) -> Method:
         enabled = np.broadcast_to(mask.data, shape)
         memory.store(pointers.data, np.ascontiguousarray(stored), np.ascontiguousarray(enabled))
         bits = np.ascontiguousarray(stored).view(f"uint{8 * stored.itemsize}")
-        call.current.memory.store(pointers.data[enabled], block[enabled], bits[enabled])
+        followed_call.current.memory.store(pointers.data[enabled], block[enabled], bits[enabled])
         return None
 
     return store

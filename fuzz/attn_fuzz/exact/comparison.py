@@ -7,9 +7,9 @@ import torch
 from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.exact import algebra, fields
-from attn_fuzz.exact.call import Call
 from attn_fuzz.exact.elements import Elements
 from attn_fuzz.exact.fields import VALUES
+from attn_fuzz.exact.followed_call import FollowedCall
 from attn_fuzz.exact.memory import Memory, bits_of, places_of
 from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.exact.specification import Rows, specified
@@ -22,7 +22,7 @@ class Inequality(NamedTuple):
     message: str
 
 
-def inequality(call: Call, step: Step, expected: Step) -> Inequality | None:
+def inequality(call: FollowedCall, step: Step, expected: Step) -> Inequality | None:
     """The first wrong element of a step's outputs; None if all are equal.
 
     Args:
@@ -60,20 +60,20 @@ def _elements(memory: Memory, tensor: torch.Tensor, name: str) -> Elements:
     Raises:
         NotCarriedError: not all of it was stored by interpreted kernels or by torch.
     """
-    shadow, places = memory.shadow_of(tensor), places_of(tensor)
-    held = np.zeros(places.shape, np.bool_) if shadow is None else shadow.holds(places, bits_of(tensor))
+    stored, places = memory.stored_in(tensor), places_of(tensor)
+    held = np.zeros(places.shape, np.bool_) if stored is None else stored.holds(places, bits_of(tensor))
     if not held.any() and held.size:
         raise NotCarriedError(f"{name}, which neither interpreted kernels nor torch have stored")
-    if shadow is None or not held.all():
+    if stored is None or not held.all():
         raise NotCarriedError(f"{name}, of which neither interpreted kernels nor torch have stored every element")
-    return shadow.get(places.ravel()).reshape(places.shape)
+    return stored.get(places.ravel()).reshape(places.shape)
 
 
 def _unwritten(memory: Memory, tensor: torch.Tensor, name: Literal["out", "lse"], rows: Rows) -> Inequality | None:
     """The first row [rows, ...] with an element that no kernel has stored, and that holds what memory held before the call."""
-    shadow, places = memory.shadow_of(tensor), places_of(tensor)
-    stored = np.zeros(places.shape, np.bool_) if shadow is None else shadow.written(places)
-    wrong = ~stored & (bits(tensor) == bits(canary((1,), tensor.dtype, tensor.device))).cpu().numpy()
+    stored, places = memory.stored_in(tensor), places_of(tensor)
+    written = np.zeros(places.shape, np.bool_) if stored is None else stored.written(places)
+    wrong = ~written & (bits(tensor) == bits(canary((1,), tensor.dtype, tensor.device))).cpu().numpy()
     if not wrong.any():
         return None
     row = rows.rows.start + int(np.argwhere(wrong)[0][0])

@@ -122,7 +122,6 @@ def of_floats(numbers: np.ndarray) -> Elements:
 
 
 def of_integers(numbers: np.ndarray) -> Elements:
-    """The elements of integers."""
     return Elements(numbers.astype(np.float64), fields.of_integers(numbers, VALUES), fields.of_integers(numbers, EXPONENTS))
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from attn_fuzz.exact import algebra, call
+from attn_fuzz.exact import algebra, followed_call
 from attn_fuzz.exact.builder import elements_of
 from attn_fuzz.exact.elements import Elements
 from attn_fuzz.exact.refusal import NotCarriedError
@@ -49,8 +49,8 @@ def _number(number: Any) -> Elements:
     """The element that an argument is: a tensor of one float, or a float of the host."""
     if hasattr(number, "handle"):
         return elements_of(number.handle)
-    assert call.current is not None
-    return call.current.quantities.element(float(getattr(number, "value", number)))
+    assert followed_call.current is not None
+    return followed_call.current.quantities.element(float(getattr(number, "value", number)))
 
 
 def _in_bfloat16(interpreter: Any, original: Original, numbers: Any) -> Any:
@@ -62,7 +62,7 @@ def _stored(interpreter: Any, original: Original, values: Any, *arguments: Any) 
     """A function that rounds numbers to the bits of an output: the element stays, and the bits are those of its order."""
     held = elements_of(values.handle)
     floats = interpreter.TensorHandle(held.order.astype(np.float32), interpreter.tl.float32)
-    with call.following(None):
+    with followed_call.following(None):
         rounded = original(interpreter.tl.tensor(floats, values.type), *arguments)
     if rounded.dtype == values.dtype:
         return values

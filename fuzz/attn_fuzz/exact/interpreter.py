@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from attn_fuzz.exact import algebra, builder, call, functions
+from attn_fuzz.exact import algebra, builder, followed_call, functions
 from attn_fuzz.exact.elements import Elements
 from attn_fuzz.interpreted import accesses, interpreter, reductions
 from attn_fuzz.interpreted.together import blocks
@@ -27,11 +27,11 @@ def install() -> None:
     if getattr(replaced, _INSTALLED, False):
         return
     for name, method in builder.methods(triton).items():
-        blocks.replace(replaced, name, call.while_followed(method, blocks.method(replaced, name)))
+        blocks.replace(replaced, name, followed_call.while_followed(method, blocks.method(replaced, name)))
     reduce, scan, function = triton.ReduceOps.apply_impl, triton.ScanOps.apply_impl, triton.InterpretedFunction.__call__
-    triton.ReduceOps.apply_impl = call.while_followed(_reduced(triton, reduce), reduce)
-    triton.ScanOps.apply_impl = call.while_followed(scan, scan)
-    triton.InterpretedFunction.__call__ = call.while_followed(functions.calling(triton, function), function)
+    triton.ReduceOps.apply_impl = followed_call.while_followed(_reduced(triton, reduce), reduce)
+    triton.ScanOps.apply_impl = followed_call.while_followed(scan, scan)
+    triton.InterpretedFunction.__call__ = followed_call.while_followed(functions.calling(triton, function), function)
     executor = triton.GridExecutor
     executor.__call__ = _launching(executor.__call__)
     executor._init_args_hst = _knowing_memory(executor._init_args_hst)
@@ -62,13 +62,13 @@ def _reduced(triton: Any, method: Any) -> Callable[..., Any]:
 
 def _launching(method: Any) -> Callable[..., Any]:
     def launch(self: Any, *arguments: Any, **named: Any) -> Any:
-        if call.current is None:
+        if followed_call.current is None:
             return method(self, *arguments, **named)
-        call.current.host.launches = True
+        followed_call.current.host.launches = True
         try:
             return method(self, *arguments, **named)
         finally:
-            call.current.host.launches = False
+            followed_call.current.host.launches = False
 
     return launch
 
@@ -76,9 +76,9 @@ def _launching(method: Any) -> Callable[..., Any]:
 def _knowing_memory(init_args_hst: Any) -> Callable[..., Any]:
     def init(executor: Any, args: Any, kwargs: Any) -> Any:
         host_args, host_kwargs = init_args_hst(executor, args, kwargs)
-        if call.current is not None:
+        if followed_call.current is not None:
             named = {**dict(enumerate(host_args)), **host_kwargs}
-            call.current.memory.note(tensor for _, tensor in accesses.tensors_of(named))
+            followed_call.current.memory.note(tensor for _, tensor in accesses.tensors_of(named))
         return host_args, host_kwargs
 
     return init

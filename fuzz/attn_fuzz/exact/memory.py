@@ -1,13 +1,13 @@
 """The elements in memory: those that kernels and torch have stored, and the elements that other floats stand for.
 
-A kernel's store writes the number (its order, rounded to the memory's dtype) into the memory itself, and the element into a
-shadow of the allocation. What torch computes goes into a shadow, too. A load finds the element in the shadow if the memory
-still holds the bits that were stored. Else something else has written it, and the float there is the element, if the call was
-given this memory or torch has filled it. The floats of any other memory are numbers of the host: what has computed them is not
-known, and they are read as `attn_fuzz.exact.quantities` reads a number.
+A kernel's store writes the number (its order, rounded to the memory's dtype) into the memory itself. The element joins the
+stored elements of the allocation, and so does an element that torch computes. A load finds the element there if the memory
+still holds the bits that were stored. If it holds other bits, something else has written them, and the float is the element, if
+the call was given this memory or torch has filled it. The floats of any other memory are numbers of the host: how they were
+computed is not known, and they are read as `attn_fuzz.exact.quantities` reads a number.
 
-One allocation may be viewed as several tensors. So shadows go by addresses. An allocation in which floats of two widths are
-stored is refused.
+One allocation may be viewed as several tensors. So stored elements go by addresses. An allocation in which floats of two widths
+are stored is refused.
 """
 
 import bisect
@@ -35,7 +35,7 @@ class Memory:
         self._bases: list[int] = []
         self._allocations: dict[int, int] = {}
         self._known: set[int] = set()
-        self._shadows: dict[int, StoredElements] = {}
+        self._stored: dict[int, StoredElements] = {}
         self._clouded: dict[int, str] = {}
 
     def note(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -58,18 +58,18 @@ class Memory:
         for output in outputs:
             self.know([output])
             if output.numel():
-                self._shadow_of(_base(output), output.element_size())
+                self._of_allocation(_base(output), output.element_size())
 
-    def shadow_of(self, tensor: torch.Tensor) -> StoredElements | None:
-        """The shadow of a tensor's allocation; None if no floats were stored there."""
-        return self._shadows.get(_base(tensor))
+    def stored_in(self, tensor: torch.Tensor) -> StoredElements | None:
+        """The stored elements of a tensor's allocation; None if no floats were stored there."""
+        return self._stored.get(_base(tensor))
 
     def holds_elements(self, tensor: torch.Tensor) -> bool:
         """True if a tensor holds elements that were stored."""
-        shadow = self.shadow_of(tensor)
-        if shadow is None or not tensor.numel() or tensor.element_size() != shadow.itemsize:
-            return shadow is not None and tensor.numel() > 0
-        return bool(shadow.written(places_of(tensor)).any())
+        stored = self.stored_in(tensor)
+        if stored is None or not tensor.numel() or tensor.element_size() != stored.itemsize:
+            return stored is not None and tensor.numel() > 0
+        return bool(stored.written(places_of(tensor)).any())
 
     def cloud(self, tensor: torch.Tensor, why: str) -> None:
         """Note that an allocation holds integers that were made of computed numbers. Floats that are read there are refused."""
@@ -81,9 +81,9 @@ class Memory:
         return self._clouded.get(_base(tensor), "")
 
     def is_itself(self, tensor: torch.Tensor) -> bool:
-        """True if all floats in a tensor's allocation stand for themselves, and none has an element in a shadow."""
+        """True if all floats in a tensor's allocation stand for themselves, and none has a stored element."""
         base = _base(tensor)
-        return base in self._known and base not in self._shadows and base not in self._clouded
+        return base in self._known and base not in self._stored and base not in self._clouded
 
     def elements(self, tensor: torch.Tensor) -> Elements:
         """The elements of a tensor of floats, of its shape."""
@@ -100,15 +100,15 @@ class Memory:
 
     def stored_at(self, tensor: torch.Tensor, index: np.ndarray) -> tuple[Elements, np.ndarray]:
         """The elements [n] whose bits a tensor holds, and a bool [n], True where it holds any."""
-        bits, shadow = bits_of(tensor).ravel()[index], self.shadow_of(tensor)
-        if shadow is None:
+        bits, stored = bits_of(tensor).ravel()[index], self.stored_in(tensor)
+        if stored is None:
             return of_floats(np.zeros(len(index))), np.zeros(len(index), np.bool_)
         addresses = _addresses(tensor)[index]
-        held = shadow.holds(self._places(shadow, addresses, bits.itemsize), bits)
+        held = stored.holds(self._places(stored, addresses, bits.itemsize), bits)
         return self.loaded(addresses, bits, np.zeros(len(index))), held
 
     def put(self, tensor: torch.Tensor, block: Elements, computed: np.ndarray | None = None) -> None:
-        """Note that torch has stored elements in a tensor. Floats that stand for themselves need no shadow.
+        """Note that torch has stored elements in a tensor. Floats that stand for themselves need no stored element.
 
         Args:
             computed: True where the tensor holds the bits of elements; None: it holds floats, each with an element.
@@ -118,7 +118,7 @@ class Memory:
             shape = tuple(tensor.shape)
             block = block.reshape(shape) if block.size == tensor.numel() else block.broadcast(shape)
             is_plain = as_floats(block) is not None and np.array_equal(block.order, tensor.double().numpy(), equal_nan=True)
-            computed = np.full(shape, not is_plain or self.shadow_of(tensor) is not None)
+            computed = np.full(shape, not is_plain or self.stored_in(tensor) is not None)
         if computed.any():
             self.store(_addresses(tensor)[computed.ravel()], block[computed], bits_of(tensor)[computed])
 
@@ -136,14 +136,14 @@ class Memory:
         for base in self._between(int(addresses.min()), int(addresses.max())):
             inside = addresses - np.uint64(base) < np.uint64(self._allocations[base])
             known |= inside & (base in self._known)
-            shadow = self._shadows.get(base)
-            if shadow is None or not inside.any():
+            stored = self._stored.get(base)
+            if stored is None or not inside.any():
                 continue
-            places = self._places(shadow, addresses[inside], bits.itemsize)
-            held = shadow.holds(places, bits[inside])
+            places = self._places(stored, addresses[inside], bits.itemsize)
+            held = stored.holds(places, bits[inside])
             here = np.flatnonzero(inside)[held]
             found[here] = True
-            parts.append((here, shadow.get(places[held])))
+            parts.append((here, stored.get(places[held])))
         for read, are_they in ((of_floats, known & ~found), (self._quantities.elements, ~known & ~found)):
             here = np.flatnonzero(are_they)
             parts.append((here, read(numbers[here])))
@@ -159,24 +159,24 @@ class Memory:
             raise NotCarriedError("a store to memory that is no argument of the launch")
         if not (addresses - np.uint64(base) < np.uint64(self._allocations[base])).all():
             raise NotCarriedError("a store to two allocations at once")
-        shadow = self._shadow_of(base, bits.itemsize)
-        shadow.put(self._places(shadow, addresses, bits.itemsize), block, bits)
+        stored = self._of_allocation(base, bits.itemsize)
+        stored.put(self._places(stored, addresses, bits.itemsize), block, bits)
 
     def _between(self, least: int, most: int) -> list[int]:
         """The allocations that may hold addresses from `least` to `most`."""
         begin = bisect.bisect_right(self._bases, least) - 1
         return self._bases[max(0, begin) : bisect.bisect_right(self._bases, most)]
 
-    def _places(self, shadow: StoredElements, addresses: np.ndarray, itemsize: int) -> np.ndarray:
-        """The indices of floats in a shadow's allocation."""
-        if itemsize != shadow.itemsize:
-            raise NotCarriedError(f"floats of {itemsize} bytes in memory where floats of {shadow.itemsize} bytes were stored")
-        return ((addresses - np.uint64(shadow.address)) // np.uint64(shadow.itemsize)).astype(np.int64)
+    def _places(self, stored: StoredElements, addresses: np.ndarray, itemsize: int) -> np.ndarray:
+        """The indices of floats in an allocation."""
+        if itemsize != stored.itemsize:
+            raise NotCarriedError(f"floats of {itemsize} bytes in memory where floats of {stored.itemsize} bytes were stored")
+        return ((addresses - np.uint64(stored.address)) // np.uint64(stored.itemsize)).astype(np.int64)
 
-    def _shadow_of(self, base: int, itemsize: int) -> StoredElements:
-        if base not in self._shadows:
-            self._shadows[base] = StoredElements(base, self._allocations[base] // itemsize, itemsize)
-        return self._shadows[base]
+    def _of_allocation(self, base: int, itemsize: int) -> StoredElements:
+        if base not in self._stored:
+            self._stored[base] = StoredElements(base, self._allocations[base] // itemsize, itemsize)
+        return self._stored[base]
 
 
 def places_of(tensor: torch.Tensor) -> np.ndarray:

@@ -36,7 +36,7 @@ def _reduced(operation: Callable[[Elements, int], Elements]) -> Carried:
     return reduced
 
 
-def _chosen(order_of: Callable[..., np.ndarray]) -> Callable[[Elements, int], Elements]:
+def _chosen_or_nan(order_of: Callable[..., np.ndarray]) -> Callable[[Elements, int], Elements]:
     """The largest or the smallest along an axis. Unlike in a kernel, NaN wins."""
 
     def chosen(x: Elements, axis: int) -> Elements:
@@ -46,7 +46,7 @@ def _chosen(order_of: Callable[..., np.ndarray]) -> Callable[[Elements, int], El
     return chosen
 
 
-_largest, _smallest = _chosen(np.argmax), _chosen(np.argmin)
+_largest_or_nan, _smallest_or_nan = _chosen_or_nan(np.argmax), _chosen_or_nan(np.argmin)
 
 
 def _mean(a: Any) -> Elements:
@@ -58,7 +58,7 @@ def _log_sum_exp(x: Elements, axis: int) -> Elements:
     """log(sum(exp(x))). The maximum keeps the order finite, and cancels."""
     if not x.shape[axis]:
         return elements.of_floats(np.full(np.delete(x.shape, axis), -np.inf))
-    most = _kept(_largest(x, axis), axis)
+    most = _kept(_largest_or_nan(x, axis), axis)
     finite = elements.selected(np.isfinite(most.order), most, elements.of_floats(np.zeros(1)))
     total = algebra.sum_of(algebra.exp(algebra.subtract(x, finite)), axis)
     return algebra.add(finite.moved(lambda part: part.squeeze(axis)), algebra.log(total))
@@ -66,7 +66,7 @@ def _log_sum_exp(x: Elements, axis: int) -> Elements:
 
 def _softmax(a: Any) -> Elements:
     axis = a.dim % max(a.self.ndim, 1)
-    power = algebra.exp(algebra.subtract(a.self, _kept(_largest(a.self, axis), axis)))
+    power = algebra.exp(algebra.subtract(a.self, _kept(_largest_or_nan(a.self, axis), axis)))
     return algebra.divide(power, _kept(algebra.sum_of(power, axis), axis))
 
 
@@ -187,10 +187,10 @@ CARRIED: dict[str, Carried] = {
     "_log_softmax": lambda a: algebra.log(_softmax(a)),
     "sum": _reduced(algebra.sum_of),
     "mean": _mean,
-    "amax": _reduced(_largest),
-    "amin": _reduced(_smallest),
-    "max": _extreme(_largest, _maximum),
-    "min": _extreme(_smallest, _minimum),
+    "amax": _reduced(_largest_or_nan),
+    "amin": _reduced(_smallest_or_nan),
+    "max": _extreme(_largest_or_nan, _maximum),
+    "min": _extreme(_smallest_or_nan, _minimum),
     "sort": _indexed,
     "topk": _indexed,
     "maximum": _maximum,

@@ -13,7 +13,7 @@ from attn_fuzz.cases.case import Cache, Case, Dtype, Float8, Request, Values
 from attn_fuzz.cases.contradictions import contradiction
 from attn_fuzz.cases.dimensions import FLAGS, Causality, Ranges, Setting
 from attn_fuzz.exhaustive import symmetry
-from attn_fuzz.exhaustive.scope import Part
+from attn_fuzz.exhaustive.scope import ScopePart
 from attn_fuzz.exhaustive.symmetry import Requests
 from attn_fuzz.targets.support import LatentSizes, Support
 from attn_fuzz.targets.target import Target
@@ -91,7 +91,7 @@ def _latent_sizes(sizes: LatentSizes) -> dict[str, Any]:
     return {"head_size": latent + rotated, "head_size_v": latent, "group_size": min(sizes.group_sizes)}
 
 
-def groups(part: Part, plainest: Case, target: Target, device: str, left_out: LeftOut) -> Iterator[Group]:
+def groups(part: ScopePart, plainest: Case, target: Target, device: str, left_out: LeftOut) -> Iterator[Group]:
     """The calls of a part, layer by layer: few choices first. Calls that are not run are added to `left_out`."""
     sizes = block_sizes(part, plainest, target.support(device))
     for setting in layers(part):
@@ -108,7 +108,7 @@ def groups(part: Part, plainest: Case, target: Target, device: str, left_out: Le
                 yield Group(template, tuple(served))
 
 
-def layers(part: Part) -> Iterator[Setting]:
+def layers(part: ScopePart) -> Iterator[Setting]:
     """The setting of each layer: nothing, one, and if the part has pairs, two of different choices that do not set the same."""
     yield Setting({}, {})
     yield from itertools.chain.from_iterable(choice.settings for choice in part.choices)
@@ -117,7 +117,7 @@ def layers(part: Part) -> Iterator[Setting]:
             yield from (a | b for a, b in itertools.product(one.settings, other.settings) if not a.names & b.names)
 
 
-def block_sizes(part: Part, plainest: Case, support: Support) -> tuple[int, ...]:
+def block_sizes(part: ScopePart, plainest: Case, support: Support) -> tuple[int, ...]:
     """The block sizes of a part on a target. A size that the target does not serve becomes the next larger one that it does."""
     served = (support.latent if plainest.has_latent_cache else support).block_sizes
     nearest = (min((size for size in served if size >= wanted), default=max(served)) for wanted in part.block_sizes)
@@ -150,7 +150,7 @@ def call(template: Case, batches: Sequence[Requests]) -> Case:
 
 
 def requests_of(
-    part: Part, attn_type: AttentionType, causality: Causality | None, ranges: Ranges | None
+    part: ScopePart, attn_type: AttentionType, causality: Causality | None, ranges: Ranges | None
 ) -> tuple[Request, ...]:
     """The requests, without blocks, that a call of a layer can have."""
     if attn_type in (AttentionType.ENCODER, AttentionType.ENCODER_ONLY):
@@ -181,7 +181,7 @@ def ranges_of(query_len: int, seq_len: int, kind: Ranges) -> list[tuple[tuple[in
     return [((one),) for one in (*kept, EMPTY_RANGE)] + [((0, 1), (1, 2))]
 
 
-def _batches(part: Part, template: Case, setting: Setting) -> tuple[Requests, ...]:
+def _batches(part: ScopePart, template: Case, setting: Setting) -> tuple[Requests, ...]:
     requests = requests_of(part, template.attn_type, setting.causality, setting.ranges)
     return _all_batches(requests, part.num_requests, template.cache.block_size if template.cache else 0, template.key_unit or 1)
 

@@ -25,7 +25,7 @@ import msgspec
 from attn_fuzz.cases.case import Case
 from attn_fuzz.exhaustive import symmetry
 from attn_fuzz.exhaustive.calls import Group, call
-from attn_fuzz.exhaustive.scope import Part
+from attn_fuzz.exhaustive.scope import ScopePart
 from attn_fuzz.verdict.verdict import Verdict
 
 MOST_CALLS = 256
@@ -35,24 +35,24 @@ SUSPECTS, SEEDS = 8, 3
 
 
 @dataclass(frozen=True)
-class Launch:
+class PackedLaunch:
     """A case to run, and how many calls of the scope it stands for."""
 
     case: Case
     num_calls: int
 
 
-def launches(part: Part, group: Group) -> Iterator[Launch]:
+def launches(part: ScopePart, group: Group) -> Iterator[PackedLaunch]:
     """The launches that run the calls of a group."""
     if not part.packed:
-        yield from (Launch(call(group.template, (batch,)), 1) for batch in group.batches)
+        yield from (PackedLaunch(call(group.template, (batch,)), 1) for batch in group.batches)
         return
     decodes = [batch for batch in group.batches if batch[0].query_len == 1]
     others = [batch for batch in group.batches if batch[0].query_len != 1]
     for batches in (decodes, others):
         for first in range(0, len(batches), MOST_CALLS):
             packed = batches[first : first + MOST_CALLS]
-            yield Launch(call(group.template, packed), len(packed))
+            yield PackedLaunch(call(group.template, packed), len(packed))
 
 
 def smallest(case: Case, verdict: Verdict, run: Callable[[Case], Verdict]) -> tuple[Case, Verdict]:

@@ -13,8 +13,8 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import LimitError
 from attn_fuzz.exhaustive import calls, packing
 from attn_fuzz.exhaustive.calls import LeftOut
-from attn_fuzz.exhaustive.packing import Launch
-from attn_fuzz.exhaustive.scope import Part, Scope
+from attn_fuzz.exhaustive.packing import PackedLaunch
+from attn_fuzz.exhaustive.scope import Scope, ScopePart
 from attn_fuzz.run.processes.executor import Executor
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Target
@@ -61,8 +61,6 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of one launch."""
-
     number: int
     calls: int
     verdict: Verdict
@@ -80,7 +78,7 @@ class Counted:
         left_out: the numbers of those that do not.
     """
 
-    part: Part
+    part: ScopePart
     block_sizes: tuple[int, ...]
     layers: int = 0
     calls: int = 0
@@ -88,7 +86,7 @@ class Counted:
     left_out: LeftOut = field(default_factory=LeftOut)
 
 
-def numbered(scope: Scope, name: str, target: Target, device: str, counts: list[Counted]) -> Iterator[tuple[int, Launch]]:
+def numbered(scope: Scope, name: str, target: Target, device: str, counts: list[Counted]) -> Iterator[tuple[int, PackedLaunch]]:
     """The launches of a scope with their numbers, in the same order in each run. `counts` gets one entry per part."""
     plainest, number = calls.base(name, target, device), 0
     for part in scope.parts:
@@ -112,7 +110,7 @@ class _Shared:
     """The state that threads of a run share: each takes the next launch, and puts its result into the queue. `serves` says if
     the target serves a case."""
 
-    launches: Iterator[tuple[int, Launch]]
+    launches: Iterator[tuple[int, PackedLaunch]]
     failures: int
     serves: Callable[[Case], bool]
     results: "queue.Queue[Result | Exception | None]" = field(default_factory=queue.Queue)
@@ -127,12 +125,12 @@ class _Shared:
                 self.stopping.set()
         self.results.put(result)
 
-    def take(self) -> tuple[int, Launch] | None:
+    def take(self) -> tuple[int, PackedLaunch] | None:
         with self.lock:
             return None if self.stopping.is_set() else next(self.launches, None)
 
 
-def run(plan: Plan, launches: Iterable[tuple[int, Launch]], tell: Callable[[Result], None]) -> None:
+def run(plan: Plan, launches: Iterable[tuple[int, PackedLaunch]], tell: Callable[[Result], None]) -> None:
     """Run launches. Each result is told at once, from this thread. The run stops after `plan.failures` failing launches.
 
     After the last failure, and after an interruption, launches that are running come to their end and are told.
@@ -198,7 +196,7 @@ def _work(shared: _Shared, executor: Executor) -> None:
     shared.results.put(None)
 
 
-def _result(number: int, launch: Launch, executor: Executor, serves: Callable[[Case], bool]) -> Result:
+def _result(number: int, launch: PackedLaunch, executor: Executor, serves: Callable[[Case], bool]) -> Result:
     def run_if_served(case: Case) -> Verdict:
         """A part of a launch may be a call that the target does not serve, such as a request without a query alone."""
         return executor.run(case) if serves(case) else Verdict(kind="refused")

@@ -27,7 +27,7 @@ from attn_fuzz.cases.dimensions import DIMENSIONS, Setting, values_of
 
 
 @dataclass(frozen=True)
-class Choice:
+class ScopeChoice:
     """One thing that a call can have, with its values beside "off"."""
 
     name: str
@@ -35,7 +35,7 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class ScopePart:
     """A part of a scope; see the module's docstring.
 
     Args:
@@ -54,7 +54,7 @@ class Part:
     query_lens: tuple[int, ...]
     seq_lens: tuple[int, ...]
     block_sizes: tuple[int, ...]
-    choices: tuple[Choice, ...]
+    choices: tuple[ScopeChoice, ...]
     pairs: bool = False
     packed: bool = False
 
@@ -65,21 +65,21 @@ class Scope:
 
     name: str
     what: str
-    parts: tuple[Part, ...]
+    parts: tuple[ScopePart, ...]
 
 
-def _values(name: str, *values: Any) -> Choice:
+def _values(name: str, *values: Any) -> ScopeChoice:
     """A choice that is one field of Case, at each of some values."""
-    return Choice(name, values_of(name, values))
+    return ScopeChoice(name, values_of(name, values))
 
 
-def _choices(scopes: str) -> dict[str, Choice]:
+def _choices(scopes: str) -> dict[str, ScopeChoice]:
     """The choices of `attn_fuzz.cases.dimensions`, by name, with the settings of scopes with "few" or with "all" settings."""
     settings: dict[str, list[Setting]] = {}
     for dimension in DIMENSIONS:
         own = [setting for value in dimension.values for setting in value.settings if setting.scopes in ("every", scopes)]
         settings.setdefault(dimension.choice or dimension.name, []).extend(own)
-    return {name: Choice(name, tuple(found)) for name, found in settings.items() if found}
+    return {name: ScopeChoice(name, tuple(found)) for name, found in settings.items() if found}
 
 
 FEW, ALL = _choices("few"), _choices("all")
@@ -87,7 +87,7 @@ MASKS = ("causality", *(name for name, rule in RULES_OF_CALLS.items() if rule.ac
 LOGIT_RULES = (*(name for name, rule in RULES_OF_CALLS.items() if rule.acts_on in (LOGITS, SOFTMAX)), "lse")
 FORMATS = tuple(name for name in FEW if name not in (*MASKS, *LOGIT_RULES))
 OF_TWO_REQUESTS = (
-    Choice("causality", FEW["causality"].settings[1:]),
+    ScopeChoice("causality", FEW["causality"].settings[1:]),
     _values("window", (0, -1)),
     _values("sinks", "near"),
     _values("qq_bias", "random"),
@@ -95,7 +95,7 @@ OF_TWO_REQUESTS = (
 )
 
 
-def _few(*names: str) -> tuple[Choice, ...]:
+def _few(*names: str) -> tuple[ScopeChoice, ...]:
     return tuple(FEW[name] for name in names)
 
 
@@ -103,7 +103,7 @@ RULES = Scope(
     name="rules",
     what="each rule and each format alone, at its edges and inside; and two short requests",
     parts=(
-        Part(
+        ScopePart(
             what="one request, blocks of one key",
             num_requests=1,
             query_lens=(0, 1, 2, 3),
@@ -112,7 +112,7 @@ RULES = Scope(
             choices=_few(*MASKS, *LOGIT_RULES, *FORMATS),
             packed=True,
         ),
-        Part(
+        ScopePart(
             what="one request alone in its launch",
             num_requests=1,
             query_lens=(0, 1, 2, 3),
@@ -120,7 +120,7 @@ RULES = Scope(
             block_sizes=(2,),
             choices=_few(*MASKS, *LOGIT_RULES, *FORMATS),
         ),
-        Part(
+        ScopePart(
             what="two requests, blocks of one key",
             num_requests=2,
             query_lens=(0, 1, 2),
@@ -132,7 +132,7 @@ RULES = Scope(
 )
 
 
-def _masks_at(tile: int) -> tuple[Choice, ...]:
+def _masks_at(tile: int) -> tuple[ScopeChoice, ...]:
     """Rules of masks with edges around the ends of tiles of `tile` keys."""
     edges = (tile - 1, tile, tile + 1)
     values = {
@@ -148,7 +148,7 @@ CI = Scope(
     what="the scope rules, each pair of rules of masks and logits, and one request over several tiles of 64 keys",
     parts=(
         RULES.parts[0],
-        Part(
+        ScopePart(
             what="one request, pairs of rules",
             num_requests=1,
             query_lens=(0, 1, 2, 3),
@@ -159,7 +159,7 @@ CI = Scope(
             packed=True,
         ),
         *RULES.parts[1:],
-        Part(
+        ScopePart(
             what="one request over several tiles, alone in its launch",
             num_requests=1,
             query_lens=(1, 2, 65),
@@ -174,7 +174,7 @@ SMALL = Scope(
     name="small",
     what="every rule at every value among five keys, every pair of settings of rules and formats, two requests",
     parts=(
-        Part(
+        ScopePart(
             what="one request",
             num_requests=1,
             query_lens=(0, 1, 2, 3),
@@ -184,7 +184,7 @@ SMALL = Scope(
             pairs=True,
             packed=True,
         ),
-        Part(
+        ScopePart(
             what="one request alone in its launch",
             num_requests=1,
             query_lens=(0, 1, 2, 3),
@@ -192,7 +192,7 @@ SMALL = Scope(
             block_sizes=(1, 2),
             choices=tuple(ALL.values()),
         ),
-        Part(
+        ScopePart(
             what="two requests",
             num_requests=2,
             query_lens=(0, 1, 2, 3),
@@ -212,7 +212,7 @@ def _tiles(tile: int) -> Scope:
         name=f"tiles-{tile}",
         what=f"lengths around the ends of tiles of {tile} keys",
         parts=(
-            Part(
+            ScopePart(
                 what="one request over several tiles",
                 num_requests=1,
                 query_lens=(1, 2, tile + 1),
@@ -222,7 +222,7 @@ def _tiles(tile: int) -> Scope:
                 pairs=True,
                 packed=True,
             ),
-            Part(
+            ScopePart(
                 what="two requests over several tiles",
                 num_requests=2,
                 query_lens=(1, tile + 1),

@@ -6,8 +6,8 @@ from attn_contract import ContractError
 from attn_fuzz.cases import captures, tensors
 from attn_fuzz.cases.case import Case, CaseError
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.explain import places, trial
-from attn_fuzz.explain.search import Seen
+from attn_fuzz.explain import explanation, places
+from attn_fuzz.explain.search import SeenOutput
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.judge import judge_call
 from attn_fuzz.verdict.live import ROUNDING, UNKNOWN_KERNEL
@@ -56,7 +56,7 @@ def verdict(case: Case, *, explains: bool = False) -> Verdict | None:
     if explains and not judgement.agrees:
         out = built.out if built.out.dim() == 3 else built.out.unflatten(1, (case.num_heads, case.v_head_size))
         lines = places.wrong_places(judgement, built.batch)
-        lines += trial.explanation_lines([Seen(built, out, built.lse, rounding, generic=False)])
+        lines += explanation.explanation_lines([SeenOutput(built, out, built.lse, rounding, generic=False)])
     return Verdict(
         kind=judgement.kind,
         message=judgement.message,

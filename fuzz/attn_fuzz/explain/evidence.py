@@ -13,7 +13,7 @@ from attn_fuzz.cases.case import Case, Request
 from attn_fuzz.cases.contradictions import contradiction
 from attn_fuzz.cases.poison import LEFTOVER, POISON, storage_of
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.explain.search import Seen
+from attn_fuzz.explain.search import SeenOutput
 from attn_fuzz.run.case.attempt import Attempt
 from attn_fuzz.run.case.checks import CHECKS
 from attn_fuzz.targets.target import Target
@@ -52,7 +52,7 @@ def filled(step: Step) -> None:
         whole.copy_(torch.where(stray, torch.arange(len(whole), device=whole.device) % step.view.num_blocks, whole))
 
 
-def seen(case: Case, target: Target, device: str, fill: Callable[[Step], None] | None = filled) -> Seen | None:
+def seen(case: Case, target: Target, device: str, fill: Callable[[Step], None] | None = filled) -> SeenOutput | None:
     """The outputs of one run of a case; None if the target raises, or writes wrong bytes elsewhere."""
     if contradiction(case) or target.beyond(case, device) or target.not_drawn(case, device):
         return None
@@ -61,7 +61,7 @@ def seen(case: Case, target: Target, device: str, fill: Callable[[Step], None] |
         return None
     step = attempt.step
     out = step.out if step.out.dim() == 3 else step.out.unflatten(1, (case.num_heads, case.v_head_size))
-    return Seen(step, out, step.lse, target.rounding(device), case.values.kind == "random")
+    return SeenOutput(step, out, step.lse, target.rounding(device), case.values.kind == "random")
 
 
 def with_random_numbers(case: Case) -> Case:

@@ -165,7 +165,7 @@ class Part:
         return self.having(key=key, value=value).ruled(batch={"seq_lens": seq_lens})
 
     def with_zeros(self, more: int) -> "Part":
-        """The part with more keys and values, all of them 0, behind its own. NaN and infinity in its own become 0."""
+        """The part with more keys and values, all of them 0, after its own. NaN and infinity in its own become 0."""
         key, value = (
             torch.cat([x.nan_to_num(0, 0, 0), x.new_zeros(more, *x.shape[1:])]) for x in (self.request.key, self.request.value)
         )

@@ -27,7 +27,7 @@ OF_OUTPUT = 0.125
 """The largest bound that is applied to an element, as a share of the row's largest element. To an LSE it is applied as it
 is."""
 OF_ERROR = 0.1
-"""A pair is held to the bound only if it brings the largest error below this share."""
+"""A pair is compared with the bound only if it brings the largest error below this share."""
 _NOT_HERE = (ContractError, UnsupportedError, IndexError, RuntimeError, ValueError, AssertionError)
 """Exceptions of a variant that leads out of a tensor, or makes a call that the contract does not have."""
 
@@ -52,7 +52,7 @@ class Explained(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class SeenOutput:
     """The outputs of a call as a kernel left them.
 
     Args:
@@ -133,7 +133,7 @@ class Seen:
         return (got == right) | ((got - right).abs() <= bound)
 
 
-def explanations(seen: Sequence[Seen], *, most: int = 4, seconds: float = PAIR_SECONDS) -> list[Explained]:
+def explanations(seen: Sequence[SeenOutput], *, most: int = 4, seconds: float = PAIR_SECONDS) -> list[Explained]:
     """Variants that explain everything wrong in all outputs, the best first. If no variant does, pairs of variants.
 
     A mistake within a tile shows differently where there are several tiles. So variants that do not explain the richest outputs
@@ -181,7 +181,7 @@ def _leads_out(part: Part, variants: Sequence[Variant]) -> bool:
     return False
 
 
-def _explains(variants: tuple[Variant, ...], seen: Sequence[Seen]) -> Explained:
+def _explains(variants: tuple[Variant, ...], seen: Sequence[SeenOutput]) -> Explained:
     """Mistakes, and the number of outputs that they explain before the first that they do not.
 
     An output for which they lead out of the cache is passed over.
@@ -206,14 +206,14 @@ def _explains(variants: tuple[Variant, ...], seen: Sequence[Seen]) -> Explained:
     return Explained(variants, explained, everywhere)
 
 
-def _agrees(seen: Seen, part: Part) -> torch.Tensor:
+def _agrees(seen: SeenOutput, part: Part) -> torch.Tensor:
     try:
         return seen.agrees(part)
     except _NOT_HERE:
         return torch.zeros((), dtype=torch.bool)
 
 
-def _pairs(seen: Sequence[Seen], until: float) -> Iterator[Explained]:
+def _pairs(seen: Sequence[SeenOutput], until: float) -> Iterator[Explained]:
     """Pairs that explain everything in all rows. Most are ruled out by the first wrong part alone."""
     first = seen[0]
     part, right = next((part, right) for part, right in zip(first.parts, first.right, strict=True) if not right.all())

@@ -51,7 +51,7 @@ WRITES: dict[str, Callable[[Write], Write]] = {
 
 
 def explanations(cases: list[Case], target: Target, device: str) -> list[str]:
-    """Lines like those of `trial.explanation_lines`, of mistakes that explain the writes of all cases; none if all is right."""
+    """Lines like those of `explanation_lines`, of mistakes that explain the writes of all cases; none if all is right."""
     found = [set(_of(case, target, device)) for case in cases]
     common = [words for words in found[0] if all(words in each for each in found)]
     return [f"{'or' if i else 'explanation'}: {words}" for i, words in enumerate(sorted(common, key=len))]

@@ -20,7 +20,6 @@ OF_ATTENTION = frozenset(feature.name for feature in FEATURES if feature.group =
 
 
 def aspects(case: Case) -> frozenset[str]:
-    """The names of all aspects of a case."""
     return frozenset(ASPECTS[i].name for i in places(case, ASPECTS))
 
 

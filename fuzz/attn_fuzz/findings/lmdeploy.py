@@ -44,7 +44,7 @@ BLOCK_DECODE = (
         what="A decode of several tokens of each request, as block diffusion models make it, is wrong if the cache is "
         "quantized. Of R requests, row r of the step attends to the keys of request r, and the rows from R on are what the "
         "memory held. Where its "
-        "heads of a KV head times its tokens are more than a tile (64, with blocks of 64 slots), keys behind the last KV head "
+        "heads of a KV head times its tokens are more than a tile (64, with blocks of 64 slots), keys after the last KV head "
         "are read, too.",
         cause=f"{KERNELS}/pagedattention.py:325-364, _fwd_grouped_split_quant_kernel: it has no seq_len, and takes the index "
         "of the request for that of the row. Its sibling for other caches has it (82-92).",

@@ -141,7 +141,7 @@ HOST = (
         "layer, as Gemma 2 and gpt-oss do: in decodes, in extends, and in verifications with a topk of 1. With a cache of "
         "layout vectorized_5d, decodes and extends take other kernels, but for extends of drafts with a topk of 1.",
         cause="sglang/srt/layers/attention/aiter_backend.py:4793, 4150, 4302 and 1230 hand AITER's unified_attention "
-        "`sliding_window_size - 1` keys behind a query's own. The field is W - 1 already (models/gemma2.py:53, "
+        "`sliding_window_size - 1` keys before a query's own. The field is W - 1 already (models/gemma2.py:53, "
         "models/gpt_oss.py:132).",
         explains=lambda case, verdict: False,
     ),

@@ -68,8 +68,8 @@ def _leaves_out_blocks(case: "Case", request: "Request", worst: "Difference") ->
     for first, last in request.bidirectional_ranges or ():
         query = max(first, request.context_len)
         is_ahead = request.causal and last // size > query // size
-        is_behind = width >= 0 and max(0, last - width) // size > first // size
-        if query <= last and (is_ahead or is_behind):
+        is_before = width >= 0 and max(0, last - width) // size > first // size
+        if query <= last and (is_ahead or is_before):
             return True
     return False
 
@@ -92,7 +92,7 @@ def _sees_ahead(case: "Case") -> bool:
 
 
 def _has_a_tile_past_its_blocks(case: "Case") -> bool:
-    """True if the last tile of 32 keys of a request with one query ends behind its last block."""
+    """True if the last tile of 32 keys of a request with one query ends past its last block."""
     if case.cache is None:
         return False
     keys = [request.seq_len for request in case.requests if request.query_len == 1]
@@ -145,7 +145,7 @@ def _float32_as_tf32(others: tuple[Finding, ...]) -> Finding:
     return _in_33(
         name="vllm-float32-as-tf32",
         what="On NVIDIA GPUs that have TF32 (sm80 and later), attention in float32 multiplies in TF32: of both operands of a "
-        "dot 10 bits behind the leading one are left. A logit is off by up to 2^-9 of the sum of its products' magnitudes, and "
+        "dot 10 bits after the leading one are left. A logit is off by up to 2^-9 of the sum of its products' magnitudes, and "
         "an output by up to 2^-9 of the values that it is a mean of, beside what the logits move.",
         cause=f"{UNIFIED}:547-549, 589 and 599, kernel_unified_attention, and triton_prefill_attention.py:178 and 199, "
         '_fwd_kernel: tl.dot has no input_precision, and Triton then takes "tf32". VLLM_FLOAT32_MATMUL_PRECISION, which is '
@@ -160,7 +160,7 @@ _UNIFIED_ATTENTION = (
         name="vllm-window-ahead",
         what="In a step that is not causal, with a window to each side, the values of the last keys that a query sees ahead "
         "count as 0, though their weights count: all queries of a tile but its first lose up to as many keys as they "
-        "are behind the first.",
+        "are after the first.",
         cause=f"{UNIFIED}:571-585, kernel_unified_attention: V is masked by `dist > -SLIDING_WINDOW`, the distance from the "
         "first query of the tile. A later query of the tile sees keys that are farther ahead of the first.",
         explains=failures_where(VALUES, _sees_ahead),
@@ -214,7 +214,7 @@ DIFFKV = (
 _EMPTY_REQUEST = _since_29(
     name="vllm-rocm-empty-request",
     what="A request without a query, as padding for graphs has them, writes a row of the output: the next request's first "
-    "row, or the memory behind the last row.",
+    "row, or the memory after the last row.",
     cause="vllm/v1/attention/ops/chunked_prefill_paged_decode.py, kernel_paged_attention_2d: with filter_by_query_len it "
     "returns for more than one query, and not for none.",
     explains=failures_where((*VALUES, "nan", "guard", "crashed", "sanitizer"), has_idle_requests),
@@ -248,9 +248,9 @@ ROCM_ATTN = (
     Finding(
         name="vllm-rocm-table-past-end",
         what="In a decode with a block size that is neither a power of two nor a multiple of 32, such as 80 or 784, an entry "
-        "behind a request's last block may be loaded, also where the table has none.",
+        "after a request's last block may be loaded, also where the table has none.",
         cause="vllm/v1/attention/ops/chunked_prefill_paged_decode.py:162, kernel_paged_attention_2d: a tile of 32 keys can end "
-        "behind such a block, and the load of its entries has no mask.",
+        "after such a block, and the load of its entries has no mask.",
         seen_in="vllm 0.33.0",
         explains=failures_where(("sanitizer", "crashed"), _has_a_tile_past_its_blocks),
     ),
@@ -363,7 +363,7 @@ SPARSE_MLA = (
 _ROWS_OF_DRAFTS = _in_33(
     name="vllm-index-decode-drafts",
     what="Where requests have several queries, as when drafts are verified, index keys are read in blocks of several slots as "
-    "rows of D numbers and a scale. All writers put the scales of a block behind its numbers. With one query it is read so.",
+    "rows of D numbers and a scale. All writers put the scales of a block after its numbers. With one query it is read so.",
     cause=f"{_INDEXER}:489-490, fp8_paged_mqa_logits_torch: kv_cache[..., :dim] and kv_cache[..., dim:].",
     explains=failures_where(("value", "nan"), _has_blocks, has_several_queries),
 )

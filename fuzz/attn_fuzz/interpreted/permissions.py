@@ -196,7 +196,7 @@ def _read_cache(step: Step, view: KVCacheView, bits: list[int]) -> Iterator[Regi
 
 
 def _beside(view: KVCacheView, blocks: torch.Tensor, num_keys: int) -> torch.Tensor:
-    """Slots behind a request's keys whose values share 16 bytes of a dim with those of keys: only in x-packed layouts."""
+    """Slots after a request's keys whose values share 16 bytes of a dim with those of keys: only in x-packed layouts."""
     if not view.layout.is_x_packed:
         return blocks[:0]
     key = torch.arange(num_keys, -(-num_keys // view.x) * view.x)

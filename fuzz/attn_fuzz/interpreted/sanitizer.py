@@ -1,7 +1,7 @@
 """Checks every address that an interpreted kernel loads, stores or updates, before the memory is touched.
 
 Under Triton's interpreter a kernel is Python, and a pointer is a number. `attn_fuzz.interpreted.accesses` reports each access
-of a kernel. `watch` holds the accesses to what one call may touch (`attn_fuzz.interpreted.permissions`). A forbidden access
+of a kernel. `watch` lets kernels touch only what one call may touch (`attn_fuzz.interpreted.permissions`). A forbidden access
 raises a Violation. There are seven kinds:
 
     unaligned   the address is no multiple of the size of what is loaded or stored there: a GPU traps, or takes other bytes
@@ -185,7 +185,7 @@ class BoundsChecker(_Launches):
         """An address in words, by the last storage that begins before it."""
         if before < 0:
             return f"{int(self._begins[0]) - address} bytes before the memory of {self._names[0]}"
-        return f"{address - int(self._ends[before])} bytes behind the memory of {self._names[before]}"
+        return f"{address - int(self._ends[before])} bytes past the memory of {self._names[before]}"
 
 
 _OUTSIDE = "outside of every argument"

@@ -7,7 +7,7 @@ reference is too slow.
     values      linear in V; weights sum to 1 less the sink's share
     logits      what leaves the softmax unchanged
     masks       masks that hide nothing, and keys that are hidden from everyone
-    far         the same keys, far behind the beginning of their sequence
+    far         the same keys, far after the beginning of their sequence
     parts       attention to parts of the keys, merged
     selection   selections that are written in another way
 

@@ -28,7 +28,7 @@ def repetition(step: Step, call_target: CallTarget) -> str | None:
     return same_bits(Outputs.of(step), Outputs.of(again(step, call_target)))
 
 
-@relation("request order", says="The order of the requests does not matter.", applies="two requests or more")
+@relation("request order", says="Requests in another order give the same outputs.", applies="two requests or more")
 def request_order(
     step: Step, call_target: CallTarget, error: ErrorBound | None = None, launch: Launch | None = None
 ) -> str | None:
@@ -40,7 +40,7 @@ def request_order(
     return Comparison(step, error, launch).differs(variant(step, call_target, **changes), rows)
 
 
-@relation("batch composition", says="A request gives alone, and in a larger batch, what it gives in its batch.")
+@relation("batch composition", says="A request gives the same output alone and in a larger batch.")
 def batch_composition(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:
     compare = Comparison(step, error)
     for r, (start, end) in enumerate(request_rows(step.batch)):
@@ -56,7 +56,7 @@ def batch_composition(step: Step, call_target: CallTarget, error: ErrorBound | N
 
 @relation(
     "neighbour's rules",
-    says="A request gives beside one that has a range and the other causal flag what it gives in its batch.",
+    says="A request gives the same output beside a request with a range and the other causal flag.",
     applies="decoders without key_unit",
 )
 def neighbours_rules(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:
@@ -87,7 +87,7 @@ def _ranges(batch: Batch) -> torch.Tensor:
 
 @relation(
     "chunked prefill",
-    says="A causal request gives in several steps what it gives in one.",
+    says="A causal request gives the same output in several steps as in one.",
     applies="causal requests longer than a chunk, without ranges and qq_bias",
 )
 def chunked_prefill(

@@ -1,7 +1,7 @@
-"""Keys far behind the beginning of a sequence: a position that is computed in 16 bits, or as a float16, leads astray.
+"""Keys far after the beginning of a sequence: a position that is computed in 16 bits, or as a float16, leads astray.
 
 No case has so many keys, because the reference reads all of them. But through a window a query sees few keys, and where they
-stand says nothing about them. So a step is attended to twice: behind a block of keys that no query sees, and behind many more.
+stand says nothing about them. So a step is attended to twice: after a block of keys that no query sees, and after many more.
 In batch-invariant calls whole tiles of keys ahead change no bit. The keys that no query sees hold poison.
 """
 
@@ -25,8 +25,8 @@ ONE_IN = 8
 
 @relation(
     "far keys",
-    says="What a window shows gives the same wherever in a sequence it stands.",
-    applies="decoders with a context, of which some have so many keys put before them",
+    says="A window over the same keys and values gives the same output wherever in a sequence it lies.",
+    applies="decoders with a context; a few of the steps",
 )
 def far_keys(step: Step, call_target: CallTarget, one_in: int = ONE_IN) -> str | None:
     """For targets that are batch-invariant, and take every rule of positions.
@@ -41,7 +41,7 @@ def far_keys(step: Step, call_target: CallTarget, one_in: int = ONE_IN) -> str |
     if layer.attn_type is not AttentionType.DECODER or not contexts or min(contexts) < 0 or step.view is None:
         return None
     if layer.selection_unit is not None or layer.key_unit is not None:
-        return None  # the one names positions, the other has no window
+        return None  # a selection names positions, and a layer with key_unit has no window
     if step.view.layout.has_inline_scales or int(batch.seq_lens.sum()) % one_in:
         return None
     unit = math.lcm(step.view.block_size, _WHOLE_TILES, layer.chunked_local or 1)
@@ -50,9 +50,9 @@ def far_keys(step: Step, call_target: CallTarget, one_in: int = ONE_IN) -> str |
         before = -(-_BEYOND_INT16 // unit) * unit
     changed = _with_a_poisoned_block(step, (min(contexts), layer.window[1]))
     blocks = (1, 1 + before // step.view.block_size)
-    near, far = (variant(step, call_target, **changed, batch=_behind(step, count)) for count in blocks)
+    near, far = (variant(step, call_target, **changed, batch=_after_blocks(step, count)) for count in blocks)
     if message := same_bits(Outputs.of(near), Outputs.of(far)):
-        return f"through a window of {min(contexts)} keys behind {before} keys: {message}"
+        return f"through a window of {min(contexts)} keys after {before} keys: {message}"
     return None
 
 
@@ -77,7 +77,7 @@ def _longer(tensor: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.cat([bits(tensor), bits(block)], dim=dim).view(tensor.dtype)
 
 
-def _behind(step: Step, num_blocks: int) -> Batch:
+def _after_blocks(step: Step, num_blocks: int) -> Batch:
     """The batch with one block, repeated, before the keys of each request. Ranges hold the same keys and queries."""
     batch, view = step.batch, step.view
     assert view is not None

@@ -12,7 +12,7 @@ from attn_fuzz.properties.slots import elements, has_latent_value, rows_of_slots
 
 @relation(
     "head permutation",
-    says="KV heads, each with its group of query heads, give the same in another order.",
+    says="KV heads in another order, each with its group of query heads, give the output in that order.",
     applies="two KV heads or more",
 )
 def head_permutation(step: Step, call_target: CallTarget) -> str | None:
@@ -43,7 +43,7 @@ def head_permutation(step: Step, call_target: CallTarget) -> str | None:
 
 @relation(
     "channel permutation",
-    says="The channels of V in another order give those of the output in that order.",
+    says="Channels of V in another order give the channels of the output in that order.",
     applies="all but latent caches",
 )
 def channel_permutation(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:

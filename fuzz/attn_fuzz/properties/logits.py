@@ -15,7 +15,7 @@ LEVELS = 32
 
 @relation(
     "shifted keys",
-    says="Keys K + c, the same c for all keys of a head, give the same output, and an LSE that is scale * q.c more.",
+    says="The same vector c added to all keys of a head changes no output, and adds scale * q.c to the LSE.",
     applies="all but quantized and latent caches, soft caps and sinks",
 )
 def shifted_keys(step: Step, call_target: CallTarget, error: ErrorBound) -> str | None:
@@ -32,23 +32,23 @@ def shifted_keys(step: Step, call_target: CallTarget, error: ErrorBound) -> str 
     heads, channels = (torch.arange(size, device=k.device) for size in k.shape[1:])
     shift = spacing * (1 + (heads[:, None] * 3 + channels * 5) % (LEVELS // 2))
     coarse = torch.round(k.double() / spacing) * spacing
-    here, there = (
+    plain, shifted = (
         variant(step, call_target, **with_rows(step, k=torch.where(is_key, keys, k.double()).to(k.dtype)))
         for keys in (coarse, coarse + shift)
     )
-    allowed = error(here) + error(there)
-    expected = Outputs.read(here)
+    allowed = error(plain) + error(shifted)
+    expected = Outputs.read(plain)
     if expected.lse is not None:
         q = step.q[: len(expected.lse)].double().unflatten(1, (layer.num_kv_heads, -1))
         expected = dataclasses.replace(
             expected, lse=expected.lse + layer.scale * torch.einsum("qngd,nd->qng", q, shift).flatten(1)
         )
-    return close(expected, Outputs.read(there), allowed)
+    return close(expected, Outputs.read(shifted), allowed)
 
 
 @relation(
     "scale in q",
-    says="Queries times 4, by their q_scale where they are float8, and a quarter of the scale give the same.",
+    says="Queries times 4 (by q_scale, if they are float8) and a quarter of the scale give the same output.",
     applies="scales of which a quarter is a normal number, or 0",
 )
 def scale_in_query(step: Step, call_target: CallTarget) -> str | None:

@@ -12,8 +12,8 @@ from attn_fuzz.properties.slots import without_first_blocks
 
 @relation(
     "wide window",
-    says="A window that is wider than every sequence gives what none gives.",
-    applies="layers whose window is unlimited on a side, or that have none, without key_unit",
+    says="A window that is wider than every sequence gives the output of an unlimited one.",
+    applies="layers whose window is unlimited on a side or on both, without key_unit",
 )
 def wide_window(
     step: Step, call_target: CallTarget, error: ErrorBound | None = None, launch: Launch | None = None
@@ -29,7 +29,7 @@ def wide_window(
 
 @relation(
     "last row",
-    says="The last query of a request, which sees all keys either way, gives the same causal and not.",
+    says="The last query of a request sees all keys, causal or not, and gives the same output.",
     applies="decoders without qq_bias and key_unit",
 )
 def last_row(step: Step, call_target: CallTarget, error: ErrorBound | None = None, launch: Launch | None = None) -> str | None:
@@ -53,7 +53,7 @@ _OF_DISTANCES = {
 
 @relation(
     "forgotten keys",
-    says="Keys that have left every query's window might never have been: without their blocks, all positions are less.",
+    says="Without the blocks of keys before every query's window, the output is the same, though all positions are less.",
     applies="decoders with a window that is limited to the left, without sink_tokens, chunks and ranges; long contexts",
 )
 def forgotten_keys(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:

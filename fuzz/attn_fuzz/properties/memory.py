@@ -15,7 +15,7 @@ GARBAGE = -7.0
 
 @relation(
     "block permutation",
-    says="Where the blocks of the cache lie does not matter, as long as the block table says so.",
+    says="Blocks at other places of the cache, which the block table names, give the same output.",
     applies="caches of two blocks or more",
 )
 def block_permutation(step: Step, call_target: CallTarget) -> str | None:
@@ -41,8 +41,8 @@ def block_permutation(step: Step, call_target: CallTarget) -> str | None:
 
 @relation(
     "garbage",
-    says="What unused slots, slots that no query selects, unused entries of a wider block table and rows that no request owns "
-    "hold does not matter.",
+    says="Other contents of unused slots, of slots that no query selects, of unused entries of a wider block table and of "
+    "rows that no request owns change nothing.",
 )
 def garbage(step: Step, call_target: CallTarget) -> str | None:
     owned = int(step.batch.query_start_loc[-1])

@@ -12,7 +12,7 @@ from attn_fuzz.properties.slots import without_first_blocks
 
 @relation(
     "split keys",
-    says="Attention to two parts of the keys, merged by their LSEs, is attention to all; the sinks join one of them.",
+    says="Attention to two parts of the keys, merged by their LSEs, is attention to all keys; the sinks join one of the parts.",
     applies="steps with a cache and an LSE, without rules of positions and quantized outputs; contexts of a block or more",
 )
 def split_keys(step: Step, call_target: CallTarget, error: ErrorBound) -> str | None:

@@ -156,7 +156,7 @@ def _strided_as(original: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _strides_as(original: torch.Tensor, shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides of a tensor for another number of rows. One row may have had any: several lie one behind the other."""
+    """The strides of a tensor for another number of rows. One row may have had any: several lie one after the other."""
     strides: list[int] = []
     extent = 1
     for size, before, stride in reversed([*zip(shape, original.shape, original.stride(), strict=True)]):

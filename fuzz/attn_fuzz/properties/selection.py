@@ -10,14 +10,14 @@ from attn_fuzz.properties.relation import CallTarget, Comparison, ErrorBound, re
 
 @relation(
     "order of selection",
-    says="The order of a selection means nothing, nor do entries that name no unit.",
+    says="A selection in another order, padded with -1, gives the same output.",
     applies="layers with a selection",
 )
 def order_of_selection(step: Step, call_target: CallTarget, error: ErrorBound) -> str | None:
     selected = step.batch.selected
     if selected is None:
         return None
-    # an entry of no unit stands before, between and behind the others
+    # an entry of no unit stands before, between and after the others
     moved = torch.nn.functional.pad(selected.flip(-1), (1, 1), value=-1)
     batch = dataclasses.replace(step.batch, selected=moved)
     return Comparison(step, error).differs(variant(step, call_target, batch=batch))
@@ -25,8 +25,8 @@ def order_of_selection(step: Step, call_target: CallTarget, error: ErrorBound) -
 
 @relation(
     "all selected",
-    says="A query that selects every unit, and names further entries of none, sees what it sees without a selection.",
-    applies="layers with a selection, if keys that no query selects are no NaN",
+    says="A selection of all units, padded with -1, gives the output of a layer without a selection.",
+    applies="layers with a selection, if no key and no value is NaN",
 )
 def all_selected(step: Step, call_target: CallTarget, error: ErrorBound) -> str | None:
     batch, unit = step.batch, step.layer.selection_unit

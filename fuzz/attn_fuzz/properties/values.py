@@ -39,7 +39,7 @@ def doubled_values(step: Step, call_target: CallTarget) -> str | None:
 
 @relation(
     "additivity",
-    says="V is the sum of two parts, and the output that of the two parts' outputs.",
+    says="If V is the sum of two tensors, the output is the sum of the outputs for each of them.",
     applies="all but quantized outputs and latent caches",
 )
 def additivity(step: Step, call_target: CallTarget, error: ErrorBound) -> str | None:

@@ -35,7 +35,7 @@ def draw_cases(plan: "FuzzPlan", target: Target, draw: Callable[[Case], None], t
     part, parts = plan.part
 
     @st.composite
-    def behind_the_simplest(draw: st.DrawFn) -> tuple[Case, ...]:
+    def after_the_simplest(draw: st.DrawFn) -> tuple[Case, ...]:
         """Hypothesis begins with the simplest family, whatever the seed: a shard on a GPU may have room for no other one."""
         nonlocal is_simplest
         family = draw(families(plan.target, support, target.refuses, tally))
@@ -52,7 +52,7 @@ def draw_cases(plan: "FuzzPlan", target: Target, draw: Callable[[Case], None], t
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
         verbosity=hypothesis.Verbosity.quiet,
     )
-    @hypothesis.given(behind_the_simplest())
+    @hypothesis.given(after_the_simplest())
     def agree(family: tuple[Case, ...]) -> None:
         nonlocal num_drawn, num_families
         has_turn = num_families % turns == turn

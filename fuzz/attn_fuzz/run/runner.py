@@ -31,7 +31,7 @@ PARTS, FEW_FAMILIES = 3, 128
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Worker(Protocol):
+class WorkerProtocol(Protocol):
     """Runs one plan after another; see `attn_fuzz.run.processes.workers.Worker`."""
 
     def run(self, plan: FuzzPlan) -> None: ...
@@ -39,10 +39,10 @@ class Worker(Protocol):
     def acknowledge(self) -> None: ...
 
 
-W = TypeVar("W", bound=Worker)
+W = TypeVar("W", bound=WorkerProtocol)
 
 
-class Workers(Protocol[W]):
+class WorkersProtocol(Protocol[W]):
     """Starts workers and waits for them; see `attn_fuzz.run.processes.workers.Workers`.
 
     Attributes:
@@ -124,7 +124,7 @@ def run(
     stop_at_failure: bool,
     report: Callable[[int, Progress], None] = lambda index, progress: None,
     ended: Callable[[int, Progress], None] = lambda index, progress: None,
-    place: Callable[[Sequence[FuzzPlan]], AbstractContextManager[Workers[W]]] = here,
+    place: Callable[[Sequence[FuzzPlan]], AbstractContextManager[WorkersProtocol[W]]] = here,
 ) -> Outcome:
     """Run every plan on one of the workers. If a worker dies, for example because memory is short, its plan is run again.
 
@@ -132,7 +132,7 @@ def run(
         plans: shards. What `report` and `ended` do may add plans at the end of a sequence, while the run goes on. They run
             after the next plan that waits. A plan that waits when its time is over does not run.
         workers: plans that run at once.
-        stop_at_failure: when a shard has found a failure and shrunk it, end the shards behind it that have found none. The
+        stop_at_failure: when a shard has found a failure and shrunk it, end the shards after it that have found none. The
             shards before it run to their end, so the first failing shard is the same with any number of workers.
         report: called after every case with the index of the plan and its progress.
         ended: called when a plan has run to its end.
@@ -148,7 +148,7 @@ def run(
         while outcome.error is None and not outcome.interrupted:
             pool.take_in()
             if stop_at_failure and (failed := [index for index in outcome.finished if outcome.progress[index].failure]):
-                pool.drop_behind(min(failed))
+                pool.drop_after(min(failed))
             pool.drop_late()
             pool.hand_out()
             if not pool.busy:
@@ -210,14 +210,14 @@ class _Pool(Generic[W]):
     outcome: Outcome
     report: Callable[[int, Progress], None]
     ended: Callable[[int, Progress], None]
-    workers: Workers[W]
+    workers: WorkersProtocol[W]
     waiting: list[int]
     idle: list[W] = field(default_factory=list)
     busy: dict[W, int] = field(default_factory=dict)
     deaths: Counter[int] = field(default_factory=Counter)
 
     def take_in(self) -> None:
-        """Have plans that were added wait behind the next plan, so that they do not keep all others waiting."""
+        """Have plans that were added wait after the next plan, so that they do not keep all others waiting."""
         added = range(len(self.outcome.progress), len(self.plans))
         self.outcome.progress += [Progress() for _ in added]
         self.waiting[1:1] = added
@@ -226,8 +226,8 @@ class _Pool(Generic[W]):
         now = time.time()
         self.waiting = [index for index in self.waiting if (until := self.plans[index].until) is None or now <= until]
 
-    def drop_behind(self, failed: int) -> None:
-        """Wait for no plan behind one that has failed, unless it has found a failure and is shrinking it."""
+    def drop_after(self, failed: int) -> None:
+        """Wait for no plan after one that has failed, unless it has found a failure and is shrinking it."""
         self.waiting = [index for index in self.waiting if index < failed]
         self.busy = {
             worker: index

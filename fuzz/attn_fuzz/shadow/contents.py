@@ -45,7 +45,6 @@ class Contents:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the tensors."""
         return sum(x.nbytes for x in (self.keys, self.values) if x is not None)
 
     def clone(self) -> "Contents":

@@ -9,7 +9,7 @@ import torch
 from attn_fuzz.shadow.altered import change_of
 from attn_fuzz.shadow.contents import REAL, ZEROS, Contents
 from attn_fuzz.shadow.faults import CacheFault, FaultKind
-from attn_fuzz.shadow.state import State
+from attn_fuzz.shadow.state import ShadowState
 from attn_fuzz.shadow.tables import NO_SLOT, Track
 
 _ALL: Final = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -31,7 +31,7 @@ class Read:
         return None if self.slots is None else int(self.slots[at])
 
 
-def faults(state: State, read: Read, *, whole: bool) -> list[CacheFault]:
+def faults(state: ShadowState, read: Read, *, whole: bool) -> list[CacheFault]:
     """The faults of a read: one about the number of keys, and one about the first wrong key."""
     track = state.tracks.get(read.layer, {}).get(state.numbers.get(read.request, -1))
     if track is None:
@@ -40,13 +40,13 @@ def faults(state: State, read: Read, *, whole: bool) -> list[CacheFault]:
     return [fault for fault in found if fault is not None]
 
 
-def _unknown(state: State, read: Read) -> CacheFault:
+def _unknown(state: ShadowState, read: Read) -> CacheFault:
     writer = None if read.slots is None else state.writer(state.slots(read.layer).get(read.slots[:1])[0])
     detail = "the request has written nothing here, or was freed"
     return _fault(state, read, FaultKind.LOST_KEY, int(read.positions[0]), slot=read.slot(0), writer=writer, detail=detail)
 
 
-def _wrong_length(state: State, read: Read, track: Track) -> CacheFault | None:
+def _wrong_length(state: ShadowState, read: Read, track: Track) -> CacheFault | None:
     """The fault of a read without some positions that the queries of this step see, or with positions beyond them."""
     is_of_step = track.step == state.step
     end = track.last + 1 if is_of_step else track.end
@@ -63,7 +63,7 @@ def _wrong_length(state: State, read: Read, track: Track) -> CacheFault | None:
     return _fault(state, read, FaultKind.LOST_KEY, int(missing[0]), count=len(missing), detail="it is not handed")
 
 
-def _wrong_key(state: State, read: Read, track: Track) -> CacheFault | None:
+def _wrong_key(state: ShadowState, read: Read, track: Track) -> CacheFault | None:
     expected = track.get(read.positions)
     stored = None if read.slots is None else state.slots(read.layer).get(read.slots)
     marks = expected["mark"]
@@ -85,7 +85,7 @@ def _wrong_key(state: State, read: Read, track: Track) -> CacheFault | None:
 
 
 def _fault_of_key(
-    state: State, read: Read, at: int, expected: Any, stored: Any, got: np.uint64, mask: np.uint64, count: int
+    state: ShadowState, read: Read, at: int, expected: Any, stored: Any, got: np.uint64, mask: np.uint64, count: int
 ) -> CacheFault:
     """The fault of key number `at` of a read.
 
@@ -117,7 +117,7 @@ def _fault_of_key(
 
 
 def _source(
-    state: State, read: Read, position: int, got: np.uint64, mask: np.uint64, handed: Contents | None
+    state: ShadowState, read: Read, position: int, got: np.uint64, mask: np.uint64, handed: Contents | None
 ) -> np.void | None:
     """The write of a key that attention got, as a record of a slot; None if the key was never written."""
     number = state.numbers[read.request]
@@ -129,7 +129,7 @@ def _source(
     return None
 
 
-def _kind_of_source(state: State, read: Read, position: int, source: Any) -> FaultKind:
+def _kind_of_source(state: ShadowState, read: Read, position: int, source: Any) -> FaultKind:
     """The kind of the fault, if the wrong key is one of some request.
 
     Args:
@@ -145,7 +145,7 @@ def _kind_of_source(state: State, read: Read, position: int, source: Any) -> Fau
     return FaultKind.WRONG_SLOT if state.narrow.get(read.layer, (None,))[0] is None else FaultKind.WRONG_RING
 
 
-def _is_close(state: State, mark: int, handed: Contents, close: float) -> bool:
+def _is_close(state: ShadowState, mark: int, handed: Contents, close: float) -> bool:
     """True if a key is close to the one with this mark, or if the latter is not kept."""
     kept = state.kept(mark)
     return kept is None or all(_are_close(old, new, close) for _, old, new in _pairs(kept, handed))
@@ -163,7 +163,7 @@ def _are_close(old: torch.Tensor, new: torch.Tensor, close: float) -> bool:
     return bool(((new - old).abs() <= close * old.abs().max()).all())
 
 
-def _change(state: State, mark: int, position: int, handed: Contents | None, close: float) -> tuple[FaultKind, str]:
+def _change(state: ShadowState, mark: int, position: int, handed: Contents | None, close: float) -> tuple[FaultKind, str]:
     """The difference between a key that was never written and the one with this mark."""
     kept = state.kept(mark)
     if kept is None or handed is None:
@@ -175,7 +175,7 @@ def _change(state: State, mark: int, position: int, handed: Contents | None, clo
     return FaultKind.ALTERED, ""
 
 
-def not_shared(state: State, number: int, position: int, record: np.void) -> FaultKind | None:
+def not_shared(state: ShadowState, number: int, position: int, record: np.void) -> FaultKind | None:
     """The reason why a slot's last write cannot be taken for a position of a request; None if it can."""
     if record["mark"] == 0:
         return FaultKind.LOST_KEY
@@ -188,6 +188,6 @@ def not_shared(state: State, number: int, position: int, record: np.void) -> Fau
     return None if np.array_equal(mine[:known], theirs[:known]) else FaultKind.OTHER_REQUEST
 
 
-def _fault(state: State, read: Read, kind: FaultKind, position: int, **more: Any) -> CacheFault:
+def _fault(state: ShadowState, read: Read, kind: FaultKind, position: int, **more: Any) -> CacheFault:
     expected = state.own(read.layer, read.request, position)
     return CacheFault(kind, read.layer, read.request, position, state.step, expected=expected, **more)

@@ -10,7 +10,7 @@ from attn_contract.arguments import check_int
 from attn_fuzz.shadow.contents import Contents, contents_of
 from attn_fuzz.shadow.faults import CacheFault, FaultKind
 from attn_fuzz.shadow.judging import Read, faults, not_shared
-from attn_fuzz.shadow.state import State
+from attn_fuzz.shadow.state import ShadowState
 from attn_fuzz.shadow.tables import MOST_SLOT
 
 
@@ -43,7 +43,7 @@ class Shadow:
         self.reads, self.wrong, self.limit = 0, 0, limit
         self.faults: list[CacheFault] = []
         self.not_seen: dict[str, int] = {}
-        self._state = State(value_bytes, pools or {})
+        self._state = ShadowState(value_bytes, pools or {})
         self._was_read: set[Hashable] = set()
         self._ends_steps = True
         self._read_since: set[tuple[Hashable, Hashable]] = set()

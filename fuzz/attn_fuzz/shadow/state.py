@@ -17,7 +17,7 @@ _DROPPED_KEPT: Final = 16
 """The number of freed requests whose positions each layer keeps, to name a key that attention still reads."""
 
 
-class State:
+class ShadowState:
     """The tables of a shadow. Each request has a number. The number of a freed request is never used again.
 
     Args:

@@ -80,7 +80,7 @@ class PagedStep:
         return True
 
     def _slots(self, blocks: torch.Tensor, positions: range) -> torch.Tensor:
-        """[n] int64; -1 behind the end of the block table."""
+        """[n] int64; -1 past the end of the block table."""
         places = torch.arange(positions.start, max(positions.start, positions.stop))
         numbers = torch.nn.functional.pad(blocks, (0, 1), value=-1)[(places // self.block_size).clamp(max=len(blocks))]
         return torch.where(numbers < 0, -1, numbers * self.block_size + places % self.block_size)

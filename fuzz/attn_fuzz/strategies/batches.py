@@ -206,7 +206,7 @@ def _lengths(
 
 def _shared_length(draw: st.DrawFn, num_keys: int, key_unit: int, query_len: int) -> int:
     """The tokens of `num_keys` keys, or for half of the lengths of a few keys; plus or minus a token, or minus half a key or
-    half of the queries: behind a context of such a length, a key is completed between two queries."""
+    half of the queries: after a context of such a length, a key is completed between two queries."""
     keys = pick(draw, (0, 1, 2)) if pick(draw, (False, True)) else num_keys
     return max(0, keys * key_unit - pick(draw, (0, 1, -1, key_unit // 2, query_len // 2 + 1)))
 
@@ -228,13 +228,13 @@ def _with_ranges(
 
 
 def _ends_of_chunks(request: Request, chunk: int) -> list[int]:
-    """The last end of a chunk that all queries have behind them, and the first ends among the queries."""
+    """The last end of a chunk before all queries, and the first ends among the queries."""
     last = max(request.context_len, 0) // chunk
     return [end for end in (last * chunk, (last + 1) * chunk, (last + 2) * chunk) if 0 < end < request.seq_len]
 
 
 def _range_over(draw: st.DrawFn, request: Request, window_left: int, end: int) -> tuple[int, int]:
-    """A range over the end of a chunk that has a query behind it: some of the range's keys are of an earlier chunk.
+    """A range over the end of a chunk that has a query after it: some of the range's keys are of an earlier chunk.
 
     It begins a few keys before the end, or farther back than a query at the end sees through its window.
     """

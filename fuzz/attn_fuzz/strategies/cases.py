@@ -151,7 +151,7 @@ def steps(draw: st.DrawFn, target: str, support: Support, drawn: DrawnLayer) -> 
 
 
 def _has_units_ahead(case: Case) -> bool:
-    """True if a request has units behind those that its first query sees."""
+    """True if a request has units after those that its first query sees."""
     if case.selection_unit is None:
         return False
     unit, key_unit = case.selection_unit, case.key_unit or 1

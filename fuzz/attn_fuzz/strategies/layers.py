@@ -147,7 +147,7 @@ def _planes(draw: st.DrawFn, support: Support, layout: Layout) -> bool:
 
 
 def _is_latent(draw: st.DrawFn, support: Support, chosen: set[str]) -> bool:
-    """True if a layer with a cache has a latent one: where there is no other layout, and if V has a width of its own.
+    """True if a layer's cache is latent: where there is no other layout, and if V has a width of its own.
 
     Then the cache holds K and V of two widths one time in three, if a layout does.
     """

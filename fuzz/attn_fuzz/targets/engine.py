@@ -38,7 +38,7 @@ class Engine:
         scale_signs: signs of the softmax scale.
         other_scales: softmax scales that are not 1 / sqrt(D).
         ranges: "inside": bidirectional ranges lie inside the prompt, and none is empty. "any": they may begin before it, end
-            behind it, or be empty.
+            after it, or be empty.
         selection_units: tokens of the units that queries select.
         selections: kinds of selections; see Case.
         empty_selections: queries that see keys and select none.

@@ -56,7 +56,7 @@ class WriteLatentFunction(Protocol):
     def __call__(
         self, kv_c: torch.Tensor, k_pe: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor
     ) -> object:
-        """Write row s of kv_c and, behind it, of k_pe to slot `slot_mapping[s]` of a latent cache, and nothing else."""
+        """Write row s of kv_c and, after it, of k_pe to slot `slot_mapping[s]` of a latent cache, and nothing else."""
         ...
 
 

@@ -197,13 +197,13 @@ def _latent_support(device: str) -> Support:
 def _with_scales(layout: Layout) -> Mode:
     """A mode of TRITON_LATENT: a latent layout with scales. What it refuses is TRITON_LATENT's: the functions are the same."""
     form = LATENT_FORMATS[layout]
-    behind_v = form.kept_dims is None
+    past_v = form.kept_dims is None
     kept = form.kept_dims or 0
 
     def support(device: str) -> Support:
         # one, two and three scales (no power of two), and the sizes of models
-        few = [(scales * form.scale_dims + kept, rest if behind_v else 0) for scales, rest in ((1, 16), (2, 0), (3, 2))]
-        of_models = [(512, 64 if behind_v else 0), (256, 32 if behind_v else 0)]
+        few = [(scales * form.scale_dims + kept, rest if past_v else 0) for scales, rest in ((1, 16), (2, 0), (3, 2))]
+        of_models = [(512, 64 if past_v else 0), (256, 32 if past_v else 0)]
         return dataclasses.replace(
             _latent_support(device),
             attn_types=(AttentionType.DECODER,),

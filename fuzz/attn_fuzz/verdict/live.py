@@ -44,9 +44,10 @@ those of a float8 cache as float16."""
 def check(call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, rounding: Rounding = UNKNOWN_KERNEL) -> Judgement:
     """Judge a kernel's outputs of a call by the reference, which computes in float64 from exactly the stored values.
 
-    Rows that a request owns are first held to the statistical bound, which generic numbers keep. If a row breaks this bound,
-    all rows are held to the bound HARD, which no rounding breaks: numbers of a real model need not be generic. The result's
-    `statistical_ratio` is the largest error / statistical bound. `attn_fuzz.verdict.oracle` derives both bounds.
+    Rows that a request owns are first compared with the statistical bound, which generic numbers keep. If a row breaks
+    this bound, all rows are compared with the bound HARD, which no rounding breaks: numbers of a real model need not be
+    generic. The result's `statistical_ratio` is the largest error / statistical bound. `attn_fuzz.verdict.oracle` derives both
+    bounds.
 
     The judge runs on the device of the tensors. It needs memory for about twelve tensors of [H, 256, seq_len] float64.
 
@@ -280,8 +281,8 @@ def recording(
     it calls. The torch ops do so, and so do TRITON_ATTN and vLLM's PARITY backends. `attn_optimized` must be imported before
     the `with`. Hand calls of other kernels to `see`. A replayed CUDA graph makes no calls.
 
-    With a shadow, every call over a cache of DECODER layers is held to it, in steps whose `requests` were set. Writes are seen
-    as calls are. The engine tells the shadow which requests end (`free`), and whose drafts are rejected (`roll_back`).
+    With a shadow, every call over a cache of DECODER layers is compared with it, in steps whose `requests` were set. Writes are
+    seen as calls are. The engine tells the shadow which requests end (`free`), and whose drafts are rejected (`roll_back`).
 
     Args:
         folder, every, limit, captures, rounding, most, shadow: see Recording.

@@ -85,7 +85,7 @@ class Rounding:
         small_tanh: True if the tanh of a soft cap has a small relative error also where it is small. Otherwise its error is
             relative to 1.
         dot_unit: u of the sums of products in both dots, if it is more than that of float32. Matrix units of Hopper keep 13
-            bits behind the first bit of the largest summand of float8 products: 2^-13.
+            bits after the first bit of the largest summand of float8 products: 2^-13.
 
     Each of the following fields is a dtype to which the kernel rounds where other kernels have float32: "q" for the dtype of q,
     "float16" or "bfloat16". None, the default, is no such rounding. docs/reference/judge.md derives the term of each.

@@ -29,8 +29,8 @@ VerdictKind = Literal[
 ]
 
 
-COMPARED, NOT_CARRIED = "compared exactly", "not carried"
-"""Events of exact mode. The second is followed by what it could not carry."""
+COMPARED, NOT_CARRIED = "compared exactly", "not compared exactly"
+"""Events of exact mode. The second is followed by the reason."""
 FENCED = "fenced"
 """The event of a case whose calls were made with unmapped pages beside its tensors, too: a failure with it is one of these."""
 

@@ -139,7 +139,7 @@ def _patched_lines(report: Report, package: Path) -> list[str]:
         before = (package.parent / file).read_text(encoding="utf-8").splitlines()
         changes = difflib.SequenceMatcher(None, before, after.splitlines(), autojunk=False).get_opcodes()
         found += [f"`{file}:{_lines(first, last)}`" for kind, first, last, *_ in changes if kind in ("replace", "delete")]
-        found += [f"behind `{file}:{last}`" for kind, _, last, *_ in changes if kind == "insert"]
+        found += [f"after `{file}:{last}`" for kind, _, last, *_ in changes if kind == "insert"]
     return [f"**Lines that `fix.patch` changes** in the repository at {commit}: {', '.join(found)}."] if found else []
 
 

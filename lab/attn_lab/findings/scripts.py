@@ -216,7 +216,7 @@ def repaired(reports: Mapping[str, Report], folder: Path) -> Path:
 
 
 def changed(reports: Iterable[Report], sources: Path) -> dict[Path, str]:
-    """The files in `sources` that the repairs change, as they are behind these.
+    """The files in `sources` that the repairs change, as they are after these.
 
     Raises:
         ValueError: a file has not the text that is to be changed.

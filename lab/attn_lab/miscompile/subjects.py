@@ -11,7 +11,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from attn_amdgcn import Memory, Parts, Program, Report, Schedule, checked
+from attn_amdgcn import Memory, PermittedBytes, Program, Report, Schedule, checked
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.features import features
 from attn_fuzz.emulated import emulation
@@ -35,7 +35,7 @@ class Launch:
     Attributes:
         buffers, after: bytes by the names of buffers, before the launch and after it.
         instructions: the number of wave instructions that ran.
-        parts: as of `attn_amdgcn.checked`.
+        permitted: as of `attn_amdgcn.checked`.
     """
 
     case: Case
@@ -45,11 +45,11 @@ class Launch:
     after: Mapping[str, np.ndarray]
     lds_bytes: int
     instructions: int
-    parts: Parts | None = None
+    permitted: PermittedBytes | None = None
 
     def run(self, program: Program, schedules: Sequence[Schedule], most: int) -> Memory:
         given = (program, self.grid, self.arguments, self.buffers)
-        return checked(*given, lds_bytes=self.lds_bytes, schedules=schedules, parts=self.parts, most=most)[0]
+        return checked(*given, lds_bytes=self.lds_bytes, schedules=schedules, permitted=self.permitted, most=most)[0]
 
 
 @dataclass
@@ -151,6 +151,6 @@ def _keep(
     before = {name: data.copy() for name, data in buffers.items()}
     after = {name: memory.contents(name).copy() for name in buffers}
     subject.launches.append(
-        Launch(case, grid, arguments, before, after, further["lds_bytes"], done.wave_instructions, further["parts"])
+        Launch(case, grid, arguments, before, after, further["lds_bytes"], done.wave_instructions, further["permitted"])
     )
     subject.executed |= done.executed > 0

@@ -143,9 +143,9 @@ def _told(change: Change) -> str:
     """A change in words: old code -> new code. Long code is cut to the part that differs, with a little around it."""
     old, new = (" ".join(ast.unparse(code).split()) for code in change)
     if max(len(old), len(new)) > LONG:
-        before, behind = _common(old, new), _common(old[::-1], new[::-1])
+        before, after = _common(old, new), _common(old[::-1], new[::-1])
         begin = max(0, before - CONTEXT)
-        cut = max(0, min(behind, len(old) - before, len(new) - before) - CONTEXT)
+        cut = max(0, min(after, len(old) - before, len(new) - before) - CONTEXT)
         old, new = ("..." * bool(begin) + code[begin : len(code) - cut] + "..." * bool(cut) for code in (old, new))
     return f"{old} -> {new}"
 

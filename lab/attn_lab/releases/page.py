@@ -17,7 +17,7 @@ between consecutive releases before any of them was run: `lab/attn_lab/releases/
 that a target of ours loads. Of these, **{shown} are shown**: an example of the target's general draw (seed {seed}) fails on the
 release before the fix, agrees on the release that has it, and somebody looked at it to see that it is this fix. That is
 {of_loaded} of those loaded, and {of_all} of all. {far} of them are shown by the mode `@far` alone, which moves addresses beyond
-32 bits, and in which few targets ran. Each example ran on a CPU: interpreted, or emulated for the architecture behind the `@`.
+32 bits, and in which few targets ran. Each example ran on a CPU: interpreted, or emulated for the architecture after the `@`.
 "After 30 of draw 4f99" is the example's place in a draw, and the draw's digest: the fuzzer changed between some of the runs,
 and draws others now. Two runs of one draw show a fix, and no others.
 For the fixes that the first examples do not show, those of the first {most} ran that can show them by their metadata, such as

@@ -182,8 +182,8 @@ def _rows(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     is_owned = row < ends[-1]
     request = torch.searchsorted(ends, row, right=True).clamp(max=batch.num_requests - 1)
     seq_lens = batch.seq_lens[request]
-    queries_behind = ends[request] - 1 - row
-    seen = (seq_lens - queries_behind).clamp(min=0)
+    queries_after = ends[request] - 1 - row
+    seen = (seq_lens - queries_after).clamp(min=0)
     if isinstance(batch.causal, torch.Tensor):
         seen = torch.where(batch.causal[request], seen, seq_lens)
     return request, torch.where(is_owned, seen, 0)

@@ -199,7 +199,7 @@ def load_value_pairs(source, block, slot, in_tile, strides, KIND: tl.constexpr, 
 
 @triton.jit
 def load_scaled_rows(source, block, slot, in_tile, dtype, args, KIND: tl.constexpr, MASKED: tl.constexpr):
-    """[N, Dv] in a dtype: the dims of latent keys that are also V. KIND.scale_dims elements share a scale and are times it.
+    """[N, Dv] in a dtype: the dims of latent keys that are also V. KIND.scale_dims elements are multiplied by one scale.
 
     The last KIND.kept_dims of these dims have no scale: they are bfloat16, at v_ptr.
     """

@@ -17,7 +17,7 @@ from attn_optimized.selector.priorities import cache_kind, parse_architecture, p
 
 @dataclass(frozen=True)
 class Skipped:
-    """A backend before the selected one in the order that does not serve the layer, with all reasons."""
+    """A backend that does not serve the layer, with all reasons. It is before the selected one in the order of priority."""
 
     backend: str
     refusals: tuple[Refusal, ...]
@@ -48,7 +48,8 @@ def select(
 ) -> BackendSelection:
     """The first backend, in the architecture's order, that serves a layer.
 
-    Says so in one INFO line where others were skipped, with all their reasons at DEBUG (vLLM #38450), once for each config.
+    If backends before it were skipped, one INFO line names the selection, and DEBUG lines name the reasons (vLLM #38450), once
+    for each config.
 
     Args:
         config: the requirements of the layer; its `layout`, if given, is kept.
@@ -62,7 +63,7 @@ def select(
     """
     check_type("config", config, AttentionConfig, "an AttentionConfig")
     architecture = parse_architecture(architecture)
-    answers = answers_of(config, architecture, known_aiter(aiter), backend)
+    answers = answers_of(config, architecture, aiter_or_installed(aiter), backend)
     wanted = wanted_of(answers, config, architecture, backend)
     answer = next(answer for answer in wanted if not answer.refusals)
     skipped = skipped_before(wanted, answer)
@@ -85,7 +86,7 @@ class BackendAnswer:
     refusals: tuple[Refusal, ...]
 
 
-def known_aiter(aiter: Aiter | None) -> Aiter:
+def aiter_or_installed(aiter: Aiter | None) -> Aiter:
     check_type("aiter", aiter, Aiter | None, "None (the installed one) or an Aiter")
     return find_aiter() if aiter is None else aiter
 

@@ -13,9 +13,9 @@ from attn_optimized.selector.layer import (
     BackendAnswer,
     BackendSelection,
     Skipped,
+    aiter_or_installed,
     answers_of,
     as_lines,
-    known_aiter,
     listed,
     log_skipped,
     skipped_before,
@@ -30,8 +30,8 @@ class Assignment(BackendSelection):
     """The backend and the layout of a layer of a model.
 
     Attributes:
-        allocation_layout: of the layers that it shares an allocation with, where its own cache must be reinterpreted as planes
-            of K and V to have their footprint: an argument of `AttentionImpl` (vLLM #43945). Else None.
+        allocation_layout: the layout of the layers that it shares an allocation with, if its own cache must be reinterpreted as
+            planes of K and V to have their footprint: an argument of `AttentionImpl` (vLLM #43945). None if it need not be.
     """
 
     allocation_layout: Layout | None = None
@@ -74,7 +74,7 @@ def select_model(
     for name, config in layers.items():
         check_type(f"layers[{shown(name)}]", config, AttentionConfig, "an AttentionConfig")
     architecture = parse_architecture(architecture)
-    aiter = known_aiter(aiter)
+    aiter = aiter_or_installed(aiter)
     backends = {} if backends is None else backends
     _check_known("backends", backends, layers)
     _check_kv_sharing(layers, kv_sharing)
@@ -160,8 +160,8 @@ def _view(
 def _same_elements(a: Layout | None, b: Layout | None, config: AttentionConfig) -> bool:
     """True if two layouts put the elements of a dense cache in the same places.
 
-    Asked of small sizes, since `same_elements` lists all elements of a block: whether the order of two dimensions matters, and
-    of units of x elements, shows at two of each.
+    Compares caches of small sizes, because `same_elements` lists all elements of a block. Layouts that differ do so in a cache
+    of two units of x elements, two heads and two slots, too.
     """
     if a is None or b is None or config.block_size is None:
         return a is b

@@ -184,8 +184,8 @@ def largest(extraction: Extraction, access: Access, lane: tuple[Term, ...]) -> l
     """The largest of the lanes of a slot group is at least that of this lane: whether the group's block is looked up."""
     if access.place != "load_packed_values" or access.mask is True:
         return []
-    there = [reduction for reduction in extraction.reductions if reduction.place == access.place][-1]
-    return [there.result.at(lane[0]) >= there.operand.at(lane[0], lane[2])]
+    found = [reduction for reduction in extraction.reductions if reduction.place == access.place][-1]
+    return [found.result.at(lane[0]) >= found.operand.at(lane[0], lane[2])]
 
 
 def _table(sources: Sources) -> Iterator[Claim]:

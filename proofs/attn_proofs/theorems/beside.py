@@ -80,11 +80,11 @@ def _token_scales(sources: Sources) -> Iterator[Claim]:
         for access in (a for a in _accesses(extraction, f"{name}_ptr") if a.place == "scores"):
             found, mask = access.at(n)
             is_masked = access.mask is not True
-            there = extraction.local("attend_keys", "key", 0 if access is _first(extraction, name) else -1).value.at(n)
+            local = extraction.local("attend_keys", "key", 0 if access is _first(extraction, name) else -1).value.at(n)
             entry = extraction.times(z3.Int("request"), z3.Int("block_table")) + key / BLOCK_SIZE
             parts = ((TABLE(entry), "block"), (key % BLOCK_SIZE, "slot"), (head, "head"))
             at = sum((extraction.times(value, z3.Int(f"{name}_{part}")) for value, part in parts), z3.IntVal(0))
-            given = (key == there, key >= 0, key < 2**31, *access.path)
+            given = (key == local, key >= 0, key < 2**31, *access.path)
             goal = z3.Implies(mask, found == at)
             words = f"{name}, {'masked' if is_masked else 'without a mask'}, iteration {extraction.loads.index(access)}"
             yield Claim(words, _given(extraction, *given), goal, (), extraction.lines)
@@ -105,9 +105,9 @@ def _dense(sources: Sources) -> Iterator[Claim]:
                 found, mask = access.at(n, d)
                 key = extraction.local("attend_keys", "key", iteration).value.at(n)
                 row = extraction.times(first_row + key, z3.Int(f"{name}_slot"))
-                behind = extraction.times(head, z3.Int(f"{name}_head")) + (z3.Int("kv") if name == "v" else 0)
+                offset = extraction.times(head, z3.Int(f"{name}_head")) + (z3.Int("kv") if name == "v" else 0)
                 given = (d >= 0, d < 16, z3.Int("kv") == 0, *access.path)
-                goal = z3.Implies(mask, found == (row + behind) * unit + d)
+                goal = z3.Implies(mask, found == (row + offset) * unit + d)
                 words = f"{name}, strides of {unit} elements, {'masked' if access.mask is not True else 'without a mask'}"
                 small = () if unit == 1 else None
                 yield Claim(words, _given(extraction, *given), goal, small, extraction.lines)

@@ -276,10 +276,10 @@ def _groups(sources: Sources) -> Iterator[Claim]:
         number = head_group - kv_head * groups
         lanes = (m >= 0, m < most, h >= 0, h < heads_per_kv_head, number >= 0, number < groups, kv_head >= 0)
         in_group = number * group + m % group
-        there = z3.And(rows.query.at(m) < z3.Int("end_query"), rows.row.at(m) >= 0, rows.row.at(m) < z3.Int("num_tokens"))
+        in_tile = z3.And(rows.query.at(m) < z3.Int("end_query"), rows.row.at(m) >= 0, rows.row.at(m) < z3.Int("num_tokens"))
         goal = z3.And(
             group <= max_group(sources),
-            rows.owned.at(m) == z3.And(there, in_group < heads_per_kv_head),
+            rows.owned.at(m) == z3.And(in_tile, in_group < heads_per_kv_head),
             rows.head.at(m) == kv_head * heads_per_kv_head + in_group,
             # head h is head h % group of group h // group, which there is
             h / group < groups, (h / group) * group + h % group == h,

@@ -46,7 +46,7 @@ def _claim(made: Scene, name: str, assumptions: list[Term], goal: Term) -> Claim
     return replace(claim, small=made.small)
 
 
-def _turn(made: Scene, name: str) -> Any:
+def _local(made: Scene, name: str) -> Any:
     return made.extraction.local("attend_keys", name)
 
 
@@ -55,12 +55,12 @@ def _places(sources: Sources) -> Iterator[Claim]:
     n = z3.Int("n")
     for made in _scenes(sources):
         unit_of, count = _entries(made)
-        size, first = made.kind.selection_unit, _turn(made, "first_key")
+        size, first = made.kind.selection_unit, _local(made, "first_key")
         entry, token = (first.value.term + n) / size, (first.value.term + n) % size
         names_one = z3.And(entry < count, unit_of(entry) >= 0)
         key = z3.If(names_one, unit_of(entry) * size + token, -1)
         lane = [*first.path, n >= 0, n < made.block_n]
-        yield _claim(made, "the key of a lane", lane, _turn(made, "key").value.at(n) == key)
+        yield _claim(made, "the key of a lane", lane, _local(made, "key").value.at(n) == key)
 
 
 def _visited(sources: Sources) -> Iterator[Claim]:
@@ -68,13 +68,13 @@ def _visited(sources: Sources) -> Iterator[Claim]:
     e, t = integers("e t")
     for made in _scenes(sources):
         unit_of, count = _entries(made)
-        size, index, first = made.kind.selection_unit, _turn(made, "i"), _turn(made, "first_key")
+        size, index, first = made.kind.selection_unit, _local(made, "i"), _local(made, "first_key")
         place = e * size + t
         here = [e >= 0, e < count, t >= 0, t < size, unit_of(e) >= 0, index.value.term == place / made.block_n]
         goal = z3.And(
             *first.path,
             first.value.term == index.value.term * made.block_n,
-            _turn(made, "key").value.at(place % made.block_n) == unit_of(e) * size + t,
+            _local(made, "key").value.at(place % made.block_n) == unit_of(e) * size + t,
         )
         yield _claim(made, "a token of an entry", here, goal)
 
@@ -83,7 +83,7 @@ def _shown(sources: Sources) -> Iterator[Claim]:
     """A lane without a key is hidden, and one that is shown is loaded."""
     n, m = integers("n m")
     for made in _scenes(sources):
-        visible, key, in_tile = _turn(made, "visible"), _turn(made, "key").value.at(n), _turn(made, "in_tile").value.at(n)
+        visible, key, in_tile = _local(made, "visible"), _local(made, "key").value.at(n), _local(made, "in_tile").value.at(n)
         lane = [*visible.path, n >= 0, n < made.block_n]
         goal = z3.Implies(visible.value.at(m, n), z3.And(key >= 0, key < made.rules.seq_len, in_tile))
         yield _claim(made, "a lane that is shown", lane, goal)

@@ -27,7 +27,7 @@ R, T, J, M, Y, D = integers("r t j m y d")
 
 
 @dataclass(frozen=True)
-class Scene:
+class SpecializedScene:
     """The kernel in the program of the tile of query T of request R."""
 
     extraction: Extraction
@@ -58,11 +58,11 @@ class Scene:
         return list(self.extraction.local(NAME, "first_key").path)
 
 
-def _scenes(sources: Sources, **arbitrary: Any) -> Iterator[Scene]:
+def _scenes(sources: Sources, **arbitrary: Any) -> Iterator[SpecializedScene]:
     for block_size in BLOCK_SIZES:
         key = "specialized", block_size, *arbitrary
         if key not in sources.scenes:
-            sources.scenes[key] = Scene(_executed(sources, block_size, arbitrary), block_size)
+            sources.scenes[key] = SpecializedScene(_executed(sources, block_size, arbitrary), block_size)
         yield sources.scenes[key]
 
 
@@ -108,7 +108,7 @@ def _shown(sources: Sources) -> Iterator[Claim]:
         yield scene.claim("a logit", lanes, after.at(m, Y) == expected)
 
 
-def _reads(sources: Sources) -> Iterator[tuple[str, Scene, Access, Any, list[Any]]]:
+def _reads(sources: Sources) -> Iterator[tuple[str, SpecializedScene, Access, Any, list[Any]]]:
     """A lane of each load of K and V, from any block: its name, scene and access, its key, and what holds of it."""
     for scene in _scenes(sources, block=symbol("block", "int32")):
         for name, access in zip("KV", (load for load in scene.extraction.loads if load.pointer.name == "k_ptr"), strict=True):
@@ -129,12 +129,12 @@ def _read(sources: Sources) -> Iterator[Claim]:
             yield scene.claim("the row of a key", lane, of_k == in_block)
         row = of_k + (z3.Int("rows_to_v") if name == "V" else 0)
         # the contract's: rows of keys are rows of the cache
-        there = [key < scene.value("end_key").term, row >= 0, row < z3.Int("num_rows")]
+        in_cache = [key < scene.value("end_key").term, row >= 0, row < z3.Int("num_rows")]
         goal = z3.And(is_read, address == times(row, z3.Int("stride_kv_row")) + of_head + D)
-        yield scene.claim(f"a row of {name}", [*lane, *there], goal)
+        yield scene.claim(f"a row of {name}", [*lane, *in_cache], goal)
 
 
-def _nothing_behind(sources: Sources) -> Iterator[Claim]:
+def _nothing_past_the_keys(sources: Sources) -> Iterator[Claim]:
     for name, scene, access, key, lane in _reads(sources):
         ends = z3.And(key < scene.value("end_key").term, key < LENS(R))
         # a run shows what is read after all keys of the request
@@ -188,7 +188,7 @@ THEOREMS = (
     ),
     Theorem(
         "specialized.nothing-behind", "No row of K and V is read after the last key that a query of the tile sees.",
-            _nothing_behind,
+            _nothing_past_the_keys,
         f"{KERNEL}.load_rows", "first_key + BLOCK_N - end_key", "first_key + BLOCK_N - end_key - 1", _case,
     ),
     Theorem(

@@ -141,9 +141,9 @@ def _call(sources: Sources) -> Iterator[Claim]:
             small = small if block_n == INTERPRETED_BLOCK_N and not heads_first else None
             name = f"BLOCK_N {block_n}, {'heads first' if heads_first else 'tiles first'}"
             launched = z3.And(owner >= 0, owner < program.programs)
-            there = count > PLACE
-            yield Claim(f"a program is launched for each tile, {name}", (*given, there), launched, small, extraction.lines)
-            has, wanted = z3.And(program.begin <= PLACE, program.end > PLACE), z3.And(there, owner == SPLIT)
+            is_tile = count > PLACE
+            yield Claim(f"a program is launched for each tile, {name}", (*given, is_tile), launched, small, extraction.lines)
+            has, wanted = z3.And(program.begin <= PLACE, program.end > PLACE), z3.And(is_tile, owner == SPLIT)
             yield Claim(f"one program has the tile, {name}", given, has == wanted, small, extraction.lines)
 
 

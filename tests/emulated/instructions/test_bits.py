@@ -149,7 +149,7 @@ def test_the_dual_choice_reads_vcc_if_it_names_no_mask():
     assert ran(text, "gfx1250", v={0: 9}, s={4: 0b01}, vcc=0b10).vector[2:4, 0, :2].tolist() == [[9, 7], [7, 9]]
 
 
-def test_accumulation_registers_lie_behind_the_vector_registers():
+def test_accumulation_registers_lie_after_the_vector_registers():
     after = ran(
         "v_accvgpr_write_b32 a3, v0\nv_accvgpr_mov_b32 a4, a3\nv_accvgpr_read_b32 v1, a4\nv_accvgpr_write_b32 a5, 1.0",
         v={0: 77},

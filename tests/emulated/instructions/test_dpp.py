@@ -90,7 +90,7 @@ def test_a_sum_with_a_carry():
     assert after.scalar[0, 106] == 0xFFFE
 
 
-def test_signs_are_changed_behind_the_move():
+def test_signs_are_changed_after_the_move():
     values = np.array([-1.5, 2.0, np.nan, -0.0] * 8, np.float32)
     after = ran(f"v_cndmask_b32_e64_dpp v1, -|v0|, v2, s0 quad_perm:[1,0,3,2]{MASKS}", "gfx1100", v={0: values, 2: 1}, s={0: 0})
     assert after.vector[1, 0, :4].tolist() == [0xC0000000, 0xBFC00000, 0x80000000, 0xFFC00000]

@@ -9,7 +9,7 @@ from attn_amdgcn import (
     EmulationFault,
     LaunchError,
     Memory,
-    Parts,
+    PermittedBytes,
     Schedule,
     Touch,
     UnknownInstructionError,
@@ -399,14 +399,14 @@ def test_operands_of_an_atomic_fit_and_what_it_brings_is_waited_for():
 def test_an_atomic_reads_and_writes_what_may_be_and_whole_words(reads, writes, place, what):
     body = [f"v_mov_b32_e32 v1, {place}", "s_load_dwordx2 s[4:5], s[0:1], 0x0", "s_waitcnt lgkmcnt(0)"]
     program = prepare(load(kernel_text(*body, "global_atomic_add v1, v1, s[4:5]", arguments=[POINTER])))
-    parts = Parts({"x": [(0, reads)]}, {"x": [(0, writes)]})
+    permitted = PermittedBytes({"x": [(0, reads)]}, {"x": [(0, writes)]})
     with pytest.raises(EmulationFault, match=what):
-        launch(program, (1, 1, 1), [("x", 0)], {"x": np.zeros(8, np.uint8)}, parts=parts)
+        launch(program, (1, 1, 1), [("x", 0)], {"x": np.zeros(8, np.uint8)}, permitted=permitted)
 
 
 def only(spans):
     """Parts of a buffer x that may be read and written."""
-    return Parts({"x": spans}, {"x": spans})
+    return PermittedBytes({"x": spans}, {"x": spans})
 
 
 @pytest.fixture
@@ -424,7 +424,7 @@ def at(memory, *offsets):
     ("begin", "fault"), [(0, False), (252, False), (256, True), (508, True), (512, False), (764, False), (768, True)]
 )
 def test_a_part_of_a_buffer_may_be_touched_and_the_rest_may_not(begin, fault, waves):
-    memory = Memory({"x": np.zeros(1024, np.uint8)}, parts=only([(512, 640), (0, 256), (600, 768)]))
+    memory = Memory({"x": np.zeros(1024, np.uint8)}, permitted=only([(512, 640), (0, 256), (600, 768)]))
     place = at(memory, *[begin] * 64)
     if not fault:
         assert memory.readable(place, 4, None, waves) is place
@@ -436,14 +436,14 @@ def test_a_part_of_a_buffer_may_be_touched_and_the_rest_may_not(begin, fault, wa
 
 
 def test_a_lane_in_each_of_two_parts_is_right_and_an_access_across_them_is_not(waves):
-    memory = Memory({"x": np.zeros(1024, np.uint8)}, parts=only([(0, 256), (512, 768)]))
+    memory = Memory({"x": np.zeros(1024, np.uint8)}, permitted=only([(0, 256), (512, 768)]))
     assert memory.readable(at(memory, 0, 512), 4, None, waves) is not None
     with pytest.raises(EmulationFault, match="lane 1"):
         memory.readable(at(memory, 0, 254), 4, None, waves)
 
 
 def test_permissions_to_read_and_to_write_are_apart(waves):
-    memory = Memory({"x": np.zeros(64, np.uint8)}, parts=Parts({"x": [(0, 16)]}, {"x": [(16, 32)]}))
+    memory = Memory({"x": np.zeros(64, np.uint8)}, permitted=PermittedBytes({"x": [(0, 16)]}, {"x": [(16, 32)]}))
     memory.readable(at(memory, 0, 12), 4, None, waves)
     memory.writable(at(memory, 16, 28), 4, None, waves)
     with pytest.raises(EmulationFault, match=r"byte 16 of x, which has 64 bytes: of these \[0, 16\) may be read") as found:
@@ -454,7 +454,7 @@ def test_permissions_to_read_and_to_write_are_apart(waves):
     assert found.value.touch == Touch("x", 0, "written")
 
 
-def test_a_load_and_a_store_are_held_to_their_own_parts():
+def test_a_load_and_a_store_have_their_own_parts():
     """Each of 128 lanes touches a word, and of as many words one may not be touched."""
     words = np.zeros(512, np.uint8)
     some, whole = [(0, 508)], [(0, 512)]
@@ -468,17 +468,17 @@ def test_a_load_and_a_store_are_held_to_their_own_parts():
         arguments=[POINTER],
     )
     program = prepare(load(text))
-    launch(program, (1, 1, 1), [("x", 0)], {"x": words}, parts=Parts({"x": whole}, {"x": whole}))
+    launch(program, (1, 1, 1), [("x", 0)], {"x": words}, permitted=PermittedBytes({"x": whole}, {"x": whole}))
     for reads, writes, name in ((some, whole, "global_load_dword"), (whole, some, "global_store_dword")):
         with pytest.raises(EmulationFault, match=f"4 bytes at byte 508 of x.*wave 1, lane 63.*`{name}"):
-            launch(program, (1, 1, 1), [("x", 0)], {"x": words}, parts=Parts({"x": reads}, {"x": writes}))
+            launch(program, (1, 1, 1), [("x", 0)], {"x": words}, permitted=PermittedBytes({"x": reads}, {"x": writes}))
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8, 12, 16, 32, 64])
 def test_an_access_may_start_where_all_its_bytes_may_be_touched(size, waves):
     may = np.random.default_rng(size).random(1024) < 1 - 0.5 / size
     edges = np.flatnonzero(np.diff(np.pad(may, 1).astype(int))).reshape(-1, 2)
-    memory = Memory({"x": np.zeros(1024, np.uint8)}, parts=only(edges))
+    memory = Memory({"x": np.zeros(1024, np.uint8)}, permitted=only(edges))
     found = []
     for begin in range(1024):
         try:
@@ -492,14 +492,14 @@ def test_an_access_may_start_where_all_its_bytes_may_be_touched(size, waves):
 
 
 def test_of_many_parts_a_fault_names_the_nearest(waves):
-    memory = Memory({"x": np.zeros(1024, np.uint8)}, parts=only([(i, i + 8) for i in range(0, 1024, 32)]))
+    memory = Memory({"x": np.zeros(1024, np.uint8)}, permitted=only([(i, i + 8) for i in range(0, 1024, 32)]))
     with pytest.raises(EmulationFault, match=r"byte 72 of x, .*: of these 32 parts may be read, the nearest \[64, 72\)"):
         memory.readable(at(memory, 0, 72), 4, None, waves)
 
 
 def test_a_part_beyond_its_buffer_is_refused():
     with pytest.raises(LaunchError, match=r"bytes \[0, 17\) of a buffer that has 16"):
-        Memory({"x": np.zeros(16, np.uint8)}, parts=only([(0, 17)]))
+        Memory({"x": np.zeros(16, np.uint8)}, permitted=only([(0, 17)]))
 
 
 FAR = (1 << 32) + (1 << 16) - 6

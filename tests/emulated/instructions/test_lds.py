@@ -164,7 +164,7 @@ def test_an_address_may_be_negative_before_its_offset_is_added():
 @pytest.mark.parametrize("exec_mask", [0xFFFFFFFF, ~(1 << 5) & 0xFFFFFFFF])
 @pytest.mark.parametrize("count", [1, 3])
 def test_lanes_of_gfx1250_at_the_address_of_nowhere_store_nothing(count, exec_mask):
-    """As Triton's masked copies store the other value; several stores behind each other run together."""
+    """As Triton's masked copies store the other value; several stores one after the other run together."""
     lanes = LANES[:32].astype(np.uint32)
     v = {i: lanes * 8 + 256 * i for i in range(count)} | {9 + i: VALUES[0, :32] + np.uint32(i) for i in range(2 * count)}
     for i in range(count):

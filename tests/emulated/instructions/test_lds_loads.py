@@ -34,7 +34,7 @@ def expected(size: str, first_word: int, lds_byte: int, *, distance: int = 3, ze
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("m0", [64, 64 | 3, 64 | 1 << 18])
-def test_a_global_load_puts_lanes_one_behind_the_other(size, m0):
+def test_a_global_load_puts_lanes_one_after_the_other(size, m0):
     text = f"s_mov_b32 m0, 0x{m0:x}\nglobal_load_lds_{size} v0, s[100:101] offset:8\ns_waitcnt vmcnt(0)"
     after = ran(text, "gfx950", v={0: LANES * 12}, buffers=BUFFERS, lds_bytes=2048, exec=~(1 << OFF))
     assert words_in_lds(after) == expected(size, 2, 64 + 8)
@@ -92,7 +92,7 @@ STORE = "global_store_dword v4, v5, s[100:101] offset:4092"
 
 
 def run(*lines, **more):
-    """Two waves. s8 is where a wave's 256 bytes of LDS begin, and s9 is 512 bytes behind."""
+    """Two waves. s8 is where a wave's 256 bytes of LDS begin, and s9 is 512 bytes further."""
     begin = "v_readfirstlane_b32 s8, v0\ns_add_u32 s9, s8, 512"
     v = {0: OWN, 1: OWN[::-1].copy(), 3: OWN + 512, 4: 0, 5: 0}
     return ran("\n".join([begin, *lines]), "gfx950", v=v, buffers=BUFFERS, lds_bytes=1024, num_waves=2, **more)

@@ -21,8 +21,8 @@ def floats(*shape: int) -> np.ndarray:
     return RNG.integers(-99, 99, shape).astype(np.float32)
 
 
-def behind(line: str, architecture: str, v: Mapping[int, object], count: int, dtype: type = np.float32, **state) -> np.ndarray:
-    """[count, waves, lanes]: D behind one instruction."""
+def after(line: str, architecture: str, v: Mapping[int, object], count: int, dtype: type = np.float32, **state) -> np.ndarray:
+    """[count, waves, lanes]: D after one instruction."""
     return ran(line, architecture, v=v, num_waves=2, **state).vector[D : D + count].view(dtype)
 
 
@@ -39,8 +39,8 @@ def test_blgp_reads_b_from_other_lanes(name, architecture, count, blgp):
     a, b = floats(2, 64), floats(2, 64)
     lanes = np.concatenate([np.arange(16) + 16 * group for group in LANES_OF_B[blgp]])
     line = f"v_mfma_f32_{name} v[{D}:{D + count - 1}], v{A}, v{B}, 0"
-    expected = behind(line, architecture, {A: a, B: b[:, lanes]}, count)
-    assert np.array_equal(behind(f"{line} blgp:{blgp}", architecture, {A: a, B: b}, count), expected)
+    expected = after(line, architecture, {A: a, B: b[:, lanes]}, count)
+    assert np.array_equal(after(f"{line} blgp:{blgp}", architecture, {A: a, B: b}, count), expected)
 
 
 @pytest.mark.parametrize(("shape", "rows", "count"), [("32x32x4_2b", 32, 32), ("16x16x4_4b", 16, 16), ("4x4x4_16b", 4, 4)])
@@ -54,8 +54,8 @@ def test_cbsz_reads_a_from_other_blocks(shape, rows, count):
                 lane % rows + rows * (lane // rows // (1 << cbsz) * (1 << cbsz) + abid) for lane in range(64)
             ]  # each lane's row, in the block that stands for the lane's block
             read = a[..., lanes]
-            expected = behind(line, "gfx942", {A: read[0], A + 1: read[1], B: b[0], B + 1: b[1]}, count)
-            found = behind(f"{line} cbsz:{cbsz} abid:{abid}", "gfx942", {A: a[0], A + 1: a[1], B: b[0], B + 1: b[1]}, count)
+            expected = after(line, "gfx942", {A: read[0], A + 1: read[1], B: b[0], B + 1: b[1]}, count)
+            found = after(f"{line} cbsz:{cbsz} abid:{abid}", "gfx942", {A: a[0], A + 1: a[1], B: b[0], B + 1: b[1]}, count)
             assert np.array_equal(found, expected), (cbsz, abid)
 
 
@@ -69,8 +69,8 @@ def test_f64_has_signs(neg):
         return {first: words[..., 0], first + 1: words[..., 1]}
 
     line = f"v_mfma_f64_4x4x4_4b_f64 v[{D}:{D + 1}], v[{A}:{A + 1}], v[{B}:{B + 1}], v[{C}:{C + 1}]"
-    expected = behind(line, "gfx942", pair(A, a * sign[0]) | pair(B, b * sign[1]) | pair(C, c * sign[2]), 2)
-    found = behind(f"{line} neg:[{neg[0]},{neg[1]},{neg[2]}]", "gfx942", pair(A, a) | pair(B, b) | pair(C, c), 2)
+    expected = after(line, "gfx942", pair(A, a * sign[0]) | pair(B, b * sign[1]) | pair(C, c * sign[2]), 2)
+    found = after(f"{line} neg:[{neg[0]},{neg[1]},{neg[2]}]", "gfx942", pair(A, a) | pair(B, b) | pair(C, c), 2)
     assert np.array_equal(found, expected)
 
 
@@ -102,18 +102,18 @@ def test_wmma_has_signs_of_halves(architecture, low, high):
     for register, values in c.items():
         magnitude = np.abs(values) if high[2] == "1" else values
         changed[register] = -magnitude if low[2] == "1" else magnitude
-    expected = behind(line, architecture, changed, 8)
-    found = behind(f"{line} neg_lo:[{','.join(low)}] neg_hi:[{','.join(high)}]", architecture, operands | c, 8)
+    expected = after(line, architecture, changed, 8)
+    found = after(f"{line} neg_lo:[{','.join(low)}] neg_hi:[{','.join(high)}]", architecture, operands | c, 8)
     assert np.array_equal(found, expected)
 
 
 def test_gfx11_keeps_the_other_half_of_16_bits():
     text, operands = wmma_operands("gfx1100")
     c = {C + i: RNG.integers(-9, 9, (2, 64)).astype(np.float16).view(np.uint32) for i in range(8)}
-    exact = behind(f"v_wmma_f32_16x16x16_f16 v[{D}:{D + 7}], {text}, 0", "gfx1100", operands, 8)
+    exact = after(f"v_wmma_f32_16x16x16_f16 v[{D}:{D + 7}], {text}, 0", "gfx1100", operands, 8)
     for half, end in ((0, ""), (1, "op_sel:[0,0,1]")):
         line = f"v_wmma_f16_16x16x16_f16 v[{D}:{D + 7}], {text}, v[{C}:{C + 7}] {end}"
-        found = behind(line, "gfx1100", operands | c, 8, np.float16)
+        found = after(line, "gfx1100", operands | c, 8, np.float16)
         for i in range(8):
             added = c[C + i].view(np.float16)[:, half::2].astype(np.float32)
             assert np.array_equal(found[i][:, half::2], (exact[i] + added).astype(np.float16))
@@ -127,7 +127,7 @@ def test_bf16_results_are_rounded_to_the_nearest():
         v = {A: bits[0], B: bits[1]} | {register + i: 0 for register in (A, B) for i in range(1, 4)}
         v |= {C + i: bits[2] | bits[2] << 16 for i in range(4)}
         line = f"v_wmma_bf16_16x16x16_bf16 v[{D}:{D + 3}], v[{A}:{A + 3}], v[{B}:{B + 3}], v[{C}:{C + 3}]"
-        found = behind(line, "gfx1201", v, 4, np.uint16)
+        found = after(line, "gfx1201", v, 4, np.uint16)
         expected = int(torch.tensor(2 * number + value, dtype=torch.float32).bfloat16().view(torch.int16)) & 0xFFFF
         assert (found == expected).all(), (number, value)
 
@@ -136,8 +136,8 @@ def test_clamp_ends_integers():
     v = {A: 0x7F7F7F7F, A + 1: 0x7F7F7F7F, B: 0x7F7F7F7F, B + 1: 0x7F7F7F7F, **{C + i: 0x7FFFFFF0 for i in range(8)}}
     line = f"v_wmma_i32_16x16x16_iu8 v[{D}:{D + 7}], v[{A}:{A + 1}], v[{B}:{B + 1}], v[{C}:{C + 7}]"
     total = 16 * 127 * 127 + 0x7FFFFFF0
-    assert (behind(line, "gfx1201", v, 8, np.int32) == total - (1 << 32)).all()
-    assert (behind(f"{line} clamp", "gfx1201", v, 8, np.int32) == 0x7FFFFFFF).all()
+    assert (after(line, "gfx1201", v, 8, np.int32) == total - (1 << 32)).all()
+    assert (after(f"{line} clamp", "gfx1201", v, 8, np.int32) == 0x7FFFFFFF).all()
 
 
 @pytest.mark.parametrize(("text", "value"), [("0", 0), ("1.0", 1), ("-4.0", -4), ("0.5", 0.5)])
@@ -146,8 +146,8 @@ def test_c_may_be_a_constant(text, value):
     v = {A: a[0], A + 1: a[1], B: b[0], B + 1: b[1]}
     line = f"v_mfma_f32_16x16x16_bf16 v[{D}:{D + 3}], v[{A}:{A + 1}], v[{B}:{B + 1}], "
     with_registers = v | {C + i: np.full((2, 64), value, np.float32) for i in range(4)}
-    assert np.array_equal(behind(line + text, "gfx942", v, 4), behind(f"{line}v[{C}:{C + 3}]", "gfx942", with_registers, 4))
-    integers = behind(
+    assert np.array_equal(after(line + text, "gfx942", v, 4), after(f"{line}v[{C}:{C + 3}]", "gfx942", with_registers, 4))
+    integers = after(
         f"v_mfma_i32_16x16x32_i8 v[{D}:{D + 3}], v[{A}:{A + 1}], v[{B}:{B + 1}], -3", "gfx942", dict.fromkeys(v, 0), 4, np.int32
     )
     assert (integers == -3).all()
@@ -160,15 +160,15 @@ def test_gfx90a_takes_denormals_for_zeros(name, least):
     v = {A: small, A + 1: 0, B: one, B + 1: 0, **{C + i: 0 for i in range(4)}}
     for architecture, mnemonic, expected in (("gfx942", f"_{name}", 4 * least), ("gfx90a", name + "_1k" * (name == "bf16"), 0)):
         line = f"v_mfma_f32_16x16x16{mnemonic} v[{D}:{D + 3}], v[{A}:{A + 1}], v[{B}:{B + 1}], v[{C}:{C + 3}]"
-        assert (behind(line, architecture, v, 4) == expected).all()
+        assert (after(line, architecture, v, 4) == expected).all()
         denormal = v | {A: 0, **{C + i: 1 for i in range(4)}}
-        assert (behind(line, architecture, denormal, 4, np.uint32) == (architecture == "gfx942")).all()
+        assert (after(line, architecture, denormal, 4, np.uint32) == (architecture == "gfx942")).all()
 
 
 def test_nan_and_infinity_spread_over_their_row():
     a = np.zeros((2, 64), np.float32)
     a[0, 3], a[1, 5] = np.nan, np.inf
-    found = behind(f"v_mfma_f32_16x16x4_f32 v[{D}:{D + 3}], v{A}, v{B}, 0", "gfx942", {A: a, B: np.ones(64, np.float32)}, 4)
+    found = after(f"v_mfma_f32_16x16x4_f32 v[{D}:{D + 3}], v{A}, v{B}, 0", "gfx942", {A: a, B: np.ones(64, np.float32)}, 4)
     assert np.isnan(found[3, 0, :16]).all()
     assert np.isnan(found[:, 0]).sum() == 16
     assert np.isinf(found[1, 1, 16:32]).all()
@@ -196,14 +196,14 @@ def test_each_float_of_4_and_6_bits_is_the_tables(kind):
 def test_wmma_needs_all_lanes():
     text, operands = wmma_operands("gfx1201")
     with pytest.raises(EmulationFault, match=r"EXEC switches lanes off \(workgroup 0, wave 0, lane 1\)"):
-        behind(f"v_wmma_f32_16x16x16_f16 v[{D}:{D + 7}], {text}, 0", "gfx1201", operands, 8, exec=1)
+        after(f"v_wmma_f32_16x16x16_f16 v[{D}:{D + 7}], {text}, 0", "gfx1201", operands, 8, exec=1)
 
 
 def test_gfx11_needs_a_and_b_twice():
     text, operands = wmma_operands("gfx1100")
     operands[B + 2][1, 20] ^= 1
     with pytest.raises(EmulationFault, match=r"do not repeat lanes 0 to 15 \(workgroup 0, wave 1, lane 4\)"):
-        behind(f"v_wmma_f32_16x16x16_f16 v[{D}:{D + 7}], {text}, 0", "gfx1100", operands, 8)
+        after(f"v_wmma_f32_16x16x16_f16 v[{D}:{D + 7}], {text}, 0", "gfx1100", operands, 8)
 
 
 @pytest.mark.parametrize(

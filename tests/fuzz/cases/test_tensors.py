@@ -314,7 +314,7 @@ def test_positions_of_a_rotation_are_rows_of_its_table_and_poison_lies_past_it(s
 @few
 @each_case
 def test_every_tensor_lies_inside_a_larger_one(case):
-    """Storages of inputs end behind them with some seeds. Those of outputs never do."""
+    """Storages of inputs end past them with some seeds. Those of outputs never do."""
     step = tensors.build(case)
     inputs = {} if ends_of_storages_are_drawn(case) else step.inputs()
     for name, tensor in {**inputs, "out": step.out, "lse": step.lse}.items():
@@ -446,7 +446,7 @@ def extent(tensor: torch.Tensor) -> int:
 
 @few
 @each_case
-def test_storages_of_inputs_end_behind_their_last_element_with_some_seeds_and_hold_the_same(case):
+def test_storages_of_inputs_end_past_their_last_element_with_some_seeds_and_hold_the_same(case):
     plain, ended = (replace(case, values=Values(seed=seed_of("storage", 6, form))) for form in (0, 5))
     step = tensors.build(ended)
     end_of: dict[int, int] = {}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from attn_fuzz.exact import algebra, call, elements
+from attn_fuzz.exact import algebra, elements, followed_call
 from attn_fuzz.exact.operators import CARRIED
 from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
@@ -84,8 +84,8 @@ WAYS = [closed, with_a_maximum, in_tiles, merged, moved]
 def followed(attention, keys=KEYS, lost_key=None):
     """The values of `out` and of exp(lse)."""
     q, k, v, out, lse = tensors(keys)
-    running = call.Call(Quantities({"scale": SCALE}), (q, k, v), (out, lse))
-    with call.following(running):
+    running = followed_call.FollowedCall(Quantities({"scale": SCALE}), (q, k, v), (out, lse))
+    with followed_call.following(running):
         attention(q, k, v, out, lse, torch.arange(keys) == (-1 if lost_key is None else lost_key))
     held = running.memory.elements(out), algebra.exp(running.memory.elements(lse))
     return held[0].value.tolist(), held[1].value.tolist()
@@ -176,8 +176,8 @@ EXACT = {
 
 def held(compute):
     """The result of torch, and its elements."""
-    running = call.Call(Quantities({}), (X, Y, SQUARE, OTHER, POWERS, BATCH, OTHERS))
-    with call.following(running):
+    running = followed_call.FollowedCall(Quantities({}), (X, Y, SQUARE, OTHER, POWERS, BATCH, OTHERS))
+    with followed_call.following(running):
         result = compute()
     return result, running.memory.elements(result)
 

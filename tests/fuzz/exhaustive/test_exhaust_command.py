@@ -15,22 +15,22 @@ import torch
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.dimensions import Setting
 from attn_fuzz.exhaustive import ledger, run, scope
-from attn_fuzz.exhaustive.scope import Choice, Part, Scope
+from attn_fuzz.exhaustive.scope import Scope, ScopeChoice, ScopePart
 
 from tests.support.mostly_nightly import mostly_nightly
 
-WINDOW = Choice("window", tuple(Setting({"window": (edge, -1)}, {}) for edge in (0, 2)))
-ALONE = Part(
+WINDOW = ScopeChoice("window", tuple(Setting({"window": (edge, -1)}, {}) for edge in (0, 2)))
+ALONE = ScopePart(
     what="one request",
     num_requests=1,
     query_lens=(1, 2),
     seq_lens=(0, 1, 3, 4),
     block_sizes=(2,),
-    choices=(WINDOW, Choice("sinks", (Setting({"sinks": "near"}, {}),))),
+    choices=(WINDOW, ScopeChoice("sinks", (Setting({"sinks": "near"}, {}),))),
     pairs=True,
     packed=True,
 )
-PAIR = Part(what="two requests", num_requests=2, query_lens=(1,), seq_lens=(1, 2), block_sizes=(2,), choices=())
+PAIR = ScopePart(what="two requests", num_requests=2, query_lens=(1,), seq_lens=(1, 2), block_sizes=(2,), choices=())
 NUM_CALLS = 6 * 8 + 4
 
 
@@ -89,7 +89,7 @@ def test_a_fault_below_the_bound_is_found_in_exact_arithmetic(attn_parity, tmp_p
 def test_calls_that_exact_mode_does_not_carry_are_named(attn_parity):
     ended = exhaust(attn_parity, "THROUGH_NUMPY", "--exact")
     assert ended.code == 2
-    assert "not carried" in ended.out
+    assert "not compared exactly" in ended.out
     assert "no call of scope ci of target small-through-numpy was compared exactly" in ended.err
 
 
@@ -141,7 +141,7 @@ def test_no_part_of_a_launch_that_is_not_served_is_its_smallest_case(attn_parity
     assert [bool(request.query_len) for request in case_file.load(path).requests] in ([False, True], [True, False])
 
 
-def test_a_failing_run_goes_on_behind_its_failure(attn_parity):
+def test_a_failing_run_goes_on_after_its_failure(attn_parity):
     first = exhaust(attn_parity, "WINDOW_ONE_SHORT")
     assert "1 of 5 launches fail so far" in first.out
     second = exhaust(attn_parity, "WINDOW_ONE_SHORT", "--failures", 100)

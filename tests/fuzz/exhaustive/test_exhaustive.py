@@ -16,23 +16,23 @@ from attn_fuzz.cases.contradictions import contradiction
 from attn_fuzz.cases.dimensions import Setting
 from attn_fuzz.exhaustive import calls, judging, packing, run, scope, symmetry
 from attn_fuzz.exhaustive.calls import LeftOut
-from attn_fuzz.exhaustive.scope import FEW, SCOPES, Choice, Part, Scope
+from attn_fuzz.exhaustive.scope import FEW, SCOPES, Scope, ScopeChoice, ScopePart
 from attn_fuzz.run.case.attempt import Attempt, call_attention
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.triton import MODE_OF_FORMAT
 from attn_fuzz.verdict.judge import judge
 
-WINDOW = Choice("window", tuple(Setting({"window": (edge, -1)}, {}) for edge in (0, 1)))
-SINKS = Choice("sinks", (Setting({"sinks": "near"}, {}),))
-PAIR = Part(
+WINDOW = ScopeChoice("window", tuple(Setting({"window": (edge, -1)}, {}) for edge in (0, 1)))
+SINKS = ScopeChoice("sinks", (Setting({"sinks": "near"}, {}),))
+PAIR = ScopePart(
     what="two requests",
     num_requests=2,
     query_lens=(0, 1, 2),
     seq_lens=(0, 1, 3),
     block_sizes=(2,),
-    choices=(Choice("causality", (Setting({}, {}, causality="per request"),)),),
+    choices=(ScopeChoice("causality", (Setting({}, {}, causality="per request"),)),),
 )
-ALONE = Part(
+ALONE = ScopePart(
     what="one request",
     num_requests=1,
     query_lens=(0, 1, 2, 3),
@@ -45,15 +45,15 @@ ALONE = Part(
 TINY = Scope(name="tiny", what="for tests", parts=(ALONE, PAIR))
 
 
-def enumerated(part: Part, target=planted_small.RIGHT) -> list[calls.Group]:
+def enumerated(part: ScopePart, target=planted_small.RIGHT) -> list[calls.Group]:
     return list(calls.groups(part, calls.base("x", target, "cpu"), target, "cpu", LeftOut()))
 
 
-def launches_of(of: Scope, target=planted_small.RIGHT, name: str = "planted_small:RIGHT") -> list[packing.Launch]:
+def launches_of(of: Scope, target=planted_small.RIGHT, name: str = "planted_small:RIGHT") -> list[packing.PackedLaunch]:
     return [launch for _, launch in run.numbered(of, name, target, "cpu", [])]
 
 
-def brute_force(part: Part, flags: tuple[bool, ...], block_size: int, num_blocks: int) -> int:
+def brute_force(part: ScopePart, flags: tuple[bool, ...], block_size: int, num_blocks: int) -> int:
     """The number of calls of two requests with labelled blocks, counted over all tables without a symmetry."""
     one = list(itertools.product(part.query_lens, part.seq_lens, flags))
     total = 0
@@ -103,7 +103,7 @@ def test_layers_are_all_pairs_of_settings():
 
 
 def test_settings_of_one_field_do_not_meet():
-    part = dataclasses.replace(ALONE, choices=(WINDOW, Choice("other", (Setting({"window": (2, -1)}, {}),))))
+    part = dataclasses.replace(ALONE, choices=(WINDOW, ScopeChoice("other", (Setting({"window": (2, -1)}, {}),))))
     assert max(len(setting.fields) for setting in calls.layers(part)) == 1
 
 
@@ -129,7 +129,7 @@ def plainest(name: str) -> Case:
     return calls.base(name, registry.load(name), "cpu")
 
 
-def contradictions(setting: Setting, part: Part, of: Case) -> list[str]:
+def contradictions(setting: Setting, part: ScopePart, of: Case) -> list[str]:
     """The contract's refusal of the plainest call of a target with a setting."""
     found: list[str | None] = []
     for template in calls.templates(setting, of, part.block_sizes):

@@ -15,7 +15,7 @@ from attn_fuzz.cases import captures, case_file, tensors
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
 from attn_fuzz.cases.contradictions import contradiction
 from attn_fuzz.corpus import files
-from attn_fuzz.explain import captured_outputs, trial
+from attn_fuzz.explain import captured_outputs, explanation
 from attn_fuzz.explain.evidence import grown, seen
 from attn_fuzz.explain.search import changed
 from attn_fuzz.explain.variants import VARIANTS
@@ -83,7 +83,7 @@ def _without_table(q, kv_cache, layer, batch):
 
 
 def _explained(case: Case, target: Target) -> tuple[str, ...]:
-    return trial.explain(case, target, "cpu").explanation
+    return explanation.explain(case, target, "cpu").explanation
 
 
 def _case(**fields: Any) -> Case:
@@ -102,7 +102,7 @@ MISTAKES = {
         _batch(lambda batch: {"block_table": batch.block_table[[0, 0]].contiguous()}),
         "every request reads by the first one's block table",
     ),
-    "v": (PLAIN, _with(_with_v_of_next_head), "V is read from the KV head behind"),
+    "v": (PLAIN, _with(_with_v_of_next_head), "V is read from the next KV head"),
     "q_scale": (_case(q_scale="head", cache=FLOAT8), _layer(q_scale=torch.ones(1)), "q_scale is left out"),
     "no table": (
         PLAIN,
@@ -181,7 +181,7 @@ def test_an_exchange_in_a_cache_write_is_named():
 
 
 def test_a_failure_that_no_mistake_explains_has_no_explanation(monkeypatch):
-    monkeypatch.setattr("attn_fuzz.explain.trial.PAIR_SECONDS", 1.0)
+    monkeypatch.setattr("attn_fuzz.explain.explanation.PAIR_SECONDS", 1.0)
 
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
         attn_reference.paged_attention(q, kv_cache, layer, batch, out=out, lse=lse)
@@ -197,7 +197,7 @@ def test_a_failure_that_no_mistake_explains_has_no_explanation(monkeypatch):
 @pytest.mark.parametrize("hint", ["sums='q' or outputs='q'", None])
 def test_a_rounding_that_is_not_declared_is_asked_for(hint, monkeypatch):
     """An output that is summed up in float16, and one that is wrong by more."""
-    monkeypatch.setattr("attn_fuzz.explain.trial.PAIR_SECONDS", 1.0)
+    monkeypatch.setattr("attn_fuzz.explain.explanation.PAIR_SECONDS", 1.0)
 
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
         attn_reference.paged_attention(q, kv_cache, layer, batch, out=out, lse=lse)
@@ -218,7 +218,7 @@ def test_nan_of_a_hidden_key_is_told_from_a_wrong_number():
 
     case = msgspec.structs.replace(_case(window=(2, 0)), recycled=True)
     (line,) = _explained(case, _target(attention))
-    assert line == trial.READS_HIDDEN
+    assert line == explanation.READS_HIDDEN
 
 
 def test_a_right_kernel_has_nothing_to_explain():

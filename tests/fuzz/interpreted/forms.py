@@ -432,12 +432,12 @@ def outcomes(wanted: Collection[str], *, follow: bool = False, judge: bool = Fal
         follow: in exact mode.
         judge: what it is to give: by NumPy where there is such a function, else by this process's interpreter.
     """
-    from attn_fuzz.exact import call
+    from attn_fuzz.exact import followed_call
     from attn_fuzz.exact.quantities import Quantities
     from attn_fuzz.interpreted.together import launches
 
     def following(memories: tuple[torch.Tensor, ...]) -> Any:
-        return call.following(call.Call(Quantities({}), memories) if follow else None)
+        return followed_call.following(followed_call.FollowedCall(Quantities({}), memories) if follow else None)
 
     # a launch replaces functions by others, whose signatures say nothing
     of_functions = {name: parameters(name) for name in wanted}

@@ -74,7 +74,7 @@ ONLY_HERE = {
 }
 """Errors of Triton's interpreter as it comes, or of NumPy, where the one that is made right has numbers, and why."""
 REFUSED_HERE = ("they have one shape", "is larger than the block of pointers")
-"""Errors where Triton's interpreter as it comes reads memory behind an argument's."""
+"""Errors where Triton's interpreter as it comes reads memory past an argument's."""
 
 
 # of these, the interpreter of Triton before 3.9 has other results as it comes, or lets through what later ones refuse

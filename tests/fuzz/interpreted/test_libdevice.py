@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 from attn_fuzz.errors import LimitError
-from attn_fuzz.exact import algebra, call, elements, interpreter
+from attn_fuzz.exact import algebra, elements, followed_call, interpreter
 from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.run.case.limits import limit_of
@@ -64,10 +64,10 @@ def test_a_method_of_a_block_is_the_function_of_its_name(name):
 
 def followed(function):
     x, y = torch.linspace(-1, 1, 32), torch.empty(32)
-    seen = call.Call(Quantities({}), (x, y))
-    with call.following(seen):
+    seen = followed_call.FollowedCall(Quantities({}), (x, y))
+    with followed_call.following(seen):
         _kernel[(2,)](x, y, tl.constexpr(getattr(libdevice, function)))
-    return elements.of_floats(x.numpy().astype(np.float64)), seen.memory.shadow_of(y).get(np.arange(32))
+    return elements.of_floats(x.numpy().astype(np.float64)), seen.memory.stored_in(y).get(np.arange(32))
 
 
 @pytest.mark.parametrize(("function", "formula"), [("tanh", algebra.tanh), ("fast_expf", algebra.exp)])

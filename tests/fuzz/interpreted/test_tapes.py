@@ -4,7 +4,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from attn_fuzz.exact import call
+from attn_fuzz.exact import followed_call
 from attn_fuzz.exact.quantities import Quantities
 from attn_fuzz.interpreted import interpreter, tapes
 
@@ -80,9 +80,9 @@ def test_a_block_that_the_builder_has_not_made_is_not_played():
 
 def test_exact_mode_plays_nothing():
     """Its constants are elements of the call."""
-    with call.following(call.Call(Quantities({}))):
+    with followed_call.following(followed_call.FollowedCall(Quantities({}))):
         assert not tapes.in_use
-        with call.following(None):
+        with followed_call.following(None):
             assert tapes.in_use
     assert tapes.in_use
 

@@ -36,7 +36,7 @@ def declared_kernel(out_ptr, stride: tl.int64, small: tl.int8):
 
 
 def test_a_parameter_has_the_type_that_it_is_declared_with():
-    """Triton's interpreter gives an int the narrowest type: a stride of tl.int64 led astray where a row lies behind 2^31."""
+    """Triton's interpreter gives an int the narrowest type: a stride of tl.int64 led astray where a row lies past 2^31."""
     out = torch.zeros(2, dtype=torch.int64)
     declared_kernel[(1,)](out, 3 << 29, 5)
     assert out.tolist() == [3 << 30, 8]
@@ -249,7 +249,7 @@ def test_programs_that_have_returned_take_no_place(monkeypatch):
 
 @triton.jit
 def block_pointers_kernel(numbers_ptr, out_ptr, rows, SIZE: tl.constexpr):
-    """A tile of the transposed numbers, whose last columns are behind the numbers, doubled and moved by a column."""
+    """A tile of the transposed numbers, whose last columns are after the numbers, doubled and moved by a column."""
     program = tl.program_id(0)
     shape, strides = (SIZE, rows), (1, SIZE)
     source = tl.make_block_ptr(numbers_ptr, shape, strides, (0, program), (SIZE, SIZE), (0, 1))

@@ -50,7 +50,7 @@ def test_a_case_is_run_on_any_target_that_supports_it_once_and_in_a_size_that_it
     assert sizes == {"one": ("mine", 32), "wide": ("mine", 64)}
     assert own.adapted == 2
     assert own.left_out == {"sinks": ["beyond"]}
-    assert own.sentence == "past cases: 2 run, 2 of them in sizes and forms of this target, 1 left out (1 sinks)"
+    assert own.sentence == "past cases: 2 run, 2 of them in sizes and forms of this target, 1 left out: 1 for sinks"
 
 
 def test_past_cases_are_run_before_any_is_drawn_and_one_that_fails_is_a_failure_as_any_other(step, fuzz_here):

@@ -118,7 +118,7 @@ def test_tensors_of_one_allocation_have_one_fence():
 
 
 def test_a_load_without_a_mask_is_found(attn_parity, tmp_path):
-    """Ids of blocks behind the last key are read. The masks of the keys hide the effect."""
+    """Ids of blocks after the last key are read. The masks of the keys hide the effect."""
     source = (EXAMPLES / "my_unified_attention.py").read_text()
     planted = source.replace("mask=in_range, other=0).to(tl.int64)", "mask=key >= 0, other=0).to(tl.int64)")
     assert planted != source

@@ -278,7 +278,7 @@ def test_auto_after_the_cluster_has_ended_is_refused_in_one_line(attn_parity, mo
 
 @pytest.mark.parametrize("seconds", [0, fleet.PATIENCE_SECONDS + 1])
 def test_a_run_that_waits_for_a_node_says_so(seconds, monkeypatch):
-    answer = node.Seen("CPU", None)  # pyright: ignore[reportArgumentType]
+    answer = node.SeenTarget("CPU", None)  # pyright: ignore[reportArgumentType]
     monkeypatch.setattr(ray, "wait", lambda said, timeout: (said if timeout > seconds else [], []))
     monkeypatch.setattr(ray, "get", lambda said: said)
     monkeypatch.setattr(fleet.Cluster, "start", lambda *_: iter([answer]))

@@ -81,7 +81,7 @@ def test_the_script_of_a_failure_fails_until_the_kernel_is_repaired(fuzzed, scri
 def test_the_script_of_any_wrong_case_passes_a_kernel_that_only_rounds(
     seed, fuzz_here, script_ends, tmp_path, monkeypatch, capsys
 ):
-    """On cases as they are drawn, in which elements have very different bounds: each is held to its own."""
+    """On cases as they are drawn, in which elements have very different bounds: each is compared with its own."""
     target = registry.load("planted:FLASH_ONE_KEY_SHORT")
     _, drawn = fuzz_here("planted:FLASH", seed=seed, examples=12)
     failing = [(case, verdict) for case in drawn if (verdict := try_case(case, target, "cpu")).failed]
@@ -277,7 +277,7 @@ def test_which_rows_of_no_request_are_rotated_is_seen(step_case, all_rows, fused
     assert {(one.kind, one.about) for one in wrong} == {("rope", "q")}
 
 
-def test_a_write_behind_the_rows_of_one_tensor_that_is_rotated_in_place_is_seen(step_case):
+def test_a_write_past_the_rows_of_one_tensor_that_is_rotated_in_place_is_seen(step_case):
     """q, k and v are slices of one tensor, and q's part of it is written."""
 
     def rotates(q, *arguments, is_neox):

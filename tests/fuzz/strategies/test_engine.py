@@ -248,10 +248,10 @@ def test_past_cases_are_adapted_to_what_an_engine_sends():
         assert vllm_kernel().beyond(case) is None
     out = sum(map(len, admitted.left_out.values()))
     assert (
-        f"{len(admitted.cases)} run, {admitted.adapted} of them in sizes and forms of this target, {out} left out ("
+        f"{len(admitted.cases)} run, {admitted.adapted} of them in sizes and forms of this target, {out} left out: "
         in admitted.sentence
     )
-    assert re.search(r"\b\d+ encoder attention", admitted.sentence)
+    assert re.search(r"\b\d+ for encoder attention", admitted.sentence)
 
 
 def test_an_adapted_table_keeps_what_requests_share():

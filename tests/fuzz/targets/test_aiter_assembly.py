@@ -132,7 +132,7 @@ def test_a_hazard_that_is_not_known_is_a_failure(monkeypatch):
 
 
 def test_a_register_is_used_before_the_wait_for_its_load(monkeypatch):
-    """The wait for 19 loads stands behind 19 loads: it leaves the first one of them under way."""
+    """The wait for 19 loads stands after 19 loads: it leaves the first one of them under way."""
     recorded = []
     run = code_objects.run
 

@@ -20,13 +20,13 @@ def test_works_have_all_keys_once_and_their_parts_are_merged(keys, queries, head
     assert len(made.work_indptr) == workgroups + 1
     assert made.work_indptr[-1] == len(made.work_info_set)
     tiles: dict[tuple[int, int], list[list[int]]] = {}
-    for request, place, begin, end, first, last, behind, _ in made.work_info_set.tolist():
-        assert last + behind == kv_indptr[request + 1]
+    for request, place, begin, end, first, last, after, _ in made.work_info_set.tolist():
+        assert last + after == kv_indptr[request + 1]
         tiles.setdefault((begin, end), []).append([place, first, last, request])
     merged = dict(zip(map(tuple, made.reduce_final_map.tolist()), itertools.pairwise(made.reduce_indptr.tolist()), strict=True))
     for (begin, end), parts in tiles.items():
         request = parts[0][3]
-        hidden = (request + 1) * queries - end  # queries behind the tile, which do not see the last keys
+        hidden = (request + 1) * queries - end  # queries after the tile, which do not see the last keys
         spans = [(first, last) for _, first, last, _ in parts if first < last]
         assert [key for first, last in spans for key in range(first, last)] == [
             *range(kv_indptr[request], kv_indptr[request + 1] - (hidden if heads == 128 else 0))

@@ -20,15 +20,15 @@ IS_WHEEL = not reason and aiter_assembly.files().parent.name == "aiter_meta"
 of_the_wheel = pytest.mark.skipif(not IS_WHEEL, reason="the tables of AITER's main have other columns")
 
 
-def attended(row, keys: int, *, first_block: int = 0, block_bytes: int = 8192, behind: float = 1.0):
+def attended(row, keys: int, *, first_block: int = 0, block_bytes: int = 8192, after: float = 1.0):
     """The output of a file for one request of one query, the right output, and the hazards that it met.
 
-    K and V of a block lie side by side. V is multiplied by `behind` in the slots behind the last key.
+    K and V of a block lie side by side. V is multiplied by `after` in the slots after the last key.
     """
     dtype, group, blocks = {"bf16": BF16, "fp16": FP16}[row["qType"]], int(row["Gqa"]), -(-keys // BLOCK)
     torch.manual_seed(keys)
     q, k, v = (torch.randn(count, DIMS).to(dtype) for count in (group, blocks * BLOCK, blocks * BLOCK))
-    v[keys:] *= behind
+    v[keys:] *= after
     raw = torch.zeros((first_block + blocks) * block_bytes // 2, dtype=dtype)
     cache = raw.view(-1, block_bytes // 2)[first_block:, : 2 * BLOCK * DIMS].unflatten(1, (2, BLOCK * DIMS))
     cache[:, 0] = k.view(blocks, BLOCK, DIMS // 8, 8).transpose(1, 2).flatten(1)
@@ -36,8 +36,8 @@ def attended(row, keys: int, *, first_block: int = 0, block_bytes: int = 8192, b
     table, out = torch.arange(first_block, first_block + blocks, dtype=torch.int32), torch.full_like(q, torch.nan)
     pointers = (out, q, raw, raw[BLOCK * DIMS :], table, torch.tensor([keys], dtype=torch.int32), None, None)
     numbers = (LOG2_E / DIMS**0.5, blocks, 1, q.numel() * 2, block_bytes, BLOCK * DIMS * 2)
-    behind_them = (group, None) if IS_WHEEL else (0, group, None)  # main has mtp, too: csrc/py_itfs_cu/asm_pa.cu, KernelArgs
-    arguments = {16 * i: each for i, each in enumerate((*pointers, *numbers, *behind_them))}
+    further = (group, None) if IS_WHEEL else (0, group, None)  # main has mtp, too: csrc/py_itfs_cu/asm_pa.cu, KernelArgs
+    arguments = {16 * i: each for i, each in enumerate((*pointers, *numbers, *further))}
     code, hazards = code_objects.ready(aiter_assembly.files() / "gfx942" / "pa" / row["co_name"], row["knl_name"]), {}
     code_objects.run(code, arguments, (1, 1, 1), [Schedule(races=True)], hazards)
 
@@ -101,9 +101,9 @@ def test_a_file_computes_attention(row, keys):
 
 @pytest.mark.parametrize("row", noquant(), ids=lambda row: row["co_name"])
 @pytest.mark.parametrize(("keys", "sees_more"), [(239, False), (241, True), (255, True), (495, False)])
-def test_lengths_that_are_wrong_on_hardware_see_slots_behind_the_last_key(row, keys, sees_more):
+def test_lengths_that_are_wrong_on_hardware_see_slots_after_the_last_key(row, keys, sees_more):
     """ROCm/aiter#5654 tells of NaN for contexts of 241 to 255, of one file on gfx950."""
-    (once, *_), (again, *_) = (attended(row, keys, behind=behind) for behind in (1.0, 64.0))
+    (once, *_), (again, *_) = (attended(row, keys, after=after) for after in (1.0, 64.0))
     assert bool((once != again).any()) == sees_more
 
 

@@ -31,7 +31,7 @@ WHOLE = (
 
 
 def test_arguments_that_are_one_struct_are_its_members():
-    """Two tensors, one of them a view, and a number; an argument behind the struct is left out."""
+    """Two tensors, one of them a view, and a number; an argument after the struct is left out."""
     everything = torch.arange(256, dtype=torch.float32)
     source, result = everything[64:192], torch.zeros(128)
     kernel = load(kernel_text(*WHOLE, arguments=(("by_value", 40),)))

@@ -43,7 +43,7 @@ def test_the_order_of_a_list_means_nothing():
         (2, [50, 51], 1, "query 2 at position 2: got [50, 51, -1, -1, -1]"),
         (3, [50], 1, "query 3 at position 0 has a list of 1, expected 0"),
     ],
-    ids=["a token left out", "an entry twice", "a slot for -1", "a row behind the length", "a query of no request"],
+    ids=["a token left out", "an entry twice", "a slot for -1", "a row after the length", "a query of no request"],
 )
 def test_a_wrong_list_is_named(row, list_, length, said):
     lists, lengths = [*RIGHT], [*LENGTHS]

@@ -12,7 +12,7 @@ from attn_amdgcn import AmdgcnError, EmulationFault, Schedule, launch, load, pre
 from attn_lab.findings.places import FOLDER
 from attn_lab.findings.scripts import DOES_NOT_SHOW, SHOWS
 
-LOST_SHIFT, BEFORE_EXEC, PARTIAL_SPILL, BEHIND_BARRIER, READS_BEHIND_BARRIER, SAME_PLACE = (
+LOST_SHIFT, BEFORE_EXEC, PARTIAL_SPILL, WAITS_AFTER_BARRIER, READS_AFTER_BARRIER, SAME_PLACE = (
     FOLDER / "compilers" / f"{name}.py"
     for name in (
         "ptxas-lost-shift",
@@ -133,7 +133,7 @@ def test_llvm_24_overwrites_an_address_and_earlier_ones_do_not():
     assert done.returncode == (SHOWS if "Triton 3.9." in done.stdout else DOES_NOT_SHOW), done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("script", [BEHIND_BARRIER], indirect=True)
+@pytest.mark.parametrize("script", [WAITS_AFTER_BARRIER], indirect=True)
 @pytest.mark.parametrize(
     ("turn", "is_unwaited"),
     [
@@ -146,14 +146,14 @@ def test_a_store_of_a_turn_is_waited_for_before_the_barrier_of_the_next(script, 
     assert script.unwaited([".LBB0_1:", *turn, "s_cbranch_scc1 .LBB0_1"]) == [STORE] * is_unwaited
 
 
-def test_llvm_of_triton_38_and_39_waits_behind_a_barrier():
-    done = subprocess.run([sys.executable, "-W", "ignore", BEHIND_BARRIER], capture_output=True, text=True)
+def test_llvm_of_triton_38_and_39_waits_after_a_barrier():
+    done = subprocess.run([sys.executable, "-W", "ignore", WAITS_AFTER_BARRIER], capture_output=True, text=True)
     if done.returncode not in (SHOWS, DOES_NOT_SHOW):
         pytest.skip("this Triton does not read the IR of 3.9")
     assert done.returncode == (SHOWS if any(f"Triton 3.{minor}." in done.stdout for minor in (8, 9)) else DOES_NOT_SHOW)
 
 
-@pytest.mark.parametrize("script", [READS_BEHIND_BARRIER], indirect=True)
+@pytest.mark.parametrize("script", [READS_AFTER_BARRIER], indirect=True)
 @pytest.mark.parametrize(
     ("code", "is_sunk"),
     [
@@ -170,7 +170,7 @@ def test_a_read_before_a_barrier_is_sunk_if_the_code_reads_less_than_the_ir(scri
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-@pytest.mark.parametrize("script", [READS_BEHIND_BARRIER], indirect=True)
+@pytest.mark.parametrize("script", [READS_AFTER_BARRIER], indirect=True)
 def test_reads_are_sunk_where_the_emulator_finds_a_race(script):
     code = script.machine_code(script.LLVM_IR)
     buffers = {name: np.zeros(2 * count, np.uint8) for name, count in (("q", 1280), ("k", 2560), ("v", 4096), ("out", 4096))}
@@ -184,8 +184,8 @@ def test_reads_are_sunk_where_the_emulator_finds_a_race(script):
     assert has_race == bool(script.sunk(script.LLVM_IR, code))
 
 
-def test_llvm_of_triton_36_and_370_reads_behind_a_barrier():
-    done = subprocess.run([sys.executable, "-W", "ignore", READS_BEHIND_BARRIER], capture_output=True, text=True)
+def test_llvm_of_triton_36_and_370_reads_after_a_barrier():
+    done = subprocess.run([sys.executable, "-W", "ignore", READS_AFTER_BARRIER], capture_output=True, text=True)
     shows = any(f"Triton {release}" in done.stdout for release in ("3.6.", "3.7.0"))
     assert done.returncode == (SHOWS if shows else DOES_NOT_SHOW), done.stdout + done.stderr
 

@@ -227,7 +227,7 @@ def test_the_command_line_says_what_runs_kernels(targets, said, capsys):
     ("name", "words"),
     [
         ("reference-fp32@gfx942", "reference-fp32 does not name the modules of its kernels"),
-        ("vllm-unified-attention@sm90", "gfx90a, gfx942, gfx950, gfx1100, gfx1201, gfx1250 behind the @"),
+        ("vllm-unified-attention@sm90", "gfx90a, gfx942, gfx950, gfx1100, gfx1201, gfx1250 after the @"),
         ("vllm-unified-attention@", "expected one of invariant, "),
         ("triton@gfx942@far", "write @far@gfx942"),
         ("triton@invariant@returned", "@invariant@returned: one excludes the other"),
@@ -266,7 +266,7 @@ def test_the_guards_around_a_tensor_are_not_the_launchs():
     storage = torch.zeros(100, dtype=torch.float16)
     arguments = {"rows": storage[10:40].view(3, 10)[:, :4], "other": storage[60:70], "none": storage[80:80], "number": 3}
     inputs = emulation.inputs_of(arguments, (1,), ["rows", "other", "number"])
-    assert inputs.parts == (parts := {"rows": [(20, 68), (120, 140)]}, parts)
+    assert inputs.permitted == (spans := {"rows": [(20, 68), (120, 140)]}, spans)
 
 
 @pytest.mark.parametrize(

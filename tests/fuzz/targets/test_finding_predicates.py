@@ -101,7 +101,7 @@ def ranged(query_len: int, seq_len: int, *ranges: tuple[int, int], causal: bool 
         (ranged(16, 16, (0, 15)), (-1, -1), False),  # in one block
         (ranged(1, 49, (0, 48)), (-1, -1), False),  # nothing ahead of the query
         (ranged(1, 49, (0, 48)), (15, 0), True),  # keys before its window
-        (ranged(1, 49, (0, 31)), (15, 0), False),  # the query is behind the range
+        (ranged(1, 49, (0, 31)), (15, 0), False),  # the query is after the range
         (ranged(17, 49, (0, 48), causal=False), (-1, -1), False),  # nothing is taken out ahead
     ],
 )
@@ -111,7 +111,7 @@ def test_blocks_are_left_out_where_a_range_leaves_the_block_of_a_query(request_o
 
 
 @pytest.mark.parametrize(("seq_len", "recycled", "explained"), [(17, False, True), (32, False, False), (32, True, True)])
-def test_slots_are_unused_behind_a_sequence_or_where_no_query_sees_them(seq_len, recycled, explained):
+def test_slots_are_unused_after_a_sequence_or_where_no_query_sees_them(seq_len, recycled, explained):
     requests = (Request(query_len=1, seq_len=seq_len, blocks=(0, 1), causal=True),)
     finding, case = known("aiter-unused-slots", requests=requests, recycled=recycled)
     assert finding.explains(case, wrong(float("nan"), kind="nan")) == explained
@@ -182,7 +182,7 @@ def test_bfloat16_is_less_exact_by_2_to_the_14(ratio, explained):
     assert not finding.explains(case, wrong_logits(kind="nan"))
 
 
-def test_blocks_of_one_slot_have_no_tiles_and_their_scales_behind_each_key():
+def test_blocks_of_one_slot_have_no_tiles_and_their_scales_after_each_key():
     for name in ("vllm-index-decode-tiles", "vllm-index-decode-drafts"):
         finding, case = known(name)
         assert case.cache is not None
@@ -229,9 +229,9 @@ def test_a_finding_explains_a_case_that_has_what_its_lines_need_alone(name, kind
 
 @pytest.mark.parametrize(("tensor", "explained"), [("Q_ptr", True), ("KV_ptr", False)])
 def test_keys_that_are_dense_are_read_where_they_lie(tensor, explained):
-    """AITER 0.1.7 reads behind the keys of a range that begins inside of a tile: another bug."""
+    """AITER 0.1.7 reads past the keys of a range that begins inside of a tile: another bug."""
     finding, case = known("aiter-mqa-logits-strided")
-    message = f"load at fp8_mqa_logits.py:96, program (3, 0, 0): 0 bytes behind the memory of {tensor}"
+    message = f"load at fp8_mqa_logits.py:96, program (3, 0, 0): 0 bytes past the memory of {tensor}"
     assert finding.explains(case, wrong_logits(kind="sanitizer", message=message)) == explained
 
 
@@ -268,9 +268,9 @@ def test_a_range_is_beyond_the_window_of_a_query_that_it_holds(window, ranges, i
         ((1, 1), 0, wrong(2.0, request=1), False),
         ((0, 1), 1, wrong(2.0, request=1), False),
     ],
-    ids=["behind it", "before it", "one row behind", "no empty request", "a bound of two queries"],
+    ids=["after it", "before it", "one row after", "no empty request", "a bound of two queries"],
 )
-def test_an_empty_request_of_a_decode_moves_the_rows_behind_it(query_lens, slack, verdict, is_explained):
+def test_an_empty_request_of_a_decode_moves_the_rows_after_it(query_lens, slack, verdict, is_explained):
     finding, case = known("aiter-decode-empty-request", slack=slack)
     requests = tuple(
         msgspec.structs.replace(each, query_len=n, seq_len=1) for each, n in zip(case.requests, query_lens, strict=True)

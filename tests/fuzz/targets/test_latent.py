@@ -235,10 +235,10 @@ CONTRADICTIONS = [
     ({"head_size_v": None}, "head_size_v: got None, expected a width: layout LATENT is latent"),
     ({"head_size_v": 99}, "head_size_v: a latent cache has one KV head"),
     ({"num_kv_heads": 2}, "head_size_v: a latent cache has one KV head"),
-    ({"cache": {"planes": True}}, "cache: a latent one has no plane of V"),
+    ({"cache": {"planes": True}}, "cache: a latent cache has no plane of V"),
     (
         {"cache": {"dtype": "fp8_e4m3fn", "scales": "token"}},
-        "cache: a latent one has no plane of V, and if it is quantized, one",
+        "cache: a latent cache has no plane of V",
     ),
     (
         {"cache": {"layout": Layout.BLOCKS_FIRST_NHD}},
@@ -269,7 +269,7 @@ def _contradictions_with_scales() -> Iterator[tuple[Layout, dict[str, Any], str]
     for layout, form in LATENT_FORMATS.items():
         yield layout, {"dtype": "float16"}, f"dtype: bfloat16 in layout {layout}"
         yield layout, {"cache": {"dtype": None}}, f"cache.dtype: {layout} holds scales, so it is quantized"
-        yield layout, {"cache": {"dtype": "int8"}}, "cache: a latent one has no plane of V"
+        yield layout, {"cache": {"dtype": "int8"}}, "cache: a latent cache has no plane of V"
         yield (
             layout,
             {"cache": {"scales": "tensor"}},

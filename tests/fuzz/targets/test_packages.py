@@ -172,7 +172,7 @@ def test_the_number_of_a_block_may_exceed_the_columns_of_a_list_of_blocks():
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 EXCHANGES = ("reduce-scatter", "all-to-all")
 TWENTY = ("--examples", 20, "--seed", 5, "--workers", 1)
-"""Behind the past cases, which have sizes and forms that few examples meet."""
+"""After the past cases, which have sizes and forms that few examples meet."""
 COMPILED = [name for name, target in TARGETS.items() if target.modules]
 
 

@@ -77,7 +77,7 @@ REASONS = {
     **{f"attn_optimized.aiter_adapter.{name}": _ON_DISK for name in ("find_aiter", "import_aiter", "features_of")},
     "ROCM_AITER_MLA": "it refuses every layer",
     "ROCM_AITER_TRITON_MLA": "it refuses every layer",
-    "attn_reference.context_parallel": "a module, held to tables by tests/reference, whose functions reference-ranks calls",
+    "attn_reference.context_parallel": "a module that tests/reference compares with tables, and reference-ranks calls",
     "attn_optimized.aiter_adapter.recorded": "the signatures of the double, which takes no other arguments",
     **{
         f"attn_optimized.aiter_adapter.{name}": "a part of unified_attention"
@@ -93,17 +93,17 @@ REASONS = {
     "attn_reference.IMPLEMENTED_RULES": "names",
     "attn_reference.Attention": "a tuple, which attend returns",
     "attn_reference.Request": "an input of attend",
-    "attn_reference.gather_kv_cache": "a part of the definition, held to literal tables by tests/reference",
-    "attn_reference.index_logits": "held to loops by tests/reference; each target of an index layer is judged by it",
-    "attn_reference.select": "held to sets by tests/reference; each target of an index layer may take it for a stage",
-    "attn_reference.write_index_cache": "held to bytes by tests/reference; each target of an index layer is judged by it",
-    "attn_reference.visible": "a part of the definition, held to truth tables by tests/reference",
-    "attn_reference.group_scales": "a part of the definition, held to closed forms by tests/reference",
-    "attn_reference.e8m0_numbers": "a part of the definition, held to closed forms by tests/reference",
-    "attn_reference.e8m0_scales": "a part of the definition, held to closed forms by tests/reference",
-    "attn_reference.dequantize": "a part of the definition, held to closed forms by tests/reference",
-    "attn_reference.quantize": "a part of the definition, held to closed forms by tests/reference",
-    "attn_reference.row_scales": "a part of the definition, held to closed forms by tests/reference",
+    "attn_reference.gather_kv_cache": "a part of the definition, compared with literal tables by tests/reference",
+    "attn_reference.index_logits": "compared with loops by tests/reference; each target of an index layer is judged by it",
+    "attn_reference.select": "compared with sets by tests/reference; each target of an index layer may take it for a stage",
+    "attn_reference.write_index_cache": "compared with bytes by tests/reference; each target of an index layer is judged by it",
+    "attn_reference.visible": "a part of the definition, compared with truth tables by tests/reference",
+    "attn_reference.group_scales": "a part of the definition, compared with closed forms by tests/reference",
+    "attn_reference.e8m0_numbers": "a part of the definition, compared with closed forms by tests/reference",
+    "attn_reference.e8m0_scales": "a part of the definition, compared with closed forms by tests/reference",
+    "attn_reference.dequantize": "a part of the definition, compared with closed forms by tests/reference",
+    "attn_reference.quantize": "a part of the definition, compared with closed forms by tests/reference",
+    "attn_reference.row_scales": "a part of the definition, compared with closed forms by tests/reference",
 }
 
 

@@ -166,11 +166,11 @@ def paged_attention_v1(
         assert length <= max_context_len
         k = per_query_head(paged_rows(key_cache, block_tables[r], length) * k_scale, num_heads)
         v = per_query_head(paged_rows(value_cache, block_tables[r], length) * v_scale, num_heads)
-        behind = length - 1 - torch.arange(length)
+        distance = length - 1 - torch.arange(length)
         scores = torch.einsum("hd,khd->hk", query[r].float(), k)[:, None] * scale
         if alibi_slopes is not None:
-            scores = scores - alibi_slopes[:, None, None] * behind
-        visible = (behind < (sliding_window or length))[None, :]
+            scores = scores - alibi_slopes[:, None, None] * distance
+        visible = (distance < (sliding_window or length))[None, :]
         out[r : r + 1], _ = attend(capped(scores, logits_soft_cap), visible, v, None)
 
 
@@ -252,15 +252,15 @@ def unified_attention(
         assert num_queries <= max_seqlen_q
         tiles = -(-num_keys // _TILE_KEYS)
         looked_up = max(1, -(-tiles * _TILE_KEYS // k.shape[1]))
-        assert looked_up <= _elements_behind(block_table[r]), "a tile's last keys are looked up past the block table's memory"
+        assert looked_up <= _elements_from(block_table[r]), "a tile's last keys are looked up past the block table's memory"
         keys = paged_rows(k, block_table[r], num_keys) * (1.0 if k_descale is None else k_descale)
         values = paged_rows(v, block_table[r], num_keys) * (1.0 if v_descale is None else v_descale)
         context_len = num_keys - num_queries
         key = torch.arange(num_keys)
-        behind = context_len + torch.arange(num_queries)[:, None] - key[None, :]
-        visible = behind >= 0
+        distance = context_len + torch.arange(num_queries)[:, None] - key[None, :]
+        visible = distance >= 0
         if window > 0:
-            visible &= behind < window
+            visible &= distance < window
         scores = torch.einsum("qhd,khd->hqk", q[rows].float(), per_query_head(keys, num_heads)) * softmax_scale
         scores = capped(scores, softcap)
         if alibi_slopes is not None:
@@ -278,7 +278,7 @@ def unified_attention(
         out[rows] = attended.to(out.dtype)
 
 
-def _elements_behind(row: torch.Tensor) -> int:
+def _elements_from(row: torch.Tensor) -> int:
     """The number of elements that the memory of a tensor holds from its first one on."""
     return row.untyped_storage().nbytes() // row.element_size() - int(row.storage_offset())
 

@@ -96,7 +96,7 @@ class TestFinding:
         assert str(signature) == "aiter.ops.mha.flash_attn_varlen_func(q, k, window_size=(-1, -1), out=None, how=...)"
         assert not [name for name in sys.modules if name.split(".")[0] == "aiter"]
 
-    def test_a_checkout_has_not_the_version_of_a_release_behind_it(self, install, tmp_path, monkeypatch):
+    def test_a_checkout_has_not_the_version_of_the_release_before_it(self, install, tmp_path, monkeypatch):
         release = install(ops__in__mha="def flash_attn_varlen_func(q): ...")
         checkout = shutil.copytree(release, tmp_path / "checkout" / "aiter")
         monkeypatch.syspath_prepend(checkout.parent)
@@ -221,8 +221,8 @@ class TestUnifiedAttention:
         table = call.batch.block_table.clone()
         self.attend(aiter, call._replace(batch=replace(call.batch, block_table=table)))
         given = calls[-1].arguments["block_table"]
-        behind_last_row = given.untyped_storage().nbytes() // 4 - (len(given) - 1) * given.stride(0)
-        assert behind_last_row >= table.shape[1] + 64 // 16 - 1
+        from_last_row = given.untyped_storage().nbytes() // 4 - (len(given) - 1) * given.stride(0)
+        assert from_last_row >= table.shape[1] + 64 // 16 - 1
         assert torch.equal(given[:, : table.shape[1]], table)
         keyless = replace(call.batch, block_table=table[:, :0], seq_lens=torch.zeros_like(call.batch.seq_lens), max_seq_len=0)
         aiter_adapter.unified_attention(aiter, *call._replace(batch=keyless), out=torch.empty_like(call.q))

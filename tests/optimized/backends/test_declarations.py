@@ -186,7 +186,7 @@ SERVED = {
         architectures=("gfx942", "gfx950"),
         beyond=beyond_fa,
     ),
-    # vLLM 0.33: any head count; its kernel takes blocks of whole tiles of 16 slots. Ours holds 128 dims behind V
+    # vLLM 0.33: any head count; its kernel takes blocks of whole tiles of 16 slots. Ours holds 128 dims after V
     "TRITON_MLA": Served(
         rules=("head_size_v", "lse", "non_causal", "batch_invariant", "over_ranks"),
         head_sizes=(),

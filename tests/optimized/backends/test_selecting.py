@@ -55,7 +55,7 @@ class Step:
 
 
 def selection(name: str, seq_lens: list[int], query_lens: list[int], heads: int) -> torch.Tensor:
-    """Distinct visible units of each row and head, as many as there are up to k, in any order, with -1 between and behind."""
+    """Distinct visible units of each row and head, as many as there are up to k, in any order, with -1 between and after."""
     draw, rows = torch.Generator().manual_seed(5), []
     for query_len, seq_len in zip(query_lens, seq_lens, strict=True):
         for position in range(seq_len - query_len, seq_len):
@@ -69,7 +69,7 @@ def selection(name: str, seq_lens: list[int], query_lens: list[int], heads: int)
 
 
 def step_of(name: str, device: torch.device, **layer: Any) -> Step:
-    """A step of mixed requests. The buffer has rows behind the step's that no layer may follow."""
+    """A step of mixed requests. The buffer has rows after the step's that no layer may follow."""
     query_lens, seq_lens = MIXED
     form, dtype = {**FORMS[name], **layer}, torch.float16
     sizes = {key: form.pop(key) for key in ("num_kv_heads", "head_size")}
@@ -173,11 +173,11 @@ def test_a_buffer_that_no_step_can_read_is_refused(name, change, says, device):
 
 
 @every_backend
-@pytest.mark.parametrize("wrong", ["behind the request", "twice"])
+@pytest.mark.parametrize("wrong", ["after the request", "twice"])
 def test_wrong_picks_are_refused_with_validate(name, wrong, device):
     step = step_of(name, device)
     row = step.buffer[..., 7, :]  # of the decode, which has units to spare
-    row[..., :2] = 1 << 20 if wrong == "behind the request" else 1
+    row[..., :2] = 1 << 20 if wrong == "after the request" else 1
     out = out_of(step)
     with pytest.raises(ContractError, match=r"selected\[0, 7"):
         step.forward(BACKENDS[name].impl(validate=True, **step.arguments), out)()

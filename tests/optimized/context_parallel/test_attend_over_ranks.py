@@ -88,7 +88,7 @@ def test_the_bytes_of_one_element_need_no_stride():
 @needs_two_gpus
 @pytest.mark.parametrize("name", CASES)
 def test_over_nccl_it_is_attention_over_all_keys(name, nccl_results):
-    """The kernels are compiled, and their outputs are held to the bound of outputs that were merged."""
+    """The kernels are compiled, and their outputs are compared with the bound of outputs that were merged."""
     fields = {key: value for key, value in CASES[name].keywords.items() if key not in ("kernels", "interleave", "exchange")}
     outs, lses = zip(*(result[name] for result in nccl_results), strict=True)
     assert isinstance(outs[0], torch.Tensor), outs
@@ -139,7 +139,7 @@ SCENARIOS = [
     (differs(change="device"), of_rank_1("q: got meta, expected the device of")),
     (disagrees(exchange="telepathy"), of_rank_1("exchange: got 'telepathy', expected")),
     (disagrees(window=(3, 0)), of_rank_1("attention over ranks: a sliding", "UnsupportedError")),
-    # what is checked before the ranks compare their calls, and behind
+    # what is checked before the ranks compare their calls, and after
     (wrong(timeout=3), of_rank_1("timeout: got 3, expected a timedelta")),
     (wrong(timeout=timedelta(microseconds=999)), of_rank_1("timeout: got 0:00:00.000999, expected a timedelta from 1 ms")),
     (wrong(timeout=timedelta(0)), of_rank_1("timeout: got 0:00:00, expected a timedelta from 1 ms to 365 days")),

@@ -16,7 +16,7 @@ SIZES = {"num_heads": 2, "num_kv_heads": 1, "head_size": 8, "scale": 1.0}
 
 @pytest.fixture
 def step(device):
-    """Five requests: a decode, three drafts, no query, more queries than keys, and a row behind them that nobody owns."""
+    """Five requests: a decode, three drafts, no query, more queries than keys, and a row after them that nobody owns."""
 
     def ints(*numbers):
         return torch.tensor(numbers, dtype=torch.int32, device=device)
@@ -153,7 +153,7 @@ def test_a_rank_selects_its_own_units_by_their_local_numbers(step, device):
     assert of_selection(decode, device, unit=2, num_ranks=2, rank=0, interleave=4)[0] == [0, -1, 2, -1, -1]
 
 
-def test_a_unit_behind_the_keys_that_a_row_sees_is_none_of_its_request(step, device):
+def test_a_unit_after_the_keys_that_a_row_sees_is_none_of_its_request(step, device):
     """Rows see 7, 7, 8, 9, 0, 1 and 0 keys of the whole sequence."""
     rows = of_selection(step, device, unit=1, num_ranks=2, rank=0)
     assert rows == [[0, -1, -1, -1, 3]] * 3 + [[0, -1, 4, -1, 3], [-1] * 5, [0, -1, -1, -1, -1], [-1] * 5]

@@ -95,7 +95,7 @@ def _patch(pairs: Collection[Pair], source: str) -> Iterator[str]:
     path = table.FOLDER / f"{own}.json"
     before = path.read_text(encoding="utf-8").splitlines()
     after = before.copy()
-    for line, entry in enumerate(table.entries(architecture), 1):  # behind the line of the schema, a line for each
+    for line, entry in enumerate(table.entries(architecture), 1):  # after the line of the schema, a line for each
         if (of_entry := [pair for pair in pairs if pair.is_of(entry)]) and _is_to_change(of_entry):
             after[line] = _with_other_stages(before[line], of_entry, source)
     place = f"optimized/attn_optimized/launch/table/{path.name}"

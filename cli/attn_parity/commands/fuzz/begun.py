@@ -61,7 +61,7 @@ class Begun:
             failures = failing.with_explanations(failures, name, plan.device, plan.case_seconds)
         run = self._ended(name, machines, outcome, outcome.progress, failures)
         if plan.exact_every == 1 and run.examples and COMPARED not in run.events:
-            errors.append("--exact: no example was compared exactly, so nothing was shown: see what was not carried")
+            errors.append("--exact: no example was compared exactly, so nothing was shown: see the reasons")
         return {name: run}, errors
 
     def keep_going(self, until: float | None, minutes: float | None) -> Runs:

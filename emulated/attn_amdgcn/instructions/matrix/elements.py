@@ -10,7 +10,7 @@ import numpy as np
 from attn_amdgcn.instructions.convert import bf16_to_f32
 
 
-class Format(NamedTuple):
+class ElementFormat(NamedTuple):
     """A format of elements.
 
     Attributes:
@@ -75,23 +75,23 @@ def _six_bits(table: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return values
 
 
-_FOUR = np.arange(16, dtype=np.float32)
+_CODES_OF_4_BITS = np.arange(16, dtype=np.float32)
 FORMATS = {
-    "f64": Format(64, lambda words: words.view(np.float64)),
-    "f32": Format(32, lambda bits: bits.view(np.float32)),
-    "f16": Format(16, lambda bits: bits.view(np.float16).astype(np.float32), 2.0**-14),
-    "bf16": Format(16, bf16_to_f32, 2.0**-126),
-    "fp8": Format(8, _bytes(small_floats(4, 3, 7, "ocp"))),
-    "bf8": Format(8, _bytes(small_floats(5, 2, 15, "ieee"))),
-    "fp8_fnuz": Format(8, _bytes(small_floats(4, 3, 8, "fnuz"))),
-    "bf8_fnuz": Format(8, _bytes(small_floats(5, 2, 16, "fnuz"))),
-    "fp6": Format(6, _six_bits(small_floats(2, 3, 1))),
-    "bf6": Format(6, _six_bits(small_floats(3, 2, 3))),
-    "fp4": Format(4, _halves_of_bytes(small_floats(2, 1, 1))),
-    "i8": Format(8, lambda bits: bits.view(np.int8).astype(np.float32)),
-    "u8": Format(8, lambda bits: bits.astype(np.float32)),
-    "i4": Format(4, _halves_of_bytes(np.where(_FOUR < 8, _FOUR, _FOUR - 16))),
-    "u4": Format(4, _halves_of_bytes(_FOUR)),
+    "f64": ElementFormat(64, lambda words: words.view(np.float64)),
+    "f32": ElementFormat(32, lambda bits: bits.view(np.float32)),
+    "f16": ElementFormat(16, lambda bits: bits.view(np.float16).astype(np.float32), 2.0**-14),
+    "bf16": ElementFormat(16, bf16_to_f32, 2.0**-126),
+    "fp8": ElementFormat(8, _bytes(small_floats(4, 3, 7, "ocp"))),
+    "bf8": ElementFormat(8, _bytes(small_floats(5, 2, 15, "ieee"))),
+    "fp8_fnuz": ElementFormat(8, _bytes(small_floats(4, 3, 8, "fnuz"))),
+    "bf8_fnuz": ElementFormat(8, _bytes(small_floats(5, 2, 16, "fnuz"))),
+    "fp6": ElementFormat(6, _six_bits(small_floats(2, 3, 1))),
+    "bf6": ElementFormat(6, _six_bits(small_floats(3, 2, 3))),
+    "fp4": ElementFormat(4, _halves_of_bytes(small_floats(2, 1, 1))),
+    "i8": ElementFormat(8, lambda bits: bits.view(np.int8).astype(np.float32)),
+    "u8": ElementFormat(8, lambda bits: bits.astype(np.float32)),
+    "i4": ElementFormat(4, _halves_of_bytes(np.where(_CODES_OF_4_BITS < 8, _CODES_OF_4_BITS, _CODES_OF_4_BITS - 16))),
+    "u4": ElementFormat(4, _halves_of_bytes(_CODES_OF_4_BITS)),
 }
 """fp8 and bf8 are OCP's E4M3 and E5M2, and those of gfx942 are "fnuz". fp6, bf6 and fp4 are E2M3, E3M2 and E2M1 of OCP's
 Microscaling Formats, section 5.3."""

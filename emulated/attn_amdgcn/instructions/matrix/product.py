@@ -10,7 +10,7 @@ import numpy as np
 from attn_amdgcn.assembly import Instruction, Kernel, Literal, Operand
 from attn_amdgcn.instructions.convert import bf16_to_f32, f32_to_bf16
 from attn_amdgcn.instructions.formats import rows_target
-from attn_amdgcn.instructions.matrix.elements import Format, flushed
+from attn_amdgcn.instructions.matrix.elements import ElementFormat, flushed
 from attn_amdgcn.operands import KINDS, bits_of, row_of
 from attn_amdgcn.pieces import Piece, SourceRow, piece
 
@@ -42,7 +42,7 @@ def multiplies(
 
 
 def gathers(
-    words: int, table: np.ndarray, kind: Format, *, lanes: int, signs: np.ndarray | None = None, flush: bool = False
+    words: int, table: np.ndarray, kind: ElementFormat, *, lanes: int, signs: np.ndarray | None = None, flush: bool = False
 ) -> Gather:
     """Gathers A or B.
 
@@ -69,7 +69,7 @@ def gathers(
     return gather
 
 
-def _gathers_whole(words: int, table: np.ndarray, kind: Format, signs: np.ndarray | None, flush: bool) -> Gather:
+def _gathers_whole(words: int, table: np.ndarray, kind: ElementFormat, signs: np.ndarray | None, flush: bool) -> Gather:
     """`gathers` of elements that numpy has unsigned integers for: they are taken from the registers as these lie in memory."""
     per_word, unsigned = 32 // kind.bits, _UNSIGNED[kind.bits]
     lane, element = np.divmod(table, words * per_word)

@@ -1,7 +1,7 @@
 """WMMA, the matrix instructions of gfx11, gfx12 and gfx1250, with waves of 32 lanes.
 
-EXEC must be all ones, and from gfx11's lanes 16 to 31 A and B must repeat lanes 0 to 15: a wave that breaks one of these
-rules is a fault.
+EXEC must be all ones. On gfx11, lanes 16 to 31 of A and of B must repeat lanes 0 to 15. A wave that breaks one of these rules
+is a fault.
 
 neg_lo and neg_hi: of A and B of 16 bits, they negate the elements in the lower and in the upper halves of registers; of
 integers, neg_lo says that A or B is signed. Their third numbers negate C (neg_lo) after they have taken its magnitude

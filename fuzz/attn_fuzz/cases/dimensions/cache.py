@@ -51,13 +51,13 @@ def _settings_of(layout: Layout) -> tuple[Setting, ...]:
 
 
 def _smallest_sizes(layout: Layout, form: LatentFormat) -> dict[str, int]:
-    """The least head_size and head_size_v of a latent format with scales, with two dims behind V if it may have any."""
-    behind_v, kept = (2, 0) if form.kept_dims is None else (0, form.kept_dims)
+    """The least head_size and head_size_v of a latent format with scales, with two dims after V if it may have any."""
+    past_v, kept = (2, 0) if form.kept_dims is None else (0, form.kept_dims)
     for count in itertools.count(1):
         v_head_size = count * form.scale_dims + kept
         with contextlib.suppress(ContractError):
-            layout.check_widths(v_head_size + behind_v, v_head_size)
-            return {"head_size": v_head_size + behind_v, "head_size_v": v_head_size}
+            layout.check_widths(v_head_size + past_v, v_head_size)
+            return {"head_size": v_head_size + past_v, "head_size_v": v_head_size}
     raise AssertionError
 
 

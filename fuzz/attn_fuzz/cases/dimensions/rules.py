@@ -125,7 +125,7 @@ def _overlap(ranges: tuple[tuple[int, int], ...]) -> bool:
     return any(a < c <= b < d for a, b in ranges for c, d in ranges)
 
 
-def _behind_chunks(case: Case) -> Iterator[tuple[int, int, int]]:
+def _past_chunks(case: Case) -> Iterator[tuple[int, int, int]]:
     """Ranges that hold keys of a chunk before that of one of their queries: first key, end of that chunk, such a query."""
     chunk = case.chunked_local
     if chunk is None:
@@ -142,7 +142,7 @@ def _behind_chunks(case: Case) -> Iterator[tuple[int, int, int]]:
 def _clamped_before_chunks(case: Case) -> Iterator[int]:
     """For such ranges, the first key that the window leaves the query, where it lies between first key and end."""
     left = case.window[0] if case.ranges_clamped else -1
-    return (query - left for first, end, query in _behind_chunks(case) if left >= 0 and first < query - left < end)
+    return (query - left for first, end, query in _past_chunks(case) if left >= 0 and first < query - left < end)
 
 
 def _range(name: str, holds: Callable[[Request, int, int], object]) -> Value:
@@ -164,7 +164,7 @@ RANGES = _rule("bidirectional_ranges", "requests.bidirectional_ranges")(
     _range("before the sequence", lambda r, first, last: first < 0),
     _range("past its end", lambda r, first, last: last >= r.seq_len),
     region("overlapping", of_request(lambda r: _overlap(r.bidirectional_ranges))),
-    region("over a chunk's end, with a query behind it", lambda case: any(_behind_chunks(case))),
+    region("over a chunk's end, with a query after it", lambda case: any(_past_chunks(case))),
     region("over a chunk's end, and clamped to some keys before it", lambda case: any(_clamped_before_chunks(case))),
 )
 CLAMPED = dimension("ranges_clamped", "rule", "ranges_clamped", "Layer.ranges_clamped", rule="bidirectional_ranges")(
@@ -219,9 +219,9 @@ SELECTION = dimension(
 KEY_UNIT = _rule("key_unit")(
     feature("key_unit", always, *values_of("key_unit", (2, 4), (3,))),
     _tokens("fewer tokens than share a key", lambda r, unit: r.query_len and 0 < r.seq_len < unit),
-    _tokens("tokens behind the last key", lambda r, unit: r.query_len and r.seq_len > unit and r.seq_len % unit),
+    _tokens("tokens after the last key", lambda r, unit: r.query_len and r.seq_len > unit and r.seq_len % unit),
     _tokens("a last key that the last token completes", lambda r, unit: r.query_len and r.seq_len and r.seq_len % unit == 0),
-    _tokens("queries before and behind the end of a key", lambda r, g: max(0, r.context_len + 1) // g < r.seq_len // g),
+    _tokens("queries before and after the end of a key", lambda r, g: max(0, r.context_len + 1) // g < r.seq_len // g),
     region("a selection of such keys", lambda case: case.selection_unit is not None),
 )
 EMPTY_SELECTIONS = dimension(
@@ -382,9 +382,9 @@ WIDTHS = _rule("head_size_v", choice="layout")(
     _width("all of K", "in a latent row", operator.eq),
     _width("narrower than K", "in a row of two widths", operator.lt),
     _width("wider than K", "in a row of two widths", operator.gt),
-    _in_row("128 behind 192 of K", lambda case: (case.head_size, case.v_head_size) == (192, 128)),
+    _in_row("128 after 192 of K", lambda case: (case.head_size, case.v_head_size) == (192, 128)),
     _in_row("in a row of encoder keys", lambda case: case.attn_type is AttentionType.ENCODER_DECODER),
-    _in_row("even behind an odd K in a row of bytes", _is_odd),
+    _in_row("even after an odd K in a row of bytes", _is_odd),
     not_drawn("512 of 576", "sizes are arguments of one formula; targets of kernels name their own (`Support.latent`)"),
     illegal("of other caches", "Layer refuses it: no layout but CONTENT_PACKED and latent ones has two widths"),
 )

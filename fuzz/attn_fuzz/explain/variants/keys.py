@@ -75,7 +75,7 @@ VARIANTS = (
         without(lambda part: part.j >= part.seq_len - part.context_len),
     ),
     mistake(
-        "the keys behind the last whole tile are lost",
+        "the keys after the last whole tile are lost",
         *(without(lambda part, size=size: part.c >= part.num_keys // size * size) for size in TILES),
     ),
     mistake("the last tile of keys is lost", *(without(_last_tile(size)) for size in TILES)),

@@ -123,7 +123,7 @@ VARIANTS = (
     ),
     mistake("the scale is applied twice", _scale(lambda scale, part: scale * scale)),
     mistake("the sign of the scale is lost", _scale(lambda scale, part: abs(scale))),
-    mistake("the dims of K behind V are left out of the logits", _without_rope_dims),
+    mistake("the dims of K after V are left out of the logits", _without_rope_dims),
     mistake("the soft cap is lost", lost("logits_soft_cap")),
     mistake(
         "the soft cap comes after the mask: hidden keys have the logit -cap",
@@ -144,7 +144,7 @@ VARIANTS = (
     mistake("q is divided by q_scale instead of multiplied", _q_scale(lambda scales, part: 1 / scales)),
     mistake("q has the q_scale of the first head", _q_scale(lambda scales, part: scales[:1].expand_as(scales))),
     mistake(
-        "q has the q_scale of the KV head behind it",
+        "q has the q_scale of the KV head after it",
         _q_scale(lambda scales, part: scales.roll(-(part.layer.num_heads // part.layer.num_kv_heads))),
     ),
     mistake("q is read as the other e4m3 type", *(_q_scale(lambda scales, part, f=f: scales * f) for f in (0.5, 2.0))),
@@ -179,7 +179,7 @@ VARIANTS = (
         for words, change in (
             ("of the first head", lambda values, part: values[:1].expand_as(values)),
             ("at its KV head's index", _of_kv_head),
-            ("of the head behind it", lambda values, part: values.roll(-1)),
+            ("of the head after it", lambda values, part: values.roll(-1)),
         )
     ),
     *(

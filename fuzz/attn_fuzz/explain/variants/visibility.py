@@ -156,7 +156,7 @@ VARIANTS = (
     mistake("a left edge of -1, which is none, is taken for a distance", _minus_one_is_a_distance(0)),
     mistake("a query's place in the step is taken for its position", _placed(lambda part: -part.context_len)),
     mistake(
-        "queries are placed behind the sequence: its length is taken for that of the context",
+        "queries are placed after the sequence: its length is taken for that of the context",
         _placed(lambda part: part.seq_len - part.context_len),
     ),
     mistake("queries stand one position too far", _placed(lambda part: 1)),

@@ -30,7 +30,7 @@ PREFILL = (
     in_wheel(
         name="aiter-prefill-float32-as-tf32",
         what="Attention in float32 multiplies in TF32 on NVIDIA GPUs that have it (sm80 and later), and is compiled for XF32 "
-        "on MI300X (gfx942): of both operands of a dot 10 bits behind the leading one are left.",
+        "on MI300X (gfx942): of both operands of a dot 10 bits after the leading one are left.",
         cause="aiter/ops/triton/_triton_kernels/prefill_attention.py:124 and 163, _fwd_kernel: tl.dot has no input_precision, "
         'and Triton then takes "tf32" where the GPU has it.',
         needs_gpu=True,
@@ -52,8 +52,8 @@ EXTEND = (
 MHA_VARLEN = (
     in_wheel(
         name="aiter-mha-lse-of-empty-requests",
-        what="A causal call with a request without a key, with queries or without, writes 0 as the LSE of rows behind this "
-        "request: of later requests, or in the memory behind the last row.",
+        what="A causal call with a request without a key, with queries or without, writes 0 as the LSE of rows after this "
+        "request: of later requests, or in the memory after the last row.",
         cause="aiter/ops/triton/_triton_kernels/mha.py:512, _attn_fwd: where no tile of keys is left, the store of the LSE is "
         "masked by the longest request's queries, SEQLEN_Q, and not by this request's. `start_m * BLOCK_M > seqlen_q` (457) "
         "lets a request without a query get there, too, and a further block of a request whose queries fill theirs.",

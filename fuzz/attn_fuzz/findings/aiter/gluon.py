@@ -42,7 +42,7 @@ GLUON_DECODE = (
         "have them, the output of a tile that is not full is 0.",
         cause="aiter/ops/triton/gluon/pa_decode_gluon.py:926-941, and so in the file's other kernels: weights are multiplied "
         "by scale / (max + 1e-8) and the output by max, the largest scale of the tile. It is taken with its sign, and slots "
-        "behind the last key have 0. AITER's own writers make positive scales.",
+        "after the last key have 0. AITER's own writers make positive scales.",
         # attn_fuzz.cases.tensors: with every fourth seed scales are negative, as another writer may have them
         explains=failures_where(
             _CHECKED, lambda case: case.cache and case.cache.scales == "token" and case.values.seed % 4 == 1
@@ -54,7 +54,7 @@ GLUON_UNIFIED = (
     in_main(
         name="aiter-gluon-stride-of-blocks",
         what="Blocks of the cache that do not follow one another, as with K and V side by side in each block or with padding "
-        "behind it, are looked for where they would be if they did.",
+        "after it, are looked for where they would be if they did.",
         cause=f"{_GLUON}/unified_attention_2d.py:328-349 and unified_attention_3d.py: descriptors of the cache have the stride "
         "of a row, and a block's first row is its number times the rows of a block. The stride of blocks is not used.",
         explains=failures_where(
@@ -78,8 +78,8 @@ GLUON_UNIFIED = (
     ),
     in_main(
         name="aiter-gluon-past-table-row",
-        what="A prefill, or a window, reads entries of the block table behind a row, if rows lie further apart than they are "
-        "long: behind the last row, memory that need not be the table's. What is read there is not used.",
+        what="A prefill, or a window, reads entries of the block table past a row, if rows lie further apart than they are "
+        "long: after the last row, memory that need not be the table's. What is read there is not used.",
         cause=f"{_GLUON}/unified_attention_2d.py:464-465 and 652-654: the place in a row is bounded by the stride of rows.",
         explains=lambda case, verdict: (
             verdict.kind == "sanitizer" and "of block_tables_ptr" in verdict.message and takes_gluon_2d(case)
@@ -90,7 +90,7 @@ GLUON_SPARSE = (
     in_main(
         name="aiter-gluon-tile-without-keys",
         what="A row whose logits are all below -87, and which has a tile, or a part, of indices of -1 alone, is NaN: its "
-        "weights underflow. One key and -1 behind it are enough.",
+        "weights underflow. One key and -1 after it are enough.",
         cause="aiter/ops/triton/_gluon_kernels/gfx950/attention/pa_decode_sparse.py:238 and 374: after a tile without a key "
         "the running maximum is 0 instead of -inf (`guard all-masked rows`), and weights are taken relative to it; so they are "
         "in the reduction of parts (:981).",
@@ -166,7 +166,7 @@ GLUON_PREFILL_SPARSE_GFX1250 = (
         what="In pa_prefill_sparse on gfx1250, NaN in slot 0 of the pool, or in row 0 of the step's own, makes rows NaN whose "
         "last tile is not full.",
         cause=f"{_GLUON}/pa_prefill_sparse.py:41-43, 242-246 and 377-381: row 0 is read in the place of -1 and of what is "
-        "behind the end of a list, and V is nowhere masked: its weight is 0, and 0 * NaN is NaN.",
+        "past the end of a list, and V is nowhere masked: its weight is 0, and 0 * NaN is NaN.",
         # the step's own rows are a copy of the pool in another order: NaN of any slot may be in row 0
         explains=lambda case, verdict: is_nan(case, verdict) and not case.finite_slots,
     ),

@@ -29,7 +29,7 @@ _LARGE_GROUPS = in_wheel(
 )
 _MAXIMUM_FROM_ZERO = in_wheel(
     name="aiter-hip-maximum-from-zero",
-    what="With more than 16 query heads for each KV head, heads behind the first part of a group take 0 as a logit of each "
+    what="With more than 16 query heads for each KV head, heads after the first part of a group take 0 as a logit of each "
     "partition's maximum. Where all logits are negative, their weights lose to the 1e-6 in the divisors, and vanish.",
     cause=f"{_PA}/pa_kernels.cuh:487 and 556, pa.cuh:509 and 589: the initializers of qk_max and partition_qk_max set the "
     "first element to -FLT_MAX, and C++ sets the others to 0.",
@@ -48,8 +48,8 @@ def _has_unread_dims(case: "Case") -> bool:
 
 _HEAD_SIZES = in_wheel(
     name="aiter-hip-head-sizes",
-    what="Heads whose size is no multiple of 64: dims behind the last multiple are never computed, and the scores lack those "
-    "behind the last multiple of 32, or of 64 beside a float8 cache. There the scores of heads of 192 lack dims 64 to 95 and "
+    what="Heads whose size is no multiple of 64: dims after the last multiple are never computed, and the scores lack those "
+    "after the last multiple of 32, or of 64 beside a float8 cache. There the scores of heads of 192 lack dims 64 to 95 and "
     "160 to 191.",
     cause=f"{_PA}/pa_kernels.cuh:79 and 269, pa.cuh:132 and 303: QKHELOOP and VHELOOP are quotients that are rounded down. "
     "QKHELOOP is of a part of at most 128 dims: two of 96 (pa.cuh:76-77), of which a step of float8 takes 64. "
@@ -74,13 +74,13 @@ HIP_PA_V1 = (
         name="aiter-hip-alibi-under-soft-cap",
         what="With a soft cap, the cap is applied to the sum of score and ALiBi, and not to the score alone.",
         cause=f"{_PA}/pa_kernels.cuh:419-482: ALiBi is added first. AITER's Triton unified_attention, which vLLM calls for the "
-        "same layer's steps of several queries, adds it behind the cap.",
+        "same layer's steps of several queries, adds it after the cap.",
         explains=failures_where(NUMBERS, lambda case: case.logits_soft_cap is not None and case.alibi_slopes),
     ),
     in_wheel(
         name="aiter-hip-window-under-soft-cap",
         what="With a soft cap c, keys before a window are not hidden: each has the logit -c.",
-        cause=f"{_PA}/pa_kernels.cuh:443-482: a key before the window gets the logit -FLT_MAX, and the cap is applied behind "
+        cause=f"{_PA}/pa_kernels.cuh:443-482: a key before the window gets the logit -FLT_MAX, and the cap is applied after "
         "that. vLLM 0.33 trims the block table to the window's blocks, so that the keys are those of the first block alone.",
         explains=failures_where(NUMBERS, has_hidden_keys, lambda case: case.logits_soft_cap is not None),
     ),

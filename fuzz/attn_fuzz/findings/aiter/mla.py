@@ -14,10 +14,10 @@ def _is_latent(config: AttentionConfig) -> bool:
 MLA_DECODE_ROPE = (
     in_wheel(
         name="aiter-mla-rope-past-row",
-        what="With use_rope, where the number of dims behind the latent ones is no power of two, dims behind the row of a "
+        what="With use_rope, where the number of dims after the latent ones is no power of two, dims past the row of a "
         "request's last key are read, and a NaN in them makes the output NaN.",
         cause="aiter/ops/triton/_triton_kernels/mla_decode_rope.py, _fwd_grouped_kernel_stage1_rope: k_pe_last_token and "
-        "k_pe_rot_last_token are loaded without a mask, BLOCK_R dims of each; q is 0 in those behind the row, and 0 * NaN is "
+        "k_pe_rot_last_token are loaded without a mask, BLOCK_R dims of each; q is 0 in those past the row, and 0 * NaN is "
         "NaN.",
         meets=_is_latent,
         explains=lambda case, verdict: (
@@ -30,7 +30,7 @@ MLA_DECODE_ROPE = (
 SPARSE_MLA = (
     in_wheel(
         name="aiter-sparse-mla-heads",
-        what="Query heads behind the last multiple of 16 are never computed; with fewer than 16 no head is.",
+        what="Query heads after the last multiple of 16 are never computed; with fewer than 16 no head is.",
         cause="aiter/ops/triton/unified_attention_sparse_mla.py, unified_attention_sparse_mla: the grid has "
         "num_query_heads // 16 programs for each row of q, and no check refuses what is left over.",
         meets=lambda config: _is_latent(config) and config.num_heads % 16 != 0,

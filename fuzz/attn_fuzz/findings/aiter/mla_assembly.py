@@ -42,7 +42,7 @@ def has_junk_in_slot_0(case: "Case") -> bool:
 _SLOT_0 = in_both(
     name="aiter-mla-slot-0",
     what="NaN in slot 0 of the cache makes the output NaN, also of requests that have no key there.",
-    cause="All files below hsa/gfx942/mla: indices of keys behind the end of a sequence are loaded as 0, so a tile that is not "
+    cause="All files below hsa/gfx942/mla: indices of keys past the end of a sequence are loaded as 0, so a tile that is not "
     "full reads slot 0, and nothing masks V: its weight is 0, and 0 * NaN is NaN.",
     explains=lambda case, verdict: is_nan(case, verdict) and has_junk_in_slot_0(case),
 )
@@ -51,7 +51,7 @@ MLA_ASSEMBLY = (
     _SLOT_0,
     in_both(
         name="aiter-mla-128-heads-not-causal",
-        what="bfloat16, 128 heads and several queries of a request: each query but the last one sees the keys behind it, too.",
+        what="bfloat16, 128 heads and several queries of a request: each query but the last one sees the keys after it, too.",
         cause="hsa/gfx942/mla/mla_dec_stage1_bf16_a16w16_subQ128_mqa128.co has no causal mask, and asm_mla.cu:165-172 takes it "
         "for any max_seqlen_q. Hardware shows the same (AITER issue 5679).",
         explains=failures_where(WRONG, has_several_queries, lambda case: case.group_size == 128 and not case.is_quantized),
@@ -129,7 +129,7 @@ MLA_ASSEMBLY_OF_MAIN = (
     in_main(
         name="aiter-mla-64-heads-not-causal",
         what="bfloat16, without metadata, 32 heads (gfx942) or 64 heads, and several queries of a request: each query but the "
-        "last one sees the keys behind it, too. Of 32 heads the second half of the queries has no output.",
+        "last one sees the keys after it, too. Of 32 heads the second half of the queries has no output.",
         cause=f"{_OF_32_AND_64_HEADS}, have no causal mask, and asm_mla.cu:911-943 takes them for any max_seqlen_q. A "
         "workgroup of 32mx1 has 32 rows (s_mov_b32 s65, 32 at 0x23bc), and the grid is made for 64 (:915).",
         explains=failures_where(UNWRITTEN, _in_16_bits(32, 64), has_several_queries),
@@ -144,7 +144,7 @@ MLA_ASSEMBLY_OF_MAIN = (
     in_main(
         name="aiter-mla-8-heads-float32",
         what="bfloat16, 8 heads and one query, keys in one split: float32 numbers are stored into the output of 16 "
-        "bits, which is wrong, and as many bytes behind it are overwritten.",
+        "bits, which is wrong, and as many bytes after it are overwritten.",
         cause="aiter/mla.py:623-645 gives the output itself as the place of the only split, and "
         "mla_a16w16_qh8_qseqlen1_gqaratio8_v3.co of gfx942 (0x7104 to 0x7174) and of gfx950 stores float32: it does not read "
         "out_16_nosplit (0x120), which asm_mla.cu:781 sets.",
@@ -152,9 +152,9 @@ MLA_ASSEMBLY_OF_MAIN = (
     ),
     in_main(
         name="aiter-mla-8-heads-two-queries",
-        what="gfx950, bfloat16, 8 heads and 2 queries of a request: bytes behind the last row of q are read, and the first "
+        what="gfx950, bfloat16, 8 heads and 2 queries of a request: bytes after the last row of q are read, and the first "
         "query may see the key of the second one.",
-        cause="hsa/gfx950/mla/mla_a16w16_qh8_qseqlen2_gqaratio8.co and its _causal load 32 and more bytes behind their 16 "
+        cause="hsa/gfx950/mla/mla_a16w16_qh8_qseqlen2_gqaratio8.co and its _causal load 32 and more bytes after their 16 "
         "rows (lines 216 and 219). Only the second has a causal mask, and mla_asm.csv has both in rows that differ in their "
         "files alone: get_heuristic_kernel_mla (asm_mla.cu:142-178) finds the first in the order of a std::unordered_map. With "
         "libstdc++ that is the one without a mask if the map has gfx950's rows, and the other if it has gfx942's, too.",
@@ -165,8 +165,8 @@ MLA_ASSEMBLY_OF_MAIN = (
     ),
     in_main(
         name="aiter-mla-8-heads-past-end",
-        what="gfx942, float8, 8 heads: bytes behind the last slot of the cache are read.",
-        cause="hsa/gfx942/mla/mla_a8w8_qh8_qseqlen1_gqaratio8_v1.co, 0x244c: lanes behind the 576 dims of a row load, too, and "
+        what="gfx942, float8, 8 heads: bytes after the last slot of the cache are read.",
+        cause="hsa/gfx942/mla/mla_a8w8_qh8_qseqlen1_gqaratio8_v1.co, 0x244c: lanes after the 576 dims of a row load, too, and "
         "the buffer has no bound.",
         explains=_of_accesses("buffer_load", _of_8_heads, lambda case: case.is_quantized),
     ),
@@ -188,7 +188,7 @@ MLA_PERSISTENT = (
     in_wheel(
         name="aiter-mla-empty-works",
         what=f"float8, 128 heads, {_SHORT_END} Rows of the output are made of memory that nobody has written.",
-        cause="csrc/kernels/mla/metadata/v1_2_device.cuh:138-140 subtracts the queries behind a tile from the end of its keys, "
+        cause="csrc/kernels/mla/metadata/v1_2_device.cuh:138-140 subtracts the queries after a tile from the end of its keys, "
         "so a part can have none. hsa/gfx942/mla/mla_a8w8_qh128_m32x4_n16x2_msk0_ps.co ends the workgroup at such a work "
         "(0x2550: s_cmp_le_u32 s81, s80 and a branch to s_endpgm): it writes neither that part nor any later work. "
         "AITER's main (e4048607) makes no such part.",

@@ -19,7 +19,7 @@ def _has_short_tail(case: "Case", verdict: "Verdict") -> bool:
 PA_ASSEMBLY = (
     in_both(
         name="aiter-pa-assembly-short-tail",
-        what="A request of 241 to 255 keys attends the slots behind its last key, too, with about half the weight of a key "
+        what="A request of 241 to 255 keys attends the slots after its last key, too, with about half the weight of a key "
         "whose logit is the same. The output is NaN if V is NaN there.",
         cause="hsa/gfx942/pa and hsa/gfx950/pa, all files of blocks of 16 without mtp: `s_cmp_lt_u32 s73, 16` enters the loop "
         "over whole tiles of 256 keys if there are 16 blocks, and should if there are 256 keys. Hardware shows NaN at the same "
@@ -32,7 +32,7 @@ PA_ASSEMBLY = (
         name="aiter-pa-assembly-unused-slots",
         what="NaN in a slot of V past the end of a sequence, or in block 0 of the cache, makes the output NaN.",
         cause="hsa/gfx942/pa and hsa/gfx950/pa: V of the last tile is multiplied with weights of 0, and 0 * NaN is NaN. Blocks "
-        "behind the end of a block table's row have the number 0.",
+        "past the end of a block table's row have the number 0.",
         meets=is_decoder,
         explains=lambda case, verdict: is_nan(case, verdict) and not case.finite_slots,
     ),
@@ -66,7 +66,7 @@ PA_MTP_ASSEMBLY = (
     in_wheel(
         name="aiter-pa-assembly-one-of-several",
         what="A request of one query beside requests of more, with 9 to 16 heads per KV head and a quantized cache of blocks "
-        "of 16: whether the slots behind its keys are masked depends on what a register held before the kernel.",
+        "of 16: whether the slots after its keys are masked depends on what a register held before the kernel.",
         cause=f"{_GQA16_MTP}: the code for one query compares s90 with the number of keys (`s_cmp_le_i32 s90, s89`, at 0x2d3c "
         "of pa_fp16_pertokenInt8) and masks a tile by it. `s_mov_b32 s90, 0xff` stands in the code for 2 to 4 queries alone. "
         "The files for 8 heads set it.",

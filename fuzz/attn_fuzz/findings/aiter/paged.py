@@ -63,7 +63,7 @@ CHUNKED_PREFILL = (
     in_wheel(
         name="aiter-chunked-empty-request",
         what="A request without a query, as padding for graphs has them, writes a row of the output: the next request's first "
-        "row, or the memory behind the last row.",
+        "row, or the memory after the last row.",
         cause="aiter/ops/triton/_triton_kernels/chunked_pa_prefill.py:63-68, _kernel_paged_attention_2d: with "
         "filter_by_query_len it returns for more than one query, and not for none.",
         explains=failures_where((*WRONG, "guard", "crashed", "sanitizer"), has_idle_requests),

@@ -27,7 +27,7 @@ def _hides_tiles(case: "Case") -> bool:
     return (is_windowed or _may_split(case)) and any(request.query_len > 1 for request in case.requests)
 
 
-def _is_behind_an_empty_decode(case: "Case", verdict: "Verdict") -> bool:
+def _is_after_an_empty_decode(case: "Case", verdict: "Verdict") -> bool:
     """True if the wrong rows may have been moved by a request without a query, in a step of decodes."""
     empty = [index for index, request in enumerate(case.requests) if not request.query_len]
     if case.max_query_len > 1 or not empty:
@@ -111,12 +111,12 @@ UNIFIED_ATTENTION = (
     Finding(
         name="aiter-decode-empty-request",
         what="With max_seqlen_q of 1, a request without a query, as padding for graphs has them, shifts the rows of all "
-        "requests behind it, and one row behind the last is written.",
+        "requests after it, and one row after the last is written.",
         cause="aiter/ops/triton/_triton_kernels/attention/unified_attention.py:114-118 and 526-530: with ALL_DECODE, program i "
         "takes row i for request i, whether or not each request has a query.",
         seen_in="amd-aiter's main at e4048607",
         meets=is_decoder,
-        explains=_is_behind_an_empty_decode,
+        explains=_is_after_an_empty_decode,
         is_in_sources=_takes_programs_for_rows,
     ),
 )

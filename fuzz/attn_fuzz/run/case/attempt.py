@@ -17,8 +17,7 @@ from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step, Write, latent_parts
 from attn_fuzz.cases.wrong_arguments import wrong_attention
 from attn_fuzz.errors import FailedCheckError
-from attn_fuzz.exact import call as exact
-from attn_fuzz.exact import quantities
+from attn_fuzz.exact import followed_call, quantities
 from attn_fuzz.interpreted import new_memory, permissions, program_order, sanitizer
 from attn_fuzz.run.case import devices, fence
 from attn_fuzz.run.case.exceptions import message_of
@@ -107,7 +106,7 @@ class Attempt:
             self.during = f", in the earlier call {name!r}"
             call_earlier(own, name, self.target, in_full=not self.target.can_be_sanitized(self.device))
         self.during = ""
-        with exact.following(self.followed):
+        with followed_call.following(self.followed):
             attend(own, self.target.attention)
         synchronize(self.device)
         self.events = tuple(self.target.events(self.called))
@@ -142,9 +141,9 @@ class Attempt:
         return f"{self.beyond} is beyond its support{' and was not refused' * self.target.refuses}: " if self.beyond else ""
 
 
-def _followed(step: Step) -> exact.Call:
+def _followed(step: Step) -> followed_call.FollowedCall:
     outputs = [step.out] if step.lse is None else [step.out, step.lse]
-    return exact.Call(quantities.of_layer(step.layer), step.inputs().values(), outputs)
+    return followed_call.FollowedCall(quantities.of_layer(step.layer), step.inputs().values(), outputs)
 
 
 def _judged_on(case: Case, device: str) -> str:

@@ -1,7 +1,7 @@
 """A step whose tensors lie against unmapped pages, so that a read past an end of one of them faults.
 
 In other steps a tensor lies inside of a larger one (`attn_fuzz.cases.tensors`), where a stray read gives NaN. That goes
-unnoticed if a mask hides the NaN. Here the allocation of each tensor is cut where the tensor ends, and the page behind it is
+unnoticed if a mask hides the NaN. Here the allocation of each tensor is cut where the tensor ends, and the page after it is
 unmapped; or it is cut where the tensor begins. The other side of the tensor stays as it is.
 
 Tensors that share an allocation, such as slices of one qkv, have one fence, from the beginning of the first to the end of the
@@ -50,7 +50,7 @@ class _Extent(NamedTuple):
 
     Attributes:
         name: the name of the tensors.
-        begin, end: from the first byte of the first tensor to behind the last byte of the last.
+        begin, end: from the first byte of the first tensor to the end of the last one.
         alignment: in bytes, of the beginning of the tensors: ALIGNMENT if one of them has it, else that of an element.
     """
 
@@ -70,7 +70,7 @@ def each_alone(case: Case) -> Iterator[Fence]:
 def sent(step: Step, case: Case, device: str, fence: Fence) -> Step:
     """A copy of a step on a device, with a fence. Memory of an earlier such step is used again.
 
-    Shapes, strides and numbers stay. So do storage offsets if the fence is behind the tensors; before them, an allocation
+    Shapes, strides and numbers stay. So do storage offsets if the fence is after the tensors; before them, an allocation
     begins where its first tensor does. A tensor that begins at a multiple of ALIGNMENT still does. Where this needs it, up to
     ALIGNMENT - 1 bytes lie between a tensor and the unmapped page. Whole allocations, such as `Step.out_buffer`, are flat: what
     is left of them.
@@ -150,7 +150,7 @@ def _together(one: _Extent, other: _Extent) -> _Extent:
 
 
 def _bytes(tensor: torch.Tensor) -> tuple[int, int]:
-    """A tensor's first byte in its storage, and the byte behind its last."""
+    """A tensor's first byte in its storage, and the byte past its last."""
     begin = int(tensor.storage_offset()) * tensor.itemsize
     first, end = memory_of(tensor)
     return begin, begin + end - first

@@ -70,7 +70,7 @@ def try_case(case: Case, target: Target, device: str, judge_step: Judge = judge,
 
 
 def try_fenced(case: Case, target: Target, device: str, fences: Sequence[Fence]) -> Verdict:
-    """Make the calls of a case behind one fence after another. Outputs are not judged.
+    """Make the calls of a case with one fence after another. Outputs are not judged.
 
     The verdict is "fence" if a GPU tells of an illegal access. On a CPU, and under some drivers of GPUs, such an access ends
     the process.
@@ -164,9 +164,9 @@ def followed(case: Case, target: Target, device: str, verdict: Verdict) -> Verdi
         if attempt.error is not None:
             raise NotCarriedError(attempt.followed.refusal or f"{type(attempt.error).__name__}: {message_of(attempt.error)}")
         if case.logits_soft_cap is not None and abs(case.scale) > MOST_CAPS * case.logits_soft_cap:
-            raise NotCarriedError("a scale of so many caps that kernels keep the quotient finite")
+            raise NotCarriedError("kernels may clamp a scale above 2^64 times logits_soft_cap")
         if 0 < abs(case.scale) < LEAST_SCALE:
-            raise NotCarriedError("a scale so small that kernels keep its products normal numbers")
+            raise NotCarriedError("kernels may clamp a scale below 2^-100")
         wrong = comparison.inequality(attempt.followed, attempt.step, attempt.expected)
     except NotCarriedError as error:
         event = f"{NOT_CARRIED}: {attempt.followed.refusal or error}"

@@ -161,7 +161,7 @@ class Pool:
         self._taken: list[tuple[int, int]] = []
 
     def tensor(self, size: int, side: Side) -> torch.Tensor:
-        """[size] uint8: memory that lies flush against the unmapped pages behind its end, or before its beginning."""
+        """[size] uint8: memory that lies flush against the unmapped pages past its end, or before its beginning."""
         mapped = self._pages.size
         while mapped < size:
             mapped *= 2

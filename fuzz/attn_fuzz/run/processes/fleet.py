@@ -20,7 +20,7 @@ import ray
 from attn_fuzz.errors import ExecutorError, InputError
 from attn_fuzz.run import provenance
 from attn_fuzz.run.processes import node
-from attn_fuzz.run.processes.node import Seen
+from attn_fuzz.run.processes.node import SeenTarget
 from attn_fuzz.run.processes.workers import END_SECONDS, Message
 from attn_fuzz.run.shard import FuzzPlan
 from ray._private import services, worker
@@ -170,7 +170,7 @@ class Cluster:
     room: int
     task: Any
 
-    def look(self, target: str, waits: Callable[[], None]) -> Seen:
+    def look(self, target: str, waits: Callable[[], None]) -> SeenTarget:
         """A target as a node sees it.
 
         Args:

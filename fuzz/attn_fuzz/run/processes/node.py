@@ -27,7 +27,7 @@ TELL_SECONDS = 0.5
 _VISIBLE_GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
-class Seen(NamedTuple):
+class SeenTarget(NamedTuple):
     """A target as a node sees it: the name of the node's device, and what the target supports there."""
 
     device_name: str
@@ -54,13 +54,13 @@ def task(identity: Mapping[str, str], target: str, call: bytes) -> Iterator[Any]
     yield from function(*arguments)
 
 
-def look(target: str, device: str) -> Iterator[Seen]:
+def look(target: str, device: str) -> Iterator[SeenTarget]:
     """Say what the target is here.
 
     Raises:
         TargetError: the target cannot run here.
     """
-    yield Seen(_device_name(device), registry.usable(target, device).support(device))
+    yield SeenTarget(_device_name(device), registry.usable(target, device).support(device))
 
 
 def fixed(target: str, device: str, case_seconds: float) -> Iterator[list[str]]:

@@ -263,7 +263,7 @@ def _call(
 
 @contextlib.contextmanager
 def interrupts_later() -> Iterator[None]:
-    """An interrupt that comes meanwhile is raised behind the block; the first one of several.
+    """An interrupt that comes meanwhile is raised after the block; the first one of several.
 
     A process that is started by `spawn` reads what it is to do from its parent. If the parent ends before it has written all of
     it, the process prints a traceback. A process that is started meanwhile gets no Ctrl-C until it calls `end_with_parent`.

@@ -1,7 +1,7 @@
 """The backends whose layers attend to what an indexer selected, as targets: ROCM_AITER_MLA_SPARSE and MINIMAX_M3_SPARSE.
 
 The metadata of a step has no selection. As an indexer does, the target writes a case's selection into a buffer before each
-call. The kernels must not follow anything else in the buffer: rows behind the step's, and elements between rows. All layers
+call. The kernels must not follow anything else in the buffer: rows after the step's, and elements between rows. All layers
 share it.
 """
 
@@ -21,7 +21,7 @@ BLOCK = 128
 """The tokens of a block that MiniMax-M3's indexer selects (vLLM 0.33)."""
 _INVALID = 1 << 30
 _MAX_TOKENS = 2048
-_BEHIND_ROWS = 3
+_PAST_ROWS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class SparseLayers(BackendLayers):
     def _buffer(self, layer: Layer, width: int, rows: int, device: torch.device) -> torch.Tensor:
         k = -(-max(width, 1) // self.multiple) * self.multiple
         heads = (layer.num_kv_heads,) if self.by_head else ()
-        shape = (*heads, max(rows, _MAX_TOKENS), k + _BEHIND_ROWS)
+        shape = (*heads, max(rows, _MAX_TOKENS), k + _PAST_ROWS)
         if (shape, device) not in self._buffers:
             self._buffers[shape, device] = torch.full(shape, _INVALID, dtype=torch.int32, device=device)[..., :k]
         return self._buffers[shape, device]

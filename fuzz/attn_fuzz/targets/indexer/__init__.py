@@ -9,7 +9,7 @@ of `NUMBERS`. Slots without a key hold NaN, and so do rows of no request.
 The input of each stage is the reference's result of the stage before, or the target's own result if it was right:
 
     write_index_cache   every byte of the cache is compared with what the reference writes
-    gather              the keys of all requests, one behind the other: every byte is one of the cache
+    gather              the keys of all requests, one after the other: every byte is one of the cache
     index_logits        each logit that a row sees, within a derived bound (`attn_fuzz.verdict.indexer`)
     select              by the very logits that it is given, which are drawn if the target makes none: half of them are
                         neighbours in float32. Logits that a row does not see hold anything. In some steps the selection is

@@ -1,4 +1,4 @@
-"""The keys of requests one behind the other, as some functions take them."""
+"""The keys of requests one after the other, as some functions take them."""
 
 import itertools
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from attn_reference.indexer import request_rows
 
 
 class GatheredKeys(NamedTuple):
-    """The index keys of all requests, one behind the other, as engines gather them for a prefill.
+    """The index keys of all requests, one after the other, as engines gather them for a prefill.
 
     Attributes:
         codes: [keys, D], as they are stored.
@@ -44,7 +44,7 @@ def gathered_keys(index_cache: torch.Tensor, indexer: Indexer, batch: Batch, row
 
 
 def of_ranges(logits: torch.Tensor, keys: GatheredKeys, units: int) -> torch.Tensor:
-    """[1, T, units]: logits [T, keys] of gathered keys, with each row's own ones first, and NaN behind them."""
+    """[1, T, units]: logits [T, keys] of gathered keys, with each row's own ones first, and NaN after them."""
     found = torch.full((1, len(logits), units), torch.nan)
     for row, (start, end) in enumerate(zip(keys.starts.tolist(), keys.ends.tolist(), strict=True)):
         found[0, row, : end - start] = logits[row, start:end]

@@ -43,7 +43,7 @@ def applied(target: Target, modes: Sequence[str], place: str) -> Target:
     own = target.modes
     for before, mode in zip((None, *modes), modes, strict=False):
         if mode not in own and mode not in _ORDER:
-            raise NoModeError(f"expected one of {', '.join(dict.fromkeys((*own, *_ORDER)))} behind the @")
+            raise NoModeError(f"expected one of {', '.join(dict.fromkeys((*own, *_ORDER)))} after the @")
         if before is not None and _order(before) >= _order(mode):
             reason = "one excludes the other" if _order(before) == _order(mode) else f"write @{mode}@{before}"
             raise NoModeError(f"@{before}@{mode}: {reason}")

@@ -99,7 +99,7 @@ def _far(tensor: torch.Tensor, dim: int, unit_bytes: int, multiple: int, rng: ra
 
 
 def _copied_apart(tensor: torch.Tensor, dim: int, apart: int, before: int) -> torch.Tensor:
-    """A copy of a tensor with a given distance between the rows of a dimension, and with that much memory before and behind
+    """A copy of a tensor with a given distance between the rows of a dimension, and with that much memory before and after
     it."""
     itemsize = tensor.element_size()
     others = [size for i, size in enumerate(tensor.shape) if i != dim]
@@ -152,7 +152,7 @@ def pool(rows: int, like: torch.Tensor) -> torch.Tensor:
     width = like.shape[-1]
     if not is_far:
         return like.new_full((rows, width), torch.nan)
-    memory = reserved_memory(2 * REACH * like.element_size()).view(like.dtype)  # half of it before and behind the rows
+    memory = reserved_memory(2 * REACH * like.element_size()).view(like.dtype)  # half of it before and after the rows
     return memory[REACH // 2 : REACH // 2 + REACH].view(-1, width)
 
 
@@ -259,7 +259,7 @@ class _LargeCache:
         if table is not None:
             last = torch.iinfo(table.dtype).max // self._apart - 1
             moved = torch.where((table >= 0) & (table < last), self._moved(table), table)
-            # some kernels read what lies behind the last row
+            # some kernels read what lies after the last row
             storage = storage_of(table).clone()
             table = storage.as_strided(table.shape, table.stride(), table.storage_offset()).copy_(moved)
             if max(self._engine.table_padding) > 0:

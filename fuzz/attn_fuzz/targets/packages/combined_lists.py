@@ -6,7 +6,7 @@ the tokens that it stands for are keys of two caches. So a token of the window i
 
 The step's lengths are the case's, its selection_unit is how many tokens an entry stands for, and the width of `selected` is how
 many entries a query may choose. A case's lengths draw the rest. A list is right if it has the rows that it should have, in any
-order, as many times -1 as the query chose no entry, and -1 behind its length.
+order, as many times -1 as the query chose no entry, and -1 after its length.
 """
 
 import random
@@ -34,7 +34,7 @@ class ListInputs(NamedTuple):
         holes: -1 among the chosen entries of a query.
         short: fewer gathered keys than windows have, as where a request is replayed.
         ragged: requests whose rows begin anywhere in the workspace; else all have as many.
-        unowned: queries of no request, behind the others.
+        unowned: queries of no request, after the others.
     """
 
     holes: bool = False
@@ -56,7 +56,7 @@ class Prefill(NamedTuple):
         first_entries, first_keys: [R]: the rows of the workspace where each request's entries begin, and its keys.
         window, ratio, top_k: the keys that a query sees, the tokens of an entry, and how many entries a query chooses at most.
         chosen: [T, at least top_k]: of a request's own entries, those that a query has chosen, of which it sees
-            `(p + 1) // ratio`; anything behind them.
+            `(p + 1) // ratio`; anything after them.
     """
 
     query_start_loc: torch.Tensor
@@ -107,7 +107,7 @@ def check(right: Iterable[list[int]], lists: torch.Tensor, lengths: torch.Tensor
     """Compare lists [T, W] of queries at positions [T] with the right ones, in any order.
 
     Raises:
-        FailedCheckError: a length, a list or what is behind it is wrong.
+        FailedCheckError: a length, a list or what is after it is wrong.
     """
     given = zip(lists.tolist(), lengths.tolist(), positions.tolist(), right, strict=True)
     for row, (found, length, p, expected) in enumerate(given):
@@ -149,7 +149,7 @@ def _drawn(batch: Batch, ratio: int, top_k: int, inputs: ListInputs, rng: random
 
 
 def _chosen(count: int, seen: int, width: int, inputs: ListInputs, rng: random.Random) -> list[int]:
-    """Entries of [0, seen), followed by what lies behind the row in memory."""
+    """Entries of [0, seen), followed by what lies past the row in memory."""
     own = rng.sample(range(seen), count)
     if inputs.holes and rng.random() < 0.3:
         own = [-1 if rng.random() < 0.4 else c for c in own]

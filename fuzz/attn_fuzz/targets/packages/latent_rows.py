@@ -20,7 +20,7 @@ SPARSE_TOKENS = dataclasses.replace(
     VLLM, selection_units=(1,), selections=("top", "some", "holes", "all"), selected_per_head=(False,), least_scales=False
 )
 """Selections of tokens that all heads share, and none of which causality hides: kernels know no causality beside them. An
-engine puts -1 behind the tokens of a row, and where a token is another rank's."""
+engine puts -1 after the tokens of a row, and where a token is another rank's."""
 
 
 _SLOT = 584
@@ -39,9 +39,9 @@ def decoded_rows(batch: Batch) -> DecodedRows:
     """The request of each row, and how many of its first keys the row sees: causal or not, and nothing else."""
     starts, device = batch.query_start_loc.long(), batch.query_start_loc.device
     request = torch.repeat_interleave(torch.arange(batch.num_requests, device=device), starts.diff())
-    behind = starts[1:][request] - 1 - torch.arange(len(request), device=device)
+    from_end = starts[1:][request] - 1 - torch.arange(len(request), device=device)
     causal = batch.causal[request] if isinstance(batch.causal, torch.Tensor) else torch.tensor(batch.causal, device=device)
-    seq_lens = torch.where(causal, (batch.seq_lens[request] - behind).clamp(min=0), batch.seq_lens[request])
+    seq_lens = torch.where(causal, (batch.seq_lens[request] - from_end).clamp(min=0), batch.seq_lens[request])
     return DecodedRows(request, seq_lens.int())
 
 

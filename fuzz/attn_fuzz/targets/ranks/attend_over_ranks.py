@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 from attn_contract import Batch, ContractError, Layer, UnsupportedError
-from attn_fuzz.exact import call as exact
+from attn_fuzz.exact import followed_call
 from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.targets.ranks.local_calls import TRITON_RANKS
 from attn_fuzz.targets.ranks.processes import TIMEOUT, RankProcesses
@@ -79,7 +79,7 @@ def on_all_ranks(
         ContractError, UnsupportedError: a rank's, which is no other rank's.
         NotCarriedError: the call is followed in exact mode, which no process of a rank is.
     """
-    exact.refuse("what processes of ranks compute")
+    followed_call.refuse("what processes of ranks compute")
     try:
         results = _processes().call(function, calls)
     except BaseException:

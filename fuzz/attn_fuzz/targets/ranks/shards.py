@@ -1,6 +1,6 @@
 """The part of a cache that a rank has: only its own keys, in blocks of its own.
 
-All other slots are NaN, and the rank's block table leads astray behind its last block.
+All other slots are NaN, and the rank's block table leads astray after its last block.
 """
 
 import dataclasses

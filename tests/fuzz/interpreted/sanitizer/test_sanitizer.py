@@ -148,7 +148,7 @@ def bounds_alone(sanitized):
 @pytest.mark.parametrize(("shift", "num_elements", "access"), [(9, 8, "load"), (-9, 8, "load"), (0, 24, "store")])
 def test_a_kernel_without_rights_keeps_to_the_memory_of_its_arguments(shift, num_elements, access):
     source, target = torch.zeros(32 if access == "store" else 8), torch.zeros(8)
-    where = r"program \(0, 0, 0\): \d+ bytes (before|behind) the memory of (source|target)_ptr: outside of every argument$"
+    where = r"program \(0, 0, 0\): \d+ bytes (before|past) the memory of (source|target)_ptr: outside of every argument$"
     message = rf"^{access} at watched.py:\d+ in copy_kernel, {where}"
     with pytest.raises(sanitizer.Violation, match=message), sanitizer.watch(list) as watching:
         copy_kernel[1,](source, target, shift, num_elements, SIZE=32)

@@ -137,7 +137,7 @@ def run(launch: AssemblyLaunch, architecture: str, schedules: "Sequence[Schedule
 def attention(launches: Callable[..., Iterable[AssemblyLaunch]]) -> Callable[..., None]:
     """Attention on an architecture, by its launches: `launches(architecture, q, k, v, kv_cache, layer, batch, out, lse)`.
 
-    A generator copies results behind its launches.
+    A generator copies results after its launches.
     """
 
     def attend(architecture, q, k, v, kv_cache, layer, batch, *, out, lse) -> None:

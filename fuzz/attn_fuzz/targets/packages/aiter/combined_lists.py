@@ -1,7 +1,7 @@
 """AITER's kernels that list which rows of a gathered workspace a prefill of DeepSeek-V4 attends to, in AITER's main alone.
 
 _compute_combined_lens_kernel and _combine_topk_swa_indices_ragged_kernel of sparse_attention_dsv4.py (see
-`packages.aiter.two_sources`) write one list behind the other. No host code of AITER launches them, so the launches are here.
+`packages.aiter.two_sources`) write one list after the other. No host code of AITER launches them, so the launches are here.
 """
 
 import torch

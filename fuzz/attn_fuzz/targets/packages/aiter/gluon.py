@@ -1,7 +1,7 @@
 """AITER's Gluon attention, which is in AITER's main and in no wheel: `ATTN_PARITY_AITER=FOLDER` names a checkout of it.
 
 No interpreter runs Gluon: `aiter-gluon-unified@gfx1250` compiles the kernels, and the emulator runs them. AITER's host code
-runs as it is, and gets the architecture behind the `@`. It was read at commit e4048607a5 of ROCm/aiter; paths are below
+runs as it is, and gets the architecture after the `@`. It was read at commit e4048607a5 of ROCm/aiter; paths are below
 aiter/ops/triton.
 
 unified_attention (attention/unified_attention.py) takes its Gluon 2D kernel for steps with a prefill or a window, its Gluon 3D

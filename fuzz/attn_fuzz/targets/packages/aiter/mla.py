@@ -94,7 +94,7 @@ class _Rotation:
         return {**names, "cos_sin_cache": self.table, "positions": self.positions}
 
     def back(self, x: torch.Tensor) -> torch.Tensor:
-        """The dims of x [rows, heads, D] behind the latent ones, turned back."""
+        """The dims of x [rows, heads, D] after the latent ones, turned back."""
         x = x[..., self.first :].clone()
         cos, sin = self.table[self.positions][:, None].chunk(2, dim=-1)
         pairs = (slice(0, self.dim // 2), slice(self.dim // 2, self.dim))

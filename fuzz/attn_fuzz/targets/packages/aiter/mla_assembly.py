@@ -250,9 +250,9 @@ def _decode_stage(run, architecture: str, rng: random.Random, *given: Any) -> No
     no_lse, context_parallel = None, (None, 1, 0)
     # :785-787
     of_out = (None, int(splits == 1)) if is_main and not persistent else (call.out, splits)
-    behind = (of_out[0], call.q_scale, call.kv_scale, of_out[1], no_lse, *context_parallel)
+    further = (of_out[0], call.q_scale, call.kv_scale, of_out[1], no_lse, *context_parallel)
     grid = (len(call.work_indptr) - 1, 1, 1) if persistent else (-(-rows // sub_q), len(call.qo_indptr) - 1, splits)
-    run(file, kernel, grid, _arguments((*pointers, *numbers, call.qo_indptr, metadata, *behind)))
+    run(file, kernel, grid, _arguments((*pointers, *numbers, call.qo_indptr, metadata, *further)))
 
 
 def _type(each: torch.Tensor) -> str:

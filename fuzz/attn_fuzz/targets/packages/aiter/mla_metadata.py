@@ -24,7 +24,7 @@ class Metadata(NamedTuple):
     Attributes:
         work_indptr: [workgroups + 1], where the works of each workgroup begin.
         work_info_set: [works, 8]: the request; the first row of partial outputs, or -1 if the work has all keys; the first row
-            of q and the one behind the last; the first key and the one behind the last; the request's keys behind that; 0.
+            of q and the one after the last; the first key and the one after the last; the request's keys after that; 0.
         reduce_indptr: [tiles + 1], where the parts of each tile of queries begin in `reduce_partial_map`.
         reduce_final_map: [tiles, 2], the tile's rows of the output.
         reduce_partial_map: [parts], the first row of each part in the partial outputs.
@@ -42,9 +42,9 @@ class _Planned(NamedTuple):
 
     Attributes:
         request: the request that it is of.
-        tiles: of each tile its first row of q, the one behind the last, and the number of last keys that it does not see.
+        tiles: of each tile its first row of q, the one after the last, and the number of last keys that it does not see.
         size: the rows of a tile.
-        keys: the first key of the request and the one behind the last.
+        keys: the first key of the request and the one after the last.
     """
 
     request: int

@@ -6,7 +6,7 @@ The host code of fp8_mqa_logits runs as it is, and takes Triton on gfx942, where
 
 `deepgemm_fp8_paged_mqa_logits` ends with the key of a compiled kernel, which an interpreter has not: its kernel is launched
 here as it does where there is no Gluon (pa_mqa_logits.py:676-711). stage1 gives logits of each head, which vLLM fills with -inf
-before and adds up behind, on RDNA (v1/attention/ops/rocm_aiter_mla_sparse.py:846-857). Rows of logits are max_seq_len long,
+before and adds up after, on RDNA (v1/attention/ops/rocm_aiter_mla_sparse.py:846-857). Rows of logits are max_seq_len long,
 and where the case's bounds have no slack, a whole number of chunks.
 
 `deepgemm_fp8_paged_mqa_logits_ragged_k` is given the slots of all keys, of a cache whose blocks have one slot.

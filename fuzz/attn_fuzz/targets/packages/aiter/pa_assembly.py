@@ -16,7 +16,7 @@ last one. Files `mtp` read the request's rows at qo_indptr; `gqa10_qlenN` have N
 (`v_mul_u32_u24 v186, 10, v152`; 0xa00 bytes a KV head) and do not read it. Host code chooses them for 10 heads, bfloat16, a
 float8 cache and blocks of 1024 alone. It takes any number of queries: from 5 on the `mtp` files compute the first one, without
 a mask, and leave the others unwritten, so that steps with more than 4 are not drawn. Where each request has 3 queries, the
-float8 and int8 files for 8 heads take the code for 4, and read a row behind the request's last one.
+float8 and int8 files for 8 heads take the code for 4, and read a row after the request's last one.
 
 In files with gqa16 or noquant some instructions use what a load brings without a wait for it: hazards.json names them.
 What they do not wait for counts as done here.

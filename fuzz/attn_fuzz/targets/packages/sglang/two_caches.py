@@ -2,7 +2,7 @@
 
 srt/layers/attention/hip_flash_mla.py:230 takes it on ROCm by the name "triton". As in `packages.vllm.two_caches`, what a row
 selects is dealt onto two caches of 584 bytes a slot. Of each source all rows have one width, and a length that is their own, or
-none. The entries at and behind a length are not looked at (triton_mla_kernels_decode_fused.py:479). Parts follow from sizes: 4
+none. The entries at and after a length are not looked at (triton_mla_kernels_decode_fused.py:479). Parts follow from sizes: 4
 or 8 if there are few rows (:71). The LSE has no sink in it, and +inf stands for no key, so it is not compared.
 """
 
@@ -21,7 +21,7 @@ from attn_fuzz.verdict.rounding import Rounding
 FOLDER = "kernels/ops/attention/dsv4/triton_sparse_decode/"
 UNREAD = 1 << 30
 MORE = (0, 1, 64, 512, 1024)
-"""Entries behind those of a row: engines have 512 of compressed tokens, and more."""
+"""Entries after those of a row: engines have 512 of compressed tokens, and more."""
 
 
 def _stubs() -> Stubs:
@@ -60,7 +60,7 @@ def _attend(q, slots, kv_cache, layer, out, rng) -> None:
 
 
 def _padded(slots: torch.Tensor, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Slots [rows, 1, at least W], and with a length for each row or with -1 behind them."""
+    """Slots [rows, 1, at least W], and with a length for each row or with -1 after them."""
     width = slots.shape[1] + rng.choice(MORE)
     has_lengths = rng.choice((False, True))
     padded = torch.nn.functional.pad(slots, (0, width - slots.shape[1]), value=-1)

@@ -1,6 +1,6 @@
 """SGLang's Triton attention of DeepSeek-V4 over one pool of rows on ROCm (kernels/ops/attention/dsv4/unified_kv_kernels).
 
-The pool has a ring of the last tokens of each request and, behind the rings, the compressed entries of all requests. A decode
+The pool has a ring of the last tokens of each request and, after the rings, the compressed entries of all requests. A decode
 attends to a window in the ring and to entries (srt/layers/attention/deepseek_v4_backend_hip_radix.py:2612, :2929). A prefill
 attends to a window, of which the ring has what lies before the step, and to entries (:2964). Some layers have no entries.
 
@@ -49,7 +49,7 @@ SOURCES = Sources(SGLANG, ("runtime", "paged_decode", "paged_decode_indices", "p
 
 
 def _tokens(kv_cache: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """[R, L, D]: the keys of each request, and NaN behind them."""
+    """[R, L, D]: the keys of each request, and NaN after them."""
     assert batch.block_table is not None
     positions = torch.arange(int(batch.seq_lens.max()), device=kv_cache.device)
     is_key, block_size = positions < batch.seq_lens[:, None], kv_cache.shape[1]
@@ -103,7 +103,7 @@ def _decode(runtime, tokens, batch, win, before, rng, call) -> torch.Tensor:
         swa_pages=pool.of_rings,
     )
     indices, indptr = streams[2:4] if bool(before.any()) else streams[:2]
-    if rng.choice((False, True)):  # entries of 4 tokens, which each layer puts behind the window that all share
+    if rng.choice((False, True)):  # entries of 4 tokens, which each layer puts after the window that all share
         indices, indptr = streams[4:]
         tail = {"prefix_len": window, "page_indices": entries, "valid_len": before, "swa_pages": pool.of_rings}
         runtime.fill_compress_tail(indices=indices, indptr=indptr, **tail)
@@ -133,7 +133,7 @@ def _prefill(runtime, tokens, batch, win, before, rng, call) -> torch.Tensor:
 
 
 def _entries(pool: _Pool, request: torch.Tensor, before: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    """[rows, width] int32: the entries of the tokens before each row's window, and -1 behind them."""
+    """[rows, width] int32: the entries of the tokens before each row's window, and -1 after them."""
     width = int(before.max()) + rng.choice((0, 1, 70))
     padded = torch.nn.functional.pad(pool.entries[request], (0, 70), value=-1)[:, :width]
     return torch.where(torch.arange(width, device=before.device) < before[:, None], padded, -1)

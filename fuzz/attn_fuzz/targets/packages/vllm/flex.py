@@ -177,7 +177,7 @@ def _build(module: ModuleType, batch: Batch, rows: int, num_blocks: int, block_s
 
 
 def _table(batch: Batch, pages: int) -> torch.Tensor:
-    """The block table behind the null block. The engine's has columns for the longest sequence that it allows."""
+    """The block table after the null block. The engine's has columns for the longest sequence that it allows."""
     assert batch.block_table is not None
     return torch.nn.functional.pad(batch.block_table + 1, (0, max(0, pages - batch.block_table.shape[1])))
 

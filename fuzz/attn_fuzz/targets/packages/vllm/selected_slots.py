@@ -1,7 +1,7 @@
 """vLLM's conversions of what a query selects: positions to slots, on one rank or on several, and pools to positions.
 
 triton_convert_req_index_to_global_index and triton_filter_and_convert_dcp_index (v1/attention/backends/mla/sparse_utils.py:493,
-:643) keep -1, or put what is left in front, with its number. ROCm has a function of its own, which writes one list behind the
+:643) keep -1, or put what is left in front, with its number. ROCm has a function of its own, which writes one list after the
 other (v1/attention/backends/mla/rocm_aiter_mla_sparse.py:228). It is given no -1 before the end of a list.
 
 GLM-5.3-Flash selects pools. expand_pools_and_append_tail (models/glm5next/amd/ops/kpool_compress.py:830) makes positions of

@@ -14,7 +14,7 @@ hides are the request's own, and V is masked only by the window (571-585). R-SWA
 rules of the contract either.
 
 The kernel loads entries of the block table up to the end of a tile of keys (431), which has 128 keys at most. Rows of the
-engine's table have entries for a multiple of 128 tokens (worker/block_table.py:29-42), so no entry behind a row is loaded.
+engine's table have entries for a multiple of 128 tokens (worker/block_table.py:29-42), so no entry past a row is loaded.
 """
 
 import dataclasses

@@ -13,7 +13,7 @@ from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.interpreted import tapes
 
 
-class Call:
+class FollowedCall:
     """One call of a target.
 
     Args:
@@ -37,12 +37,12 @@ class Call:
         self.refusal = ""
 
 
-current: Call | None = None
+current: FollowedCall | None = None
 """The call that is running. If it is None, kernels compute with floats."""
 
 
 @contextmanager
-def following(call: Call | None) -> Iterator[None]:
+def following(call: FollowedCall | None) -> Iterator[None]:
     """Make kernels that are launched inside the `with` compute with elements, in a process that called `interpreter.install`.
 
     Args:

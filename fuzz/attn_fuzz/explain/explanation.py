@@ -8,7 +8,7 @@ import msgspec
 import torch
 from attn_fuzz.cases.case import Case
 from attn_fuzz.explain import evidence, places, writes
-from attn_fuzz.explain.search import PAIR_SECONDS, Seen, explanations
+from attn_fuzz.explain.search import PAIR_SECONDS, SeenOutput, explanations
 from attn_fuzz.explain.variants import VARIANTS
 from attn_fuzz.run.case.attempt import own_state
 from attn_fuzz.targets.target import Target
@@ -60,7 +60,7 @@ def _lines(case: Case, first: Case | None, target: Target, device: str, until: f
     return [*places.wrong_places(judgement, first_seen.call.batch), *explanation_lines(found)]
 
 
-def explanation_lines(seen: list[Seen], *, seconds: float = PAIR_SECONDS) -> list[str]:
+def explanation_lines(seen: list[SeenOutput], *, seconds: float = PAIR_SECONDS) -> list[str]:
     """Lines about the mistakes that explain outputs. The first begins with "explanation" or "no explanation"."""
     if all((right | each.unwritten(part)).all() for each in seen for part, right in zip(each.parts, each.right, strict=True)):
         return [UNWRITTEN]
@@ -71,7 +71,7 @@ def explanation_lines(seen: list[Seen], *, seconds: float = PAIR_SECONDS) -> lis
     return [f"{'or' if i else 'explanation'}: {each.sentence}" for i, each in enumerate(found)]
 
 
-def _roundings(seen: list[Seen]) -> list[str]:
+def _roundings(seen: list[SeenOutput]) -> list[str]:
     """A line that names the coarser `Rounding` that would allow the outputs: single fields that the target lacks, or all of
     them."""
     q, declared = seen[0].call.q.dtype, seen[0].rounding
@@ -83,7 +83,7 @@ def _roundings(seen: list[Seen]) -> list[str]:
     return [f"a Rounding with {' or '.join(choices)} would allow every number: does the kernel round there?"] if choices else []
 
 
-def _allows(coarser: dict[str, str], seen: list[Seen]) -> bool:
+def _allows(coarser: dict[str, str], seen: list[SeenOutput]) -> bool:
     fields: dict[str, Any] = {**coarser, "exact_division": False}
     wider = [dataclasses.replace(each, rounding=dataclasses.replace(each.rounding, **fields)) for each in seen]
     return all(
@@ -93,7 +93,7 @@ def _allows(coarser: dict[str, str], seen: list[Seen]) -> bool:
     )
 
 
-def _outputs(case: Case, first: Case | None, target: Target, device: str, until: float) -> list[Seen]:
+def _outputs(case: Case, first: Case | None, target: Target, device: str, until: float) -> list[SeenOutput]:
     """The wrong outputs of the case, of richer cases, and of the case as it was found, which may have several causes."""
     found = []
 
