@@ -30,7 +30,6 @@ from attn_lab.finders import PARTS_OF_FUZZER
 from attn_lab.zoo import known_bugs as mutants
 from attn_lab.zoo import page as zoo_page
 from attn_lab.zoo import run as zoo_run
-from attn_lab.zoo import unreached
 from attn_lab.zoo.known_bugs import KnownBug
 from attn_lab.zoo.page import PAGE, Results, Row
 from click.testing import CliRunner
@@ -267,8 +266,7 @@ def test_a_mutant_of_ones_own_is_found(attn_lab, tmp_path):
 
 
 @pytest.mark.nightly
-def test_a_mutant_that_changes_nothing_survives(attn_lab, tmp_path, monkeypatch):
-    monkeypatch.setattr(unreached, "CASES", 5)
+def test_a_mutant_that_changes_nothing_survives(attn_lab, tmp_path):
     (tmp_path / "harmless.toml").write_text(
         """
         name = "harmless"
@@ -287,7 +285,6 @@ def test_a_mutant_that_changes_nothing_survives(attn_lab, tmp_path, monkeypatch)
     run, result = zoo(attn_lab, "--dir", tmp_path, "--examples", 10)
     assert run.code == 1
     assert "SURVIVED" in run.out
-    assert "no case of triton" not in run.err, "the first cases run what it patches"
     (row,) = result.mutants
     assert (row.found, row.examples, row.size) == ((None,), None, None)
 

@@ -22,7 +22,6 @@ from attn_lab.zoo import known_bugs, run
 from attn_lab.zoo import page as zoo_page
 from attn_lab.zoo.known_bugs import KnownBug
 from attn_lab.zoo.page import PAGE, Results, Row
-from attn_lab.zoo.unreached import is_unreached
 from attn_parity.console import notes, plain_table, results
 from attn_parity.device import check_exact, default_workers, device_name, use_device
 from attn_parity.files import check_writable, write_json
@@ -135,8 +134,6 @@ def _run(options: Options) -> int:
     rows = tuple(zoo_page.row(bug.name, runs.get(bug.name, [])) for bug in bugs)
     found = msgspec.structs.replace(found, mutants=rows)
     _print(rows, bugs)
-    if not outcome.interrupted:
-        _tell_unreached(rows, bugs, options.seed)
     if options.corpus:
         first = {name: progress[0].failure for name, progress in runs.items() if progress}
         files.write(options.corpus, {name: failure.case for name, failure in first.items() if failure and failure.minimal})
@@ -183,13 +180,6 @@ def _exit_code(rows: Sequence[Row], *, interrupted: bool) -> int:
     if broken := [row.error for row in rows if row.error]:
         raise MutantError("; ".join(broken))
     return int(any(row.survived for row in rows))
-
-
-def _tell_unreached(rows: Sequence[Row], bugs: Sequence[KnownBug], seed: int) -> None:
-    """Name the surviving bugs whose patches no drawn case runs."""
-    for row, bug in zip(rows, bugs, strict=True):
-        if row.survived and is_unreached(bug, seed, Path()):
-            notes.print(f"{bug.name}: no case of {bug.target} runs what it patches", soft_wrap=True)
 
 
 def _print(rows: Sequence[Row], bugs: Sequence[KnownBug]) -> None:
