@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from attn_fuzz.errors import InputError
 from attn_fuzz.text import one_line
+
+Kind = TypeVar("Kind")
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -142,6 +144,21 @@ def read_toml(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {one_line(str(error), MESSAGE)}") from None
     return found
+
+
+def read_toml_as(path: Path, kind: type[Kind]) -> Kind:
+    """The contents of a TOML file as a type that msgspec knows.
+
+    Raises:
+        InputError: as `read_toml`, or the contents are of another type. The message begins with the path.
+    """
+    import msgspec  # of an extra
+
+    content = read_toml(path)
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path}: {one_line(str(error), MESSAGE)}") from None
 
 
 def check_json(text: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
-from attn_fuzz import foreign, outputs
+from attn_fuzz import foreign, inputs, outputs
 from attn_fuzz.errors import InputError
 from attn_lab.findings.issue_text import Source
 from attn_lab.findings.places import FOLDER, file_of, names, package_of
@@ -134,9 +134,9 @@ class Shown(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 def report(name: str) -> Report:
     """
     Raises:
-        FileNotFoundError: the finding has no report.
+        InputError: the finding has no report.
     """
-    return msgspec.toml.decode(file_of(name, ".toml").read_bytes(), type=Report)
+    return inputs.read_toml_as(file_of(name, ".toml"), Report)
 
 
 def source(name: str) -> Source:

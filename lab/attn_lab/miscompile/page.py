@@ -64,6 +64,10 @@ class Reason(msgspec.Struct, frozen=True, rename={"kind": "class"}):
     kind: str
     why: str
 
+    def __post_init__(self) -> None:
+        if self.kind not in CLASSES:
+            raise ValueError(f"class: got {self.kind!r}, expected one of {', '.join(CLASSES)}")
+
 
 def logged(path: Path) -> list[Row]:
     """The rows of a log of trials, by their names. What no line break follows was not written whole."""
@@ -90,12 +94,9 @@ def save(rows: Sequence[Row], triton: str) -> None:
 def read_reasons() -> dict[str, Reason]:
     """
     Raises:
-        ValueError: a reason has a class that is none of CLASSES.
+        InputError: a reason has a class that is none of CLASSES.
     """
-    reasons = msgspec.convert(inputs.read_toml(REASONS), dict[str, Reason])
-    if wrong := [name for name, reason in reasons.items() if reason.kind not in CLASSES]:
-        raise ValueError(f"{wrong[0]}: class {reasons[wrong[0]].kind!r}, and one of {', '.join(CLASSES)} is expected")
-    return reasons
+    return inputs.read_toml_as(REASONS, dict[str, Reason])
 
 
 def share(rows: Sequence[Row]) -> str:
