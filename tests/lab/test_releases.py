@@ -63,20 +63,23 @@ def test_failures_on_a_release_are_read_by_a_person_or_count_as_not_read(sources
     file, read = tmp_path / "alarms.json", tmp_path / "alarms.toml"
     monkeypatch.setattr(alarms, "READ", read)
     assert len(list(alarms.run_all(sources, 6, 600, (), file, seed=1))) == 3
-    kept = alarms.results(file)[TARGET]
-    assert {release: bool(counted.alarms) for release, counted in kept.items()} == {
+    kept = runner.results(file)
+    assert kept.seed == 1
+    assert {release: bool(run.alarms) for release, run in kept.runs[TARGET].items()} == {
         "1.9.0": True, "1.10.0": False, "1.10.0.post1": False,
     }  # fmt: skip
-    count, known = len(kept["1.9.0"].alarms), sum(sum(counted.known.values()) for counted in kept.values())
+    found = kept.runs[TARGET]["1.9.0"].alarms
+    count, known = len(found), sum(map(len, itertools.chain(*(run.known.values() for run in kept.runs[TARGET].values()))))
     for before, what in (("1.9.0", "not read"), ("1.10.0", "mended")):
         read.write_text(f'[[alarm]]\ntargets = ["{TARGET}"]\nbefore = "{before}"\nwhat = "mended"\nwhy = "as planted"\n')
-        assert alarms.summary({TARGET: kept}) == {TARGET: Summary(3, 18, known, 0, {what: count})}
+        assert alarms.summary(kept) == {TARGET: Summary(3, 18, known, 0, {what: count})}
     assert [*alarms.run_after(sources, (TARGET,), file)] == [f"{TARGET} 1.10.0"]
-    kept = alarms.results(file)[TARGET]
-    assert {alarm.after for alarm in kept["1.9.0"].alarms} == {("1.10.0", "agree")}
+    kept = runner.results(file)
+    found = kept.runs[TARGET]["1.9.0"].alarms
+    assert {alarm.after for alarm in found.values()} == {("1.10.0", "agree")}
     assert not [*alarms.run_after(sources, (TARGET,), file)]  # nothing runs twice
-    kept["1.9.0"].alarms[0].after = ("1.10.0", "value")
-    told = alarms.summary({TARGET: kept})[TARGET].alarms
+    found[min(found)].after = ("1.10.0", "value")
+    told = alarms.summary(kept)[TARGET].alarms
     assert told == {"mended": count - 1, "not read": 1}  # what fails there, too, is not mended
 
 

@@ -54,7 +54,7 @@ def _speed(files: tuple[Path, ...]) -> int:
 def _folders(folder: Path, names: tuple[str, ...]) -> None:
     """Write into FOLDER, for each finding or for these, a folder that can be sent to the kernel's owner."""
     for line in folders.write(named(names), scripts.results(), folder):
-        results.print(line, soft_wrap=True, markup=False)
+        results.print(line, soft_wrap=True)
 
 
 @command.command("check")

@@ -21,7 +21,7 @@ CHECKS = (
     "python -m benchmarks page --check",
     "python -m benchmarks peers --check",
     "python -m attn_lab findings page --check",
-    "python -m attn_lab releases --check",
+    "python -m attn_lab releases page --check",
 )
 
 
