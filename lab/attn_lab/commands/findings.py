@@ -17,35 +17,29 @@ def command() -> None:
     """Run the scripts of findings, write what their owners get, and the table of findings."""
 
 
-def _page(*, checks: bool = False) -> int:
-    return write_or_check({page.PAGE: page.text()}, "python -m attn_lab findings page", checks=checks)
-
-
 @command.command("page")
 @check_option
-def _write_page(check: bool) -> int:
+def _page(check: bool) -> int:
     """Write docs/generated/findings.md."""
-    return _page(checks=check)
+    return write_or_check({page.PAGE: page.text()}, "python -m attn_lab findings page", checks=check)
 
 
 @command.command("run")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-def _run(names: tuple[str, ...]) -> int:
-    """Run the scripts of all findings, or of these, on a CPU, which takes hours. Then write the page."""
+def _run(names: tuple[str, ...]) -> None:
+    """Run the scripts of all findings, or of these, on a CPU, which takes hours, and keep what they print in findings.json."""
     for name in scripts.run_all(names):
         results.print(name)
-    return _page()
 
 
 @command.command("speed")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def _speed(files: tuple[Path, ...]) -> int:
-    """Write findings-speed.json: after how many examples each finding is met. Then write the page.
+def _speed(files: tuple[Path, ...]) -> None:
+    """Write findings-speed.json: after how many examples each finding is met.
 
     FILES are the JSON of `attn-parity fuzz --keep-going` with several seeds, on a CPU.
     """
     speed.write(files)
-    return _page()
 
 
 @command.command("folders")
