@@ -42,7 +42,7 @@ def test_a_fix_is_what_fails_before_it_and_agrees_after_and_nothing_runs_twice(s
     assert earlier.failed
     assert not later.failed
     assert page.changed(FIX, TARGET, kept) == sorted(earlier.failed)
-    assert runner.results(file) == kept
+    assert runner.stored(file) == kept
     assert not list(run())
 
 
@@ -63,7 +63,7 @@ def test_failures_on_a_release_are_read_by_a_person_or_count_as_not_read(sources
     file, read = tmp_path / "alarms.json", tmp_path / "alarms.toml"
     monkeypatch.setattr(alarms, "READ", read)
     assert len(list(alarms.run_all(sources, 6, 600, (), file, seed=1))) == 3
-    kept = runner.results(file)
+    kept = runner.stored(file)
     assert kept.seed == 1
     assert {release: bool(run.alarms) for release, run in kept.runs[TARGET].items()} == {
         "1.9.0": True, "1.10.0": False, "1.10.0.post1": False,
@@ -74,7 +74,7 @@ def test_failures_on_a_release_are_read_by_a_person_or_count_as_not_read(sources
         read.write_text(f'[[alarm]]\ntargets = ["{TARGET}"]\nbefore = "{before}"\nwhat = "mended"\nwhy = "as planted"\n')
         assert alarms.summary(kept) == {TARGET: Summary(3, 18, known, 0, {what: count})}
     assert [*alarms.run_after(sources, (TARGET,), file)] == [f"{TARGET} 1.10.0"]
-    kept = runner.results(file)
+    kept = runner.stored(file)
     found = kept.runs[TARGET]["1.9.0"].alarms
     assert {alarm.after for alarm in found.values()} == {("1.10.0", "agree")}
     assert not [*alarms.run_after(sources, (TARGET,), file)]  # nothing runs twice
@@ -140,7 +140,7 @@ def test_a_script_that_does_not_fit_shows_nothing(script, seconds, why, architec
 
 
 def test_what_was_looked_at_is_what_ran():
-    kept, fixes = runner.results(), runner.fixes()
+    kept, fixes = runner.stored(), runner.fixes()
     assert {fix.package for fix in fixes} == set(runner.PACKAGES)
     for fix in fixes:
         assert set(fix.targets) <= set(registry.names())

@@ -3,7 +3,7 @@
 import pytest
 from attn_fuzz.errors import InputError
 from attn_lab.binaries import budgets
-from attn_lab.findings import scripts
+from attn_lab.findings import reports
 from attn_lab.miscompile import page as miscompiled
 from attn_lab.mutate import reasons
 from attn_lab.releases import alarms, runner
@@ -19,7 +19,7 @@ from attn_lab.zoo import known_bugs
         (miscompiled, "REASONS", miscompiled.read_reasons),
         (reasons, "EQUIVALENT", lambda: reasons.load(reasons.EQUIVALENT)),
         (known_bugs, "FOLDER", lambda: known_bugs.read(known_bugs.FOLDER)),
-        (scripts, "file_of", lambda: scripts.report("vllm-planted")),
+        (reports, "file_of", lambda: reports.load("vllm-planted")),
     ],
     ids=["fixes", "alarms", "budgets", "survivors", "reasons", "bug", "report"],
 )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import click
-from attn_lab.findings import folders, page, scripts, speed
+from attn_lab.findings import folders, page, repairs, scripts, speed
 from attn_lab.findings.known import named
 from attn_lab.options import check_option
 from attn_lab.pages import write_or_check
@@ -47,7 +47,7 @@ def _speed(files: tuple[Path, ...]) -> None:
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 def _folders(folder: Path, names: tuple[str, ...]) -> None:
     """Write into FOLDER, for each finding or for these, a folder that can be sent to the kernel's owner."""
-    for line in folders.write(named(names), scripts.results(), folder):
+    for line in folders.write(named(names), scripts.stored(), folder):
         results.print(line, soft_wrap=True)
 
 
@@ -70,4 +70,4 @@ def _check(given: tuple[Path, ...]) -> int:
 @click.argument("folder", type=_FOLDER)
 def _repaired(folder: Path) -> None:
     """Write into FOLDER the sources of the findings' packages, with each finding repaired that has a repair."""
-    results.print(f"repaired: {', '.join(scripts.all_repaired(folder))}", soft_wrap=True)
+    results.print(f"repaired: {', '.join(repairs.all_repaired(folder))}", soft_wrap=True)

@@ -41,7 +41,7 @@ def command() -> None:
 )
 def _fixes(names: tuple[str, ...], sources: Path, examples: int, seconds: float, extra: tuple[int, ...]) -> None:
     """Run all targets, or these, around each fix of lab/attn_lab/releases/fixes.toml."""
-    kept = runner.results()
+    kept = runner.stored()
     runner.add_releases(kept, sources)
     options = {"examples": examples, "seconds": seconds, "only": names, "extra": extra}
     for line in runner.run_fixes(sources, kept, runner.RESULTS, **options):
@@ -53,7 +53,7 @@ def _fixes(names: tuple[str, ...], sources: Path, examples: int, seconds: float,
 @_sources_option
 def _findings(names: tuple[str, ...], sources: Path) -> None:
     """Run the scripts of all findings, or of these."""
-    kept = runner.results()
+    kept = runner.stored()
     runner.add_releases(kept, sources)
     for line in runner.run_findings(sources, kept, runner.RESULTS, names):
         results.print(line, soft_wrap=True)
@@ -79,4 +79,4 @@ def _alarms(file: Path, names: tuple[str, ...], sources: Path | None, examples: 
 @check_option
 def _page(check: bool) -> int:
     """Write docs/generated/releases.md of the files beside it."""
-    return write_or_check({pages.PAGE: pages.page(runner.results())}, "python -m attn_lab releases page", checks=check)
+    return write_or_check({pages.PAGE: pages.page(runner.stored())}, "python -m attn_lab releases page", checks=check)

@@ -62,7 +62,7 @@ class Summary(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
 
 def keep(file: Path) -> None:
     """Put the summary of what FILE holds in the place of its seed's."""
-    kept = runner.results(file)
+    kept = runner.stored(file)
     by_seed = summaries() | {kept.seed: summary(kept)}
     outputs.write(RESULTS, msgspec.json.encode(dict(sorted(by_seed.items()))) + b"\n")
 
@@ -121,7 +121,7 @@ def _run_release(
     package: str, release: str, names: Sequence[str], examples: int, seconds: float, file: Path, seed: int
 ) -> None:
     for name in names:
-        kept = runner.results(file)
+        kept = runner.stored(file)
         kept.seed, run = seed, kept.runs.setdefault(name, {}).setdefault(release, Run())
         if run.examples < examples and not run.error:
             try:
@@ -139,9 +139,9 @@ def _plan(name: str, seed: int, first: int) -> FuzzPlan:
 
 def run_after(sources: Path, only: Sequence[str], file: Path) -> Iterator[str]:
     """Run each failing case on the release that mends it, by alarms.toml."""
-    for name in only or [*runner.results(file).runs]:
+    for name in only or [*runner.stored(file).runs]:
         package = next(package for package in runner.PACKAGES if name in registry.packages()[package].places)
-        waiting = _waiting(name, runner.results(file), runner.releases(sources, package))
+        waiting = _waiting(name, runner.stored(file), runner.releases(sources, package))
         for later in sorted(set(waiting.values()), key=runner.version):
             cases = [case for case, release in waiting.items() if release == later]
             with runner.using_release(sources, package, later):
@@ -164,7 +164,7 @@ def _waiting(name: str, kept: Results, known: Sequence[str]) -> dict[tuple[str, 
 
 
 def _run_after(name: str, later: str, cases: Sequence[tuple[str, int]], file: Path) -> None:
-    kept = runner.results(file)
+    kept = runner.stored(file)
     waiting = [kept.runs[name][release].alarms[index] for release, index in cases]
     with tempfile.TemporaryDirectory() as folder:
         plan = msgspec.structs.replace(_plan(name, kept.seed, 1), folder=Path(folder))

@@ -146,7 +146,7 @@ def fixes() -> list[Fix]:
     return inputs.read_toml_as(FIXES, _Fixes).fix
 
 
-def results(file: Path = RESULTS) -> Results:
+def stored(file: Path = RESULTS) -> Results:
     return msgspec.json.decode(file.read_bytes(), type=Results) if file.is_file() else Results()
 
 
