@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+from attn_fuzz.errors import InputError
 from attn_fuzz.targets import registry
-from attn_lab.findings import scripts
+from attn_lab.findings import reports, scripts
 from attn_lab.findings.places import names
 from attn_lab.releases import alarms, page, runner
 from attn_lab.releases.alarms import Summary
@@ -155,3 +156,20 @@ def test_releases_are_in_the_order_of_pypi():
         "0.10.0.post2.dev18", "0.10.0.post2", "0.10.0.post10", "0.10.1",
     )  # fmt: skip
     assert all(runner.version(one) < runner.version(later) for one, later in itertools.pairwise(ordered))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "read"),
+    [
+        (runner, "FIXES", runner.fixes),
+        (alarms, "READ", alarms.entries),
+        (reports, "file_of", lambda: reports.load("vllm-planted")),
+    ],
+    ids=["fixes", "alarms", "report"],
+)
+def test_a_wrong_toml_file_is_refused(module, name, read, monkeypatch, tmp_path):
+    file = tmp_path / "wrong.toml"
+    file.write_text("[planted]\nwrong = 1\n")
+    monkeypatch.setattr(module, name, (lambda *of: file) if name == "file_of" else file)
+    with pytest.raises(InputError, match=r"wrong\.toml: Object "):
+        read()

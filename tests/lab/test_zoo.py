@@ -108,7 +108,7 @@ def test_the_five_reports_are_in_the_zoo():
 
 
 @pytest.mark.parametrize("bug", SHIPPED, ids=lambda bug: bug.name)
-def test_a_shipped_mutant_applies(bug):
+def test_the_patch_of_a_shipped_bug_applies(bug):
     for module, patched in patched_sources(bug.patches).items():
         assert ast.dump(ast.parse(patched)) != ast.dump(ast.parse(text_of(module)))
 
@@ -132,13 +132,13 @@ def zoo(attn_lab, *arguments):
 LATE = {
     row.name for row in KEPT.mutants if row.found and (row.found[0] or 0) > 8 and (files.SHIPPED / f"{row.name}.json").exists()
 }
-"""Mutants that are looked for by their stored case alone."""
+"""Bugs that are looked for by their stored case alone."""
 SOONEST = {
     row.name: min((number, seed) for number, seed in zip(row.found, KEPT.seeds, strict=True) if number is not None)[1]
     for row in KEPT.mutants
     if any(number is not None for number in row.found) and row.name not in LATE
 }
-"""The seed that has found each mutant after the fewest examples."""
+"""The seed that has found each bug after the fewest examples."""
 
 
 FIRST = {row.name: min(number for number in row.found if number is not None) for row in KEPT.mutants if row.name in SOONEST}
@@ -150,7 +150,7 @@ QUICK = {
 
 
 @pytest.mark.parametrize("name", mostly_nightly(sorted(QUICK), sorted(QUICK, key=lambda name: (FIRST[name], name))[:6]))
-def test_a_mutant_is_found(name, fuzz_apart):
+def test_a_bug_is_found(name, fuzz_apart):
     """From random drawing, without being told where to look."""
     (bug,) = [bug for bug in SHIPPED if bug.name == name]
     progress = fuzz_apart(bug.target, examples=500, seed=SOONEST[name], mutant=bug.mutant, on_failure="stop")
@@ -158,7 +158,7 @@ def test_a_mutant_is_found(name, fuzz_apart):
 
 
 @pytest.mark.parametrize("name", sorted(LATE)[::8])
-def test_a_mutant_fails_on_its_stored_case(name, tmp_path):
+def test_a_bug_fails_on_its_stored_case(name, tmp_path):
     (bug,) = [bug for bug in SHIPPED if bug.name == name]
     case = case_file.load(files.SHIPPED / f"{name}.json")
     with Executor(bug.target, "cpu", 60.0, tmp_path / "ahead.json", bug) as executor:
@@ -224,16 +224,16 @@ def test_every_kind_of_failure_is_of_one_judge():
     assert set(counted.values()) == {1}
 
 
-def test_results_of_other_mutants_are_noticed():
+def test_results_of_other_bugs_are_noticed():
     results = zoo_results.of_run("CPU", [0], 500, [zoo_results.row("tf32", [])])
     (bug,) = (bug for bug in SHIPPED if bug.name == "seed-43817")
     assert zoo_results.differences(results, [bug]) == [
-        "seed-43817: a mutant without results",
-        "tf32: results without a mutant",
+        "seed-43817: a bug without results",
+        "tf32: results without a bug",
     ]
 
 
-def test_a_mutant_of_ones_own_is_found(attn_lab, tmp_path):
+def test_a_bug_of_ones_own_is_found(attn_lab, tmp_path):
     (tmp_path / "no_write.toml").write_text(
         """
         name = "no-write"
@@ -292,7 +292,7 @@ def test_a_part_of_the_zoo_keeps_what_came_of_the_others():
     whole = zoo_results.updated(kept, found, ["a", "b", "c", "d"])
     assert [(row.name, row.found) for row in whole.mutants] == [("a", (2,)), ("c", (1,)), ("d", (2,))]
     zoo_results.check_alike(kept, found)
-    with pytest.raises(MutantError, match=r"--write: the other mutants ran with CPU, .* seeds \(0,\) and 500 examples"):
+    with pytest.raises(MutantError, match=r"--write: the other bugs ran with CPU, .* seeds \(0,\) and 500 examples"):
         zoo_results.check_alike(kept, results(at_most=30))
 
 
@@ -301,7 +301,7 @@ def test_a_run_unlike_the_one_that_is_kept_is_refused_before_it_begins(attn_lab)
     shutil.copy(ROOT / PAGE.with_suffix(".json"), PAGE.parent)
     run = attn_lab("zoo", "run", "--only", "tf32", "--write", "--examples", "7")
     assert run.code == 2
-    assert "--write: the other mutants ran with" in run.err
+    assert "--write: the other bugs ran with" in run.err
 
 
 KERNEL_BUGS = known_bugs.on_target(SHIPPED, "triton@gfx942", compiles=True)
@@ -338,7 +338,7 @@ def test_a_bug_is_found_in_compiled_code_and_stands_on_a_page_of_the_target(attn
     assert {row.name for row in kept.mutants if row.by} == {"diagonal"}
     assert attn_lab("zoo", "page").code == 0
     assert "ran the mutants on `triton@gfx942`" in PAGE.read_text()
-    with pytest.raises(MutantError, match="the other mutants ran with triton@gfx942 on CPU"):
+    with pytest.raises(MutantError, match="the other bugs ran with triton@gfx942 on CPU"):
         zoo_results.check_alike(kept, zoo_results.of_run("CPU", [0], 60, []))
 
 

@@ -70,7 +70,6 @@ the seconds of each theorem. `python -m attn_lab proofs mutants` puts each mutan
 
 
 def text(proved: Sequence[tuple[Theorem, Sequence[Result]]]) -> str:
-    """The page."""
     claims = sum(len(results) for _, results in proved)
     parts = [_HEADER, f"## The {len(proved)} theorems\n\n{claims} claims, each a question to the solver.\n"]
     families = dict.fromkeys(theorem.family for theorem, _ in proved)

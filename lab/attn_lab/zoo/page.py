@@ -37,11 +37,11 @@ ALSO = """
 """
 _COMPILED = ", each on its own target, whose kernels are compiled and [emulated](../reference/emulator.md)"
 Run = tuple[Results, Mapping[str, str]]
-"""Results, and by the names of mutants that the run left out, why."""
+"""Results, and by the names of bugs that the run left out, why."""
 
 
-def text(runs: Sequence[Run], mutants: Sequence[KnownBug]) -> str:
-    """A page, whole: what the JSON files beside it say, and the mutants' files, and nothing else.
+def text(runs: Sequence[Run], bugs: Sequence[KnownBug]) -> str:
+    """A page, whole: what the JSON files beside it say, and the bugs' files, and nothing else.
 
     Args:
         runs: the first has most columns; further ones have a column each.
@@ -49,17 +49,17 @@ def text(runs: Sequence[Run], mutants: Sequence[KnownBug]) -> str:
     (first, _), *others = runs
     lines = PREFACE.format(count=len(first.seeds), where=_where(first), **_facts(first)).splitlines()
     rows = [{row.name: row for row in results.mutants} for results, _ in runs]
-    residents = [mutant for mutant in mutants if mutant.name in rows[0]]
-    lines += ["", summary([rows[0][mutant.name] for mutant in residents], residents) + "."]
+    residents = [bug for bug in bugs if bug.name in rows[0]]
+    lines += ["", summary([rows[0][bug.name] for bug in residents], residents) + "."]
     for results, _ in others:
         how = _COMPILED if results.target.startswith("@") else ""
         lines += ALSO.format(where=_where(results), how=how, target=results.target, **_facts(results)).splitlines()
-        lines += ["", summary(results.mutants, mutants) + "."]
+        lines += ["", summary(results.mutants, bugs) + "."]
     numbers = ("examples", "seconds", *(_where(results) for results, _ in others))
-    columns = ("mutant", "origin", "what went wrong", *numbers[:2], "found by", "smallest case", *numbers[2:])
-    for kind in sorted({mutant.kind for mutant in residents}):
+    columns = ("bug", "origin", "what went wrong", *numbers[:2], "found by", "smallest case", *numbers[2:])
+    for kind in sorted({bug.kind for bug in residents}):
         lines += ["", f"## {kind.capitalize() if kind != 'int32' else kind}", ""]
-        lines += table(columns, (_cells(mutant, rows) for mutant in residents if mutant.kind == kind), numbers)
+        lines += table(columns, (_cells(bug, rows) for bug in residents if bug.kind == kind), numbers)
     for results, left_out in runs:
         if left_out:
             lines += ["", f"## Left out on {_where(results)}", "", *(f"* `{name}`: {why}" for name, why in left_out.items())]
@@ -76,15 +76,13 @@ def _facts(results: Results) -> dict[str, Any]:
     return {"seeds": seeds, "hypothesis": results.hypothesis, "at_most": results.at_most}
 
 
-def _cells(mutant: KnownBug, rows: Sequence[Mapping[str, Row]]) -> list[str]:
-    row, *others = (of_run.get(mutant.name) for of_run in rows)
+def _cells(bug: KnownBug, rows: Sequence[Mapping[str, Row]]) -> list[str]:
+    row, *others = (of_run.get(bug.name) for of_run in rows)
     assert row is not None
     numbers = ["" if number is None else f"{number:g}" for number in (row.examples, row.seconds)]
     size = ", ".join(map(str, row.size or ()))
-    elsewhere = [
-        "" if one is None else found_by(one, mutant) if one.examples is None else f"{one.examples:g}" for one in others
-    ]
-    return [f"`{mutant.name}`", _linked(mutant.origin), mutant.what, *numbers, found_by(row, mutant), size, *elsewhere]
+    elsewhere = ["" if one is None else found_by(one, bug) if one.examples is None else f"{one.examples:g}" for one in others]
+    return [f"`{bug.name}`", _linked(bug.origin), bug.what, *numbers, found_by(row, bug), size, *elsewhere]
 
 
 def _linked(origin: str) -> str:

@@ -20,15 +20,15 @@ REAL_BUG = re.compile(r"[\w.-]+/[\w.-]+#\d+")
 
 
 class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The results of one mutant.
+    """The results of one bug.
 
     Attributes:
-        name: the mutant's name. Its file says everything else about the mutant.
+        name: the bug's name. Its file says everything else about the bug.
         found: after how many examples each seed found it, None where it survived; empty if it was not run to its end.
         seconds: the median over the seeds, None unless all found it.
         by: the kind of the verdict of the first seed that found it, on its smallest case if it was made small.
         size: requests, query rows and keys of the smallest failing case; None unless it was made as small as it gets.
-        error: why the mutant does not run, if it does not.
+        error: why the bug's mutant does not run, if it does not.
     """
 
     name: str
@@ -41,11 +41,11 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
     def __post_init__(self) -> None:
         """
         Raises:
-            ValueError: of a file: no verdict is of the kind that found the mutant.
+            ValueError: of a file: no verdict is of the kind that found the bug.
         """
         is_found = any(count is not None for count in self.found)
         if (is_found or self.by is not None) and self.by not in (kind for kinds in PARTS_OF_FUZZER.values() for kind in kinds):
-            raise ValueError(f"mutant {self.name!r}: by: got {self.by!r}, expected a kind of verdict")
+            raise ValueError(f"bug {self.name!r}: by: got {self.by!r}, expected a kind of verdict")
 
     @property
     def survived(self) -> bool:
@@ -61,10 +61,10 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults
 class Results(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True, tag_field="schema", tag=SCHEMA
 ):
-    """A run of the zoo: where, with which Hypothesis and seeds, of how many examples at most, and each mutant by name.
+    """A run of the zoo: where, with which Hypothesis and seeds, of how many examples at most, and each bug by name.
 
     Attributes:
-        target: the target that ran the bugs of kernels in place of `triton`; empty if each mutant ran on its own target.
+        target: the target that ran the bugs of kernels in place of `triton`; empty if each bug ran on its own target.
     """
 
     device: str
@@ -76,10 +76,10 @@ class Results(
 
 
 def row(name: str, runs: Sequence[Progress]) -> Row:
-    """The results of a mutant; the case is of the first seed that found it.
+    """The results of a bug; the case is of the first seed that found it.
 
     Args:
-        runs: the runs of all seeds. If a seed was interrupted, the mutant is unfinished: give no runs.
+        runs: the runs of all seeds. If a seed was interrupted, the bug is unfinished: give no runs.
     """
     if error := next((progress.broken for progress in runs if progress.broken), None):
         return Row(name, error=error)
@@ -116,34 +116,34 @@ def check_alike(kept: Results, run: Results) -> None:
     """
     Raises:
         MutantError: what was kept is of another device, Hypothesis, number of examples, seeds or target than a run of other
-            mutants.
+            bugs.
     """
     if msgspec.structs.replace(kept, mutants=()) != msgspec.structs.replace(run, mutants=()):
         where = f"{kept.target} on {kept.device}" if kept.target else kept.device
         was = f"{where}, Hypothesis {kept.hypothesis}, seeds {kept.seeds} and {kept.at_most} examples"
-        raise MutantError(f"--write: the other mutants ran with {was}: run these so, too, or leave out --only")
+        raise MutantError(f"--write: the other bugs ran with {was}: run these so, too, or leave out --only")
 
 
 def updated(kept: Results, found: Results, names: Sequence[str]) -> Results:
-    """Join new results with the stored ones of all other mutants, in the order of `names`. Both are of runs alike."""
+    """Join new results with the stored ones of all other bugs, in the order of `names`. Both are of runs alike."""
     rows = {row.name: row for row in (*kept.mutants, *found.mutants)}
     return msgspec.structs.replace(found, mutants=tuple(rows[name] for name in names if name in rows))
 
 
-def found_by(row: Row, mutant: KnownBug) -> str:
-    """The kind of the verdict that found a mutant, or why there is none."""
+def found_by(row: Row, bug: KnownBug) -> str:
+    """The kind of the verdict that found a bug, or why there is none."""
     if row.error:
         return DOES_NOT_RUN
     if not row.found:
-        return NEEDS_GPU if mutant.needs_gpu else UNFINISHED
+        return NEEDS_GPU if bug.needs_gpu else UNFINISHED
     if not row.survived:
         return str(row.by)
     return SURVIVED if row.by is None else f"{SURVIVED} {row.found.count(None)} of {len(row.found)}"
 
 
-def summary(rows: Sequence[Row], mutants: Sequence[KnownBug]) -> str:
-    """One line: how many mutants were found, of which classes, how soon and by what. The README repeats its first half."""
-    by_name = {mutant.name: mutant for mutant in mutants}
+def summary(rows: Sequence[Row], bugs: Sequence[KnownBug]) -> str:
+    """One line: how many bugs were found, of which classes, how soon and by what. The README repeats its first half."""
+    by_name = {bug.name: bug for bug in bugs}
     run = [row for row in rows if row.found]
     caught = [row for row in run if not row.survived]
     origins = {number for row in caught if (number := real_bug(by_name[row.name].origin))}
@@ -157,11 +157,11 @@ def summary(rows: Sequence[Row], mutants: Sequence[KnownBug]) -> str:
     return text
 
 
-def differences(results: Results, mutants: Sequence[KnownBug]) -> list[str]:
-    """Mutants without results, and results without a mutant."""
-    described, kept = {mutant.name for mutant in mutants}, {row.name for row in results.mutants}
-    wrong = [f"{name}: a mutant without results" for name in described - kept]
-    return sorted([*wrong, *(f"{name}: results without a mutant" for name in kept - described)])
+def differences(results: Results, bugs: Sequence[KnownBug]) -> list[str]:
+    """Bugs without results, and results without a bug."""
+    described, kept = {bug.name for bug in bugs}, {row.name for row in results.mutants}
+    wrong = [f"{name}: a bug without results" for name in described - kept]
+    return sorted([*wrong, *(f"{name}: results without a bug" for name in kept - described)])
 
 
 def real_bug(origin: str) -> str | None:
