@@ -8,18 +8,13 @@ from attn_fuzz.patches.mutant import REFUSALS, MutantError, Patch
 from attn_fuzz.run.processes.executor import Executor
 from attn_lab import results_file
 from attn_lab.zoo import results as zoo_results
-from attn_lab.zoo.known_bugs import KnownBug
 from attn_lab.zoo.results import Results
+
+from tests.support.bugs import planted, toml
 
 VISIBILITY = "attn_optimized.kernels.visibility"
 LOGITS = "attn_optimized.kernels.logits"
 NO_SUCH_FUNCTION = Patch(place=f"{VISIBILITY}.in_window", find="tl.maximum", replace="tl.smallest")
-
-
-def planted(name: str, patch: Patch, raises: str | None = None) -> KnownBug:
-    return KnownBug(
-        name=name, origin="planted", kind="mask", what="", trigger="", target="triton", patches=(patch,), raises=raises
-    )
 
 
 SOUND = planted(
@@ -55,38 +50,16 @@ BROKEN = [
 """Mutants, each with the beginning of why it does not run."""
 
 
-def toml(mutant: KnownBug) -> str:
-    (patch,) = mutant.patches
-    raises = "" if mutant.raises is None else f"raises = '{mutant.raises}'"
-    return f"""
-        name = "{mutant.name}"
-        origin = "planted"
-        class = "mask"
-        what = "planted"
-        trigger = "planted"
-        target = "{mutant.target}"
-        {raises}
-
-        [[patch]]
-        in = "{patch.place}"
-        find = "{patch.find}"
-        replace = "{patch.replace}"
-    """
-
-
 @pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_a_broken_mutant_is_an_error_and_the_others_are_looked_for(attn_lab, tmp_path):
     (tmp_path / "bugs").mkdir()
     for mutant in [*(mutant for mutant, _ in BROKEN), SOUND, RAISES]:
         (tmp_path / "bugs" / f"{mutant.name}.toml").write_text(toml(mutant))
-    page = tmp_path / "docs" / "generated" / "zoo.md"
-    page.parent.mkdir(parents=True)
-    page.write_text("as it was")
-    run = attn_lab(
-        *("zoo", "run", "--dir", "bugs", "--workers", 2, "--examples", 25, "--no-shrink", "--json", "zoo.json"),
-        "--write",
-    )
+    kept = tmp_path / "docs" / "generated"
+    kept.mkdir(parents=True)
+    options = ("--workers", 2, "--examples", 25, "--no-shrink", "--json", "zoo.json", "--write")
+    run = attn_lab("zoo", "run", "--dir", "bugs", *options)
     assert run.code == 2, run.err
     result = results_file.load(Path("zoo.json"), Results)
     rows = {row.name: row for row in result.mutants}
@@ -101,7 +74,7 @@ def test_a_broken_mutant_is_an_error_and_the_others_are_looked_for(attn_lab, tmp
     assert "2 of 2 found" in run.out
     assert rows["sound"].by in ("value", "bitwise")
     assert rows["raises"].by == "raised"
-    assert page.read_text() == "as it was"
+    assert not [*kept.iterdir()]
 
 
 OF_THE_FUZZER = Patch(place="attn_fuzz.cases.poison.bits", find="tensor.dtype in POISON", replace="True")

@@ -30,20 +30,16 @@ from attn_lab.finders import PARTS_OF_FUZZER
 from attn_lab.zoo import known_bugs
 from attn_lab.zoo import results as zoo_results
 from attn_lab.zoo import run as zoo_run
-from attn_lab.zoo.known_bugs import KnownBug
 from attn_lab.zoo.page import PAGE
 from attn_lab.zoo.results import Results, Row
 from click.testing import CliRunner
 
+from tests.support.bugs import planted, toml
 from tests.support.mostly_nightly import mostly_nightly
 from tests.support.pages import ROOT
 
 SHIPPED = [known_bugs.read(path) for path in sorted(known_bugs.FOLDER.glob("*.toml"))]
 KEPT = results_file.load(ROOT / PAGE.with_suffix(".json"), Results)
-
-
-def planted(*patches: Patch) -> KnownBug:
-    return KnownBug(name="planted", origin="", kind="mask", what="", trigger="", target="", patches=patches)
 
 
 @pytest.fixture
@@ -67,7 +63,7 @@ SUBTRACTS = Patch(place="victim.sums.add", find="a + b", replace="a - b")
 
 def test_a_patched_module_is_imported_and_its_file_stays_as_it_is(victim):
     before = (victim / "sums.py").read_bytes()
-    installation.install(planted(SUBTRACTS))
+    installation.install(planted("planted", SUBTRACTS))
     sums = importlib.import_module("victim.sums")
     assert sums.add(5, 3) == 2
     assert "a - b" in inspect.getsource(sums.add), "Triton reads kernels so"
@@ -77,7 +73,7 @@ def test_a_patched_module_is_imported_and_its_file_stays_as_it_is(victim):
 def test_a_patched_package_finds_the_files_beside_it(victim):
     (victim / "table.txt").write_text("42")
     (victim / "__init__.py").write_text("from pathlib import Path\n\nTABLE = Path(__file__).with_name('tables.txt')\n")
-    installation.install(planted(Patch(place="victim", find="'tables.txt'", replace="'table.txt'")))
+    installation.install(planted("planted", Patch(place="victim", find="'tables.txt'", replace="'table.txt'")))
     package = importlib.import_module("victim")
     assert package.TABLE.read_text() == "42"
     assert importlib.resources.files("victim").joinpath("table.txt").read_text() == "42"
@@ -85,20 +81,20 @@ def test_a_patched_package_finds_the_files_beside_it(victim):
 
 
 def test_patches_of_one_module_apply_together(victim):
-    installation.install(planted(SUBTRACTS, Patch(place="victim.sums", find="ZERO = 0", replace="ZERO = 1")))
+    installation.install(planted("planted", SUBTRACTS, Patch(place="victim.sums", find="ZERO = 0", replace="ZERO = 1")))
     sums = importlib.import_module("victim.sums")
     assert (sums.add(5, 3), sums.ZERO) == (2, 1)
 
 
 def test_a_patch_that_does_not_apply_is_an_error(victim):
     with pytest.raises(MutantError, match=r"planted: victim.sums.add: its `find` stands there 0 times"):
-        installation.install(planted(Patch(place="victim.sums.add", find="a * b", replace="1")))
+        installation.install(planted("planted", Patch(place="victim.sums.add", find="a * b", replace="1")))
 
 
 def test_a_module_that_is_imported_already_is_an_error(victim):
     importlib.import_module("victim.sums")
     with pytest.raises(MutantError, match="imported already"):
-        installation.install(planted(SUBTRACTS))
+        installation.install(planted("planted", SUBTRACTS))
 
 
 def test_the_five_reports_are_in_the_zoo():
@@ -181,16 +177,7 @@ def test_a_bug_fails_on_its_stored_case(name, tmp_path):
 )
 def test_a_part_of_the_contract_is_patched(place, find, replace, message, step_case, tmp_path):
     """In a process that has not imported it, and there alone."""
-    fault = KnownBug(
-        name="planted",
-        origin="",
-        kind="mask",
-        what="",
-        trigger="",
-        target="triton",
-        patches=(Patch(f"attn_contract.{place}", find, replace),),
-        raises="",
-    )
+    fault = planted("planted", Patch(f"attn_contract.{place}", find, replace), raises="")
     with Executor("triton", "cpu", 60.0, tmp_path / "ahead.json", fault.mutant) as executor:
         verdict = executor.run(step_case)
     assert (verdict.kind, verdict.message[: len(message)]) == ("raised", message)
@@ -234,21 +221,8 @@ def test_results_of_other_bugs_are_noticed():
 
 
 def test_a_bug_of_ones_own_is_found(attn_lab, tmp_path):
-    (tmp_path / "no_write.toml").write_text(
-        """
-        name = "no-write"
-        origin = "planted"
-        class = "block table"
-        what = "the cache write does nothing"
-        trigger = "any write"
-        target = "triton"
-
-        [[patch]]
-        in = "attn_optimized.kv_cache.write_kv_cache"
-        find = "_run(write, signature)"
-        replace = ""
-        """
-    )
+    nothing = Patch("attn_optimized.kv_cache.write_kv_cache", "_run(write, signature)", "")
+    (tmp_path / "no_write.toml").write_text(toml(planted("no-write", nothing)))
     run, result = zoo(attn_lab, "--dir", tmp_path, "--examples", 50, "--corpus", "small")
     assert run.code == 0, run.err
     (row,) = result.mutants
@@ -262,21 +236,9 @@ def test_a_bug_of_ones_own_is_found(attn_lab, tmp_path):
 
 @pytest.mark.nightly
 def test_a_mutant_that_changes_nothing_survives(attn_lab, tmp_path):
-    (tmp_path / "harmless.toml").write_text(
-        """
-        name = "harmless"
-        origin = "planted"
-        class = "block table"
-        what = "nothing"
-        trigger = "never"
-        target = "triton"
-
-        [[patch]]
-        in = "attn_optimized.kv_cache.write_kv_cache"
-        find = "validate or signature not in _LAUNCHES"
-        replace = "signature not in _LAUNCHES or validate"
-        """
-    )
+    same = ("validate or signature not in _LAUNCHES", "signature not in _LAUNCHES or validate")
+    harmless = planted("harmless", Patch("attn_optimized.kv_cache.write_kv_cache", *same))
+    (tmp_path / "harmless.toml").write_text(toml(harmless))
     run, result = zoo(attn_lab, "--dir", tmp_path, "--examples", 10)
     assert run.code == 1
     assert "SURVIVED" in run.out
