@@ -129,8 +129,8 @@ def test_a_log_gets_what_it_lacks(subject, monkeypatch, tmp_path):
 def test_only_a_whole_sample_is_written(attn_lab, tmp_path, monkeypatch, outcome, interrupted, code):
     written = []
     monkeypatch.setattr(miscompile, "in_processes", lambda work, jobs, *_, **__: (dict.fromkeys(jobs, outcome), interrupted))
-    monkeypatch.setattr(page, "save", lambda *_: written.append("data"))
-    run = attn_lab("miscompile", "run", "--arch", "gfx942", "--layers", "1", "--log", tmp_path / "log.jsonl", "--write")
+    monkeypatch.setattr(page, "save", lambda *_: written.append("csv"))
+    run = attn_lab("miscompile", "--arch", "gfx942", "--layers", "1", "--log", tmp_path / "log.jsonl", "--write")
     assert run.code == code
     assert ("gfx942, layer 0: it ended" in run.err) == (code == 2)
-    assert written == ([] if code else ["data"])
+    assert written == ([] if code else ["csv"])

@@ -6,10 +6,7 @@ import click
 from attn_binaries.build import in_processes
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.outputs import RUNS
-from attn_lab import results_file
 from attn_lab.miscompile import page
-from attn_lab.options import check_option
-from attn_lab.pages import write_or_check
 from attn_parity.console import progress_bar, results
 from attn_parity.options import Positive, Seed
 from attn_parity.versions import version
@@ -17,12 +14,7 @@ from attn_parity.versions import version
 ARCHITECTURES = "gfx942,gfx1201,gfx950"
 
 
-@click.group("miscompile")
-def command() -> None:
-    """Change one instruction of a compiled kernel, run it on the emulator, and count the changes that are found."""
-
-
-@command.command("run")
+@click.command("miscompile")
 @click.option("--arch", "architectures", default=ARCHITECTURES, show_default=True, metavar="A,B,...", help="Architectures.")
 @click.option("--sample", type=Positive, default=500, show_default=True, help="Number of mutants to draw.")
 @click.option("--seed", type=Seed, default=0, show_default=True, help="Seed of the drawn layers and mutants.")
@@ -38,32 +30,23 @@ def command() -> None:
     show_default=True,
     help="The file of results, one line for each mutant. A second call continues an interrupted one.",
 )
-@click.option("--write", "writes", is_flag=True, help="Keep the whole sample in docs/generated/miscompiled.json.")
-@click.option("--read", "reads", is_flag=True, help="Run nothing, and count what the log holds.")
-def _run(architectures: str, sample: int, seed: int, layers: int, workers: int, path: Path, writes: bool, reads: bool) -> int:
-    """Run a sample of changes, and count those that are found."""
-    errors, interrupted = ([], False) if reads else _ran(architectures.split(","), sample, seed, layers, workers, path)
+@click.option("--write", is_flag=True, help="Keep the whole sample in docs/generated/miscompiled.csv, for `mutate page`.")
+@click.option("--read", is_flag=True, help="Run nothing, and count what the log holds.")
+def command(architectures: str, sample: int, seed: int, layers: int, workers: int, path: Path, write: bool, read: bool) -> int:
+    """Change one instruction of a compiled kernel, run it on the emulator, and count the changes that are found."""
+    errors, interrupted = ([], False) if read else _run(architectures.split(","), sample, seed, layers, workers, path)
     rows = page.logged(path)
     results.print(f"found: {page.share(rows)}" if rows else "no mutants")
     if interrupted:
         return 130
     if errors:
         raise ExecutorError("; ".join(errors))
-    if writes:
+    if write:
         page.save(rows, version("triton") or "")
     return 0
 
 
-@command.command("page")
-@check_option
-def _page(check: bool) -> int:
-    """Write docs/generated/miscompiled.md of the file beside it."""
-    found = results_file.load(results_file.data_of(page.PAGE), page.Results)
-    texts = {page.PAGE: page.text(found, page.read_reasons())}
-    return write_or_check(texts, "python -m attn_lab miscompile page", checks=check)
-
-
-def _ran(architectures: list[str], sample: int, seed: int, layers: int, workers: int, path: Path) -> tuple[list[str], bool]:
+def _run(architectures: list[str], sample: int, seed: int, layers: int, workers: int, path: Path) -> tuple[list[str], bool]:
     """Have the log hold a sample. Returns why some mutants are missing, and whether an interrupt left some out."""
     from attn_lab.miscompile.trials import logged_trials
 

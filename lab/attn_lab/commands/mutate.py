@@ -12,6 +12,7 @@ from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_lab import results_file
+from attn_lab.miscompile import page as miscompiled
 from attn_lab.mutate import campaign, generate, reasons, suite
 from attn_lab.mutate import page as mutants_page
 from attn_lab.mutate import results as mutants_results
@@ -255,8 +256,10 @@ def _page(check: bool) -> int:
         equivalent, known = reasons.load(EQUIVALENT), generate.of_package()
         wrong = [line for each in found for line in mutants_results.differences(each, known, equivalent)]
     summary = "; ".join(mutants_page.summary(each.mutants) for each in found) if check else ""
-    texts = {PAGE: mutants_page.text(found)}
-    return write_or_check(texts, "python -m attn_lab mutate page", checks=check, wrong=wrong, summary=summary)
+    text = mutants_page.text(found)
+    if miscompiled.DATA.is_file():
+        text += miscompiled.text(*miscompiled.read(), miscompiled.read_reasons())
+    return write_or_check({PAGE: text}, "python -m attn_lab mutate page", checks=check, wrong=wrong, summary=summary)
 
 
 def _check_writable(writes: bool, json_file: Path | None) -> None:

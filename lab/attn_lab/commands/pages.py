@@ -16,7 +16,6 @@ CHECKS = (
     "python -m attn_lab binaries page --check",
     "python -m attn_lab zoo page --check",
     "python -m attn_lab mutate page --check",
-    "python -m attn_lab miscompile page --check",
     "python -m attn_lab matrix page --check --only backends",
     "python -m benchmarks judge page --check",
     "python -m benchmarks page --check",

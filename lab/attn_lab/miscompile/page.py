@@ -1,17 +1,17 @@
-"""Mutants of compiled code: a log of trials, the file of results that is kept, and the page docs/generated/miscompiled.md."""
+"""Mutants of compiled code: a log of trials, the CSV file that is kept, and their part of docs/generated/mutants.md."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
-from attn_fuzz import inputs, outputs
-from attn_lab import results_file
+from attn_fuzz import inputs
+from attn_lab import csv_file
 from attn_lab.miscompile.operators import OPERATORS
 from attn_lab.pages import PAGES, table
 
-PAGE = PAGES / "miscompiled.md"
-SCHEMA = "attn-parity.miscompiled/1"
+DATA = PAGES / "miscompiled.csv"
+COLUMNS = ("kernel", "mutant", "found by", "change", "source")
 REASONS = Path(__file__).with_name("survivors.toml")
 """The survivors that a person has read, by name: `class`, one of CLASSES, and `why`."""
 CLASSES = {
@@ -25,16 +25,16 @@ TOLD = ("bound", "hole")
 LARGEST, LONGEST = 150_000, 12_000
 """Executed wave instructions of a launch that is kept, and instructions of its kernel: larger ones take too long."""
 PREFACE = """\
-# Mutants of compiled code
 
-`python -m attn_lab miscompile run --write` ran them. The JSON file beside this page, of which `miscompile page` makes it, has a
-line for each, and of survivors what they change. A mutant is one of {kernels} kernels, compiled with Triton {triton}, with one
-instruction changed, as a compiler's bug could do it. {mutants} changes were drawn by seed among the instructions that the
-kernel's cases execute; kinds of changes and kernels take turns. Each mutant runs a few small launches on the emulator, in two
-orders of waves and workgroups, and races are looked for. If the launch leaves other bits than the kernel does, the fuzzer
-judges the whole case. A kernel is left out if it has more than {longest:,} instructions, a launch if it executes more than
-{largest:,}, and a change that the emulator refuses before it runs. The fuzzer runs hundreds of cases instead, of many layers.
-What it finds in them was not measured.
+## Mutants of compiled code
+
+`python -m attn_lab miscompile --write` ran them; [miscompiled.csv](miscompiled.csv) has a line for each, and of survivors what
+they change. A mutant is one of {kernels} kernels, compiled with Triton {triton}, with one instruction changed, as a compiler's
+bug could do it. {mutants} changes were drawn by seed among the instructions that the kernel's cases execute; kinds of changes
+and kernels take turns. Each mutant runs a few small launches on the emulator, in two orders of waves and workgroups, and races
+are looked for. If the launch leaves other bits than the kernel does, the fuzzer judges the whole case. A kernel is left out if
+it has more than {longest:,} instructions, a launch if it executes more than {largest:,}, and a change that the emulator refuses
+before it runs. The fuzzer runs hundreds of cases instead, of many layers. What it finds in them was not measured.
 
 **{share} of the mutants are found**, by: {finders}.
 """
@@ -58,13 +58,6 @@ class Row(msgspec.Struct, frozen=True):
         return self.parts[3]
 
 
-class Results(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="schema", tag=SCHEMA):
-    """The mutants of kernels that a version of Triton has compiled."""
-
-    triton: str
-    mutants: tuple[Row, ...]
-
-
 class Reason(msgspec.Struct, frozen=True, rename={"kind": "class"}):
     """The reason why a mutant survives."""
 
@@ -83,10 +76,19 @@ def logged(path: Path) -> list[Row]:
     return sorted(rows.values(), key=lambda row: row.name)
 
 
+def read() -> tuple[str, list[Row]]:
+    """The version of Triton, and the rows of the page."""
+    versions, records = csv_file.load(DATA, COLUMNS)
+    return versions["Triton"], [Row(f"{kernel}:{mutant}", *others) for kernel, mutant, *others in map(dict.values, records)]
+
+
 def save(rows: Sequence[Row], triton: str) -> None:
-    """Write the file of the page. What a mutant that is found changes is left out."""
-    kept = tuple(Row(row.name, row.by) if row.by else row for row in rows)
-    outputs.write(results_file.data_of(PAGE), results_file.dumps(Results(triton, kept)))
+    """Write rows, one in each line. What a mutant that is found changes is left out."""
+    lines = (
+        [":".join(row.parts[:2]), ":".join(row.parts[2:]), row.by] + (["", ""] if row.by else [row.change, row.source])
+        for row in rows
+    )
+    csv_file.save(DATA, COLUMNS, lines, {"Triton": triton})
 
 
 def read_reasons() -> dict[str, Reason]:
@@ -102,12 +104,12 @@ def share(rows: Sequence[Row]) -> str:
     return f"{found}/{len(rows)}, {found / len(rows):.0%}" if rows else ""
 
 
-def text(results: Results, reasons: Mapping[str, Reason]) -> str:
-    """The whole page, mutants by kinds and then by names."""
-    rows = sorted(results.mutants, key=lambda row: (list(OPERATORS).index(row.kind), row.name))
+def text(triton: str, rows: Sequence[Row], reasons: Mapping[str, Reason]) -> str:
+    """The part of the page, mutants by kinds and then by names."""
+    rows = sorted(rows, key=lambda row: (list(OPERATORS).index(row.kind), row.name))
     finders = ", ".join(f"{by} {count}" for by, count in Counter(row.by for row in rows if row.by).most_common())
     kernels = len({tuple(row.parts[:2]) for row in rows})
-    facts = {"kernels": kernels, "mutants": len(rows), "share": share(rows), "finders": finders, "triton": results.triton}
+    facts = {"kernels": kernels, "mutants": len(rows), "share": share(rows), "finders": finders, "triton": triton}
     lines = PREFACE.format(longest=LONGEST, largest=LARGEST, **facts).splitlines()
     lines += ["", *_by_kind(rows), ""]
     survivors = [row for row in rows if not row.by]
