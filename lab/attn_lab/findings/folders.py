@@ -188,7 +188,7 @@ def check(folder: Path) -> Checked:
     with tempfile.TemporaryDirectory() as scratch:
         prefix = LAYOUTS[package.name].prefix
         if (patched := folder / "fix.patch").is_file():
-            scripts.copied(package, Path(scratch, prefix), patched_files(patched, prefix))
+            repairs.copied(package, Path(scratch, prefix), patched_files(patched, prefix))
             is_part = 'raise ImportError("a part of the package, which needs its stand-ins on a GPU, too")\n'
             Path(scratch, prefix, package.name, "__init__.py").write_text(is_part, encoding="utf-8")
             apply = ["git", "apply", str(patched.absolute())]
