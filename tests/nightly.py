@@ -34,16 +34,16 @@ def _tests() -> Iterator[str]:
 
 
 def _proofs() -> Iterator[str]:
-    yield "python -m attn_lab proofs --check"
-    yield "python -m attn_lab proofs --mutants"
+    yield "python -m attn_lab proofs page --check"
+    yield "python -m attn_lab proofs mutants"
 
 
 def _coverage() -> Iterator[str]:
-    yield "python -m attn_lab matrix --check"
+    yield "python -m attn_lab matrix page --check"
 
 
 def _model_types() -> Iterator[str]:
-    yield "python -m attn_lab model-types --check"
+    yield "python -m attn_lab model-types page --check"
 
 
 def _zoo() -> Iterator[str]:
@@ -51,6 +51,7 @@ def _zoo() -> Iterator[str]:
     names = sorted(path.stem for path in (ROOT / "lab/attn_lab/zoo/bugs").glob("*.toml"))
     for first in range(0, len(names), 20):
         yield "python -m attn_lab zoo run --seeds 3 --write " + " ".join(f"--only {name}" for name in names[first : first + 20])
+    yield "python -m attn_lab zoo page"
 
 
 def _fuzz() -> Iterator[str]:
@@ -75,12 +76,14 @@ def _engine() -> Iterator[str]:
 
 def _launches() -> Iterator[str]:
     yield "python -m attn_lab binaries compile --write"
+    yield "python -m attn_lab binaries page"
     yield "python -m attn_lab binaries drawn 60 --arch gfx942,gfx1201,sm90"
 
 
 def _emulated() -> Iterator[str]:
     for architecture in ARCHITECTURES:
         yield f"python -m attn_lab binaries run --write --arch {architecture}"
+    yield "python -m attn_lab binaries page"
 
 
 def _emulated_drawn() -> Iterator[str]:

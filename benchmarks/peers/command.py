@@ -149,5 +149,5 @@ def _print(name: str, kind: "Kind", collected: "Results", begun: str) -> int:
         results.print(shown)
     lacking = sum(bool(row.why) for row in collected.rows)
     rows = f"{len(collected.rows) - lacking} rows, and {lacking} without facts or wrong"
-    results.print(f"{begun}{name}: {rows}: {collected.versions}", soft_wrap=True)
+    results.print(f"{begun}{name}: {rows}: {collected.versions}")
     return lacking

@@ -161,6 +161,21 @@ def read_toml(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
     return found
 
 
+def read_toml_as(path: Path, kind: type[Record]) -> Record:
+    """The contents of a TOML file as a type that msgspec knows.
+
+    Raises:
+        InputError: as `read_toml`, or the contents are of another type. The message begins with the path.
+    """
+    import msgspec  # of an extra
+
+    content = read_toml(path)
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path}: {one_line(str(error), MESSAGE)}") from None
+
+
 def check_json(text: str) -> None:
     """Hold a JSON text to the bounds, before or after something else reads it.
 

@@ -1,10 +1,6 @@
 """Options of several commands of the laboratory."""
 
-from collections.abc import Iterable
-from pathlib import Path
-
 import click
-from attn_parity.files import check_writable
 from attn_parity.options import Seed
 
 first_seed_option = click.option("--seed", type=Seed, default=0, show_default=True, help="The first seed of cases.")
@@ -12,9 +8,3 @@ seeds_option = click.option(
     "--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Number of seeds, counted up from the first."
 )
 check_option = click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is out of date.")
-
-
-def check_pages_writable(paths: Iterable[Path]) -> None:
-    """Fail before the work if a page, or the file that it is made of, cannot be written."""
-    for path in paths:
-        check_writable(path, "--write")

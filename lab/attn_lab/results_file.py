@@ -1,4 +1,4 @@
-"""The JSON file of results beside docs/generated/zoo.md and docs/generated/mutants.md, a line for each mutant, and the page."""
+"""JSON files of results beside pages of mutants, such as docs/generated/zoo.json, with a line for each mutant."""
 
 import os.path
 from collections.abc import Sequence
@@ -9,14 +9,13 @@ import msgspec
 from attn_fuzz import inputs
 from attn_fuzz.errors import InputError
 from attn_fuzz.text import one_line
-from attn_parity.console import results
 
 Results = TypeVar("Results", bound=msgspec.Struct)
 
 
 def dumps(results: Any) -> bytes:
-    """Results as JSON. `results` is a Struct whose last field is `mutants`. Each is a list of its first fields that say more
-    than a default."""
+    """Results as JSON. `results` is a Struct whose last field is `mutants`. Each mutant is a list of the values of its fields,
+    without those at the end that are defaults."""
     rows = [_first_fields(row) for row in results.mutants]
     prefix = os.path.commonprefix([row[0] for row in rows])  # noqa: RUF071  # of names, character by character
     named = [[name.removeprefix(prefix), *others] for name, *others in rows]
@@ -69,7 +68,7 @@ def kept(page: Path, kind: type[Results], command: str) -> dict[Path, Results]:
     """The results in the JSON files beside a page, from which the page is made; those without a key first.
 
     Args:
-        command: which command writes them and the page.
+        command: which command keeps them.
 
     Raises:
         InputError: there is no such file, or it holds no such results.
@@ -80,11 +79,3 @@ def kept(page: Path, kind: type[Results], command: str) -> dict[Path, Results]:
         again = f"`python -m attn_lab {command} run --write` writes it"
         raise InputError(f"{data_of(page)} does not exist; {again}")
     return found
-
-
-def checked(wrong: Sequence[str], summary: str) -> int:
-    """Print what is wrong with a page, or the summary of a page with which nothing is, and return the exit code."""
-    for line in wrong:
-        results.print(line)
-    results.print(f"{len(wrong)} wrong" if wrong else summary)
-    return 1 if wrong else 0

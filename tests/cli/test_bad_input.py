@@ -353,23 +353,23 @@ def test_replay_runs_nothing_when_one_of_its_files_is_bad(refused, attn_parity, 
 )
 def test_zoo_refuses_a_mutant(old, new, names, refused, tmp_path):
     assert old in MUTANT
-    folder = tmp_path / "animals"
+    folder = tmp_path / "bugs"
     folder.mkdir()
     (folder / "planted.toml").write_text(MUTANT.replace(old, new))
-    refused("zoo", "run", "--dir", "animals", "--examples", 1, names=names)
+    refused("zoo", "run", "--dir", "bugs", "--examples", 1, names=names)
 
 
 def test_zoo_refuses_names_and_folders_that_hold_nothing(refused, tmp_path):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "animals").mkdir()
-    (tmp_path / "animals" / "planted.toml").write_bytes(b"\xff")
+    (tmp_path / "bugs").mkdir()
+    (tmp_path / "bugs" / "planted.toml").write_bytes(b"\xff")
     refused("zoo", "run", "--only", "nobody", names="nobody")
     refused("zoo", "run", "--dir", "empty", names="empty")
     refused("zoo", "run", "--dir", "missing", names="missing")
-    refused("zoo", "run", "--dir", "animals/planted.toml", names="planted.toml")
-    refused("zoo", "run", "--dir", "animals", names="planted.toml")
-    (tmp_path / "animals" / "planted.toml").write_bytes(b"#" * (1 << 20) + b"#")
-    refused("zoo", "run", "--dir", "animals", names="planted.toml: larger than 1048576 bytes")
+    refused("zoo", "run", "--dir", "bugs/planted.toml", names="planted.toml")
+    refused("zoo", "run", "--dir", "bugs", names="planted.toml")
+    (tmp_path / "bugs" / "planted.toml").write_bytes(b"#" * (1 << 20) + b"#")
+    refused("zoo", "run", "--dir", "bugs", names="planted.toml: larger than 1048576 bytes")
     refused("zoo", "run", "--examples", 0, names="--examples")
     refused("zoo", "page", "--check", names="docs/generated/zoo.json")
     refused("zoo", "run", "--write", names="docs/generated")

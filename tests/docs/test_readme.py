@@ -5,6 +5,7 @@ import tomllib
 
 from attn_lab import results_file
 from attn_lab.mutate import page as mutants
+from attn_lab.mutate.results import Results, whole
 
 from tests.support.pages import PAGES, ROOT, run_command, without_numbers
 
@@ -31,8 +32,8 @@ def test_the_readme_has_the_counts_of_the_zoo():
 
 
 def test_the_readme_has_the_shares_of_found_mutants():
-    (results,) = results_file.kept(ROOT / "docs" / "generated" / "mutants.md", mutants.Results, "mutate").values()
-    kernels, host = ([row for row in mutants.whole(results).mutants if of(row)] for of in mutants.KERNELS_OR_HOST.values())
+    (results,) = results_file.kept(ROOT / "docs" / "generated" / "mutants.md", Results, "mutate").values()
+    kernels, host = ([row for row in whole(results).mutants if of(row)] for of in mutants.KERNELS_OR_HOST.values())
     judged = mutants.shares(kernels, "judge, property and sanitizer")
     assert f"find {sum(judged):.0f} of {len(judged)} in kernels and launches" in README
     judged = mutants.shares(host, "tests")
@@ -45,6 +46,11 @@ def test_how_many_findings_there_are():
     for name, package in packages.items():
         rows = re.findall(rf" \| {package}(?:'s)? ", findings)
         assert f" {len(rows)} in {name}" in README.replace("\n  ", " ")
+
+
+def test_the_releases_of_triton_are_those_that_tox_installs():
+    *releases, newest = sorted(set(re.findall(r"triton==(\S+)", (ROOT / "tox.ini").read_text())))
+    assert f"{', '.join(releases)} and {newest}" in " ".join(README.split())
 
 
 def test_every_file_names_the_same_version():

@@ -37,8 +37,10 @@ def test_every_command_is_described_and_every_option_there_is():
             command = group.get_command(click.Context(group), name)
             assert command is not None
             assert f"**`{program} {name}" in page
-            options |= {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-            assert all(option.help for option in command.params if isinstance(option, click.Option)), name
+            of_group = command.commands.values() if isinstance(command, click.Group) else ()
+            parameters = [parameter for each in (command, *of_group) for parameter in each.params]
+            options |= {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
+            assert all(option.help for option in parameters if isinstance(option, click.Option)), name
     assert set(re.findall(r"--[a-z][a-z-]*", page)) <= options
 
 

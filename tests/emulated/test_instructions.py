@@ -23,7 +23,6 @@ LINES = instructions.stored_rows()
 @pytest.mark.parametrize("architecture", sorted(frozenset.union(*STORED.values())))
 def test_it_knows_each_instruction_with_its_modifiers(architecture):
     forms = [each for each, architectures in STORED.items() if architecture in architectures]
-    assert len(forms) > 100
     whys = {each: instructions.why_unknown(code_of(each)[0][0], architecture) for each in forms}
     assert not {each: why for each, why in whys.items() if why}
 

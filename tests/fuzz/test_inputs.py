@@ -67,6 +67,11 @@ def test_a_file_that_is_no_toml_is_refused(content, says, tmp_path):
     refused(inputs.read_toml, tmp_path / "file", says)
 
 
+def test_toml_of_another_type_is_refused(tmp_path):
+    (tmp_path / "file").write_text("a = 'b'")
+    refused(lambda path: inputs.read_toml_as(path, dict[str, int]), tmp_path / "file", "Expected `int`, got `str`")
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [

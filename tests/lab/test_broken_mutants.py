@@ -7,19 +7,14 @@ import pytest
 from attn_fuzz.patches.mutant import REFUSALS, MutantError, Patch
 from attn_fuzz.run.processes.executor import Executor
 from attn_lab import results_file
-from attn_lab.zoo import page as zoo_page
-from attn_lab.zoo.known_bugs import KnownBug
-from attn_lab.zoo.page import Results
+from attn_lab.zoo import results as zoo_results
+from attn_lab.zoo.results import Results
+
+from tests.support.bugs import planted, toml
 
 VISIBILITY = "attn_optimized.kernels.visibility"
 LOGITS = "attn_optimized.kernels.logits"
 NO_SUCH_FUNCTION = Patch(place=f"{VISIBILITY}.in_window", find="tl.maximum", replace="tl.smallest")
-
-
-def planted(name: str, patch: Patch, raises: str | None = None) -> KnownBug:
-    return KnownBug(
-        name=name, origin="planted", kind="mask", what="", trigger="", target="triton", patches=(patch,), raises=raises
-    )
 
 
 SOUND = planted(
@@ -55,38 +50,16 @@ BROKEN = [
 """Mutants, each with the beginning of why it does not run."""
 
 
-def toml(mutant: KnownBug) -> str:
-    (patch,) = mutant.patches
-    raises = "" if mutant.raises is None else f"raises = '{mutant.raises}'"
-    return f"""
-        name = "{mutant.name}"
-        origin = "planted"
-        class = "mask"
-        what = "planted"
-        trigger = "planted"
-        target = "{mutant.target}"
-        {raises}
-
-        [[patch]]
-        in = "{patch.place}"
-        find = "{patch.find}"
-        replace = "{patch.replace}"
-    """
-
-
 @pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_a_broken_mutant_is_an_error_and_the_others_are_looked_for(attn_lab, tmp_path):
-    (tmp_path / "animals").mkdir()
+    (tmp_path / "bugs").mkdir()
     for mutant in [*(mutant for mutant, _ in BROKEN), SOUND, RAISES]:
-        (tmp_path / "animals" / f"{mutant.name}.toml").write_text(toml(mutant))
-    page = tmp_path / "docs" / "generated" / "zoo.md"
-    page.parent.mkdir(parents=True)
-    page.write_text("as it was")
-    run = attn_lab(
-        *("zoo", "run", "--dir", "animals", "--workers", 2, "--examples", 25, "--no-shrink", "--json", "zoo.json"),
-        "--write",
-    )
+        (tmp_path / "bugs" / f"{mutant.name}.toml").write_text(toml(mutant))
+    kept = tmp_path / "docs" / "generated"
+    kept.mkdir(parents=True)
+    options = ("--workers", 2, "--examples", 25, "--no-shrink", "--json", "zoo.json", "--write")
+    run = attn_lab("zoo", "run", "--dir", "bugs", *options)
     assert run.code == 2, run.err
     result = results_file.load(Path("zoo.json"), Results)
     rows = {row.name: row for row in result.mutants}
@@ -97,11 +70,11 @@ def test_a_broken_mutant_is_an_error_and_the_others_are_looked_for(attn_lab, tmp
         assert row.error.startswith(f"{mutant.name}: {reason}"), mutant.name
         assert row.found == ()
         assert f"{mutant.name}: {reason}" in run.err
-    assert run.out.count(zoo_page.DOES_NOT_RUN) == len(BROKEN)
+    assert run.out.count(zoo_results.DOES_NOT_RUN) == len(BROKEN)
     assert "2 of 2 found" in run.out
     assert rows["sound"].by in ("value", "bitwise")
     assert rows["raises"].by == "raised"
-    assert page.read_text() == "as it was"
+    assert not [*kept.iterdir()]
 
 
 OF_THE_FUZZER = Patch(place="attn_fuzz.cases.poison.bits", find="tensor.dtype in POISON", replace="True")
@@ -111,16 +84,16 @@ NO_TARGET = msgspec.structs.replace(planted("no-target", SOUND.patches[0]), targ
 
 def test_a_mutant_that_cannot_be_installed_is_an_error_and_the_others_are_looked_for(attn_lab, tmp_path):
     """Nothing of the fuzzer can be patched; and a target may be missing on this machine."""
-    (tmp_path / "animals").mkdir()
+    (tmp_path / "bugs").mkdir()
     for mutant in (NOT_INSTALLED, NO_TARGET, SOUND):
-        (tmp_path / "animals" / f"{mutant.name}.toml").write_text(toml(mutant))
-    run = attn_lab("zoo", "run", "--dir", "animals", "--workers", 1, "--examples", 25, "--no-shrink", "--json", "zoo.json")
+        (tmp_path / "bugs" / f"{mutant.name}.toml").write_text(toml(mutant))
+    run = attn_lab("zoo", "run", "--dir", "bugs", "--workers", 1, "--examples", 25, "--no-shrink", "--json", "zoo.json")
     assert run.code == 2
     rows = {row.name: row for row in results_file.load(Path("zoo.json"), Results).mutants}
     assert rows["not-installed"].error == "not-installed: attn_fuzz.cases.poison is imported already"
     assert "no target 'backend-nowhere'" in rows["no-target"].error
     assert rows["sound"].by in ("value", "bitwise")
-    assert zoo_page.SURVIVED not in run.out
+    assert zoo_results.SURVIVED not in run.out
 
 
 def test_a_stored_case_fails_no_broken_mutant(step_case, tmp_path):

@@ -151,7 +151,7 @@ def page(attn_lab, drawn_once, tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(coverage, "missing", lambda drawn: [])
     monkeypatch.setattr(matrix, "never_drawn", lambda drawn: [])
     (tmp_path / "docs" / "generated").mkdir(parents=True)
-    assert attn_lab("matrix").code == 0
+    assert attn_lab("matrix", "page").code == 0
     return tmp_path / "docs" / "generated" / "coverage.md"
 
 
@@ -159,7 +159,7 @@ def test_a_pair_that_is_never_drawn_or_called_undefined_is_named(attn_lab, page,
     monkeypatch.setattr(coverage, "missing", lambda drawn: [("window", "sinks")])
     monkeypatch.setattr(coverage, "impossible", lambda drawn: [("encoder", "slot -1")])
     monkeypatch.setattr(matrix, "never_drawn", lambda drawn: [("Layer.scale", "negative")])
-    run = attn_lab("matrix", "--check")
+    run = attn_lab("matrix", "page", "--check")
     assert run.code == 1
     assert "never drawn together: window and sinks" in run.out
     assert "drawn together, though undefined: encoder and slot -1" in run.out
@@ -169,7 +169,7 @@ def test_a_pair_that_is_never_drawn_or_called_undefined_is_named(attn_lab, page,
 def test_a_page_of_another_hypothesis_is_refused_before_anything_is_drawn(attn_lab, page, monkeypatch):
     page.write_text(page.read_text().replace(hypothesis.__version__, "1.2.3", 1))
     monkeypatch.setattr(shard, "drawn", lambda plan: pytest.fail("it drew"))
-    run = attn_lab("matrix", "--check")
+    run = attn_lab("matrix", "page", "--check")
     assert run.code == 2
     assert "Hypothesis 1.2.3" in run.err
     assert hypothesis.__version__ in run.err

@@ -8,16 +8,17 @@ import pytest
 from attn_fuzz import foreign
 from attn_fuzz.cases import case_file
 from attn_fuzz.targets import registry
-from attn_lab.findings import folders
+from attn_lab.findings import folders, repairs, reports
 from attn_lab.findings import scripts as finding_scripts
 from attn_lab.findings.folders import Checked
 from attn_lab.findings.known import known, named
 from attn_lab.findings.places import file_of, names
-from attn_lab.findings.scripts import DOES_NOT_SHOW, SHOWS, Repair, Report
+from attn_lab.findings.reports import Repair, Report
+from attn_lab.findings.scripts import DOES_NOT_SHOW, SHOWS
 from msgspec.structs import replace
 
 NAMES = names()
-REPORTS = {name: finding_scripts.report(name) for name in NAMES}
+REPORTS = {name: reports.load(name) for name in NAMES}
 REPAIRED = [name for name, report in REPORTS.items() if report.repair]
 FINDINGS = known()
 
@@ -27,12 +28,12 @@ def needs_package(name: str) -> None:
         reason = registry.load(case_file.load(FINDINGS[name][0].path).target).unavailable("cpu")
     else:
         reason = foreign.missing(name.partition("-")[0], (), name)
-    if reason or not finding_scripts.is_in(name):
+    if reason or not reports.is_in(name):
         pytest.skip(reason or "another release has it")
 
 
 def test_each_finding_has_a_script_a_report_and_a_result():
-    assert sorted(FINDINGS) == NAMES == sorted(finding_scripts.results())
+    assert sorted(FINDINGS) == NAMES == sorted(finding_scripts.stored())
     for name in NAMES:
         assert 10 <= len(file_of(name, ".py").read_text().splitlines()) <= 60
         source = finding_scripts.source(name)
@@ -43,14 +44,14 @@ def test_each_finding_has_a_script_a_report_and_a_result():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_script_shows_its_finding_in_a_process_without_this_project(name):
     needs_package(name)
-    assert finding_scripts.run(name) == (SHOWS, finding_scripts.results()[name].interpreted)
+    assert finding_scripts.run(name) == (SHOWS, finding_scripts.stored()[name].interpreted)
 
 
 @pytest.mark.parametrize("name", REPAIRED)
 def test_a_script_passes_with_a_repaired_kernel(name, tmp_path):
     needs_package(name)
-    sources = finding_scripts.repaired({name: REPORTS[name]}, tmp_path)
-    assert finding_scripts.run(name, sources=sources) == (DOES_NOT_SHOW, finding_scripts.results()[name].repaired)
+    sources = repairs.repaired({name: REPORTS[name]}, tmp_path)
+    assert finding_scripts.run(name, sources=sources) == (DOES_NOT_SHOW, finding_scripts.stored()[name].repaired)
 
 
 def test_all_findings_have_a_repair():
@@ -60,14 +61,14 @@ def test_all_findings_have_a_repair():
 @pytest.mark.parametrize("package", ["aiter", "sglang", "vllm"])
 def test_the_repairs_of_a_package_go_together(package, tmp_path):
     """No repair changes what another one looks for. What the targets load of the package is repaired, and is named."""
-    reports = {name: report for name, report in REPORTS.items() if report.file.parts[0] == package and not report.needs}
-    needs_package(next(iter(reports)))
-    finding_scripts.repaired(reports, tmp_path)
-    for name in reports:
-        for file, repair in reports[name].changes():
+    of_package = {name: report for name, report in REPORTS.items() if report.file.parts[0] == package and not report.needs}
+    needs_package(next(iter(of_package)))
+    repairs.repaired(of_package, tmp_path)
+    for name in of_package:
+        for file, repair in of_package[name].changes():
             assert repair.new.splitlines()[-1] in (tmp_path / file).read_text(), name
     unloaded = {"sglang-aiter-decode-window", "sglang-decode-window", "vllm-mla-narrow-lse"}
-    assert {*(tmp_path / package / foreign.REPAIRED).read_text().split()} == {*reports} - unloaded
+    assert {*(tmp_path / package / foreign.REPAIRED).read_text().split()} == {*of_package} - unloaded
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,7 +84,7 @@ def test_the_lines_that_a_report_cites_are_in_the_package(name):
 
 
 def test_a_script_that_launches_no_kernel_or_needs_a_gpu_has_no_result_of_compiled_kernels():
-    without = {name for name, shown in finding_scripts.results().items() if shown.compiled is None}
+    without = {name for name, shown in finding_scripts.stored().items() if shown.compiled is None}
     need_gpu = {name for name, (finding, _) in FINDINGS.items() if finding.needs_gpu}
     assert need_gpu == {name for name, report in REPORTS.items() if report.gpu} != set()
     assert (
@@ -100,12 +101,12 @@ def test_a_repair_of_a_text_that_is_not_there_is_refused(tmp_path):
     needs_package("vllm-window-ahead")
     report = replace(REPORTS["vllm-window-ahead"], repair=[Repair("no such text", "")])
     with pytest.raises(ValueError, match="there is no 'no such text'"):
-        finding_scripts.repaired({"vllm-window-ahead": report}, tmp_path)
+        repairs.repaired({"vllm-window-ahead": report}, tmp_path)
 
 
 def test_a_folder_that_is_written_passes_its_check_and_one_with_another_patch_does_not(tmp_path):
     needs_package("sglang-decode-window")
-    [_] = folders.write(named(["sglang-decode-window"]), finding_scripts.results(), tmp_path)
+    [_] = folders.write(named(["sglang-decode-window"]), finding_scripts.stored(), tmp_path)
     [(name, found)] = folders.check_all(tmp_path)
     assert (name, found, found.passed) == ("sglang-decode-window", Checked((SHOWS, DOES_NOT_SHOW), (1, 0)), True)
     patch = tmp_path / name / "fix.patch"
@@ -119,7 +120,7 @@ def test_a_finding_whose_lines_the_source_has_no_longer_is_not_written(tmp_path,
     (tmp_path / "sglang" / "srt" / "layers" / "attention").mkdir(parents=True)
     (tmp_path / "sglang" / "srt" / "layers" / "attention" / "triton_backend.py").write_text("# nothing\n")
     monkeypatch.setenv("ATTN_PARITY_SGLANG", str(tmp_path))
-    [line] = folders.write(named(["sglang-decode-window"]), finding_scripts.results(), tmp_path / "written")
+    [line] = folders.write(named(["sglang-decode-window"]), finding_scripts.stored(), tmp_path / "written")
     assert line.startswith("sglang-decode-window: not written, sglang/srt/layers/attention/triton_backend.py: there is no")
     assert not (tmp_path / "written").exists()
 
@@ -152,7 +153,7 @@ def test_a_second_bug_behind_a_broad_predicate_is_found_on_repaired_sources_alon
         harm="",
         repair=[repair],
     )
-    finding_scripts.repaired({"planted-cap": report}, tmp_path / "repaired")
+    repairs.repaired({"planted-cap": report}, tmp_path / "repaired")
     repaired = hunted(tmp_path / "repaired")
     assert repaired["known"] == {}
     assert [{"logits_soft_cap", "several requests"} <= {*each["needs"]} for each in repaired["failures"]] == [True]

@@ -130,8 +130,7 @@ def test_only_a_whole_sample_is_written(attn_lab, tmp_path, monkeypatch, outcome
     written = []
     monkeypatch.setattr(miscompile, "in_processes", lambda work, jobs, *_, **__: (dict.fromkeys(jobs, outcome), interrupted))
     monkeypatch.setattr(page, "save", lambda *_: written.append("csv"))
-    monkeypatch.setattr(miscompile.mutants_page, "write", lambda: written.append("page"))
     run = attn_lab("miscompile", "--arch", "gfx942", "--layers", "1", "--log", tmp_path / "log.jsonl", "--write")
     assert run.code == code
     assert ("gfx942, layer 0: it ended" in run.err) == (code == 2)
-    assert written == ([] if code else ["csv", "page"])
+    assert written == ([] if code else ["csv"])

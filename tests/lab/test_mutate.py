@@ -17,10 +17,12 @@ from attn_fuzz.verdict.verdict import Verdict
 from attn_lab import results_file
 from attn_lab.mutate import campaign, generate, line_coverage, reasons, suite
 from attn_lab.mutate import page as mutants_page
-from attn_lab.mutate.campaign import Key, Log, Trial
+from attn_lab.mutate import results as mutants_results
 from attn_lab.mutate.line_coverage import Reach, RecordedTests, targets_of
-from attn_lab.mutate.page import BROKEN, NOT_RUN_BY_ANY, PAGE, UNFINISHED, Results
+from attn_lab.mutate.log import PROBE, Key, Log, Trial
+from attn_lab.mutate.page import PAGE
 from attn_lab.mutate.reasons import EQUIVALENT, NOT_FOUND
+from attn_lab.mutate.results import BROKEN, NOT_RUN_BY_ANY, UNFINISHED, Results
 from attn_lab.mutate.suite import TESTS
 
 replace = msgspec.structs.replace
@@ -146,7 +148,7 @@ def test_a_record_counts_cases_that_run_a_kernel(tmp_path, monkeypatch):
 
 def test_shards_of_ci_come_before_those_of_nightly():
     keys = campaign.order(MUTANT, 0, ["a", "b"], 450)
-    assert [(key.target, key.shard) for key in keys] == [(target, i) for i in (campaign.PROBE, 0, 1, 2) for target in "ab"]
+    assert [(key.target, key.shard) for key in keys] == [(target, i) for i in (PROBE, 0, 1, 2) for target in "ab"]
     assert keys[:6] == campaign.order(MUTANT, 0, ["a", "b"], 300)
 
 
@@ -167,13 +169,13 @@ def test_a_campaign_goes_on_where_it_was_interrupted(log, ran):
     assert campaign.run([MUTANT, OTHER], [0], PLAN, log, 1).interrupted
     alone = [Ran({name}, target, "cases") for target in ("quick", "slow") for name in (MUTANT.name, OTHER.name)]
     assert done == [*alone, Ran(BOTH, "quick", "shard")]
-    row = mutants_page.row(OTHER, log, [0], 300, {})
+    row = mutants_results.row(OTHER, log, [0], 300, {})
     assert (row.state, row.counts) == (UNFINISHED, False)
     again = Log(log.path, generate.PACKAGE)
     del answers["interrupted after"]
     campaign.run([MUTANT, OTHER], [0], PLAN, again, 1)
     assert done[4:] == [Ran(BOTH, target, "shard") for target in ("quick", "slow", "quick", "slow")]
-    row = mutants_page.row(OTHER, again, [0], 300, {})
+    row = mutants_results.row(OTHER, again, [0], 300, {})
     assert (row.examples, row.state) == ((None,), "")
 
 
@@ -189,7 +191,7 @@ def test_what_the_first_cases_find_joins_no_group(log, monkeypatch, step_case):
     monkeypatch.setattr(runner, "run", run)
     campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
     assert done == [(MUTANT.name, 20), (OTHER.name, 20), (OTHER.name, 20), *[(OTHER.name, None)] * 4]
-    assert mutants_page.row(MUTANT, log, [0], 300, {}).examples == (7,)
+    assert mutants_results.row(MUTANT, log, [0], 300, {}).examples == (7,)
 
 
 @pytest.mark.parametrize("guilty", [MUTANT, OTHER])
@@ -201,8 +203,8 @@ def test_a_failing_group_is_halved_and_the_others_go_on(guilty, log, ran, step_c
     of_quick = [run.mutants for run in done if run.target == "quick" and run.part == "shard"]
     assert of_quick == [BOTH, {MUTANT.name}, {OTHER.name}, {innocent}]
     assert [run.mutants for run in done if (run.target, run.part) == ("slow", "shard")] == [{innocent}] * 2
-    assert mutants_page.row(guilty, log, [0], 300, {}).examples == (20 + 20 + 7,)
-    assert [row.examples for row in [mutants_page.row(each, log, [0], 300, {}) for each in (MUTANT, OTHER)]].count((None,)) == 1
+    assert mutants_results.row(guilty, log, [0], 300, {}).examples == (20 + 20 + 7,)
+    assert [mutants_results.row(each, log, [0], 300, {}).examples for each in (MUTANT, OTHER)].count((None,)) == 1
 
 
 def test_mutants_that_fail_together_only_survive_alone(log, ran, step_case, monkeypatch):
@@ -227,7 +229,7 @@ def test_a_mutant_that_does_not_import_is_no_kill_and_ends_no_run(log, ran):
     answers[MUTANT.name] = Progress(broken="it does not import")
     campaign.run([MUTANT, OTHER], [0], PLAN, log, 1)
     assert done.count(Ran({MUTANT.name}, "quick", "shard")) == 1
-    row = mutants_page.row(MUTANT, log, [0], 300, {})
+    row = mutants_results.row(MUTANT, log, [0], 300, {})
     assert (row.state, row.why, row.counts) == (BROKEN, "it does not import", False)
 
 
@@ -283,22 +285,22 @@ def test_two_runs_do_not_write_one_log(attn_lab, log):
             f"attn-parity: {log.path}: another run writes it; wait for its end, or give another file or folder",
         )
         # its results can be read meanwhile
-        assert attn_lab("mutate", "read", "--only", MUTANT.name, "--log", log.path, "--write").code == 0
+        assert attn_lab("mutate", "run", "--read", "--only", MUTANT.name, "--log", log.path, "--write").code == 0
     assert log.path.read_bytes() == before
     with log.alone():
         log.add(Trial(Key(MUTANT.name, 0, "quick", 0), 150, 1.0))
 
 
 def test_rates_count_seeds_and_tests_and_leave_out_what_does_not_run(log):
-    log.add(Trial(Key(MUTANT.name, 0, "quick", campaign.PROBE), 7, 1.0, "value"))
-    for target, number in itertools.product(("quick", "slow"), (campaign.PROBE, 0, 1)):
+    log.add(Trial(Key(MUTANT.name, 0, "quick", PROBE), 7, 1.0, "value"))
+    for target, number in itertools.product(("quick", "slow"), (PROBE, 0, 1)):
         log.add(Trial(Key(MUTANT.name, 1, target, number), 7, 1.0))
     log.add(recorded({"test_a.py::test_1": 0.1}, {MUTANT.module: {MUTANT.line: [0]}}))
     log.add(Trial(Key(MUTANT.name, TESTS, "tests", 1), 1, 1.0, "test"))
     log.add(Trial(Key(OTHER.name, 0, "quick", 0), 0, 1.0, broken=True, message="no"))
     elsewhere = generate.by_name(["attn_optimized.selector.model._check_known:edge:1"])[0]
     log.add(Trial(Key(elsewhere.name, TESTS, "tests", 0), 0, 0.0))
-    rows = [mutants_page.row(each, log, [0, 1], 300, {}) for each in (MUTANT, OTHER, elsewhere)]
+    rows = [mutants_results.row(each, log, [0, 1], 300, {}) for each in (MUTANT, OTHER, elsewhere)]
     assert [row.state for row in rows] == ["", BROKEN, NOT_RUN_BY_ANY]
     assert rows[0].examples == (7, None)
     assert mutants_page.rate(rows, "fuzzer") == "25 % of 2"
@@ -309,7 +311,7 @@ def test_rates_count_seeds_and_tests_and_leave_out_what_does_not_run(log):
 
 
 def test_an_equivalent_mutant_is_in_no_rate_and_needs_a_reason(tmp_path, log):
-    row = mutants_page.row(MUTANT, log, [0], 300, {MUTANT.name: "the same sums"})
+    row = mutants_results.row(MUTANT, log, [0], 300, {MUTANT.name: "the same sums"})
     assert (row.counts, row.why) == (False, "the same sums")
     path = tmp_path / "equivalent.toml"
     for entry, message in (
@@ -326,7 +328,7 @@ def test_the_shipped_reasons_are_of_mutants_that_exist():
     assert not reasons.load(EQUIVALENT).keys() & reasons.load(NOT_FOUND).keys()
 
 
-def results_of(rows: list[mutants_page.Row]) -> Results:
+def results_of(rows: list[mutants_results.Row]) -> Results:
     return Results("CPU", "6.170", len(rows), 0, (0,), 300, None, tuple(rows))
 
 
@@ -355,16 +357,16 @@ def test_a_mutant_meets_the_tests_that_run_its_statement_and_the_cheap_ones_come
 
 
 def test_a_suite_finds_a_mutant_survives_or_has_not_ended(log):
-    assert mutants_page.of_tests(MUTANT, log) is None, "no test ran"
+    assert mutants_results.of_tests(MUTANT, log) is None, "no test ran"
     log.add(recorded({"a::1": 0.1, "a::2": 0.1}, {MUTANT.module: {MUTANT.line: [0, 1]}}))
-    assert mutants_page.of_tests(OTHER, log) is None, "perhaps not all tests are recorded"
+    assert mutants_results.of_tests(OTHER, log) is None, "perhaps not all tests are recorded"
     suite.run([OTHER], log, 1, 1.0)
-    assert mutants_page.of_tests(OTHER, log) is False, "no test runs its statement"
+    assert mutants_results.of_tests(OTHER, log) is False, "no test runs its statement"
     for trial, found in (((1,), None), ((2,), False), ((1, 1.0, "hung"), True)):
         log.add(Trial(Key(MUTANT.name, TESTS, "tests", 2), trial[0], 1.0, *trial[2:]))
-        assert mutants_page.of_tests(MUTANT, log) is found
+        assert mutants_results.of_tests(MUTANT, log) is found
     log.add(recorded({"b::1": 0.1}, {MUTANT.module: {MUTANT.line: [0]}}))
-    assert mutants_page.of_tests(MUTANT, log) is None, "there is another test"
+    assert mutants_results.of_tests(MUTANT, log) is None, "there is another test"
 
 
 SUITE = """\
@@ -406,7 +408,7 @@ def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_lab, tmp_path):
     assert log.tests["suite/test_units.py", 0].failed == ("suite/test_units.py::test_that_fails_anyway",)
     (trial,) = [trial for trial in log.trials.values() if trial.key.seed == TESTS and trial.examples]
     assert (trial.by, trial.message) == ("test", "suite/test_units.py::test_units"), "the other one fails alone in any case"
-    assert attn_lab("mutate", "page", "--check").code == 0
+    assert attn_lab("mutate", "page").code == attn_lab("mutate", "page", "--check").code == 0
 
 
 @pytest.mark.usefixtures("generated")
@@ -415,17 +417,17 @@ def test_tests_run_on_the_mutants_of_a_page_and_leave_what_the_fuzzer_found(attn
     for mutant in (MUTANT, OTHER):
         log.add(Trial(Key(mutant.name, TESTS, "tests", 1), 1, 1.0, "test", "a::1"))
     rows = [
-        mutants_page.Row(MUTANT.name, MUTANT.change, examples=(7,)),
-        mutants_page.Row(OTHER.name, "another change then", examples=(7,)),
+        mutants_results.Row(MUTANT.name, MUTANT.change, examples=(7,)),
+        mutants_results.Row(OTHER.name, "another change then", examples=(7,)),
     ]
     before = results_of(rows)
     DATA.write_bytes(results_file.dumps(before))
     run = attn_lab("mutate", "tests", "--write", "--log", log.path)
     assert run.code == 0, run.err
     after = results_file.load(DATA, Results)
-    kept = mutants_page.short(replace(before, mutants=(replace(rows[0], tests=True), rows[1])))
+    kept = mutants_results.short(replace(before, mutants=(replace(rows[0], tests=True), rows[1])))
     assert after.mutants == kept.mutants, "the fuzzer has not met what the other one changes by now"
-    assert attn_lab("mutate", "page", "--check").code == 0
+    assert attn_lab("mutate", "page").code == attn_lab("mutate", "page", "--check").code == 0
     run = attn_lab("mutate", "tests", "--only", "nobody", "--log", log.path)
     assert run.code == 2
     assert "got nobody, which docs/generated/mutants.md does not have" in run.err

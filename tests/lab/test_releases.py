@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+from attn_fuzz.errors import InputError
 from attn_fuzz.targets import registry
-from attn_lab.findings import scripts
+from attn_lab.findings import reports, scripts
 from attn_lab.findings.places import names
 from attn_lab.releases import alarms, page, runner
 from attn_lab.releases.alarms import Summary
@@ -42,7 +43,7 @@ def test_a_fix_is_what_fails_before_it_and_agrees_after_and_nothing_runs_twice(s
     assert earlier.failed
     assert not later.failed
     assert page.changed(FIX, TARGET, kept) == sorted(earlier.failed)
-    assert runner.results(file) == kept
+    assert runner.stored(file) == kept
     assert not list(run())
 
 
@@ -63,20 +64,23 @@ def test_failures_on_a_release_are_read_by_a_person_or_count_as_not_read(sources
     file, read = tmp_path / "alarms.json", tmp_path / "alarms.toml"
     monkeypatch.setattr(alarms, "READ", read)
     assert len(list(alarms.run_all(sources, 6, 600, (), file, seed=1))) == 3
-    kept = alarms.results(file)[TARGET]
-    assert {release: bool(counted.alarms) for release, counted in kept.items()} == {
+    kept = runner.stored(file)
+    assert kept.seed == 1
+    assert {release: bool(run.alarms) for release, run in kept.runs[TARGET].items()} == {
         "1.9.0": True, "1.10.0": False, "1.10.0.post1": False,
     }  # fmt: skip
-    count, known = len(kept["1.9.0"].alarms), sum(sum(counted.known.values()) for counted in kept.values())
+    found = kept.runs[TARGET]["1.9.0"].alarms
+    count, known = len(found), sum(map(len, itertools.chain(*(run.known.values() for run in kept.runs[TARGET].values()))))
     for before, what in (("1.9.0", "not read"), ("1.10.0", "mended")):
         read.write_text(f'[[alarm]]\ntargets = ["{TARGET}"]\nbefore = "{before}"\nwhat = "mended"\nwhy = "as planted"\n')
-        assert alarms.summary({TARGET: kept}) == {TARGET: Summary(3, 18, known, 0, {what: count})}
+        assert alarms.summary(kept) == {TARGET: Summary(3, 18, known, 0, {what: count})}
     assert [*alarms.run_after(sources, (TARGET,), file)] == [f"{TARGET} 1.10.0"]
-    kept = alarms.results(file)[TARGET]
-    assert {alarm.after for alarm in kept["1.9.0"].alarms} == {("1.10.0", "agree")}
+    kept = runner.stored(file)
+    found = kept.runs[TARGET]["1.9.0"].alarms
+    assert {alarm.after for alarm in found.values()} == {("1.10.0", "agree")}
     assert not [*alarms.run_after(sources, (TARGET,), file)]  # nothing runs twice
-    kept["1.9.0"].alarms[0].after = ("1.10.0", "value")
-    told = alarms.summary({TARGET: kept})[TARGET].alarms
+    found[min(found)].after = ("1.10.0", "value")
+    told = alarms.summary(kept)[TARGET].alarms
     assert told == {"mended": count - 1, "not read": 1}  # what fails there, too, is not mended
 
 
@@ -137,7 +141,7 @@ def test_a_script_that_does_not_fit_shows_nothing(script, seconds, why, architec
 
 
 def test_what_was_looked_at_is_what_ran():
-    kept, fixes = runner.results(), runner.fixes()
+    kept, fixes = runner.stored(), runner.fixes()
     assert {fix.package for fix in fixes} == set(runner.PACKAGES)
     for fix in fixes:
         assert set(fix.targets) <= set(registry.names())
@@ -152,3 +156,14 @@ def test_releases_are_in_the_order_of_pypi():
         "0.10.0.post2.dev18", "0.10.0.post2", "0.10.0.post10", "0.10.1",
     )  # fmt: skip
     assert all(runner.version(one) < runner.version(later) for one, later in itertools.pairwise(ordered))
+
+
+@pytest.mark.parametrize("read", [runner.fixes, alarms.entries, lambda: reports.load("")], ids=["fixes", "alarms", "report"])
+def test_a_wrong_toml_file_is_refused(read, monkeypatch, tmp_path):
+    file = tmp_path / "wrong.toml"
+    file.write_text("[planted]\nwrong = 1\n")
+    monkeypatch.setattr(runner, "FIXES", file)
+    monkeypatch.setattr(alarms, "READ", file)
+    monkeypatch.setattr(reports, "file_of", lambda *of: file)
+    with pytest.raises(InputError, match=r"wrong\.toml: Object "):
+        read()

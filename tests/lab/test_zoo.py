@@ -27,23 +27,19 @@ from attn_fuzz.verdict.verdict import VerdictKind
 from attn_lab import results_file
 from attn_lab.commands import zoo as zoo_command
 from attn_lab.finders import PARTS_OF_FUZZER
-from attn_lab.zoo import known_bugs as mutants
-from attn_lab.zoo import page as zoo_page
+from attn_lab.zoo import known_bugs
+from attn_lab.zoo import results as zoo_results
 from attn_lab.zoo import run as zoo_run
-from attn_lab.zoo import unreached
-from attn_lab.zoo.known_bugs import KnownBug
-from attn_lab.zoo.page import PAGE, Results, Row
+from attn_lab.zoo.page import PAGE
+from attn_lab.zoo.results import Results, Row
 from click.testing import CliRunner
 
+from tests.support.bugs import planted, toml
 from tests.support.mostly_nightly import mostly_nightly
 from tests.support.pages import ROOT
 
-SHIPPED = [mutants.read(path) for path in sorted(mutants.FOLDER.glob("*.toml"))]
+SHIPPED = [known_bugs.read(path) for path in sorted(known_bugs.FOLDER.glob("*.toml"))]
 KEPT = results_file.load(ROOT / PAGE.with_suffix(".json"), Results)
-
-
-def mutant(*patches: Patch) -> KnownBug:
-    return KnownBug(name="planted", origin="", kind="mask", what="", trigger="", target="", patches=patches)
 
 
 @pytest.fixture
@@ -67,7 +63,7 @@ SUBTRACTS = Patch(place="victim.sums.add", find="a + b", replace="a - b")
 
 def test_a_patched_module_is_imported_and_its_file_stays_as_it_is(victim):
     before = (victim / "sums.py").read_bytes()
-    installation.install(mutant(SUBTRACTS))
+    installation.install(planted("planted", SUBTRACTS))
     sums = importlib.import_module("victim.sums")
     assert sums.add(5, 3) == 2
     assert "a - b" in inspect.getsource(sums.add), "Triton reads kernels so"
@@ -77,7 +73,7 @@ def test_a_patched_module_is_imported_and_its_file_stays_as_it_is(victim):
 def test_a_patched_package_finds_the_files_beside_it(victim):
     (victim / "table.txt").write_text("42")
     (victim / "__init__.py").write_text("from pathlib import Path\n\nTABLE = Path(__file__).with_name('tables.txt')\n")
-    installation.install(mutant(Patch(place="victim", find="'tables.txt'", replace="'table.txt'")))
+    installation.install(planted("planted", Patch(place="victim", find="'tables.txt'", replace="'table.txt'")))
     package = importlib.import_module("victim")
     assert package.TABLE.read_text() == "42"
     assert importlib.resources.files("victim").joinpath("table.txt").read_text() == "42"
@@ -85,44 +81,43 @@ def test_a_patched_package_finds_the_files_beside_it(victim):
 
 
 def test_patches_of_one_module_apply_together(victim):
-    installation.install(mutant(SUBTRACTS, Patch(place="victim.sums", find="ZERO = 0", replace="ZERO = 1")))
+    installation.install(planted("planted", SUBTRACTS, Patch(place="victim.sums", find="ZERO = 0", replace="ZERO = 1")))
     sums = importlib.import_module("victim.sums")
     assert (sums.add(5, 3), sums.ZERO) == (2, 1)
 
 
 def test_a_patch_that_does_not_apply_is_an_error(victim):
     with pytest.raises(MutantError, match=r"planted: victim.sums.add: its `find` stands there 0 times"):
-        installation.install(mutant(Patch(place="victim.sums.add", find="a * b", replace="1")))
+        installation.install(planted("planted", Patch(place="victim.sums.add", find="a * b", replace="1")))
 
 
 def test_a_module_that_is_imported_already_is_an_error(victim):
     importlib.import_module("victim.sums")
     with pytest.raises(MutantError, match="imported already"):
-        installation.install(mutant(SUBTRACTS))
+        installation.install(planted("planted", SUBTRACTS))
 
 
 def test_the_five_reports_are_in_the_zoo():
-    origins = " ".join(animal.origin for animal in SHIPPED)
+    origins = " ".join(bug.origin for bug in SHIPPED)
     assert all(report in origins for report in ("#38450", "#39119", "#40176", "#43945", "#43817"))
-    assert len({animal.name for animal in SHIPPED}) == len(SHIPPED)
+    assert len({bug.name for bug in SHIPPED}) == len(SHIPPED)
 
 
-@pytest.mark.parametrize("animal", SHIPPED, ids=lambda animal: animal.name)
-def test_a_shipped_mutant_applies(animal):
-    for module, patched in patched_sources(animal.patches).items():
+@pytest.mark.parametrize("bug", SHIPPED, ids=lambda bug: bug.name)
+def test_the_patch_of_a_shipped_bug_applies(bug):
+    for module, patched in patched_sources(bug.patches).items():
         assert ast.dump(ast.parse(patched)) != ast.dump(ast.parse(text_of(module)))
 
 
 @pytest.mark.parametrize("name", [*held_rules(Layer), *held_rules(Batch)])
 def test_every_rule_is_broken_by_a_mutant(name):
     """Whose trigger names the rule."""
-    assert any(name in animal.trigger for animal in SHIPPED), f"{name}: nothing shows that the fuzzer finds a kernel without it"
+    assert any(name in bug.trigger for bug in SHIPPED), f"{name}: nothing shows that the fuzzer finds a kernel without it"
 
 
-def test_all_classes_and_many_real_bugs_are_in_the_zoo():
-    assert {animal.kind for animal in SHIPPED} == set(get_args(mutants.BugKind))
-    assert len(SHIPPED) >= 50
-    assert len({zoo_page.real_bug(animal.origin) for animal in SHIPPED} - {None}) >= 35
+def test_all_classes_are_in_the_zoo_and_each_bug_has_results():
+    assert {bug.kind for bug in SHIPPED} == set(get_args(known_bugs.BugKind))
+    assert not zoo_results.differences(KEPT, SHIPPED)
 
 
 def zoo(attn_lab, *arguments):
@@ -133,13 +128,13 @@ def zoo(attn_lab, *arguments):
 LATE = {
     row.name for row in KEPT.mutants if row.found and (row.found[0] or 0) > 8 and (files.SHIPPED / f"{row.name}.json").exists()
 }
-"""Mutants that are looked for by their stored case alone."""
+"""Bugs that are looked for by their stored case alone."""
 SOONEST = {
     row.name: min((number, seed) for number, seed in zip(row.found, KEPT.seeds, strict=True) if number is not None)[1]
     for row in KEPT.mutants
     if any(number is not None for number in row.found) and row.name not in LATE
 }
-"""The seed that has found each mutant after the fewest examples."""
+"""The seed that has found each bug after the fewest examples."""
 
 
 FIRST = {row.name: min(number for number in row.found if number is not None) for row in KEPT.mutants if row.name in SOONEST}
@@ -150,24 +145,19 @@ QUICK = {
 """The bug of each class that is found soonest: `tox run -e nightly -- zoo` looks for all by three seeds."""
 
 
-def test_most_mutants_are_looked_for():
-    assert len(SOONEST) >= 60
-    assert len(QUICK) > 10
-
-
 @pytest.mark.parametrize("name", mostly_nightly(sorted(QUICK), sorted(QUICK, key=lambda name: (FIRST[name], name))[:6]))
-def test_a_mutant_is_found(name, fuzz_apart):
+def test_a_bug_is_found(name, fuzz_apart):
     """From random drawing, without being told where to look."""
-    (animal,) = [animal for animal in SHIPPED if animal.name == name]
-    progress = fuzz_apart(animal.target, examples=500, seed=SOONEST[name], mutant=animal.mutant, on_failure="stop")
+    (bug,) = [bug for bug in SHIPPED if bug.name == name]
+    progress = fuzz_apart(bug.target, examples=500, seed=SOONEST[name], mutant=bug.mutant, on_failure="stop")
     assert progress.failure is not None, f"survived {progress.examples} examples"
 
 
 @pytest.mark.parametrize("name", sorted(LATE)[::8])
-def test_a_mutant_fails_on_its_stored_case(name, tmp_path):
-    (animal,) = [animal for animal in SHIPPED if animal.name == name]
+def test_a_bug_fails_on_its_stored_case(name, tmp_path):
+    (bug,) = [bug for bug in SHIPPED if bug.name == name]
     case = case_file.load(files.SHIPPED / f"{name}.json")
-    with Executor(animal.target, "cpu", 60.0, tmp_path / "ahead.json", animal) as executor:
+    with Executor(bug.target, "cpu", 60.0, tmp_path / "ahead.json", bug) as executor:
         assert executor.run(case).failed
 
 
@@ -187,16 +177,7 @@ def test_a_mutant_fails_on_its_stored_case(name, tmp_path):
 )
 def test_a_part_of_the_contract_is_patched(place, find, replace, message, step_case, tmp_path):
     """In a process that has not imported it, and there alone."""
-    fault = KnownBug(
-        name="planted",
-        origin="",
-        kind="mask",
-        what="",
-        trigger="",
-        target="triton",
-        patches=(Patch(f"attn_contract.{place}", find, replace),),
-        raises="",
-    )
+    fault = planted("planted", Patch(f"attn_contract.{place}", find, replace), raises="")
     with Executor("triton", "cpu", 60.0, tmp_path / "ahead.json", fault.mutant) as executor:
         verdict = executor.run(step_case)
     assert (verdict.kind, verdict.message[: len(message)]) == ("raised", message)
@@ -230,31 +211,18 @@ def test_every_kind_of_failure_is_of_one_judge():
     assert set(counted.values()) == {1}
 
 
-def test_results_of_other_mutants_are_noticed():
-    results = zoo_page.results("CPU", [0], 500, [zoo_page.row("tf32", [])])
-    (bug,) = (animal for animal in SHIPPED if animal.name == "seed-43817")
-    assert zoo_page.differences(results, [bug]) == [
-        "seed-43817: a mutant without results",
-        "tf32: results without a mutant",
+def test_results_of_other_bugs_are_noticed():
+    results = zoo_results.of_run("CPU", [0], 500, [zoo_results.row("tf32", [])])
+    (bug,) = (bug for bug in SHIPPED if bug.name == "seed-43817")
+    assert zoo_results.differences(results, [bug]) == [
+        "seed-43817: a bug without results",
+        "tf32: results without a bug",
     ]
 
 
-def test_a_mutant_of_ones_own_is_found(attn_lab, tmp_path):
-    (tmp_path / "no_write.toml").write_text(
-        """
-        name = "no-write"
-        origin = "planted"
-        class = "block table"
-        what = "the cache write does nothing"
-        trigger = "any write"
-        target = "triton"
-
-        [[patch]]
-        in = "attn_optimized.kv_cache.write_kv_cache"
-        find = "_run(write, signature)"
-        replace = ""
-        """
-    )
+def test_a_bug_of_ones_own_is_found(attn_lab, tmp_path):
+    nothing = Patch("attn_optimized.kv_cache.write_kv_cache", "_run(write, signature)", "")
+    (tmp_path / "no_write.toml").write_text(toml(planted("no-write", nothing)))
     run, result = zoo(attn_lab, "--dir", tmp_path, "--examples", 50, "--corpus", "small")
     assert run.code == 0, run.err
     (row,) = result.mutants
@@ -267,41 +235,27 @@ def test_a_mutant_of_ones_own_is_found(attn_lab, tmp_path):
 
 
 @pytest.mark.nightly
-def test_a_mutant_that_changes_nothing_survives(attn_lab, tmp_path, monkeypatch):
-    monkeypatch.setattr(unreached, "CASES", 5)
-    (tmp_path / "harmless.toml").write_text(
-        """
-        name = "harmless"
-        origin = "planted"
-        class = "block table"
-        what = "nothing"
-        trigger = "never"
-        target = "triton"
-
-        [[patch]]
-        in = "attn_optimized.kv_cache.write_kv_cache"
-        find = "validate or signature not in _LAUNCHES"
-        replace = "signature not in _LAUNCHES or validate"
-        """
-    )
+def test_a_mutant_that_changes_nothing_survives(attn_lab, tmp_path):
+    same = ("validate or signature not in _LAUNCHES", "signature not in _LAUNCHES or validate")
+    harmless = planted("harmless", Patch("attn_optimized.kv_cache.write_kv_cache", *same))
+    (tmp_path / "harmless.toml").write_text(toml(harmless))
     run, result = zoo(attn_lab, "--dir", tmp_path, "--examples", 10)
     assert run.code == 1
     assert "SURVIVED" in run.out
-    assert "no case of triton" not in run.err, "the first cases run what it patches"
     (row,) = result.mutants
     assert (row.found, row.examples, row.size) == ((None,), None, None)
 
 
 def test_a_part_of_the_zoo_keeps_what_came_of_the_others():
     def results(*rows, at_most=500):
-        return zoo_page.results("CPU", [0], at_most, [Row(name, found=(number,), by="value") for name, number in rows])
+        return zoo_results.of_run("CPU", [0], at_most, [Row(name, found=(number,), by="value") for name, number in rows])
 
     kept, found = results(("a", 1), ("gone", 1), ("c", 1)), results(("d", 2), ("a", 2))
-    whole = zoo_page.updated(kept, found, ["a", "b", "c", "d"])
+    whole = zoo_results.updated(kept, found, ["a", "b", "c", "d"])
     assert [(row.name, row.found) for row in whole.mutants] == [("a", (2,)), ("c", (1,)), ("d", (2,))]
-    zoo_page.check_alike(kept, found)
-    with pytest.raises(MutantError, match=r"--write: the other mutants ran with CPU, .* seeds \(0,\) and 500 examples"):
-        zoo_page.check_alike(kept, results(at_most=30))
+    zoo_results.check_alike(kept, found)
+    with pytest.raises(MutantError, match=r"--write: the other bugs ran with CPU, .* seeds \(0,\) and 500 examples"):
+        zoo_results.check_alike(kept, results(at_most=30))
 
 
 def test_a_run_unlike_the_one_that_is_kept_is_refused_before_it_begins(attn_lab):
@@ -309,10 +263,10 @@ def test_a_run_unlike_the_one_that_is_kept_is_refused_before_it_begins(attn_lab)
     shutil.copy(ROOT / PAGE.with_suffix(".json"), PAGE.parent)
     run = attn_lab("zoo", "run", "--only", "tf32", "--write", "--examples", "7")
     assert run.code == 2
-    assert "--write: the other mutants ran with" in run.err
+    assert "--write: the other bugs ran with" in run.err
 
 
-KERNEL_BUGS = mutants.on_target(SHIPPED, "triton@gfx942", compiles=True)
+KERNEL_BUGS = known_bugs.on_target(SHIPPED, "triton@gfx942", compiles=True)
 
 
 def test_another_target_gets_the_bugs_of_kernels_alone():
@@ -321,7 +275,7 @@ def test_another_target_gets_the_bugs_of_kernels_alone():
     assert "cap-after-mask" in names
     assert names.isdisjoint(["sglang-1469", "vllm-33688", "nan-of-an-empty-part"]), "host code, and kernels of other targets"
     assert not next(bug for bug in KERNEL_BUGS if bug.name == "tf32").needs_gpu, "the compiler makes TF32 of it"
-    assert next(bug for bug in mutants.on_target(SHIPPED, "mine", compiles=False) if bug.name == "tf32").needs_gpu
+    assert next(bug for bug in known_bugs.on_target(SHIPPED, "mine", compiles=False) if bug.name == "tf32").needs_gpu
 
 
 def test_with_an_architecture_each_bug_of_a_kernel_keeps_its_target():
@@ -332,10 +286,7 @@ def test_with_an_architecture_each_bug_of_a_kernel_keeps_its_target():
     assert "sglang-1469" not in targets, "host code"
     in_kernels = {bug.name for bug in SHIPPED if bug.in_kernel}
     unseen = {bug.name for bug in SHIPPED if bug.not_emulated}
-    never = {"parts-beyond-int32", "tf32", "odd-dims-of-the-low-byte", "latent-odd-dims-as-even"}
-    assert unseen == never
     planned_already = {bug.name for bug in SHIPPED if bug.in_kernel and bug.target.endswith("@planned")}
-    assert planned_already == {"selection-parts-of-the-request"}
     assert in_kernels - {*targets} == {*left_out} == unseen | planned_already
 
 
@@ -347,9 +298,10 @@ def test_a_bug_is_found_in_compiled_code_and_stands_on_a_page_of_the_target(attn
     kept = results_file.load(PAGE.with_name("zoo-triton-gfx942.json"), Results)
     assert kept.target == "triton@gfx942"
     assert {row.name for row in kept.mutants if row.by} == {"diagonal"}
+    assert attn_lab("zoo", "page").code == 0
     assert "ran the mutants on `triton@gfx942`" in PAGE.read_text()
-    with pytest.raises(MutantError, match="the other mutants ran with triton@gfx942 on CPU"):
-        zoo_page.check_alike(kept, zoo_page.results("CPU", [0], 60, []))
+    with pytest.raises(MutantError, match="the other bugs ran with triton@gfx942 on CPU"):
+        zoo_results.check_alike(kept, zoo_results.of_run("CPU", [0], 60, []))
 
 
 def test_an_interrupted_run_writes_what_has_ended_and_names_the_rest(monkeypatch, tmp_path):

@@ -32,7 +32,7 @@ RUN = (
     *("select.range", "select.once", "select.rest"),
     *("specialized.visited", "specialized.nothing-behind", "specialized.written"),
 )
-"""Theorems whose mutants' cases are run here, in a minute; `python -m attn_lab proofs --mutants` runs all."""
+"""Theorems whose mutants' cases are run here, in a minute; `python -m attn_lab proofs mutants` runs all."""
 FIRST = (
     *("mask.window-right", "rules.sinks-off", "splits.read", "inside.written", "writer.slots", "widths.writer"),
     *("selection.row", "keys.mask", "select.once", "specialized.nothing-behind"),

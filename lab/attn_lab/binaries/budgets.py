@@ -73,9 +73,9 @@ def load() -> Budgets:
     """The project's budgets.
 
     Raises:
-        msgspec.ValidationError: the file has other entries than Budgets.
+        InputError: the file has other entries than Budgets.
     """
-    return msgspec.convert(inputs.read_toml(SHIPPED), Budgets)
+    return inputs.read_toml_as(SHIPPED, Budgets)
 
 
 def over(budgets: Budgets, architecture: str, name: str, call: "KernelCall", facts: Facts, triton: str) -> list[str]:

@@ -10,10 +10,10 @@ PAGE = PAGES / "binaries.md"
 _PREFACE = """\
 # What the compilers make of the kernels
 
-Written by `python -m attn_lab binaries compile --write` with Triton {triton}, on a machine without a GPU: no figure here says
-how fast a kernel is. [binaries.csv](binaries.csv) has a line for each of all {count} binaries: the facts that this page and the
-budgets read, and what came of running AMD's on the emulator. `binaries page --check` says whether this page follows from that
-file, and whether the file is of the launches of `binaries/attn_binaries/shipped_calls.toml`, all within their budgets.
+`python -m attn_lab binaries compile --write` compiled them with Triton {triton}, on a machine without a GPU: no figure here
+says how fast a kernel is. [binaries.csv](binaries.csv) has a line for each of all {count} binaries: the facts that this page
+and the budgets read, and what came of running AMD's on the emulator. `binaries page` writes this page of that file; with
+`--check` it says whether the file is of the launches of `binaries/attn_binaries/shipped_calls.toml`, all within their budgets.
 
 Each binary is what Triton's own launcher would compile for the same call. Registers are a lane's (a thread's on NVIDIA); VGPRs
 include the AGPRs of CDNA's matrix unit. A spilled register is kept in memory. Waves are the most that a SIMD can hold, as

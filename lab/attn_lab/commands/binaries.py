@@ -12,13 +12,13 @@ from attn_binaries import rows
 from attn_binaries.architectures import ARCHITECTURES
 from attn_binaries.build import Job, Outcome
 from attn_binaries.rows import Execution
-from attn_lab import results_file
 from attn_lab.binaries import budgets, executions, page
 from attn_lab.binaries.budgets import Budgets
 from attn_lab.binaries.results import DATA, FAULTS, Results, differences, load, updated
-from attn_lab.options import check_option, check_pages_writable
+from attn_lab.options import check_option
 from attn_lab.pages import write_or_check
 from attn_parity.console import notes, plain_table, progress_bar, results
+from attn_parity.files import check_writable
 from attn_parity.launches import (
     architectures_option,
     built,
@@ -56,7 +56,7 @@ _launch_options = together(
     only_option,
     main_option,
     compile_seconds_option,
-    click.option("--write", "writes", is_flag=True, help="Write docs/generated/binaries.csv, and the page made of it."),
+    click.option("--write", "writes", is_flag=True, help="Keep the results in docs/generated/binaries.csv."),
     cpu_workers_option,
 )
 
@@ -76,8 +76,6 @@ def _compile(options: Options) -> int:
     other launches are kept.
     """
     made = _made(options)
-    if made.kept is not None:
-        _write_page()
     return 130 if made.outcome.interrupted else rows.exit_code(made.over, made.outcome)
 
 
@@ -103,8 +101,6 @@ def _run(options: Options) -> int:
     ran, interrupted = _ran(made.outcome, options.workers, made.kept, options.option)
     if interrupted:
         return 130
-    if made.kept is not None:
-        _write_page()
     return 1 if Results("", ran=ran).wrong else rows.exit_code(made.over, made.outcome)
 
 
@@ -126,7 +122,15 @@ def _page(check: bool) -> int:
 
     With --check, exit 1, too, unless the file has all launches that ship, and each is within its budget.
     """
-    return _check() if check else _write_page()
+    from attn_binaries.shipped_calls import main_names
+
+    found, wrong = load(DATA), list[str]()
+    if check:
+        calls = _all_calls()
+        wrong = [*differences(found, _names(calls)), *_over(found, calls, budgets.load())]
+    texts = {page.PAGE: page.text(found, main_names())}
+    summary = "0 wrong" if check else ""
+    return write_or_check(texts, "python -m attn_lab binaries page", checks=check, wrong=wrong, summary=summary)
 
 
 class Made(NamedTuple):
@@ -157,7 +161,7 @@ def _kept(options: Options) -> Results | None:
     """The stored results of launches that do not run now; None if nothing is to be written."""
     if not options.writes:
         return None
-    check_pages_writable((page.PAGE, DATA))
+    check_writable(DATA, "--write")
     kept = load(DATA) if options.partly or DATA.is_file() else Results("")
     if options.partly and kept.triton != version("triton"):
         here = f"Triton {kept.triton}, and here is {version('triton')}"
@@ -252,23 +256,6 @@ def _ran(outcome: Outcome, workers: int, kept: Results | None, option: str) -> t
         notes.print(f"{before} calls agreed before, and were not run again: {DATA}")
     results.print(f"{begun}{agree} of {len(found)} launches agree, in {time.monotonic() - started:.0f} s")
     return found, interrupted
-
-
-def _write_page() -> int:
-    return _current(load(DATA), checks=False)
-
-
-def _check() -> int:
-    """The exit code: 0 if the page follows from the CSV file, which has these launches and all within budget; else 1."""
-    found, calls = load(DATA), _all_calls()
-    wrong = [*differences(found, _names(calls)), *_over(found, calls, budgets.load())]
-    return max(_current(found, checks=True), results_file.checked(wrong, "0 wrong"))
-
-
-def _current(found: Results, *, checks: bool) -> int:
-    from attn_binaries.shipped_calls import main_names
-
-    return write_or_check({page.PAGE: page.text(found, main_names())}, "python -m attn_lab binaries page", checks=checks)
 
 
 def _all_calls() -> "Calls":

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import click
-from attn_lab.findings import folders, page, scripts, speed
+from attn_lab.findings import folders, page, repairs, scripts, speed
 from attn_lab.findings.known import named
 from attn_lab.options import check_option
 from attn_lab.pages import write_or_check
@@ -17,35 +17,29 @@ def command() -> None:
     """Run the scripts of findings, write what their owners get, and the table of findings."""
 
 
-def _page(*, checks: bool = False) -> int:
-    return write_or_check({page.PAGE: page.text()}, "python -m attn_lab findings page", checks=checks)
-
-
 @command.command("page")
 @check_option
-def _write_page(check: bool) -> int:
+def _page(check: bool) -> int:
     """Write docs/generated/findings.md."""
-    return _page(checks=check)
+    return write_or_check({page.PAGE: page.text()}, "python -m attn_lab findings page", checks=check)
 
 
 @command.command("run")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-def _run(names: tuple[str, ...]) -> int:
-    """Run the scripts of all findings, or of these, on a CPU, which takes hours. Then write the page."""
+def _run(names: tuple[str, ...]) -> None:
+    """Run the scripts of all findings, or of these, on a CPU, which takes hours, and keep what they print in findings.json."""
     for name in scripts.run_all(names):
         results.print(name)
-    return _page()
 
 
 @command.command("speed")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def _speed(files: tuple[Path, ...]) -> int:
-    """Write findings-speed.json: after how many examples each finding is met. Then write the page.
+def _speed(files: tuple[Path, ...]) -> None:
+    """Write findings-speed.json: after how many examples each finding is met.
 
     FILES are the JSON of `attn-parity fuzz --keep-going` with several seeds, on a CPU.
     """
     speed.write(files)
-    return _page()
 
 
 @command.command("folders")
@@ -53,7 +47,7 @@ def _speed(files: tuple[Path, ...]) -> int:
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 def _folders(folder: Path, names: tuple[str, ...]) -> None:
     """Write into FOLDER, for each finding or for these, a folder that can be sent to the kernel's owner."""
-    for line in folders.write(named(names), scripts.results(), folder):
+    for line in folders.write(named(names), scripts.stored(), folder):
         results.print(line)
 
 
@@ -76,4 +70,4 @@ def _check(given: tuple[Path, ...]) -> int:
 @click.argument("folder", type=_FOLDER)
 def _repaired(folder: Path) -> None:
     """Write into FOLDER the sources of the findings' packages, with each finding repaired that has a repair."""
-    results.print(f"repaired: {', '.join(scripts.all_repaired(folder))}")
+    results.print(f"repaired: {', '.join(repairs.all_repaired(folder))}")

@@ -17,7 +17,7 @@ from attn_lab.matrix.coverage import NAMES, Coverage
 from attn_lab.matrix.regions import HEADING, never_drawn, region_counts, region_page
 from attn_lab.options import check_option
 from attn_lab.pages import PAGES, table, write_or_check
-from attn_parity.console import notes, progress_bar, results
+from attn_parity.console import notes, progress_bar
 from attn_parity.options import PROFILES, cpu_workers_option
 
 PAGE = PAGES / "coverage.md"
@@ -27,7 +27,12 @@ DEVICES = {"ci": "cpu", "nightly": "cuda"}
 SIDES = ("reference-fp32", "triton", "triton-varlen", "triton-cascade", "triton@invariant")
 
 
-@click.command("matrix")
+@click.group("matrix")
+def command() -> None:
+    """Say what is supported, and which features and regions the fuzzer draws. No kernel runs, and no GPU is needed."""
+
+
+@command.command("page")
 @check_option
 @click.option(
     "--only",
@@ -35,11 +40,8 @@ SIDES = ("reference-fp32", "triton", "triton-varlen", "triton-cascade", "triton@
     help="Write only backends.md (seconds), or only this part of coverage.md; regions takes less time than coverage.",
 )
 @cpu_workers_option
-def command(check: bool, only: str | None, workers: int) -> int:
-    """Write coverage.md and backends.md: what is supported, and which features and regions the fuzzer draws.
-
-    No kernel runs, and no GPU is needed.
-    """
+def _pages(check: bool, only: str | None, workers: int) -> int:
+    """Write coverage.md and backends.md."""
     wrong, texts, parts = [], {}, _parts(PAGE)
     if only in (None, "coverage"):
         if check:
@@ -58,9 +60,7 @@ def command(check: bool, only: str | None, workers: int) -> int:
         from attn_lab.matrix.backends import backend_page  # imports Triton
 
         texts[PAGES / "backends.md"] = backend_page()
-    for line in wrong:
-        results.print(line)
-    return max(write_or_check(texts, "python -m attn_lab matrix", checks=check), int(bool(wrong)))
+    return write_or_check(texts, "python -m attn_lab matrix page", checks=check, wrong=wrong)
 
 
 def _parts(page: Path) -> list[str]:
@@ -97,8 +97,8 @@ def _page(ci: Coverage, nightly: Coverage) -> str:
         "",
         *_summary(nightly),
         "",
-        f"`python -m attn_lab matrix` wrote this page with Hypothesis {hypothesis.__version__}; with `--check` it fails if",
-        "the page is not current. No kernel is run for it. The strategies draw what two runs for the target `triton` draw:",
+        f"`python -m attn_lab matrix page` wrote this page with Hypothesis {hypothesis.__version__}; with `--check` it fails",
+        "if the page is not current. No kernel is run for it. The strategies draw what two runs for the target `triton` draw:",
         "",
         f"- `attn-parity fuzz --profile ci --seed {SEED}` on a CPU: {ci.examples} cases.",
         f"- `attn-parity fuzz --profile nightly --seed {SEED}` on a GPU: {nightly.examples} cases.",

@@ -7,7 +7,6 @@ from attn_binaries.build import in_processes
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.outputs import RUNS
 from attn_lab.miscompile import page
-from attn_lab.mutate import page as mutants_page
 from attn_parity.console import progress_bar, results
 from attn_parity.options import Positive, Seed
 from attn_parity.versions import version
@@ -31,22 +30,19 @@ ARCHITECTURES = "gfx942,gfx1201,gfx950"
     show_default=True,
     help="The file of results, one line for each mutant. A second call continues an interrupted one.",
 )
-@click.option("--write", is_flag=True, help="Write docs/generated/miscompiled.csv and mutants.md, once the sample is whole.")
-@click.option("--rewrite", is_flag=True, help="Run nothing; write what the log holds.")
-def command(
-    architectures: str, sample: int, seed: int, layers: int, workers: int, path: Path, write: bool, rewrite: bool
-) -> int:
+@click.option("--write", is_flag=True, help="Keep the whole sample in docs/generated/miscompiled.csv, for `mutate page`.")
+@click.option("--read", is_flag=True, help="Run nothing, and count what the log holds.")
+def command(architectures: str, sample: int, seed: int, layers: int, workers: int, path: Path, write: bool, read: bool) -> int:
     """Change one instruction of a compiled kernel, run it on the emulator, and count the changes that are found."""
-    errors, interrupted = ([], False) if rewrite else _run(architectures.split(","), sample, seed, layers, workers, path)
+    errors, interrupted = ([], False) if read else _run(architectures.split(","), sample, seed, layers, workers, path)
     rows = page.logged(path)
     results.print(f"found: {page.share(rows)}" if rows else "no mutants")
     if interrupted:
         return 130
     if errors:
         raise ExecutorError("; ".join(errors))
-    if write or rewrite:
+    if write:
         page.save(rows, version("triton") or "")
-        mutants_page.write()
     return 0
 
 

@@ -9,7 +9,7 @@ import click
 from attn_contract import ContractError, UnsupportedError
 from attn_lab.options import check_option
 from attn_lab.pages import PAGES, table, write_or_check
-from attn_parity.console import notes
+from attn_parity.console import results
 from attn_parity.model_config import ModelConfig, model_config
 from attn_parity.versions import version
 
@@ -30,36 +30,43 @@ GIVEN: Mapping[str, Mapping[str, Any]] = {
 """Fields for types whose defaults make no model in transformers, or a model without attention."""
 
 
-@click.command("model-types")
-@click.argument("names", nargs=-1)
-@check_option
-def command(names: tuple[str, ...], check: bool) -> int:
-    """Ask `attn-parity select` about each causal and image-text model type, and write docs/generated/model-types.md.
+@click.group("model-types")
+def command() -> None:
+    """Ask `attn-parity select` about the defaults of transformers' config classes."""
+    warnings.simplefilter("ignore")
 
-    The configs are the defaults of transformers' classes. With NAMES, of these types alone, and without a page. Each model is
-    built on meta, which takes half an hour of a CPU for all.
+
+@command.command("show")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def _show(names: tuple[str, ...]) -> None:
+    """Say what is answered for these model types."""
+    for name in names:
+        results.print(f"{name}: {answer(name)}")
+
+
+@command.command("page")
+@check_option
+def _page(check: bool) -> int:
+    """Write docs/generated/model-types.md, of each causal and image-text model type.
+
+    Each model is built on meta, which takes half an hour of a CPU for all.
     """
     from transformers.models.auto import modeling_auto
 
-    warnings.simplefilter("ignore")
     sections = {
         "Causal language models": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         "Image-text models": modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     }
-    if names:
-        for name in names:
-            notes.print(f"{name}: {answer(name)}")
-        return 0
     given = "A type whose defaults make no model is given the fields that it needs."
     lines = [
         "# Which model types are answered",
         "",
-        "`python -m attn_lab model-types` asks `attn-parity select` about the defaults of each config class of",
+        "`python -m attn_lab model-types page` asks `attn-parity select` about the defaults of each config class of",
         f"transformers {version('transformers')}, and writes this page. {given}",
     ]
     for heading, types in sections.items():
         lines += ["", f"## {heading}", "", *_section({name: answer(name) for name in sorted(types)})]
-    return write_or_check({PAGE: "\n".join((*lines, ""))}, "python -m attn_lab model-types", checks=check)
+    return write_or_check({PAGE: "\n".join((*lines, ""))}, "python -m attn_lab model-types page", checks=check)
 
 
 def answer(name: str) -> ModelConfig | str:

@@ -16,10 +16,10 @@ CHECKS = (
     "python -m attn_lab binaries page --check",
     "python -m attn_lab zoo page --check",
     "python -m attn_lab mutate page --check",
-    "python -m attn_lab matrix --check --only backends",
+    "python -m attn_lab matrix page --check --only backends",
     "python -m attn_lab judge page --check",
     "python -m attn_lab findings page --check",
-    "python -m attn_lab releases --check",
+    "python -m attn_lab releases page --check",
 )
 
 

@@ -1,7 +1,6 @@
 """`python -m attn_lab proofs`: the page of theorems, and their mutants."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 from attn_fuzz import extras
@@ -15,10 +14,7 @@ from attn_parity.proving import prove_all
 PAGE = PAGES / "proofs.md"
 
 
-@click.command("proofs")
-@click.argument("names", nargs=-1, metavar="[THEOREM]...")
-@click.option("--mutants", "confirms", is_flag=True, help="Put each theorem's mutant in, and write no page.")
-@click.option(
+_folder_option = click.option(
     "--cases",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
@@ -26,35 +22,42 @@ PAGE = PAGES / "proofs.md"
     show_default=True,
     help="The folder for cases of counterexamples.",
 )
+
+
+@click.group("proofs")
+def command() -> None:
+    """Prove all theorems, or put the mutant of each theorem in."""
+    extras.require("proofs")
+
+
+@command.command("page")
+@_folder_option
 @check_option
 @json_option
-def command(names: tuple[str, ...], confirms: bool, folder: Path, check: bool, json_file: Path | None) -> int:
-    """Prove all theorems, and write docs/generated/proofs.md.
-
-    With --mutants, of all theorems or of these, exit 0 if the case of each counterexample fails.
-    """
-    extras.require("proofs")
+def _page(folder: Path, check: bool, json_file: Path | None) -> int:
+    """Prove all theorems, and write docs/generated/proofs.md."""
     from attn_lab.proofs import page
+    from attn_proofs.theorems import THEOREMS
+
+    check_writable(json_file)
+    proved = prove_all(THEOREMS, folder, json_file)
+    return 1 if proved is None else write_or_check({PAGE: page.text(proved)}, "python -m attn_lab proofs page", checks=check)
+
+
+@command.command("mutants")
+@click.argument("names", nargs=-1, metavar="[THEOREM]...")
+@_folder_option
+def _mutants(names: tuple[str, ...], folder: Path) -> int:
+    """Put the mutants of all theorems, or of these, in, and run the cases of their counterexamples.
+
+    Exit 0 if the case of each counterexample fails.
+    """
+    from attn_fuzz import report
+    from attn_lab.proofs.mutants import confirm
     from attn_proofs.theorem import chosen
     from attn_proofs.theorems import THEOREMS
 
-    if confirms and json_file:
-        raise click.UsageError("--json is about what is proved, and --mutants proves nothing")
-    if confirms:
-        return _confirm(chosen(THEOREMS, names), folder)
-    check_writable(json_file)
-    if names:
-        raise click.UsageError("the page is of all theorems: give no names without --mutants")
-    proved = prove_all(THEOREMS, folder, json_file)
-    return 1 if proved is None else write_or_check({PAGE: page.text(proved)}, "python -m attn_lab proofs", checks=check)
-
-
-def _confirm(theorems: list[Any], folder: Path) -> int:
-    """Put mutants in, and run the cases of their counterexamples."""
-    from attn_fuzz import report
-    from attn_lab.proofs.mutants import confirm
-
-    wrong = 0
+    theorems, wrong = chosen(THEOREMS, names), 0
     for theorem in theorems:
         found = confirm(theorem)
         wrong += not found.confirmed

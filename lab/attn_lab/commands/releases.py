@@ -8,62 +8,75 @@ from attn_lab.pages import write_or_check
 from attn_lab.releases import alarms, runner
 from attn_lab.releases import page as pages
 from attn_parity.console import results
+from attn_parity.options import together
+
+_names = click.argument("names", nargs=-1, metavar="[NAME]...")
+_Folder = click.Path(exists=True, file_okay=False, path_type=Path)
+_sources_option = click.option(
+    "--sources", type=_Folder, required=True, help="A folder with a folder PACKAGE-RELEASE for each release."
+)
+_run_options = together(
+    click.option(
+        "--examples",
+        type=click.IntRange(0, runner.MOST_EXAMPLES),
+        default=100,
+        show_default=True,
+        help="Examples of each target on each release.",
+    ),
+    click.option("--seconds", type=click.FloatRange(1), default=600.0, show_default=True, help="For a target on a release."),
+)
 
 
-@click.command("releases")
-@click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option(
-    "--sources",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A folder with a folder PACKAGE-RELEASE for each release. Without it, nothing runs.",
-)
-@click.option(
-    "--examples",
-    type=click.IntRange(0, runner.MOST_EXAMPLES),
-    default=100,
-    show_default=True,
-    help="Examples of each target on each release.",
-)
+@click.group("releases")
+def command() -> None:
+    """Run targets and scripts of findings on releases of others' packages. What has run stays, and is not run again."""
+
+
+@command.command("fixes")
+@_names
+@_sources_option
+@_run_options
 @click.option(
     "--example", "extra", type=click.IntRange(0, runner.MOST_EXAMPLES - 1), multiple=True, help="Further examples, from 0 on."
 )
-@click.option("--seconds", type=click.FloatRange(1), default=600.0, show_default=True, help="For a target on a release.")
-@click.option(
-    "--seed", type=click.IntRange(0), default=alarms.SEEDS[0], show_default=True, help="Of the cases that --alarms counts."
-)
-@click.option(
-    "--alarms",
-    "alarms_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Run nothing of that, but all interpreted targets on all releases, go on in this file, and count their failures.",
-)
-@check_option
-def command(
-    names: tuple[str, ...],
-    sources: Path | None,
-    examples: int,
-    extra: tuple[int, ...],
-    seconds: float,
-    seed: int,
-    alarms_file: Path | None,
-    check: bool,
-) -> int:
-    """Run targets around each fix of lab/attn_lab/releases/fixes.toml, then the findings' scripts, and write the page.
+def _fixes(names: tuple[str, ...], sources: Path, examples: int, seconds: float, extra: tuple[int, ...]) -> None:
+    """Run all targets, or these, around each fix of lab/attn_lab/releases/fixes.toml."""
+    kept = runner.stored()
+    runner.add_releases(kept, sources)
+    options = {"examples": examples, "seconds": seconds, "only": names, "extra": extra}
+    for line in runner.run_fixes(sources, kept, runner.RESULTS, **options):
+        results.print(line)
 
-    NAME is a target or a finding: then that one alone runs. What has run stays, and is not run again.
-    """
-    kept = runner.results()
-    if alarms_file:
-        for line in alarms.run_all(sources, examples, seconds, names, alarms_file, seed) if sources else ():
+
+@command.command("findings")
+@_names
+@_sources_option
+def _findings(names: tuple[str, ...], sources: Path) -> None:
+    """Run the scripts of all findings, or of these."""
+    kept = runner.stored()
+    runner.add_releases(kept, sources)
+    for line in runner.run_findings(sources, kept, runner.RESULTS, names):
+        results.print(line)
+
+
+@command.command("alarms")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@_names
+@click.option("--sources", type=_Folder, help="As of `fixes`. Without it nothing runs, and what FILE holds is counted.")
+@_run_options
+@click.option("--seed", type=click.IntRange(0), default=alarms.SEEDS[0], show_default=True, help="The seed of the cases.")
+def _alarms(file: Path, names: tuple[str, ...], sources: Path | None, examples: int, seconds: float, seed: int) -> None:
+    """Run all interpreted targets, or these, on all releases, go on in FILE, and count their failures."""
+    if sources:
+        for line in alarms.run_all(sources, examples, seconds, names, file, seed):
             results.print(line)
-        for line in alarms.run_after(sources, names, alarms_file) if sources else ():
+        for line in alarms.run_after(sources, names, file):
             results.print(line)
-        alarms.keep(seed, alarms_file)
-    elif sources:
-        runner.add_releases(kept, sources)
-        options = {"examples": examples, "seconds": seconds, "only": names, "extra": extra}
-        for line in runner.run_fixes(sources, kept, runner.RESULTS, **options):
-            results.print(line)
-        for line in runner.run_findings(sources, kept, runner.RESULTS, names):
-            results.print(line)
-    return write_or_check({pages.PAGE: pages.page(kept)}, "python -m attn_lab releases", checks=check)
+    alarms.keep(file)
+
+
+@command.command("page")
+@check_option
+def _page(check: bool) -> int:
+    """Write docs/generated/releases.md of the files beside it."""
+    return write_or_check({pages.PAGE: pages.page(runner.stored())}, "python -m attn_lab releases page", checks=check)

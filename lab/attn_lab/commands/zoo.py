@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -16,13 +16,14 @@ from attn_fuzz.patches.mutant import MutantError
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_lab import results_file
-from attn_lab.options import check_option, check_pages_writable, first_seed_option, seeds_option
+from attn_lab.options import check_option, first_seed_option, seeds_option
 from attn_lab.pages import write_or_check
 from attn_lab.zoo import known_bugs, run
 from attn_lab.zoo import page as zoo_page
+from attn_lab.zoo import results as zoo_results
 from attn_lab.zoo.known_bugs import KnownBug
-from attn_lab.zoo.page import PAGE, Results, Row
-from attn_lab.zoo.unreached import is_unreached
+from attn_lab.zoo.page import PAGE
+from attn_lab.zoo.results import Results, Row
 from attn_parity.console import notes, plain_table, results
 from attn_parity.device import check_exact, default_workers, device_name, use_device
 from attn_parity.files import check_writable, write_json
@@ -80,8 +81,16 @@ def _page(folder: Path | None, check: bool) -> int:
 
     With --check, exit 1, too, unless every bug has results.
     """
-    stored = results_file.kept(PAGE, Results, "zoo")  # before the bugs, whose reading takes a second
-    return _check(stored, _all_bugs(folder)) if check else _write_page(stored, _all_bugs(folder))
+    stored = results_file.kept(PAGE, Results, "zoo").values()  # before the bugs, whose reading takes a second
+    bugs = _all_bugs(folder)
+    runs = [(each, *run.on_target(bugs, each.target)) for each in stored]
+    return write_or_check(
+        {PAGE: zoo_page.text([(each, left_out) for each, _, left_out in runs], bugs)},
+        "python -m attn_lab zoo page",
+        checks=check,
+        wrong=[line for each, of_run, _ in runs for line in zoo_results.differences(each, of_run)] if check else (),
+        summary="; ".join(zoo_results.summary(each.mutants, of_run) for each, of_run, _ in runs) if check else "",
+    )
 
 
 @command.command("run", epilog=f"Classes of bugs: {', '.join(get_args(known_bugs.BugKind))}.")
@@ -98,7 +107,7 @@ def _page(folder: Path | None, check: bool) -> int:
 @first_seed_option
 @seeds_option
 @click.option("--shrink/--no-shrink", "shrinks", default=True, help="Shrink the failing case of the first seed.")
-@click.option("--write", "writes", is_flag=True, help="Write the page, and the JSON file beside it that it is made of.")
+@click.option("--write", "writes", is_flag=True, help="Keep the results in docs/generated/zoo.json, or in a file beside it.")
 @click.option(
     "--corpus",
     type=click.Path(file_okay=False, path_type=Path),
@@ -123,20 +132,17 @@ def _run(options: Options) -> int:
     bugs = run.chosen(on_target, options.only)
     data = results_file.data_of(PAGE, re.sub(r"[^\w.-]", "-", options.target.removeprefix("@")))
     check_writable(options.json_file)
-    if options.writes:
-        check_pages_writable((PAGE, data))
+    check_writable(data if options.writes else None, "--write")
     device = use_device(options.device)
     check_exact(options.exactly, device)
     seeds = range(options.seed, options.seed + options.seeds)
-    found = zoo_page.results(device_name(device), seeds, options.examples, (), options.target)
+    found = zoo_results.of_run(device_name(device), seeds, options.examples, (), options.target)
     before = results_file.load(data, Results) if options.writes and options.only and data.is_file() else found
-    zoo_page.check_alike(before, found)
+    zoo_results.check_alike(before, found)
     runs, outcome = _runs(options, bugs, device)
-    rows = tuple(zoo_page.row(bug.name, runs.get(bug.name, [])) for bug in bugs)
+    rows = tuple(zoo_results.row(bug.name, runs.get(bug.name, [])) for bug in bugs)
     found = msgspec.structs.replace(found, mutants=rows)
     _print(rows, bugs)
-    if not outcome.interrupted:
-        _tell_unreached(rows, bugs, options.seed)
     if options.corpus:
         first = {name: progress[0].failure for name, progress in runs.items() if progress}
         files.write(options.corpus, {name: failure.case for name, failure in first.items() if failure and failure.minimal})
@@ -146,9 +152,8 @@ def _run(options: Options) -> int:
         raise ExecutorError(outcome.error)
     if options.writes and not any(row.error for row in rows):
         ended = tuple(row for row in rows if row.found or not outcome.interrupted)
-        whole = zoo_page.updated(before, msgspec.structs.replace(found, mutants=ended), [bug.name for bug in on_target])
+        whole = zoo_results.updated(before, msgspec.structs.replace(found, mutants=ended), [bug.name for bug in on_target])
         outputs.write(data, results_file.dumps(whole))
-        _write_page(results_file.kept(PAGE, Results, "zoo"), _all_bugs(options.folder))
     return _exit_code(rows, interrupted=outcome.interrupted)
 
 
@@ -185,41 +190,12 @@ def _exit_code(rows: Sequence[Row], *, interrupted: bool) -> int:
     return int(any(row.survived for row in rows))
 
 
-def _tell_unreached(rows: Sequence[Row], bugs: Sequence[KnownBug], seed: int) -> None:
-    """Name the surviving bugs whose patches no drawn case runs."""
-    for row, bug in zip(rows, bugs, strict=True):
-        if row.survived and is_unreached(bug, seed, Path()):
-            notes.print(f"{bug.name}: no case of {bug.target} runs what it patches")
-
-
 def _print(rows: Sequence[Row], bugs: Sequence[KnownBug]) -> None:
     sizes = ("requests", "queries", "keys")
     table = plain_table("bug", "class", "origin", "examples", "seconds", "by", *sizes, right=("examples", "seconds", *sizes))
     for row, bug in zip(rows, bugs, strict=True):
         counts = ["" if number is None else f"{number:g}" for number in (row.examples, row.seconds)]
-        origin = zoo_page.real_bug(bug.origin) or "own"
-        table.add_row(bug.name, bug.kind, origin, *counts, zoo_page.found_by(row, bug), *map(str, row.size or ()))
+        origin = zoo_results.real_bug(bug.origin) or "own"
+        table.add_row(bug.name, bug.kind, origin, *counts, zoo_results.found_by(row, bug), *map(str, row.size or ()))
     results.print(table)
-    results.print(zoo_page.summary(rows, bugs))
-
-
-def _text(found: Mapping[Path, Results], all_bugs: list[KnownBug]) -> dict[Path, str]:
-    of_runs = [(each, run.on_target(all_bugs, each.target)[1]) for each in found.values()]
-    return {PAGE: zoo_page.text(of_runs, all_bugs)}
-
-
-def _write_page(found: Mapping[Path, Results], all_bugs: list[KnownBug]) -> int:
-    return write_or_check(_text(found, all_bugs), "", checks=False)
-
-
-def _check(found: Mapping[Path, Results], all_bugs: list[KnownBug]) -> int:
-    """The exit code: 0 if the page follows from its JSON and the bugs, and every bug has results; else 1.
-
-    Args:
-        all_bugs: on their own targets.
-    """
-    of_runs = [(each, run.on_target(all_bugs, each.target)[0]) for each in found.values()]
-    code = write_or_check(_text(found, all_bugs), "python -m attn_lab zoo page", checks=True)
-    wrong = [line for each, bugs in of_runs for line in zoo_page.differences(each, bugs)]
-    summary = "; ".join(zoo_page.summary(each.mutants, bugs) for each, bugs in of_runs)
-    return max(code, results_file.checked(wrong, summary))
+    results.print(zoo_results.summary(rows, bugs))

@@ -25,10 +25,11 @@ import triton
 from attn_fuzz import foreign
 from attn_fuzz.errors import InputError
 from attn_fuzz.findings.finding import Finding
-from attn_lab.findings import scripts
+from attn_lab.findings import repairs, reports, scripts
 from attn_lab.findings.issue_text import LAYOUTS
 from attn_lab.findings.places import package_of
-from attn_lab.findings.scripts import DOES_NOT_SHOW, SHOWS, Report, Shown
+from attn_lab.findings.reports import Report
+from attn_lab.findings.scripts import DOES_NOT_SHOW, SHOWS, Shown
 
 
 def patch(report: Report, package: Path) -> str:
@@ -38,7 +39,7 @@ def patch(report: Report, package: Path) -> str:
         ValueError: a file has not the text that is to be changed.
     """
     prefix, found = LAYOUTS[package.name].prefix, []
-    for file, after in scripts.changed([report], package.parent).items():
+    for file, after in repairs.changed([report], package.parent).items():
         before = (package.parent / file).read_text(encoding="utf-8")
         names = (f"a/{prefix}{file}", f"b/{prefix}{file}")
         found += difflib.unified_diff(before.splitlines(True), after.splitlines(True), *names)
@@ -49,7 +50,7 @@ def write(findings: Mapping[str, Finding], shown: Mapping[str, Shown], folder: P
     """Write the folders of findings whose packages are here. Yields a line for each finding: what was written, or why not."""
     for name, finding in findings.items():
         package = foreign.sources(package_of(name))
-        report, text, layout = scripts.report(name), scripts.source(name), LAYOUTS[package.name]
+        report, text, layout = reports.load(name), scripts.source(name), LAYOUTS[package.name]
         try:
             changes = patch(report, package)
         except (ValueError, FileNotFoundError) as error:
@@ -123,7 +124,7 @@ def _moved(text: str, version: str, package: Path) -> str:
 
     def place(found: re.Match[str]) -> str:
         file, lines = Path(found[1]), found[2]
-        there = scripts.placed(file, package.parent)
+        there = repairs.placed(file, package.parent)
         return found[0] if there == file else f"{there} ({lines} of {version})" if lines else str(there)
 
     return re.sub(rf"\b({package.name}/[\w/]+\.py)(?::([\d-]+(?:(?:,| and) [\d-]+)*))?", place, text)
@@ -135,7 +136,7 @@ def _patched_lines(report: Report, package: Path) -> list[str]:
         return []
     ask, found = ["git", "-C", package.parent, "rev-parse", "--short=8", "HEAD"], []
     commit = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
-    for file, after in scripts.changed([report], package.parent).items():
+    for file, after in repairs.changed([report], package.parent).items():
         before = (package.parent / file).read_text(encoding="utf-8").splitlines()
         changes = difflib.SequenceMatcher(None, before, after.splitlines(), autojunk=False).get_opcodes()
         found += [f"`{file}:{_lines(first, last)}`" for kind, first, last, *_ in changes if kind in ("replace", "delete")]
@@ -187,7 +188,7 @@ def check(folder: Path) -> Checked:
     with tempfile.TemporaryDirectory() as scratch:
         prefix = LAYOUTS[package.name].prefix
         if (patched := folder / "fix.patch").is_file():
-            scripts.copied(package, Path(scratch, prefix), patched_files(patched, prefix))
+            repairs.copied(package, Path(scratch, prefix), patched_files(patched, prefix))
             is_part = 'raise ImportError("a part of the package, which needs its stand-ins on a GPU, too")\n'
             Path(scratch, prefix, package.name, "__init__.py").write_text(is_part, encoding="utf-8")
             apply = ["git", "apply", str(patched.absolute())]

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from attn_fuzz.findings.finding import Finding
-from attn_lab.findings import scripts, speed
+from attn_lab.findings import reports, scripts, speed
 from attn_lab.findings.known import Shared, known
 from attn_lab.findings.places import FOLDER, ROOT, file_of
 from attn_lab.findings.speed import Speed
@@ -61,7 +61,7 @@ def index(findings: Shared, speeds: dict[str, Speed]) -> str:
     """The table of all findings."""
 
     def cells(name: str, finding: Finding) -> tuple[str, ...]:
-        report = scripts.report(name)
+        report = reports.load(name)
         reach = "from an engine" if report.sent_by else "no engine is known"
         examples = speeds[name].median if name in speeds else "not measured"
         seen_in = f"{finding.seen_in}, on a GPU alone" if finding.needs_gpu else finding.seen_in
@@ -78,7 +78,7 @@ def index(findings: Shared, speeds: dict[str, Speed]) -> str:
 
 def _on_gpus() -> Iterator[str]:
     """The number of findings whose folders passed `findings check` on each GPU."""
-    for gpu, count in Counter(shown.run_on for shown in scripts.results().values() if shown.run_on).items():
+    for gpu, count in Counter(shown.run_on for shown in scripts.stored().values() if shown.run_on).items():
         yield f"On {gpu}, {count} folders passed `findings check`: the script shows the finding and the test fails, and with"
         yield from ("the patch neither does. The other folders were not shown to pass there.", "")
 

@@ -64,6 +64,10 @@ class Reason(msgspec.Struct, frozen=True, rename={"kind": "class"}):
     kind: str
     why: str
 
+    def __post_init__(self) -> None:
+        if self.kind not in CLASSES:
+            raise ValueError(f"class: got {self.kind!r}, expected one of {', '.join(CLASSES)}")
+
 
 def logged(path: Path) -> list[Row]:
     """The rows of a log of trials, by their names. What no line break follows was not written whole."""
@@ -90,12 +94,9 @@ def save(rows: Sequence[Row], triton: str) -> None:
 def read_reasons() -> dict[str, Reason]:
     """
     Raises:
-        ValueError: a reason has a class that is none of CLASSES.
+        InputError: a reason has a class that is none of CLASSES.
     """
-    reasons = msgspec.convert(inputs.read_toml(REASONS), dict[str, Reason])
-    if wrong := [name for name, reason in reasons.items() if reason.kind not in CLASSES]:
-        raise ValueError(f"{wrong[0]}: class {reasons[wrong[0]].kind!r}, and one of {', '.join(CLASSES)} is expected")
-    return reasons
+    return inputs.read_toml_as(REASONS, dict[str, Reason])
 
 
 def share(rows: Sequence[Row]) -> str:
@@ -103,8 +104,8 @@ def share(rows: Sequence[Row]) -> str:
     return f"{found}/{len(rows)}, {found / len(rows):.0%}" if rows else ""
 
 
-def text(triton: str, rows: Sequence[Row], reasons: Mapping[str, Reason]) -> list[str]:
-    """The lines of the part of the page, mutants by kinds and then by names."""
+def text(triton: str, rows: Sequence[Row], reasons: Mapping[str, Reason]) -> str:
+    """The part of the page, mutants by kinds and then by names."""
     rows = sorted(rows, key=lambda row: (list(OPERATORS).index(row.kind), row.name))
     finders = ", ".join(f"{by} {count}" for by, count in Counter(row.by for row in rows if row.by).most_common())
     kernels = len({tuple(row.parts[:2]) for row in rows})
@@ -118,7 +119,7 @@ def text(triton: str, rows: Sequence[Row], reasons: Mapping[str, Reason]) -> lis
     counts = [(name, CLASSES[name], classes[name]) for name in CLASSES]
     lines += table(("class", "means", "with a reason"), counts, ("with a reason",))
     told = [(f"`{row.name}`", f"`{row.change}`", row.source, why.kind, why.why) for row, why in known if why.kind in TOLD]
-    return [*lines, "", *table(("mutant", "change", "of", "class", "why"), told)]
+    return "\n".join([*lines, "", *table(("mutant", "change", "of", "class", "why"), told)]) + "\n"
 
 
 def _about(survivors: Sequence[Row], known: Sequence[tuple[Row, Reason]], mutants: int) -> str:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import msgspec
 from attn_fuzz import inputs
-from attn_fuzz.errors import InputError
 from attn_fuzz.patches.mutant import MutantError
 from attn_lab.mutate import generate
 
@@ -40,15 +39,11 @@ def load(path: Path) -> dict[str, str]:
     """The reasons by the names of the mutants.
 
     Raises:
-        MutantError: the file cannot be read, an entry has no reason, a mutant has two entries, no operator makes it, or its
+        InputError: the file cannot be read, an entry has no reason, a mutant has two entries, no operator makes it, or its
             change is another one.
     """
+    entries = inputs.read_toml_as(path, _File).mutants
     try:
-        content = inputs.read_toml(path)
-    except InputError as error:
-        raise MutantError(str(error)) from None
-    try:
-        entries = msgspec.convert(content, _File).mutants
         reasons = {entry.name: entry.reason for entry in entries}
         if len(reasons) < len(entries):
             raise MutantError("a mutant has two entries")
@@ -57,6 +52,6 @@ def load(path: Path) -> dict[str, str]:
         for entry, mutant in zip(entries, generate.by_name([*reasons]), strict=True):
             if mutant.change != entry.change:
                 raise MutantError(f"{entry.name}: its change is {mutant.change!r} now, and not {entry.change!r}")
-    except ValueError as error:  # another field, or a MutantError
+    except MutantError as error:
         raise MutantError(f"{path}: {error}") from None
     return reasons

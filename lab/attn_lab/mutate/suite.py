@@ -21,9 +21,9 @@ from attn_fuzz.errors import ExecutorError
 from attn_fuzz.patches.mutant import Mutant, MutantError
 from attn_fuzz.run.processes import prepared
 from attn_lab.mutate import line_recording, suite_process
-from attn_lab.mutate.campaign import Key, Log, Trial
 from attn_lab.mutate.generate import Generated
 from attn_lab.mutate.line_coverage import RecordedTests
+from attn_lab.mutate.log import Key, Log, Trial
 from attn_lab.mutate.suite_process import Told
 
 TESTS = -1

@@ -6,7 +6,7 @@ from attn_proofs.theorem import Result, Theorem
 
 _HEADER = """# What is proved for all lengths
 
-Written by `python -m attn_lab proofs`; with `--check` it proves all again, and fails if the page is not current.
+Written by `python -m attn_lab proofs page`; with `--check` it proves all again, and fails if the page is not current.
 
 Each theorem is a statement about the source that ships. The statement is extracted from the syntax tree of the kernels
 and of the host's functions, and decided by an SMT solver (Z3). A changed kernel changes the statement. Source that the
@@ -20,7 +20,7 @@ leaves open, such as a layout, is the theorem's own. Cases of the theorems on nu
 solver: their target spreads rows 2^32 units apart.
 
 `attn-parity prove --show` prints the formulas of a theorem, and the lines of source that they come from; `--json FILE` writes
-the seconds of each theorem. `python -m attn_lab proofs --mutants` puts each mutant in, and runs the case of its counterexample.
+the seconds of each theorem. `python -m attn_lab proofs mutants` puts each mutant in, and runs the case of its counterexample.
 
 ## What the statements are about
 
@@ -70,7 +70,6 @@ the seconds of each theorem. `python -m attn_lab proofs --mutants` puts each mut
 
 
 def text(proved: Sequence[tuple[Theorem, Sequence[Result]]]) -> str:
-    """The page."""
     claims = sum(len(results) for _, results in proved)
     parts = [_HEADER, f"## The {len(proved)} theorems\n\n{claims} claims, each a question to the solver.\n"]
     families = dict.fromkeys(theorem.family for theorem, _ in proved)

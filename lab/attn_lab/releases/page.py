@@ -23,8 +23,9 @@ and draws others now. Two runs of one draw show a fix, and no others.
 For the fixes that the first examples do not show, those of the first {most} ran that can show them by their metadata, such as
 those with a window. Where a fix is not shown, the cell says how many examples ran.
 
-`python -m attn_lab releases --sources FOLDER --examples {most}` goes on from here, and writes this page. FOLDER has a folder
-PACKAGE-RELEASE for each release that is to run, such as `vllm-0.24.0/vllm`. `--example N` runs one further example.
+`python -m attn_lab releases fixes --sources FOLDER --examples {most}` goes on from here. FOLDER has a folder PACKAGE-RELEASE
+for each release that is to run, such as `vllm-0.24.0/vllm`. `--example N` runs one further example. `releases findings` runs
+the scripts of findings, and `releases page` writes this page.
 """
 
 
@@ -115,7 +116,7 @@ alarm, or nobody has read it. Left out is what a limit of a tool kept from runni
 count, of seed {mended_on}, had some 700 false alarms, of targets that did not fit older releases. They read more of their
 sources since, and the row of seed {mended_on} counts the same cases after that. The other rows are of seeds that nobody had
 looked at before, each drawn after the false alarms of the row above were mended: they stay as they were first counted.
-`python -m attn_lab releases --sources FOLDER --alarms FILE --seed N --examples 25` counts; FILE holds each failure.
+`python -m attn_lab releases alarms FILE --sources FOLDER --seed N --examples 25` counts; FILE holds each failure.
 """
 
 

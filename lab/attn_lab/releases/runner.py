@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from attn_fuzz import outputs
+from attn_fuzz import inputs, outputs
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError
@@ -31,6 +31,7 @@ from attn_fuzz.verdict.verdict import Verdict
 from attn_lab.findings import scripts
 from attn_lab.findings.places import names, package_of
 from attn_lab.pages import PAGES
+from attn_parity.adapters import misfit
 
 FIXES = Path(__file__).with_name("fixes.toml")
 RESULTS = PAGES / "releases.json"
@@ -81,6 +82,24 @@ class Fix(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ]
 
 
+class _Fixes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    fix: list[Fix]
+
+
+class Alarm(msgspec.Struct, forbid_unknown_fields=True):
+    """A failing example that no finding explains.
+
+    Attributes:
+        message: that of its verdict.
+        case: its file.
+        after: the release that mends it, and the result there: a known finding, by name, or else the verdict's kind.
+    """
+
+    message: str
+    case: str
+    after: tuple[str, str] = ("", "")
+
+
 class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """The results of the first `examples` of a target's draw, on one release.
 
@@ -88,6 +107,7 @@ class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
         draw: a digest of the first examples: another one says that the fuzzer draws others now, and the run begins again.
         extra: further examples that ran, since they fail on the release before, or were named by what a fix is about.
         failed: the examples that failed, by number from 0, each with the kind of its verdict.
+        alarms: more of each of these, if alarms are counted.
         known: the examples that a known finding explains.
         limits, refused: examples that a limit of this tool or of the adapter kept from running, and that the kernel refused.
         error: why the target does not load, or its adapter does not fit.
@@ -97,6 +117,7 @@ class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     draw: str = ""
     extra: list[int] = []
     failed: dict[int, str] = {}
+    alarms: dict[int, Alarm] = {}
     known: dict[str, list[int]] = {}
     limits: dict[str, list[int]] = {}
     refused: list[int] = []
@@ -122,10 +143,10 @@ class Results(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def fixes() -> list[Fix]:
-    return msgspec.convert(msgspec.toml.decode(FIXES.read_bytes())["fix"], list[Fix])
+    return inputs.read_toml_as(FIXES, _Fixes).fix
 
 
-def results(file: Path = RESULTS) -> Results:
+def stored(file: Path = RESULTS) -> Results:
     return msgspec.json.decode(file.read_bytes(), type=Results) if file.is_file() else Results()
 
 
@@ -192,9 +213,22 @@ def judged(name: str, plan: FuzzPlan, cases: Iterable[tuple[int, Case]]) -> Iter
 
 
 def run_target(
-    name: str, found: Run, cases: Sequence[Case], *, examples: int, seconds: float, first: Iterable[int] = ()
+    name: str,
+    found: Run,
+    plan: FuzzPlan,
+    cases: Sequence[Case],
+    *,
+    examples: int,
+    seconds: float,
+    first: Iterable[int] = (),
+    alarms_of: str = "",
 ) -> None:
-    """Go on with a target's examples on the sources of the environment: those of `first`, and then up to a number or a time."""
+    """Go on with a target's examples on the sources of the environment: those of `first`, and then up to a number or a time.
+
+    Args:
+        alarms_of: the target's package, if alarms are counted: then a kernel's exception that refuses a call is an alarm, as it
+            is in `attn-parity fuzz`, and an example that the adapter does not fit is left out.
+    """
     until = time.monotonic() + seconds
     if why := registry.load(name).unavailable("cpu"):
         found.error = line(why)
@@ -204,7 +238,7 @@ def run_target(
 
     def due() -> Iterator[tuple[int, Case]]:
         yield from ((index, cases[index]) for index in ahead)
-        for index in range(found.examples, examples):
+        for index in range(found.examples, min(examples, len(cases))):
             if time.monotonic() > until:
                 return
             if index in found.extra:
@@ -214,14 +248,16 @@ def run_target(
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            for index, verdict, finding in judged(name, _plan(name, Path(folder)), due()):
-                _count(found, index, verdict, finding)
+            for index, verdict, finding in judged(name, msgspec.structs.replace(plan, folder=Path(folder)), due()):
+                _count(found, index, verdict, finding, alarms_of)
+                if index in found.failed and alarms_of:
+                    found.alarms[index] = Alarm(line(verdict.message), case_file.dumps(cases[index]))
                 if index in ahead:
                     found.extra.append(index)
                 else:
                     found.examples = index + 1
                 raised.append(verdict.message if verdict.kind == "raised" else "")
-                if not ahead and len(raised) == FAILURES_OF_A_WRONG_ADAPTER and all(raised):
+                if not (ahead or alarms_of) and len(raised) == FAILURES_OF_A_WRONG_ADAPTER and all(raised):
                     found.error = line(raised[0])
                     found.failed.clear()
                     return
@@ -234,23 +270,24 @@ def digest(name: str) -> str:
     return hashlib.sha256("".join(case_file.dumps(case) for case in cases).encode()).hexdigest()[:12]
 
 
-def _plan(name: str, folder: Path) -> FuzzPlan:
-    return FuzzPlan(target=name, device="cpu", examples=MOST_EXAMPLES, seed=SEED, folder=folder, sanitize=False)
+def _plan(name: str) -> FuzzPlan:
+    return FuzzPlan(target=name, device="cpu", examples=MOST_EXAMPLES, seed=SEED, folder=Path(), sanitize=False)
 
 
 @functools.cache
 def _drawn(name: str, examples: int) -> list[Case]:
-    return shard.drawn(msgspec.structs.replace(_plan(name, Path()), first=examples))
+    return shard.drawn(msgspec.structs.replace(_plan(name), first=examples))
 
 
-def _count(found: Run, index: int, verdict: Verdict, finding: Finding | None) -> None:
-    asserts = verdict.kind == "raised" and verdict.about.startswith(_REFUSALS)
+def _count(found: Run, index: int, verdict: Verdict, finding: Finding | None, alarms_of: str) -> None:
+    asserts = verdict.kind == "raised" and verdict.about.startswith(_REFUSALS) and not alarms_of
+    left_out = misfit(verdict.kind, verdict.message, alarms_of) if alarms_of else None
     if asserts or verdict.kind == "refused":
         found.refused.append(index)
-    elif verdict.kind == "limit":
-        found.limits.setdefault(verdict.about, []).append(index)
     elif finding is not None:
         found.known.setdefault(finding.name, []).append(index)
+    elif why := verdict.about if verdict.kind == "limit" else left_out:
+        found.limits.setdefault(line(why), []).append(index)
     elif verdict.failed:
         found.failed[index] = verdict.kind
 
@@ -300,7 +337,7 @@ def run_fixes(
             if to_run and not run.error:
                 cases = _drawn(target, max([examples, *(index + 1 for index in failed)]))  # of no release
                 with using_release(sources, fix.package, release):
-                    run_target(target, run, cases, examples=examples, seconds=seconds, first=failed)
+                    run_target(target, run, _plan(target), cases, examples=examples, seconds=seconds, first=failed)
                 save(kept, file)
                 yield f"{target} {release}: {run}"
             failed = sorted({*extra, *run.failed})

@@ -1,4 +1,4 @@
-"""Known bugs: mutants in TOML files.
+"""Known bugs in TOML files, each with a mutant that puts it back.
 
     name = "seed-40176"
     origin = "vllm-project/vllm#40176"
@@ -26,12 +26,10 @@ from typing import Literal
 
 import msgspec
 from attn_fuzz import inputs
-from attn_fuzz.errors import InputError
 from attn_fuzz.patches.mutant import Mutant, MutantError
 from attn_fuzz.patches.source import patched_sources
 
 FOLDER = Path(__file__).with_name("bugs")
-"""The zoo."""
 
 BugKind = Literal[
     "mask",
@@ -61,7 +59,7 @@ KERNEL_TARGET = "triton"
 
 
 class KnownBug(Mutant, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"kind": "class", "patches": "patch"}):
-    """A mutant of the zoo: a real bug that is put back. The module's docstring says what the fields hold.
+    """A bug of the zoo, and the mutant that puts it back. The module's docstring says what the fields hold.
 
     Attributes:
         not_emulated: why no run on an emulated GPU shows it; empty if one does, or if its target cannot be compiled for one.
@@ -113,45 +111,38 @@ def compiled_for(bugs: Sequence[KnownBug], architecture: str) -> list[KnownBug]:
 
 
 def read(path: Path) -> KnownBug:
-    """Read a mutant file. Whether its patches apply is not known then.
+    """Read a bug's file. Whether its patches apply is not known then.
 
     Raises:
-        MutantError: it is not TOML, lacks a field or has an unknown one.
+        InputError: it is not TOML, lacks a field or has an unknown one.
     """
-    try:
-        content = inputs.read_toml(path)
-    except InputError as error:
-        raise MutantError(str(error)) from None
-    try:
-        mutant = msgspec.convert(content, KnownBug)
-    except (ValueError, RecursionError) as error:
-        raise MutantError(f"{path}: {error}") from None
-    if not mutant.patches:
+    bug = inputs.read_toml_as(path, KnownBug)
+    if not bug.patches:
         raise MutantError(f"{path}: it has no [[patch]]")
-    return mutant
+    return bug
 
 
 def load(path: Path) -> KnownBug:
-    """Read a mutant file and check that its patches apply.
+    """Read a bug's file and check that its patches apply.
 
     Raises:
-        MutantError: it is no mutant, or a patch does not apply.
+        InputError: it holds no bug, or a patch does not apply.
     """
-    mutant = read(path)
+    bug = read(path)
     try:
-        patched_sources(mutant.patches)
+        patched_sources(bug.patches)
     except (ValueError, RecursionError) as error:
         raise MutantError(f"{path}: {error}") from None
-    return mutant
+    return bug
 
 
 def load_all(folder: Path = FOLDER) -> list[KnownBug]:
-    """The mutants of a folder, by file name.
+    """The bugs of a folder, by file name.
 
     Raises:
-        MutantError: the folder has none, or one of them cannot be loaded.
+        InputError: the folder has none, or one of them cannot be loaded.
     """
     paths = sorted(folder.glob("*.toml"))
     if not paths:
-        raise MutantError(f"{folder}: no mutants (*.toml) there")
+        raise MutantError(f"{folder}: no bugs (*.toml) there")
     return [load(path) for path in paths]

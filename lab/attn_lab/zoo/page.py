@@ -1,177 +1,13 @@
-"""Results of the zoo: as a table, as one line, as JSON, and as the page docs/generated/zoo.md."""
+"""The page docs/generated/zoo.md, which is made from the JSON files beside it and the files of the bugs."""
 
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from statistics import median
 from typing import Any
 
-import hypothesis
-import msgspec
-from attn_fuzz.cases.case import Case
-from attn_fuzz.patches.mutant import MutantError
-from attn_fuzz.run.shard import Progress
-from attn_lab.finders import PARTS_OF_FUZZER
 from attn_lab.pages import PAGES, table
 from attn_lab.zoo.known_bugs import KnownBug
+from attn_lab.zoo.results import REAL_BUG, Results, Row, found_by, summary
 
 PAGE = PAGES / "zoo.md"
-SCHEMA = "attn-parity.zoo/3"
-SURVIVED, NEEDS_GPU, UNFINISHED, DOES_NOT_RUN = "SURVIVED", "needs a GPU", "unfinished", "DOES NOT RUN"
-_REAL = re.compile(r"[\w.-]+/[\w.-]+#\d+")
-
-
-class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The results of one mutant.
-
-    Attributes:
-        name: the mutant's name. Its file says everything else about the mutant.
-        found: after how many examples each seed found it, None where it survived; empty if it was not run to its end.
-        seconds: the median over the seeds, None unless all found it.
-        by: the kind of the verdict of the first seed that found it, on its smallest case if it was made small.
-        size: requests, query rows and keys of the smallest failing case; None unless it was made as small as it gets.
-        error: why the mutant does not run, if it does not.
-    """
-
-    name: str
-    found: tuple[int | None, ...] = ()
-    seconds: float | None = None
-    by: str | None = None
-    size: tuple[int, int, int] | None = None
-    error: str | None = None
-
-    def __post_init__(self) -> None:
-        """
-        Raises:
-            ValueError: of a file: no verdict is of the kind that found the mutant.
-        """
-        is_found = any(count is not None for count in self.found)
-        if (is_found or self.by is not None) and self.by not in (kind for kinds in PARTS_OF_FUZZER.values() for kind in kinds):
-            raise ValueError(f"mutant {self.name!r}: by: got {self.by!r}, expected a kind of verdict")
-
-    @property
-    def survived(self) -> bool:
-        return None in self.found
-
-    @property
-    def examples(self) -> float | None:
-        """The median over the seeds; None unless all found it."""
-        counts = [count for count in self.found if count is not None]
-        return median(counts) if counts and len(counts) == len(self.found) else None
-
-
-class Results(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True, tag_field="schema", tag=SCHEMA
-):
-    """A run of the zoo: where, with which Hypothesis and seeds, of how many examples at most, and each mutant by name.
-
-    Attributes:
-        target: the target that ran the bugs of kernels in place of `triton`; empty if each mutant ran on its own target.
-    """
-
-    device: str
-    hypothesis: str
-    seeds: tuple[int, ...]
-    at_most: int
-    target: str = ""
-    mutants: tuple[Row, ...]
-
-
-def row(name: str, runs: Sequence[Progress]) -> Row:
-    """The results of a mutant; the case is of the first seed that found it.
-
-    Args:
-        runs: the runs of all seeds. If a seed was interrupted, the mutant is unfinished: give no runs.
-    """
-    if error := next((progress.broken for progress in runs if progress.broken), None):
-        return Row(name, error=error)
-    if not runs:
-        return Row(name)
-    failures = [progress.failure for progress in runs]
-    found = [failure for failure in failures if failure is not None]
-    return Row(
-        name,
-        found=tuple(failure and failure.found_after for failure in failures),
-        seconds=round(median(each.found_seconds for each in found), 1) if found and len(found) == len(runs) else None,
-        by=found[0].verdict.kind if found else None,
-        size=_size(found[0].case) if found and found[0].minimal else None,
-    )
-
-
-def _size(case: Case) -> tuple[int, int, int]:
-    return len(case.requests), case.query_start_loc[-1], sum(request.seq_len for request in case.requests)
-
-
-def results(device: str, seeds: Sequence[int], at_most: int, rows: Sequence[Row], target: str = "") -> Results:
-    """The results of a run that has just ended."""
-    return Results(
-        device=device,
-        hypothesis=hypothesis.__version__,
-        seeds=tuple(seeds),
-        at_most=at_most,
-        target=target,
-        mutants=tuple(rows),
-    )
-
-
-def check_alike(kept: Results, run: Results) -> None:
-    """
-    Raises:
-        MutantError: what was kept is of another device, Hypothesis, number of examples, seeds or target than a run of other
-            mutants.
-    """
-    if msgspec.structs.replace(kept, mutants=()) != msgspec.structs.replace(run, mutants=()):
-        where = f"{kept.target} on {kept.device}" if kept.target else kept.device
-        was = f"{where}, Hypothesis {kept.hypothesis}, seeds {kept.seeds} and {kept.at_most} examples"
-        raise MutantError(f"--write: the other mutants ran with {was}: run these so, too, or leave out --only")
-
-
-def updated(kept: Results, found: Results, names: Sequence[str]) -> Results:
-    """Join new results with the stored ones of all other mutants, in the order of `names`. Both are of runs alike."""
-    rows = {row.name: row for row in (*kept.mutants, *found.mutants)}
-    return msgspec.structs.replace(found, mutants=tuple(rows[name] for name in names if name in rows))
-
-
-def found_by(row: Row, mutant: KnownBug) -> str:
-    """The kind of the verdict that found a mutant, or why there is none."""
-    if row.error:
-        return DOES_NOT_RUN
-    if not row.found:
-        return NEEDS_GPU if mutant.needs_gpu else UNFINISHED
-    if not row.survived:
-        return str(row.by)
-    return SURVIVED if row.by is None else f"{SURVIVED} {row.found.count(None)} of {len(row.found)}"
-
-
-def summary(rows: Sequence[Row], mutants: Sequence[KnownBug]) -> str:
-    """One line: how many mutants were found, of which classes, how soon and by what. The README repeats its first half."""
-    by_name = {mutant.name: mutant for mutant in mutants}
-    run = [row for row in rows if row.found]
-    caught = [row for row in run if not row.survived]
-    origins = {number for row in caught if (number := real_bug(by_name[row.name].origin))}
-    classes = {by_name[row.name].kind for row in caught}
-    text = f"{len(caught)} of {len(run)} found: {len(classes)} classes, {len(origins)} real bugs"
-    if caught:
-        examples = [row.examples for row in caught if row.examples is not None]
-        parts = Counter(next(part for part, kinds in PARTS_OF_FUZZER.items() if row.by in kinds) for row in caught)
-        text += f"; examples until found: median {median(examples):g}, most {max(examples):g}"
-        text += "; by " + ", ".join(f"{part} {parts[part]}" for part in PARTS_OF_FUZZER if parts[part])
-    return text
-
-
-def differences(results: Results, mutants: Sequence[KnownBug]) -> list[str]:
-    """Mutants without results, and results without a mutant."""
-    described, kept = {mutant.name for mutant in mutants}, {row.name for row in results.mutants}
-    wrong = [f"{name}: a mutant without results" for name in described - kept]
-    return sorted([*wrong, *(f"{name}: results without a mutant" for name in kept - described)])
-
-
-def real_bug(origin: str) -> str | None:
-    """The owner/repo#number that an origin names, if any."""
-    match = _REAL.search(origin)
-    return match[0] if match else None
-
-
 PREFACE = """\
 # The zoo: known bugs, and how soon they are found
 
@@ -181,9 +17,9 @@ column `origin` names the issue or pull request with the bug; the mutant makes t
 `seed-` and `backend-` are the five reports that this project began with. No strategy knows of any mutant: all meet the same
 random cases.
 
-`python -m attn_lab zoo run --seeds {count} --write` ran the mutants on {where}, with Hypothesis {hypothesis}, and wrote this
-page and the JSON file beside it, which holds its numbers. `zoo page` writes the page again after a change of a mutant's
-description. `zoo page --check` fails if the page is not made of the JSON files and today's mutants.
+`python -m attn_lab zoo run --seeds {count} --write` ran the mutants on {where}, with Hypothesis {hypothesis}, and wrote the
+JSON file beside this page, which holds its numbers. `zoo page` writes the page of it, and `zoo page --check` fails if the page
+is not made of the JSON files and today's mutants.
 
 - Examples and seconds: how long the fuzzer looked until it found the bug. They are medians over the seeds {seeds}, of at most
   {at_most} examples each. The seconds include the start of a process.
@@ -201,11 +37,11 @@ ALSO = """
 """
 _COMPILED = ", each on its own target, whose kernels are compiled and [emulated](../reference/emulator.md)"
 Run = tuple[Results, Mapping[str, str]]
-"""Results, and by the names of mutants that the run left out, why."""
+"""Results, and by the names of bugs that the run left out, why."""
 
 
-def text(runs: Sequence[Run], mutants: Sequence[KnownBug]) -> str:
-    """A page, whole: what the JSON files beside it say, and the mutants' files, and nothing else.
+def text(runs: Sequence[Run], bugs: Sequence[KnownBug]) -> str:
+    """A page, whole: what the JSON files beside it say, and the bugs' files, and nothing else.
 
     Args:
         runs: the first has most columns; further ones have a column each.
@@ -213,17 +49,17 @@ def text(runs: Sequence[Run], mutants: Sequence[KnownBug]) -> str:
     (first, _), *others = runs
     lines = PREFACE.format(count=len(first.seeds), where=_where(first), **_facts(first)).splitlines()
     rows = [{row.name: row for row in results.mutants} for results, _ in runs]
-    residents = [mutant for mutant in mutants if mutant.name in rows[0]]
-    lines += ["", summary([rows[0][mutant.name] for mutant in residents], residents) + "."]
+    residents = [bug for bug in bugs if bug.name in rows[0]]
+    lines += ["", summary([rows[0][bug.name] for bug in residents], residents) + "."]
     for results, _ in others:
         how = _COMPILED if results.target.startswith("@") else ""
         lines += ALSO.format(where=_where(results), how=how, target=results.target, **_facts(results)).splitlines()
-        lines += ["", summary(results.mutants, mutants) + "."]
+        lines += ["", summary(results.mutants, bugs) + "."]
     numbers = ("examples", "seconds", *(_where(results) for results, _ in others))
-    columns = ("mutant", "origin", "what went wrong", *numbers[:2], "found by", "smallest case", *numbers[2:])
-    for kind in sorted({mutant.kind for mutant in residents}):
+    columns = ("bug", "origin", "what went wrong", *numbers[:2], "found by", "smallest case", *numbers[2:])
+    for kind in sorted({bug.kind for bug in residents}):
         lines += ["", f"## {kind.capitalize() if kind != 'int32' else kind}", ""]
-        lines += table(columns, (_cells(mutant, rows) for mutant in residents if mutant.kind == kind), numbers)
+        lines += table(columns, (_cells(bug, rows) for bug in residents if bug.kind == kind), numbers)
     for results, left_out in runs:
         if left_out:
             lines += ["", f"## Left out on {_where(results)}", "", *(f"* `{name}`: {why}" for name, why in left_out.items())]
@@ -240,16 +76,14 @@ def _facts(results: Results) -> dict[str, Any]:
     return {"seeds": seeds, "hypothesis": results.hypothesis, "at_most": results.at_most}
 
 
-def _cells(mutant: KnownBug, rows: Sequence[Mapping[str, Row]]) -> list[str]:
-    row, *others = (of_run.get(mutant.name) for of_run in rows)
+def _cells(bug: KnownBug, rows: Sequence[Mapping[str, Row]]) -> list[str]:
+    row, *others = (of_run.get(bug.name) for of_run in rows)
     assert row is not None
     numbers = ["" if number is None else f"{number:g}" for number in (row.examples, row.seconds)]
     size = ", ".join(map(str, row.size or ()))
-    elsewhere = [
-        "" if one is None else found_by(one, mutant) if one.examples is None else f"{one.examples:g}" for one in others
-    ]
-    return [f"`{mutant.name}`", _linked(mutant.origin), mutant.what, *numbers, found_by(row, mutant), size, *elsewhere]
+    elsewhere = ["" if one is None else found_by(one, bug) if one.examples is None else f"{one.examples:g}" for one in others]
+    return [f"`{bug.name}`", _linked(bug.origin), bug.what, *numbers, found_by(row, bug), size, *elsewhere]
 
 
 def _linked(origin: str) -> str:
-    return _REAL.sub(lambda found: f"[{found[0]}](https://github.com/{found[0].replace('#', '/issues/')})", origin, count=1)
+    return REAL_BUG.sub(lambda found: f"[{found[0]}](https://github.com/{found[0].replace('#', '/issues/')})", origin, count=1)

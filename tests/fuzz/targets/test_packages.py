@@ -23,7 +23,7 @@ from attn_fuzz.targets.packages.aiter import package as aiter_package
 from attn_fuzz.targets.packages.lmdeploy import package as lmdeploy_package
 from attn_fuzz.targets.packages.vllm import flex as vllm_flex
 from attn_fuzz.targets.packages.vllm import write as vllm_write
-from attn_lab.findings import scripts as finding_scripts
+from attn_lab.findings import repairs
 from attn_lab.findings.places import SHARED
 from torch.nn.attention.flex_attention import BlockMask
 from triton.runtime.interpreter import InterpreterBuilder
@@ -221,7 +221,7 @@ def repaired(tmp_path_factory) -> Path:
     for name in ("vllm-unified-attention", "sglang-merge-state", "aiter-paged-decode", "lmdeploy-decode"):
         needs(TARGETS[name])
     folder = tmp_path_factory.mktemp("repaired")
-    finding_scripts.all_repaired(folder)
+    repairs.all_repaired(folder)
     return folder
 
 
