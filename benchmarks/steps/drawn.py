@@ -13,14 +13,14 @@ BLOCK_SIZES = (16, 16, 16, 32, 64, 128)
 LAYOUTS = (Layout.BLOCKS_FIRST_NHD,) * 7 + (Layout.BLOCKS_FIRST_HND, Layout.SHUFFLED, Layout.X_PACKED)
 """Most are as vLLM's and AITER's Triton kernels read them, so that there are kernels to compare with."""
 FLOAT8_SHARE = 0.25
-MOST_CACHE_BYTES = 24 << 30
+MAX_CACHE_BYTES = 24 << 30
 """The most bytes of one copy of a case's keys and values."""
 
 
 def draw_cases(number: int, seed: int) -> list[Attention]:
     """The first cases of a seed: a larger number adds cases after them. Each kind of traffic comes in turn.
 
-    A case is of one rank of tensor parallelism. A case whose keys and values need more than MOST_CACHE_BYTES loses its last
+    A case is of one rank of tensor parallelism. A case whose keys and values need more than MAX_CACHE_BYTES loses its last
     requests.
     """
     rng = random.Random(seed)
@@ -51,7 +51,7 @@ def draw_step(rng: random.Random, traffic: str, model: Model, ranks: int, cache:
     """A step whose keys and values fit into a cache."""
     _, num_kv_heads = model.heads_of_a_rank(ranks)
     bytes_per_key = 2 * num_kv_heads * model.head_size * (1 if cache.is_float8 else 2)
-    return _fitting(TRAFFIC[traffic](rng), MOST_CACHE_BYTES // bytes_per_key)
+    return _fitting(TRAFFIC[traffic](rng), MAX_CACHE_BYTES // bytes_per_key)
 
 
 def case_of(name: str, traffic: str, step: Lengths, model: Model, kind: LayerKind, ranks: int, cache: Cache) -> Attention:

@@ -9,7 +9,7 @@ import msgspec
 FILE = Path(__file__).with_name("models.toml")
 RANKS = (1, 2, 4, 8)
 """Sizes of tensor parallelism."""
-LEAST_HEADS = 8
+MIN_HEADS = 8
 """Query heads of a rank: models of fewer are small enough for one."""
 
 
@@ -41,7 +41,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     @property
     def ranks(self) -> tuple[int, ...]:
         """Sizes of tensor parallelism that deal whole heads: where there are more ranks than KV heads, some have copies."""
-        return tuple(n for n in RANKS if n == 1 or (self._deals(n) and self.num_heads // n >= LEAST_HEADS))
+        return tuple(n for n in RANKS if n == 1 or (self._deals(n) and self.num_heads // n >= MIN_HEADS))
 
     def heads_of_a_rank(self, ranks: int) -> tuple[int, int]:
         """Query heads and KV heads."""

@@ -22,7 +22,7 @@ MEDIANS = {"conversation": 1020.0, "code": 1500.0, "chat": (161 + 338) * _OF_A_M
 TRACES: tuple[str | None, ...] = (*MEDIANS, None)
 STEP_TOKENS = (2048, 4096, 8192, 16384)
 """The most query tokens of a step (vLLM's max_num_batched_tokens)."""
-MOST_KEYS = 1 << 20
+MAX_KEYS = 1 << 20
 """The most keys of a step's requests together: an engine's cache is full then."""
 
 
@@ -83,7 +83,7 @@ def contexts(rng: random.Random) -> tuple[int, ...]:
     """Lengths of 1 to 256 requests that decode, in the order in which they came. Small and large batches are as likely."""
     requests, trace = round(2 ** rng.uniform(0, 8)), rng.choice(TRACES)
     lengths = [length_of(rng, trace) for _ in range(requests)]
-    while sum(lengths) > MOST_KEYS:
+    while sum(lengths) > MAX_KEYS:
         lengths.pop()
     return tuple(lengths)
 

@@ -36,7 +36,7 @@ CHECKED: dict[Phase, tuple[Attention, ...]] = {
 """Small cases in which the reference says whether a kernel is right: several tiles of queries and of keys, whole and cut."""
 CHECKED_HEADS, CHECKED_WIDE_HEADS = (8, 2), (64, 2)
 """Query and KV heads of those, and of those of a wide decode: one query has 32 rows."""
-MOST_CASES = 12
+MAX_CASES = 12
 """The most cases of a class: more of them cost time and tell little."""
 H100_RATES = Rates(read=3e12, copy=3e12, matmul=7e14, launch=1e-3)
 """The rates by which cases are ordered, whatever GPU they are for."""
@@ -137,9 +137,9 @@ def stand_ins(call_class: CallClass, found: dict[CallClass, list[Attention]], co
 
 
 def _some(cases: list[Attention]) -> list[Attention]:
-    """MOST_CASES of them at most, evenly."""
-    step = max(1.0, len(cases) / MOST_CASES)
-    return [cases[int(i * step)] for i in range(min(MOST_CASES, len(cases)))]
+    """MAX_CASES of them at most, evenly."""
+    step = max(1.0, len(cases) / MAX_CASES)
+    return [cases[int(i * step)] for i in range(min(MAX_CASES, len(cases)))]
 
 
 def _from_the_middle(cases: list[Attention]) -> list[Attention]:

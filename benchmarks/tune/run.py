@@ -20,7 +20,7 @@ from benchmarks.tune.search import BEST_TILES, FIRST_CASES, STAGES, ClassSearch,
 from benchmarks.tune.space import SHOWN_BY_BINARIES, TILE, variants, with_as_many_waves
 from benchmarks.tune.table import entry_of
 
-MOST_OF_TINY = 2
+MAX_OF_TINY = 2
 """Candidates of each stage beside today's in `--tiny`."""
 
 Save = Callable[[CallClass | None], None]
@@ -42,7 +42,7 @@ def measure(
         by_class: the calls of drawn steps.
         is_tiny: True for few candidates, in tiny cases.
     """
-    searches = [_begun(run, call_class, cases, MOST_OF_TINY if is_tiny else None) for call_class, cases in by_class.items()]
+    searches = [_begun(run, call_class, cases, MAX_OF_TINY if is_tiny else None) for call_class, cases in by_class.items()]
     begins = 0.0
     for stage in STAGES:
         # compilers get half of a stage's time

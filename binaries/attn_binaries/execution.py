@@ -18,7 +18,7 @@ from attn_contract import Batch, Indexer
 from attn_fuzz.cases.case import Case
 from attn_fuzz.targets.indexer import IndexerFunctions, unwritten_logits, unwritten_selection
 from attn_fuzz.targets.indexer import attention_by as index_attention_by
-from attn_fuzz.targets.merge import MOST_PARTS, attention_by, parts_attention_by
+from attn_fuzz.targets.merge import MAX_PARTS, attention_by, parts_attention_by
 from attn_fuzz.targets.modes.compiled import FLUSHES_FLOAT16
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.support import EVERYTHING
@@ -122,7 +122,7 @@ def target_of(of_call: Shipped) -> Target:
         keys_per_tile=16, dot_is_chained=True, splits=2 * MAX_SPLITS, exact_division=True, flushes_float16=flushes
     )
     if shipped.op in MERGES:
-        rounding = Rounding(keys_per_tile=64, merged_parts=MOST_PARTS)
+        rounding = Rounding(keys_per_tile=64, merged_parts=MAX_PARTS)
     writes: dict[str, Any] = {name: _function(of_call, call) for op, (name, call) in WRITES.items() if op == shipped.op}
     return Target(
         name=f"shipped-{of_call.architecture}",
@@ -145,7 +145,7 @@ def _attention(of_call: Shipped) -> Callable[..., object]:
         return REFERENCE_FP32.attention
     if shipped.op in MERGES:
         merge = _function(of_call, MERGES[shipped.op])
-        return attention_by(lambda: merge) if shipped.op == "merge" else parts_attention_by(lambda: merge, MOST_PARTS)
+        return attention_by(lambda: merge) if shipped.op == "merge" else parts_attention_by(lambda: merge, MAX_PARTS)
 
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         plans = iter(of_call.plans)

@@ -24,7 +24,7 @@ GUARD_BYTES = 4096
 HEAD = "attn-parity-launch 1"
 """The first line of launch.txt."""
 REMEDY = "`attn-parity emulate` writes it"
-MOST_BYTES = 1 << 25
+MAX_BYTES = 1 << 25
 """The most bytes of all buffers of a launch."""
 Stride = Annotated[int, msgspec.Meta(ge=-INT32_MAX, le=INT32_MAX)]
 
@@ -154,15 +154,15 @@ def read(folder: Path) -> EmulatedLaunch:
     """Read launch.json.
 
     Raises:
-        SavedFileError: it is missing, is no such file, names buffers by paths, or has more than MOST_BYTES in them.
+        SavedFileError: it is missing, is no such file, names buffers by paths, or has more than MAX_BYTES in them.
     """
     path = folder / "launch.json"
     launch = decoded(path, EmulatedLaunch, SCHEMA, REMEDY)
     for buffer in launch.buffers:
         if not is_plain_name(buffer.name):
             raise SavedFileError(f"{path}: buffer {shown(buffer.name)}: expected a plain name")
-    if (size := sum(buffer.bytes for buffer in launch.buffers)) > MOST_BYTES:
-        raise SavedFileError(f"{path}: the buffers have {size} bytes, expected at most {MOST_BYTES}")
+    if (size := sum(buffer.bytes for buffer in launch.buffers)) > MAX_BYTES:
+        raise SavedFileError(f"{path}: the buffers have {size} bytes, expected at most {MAX_BYTES}")
     return launch
 
 
@@ -175,7 +175,7 @@ def after(folder: Path, launch: EmulatedLaunch) -> dict[str, np.ndarray]:
     found = {}
     for buffer in launch.buffers:
         path = folder / "after" / f"{buffer.name}.bin"
-        data = content(path, "each buffer is dumped after the launch", MOST_BYTES)
+        data = content(path, "each buffer is dumped after the launch", MAX_BYTES)
         if len(data) != buffer.bytes:
             raise SavedFileError(f"{path}: got {len(data)} bytes, expected {buffer.bytes}")
         found[buffer.name] = np.frombuffer(data, np.uint8)

@@ -22,7 +22,7 @@ from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.verdict import Verdict
 
 RECORD = "attn_binaries.target_calls:record"
-MOST_NAMED = 6
+MAX_NAMED = 6
 """The number of constants and options that name a launch."""
 
 
@@ -118,7 +118,7 @@ def _named(launches: Sequence[Recorded]) -> dict[str, Recorded]:
     for each in found.values():
         alike = [other.job.arguments for other in found.values() if other.job.kernel == each.job.kernel]
         words = [f"{name}={value}" for name, value in _distinguishing(each, alike).items()]
-        name = " ".join([each.job.kernel, *words[:MOST_NAMED]])
+        name = " ".join([each.job.kernel, *words[:MAX_NAMED]])
         if name in named:
             name = f"{name} #{sum(other.startswith(name) for other in named) + 1}"
         named[name] = each

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import msgspec
 import torch
 
-ROUNDS_PER_SYNC, MOST_ROUNDS = 5, 200
+ROUNDS_PER_SYNC, MAX_ROUNDS = 5, 200
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 """A file that has another number there is refused when it is read."""
@@ -57,7 +57,7 @@ class EventLoop:
         return times
 
 
-def side_by_side(loops: Sequence[Loop], *, seconds: float, rounds: int = MOST_ROUNDS) -> list[Spread]:
+def side_by_side(loops: Sequence[Loop], *, seconds: float, rounds: int = MAX_ROUNDS) -> list[Spread]:
     """Replay the loops in turn until the time or the rounds are over, so that clocks drift for all alike.
 
     The loop that comes first in a round changes from round to round. A replay before the first one, which does not count, keeps

@@ -38,18 +38,18 @@ _SPECIAL = {"vcc": 2, "vcc_lo": 1, "vcc_hi": 1, "exec": 2, "exec_lo": 1, "exec_h
 _SETTING = re.compile(r"\.amdhsa_(\w+)[ \t]+(-?[0-9]\w*)")
 _NEEDED = ("next_free_vgpr", "user_sgpr_count")
 """The directives that a launch needs to know its registers."""
-MOST_TEXT, MOST_METADATA, MOST_LINE = 1 << 23, 1 << 16, 1000
+MAX_TEXT, MAX_METADATA, MAX_LINE = 1 << 23, 1 << 16, 1000
 """The most characters of a text, of its metadata and of a line. Triton's largest texts have a tenth of that."""
-MOST_DEPTH = 32
+MAX_DEPTH = 32
 _REGISTERS = {"v": 1024, "a": 256, "s": 106, "ttmp": 16}
 """The number of registers of each bank, on the architecture that has most."""
-_MOST_IN_A_ROW = 32
+_MAX_IN_A_ROW = 32
 VECTORS = {"gfx90a": 512, "gfx942": 512, "gfx950": 512, "gfx1100": 256, "gfx1201": 256}
 """The vector registers of a lane, with accumulation registers; 1024 on gfx1250."""
 LDS_BYTES = {"gfx950": 160 << 10, "gfx1250": 320 << 10}
 """The bytes of LDS of a workgroup, if not 64 KiB (LLVM: AddressableLocalMemorySize in AMDGPU's features)."""
-MOST_THREADS = 1024
-MOST_SCRATCH = 1 << 17
+MAX_THREADS = 1024
+MAX_SCRATCH = 1 << 17
 """The most bytes of scratch of a lane: a wave has 8 MiB (COMPUTE_TMPRING_SIZE.WAVESIZE)."""
 
 
@@ -180,8 +180,8 @@ def load(text: str, name: str | None = None) -> Kernel:
     """
     if not isinstance(text, str):
         raise AssemblyError(f"the text is of type {type(text).__name__}, and str is expected")
-    if len(text) > MOST_TEXT:
-        raise AssemblyError(f"the text has {len(text)} characters, and at most {MOST_TEXT} are expected")
+    if len(text) > MAX_TEXT:
+        raise AssemblyError(f"the text has {len(text)} characters, and at most {MAX_TEXT} are expected")
     lines = text.split("\n")
     architecture, described = _metadata(lines, name)
     if name is not None:
@@ -200,9 +200,9 @@ def load(text: str, name: str | None = None) -> Kernel:
         arguments=tuple(_argument(each, argument_bytes) for each in _field(described, ".args", list)),
         argument_bytes=argument_bytes,
         wave_size=wave_size,
-        threads=_number(described, ".max_flat_workgroup_size", 1, MOST_THREADS),
+        threads=_number(described, ".max_flat_workgroup_size", 1, MAX_THREADS),
         lds_bytes=_number(described, ".group_segment_fixed_size", 0, LDS_BYTES.get(architecture, 64 << 10)),
-        scratch_bytes=_number(described, ".private_segment_fixed_size", 0, MOST_SCRATCH),
+        scratch_bytes=_number(described, ".private_segment_fixed_size", 0, MAX_SCRATCH),
         settings=settings,
     )
 
@@ -250,8 +250,8 @@ def _metadata(lines: Sequence[str], name: str | None) -> tuple[str, dict]:
     if len(begins) > 1:
         raise AssemblyError(f"the text has .amdgpu_metadata {len(begins)} times: one kernel is expected")
     text = "\n".join(lines[begins[0] + 1 : ends[0]])
-    if len(text) > MOST_METADATA:
-        raise AssemblyError(f".amdgpu_metadata has {len(text)} characters, and at most {MOST_METADATA} are expected")
+    if len(text) > MAX_METADATA:
+        raise AssemblyError(f".amdgpu_metadata has {len(text)} characters, and at most {MAX_METADATA} are expected")
     try:
         _check_events(text)
         metadata = yaml.load(text, _Metadata)
@@ -268,13 +268,13 @@ def _metadata(lines: Sequence[str], name: str | None) -> tuple[str, dict]:
 
 def _field(described: Any, name: str, kind: type) -> Any:
     found = described.get(name) if isinstance(described, dict) else None
-    if type(found) is not kind or (isinstance(found, str) and len(found) > MOST_LINE):
+    if type(found) is not kind or (isinstance(found, str) and len(found) > MAX_LINE):
         got = "nothing" if found is None else shown(repr(found) if isinstance(found, str) else found)
         raise AssemblyError(f".amdgpu_metadata: {name}: got {got}, expected {_KINDS[kind]}")
     return found
 
 
-_KINDS = {str: f"a text of at most {MOST_LINE} characters", list: "a list", int: "an integer"}
+_KINDS = {str: f"a text of at most {MAX_LINE} characters", list: "a list", int: "an integer"}
 
 
 def _number(described: Any, name: str, least: int, most: int) -> int:
@@ -311,15 +311,15 @@ def _check_events(text: str) -> None:
     """Refuse what LLVM does not write, and what would make much of a short text.
 
     Raises:
-        ValueError: an anchor, an alias, or more than MOST_DEPTH levels.
+        ValueError: an anchor, an alias, or more than MAX_DEPTH levels.
     """
     depth = 0
     for event in yaml.parse(text, _Metadata):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if getattr(event, "anchor", None) is not None:
             raise ValueError(f"line {event.start_mark.line + 1} of it has an anchor or an alias")
-        if depth > MOST_DEPTH:
-            raise ValueError(f"nested more than {MOST_DEPTH} deep")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested more than {MAX_DEPTH} deep")
 
 
 def code_of(text: str) -> tuple[list[Instruction], dict[str, int]]:
@@ -330,8 +330,8 @@ def code_of(text: str) -> tuple[list[Instruction], dict[str, int]]:
     source = ""
     text = _LONG_BRANCH.sub(lambda found: f"s_branch {found[4]}" + "\n" * found[0].count("\n"), text)  # as many lines
     for number, line in enumerate(text.splitlines(), 1):
-        if len(code := line.partition(";")[0].strip()) > MOST_LINE:
-            raise AssemblyError(f"line {number}: it has {len(code)} characters, and at most {MOST_LINE} are expected")
+        if len(code := line.partition(";")[0].strip()) > MAX_LINE:
+            raise AssemblyError(f"line {number}: it has {len(code)} characters, and at most {MAX_LINE} are expected")
         code = _WRITTEN_OUT.sub(r"\1", code)
         if code.startswith(".file") and (found := re.fullmatch(r'\.file\s+(\d+)\s+(?:"[^"]*"\s+)?"([^"]*)".*', code)):
             files[found[1]] = found[2]
@@ -435,8 +435,8 @@ def _plain(text: str) -> Register | Literal | Named:
     if found := _REGISTER.fullmatch(text):
         bank, single, first, last, half = found.groups()
         begin, end = _bits(single or first), _bits(single or last)
-        if not begin <= end < min(_REGISTERS[bank], begin + _MOST_IN_A_ROW):
-            numbers = f"0 to {_REGISTERS[bank] - 1}, at most {_MOST_IN_A_ROW} in a row"
+        if not begin <= end < min(_REGISTERS[bank], begin + _MAX_IN_A_ROW):
+            numbers = f"0 to {_REGISTERS[bank] - 1}, at most {_MAX_IN_A_ROW} in a row"
             raise ValueError(f"{text}: registers {bank} have the numbers {numbers}, the first one before the last")
         return Register(bank, begin, end - begin + 1, (half or "")[1:])
     if text in _SPECIAL:

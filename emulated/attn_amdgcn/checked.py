@@ -14,7 +14,7 @@ from attn_amdgcn.errors import EmulationFault, Hazards, LaunchError, UnknownInst
 from attn_amdgcn.launch import Argument, Report, Schedule, launch
 from attn_amdgcn.memory import Memory, PermittedBytes
 from attn_amdgcn.program import Program
-from attn_amdgcn.run import MOST_INSTRUCTIONS
+from attn_amdgcn.run import MAX_INSTRUCTIONS
 from attn_amdgcn.stores import StoreLog
 from attn_amdgcn.watch import Watch
 
@@ -37,7 +37,7 @@ def checked(
     schedules: Sequence[Schedule] = SCHEDULES,
     watches: Sequence[Watch] = (),
     permitted: PermittedBytes | None = None,
-    most: int = MOST_INSTRUCTIONS,
+    most: int = MAX_INSTRUCTIONS,
     hazards: Hazards | None = None,
 ) -> tuple[Memory, Report]:
     """Run a grid of workgroups once for each schedule. Arguments and the result are those of `attn_amdgcn.launch`.

@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from attn_amdgcn import gfx950_words
-from attn_amdgcn.assembly import MOST_TEXT
+from attn_amdgcn.assembly import MAX_TEXT
 from attn_amdgcn.errors import AmdgcnError, AssemblyError, shown
 from attn_amdgcn.gfx950_words import NOP, instruction_of
 
@@ -107,7 +107,7 @@ def _output(name: str, *arguments: str) -> str:
         done = subprocess.run([path, *arguments], capture_output=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise ToolError(f"{path} {shown(' '.join(arguments))}: no end in {SECONDS} s") from None
-    if done.returncode or len(done.stdout) > 2 * MOST_TEXT:
+    if done.returncode or len(done.stdout) > 2 * MAX_TEXT:
         what = (
             done.stderr.decode(errors="replace").strip() or f"it ended with {done.returncode} and {len(done.stdout)} characters"
         )

@@ -7,16 +7,16 @@ if TYPE_CHECKING:
     from attn_amdgcn.assembly import Instruction
 
 
-MOST_SHOWN = 200
+MAX_SHOWN = 200
 
 
 def shown(value: object) -> str:
-    """A value of a file for a message, on one line of at most MOST_SHOWN characters and three dots."""
+    """A value of a file for a message, on one line of at most MAX_SHOWN characters and three dots."""
     try:
         text = " ".join(value.split()) if isinstance(value, str) else reprlib.repr(value)
     except ValueError:  # Python writes no int of thousands of digits
         text = f"{type(value).__name__} that is too long to show"
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 class AmdgcnError(Exception):

@@ -17,10 +17,10 @@ from attn_amdgcn.instructions.forms import GROUPED, Step, dual_statements
 from attn_amdgcn.pieces import Piece, function_of, function_of_several
 from attn_amdgcn.waves import Waves
 
-MOST_WAVES = 16
+MAX_WAVES = 16
 """The most waves for groups: with more, numpy takes longer than Python, and copying registers takes longer than more steps."""
-MOST_INSTRUCTIONS = 32
-MOST_BETWEEN = 50
+MAX_INSTRUCTIONS = 32
+MAX_BETWEEN = 50
 """The most runs that an instruction may change places with."""
 Placed = tuple[int, Step]
 """The step of an instruction, and its place in a block."""
@@ -57,7 +57,7 @@ def _together(code: Sequence[Instruction], run: Sequence[int], kernel: Kernel) -
     singles: list[Step] = []
 
     def step(waves: Waves) -> None:
-        if waves.lanes is None and len(waves) <= MOST_WAVES and not (is_seen and waves.shared.watches):
+        if waves.lanes is None and len(waves) <= MAX_WAVES and not (is_seen and waves.shared.watches):
             try:
                 group(waves)
                 return
@@ -138,8 +138,8 @@ def _runs(code: Sequence[Instruction], kernel: Kernel) -> list[_Run]:
 
 def _joinable(runs: Sequence[_Run], form: tuple[object, ...], own: Effects) -> _Run | None:
     """The nearest run of a form that an instruction may join."""
-    for run in reversed(runs[-MOST_BETWEEN:]):
-        if run.form == form and len(run.places) < MOST_INSTRUCTIONS and not run.effects.feed(own):
+    for run in reversed(runs[-MAX_BETWEEN:]):
+        if run.form == form and len(run.places) < MAX_INSTRUCTIONS and not run.effects.feed(own):
             return run
         if run.effects.order(own):
             return None

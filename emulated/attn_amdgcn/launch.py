@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from attn_amdgcn.assembly import LDS_BYTES, MOST_THREADS, Kernel
+from attn_amdgcn.assembly import LDS_BYTES, MAX_THREADS, Kernel
 from attn_amdgcn.errors import Hazards, LaunchError, UnknownInstructionError
 from attn_amdgcn.global_races import GlobalRaces
 from attn_amdgcn.instructions.buffer_memory import PRIVATE_WORDS, private_offset
@@ -13,13 +13,13 @@ from attn_amdgcn.lds_loads import LdsLoads
 from attn_amdgcn.lds_races import LdsRaces
 from attn_amdgcn.memory import Memory, PermittedBytes
 from attn_amdgcn.program import Program
-from attn_amdgcn.run import MOST_INSTRUCTIONS, Runner
+from attn_amdgcn.run import MAX_INSTRUCTIONS, Runner
 from attn_amdgcn.watch import Watch
 from attn_amdgcn.waves import EXEC, SCALARS, TTMP, Shared, Waves
 
 WAVES_AT_ONCE = 128
 """Workgroups run together up to about this many waves: more of them no longer make numpy faster."""
-MOST_WORKGROUPS = 1 << 24
+MAX_WORKGROUPS = 1 << 24
 SCRATCH_AT_ONCE = 1 << 26
 """Bytes of the lanes of workgroups that run together."""
 Argument = int | float | tuple[str, int] | None
@@ -88,7 +88,7 @@ def launch(
     schedule: Schedule = Schedule(),
     watches: Sequence[Watch] = (),
     permitted: PermittedBytes | None = None,
-    most: int = MOST_INSTRUCTIONS,
+    most: int = MAX_INSTRUCTIONS,
     hazards: Hazards | None = None,
 ) -> tuple[Memory, Report]:
     """Run a grid of workgroups.
@@ -148,10 +148,10 @@ def launch(
 def _check(kernel: Kernel, grid: tuple[int, int, int], lds_bytes: int) -> None:
     if len(grid) != 3 or not all(isinstance(number, int) and number >= 1 for number in grid):
         raise LaunchError(f"grid {grid}: three integers are expected, each at least 1")
-    if math.prod(grid) > MOST_WORKGROUPS:
-        raise LaunchError(f"grid {grid}: more than {MOST_WORKGROUPS} workgroups")
-    if kernel.threads > MOST_THREADS:
-        raise LaunchError(f"a workgroup of {kernel.threads} lanes: it has at most {MOST_THREADS}")
+    if math.prod(grid) > MAX_WORKGROUPS:
+        raise LaunchError(f"grid {grid}: more than {MAX_WORKGROUPS} workgroups")
+    if kernel.threads > MAX_THREADS:
+        raise LaunchError(f"a workgroup of {kernel.threads} lanes: it has at most {MAX_THREADS}")
     most = LDS_BYTES.get(kernel.architecture, 64 << 10)
     if not isinstance(lds_bytes, int) or not 0 <= lds_bytes <= most - kernel.lds_bytes:
         raise LaunchError(f"lds_bytes {lds_bytes}: an integer from 0 to {most - kernel.lds_bytes} is expected")

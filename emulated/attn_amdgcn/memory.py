@@ -18,11 +18,11 @@ BASE = 0x7F3E_FFFF_C000
 
 Spans = Mapping[str, Sequence[tuple[int, int]] | np.ndarray]
 """Spans [begin, end) of a buffer's bytes, by the buffer's name: pairs, or an array [spans, 2]."""
-MOST_COPIED = 256 << 20
+MAX_COPIED = 256 << 20
 """The most bytes of buffers that are copied when a launch starts. Above that, each page is copied when it is first touched."""
 PAGE_BITS = 16
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # a constant of Python 3.13 and later; the number is Linux's
-MOST_TOLD = 4
+MAX_TOLD = 4
 """The most spans of a buffer that a fault names. If there are more, it names the nearest one."""
 
 
@@ -78,7 +78,7 @@ class Memory(Storage):
         self.buffers = {name: Buffer(name, address, sizes[name]) for name, address in addresses(sizes).items()}
         end = sum(map(_taken, sizes.values()), GUARD)
         self._given, self._missing = contents, np.ones((end >> PAGE_BITS) + 1, bool)
-        self._is_paged = end > MOST_COPIED
+        self._is_paged = end > MAX_COPIED
         self.atomic_readers: set[int] = set()
         if self._is_paged:
             super().__init__(self.zeros_of(end, np.uint8))
@@ -235,7 +235,7 @@ class _Allowed:
         spans = self._spans[of_buffer] - buffer.start
         if spans.tolist() == [[0, buffer.stop - buffer.start]]:
             return ""
-        if len(spans) <= MOST_TOLD:
+        if len(spans) <= MAX_TOLD:
             return f"{', '.join(map(_span, spans)) or 'none'} may be {self.does}"
         distance = np.maximum(spans[:, 0] - byte, byte - spans[:, 1] + 1)
         return f"{len(spans)} parts may be {self.does}, the nearest {_span(spans[distance.argmin()])}"

@@ -32,7 +32,7 @@ State = dict[Place, Origins]
 _NO_POINTER: Origins = frozenset({frozenset()})
 _UNKNOWN: Origins = frozenset()
 _KEEPS, _BRINGS_BACK = "v_writelane_b32", "v_readlane_b32"
-_MOST = 8
+_MAX_ORIGINS = 8
 """The most values of one place that are distinguished."""
 _COPY = re.compile(r"s_mov_b\d+|v_mov_b\d+|v_accvgpr_(read|write|mov)_b32")
 _CHOICE = re.compile(r"s_cselect_b\d+|v_cndmask_b32")
@@ -236,7 +236,7 @@ def _combined(places: Sequence[Place], state: State) -> Origins:
     found = _NO_POINTER
     for origins in {state.get(place, _UNKNOWN) for place in places} - {_NO_POINTER}:
         found = frozenset(one | other for one in found for other in origins)
-        if len(found) > _MOST:
+        if len(found) > _MAX_ORIGINS:
             found = frozenset({frozenset.intersection(*found)})
     return found
 

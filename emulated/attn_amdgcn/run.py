@@ -13,7 +13,7 @@ from attn_amdgcn.errors import MALFORMED, EmulationFault, UnknownInstructionErro
 from attn_amdgcn.program import Block, Program
 from attn_amdgcn.waves import Waves
 
-MOST_INSTRUCTIONS = 1 << 30
+MAX_INSTRUCTIONS = 1 << 30
 """The most instructions that the waves of a launch may execute together: about an hour."""
 
 
@@ -28,7 +28,7 @@ class Runner:
     """
 
     def __init__(
-        self, program: Program, ended: Callable[[Waves], None] = lambda waves: None, most: int = MOST_INSTRUCTIONS
+        self, program: Program, ended: Callable[[Waves], None] = lambda waves: None, most: int = MAX_INSTRUCTIONS
     ) -> None:
         self.program, self.ended, self.most = program, ended, most
         self._left = most

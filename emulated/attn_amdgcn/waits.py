@@ -79,7 +79,7 @@ _GFX12 = {
     "asynccnt": ("async",),
     "tensorcnt": ("tensor",),
 }
-_MOST = 64
+_MAX_COUNT = 64
 """The highest count of a counter of any architecture."""
 FULL_VM_GFX9 = 63
 _FULL_GFX9 = ((("vm",), FULL_VM_GFX9), (("ds", "km"), 15))
@@ -183,7 +183,7 @@ def _shortened(state: State) -> State:
     met: set[Pending] = set()
     for each in reversed(state):
         number[each.counter] = number.get(each.counter, 0) + 1
-        if number[each.counter] <= _MOST if each.ordered else each not in met:  # a wait for 0 covers all of an instruction
+        if number[each.counter] <= _MAX_COUNT if each.ordered else each not in met:  # a wait for 0 covers all of an instruction
             kept.append(each)
             met.add(each)
     counts: set[str] = set()

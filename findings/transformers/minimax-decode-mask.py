@@ -24,7 +24,7 @@ import transformers  # noqa: E402
 
 ALONE = torch.tensor([[7, 8, 9]])
 PADDED = torch.tensor([[0, 0, 0, 0, 7, 8, 9], [11, 12, 13, 14, 15, 16, 17]])
-MOST = 1e-3
+MAX_DIFFERENCE = 1e-3
 """Rounding explains no larger difference of logits."""
 
 
@@ -53,5 +53,5 @@ for implementation in ("eager", "sdpa"):
     beside = model.generate(PADDED, attention_mask=(PADDED != 0).long(), **options)
     differ = [(one[0] - other[0]).abs().max().item() for one, other in zip(alone.logits, beside.logits, strict=True)]
     print(implementation, "logits differ by", *(f"{one:.2g}" for one in differ))
-    wrong |= max(differ) > MOST
+    wrong |= max(differ) > MAX_DIFFERENCE
 sys.exit(int(wrong))

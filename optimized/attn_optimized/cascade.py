@@ -15,7 +15,7 @@ from attn_optimized.launch.call import AttentionCall, PagedKeys, new_output
 from attn_optimized.launch.parts import Parts
 from attn_optimized.strides import kv_cache_strides
 
-LEAST_SAVED = 128 << 20
+MIN_SAVED = 128 << 20
 """Bytes of K and V from which on a cascade is the faster way. On an H200, of 36 drawn shared prefixes the plain call was faster
 in all five that save at most 94 MB (1.08 to 1.8 times), in one of three up to 204 MB (1.09), and in none of the others."""
 
@@ -23,7 +23,7 @@ in all five that save at most 94 MB (1.08 to 1.8 times), in one of three up to 2
 def cascade_pays(kv_cache: torch.Tensor, layer: Layer, batch: Batch, common_prefix_len: int) -> bool:
     """True if `cascade_attention` is likely faster than `paged_attention`: it reads a prefix once, by two more launches."""
     row_bytes = layer.num_kv_heads * (layer.head_size + layer.v_head_size) * kv_cache.element_size()
-    return (batch.num_requests - 1) * common_prefix_len * row_bytes >= LEAST_SAVED
+    return (batch.num_requests - 1) * common_prefix_len * row_bytes >= MIN_SAVED
 
 
 def cascade_attention(

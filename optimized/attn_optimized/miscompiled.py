@@ -27,7 +27,7 @@ _FIRST_THAT_SHUFFLES = (3, 9)
 _SWITCHES_LANES_ON = re.compile(r"s_or_b(64 exec|32 exec_lo), ")
 _LDS = re.compile(r"ds_(store|write)?\w*")
 _WAITS_FOR_LDS = re.compile(r"s_waitcnt .*lgkmcnt\((\d+)\)|s_wait_(?:loadcnt_|storecnt_)?dscnt (0x[0-9a-f]+)")
-_MOST_LATER = 64
+_MAX_LATER = 64
 """The most accesses of LDS to count after a store: no wait leaves more under way."""
 _WRITES_LANES = re.compile(r"(v_(?!readlane|readfirstlane|writelane)|ds_|scratch_|buffer_|global_|flat_)\w+")
 
@@ -157,7 +157,7 @@ def _left(block: list[str], under_way: tuple[str, int] | None, found: list[str])
             if access[1]:
                 under_way = line, 0
             elif under_way is not None:
-                under_way = under_way[0], min(under_way[1] + 1, _MOST_LATER)
+                under_way = under_way[0], min(under_way[1] + 1, _MAX_LATER)
         elif under_way is None:
             continue
         elif wait := _WAITS_FOR_LDS.match(line):

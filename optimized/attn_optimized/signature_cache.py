@@ -5,19 +5,19 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-MOST = 4096
+MAX_SIGNATURES = 4096
 _ALL: list["SignatureCache[Any]"] = []
 
 
 class SignatureCache(dict[Hashable, T]):
-    """Values by signature (attn_contract.signatures). The oldest value is dropped if there are more than MOST."""
+    """Values by signature (attn_contract.signatures). The oldest value is dropped if there are more than MAX_SIGNATURES."""
 
     def __init__(self) -> None:
         super().__init__()
         _ALL.append(self)
 
     def __setitem__(self, signature: Hashable, found: T) -> None:
-        if len(self) == MOST:
+        if len(self) == MAX_SIGNATURES:
             del self[next(iter(self))]
         super().__setitem__(signature, found)
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from attn_fuzz.shadow import PagedStep, Reader, Shadow
 
-MOST_BYTES: Final = 1 << 30
+MAX_BYTES: Final = 1 << 30
 """The most bytes of a process's shadow, some 20 million tokens of one group. Steps beyond are not compared."""
 
 
@@ -87,9 +87,9 @@ class Blocks:
         requests = self.rows()
         if not requests or id(metadata) in self._held:
             return
-        if self.shadow.nbytes > MOST_BYTES:
+        if self.shadow.nbytes > MAX_BYTES:
             self.rows = tuple
-            self.shadow.pass_over(f"steps after the shadow had {MOST_BYTES} bytes")
+            self.shadow.pass_over(f"steps after the shadow had {MAX_BYTES} bytes")
             return
         self._held.add(id(metadata))
         batch = _batch(metadata)

@@ -16,7 +16,7 @@ from attn_fuzz import Call
 
 from attn_vllm_recording.errors import NotJudgedError
 
-MOST_WORK: Final = 1 << 30
+MAX_WORK: Final = 1 << 30
 """The most work of an excerpt: see `_work`. A core judges as much in some seconds, in about a GB."""
 QUERIES_OF_A_KEY: Final = 64
 """The cost of a key for the judge, in products with queries, also if few queries see it."""
@@ -51,7 +51,7 @@ class Choice:
 
 
 def choose(batch: Batch, layer: Layer, turn: int, *, decodes_only: bool) -> Choice:
-    """Choose as many requests as MOST_WORK allows, beginning with any.
+    """Choose as many requests as MAX_WORK allows, beginning with any.
 
     If a request is too long for all heads, the query heads of one KV head are chosen, or a single head. A prompt that is still
     too long is cut to its last queries.
@@ -68,7 +68,7 @@ def choose(batch: Batch, layer: Layer, turn: int, *, decodes_only: bool) -> Choi
     first = rng.randrange(len(held))
     ordered = (*held[first:], *held[:first])
     num_heads = _num_heads(layer, ordered[0])
-    left = MOST_WORK // (num_heads * layer.head_size)
+    left = MAX_WORK // (num_heads * layer.head_size)
     chosen: list[Rows] = []
     for rows in ordered:
         if not chosen and _work(rows) > left and layer.attn_type.reads_cache:
@@ -78,7 +78,7 @@ def choose(batch: Batch, layer: Layer, turn: int, *, decodes_only: bool) -> Choi
             chosen.append(rows)
             left -= _work(rows)
     if not chosen:
-        raise NotJudgedError(f"one head of one request is more work than {MOST_WORK}")
+        raise NotJudgedError(f"one head of one request is more work than {MAX_WORK}")
     group = layer.num_heads // layer.num_kv_heads
     head = rng.randrange(layer.num_heads // num_heads) * num_heads
     kv_head = head // group
@@ -113,7 +113,7 @@ def _num_heads(layer: Layer, rows: Rows) -> int:
     if layer.attn_type.reads_cache:
         last = dataclasses.replace(rows, begin=max(rows.begin, rows.end - QUERIES_OF_A_KEY))
     for num_heads in (layer.num_heads, layer.num_heads // layer.num_kv_heads):
-        if _work(last) * num_heads * layer.head_size <= MOST_WORK:
+        if _work(last) * num_heads * layer.head_size <= MAX_WORK:
             return num_heads
     return 1
 

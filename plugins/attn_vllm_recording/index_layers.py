@@ -30,10 +30,10 @@ from attn_vllm_recording.blocks import Blocks
 from attn_vllm_recording.errors import NotJudgedError
 from attn_vllm_recording.excerpt import requests_of_rows
 
-MOST_ROWS: Final = 32
-MOST_KEYS: Final = 1 << 19
+MAX_ROWS: Final = 32
+MAX_KEYS: Final = 1 << 19
 """The most keys of all rows: the judge reads them one row after the other, in float64."""
-MOST_PAGES: Final = 64
+MAX_PAGES: Final = 64
 
 
 class Row(NamedTuple):
@@ -114,7 +114,7 @@ class _Written:
         self.cache, self.indexer = cache, indexer
         if len(slots) and not -1 <= int(slots.min()) <= int(slots.max()) < len(cache) * size:
             raise NotJudgedError("a slot mapping leads out of the index cache")
-        self.blocks = sorted({0, *(slots[slots >= 0] // size).unique()[: MOST_PAGES - 1].tolist()})
+        self.blocks = sorted({0, *(slots[slots >= 0] // size).unique()[: MAX_PAGES - 1].tolist()})
         rows = torch.isin(slots // size, torch.tensor(self.blocks)).nonzero()[:, 0]
         self.k, slots = k[rows.to(k.device)].cpu(), slots[rows]
         self.slots = torch.searchsorted(torch.tensor(self.blocks), slots // size) * size + slots % size
@@ -194,11 +194,11 @@ def _indexer(layer: Any, num_heads: int, block_size: int, dtype: torch.dtype) ->
 
 def _rows(metadata: Any, cache: torch.Tensor, turn: int) -> list[Row]:
     """The rows to judge, of those that see a key."""
-    found = list(itertools.islice(_chosen(metadata, cache.shape[1], turn), MOST_ROWS))
+    found = list(itertools.islice(_chosen(metadata, cache.shape[1], turn), MAX_ROWS))
     total = list(itertools.accumulate(each.seen for each in found))
-    found = [each for each, keys in zip(found, total, strict=True) if keys <= MOST_KEYS]
+    found = [each for each, keys in zip(found, total, strict=True) if keys <= MAX_KEYS]
     if not found:
-        raise NotJudgedError(f"an index layer's step without rows that see keys, or with more than {MOST_KEYS}")
+        raise NotJudgedError(f"an index layer's step without rows that see keys, or with more than {MAX_KEYS}")
     blocks = torch.cat([each.blocks for each in found])
     if not 0 <= int(blocks.min()) <= int(blocks.max()) < len(cache):
         raise NotJudgedError("a block table leads out of the index cache")
@@ -208,7 +208,7 @@ def _rows(metadata: Any, cache: torch.Tensor, turn: int) -> list[Row]:
 def _chosen(metadata: Any, size: int, turn: int) -> Iterator[Row]:
     """Rows of prefills, a launch for each chunk, and then of decodes, which are one launch."""
     launches = list(_launches(metadata))
-    step = -(-sum(len(seen) for _, seen, *_ in launches) // MOST_ROWS)
+    step = -(-sum(len(seen) for _, seen, *_ in launches) // MAX_ROWS)
     for launch, (first, seen, starts, tables) in enumerate(launches):
         for index in range(turn % max(step, 1), len(seen), max(step, 1)):
             if (n := int(seen[index])) > 0:

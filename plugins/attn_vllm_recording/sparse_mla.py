@@ -20,9 +20,9 @@ from attn_fuzz import Call, Recording
 from attn_fuzz.verdict.live import UNKNOWN_KERNEL
 
 from attn_vllm_recording.errors import NotJudgedError
-from attn_vllm_recording.excerpt import MOST_WORK, requests_of_rows
+from attn_vllm_recording.excerpt import MAX_WORK, requests_of_rows
 
-MOST_ROWS: Final = 32
+MAX_ROWS: Final = 32
 _IMPL: Final = "vllm.v1.attention.backends.mla.rocm_aiter_mla_sparse.ROCMAiterMLASparseImpl"
 
 
@@ -131,7 +131,7 @@ class SparseCall:
 
 
 def _most_rows(impl: Any, kv_cache: torch.Tensor, metadata: Any) -> int:
-    return min(MOST_ROWS, max(1, MOST_WORK // (metadata.topk_tokens * impl.num_heads * kv_cache.shape[-1])))
+    return min(MAX_ROWS, max(1, MAX_WORK // (metadata.topk_tokens * impl.num_heads * kv_cache.shape[-1])))
 
 
 def _rows(metadata: Any, num_rows: int, most: int, turn: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

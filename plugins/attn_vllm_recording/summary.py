@@ -28,7 +28,7 @@ NO_CALL = "layers were built, and not one was called: does vLLM replay CUDA grap
 NO_TURN = "no call that can be judged was due"
 
 MAX_BYTES: Final = 1 << 24
-MOST_TEXT: Final = 500
+MAX_TEXT: Final = 500
 
 
 class FolderError(ValueError):
@@ -139,7 +139,7 @@ def _lines_of(folder: Path, found: dict[str, Any]) -> list[str]:
 
 
 def _shown(text: str) -> str:
-    return one_line(text, MOST_TEXT)
+    return one_line(text, MAX_TEXT)
 
 
 def _is_there(path: Path) -> bool:

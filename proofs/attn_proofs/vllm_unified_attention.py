@@ -22,7 +22,7 @@ from attn_proofs.values import Pointer, Tensor, as_tensor, integers, memory, num
 
 HELPERS = "vllm.v1.attention.ops.triton_attention_helpers"
 TILE, BLOCK_M, GROUP = 16, 16, 2
-MOST = 2**30
+MAX_LENGTH = 2**30
 """Lengths and positions: sums of two fit 32 bits."""
 Causality = Literal["causal", "not causal", "per request"]
 
@@ -92,9 +92,9 @@ def claims(mask: Mask, sources: Sources | None = None) -> Iterator[Claim]:
     )  # fmt: skip
     is_shown, is_visible = as_tensor(shown).at(m, j - tile * TILE), visible(mask, request, context + row, j, seq_len)
     given = (
-        context == seq_len - query_len, seq_len >= 0, seq_len < MOST, query_len < MOST, block >= 0, request >= 0,
+        context == seq_len - query_len, seq_len >= 0, seq_len < MAX_LENGTH, query_len < MAX_LENGTH, block >= 0, request >= 0,
         m >= 0, m < BLOCK_M, row < query_len, tile >= 0, tile * TILE <= j, j < (tile + 1) * TILE,
-        *(z3.And(edge >= 0, edge < MOST) for edge in edges(mask, request)), *extraction.assumptions,
+        *(z3.And(edge >= 0, edge < MAX_LENGTH) for edge in edges(mask, request)), *extraction.assumptions,
     )  # fmt: skip
     visited = z3.And(first <= tile, tile < end)
     for name, more, goal in (

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.steps.calls import attention_call
-from benchmarks.steps.drawn import LAYOUTS, MOST_CACHE_BYTES, draw_cases
+from benchmarks.steps.drawn import LAYOUTS, MAX_CACHE_BYTES, draw_cases
 from benchmarks.steps.models import Model, models
 from benchmarks.steps.traffic import LONGEST, SHORTEST, TRAFFIC
 
@@ -37,7 +37,7 @@ def test_lengths_are_within_their_limits():
             assert 1 <= query_len <= seq_len
             assert SHORTEST <= seq_len <= LONGEST + max(case.query_lens) + case.common_prefix_len
         bytes_per_key = 2 * case.num_kv_heads * case.head_size * (1 if case.float8_cache else 2)
-        assert sum(case.seq_lens) * bytes_per_key <= MOST_CACHE_BYTES or len(case.seq_lens) == 1
+        assert sum(case.seq_lens) * bytes_per_key <= MAX_CACHE_BYTES or len(case.seq_lens) == 1
 
 
 def test_what_can_be_drawn_is_drawn():

@@ -121,7 +121,7 @@ def test_fuzz_refuses_a_database(where, names, refused, tmp_path):
 
 
 def test_a_database_of_more_than_fits_into_memory_is_refused(monkeypatch):
-    monkeypatch.setattr(database, "MOST_BYTES", 100)
+    monkeypatch.setattr(database, "MAX_TOTAL_BYTES", 100)
     entries = InMemoryExampleDatabase()
     for number in range(3):
         entries.save(b"key", bytes([number]) * 40)

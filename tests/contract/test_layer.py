@@ -11,7 +11,7 @@ from attn_contract.rules import active_rules
 
 from tests.support import refusals
 
-MOST = 2**31 - 1
+MAX_INT32 = 2**31 - 1
 FLOAT32_TINY = torch.finfo(torch.float32).tiny
 FP8, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 ENCODER = {"attn_type": AttentionType.ENCODER, "layout": None}
@@ -66,7 +66,13 @@ ACCEPTED = [
     {"scale": -FLOAT32_TINY},
     {"scale": -(2.0**64)},
     {"window": (0, 0)},
-    {"window": (MOST, -1), "sink_tokens": MOST, "chunked_local": MOST, "selection_unit": MOST, "ranges_clamped": True},
+    {
+        "window": (MAX_INT32, -1),
+        "sink_tokens": MAX_INT32,
+        "chunked_local": MAX_INT32,
+        "selection_unit": MAX_INT32,
+        "ranges_clamped": True,
+    },
     {"chunked_local": 1},
     {"key_unit": 2, "selection_unit": 3, "logits_soft_cap": 50.0, "sinks": torch.zeros(4)},
     {"sinks": torch.zeros(4, dtype=torch.bfloat16)},

@@ -23,7 +23,7 @@ Arguments = dict[str, object]
 
 LAYER_FIELDS = [field.name for field in fields(Layer)]
 BATCH_FIELDS = [field.name for field in fields(Batch)]
-MOST = 2**31 - 1
+MAX_INT32 = 2**31 - 1
 """The largest int32."""
 
 
@@ -56,7 +56,7 @@ def paged() -> Arguments:
         "max_seq_len": 5,
         "num_actual_tokens": 7,
         "causal": True,
-        "block_table": torch.tensor([[3, 1, -1], [0, -7, MOST], [5, 6, 3]], dtype=torch.int32),
+        "block_table": torch.tensor([[3, 1, -1], [0, -7, MAX_INT32], [5, 6, 3]], dtype=torch.int32),
         "slot_mapping": int64(15, 4, 3, 20, 21, 22),
         "q": torch.zeros(8, 4, 8),
         "kv_cache": cache(),

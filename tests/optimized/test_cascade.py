@@ -9,7 +9,7 @@ import torch
 from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
 from attn_contract.rules import label_of
 from attn_contract.validation.values import LARGEST_LOGIT
-from attn_optimized.cascade import LEAST_SAVED, cascade_pays
+from attn_optimized.cascade import MIN_SAVED, cascade_pays
 
 
 @pytest.fixture
@@ -106,9 +106,7 @@ def test_a_latent_cache_is_refused_for_a_reason_of_its_own(rule, shared_prefix):
 
 def test_a_cascade_pays_where_it_saves_much_reading(paged_call):
     call = paged_call([1, 1], [40, 40])
-    half = LEAST_SAVED // (
-        2 * call.layer.num_kv_heads * (call.layer.head_size + call.layer.v_head_size) * call.q.element_size()
-    )
+    half = MIN_SAVED // (2 * call.layer.num_kv_heads * (call.layer.head_size + call.layer.v_head_size) * call.q.element_size())
     three = replace(
         call.batch,
         query_start_loc=torch.arange(4, dtype=torch.int32),

@@ -15,7 +15,7 @@ from attn_optimized.indexer import index_logits_call, select_call, write_index_c
 from attn_optimized.launch.indexer import logit_tiles, select_tiles
 from attn_optimized.launch.widths import MAX_HEAD_SIZE
 
-from tests.optimized.launch.test_tile_sizes import MOST_OF_ATTENTION, borders, each_architecture
+from tests.optimized.launch.test_tile_sizes import MAX_OF_ATTENTION, borders, each_architecture
 from tests.optimized.test_wrong_arguments import RightCall
 from tests.support.waits import waits_of
 
@@ -212,7 +212,7 @@ def test_tiles_of_logits_fit_registers(architecture):
         tiles = logit_tiles(architecture, replace(SMALL, head_size=head_size, num_heads=heads, selection_unit=unit), itemsize)
         rows, keys = tiles.block_q * tiles.block_h, tiles.block_units * tiles.block_keys
         assert min(rows, keys, tiles.block_d) >= 16
-        assert max(rows * tiles.block_d, keys * tiles.block_d, rows * keys) / tiles.num_warps <= MOST_OF_ATTENTION
+        assert max(rows * tiles.block_d, keys * tiles.block_d, rows * keys) / tiles.num_warps <= MAX_OF_ATTENTION
 
 
 def test_layers_and_steps_of_a_decode_share_launches(device):

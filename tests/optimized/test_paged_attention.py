@@ -19,7 +19,7 @@ from attn_optimized.device import has_dependent_launches
 from attn_optimized.kernels.load import FEW_ROWS
 from attn_optimized.kernels.online_softmax import FINISHED
 from attn_optimized.kernels.query_tiles import REQUESTS_AT_ONCE
-from attn_optimized.kernels.split_keys import MOST_LENGTHS, SHARES_OF_LONGEST
+from attn_optimized.kernels.split_keys import MAX_LENGTHS, SHARES_OF_LONGEST
 from attn_optimized.launch import attention as launch_attention
 from attn_optimized.launch.parts import Parts
 from attn_optimized.launch.table import Parameters
@@ -463,7 +463,7 @@ def test_a_part_takes_a_share_of_the_work_of_all_tiles(paged_call):
 
 
 def test_requests_after_those_whose_lengths_are_looked_at(paged_call, assert_agrees):
-    few = MOST_LENGTHS.value
+    few = MAX_LENGTHS.value
     for query_lens in ([1] * (few + 2), [70, *[1] * few, 70]):
         call = paged_call(query_lens, [*[70] * (few + 1), 700], num_heads=1, num_kv_heads=1)
         assert_agrees(call, attend_in(3)[0])

@@ -155,14 +155,14 @@ def test_a_right_layer_is_judged_right(layer, recorded):
 
 
 def test_rows_and_keys_of_a_call_are_bounded(layer, recorded, monkeypatch):
-    monkeypatch.setattr(index_layers, "MOST_ROWS", 3)
-    monkeypatch.setattr(index_layers, "MOST_PAGES", 2)
+    monkeypatch.setattr(index_layers, "MAX_ROWS", 3)
+    monkeypatch.setattr(index_layers, "MAX_PAGES", 2)
     judged = []
     monkeypatch.setattr(index_layers, "wrong_selection", lambda selected, *others: judged.append(selected.shape[1]))
     run(layer)
     assert (recorded.judged, recorded.wrong) == (2, 0)
     assert judged == [3, 2]
-    monkeypatch.setattr(index_layers, "MOST_KEYS", 0)
+    monkeypatch.setattr(index_layers, "MAX_KEYS", 0)
     run(layer)
     assert recorded.not_judged == {"an index layer's step without rows that see keys, or with more than 0": 2}
 

@@ -423,7 +423,7 @@ PROMPTS = ((0, 0, 5), (1, 5, 22))
     ids=["all", "a request", "heads", "queries"],
 )
 def test_a_part_of_a_long_call_is_chosen(most, chosen, monkeypatch):
-    monkeypatch.setattr(excerpt, "MOST_WORK", most * HEAD_SIZE)
+    monkeypatch.setattr(excerpt, "MAX_WORK", most * HEAD_SIZE)
     layer = Layer(
         num_heads=NUM_HEADS, num_kv_heads=NUM_KV_HEADS, head_size=HEAD_SIZE, scale=1.0, layout=Layout.CONTENT_PACKED
     )  # fmt: skip
@@ -439,7 +439,7 @@ def test_a_part_of_a_long_call_is_chosen(most, chosen, monkeypatch):
     choices = [excerpt.choose(batch, layer, turn, decodes_only=False) for turn in range(100)]
     assert {(tuple((rows.request, rows.begin, rows.end) for rows in one.rows), one.heads) for one in choices} == chosen
     assert all(one.kv_heads[0] == one.heads[0] // 2 and one.kv_heads[1] == -(-one.heads[1] // 2) for one in choices)
-    monkeypatch.setattr(excerpt, "MOST_WORK", 1)
+    monkeypatch.setattr(excerpt, "MAX_WORK", 1)
     with pytest.raises(NotJudgedError, match="one head of one request is more work"):
         excerpt.choose(batch, layer, 0, decodes_only=False)
 
@@ -455,13 +455,13 @@ def test_a_part_of_a_long_call_is_chosen(most, chosen, monkeypatch):
     ids=["pages", "sinks", "scales"],
 )
 def test_a_part_of_a_long_call_is_judged_as_the_whole_call_is(most, name, options, recorded, monkeypatch):
-    monkeypatch.setattr(excerpt, "MOST_WORK", most * HEAD_SIZE)
+    monkeypatch.setattr(excerpt, "MAX_WORK", most * HEAD_SIZE)
     served(name, steps=([5, 17], [1, 1], [3, 1], [1, 1], [1, 1]), **options)
     assert_right(recorded, 5)
 
 
 def test_a_wrong_kernel_is_found_in_a_part_of_a_long_call(recorded, monkeypatch):
-    monkeypatch.setattr(excerpt, "MOST_WORK", 17 * 66 * HEAD_SIZE)
+    monkeypatch.setattr(excerpt, "MAX_WORK", 17 * 66 * HEAD_SIZE)
     monkeypatch.setattr(triton_attn, "unified_attention", vllm_kernels.with_wider_window(triton_attn.unified_attention))
     served("TRITON_ATTN", per_layer_sliding_window=4)
     assert (recorded.judged, recorded.wrong) == (3, 3)

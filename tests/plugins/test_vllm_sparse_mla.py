@@ -185,7 +185,7 @@ def test_rows_for_aiters_kernel_are_judged_right(kv_cache_dtype, backend, make_l
 
 
 def test_rows_of_a_call_are_bounded(backend, make_layer, recorded, monkeypatch):
-    monkeypatch.setattr(sparse_mla, "MOST_ROWS", 4)
+    monkeypatch.setattr(sparse_mla, "MAX_ROWS", 4)
     judged = []
     monkeypatch.setattr(recorded, "judge", lambda call, *given, **named: judged.append(len(call.q)))
     run(backend, make_layer(), steps=2)
@@ -245,7 +245,7 @@ def test_vllm_takes_a_hole_for_slot_0(backend, make_layer, recorded, monkeypatch
 
     chosen = select
     monkeypatch.setitem(globals(), "select", with_a_hole)
-    monkeypatch.setattr(sparse_mla, "MOST_ROWS", ROWS)
+    monkeypatch.setattr(sparse_mla, "MAX_ROWS", ROWS)
     run(backend, make_layer())
     assert "row 0 attends to slot 0, where no selected key of its request lies" in recorded.found[0].wrong
 

@@ -23,7 +23,7 @@ from attn_parity.versions import version
 
 FULL, SLIDING, CHUNKED, ENCODER = "full_attention", "sliding_attention", "chunked_attention", "encoder"
 INDEXED = "indexed_attention"
-_MOST_LAYERS = 1000
+_MAX_LAYERS = 1000
 """No model has as many. A larger number is refused before a layer is built."""
 _NOT_OF_THE_MODEL = ("architectures", "auto_map", "quantization_config", "attn_implementation", "_attn_implementation")
 _OUT_OF_SCOPE = (
@@ -49,8 +49,8 @@ def config_of(content: Mapping[str, Any]) -> Any:
     config_class = _config_class(content)
     for part in (content, *(value for value in content.values() if isinstance(value, dict))):
         for name in ("num_hidden_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers"):
-            if isinstance(number := part.get(name), int) and number > _MOST_LAYERS:
-                raise ContractError(name, number, f"an int up to {_MOST_LAYERS}")
+            if isinstance(number := part.get(name), int) and number > _MAX_LAYERS:
+                raise ContractError(name, number, f"an int up to {_MAX_LAYERS}")
     given = {name: value for name, value in content.items() if name not in _NOT_OF_THE_MODEL}
     try:
         return config_class(**copy.deepcopy(given))  # a class writes into the dicts that it is given

@@ -40,7 +40,7 @@ from attn_amdgcn.operands import KINDS, number, put_statement, row_of, scalar_in
 from attn_amdgcn.pieces import Alone, Piece, SourceRow, piece, value_of
 from attn_amdgcn.waves import Waves
 
-MOST_RANGES = 1 << 10
+MAX_RANGES = 1 << 10
 """The most ranges that are cached."""
 MODIFIERS = ("offset", "offen", *CACHE)
 PRIVATE_BASE = 0x1234_0000_0000
@@ -204,7 +204,7 @@ def _range_of(waves: Waves, words: np.ndarray, further: np.ndarray, architecture
     if within is None:
         within = _found_range(waves, words, further.astype(np.int64), architecture)
         if not within.is_private:  # it depends on the waves' numbers, too
-            if len(known) >= MOST_RANGES:
+            if len(known) >= MAX_RANGES:
                 known.clear()
             known[key] = within
     return within

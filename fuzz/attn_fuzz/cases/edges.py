@@ -7,7 +7,7 @@ from attn_fuzz.cases.case import Case
 
 TILES = (128, 64, 32, 16)
 """The sizes of tiles of rows and of keys in the launch tables of GPUs. The interpreter's are among them."""
-LEAST_BLOCK = 4
+MIN_BLOCK = 4
 """The smallest block with edges: a smaller one has an edge at almost every length."""
 BLOCK_EDGES = {more: f"keys at block {more:+d}" for more in (-1, 0, 1)}
 """Names of the edges of the cache's blocks, by the difference of the keys from the edge."""
@@ -18,7 +18,7 @@ def edges(case: Case) -> list[str]:
     requests = [request for request in case.requests if request.query_len]
     keys = [case.num_keys(request) for request in requests]
     found = at_tiles("queries", (request.query_len for request in requests)) + at_tiles("keys", keys)
-    if case.cache is not None and case.cache.block_size >= LEAST_BLOCK:
+    if case.cache is not None and case.cache.block_size >= MIN_BLOCK:
         size = case.cache.block_size
         found += [BLOCK_EDGES[more] for more in dict.fromkeys(_next_to(length, size) for length in keys) if more is not None]
     return found + at_tiles("left edge", case.window[:1]) + at_tiles("right edge", case.window[1:])

@@ -13,7 +13,7 @@ from attn_fuzz.cases.case import Cache, Case, Values
 from attn_fuzz.cases.contents import MEANING_VALUES
 from attn_fuzz.cases.poison import DTYPES
 
-LEAST, LARGEST = 0, 254
+MIN_BYTE, MAX_BYTE = 0, 254
 SMALLEST_CODE = 2.0
 """The least magnitude of an element whose product with the least scale is a normal number of bfloat16."""
 
@@ -38,11 +38,11 @@ def edge_of(case: Case) -> Edge | None:
         return None
     groups = form.quantized_size(case.head_size, case.head_size_v) // form.scale_dims
     group = case.values.choice("group with such a byte", groups)
-    return Edge(group, slice(group * form.scale_dims, (group + 1) * form.scale_dims), (LEAST, LARGEST)[choice - 2])
+    return Edge(group, slice(group * form.scale_dims, (group + 1) * form.scale_dims), (MIN_BYTE, MAX_BYTE)[choice - 2])
 
 
 def without_least(values: Values) -> Values:
-    """The values, perhaps with another seed, so that no byte is LEAST."""
+    """The values, perhaps with another seed, so that no byte is MIN_BYTE."""
     while values.choice("scale bytes", 4) == 2:
         values = msgspec.structs.replace(values, seed=values.seed - 1)  # 0 is the simplest form
     return values
@@ -57,6 +57,6 @@ def write(case: Case, cache: Cache, edge: Edge, raw: torch.Tensor, slots: torch.
     first_scale = size - form.scales_size(case.head_size, case.head_size_v) if form.scales_apart else quantized
     codes = memory[rows[:, edge.dims]]
     numbers = codes.view(DTYPES[cache.dtype or case.dtype]).float()
-    is_kept = (numbers.abs() >= SMALLEST_CODE) & (edge.byte == LEAST)
+    is_kept = (numbers.abs() >= SMALLEST_CODE) & (edge.byte == MIN_BYTE)
     memory[rows[:, edge.dims]] = torch.where(is_kept, codes, 0)
     memory[rows[:, first_scale + edge.group]] = edge.byte

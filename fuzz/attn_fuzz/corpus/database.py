@@ -22,7 +22,7 @@ from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
 
 REDIS = ("redis://", "rediss://")
 ANSWER_SECONDS = 10
-MOST_BYTES = 1 << 26
+MAX_TOTAL_BYTES = 1 << 26
 """The most bytes of all cases of a target: they are in memory at once."""
 
 
@@ -53,7 +53,7 @@ def fetch(database: ExampleDatabase, key: bytes) -> tuple[dict[str, Case], list[
     """The cases under a key, by a digest of their contents, and the reasons why other entries are no cases.
 
     Raises:
-        DatabaseError: the database does not answer, or the key holds more than MAX_CASES, or than MOST_BYTES.
+        DatabaseError: the database does not answer, or the key holds more than MAX_CASES, or than MAX_TOTAL_BYTES.
     """
     cases, skipped = {}, []
     try:
@@ -80,8 +80,10 @@ def _bounded(entries: Iterable[bytes]) -> Iterator[bytes]:
     size = 0
     for number, entry in enumerate(entries):
         size += len(entry)
-        if number >= MAX_CASES or size > MOST_BYTES:
-            raise DatabaseError(f"database: expected at most {MAX_CASES} cases of this target, of {MOST_BYTES} bytes in all")
+        if number >= MAX_CASES or size > MAX_TOTAL_BYTES:
+            raise DatabaseError(
+                f"database: expected at most {MAX_CASES} cases of this target, of {MAX_TOTAL_BYTES} bytes in all"
+            )
         yield entry
 
 

@@ -35,7 +35,7 @@ from attn_fuzz.errors import LimitError
 RUNTIME = Path(__file__).with_name("hip_runtime.c")
 _DEBIAN_LIBRARIES = Path("/usr/lib/x86_64-linux-gnu/amdgcn/bitcode")
 _CLANGS = ("clang-20", "clang-19", "clang")
-_MOST_ERROR = 2000
+_MAX_ERROR = 2000
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def _compile(source: Source, command: Sequence[str], architecture: str, made: Pa
 def _run_clang(command: Sequence[object]) -> None:
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise CompilerError(f"{command[0]} ends with {done.returncode}: {done.stderr.strip()[:_MOST_ERROR]}")
+        raise CompilerError(f"{command[0]} ends with {done.returncode}: {done.stderr.strip()[:_MAX_ERROR]}")
 
 
 def _libraries_for(architecture: str, beside: Path) -> Path:

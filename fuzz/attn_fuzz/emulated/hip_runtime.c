@@ -8,14 +8,14 @@ typedef struct {
 } Dim3;
 typedef void (*Launched)(const char *kernel, const Dim3 *grid, const Dim3 *block, void **arguments, size_t lds_bytes);
 
-enum { MOST_KERNELS = 64 };
+enum { MAX_KERNELS = 64 };
 const char __hip_fatbin_ = 0; /* the code for the GPU, which is elsewhere */
 void *__hip_gpubin_handle_ = NULL;
 static Launched launched;
 static struct {
   const void *stub;
   const char *name;
-} kernels[MOST_KERNELS];
+} kernels[MAX_KERNELS];
 static int num_kernels;
 static struct {
   Dim3 grid, block;
@@ -31,7 +31,7 @@ void __hipUnregisterFatBinary(void **modules) {}
 
 void __hipRegisterFunction(void **modules, const void *stub, char *function, const char *name, unsigned threads, void *thread,
                            void *block_index, void *block, void *grid, int *warp_size) {
-  if (num_kernels < MOST_KERNELS) {
+  if (num_kernels < MAX_KERNELS) {
     kernels[num_kernels].stub = stub;
     kernels[num_kernels++].name = name;
   }

@@ -18,7 +18,7 @@ from attn_fuzz.emulated.emulation import EVERYTHING, LARGE, Inputs, inputs_of, p
 from attn_fuzz.emulated.jobs import Job, architecture
 from attn_optimized.miscompiled import refuse_miscompiled
 
-MOST_WATCHED = 1 << 30
+MAX_WATCHED = 1 << 30
 """Bytes of the largest storage whose elements have rights of their own: each right takes four bytes."""
 
 
@@ -31,7 +31,7 @@ class Launches:
         architecture: to compile for.
         schedules: draws the orders of waves and workgroups in which a launch runs.
         whole_storages: True if the code may touch all of its tensors' storages. Else it may touch what the running call may,
-            unless a storage has more than MOST_WATCHED bytes.
+            unless a storage has more than MAX_WATCHED bytes.
         large_storages: True if the code is compiled for storages that 32 bits do not address.
     """
 
@@ -91,7 +91,7 @@ class Launches:
         job = self.job(kernel, values, named, lambda tensor: self.large_storages)
         program, compiled = ready(job)
         refuse_miscompiled(compiled.text, self.architecture)
-        is_whole = self.whole_storages or any(_storage_bytes(value) > MOST_WATCHED for value in values.values())
+        is_whole = self.whole_storages or any(_storage_bytes(value) > MAX_WATCHED for value in values.values())
         held = {} if is_whole else values
         with permitted.launch(job.kernel, self.architecture, held) as regions:
             inputs = inputs_of(values, programs, compiled.names, regions)

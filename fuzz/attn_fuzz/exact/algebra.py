@@ -20,7 +20,7 @@ from attn_fuzz.exact.fields import EXPONENTS, VALUES
 from attn_fuzz.exact.refusal import NotCarriedError
 
 _NO_EXPONENT = "a number that comes of exp2, or of nothing known, used as an exponent"
-LEAST_EXPONENT = -(2.0**20)
+MIN_EXPONENT = -(2.0**20)
 """Numbers below it are taken for -infinity: kernels initialise maxima, and mask logits, with numbers such as -1e20."""
 _ROOTS = [numerator * pow(denominator, -1, EXPONENTS) % EXPONENTS for denominator in (2, 4, 8) for numerator in (1, -1)]
 """Factors of logarithms that stand for roots. In a field not every number has a root."""
@@ -94,7 +94,7 @@ def _inverse(y: Elements, part: np.ndarray, modulus: int) -> np.ndarray:
 def exp2(x: Elements) -> Elements:
     with np.errstate(over="ignore"):  # a far sink
         order = np.exp2(x.order)
-    if (x.order < LEAST_EXPONENT).all():
+    if (x.order < MIN_EXPONENT).all():
         return of_floats(np.zeros(x.shape))
     if x.exponent is None:
         raise NotCarriedError(f"exp2 of {x.lacks or _NO_EXPONENT}")
@@ -104,7 +104,7 @@ def exp2(x: Elements) -> Elements:
         if np.isin(c, _ROOTS).any():
             raise NotCarriedError("exp2 of a fraction of a logarithm")
         value = fields.times(value, _power(r, c), VALUES)
-    return Elements(order, np.where(x.order < LEAST_EXPONENT, np.uint64(0), value))
+    return Elements(order, np.where(x.order < MIN_EXPONENT, np.uint64(0), value))
 
 
 def _power(r: np.ndarray, c: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 EXPONENTS = 1_073_740_571
 VALUES = 2 * EXPONENTS + 1
 _CHUNK = 10  # bits of an exponent that one table takes
-_LEAST_POWER, _LARGEST_POWER = -1130, 1024  # a float64 is m * 2^k with m below 2^53 and k in this range
+_MIN_POWER, _LARGEST_POWER = -1130, 1024  # a float64 is m * 2^k with m below 2^53 and k in this range
 _HALF = np.uint64(16)
 
 
@@ -29,7 +29,7 @@ def _tables() -> list[np.ndarray]:
 
 _POWERS = _tables()
 _OF_POWER = {
-    modulus: np.array([pow(2, k, modulus) for k in range(_LEAST_POWER, _LARGEST_POWER)], np.uint64)
+    modulus: np.array([pow(2, k, modulus) for k in range(_MIN_POWER, _LARGEST_POWER)], np.uint64)
     for modulus in (EXPONENTS, VALUES)
 }
 
@@ -38,7 +38,7 @@ def of_floats(numbers: np.ndarray, modulus: int) -> np.ndarray:
     """The images of float64 numbers. Infinities and NaN have the image 0."""
     mantissa, power = np.frexp(np.where(np.isfinite(numbers), numbers, 0.0))
     integers = np.ldexp(mantissa, 53).astype(np.int64) % modulus
-    return times(integers.astype(np.uint64), _OF_POWER[modulus][power - (53 + _LEAST_POWER)], modulus)
+    return times(integers.astype(np.uint64), _OF_POWER[modulus][power - (53 + _MIN_POWER)], modulus)
 
 
 def of_integers(numbers: np.ndarray, modulus: int) -> np.ndarray:

@@ -25,7 +25,7 @@ SHORT_BITS = 11
 """A float with no more significant bits is a rational number on purpose."""
 SHORT_DIGITS = 2
 """A float with no more significant digits, such as -1e20, is a rational number on purpose, too."""
-_MOST_DIFFERENT = 64
+_MAX_DIFFERENT = 64
 """The most different floats that a tensor of the host may hold. Each is looked for among the products."""
 _POWERS_OF_TWO = range(-2, 3)
 
@@ -57,7 +57,7 @@ class Quantities:
         if not long.any():
             return exact
         different, places = np.unique(numbers[long], return_inverse=True)
-        if len(different) > _MOST_DIFFERENT:
+        if len(different) > _MAX_DIFFERENT:
             return lacking(exact, "floats that neither the call was given nor torch has computed")
         read = joined([self.element(each) for each in different.tolist()], np.concatenate)[places]
         return assembled(len(numbers), [(np.flatnonzero(long), read), (np.flatnonzero(~long), exact[~long])])
@@ -126,7 +126,7 @@ def of_layer(layer: Layer) -> Quantities:
         tensor = getattr(layer, name)
         if tensor is not None and tensor.numel() == 1:
             numbers[name] = float(tensor)
-    held = [tensor for tensor in layer.tensors.values() if tensor is not None and tensor.numel() <= _MOST_DIFFERENT]
+    held = [tensor for tensor in layer.tensors.values() if tensor is not None and tensor.numel() <= _MAX_DIFFERENT]
     return Quantities(numbers, itertools.chain.from_iterable(tensor.double().flatten().tolist() for tensor in held))
 
 

@@ -23,8 +23,8 @@ from attn_fuzz.verdict.oracle import requests
 from attn_reference import Request
 from attn_reference.logits import alibi, place_qq_bias
 
-FAR_SINK = -algebra.LEAST_EXPONENT / 4
-"""The least magnitude of a far sink. In base 2, a logit and a sink of less than this differ by less than -LEAST_EXPONENT."""
+FAR_SINK = -algebra.MIN_EXPONENT / 4
+"""The least magnitude of a far sink. In base 2, a logit and a sink of less than this differ by less than -MIN_EXPONENT."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Rows:
         total: [H, q] values: l, whose logarithm is the LSE.
         is_empty: [H, q], whether a row has neither a key nor a sink. Its out is 0 and its LSE is -inf.
         is_comparable: [H]. A head with a far sink is not: relative to a sink of 2^126, a logit is what stands for -infinity
-            (`algebra.LEAST_EXPONENT`).
+            (`algebra.MIN_EXPONENT`).
     """
 
     request: int

@@ -28,7 +28,7 @@ from attn_fuzz.exhaustive.calls import Group, call
 from attn_fuzz.exhaustive.scope import ScopePart
 from attn_fuzz.verdict.verdict import Verdict
 
-MOST_CALLS = 256
+MAX_CALLS = 256
 """The most calls of one launch. A failing launch is split in halves, and a larger one saves little."""
 SUSPECTS, SEEDS = 8, 3
 """The requests of a verdict that are run alone, and the seeds for each: alone, a request has other numbers."""
@@ -50,8 +50,8 @@ def launches(part: ScopePart, group: Group) -> Iterator[PackedLaunch]:
     decodes = [batch for batch in group.batches if batch[0].query_len == 1]
     others = [batch for batch in group.batches if batch[0].query_len != 1]
     for batches in (decodes, others):
-        for first in range(0, len(batches), MOST_CALLS):
-            packed = batches[first : first + MOST_CALLS]
+        for first in range(0, len(batches), MAX_CALLS):
+            packed = batches[first : first + MAX_CALLS]
             yield PackedLaunch(call(group.template, packed), len(packed))
 
 

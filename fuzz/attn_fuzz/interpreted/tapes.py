@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-MOST = 1 << 14
+MAX_TAPES = 1 << 14
 """The number of an operation's tapes at which all are forgotten: kernels may have any number of constants."""
 _FOLDED = ("create_make_range", "create_splat", "create_expand_dims")
 """Methods that make a constant of constants, beside those named `get_...`."""
@@ -81,7 +81,7 @@ def taped(function: Callable[..., Any], interpreter: Any) -> Callable[..., Any]:
             return tape.play(semantic.builder, tensors)
         if len({id(each.handle) for each in tensors}) < len(tensors):  # steps would take one of two operands for the other
             return function(*operands, **named, _semantic=semantic)
-        if len(tapes) == MOST:
+        if len(tapes) == MAX_TAPES:
             tapes.clear()
         recorder = _Recorder(interpreter, tensors)
         result = function(*operands, **named, _semantic=type(semantic)(recorder))

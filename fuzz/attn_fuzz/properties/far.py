@@ -18,7 +18,7 @@ from attn_fuzz.properties.relation import CallTarget, Outputs, relation, same_bi
 _BEYOND_INT16, _TILES_BEYOND_INT16 = 1 << 15, 1 << 22
 """Keys that come before: with the latter, tiles of 128 keys are too many for 16 bits, too."""
 _WHOLE_TILES = 128
-_MOST_BLOCKS = 1 << 19
+_MAX_BLOCKS = 1 << 19
 """Most blocks of all requests, so that a table is quickly made."""
 ONE_IN = 8
 
@@ -46,7 +46,7 @@ def far_keys(step: Step, call_target: CallTarget, one_in: int = ONE_IN) -> str |
         return None
     unit = math.lcm(step.view.block_size, _WHOLE_TILES, layer.chunked_local or 1)
     before = -(-_TILES_BEYOND_INT16 // unit) * unit
-    if before // step.view.block_size * batch.num_requests > _MOST_BLOCKS:
+    if before // step.view.block_size * batch.num_requests > _MAX_BLOCKS:
         before = -(-_BEYOND_INT16 // unit) * unit
     changed = _with_a_poisoned_block(step, (min(contexts), layer.window[1]))
     blocks = (1, 1 + before // step.view.block_size)

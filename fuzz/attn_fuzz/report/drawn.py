@@ -6,7 +6,7 @@ from collections.abc import Sequence, Set
 from itertools import chain, combinations, product
 from typing import Any, NamedTuple
 
-from attn_fuzz.cases.edges import BLOCK_EDGES, LEAST_BLOCK, at_tiles
+from attn_fuzz.cases.edges import BLOCK_EDGES, MIN_BLOCK, at_tiles
 from attn_fuzz.cases.features import FEATURES, Feature, examples, undefined
 from attn_fuzz.run.shard import Progress
 from attn_fuzz.strategies.batches import tile_lengths
@@ -133,7 +133,7 @@ def _possible_edges(support: Support) -> list[str]:
     has_contexts = _has_cache(support) and engine.contexts
     keys = range(1, support.max_seq_len + 1) if has_contexts else queries
     edges = at_tiles("queries", queries) + at_tiles("keys", keys)
-    if _has_cache(support) and max(support.block_sizes) >= LEAST_BLOCK:
+    if _has_cache(support) and max(support.block_sizes) >= MIN_BLOCK:
         edges += BLOCK_EDGES.values()
     if "window" in support.rules:
         edges += at_tiles("left edge", window_lengths(support))

@@ -17,9 +17,9 @@ from attn_fuzz.verdict.ratios import EDGES, NOT_FINITE, STRAY, UNOWNED, UNWRITTE
 from attn_fuzz.verdict.verdict import Verdict
 from attn_reference import Request, masks
 
-MOST_REQUESTS = 8
-MOST_PAIRS = 1 << 24
-MOST_STRETCHES = 96
+MAX_REQUESTS = 8
+MAX_PAIRS = 1 << 24
+MAX_STRETCHES = 96
 
 
 def draw(case: Case, verdict: Verdict | None, room: Room) -> list[Picture]:
@@ -70,8 +70,8 @@ def visible_keys(case: Case, step: Step, verdict: Verdict | None, room: Room) ->
     """
     differing = {difference.request for difference in verdict.differences} if verdict else set[int]()
     asking = [r for r, request in enumerate(case.requests) if request.query_len]
-    chosen = sorted(asking, key=lambda r: r not in differing)[:MOST_REQUESTS]
-    small = [r for r in chosen if case.requests[r].query_len * case.num_keys(case.requests[r]) <= MOST_PAIRS]
+    chosen = sorted(asking, key=lambda r: r not in differing)[:MAX_REQUESTS]
+    small = [r for r in chosen if case.requests[r].query_len * case.num_keys(case.requests[r]) <= MAX_PAIRS]
     found: dict[int, list[Request]] = {r: [] for r in small}
     for part in oracle.requests(step) if small else ():
         if part.index in found:
@@ -80,7 +80,7 @@ def visible_keys(case: Case, step: Step, verdict: Verdict | None, room: Room) ->
         request = case.requests[r]
         title = f"request {r}: mask, {request.query_len} x {case.num_keys(request)} (queries x keys)"
         if r not in found:
-            yield Picture(title, [], [], note=f"not drawn: more than {MOST_PAIRS} pairs of a query and a key")
+            yield Picture(title, [], [], note=f"not drawn: more than {MAX_PAIRS} pairs of a query and a key")
             continue
         past = len(request.blocks) * case.cache.block_size - case.num_keys(request) if case.cache else 0
         kinds = torch.cat([kinds_of(part, step, request.causal) for part in found[r]])
@@ -231,11 +231,11 @@ def memory(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[i
             inside = view.first_block_elements()[kv].flatten() + block * view.block_stride
             codes[inside] = ((index * view.num_blocks + block) * 2 + kv).expand_as(inside)
     runs, note = _stretches(codes), "a cell per stretch of K or V, not to scale"
-    if are_together := len(runs) > MOST_STRETCHES:
+    if are_together := len(runs) > MAX_STRETCHES:
         runs = _stretches(codes.div(2, rounding_mode="floor"))
         note = "a cell per stretch, not to scale; K and V alternate in it"
-    if len(runs) > MOST_STRETCHES:
-        runs, note = cuts(len(codes), MOST_STRETCHES), f"sampled: a cell for each {len(codes) / MOST_STRETCHES:.0f} elements"
+    if len(runs) > MAX_STRETCHES:
+        runs, note = cuts(len(codes), MAX_STRETCHES), f"sampled: a cell for each {len(codes) / MAX_STRETCHES:.0f} elements"
     width = max(1, min(room.columns // 4, 16))
     cells = [_memory_cell(int(codes[run.start]), run, cache, owners, are_together) for run in runs]
     lines = [cells[i : i + width] for i in range(0, len(cells), width)]

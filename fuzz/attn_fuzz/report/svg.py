@@ -13,7 +13,7 @@ LETTER_WIDTH, LINE = 7.5, 18
 BIN, AXIS, APART = 4, 48, 12
 """A histogram's width of a bin, height of the axis, and distance of the outermost bins from the others."""
 PAIR_SHADES = 5
-MOST_COLUMNS_WITH_TEXT = 64
+MAX_COLUMNS_WITH_TEXT = 64
 SMALLEST_CELL = 8
 
 
@@ -21,7 +21,7 @@ def picture(picture: Picture) -> Element:
     """A figure: the grid with the names of its rows and columns, and a legend of colours and letters."""
     columns = max(map(len, picture.cells), default=0)
     longest = max((len(cell.text) for row in picture.cells for cell in row), default=1)
-    with_text = columns <= MOST_COLUMNS_WITH_TEXT
+    with_text = columns <= MAX_COLUMNS_WITH_TEXT
     width = round(longest * LETTER_WIDTH) + 6 if with_text else SMALLEST_CELL
     margin = round(max(map(len, picture.row_names), default=0) * LETTER_WIDTH) + 10
     top = LINE if picture.ticks else 2

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from attn_fuzz.run.processes.executor import Executor
 
 SHRINK_SECONDS = 240.0
-MOST_OTHERS = 4
+MAX_OTHERS = 4
 """The most failures of other kinds that are kept in addition to the first one."""
 OTHERS_SECONDS = 30.0
 """The time to shrink all other failures. One that kills its process takes seconds for each case that is tried."""
@@ -428,7 +428,7 @@ class _Shard:
             return verdict
         is_new = all(failed != what_failed(known.first_verdict) for known in self.failures)
         # a mutant is one bug, however many failures it leads to
-        if is_new and len(self.failures) <= MOST_OTHERS and self.plan.mutant is None:
+        if is_new and len(self.failures) <= MAX_OTHERS and self.plan.mutant is None:
             self.failures.append(self._failure(case, verdict))
             self._tell_failures()
         return None

@@ -17,7 +17,7 @@ REAL: Final = np.uint64(1 << 63)
 KEY: Final = np.uint64(0x7FFFFFFF << 32)
 VALUE: Final = np.uint64(0xFFFFFFFF)
 ZEROS: Final = REAL
-_MOST_WORDS: Final = 1 << 22
+_MAX_WORDS: Final = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ def _hashes(tensor: torch.Tensor) -> np.ndarray:
     word = torch.int32 if row_bytes % 4 == 0 else torch.uint8
     words = rows.view(torch.uint8).view(word)
     factors = _factors(words.shape[1], str(words.device))
-    step = max(1, _MOST_WORDS // words.shape[1])
+    step = max(1, _MAX_WORDS // words.shape[1])
     sums = torch.cat([(part.long() * factors).sum(1) for part in words.split(step)])
     return sums.cpu().numpy().view(np.uint64)
 

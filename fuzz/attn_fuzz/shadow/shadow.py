@@ -11,7 +11,7 @@ from attn_fuzz.shadow.contents import Contents, contents_of
 from attn_fuzz.shadow.faults import CacheFault, FaultKind
 from attn_fuzz.shadow.judging import Read, faults, not_shared
 from attn_fuzz.shadow.state import ShadowState
-from attn_fuzz.shadow.tables import MOST_SLOT
+from attn_fuzz.shadow.tables import MAX_SLOT
 
 
 class Shadow:
@@ -300,8 +300,8 @@ def _slots(given: Any, positions: np.ndarray) -> np.ndarray | None:
     slots = _numbers("slots", given)
     if len(slots) != len(positions):
         raise ContractError("slots", f"{len(slots)} slots", f"{len(positions)}, as positions")
-    if len(slots) and int(slots.max()) >= MOST_SLOT:
-        raise ContractError("slots", int(slots.max()), f"less than {MOST_SLOT}")
+    if len(slots) and int(slots.max()) >= MAX_SLOT:
+        raise ContractError("slots", int(slots.max()), f"less than {MAX_SLOT}")
     return slots
 
 

@@ -5,7 +5,7 @@ import numpy as np
 POSITION = np.dtype([("mark", "u8"), ("slot", "i8"), ("step", "i4")])
 SLOT = np.dtype([("mark", "u8"), ("request", "i4"), ("position", "i4"), ("step", "i4"), ("layer", "i2")])
 NO_SLOT = -1
-MOST_SLOT = 1 << 36
+MAX_SLOT = 1 << 36
 
 
 class Track:

@@ -30,7 +30,7 @@ FEW_TOKENS, FEW_KEYS = 16, 64
 """The fewest tokens and keys of such a layer."""
 FEW_ROWS = 16
 """The query heads of a latent cache that a tile of few rows holds."""
-MOST_SELECTING = 24
+MAX_SELECTING = 24
 """The most tokens of a step whose queries select keys: each query and KV head is a program of its own."""
 
 
@@ -167,7 +167,7 @@ def _with_fewer_tokens(support: Support, drawn: DrawnLayer) -> Support:
     Its examples take as long as those of others then.
     """
     if "selection_unit" in drawn.rules:
-        return dataclasses.replace(support, max_tokens=min(support.max_tokens, MOST_SELECTING))
+        return dataclasses.replace(support, max_tokens=min(support.max_tokens, MAX_SELECTING))
     heads = drawn.case["num_kv_heads"] * drawn.case["group_size"]
     factor = heads * max(drawn.case["head_size"], drawn.case.get("head_size_v") or 0) // WIDE_ROW
     if factor < 2:

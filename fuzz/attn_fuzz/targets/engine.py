@@ -186,7 +186,7 @@ def _has_prompt(case: Case) -> bool:
 
 def _has_least_scale(case: Case) -> bool:
     edge = edges_of_scales.edge_of(case)
-    return edge is not None and edge.byte == edges_of_scales.LEAST
+    return edge is not None and edge.byte == edges_of_scales.MIN_BYTE
 
 
 def _mixes_alibi(case: Case) -> bool:

@@ -26,7 +26,7 @@ from attn_fuzz.targets.support import EVERYTHING, Support
 from attn_fuzz.targets.target import AttentionFunction, Target
 from attn_fuzz.verdict.rounding import Rounding
 
-MOST_PARTS, MOST_AT_ONCE = 3, 5
+MAX_PARTS, MAX_AT_ONCE = 3, 5
 MergeFunction = Callable[..., object]
 """`merge_attn_states(out_a, lse_a, out_b, lse_b, *, out, lse)`, with the options that `Merges` says."""
 
@@ -58,7 +58,7 @@ def attention_by(load_merge: Callable[[], MergeFunction], takes: Merges = TWO_ST
         rows = int(batch.query_start_loc[-1])
         rng = rng_of_call(q, batch)
         like = parts_like(q, out, layer, rows)
-        parts = [state(like, layer, rng) for _ in range(rng.randint(2, MOST_PARTS))]
+        parts = [state(like, layer, rng) for _ in range(rng.randint(2, MAX_PARTS))]
         bound = rng.randint(0, rows) if takes.has_prefix_bound and rng.random() < 0.5 else None
         for request in requests_of(q, k, v, kv_cache, layer, batch):
             _attend(request, layer, parts, rng, takes.empty_lses, rows if bound is None else bound)
@@ -168,7 +168,7 @@ def merge_target(name: str, load_merge: Callable[[], MergeFunction], takes: Merg
         name=name,
         attention=attention_by(load_merge, takes),
         support=lambda device: _support(device, EVERYTHING.output_dtypes if takes.has_output_scale else ()),
-        rounding=lambda device: Rounding(keys_per_tile=64, merged_parts=MOST_PARTS),
+        rounding=lambda device: Rounding(keys_per_tile=64, merged_parts=MAX_PARTS),
         **fields,
     )
 
@@ -177,7 +177,7 @@ def parts_target(name: str, load_merge: Callable[[], MergeFunction], **fields: A
     """A merge of any number of states as a target: see `merge_target`."""
     return Target(
         name=name,
-        attention=parts_attention_by(load_merge, MOST_AT_ONCE),
+        attention=parts_attention_by(load_merge, MAX_AT_ONCE),
         support=lambda device: _support(device, EVERYTHING.output_dtypes),
         rounding=lambda device: Rounding(keys_per_tile=64, merged_parts=2),
         **fields,

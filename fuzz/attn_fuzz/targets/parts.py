@@ -9,7 +9,7 @@ import torch
 from attn_contract import Batch, Layer
 from attn_fuzz.cases.poison import poison
 
-MOST_PADDING = 8
+MAX_PADDING = 8
 
 
 class AttentionState(NamedTuple):
@@ -45,9 +45,9 @@ def parts_like(q: torch.Tensor, out: torch.Tensor, layer: Layer, rows: int) -> t
 def state(q: torch.Tensor, layer: Layer, rng: random.Random) -> AttentionState:
     """Memory for a part, with poison around and between its rows."""
     rows, heads, head_size = len(q), layer.num_heads, layer.v_head_size
-    head_step = head_size + rng.choice((0, 0, MOST_PADDING))
-    row_step = heads * head_step + rng.choice((0, MOST_PADDING))
-    lse_step = rows + rng.choice((0, 1, MOST_PADDING))
+    head_step = head_size + rng.choice((0, 0, MAX_PADDING))
+    row_step = heads * head_step + rng.choice((0, MAX_PADDING))
+    lse_step = rows + rng.choice((0, 1, MAX_PADDING))
     out = poison(((rows + 2) * row_step,), q.dtype, q.device)
     lse = poison(((heads + 2) * lse_step,), torch.float32, q.device)
     return AttentionState(
@@ -59,7 +59,7 @@ def state(q: torch.Tensor, layer: Layer, rng: random.Random) -> AttentionState:
 def stacked(q: torch.Tensor, layer: Layer, parts: int, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
     """Memory for parts: outs [N, rows, H, D] and LSEs [N, H, rows], each nested in some order, with poison between."""
     rows, heads, head_size = len(q), layer.num_heads, layer.v_head_size
-    padded = head_size + rng.choice((0, 0, MOST_PADDING))
+    padded = head_size + rng.choice((0, 0, MAX_PADDING))
     outs, lses = rng.choice(("nthd", "tnhd", "htnd")), rng.choice(("nht", "nth", "thn"))
     sizes = {"n": parts, "t": rows, "h": heads, "d": padded}
     out = poison(tuple(sizes[dim] for dim in outs), q.dtype, q.device)[..., :head_size]

@@ -136,9 +136,9 @@ def launch_of(step: Step, architecture: str | None = None, compute_units: int | 
 
 def _lengths_looked_at(batch: Batch) -> list[tuple[int, int]]:
     """The lengths by which the kernel cuts keys into parts, where it looks at those of the first requests alone."""
-    from attn_optimized.kernels.split_keys import MOST_LENGTHS
+    from attn_optimized.kernels.split_keys import MAX_LENGTHS
 
-    most = MOST_LENGTHS.value
+    most = MAX_LENGTHS.value
     lengths = zip(batch.query_start_loc.diff()[:most].tolist(), batch.seq_lens[:most].tolist(), strict=True)
     return sorted(lengths) if batch.num_requests > most else []
 

@@ -30,7 +30,7 @@ from attn_fuzz.verdict.held_caches import held_caches
 from attn_fuzz.verdict.judge import Judgement, judge_call
 from attn_fuzz.verdict.rounding import Rounding
 
-MOST_REASONS = 32
+MAX_REASONS = 32
 """The most different reasons that a recording counts. Reasons may contain numbers, and a server makes calls for weeks."""
 
 ROUNDING = "rounding"
@@ -186,7 +186,7 @@ class Recording:
 
     def pass_over(self, reason: str) -> None:
         """Count a call that cannot be judged although it is its turn."""
-        if reason not in self.not_judged and len(self.not_judged) >= MOST_REASONS:
+        if reason not in self.not_judged and len(self.not_judged) >= MAX_REASONS:
             reason = "other reasons"
         self.not_judged[reason] = self.not_judged.get(reason, 0) + 1
 

@@ -115,7 +115,7 @@ from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.verdict.rounding import (
     LARGEST,
-    LEAST_OF_INT8,
+    MIN_OF_INT8,
     U32,
     CallRounding,
     Rounding,
@@ -328,7 +328,7 @@ class Oracle:
         """
         if self.rounding.makes_int8 and self.key.shape[1]:
             magnitudes = self.query.abs()
-            step = magnitudes.amax(-1, keepdim=True).clamp(min=LEAST_OF_INT8) / LARGEST[torch.int8]
+            step = magnitudes.amax(-1, keepdim=True).clamp(min=MIN_OF_INT8) / LARGEST[torch.int8]
             return abs(self.layer.scale) * torch.minimum(magnitudes, step) @ self.key.abs().transpose(1, 2)
         relative, absolute = self.rounding.of_lost_queries, self.rounding.of_underflown_queries
         if relative == absolute == 0 or self.key.shape[1] == 0:
@@ -465,7 +465,7 @@ class Oracle:
             return 0.0
         codes, largest = LARGEST[torch.int8], self.value.abs().amax(-1)  # a [H, k]
         scaled = weights * largest[:, None]
-        step = scaled.amax(-1, keepdim=True).clamp(min=codes * LEAST_OF_INT8 / self._divided_later) / codes
+        step = scaled.amax(-1, keepdim=True).clamp(min=codes * MIN_OF_INT8 / self._divided_later) / codes
         shares = torch.where(largest > 0, 1 / largest, 0.0)[..., None] * self.value.abs()
         return torch.minimum(scaled, step) @ shares
 

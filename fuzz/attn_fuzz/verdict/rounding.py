@@ -30,7 +30,7 @@ UNDERFLOW = {
     torch.float8_e5m2: 2.0**-17,
 }
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e4m3fnuz: 240.0, torch.float8_e5m2: 57344.0, torch.int8: 127.0}
-LEAST_OF_INT8 = 1e-6
+MIN_OF_INT8 = 1e-6
 """The least magnitude from which kernels make a scale of int8."""
 FLUSHED_IN_FLOAT16 = 2.0**-14
 """float16's smallest normal number: matrix units that flush subnormals take smaller numbers for 0."""
@@ -76,7 +76,7 @@ class Rounding:
         float8_dots: True if q and the weights are rounded to the cache's dtype, where that is float8, each number by itself.
         float8_weights: True if only the weights are rounded to the float8 of q, where q is float8 and nothing is dequantized.
         int8_dots: True if q and the weights become int8 where the cache is int8: multiples of 1/127 of the largest number of a
-            row of q, or of a tile's weights times the scales of their values, that are cut toward 0. LEAST_OF_INT8 is the
+            row of q, or of a tile's weights times the scales of their values, that are cut toward 0. MIN_OF_INT8 is the
             least such largest number.
         flushes_float16: True if matrix units take float16's subnormal operands for 0, as those of gfx90a do (MIOpen, "MI200
             MFMA behavior specifics").

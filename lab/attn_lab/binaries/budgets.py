@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Fact = Literal["vgpr_spills", "sgpr_spills_in_loops", "waves"]
 """Facts with a budget: the most spilled registers and moves of spilled scalars in loops, and the fewest waves of a SIMD."""
-MOST: tuple[Fact, ...] = ("vgpr_spills", "sgpr_spills_in_loops")
+BOUNDED_ABOVE: tuple[Fact, ...] = ("vgpr_spills", "sgpr_spills_in_loops")
 """The facts that a budget bounds from above."""
 
 
@@ -62,7 +62,7 @@ class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def allowed(self, fact: Fact, architecture: str, name: str, triton: str) -> float:
         """The budgets of a launch with a version of Triton."""
-        figure = getattr(self, fact) if fact in MOST else self.waves.get(architecture, 0)
+        figure = getattr(self, fact) if fact in BOUNDED_ABOVE else self.waves.get(architecture, 0)
         for exception in self.exceptions:
             if (exception.architecture, exception.fact) == (architecture, fact) and triton in exception.triton:
                 figure = exception.calls.get(name, figure)
@@ -85,7 +85,7 @@ def over(budgets: Budgets, architecture: str, name: str, call: "KernelCall", fac
         return budgets.allowed(fact, architecture, name, triton)
 
     wrong = []
-    for fact in MOST:
+    for fact in BOUNDED_ABOVE:
         spills, most = getattr(facts, fact) or 0, allowed(fact)
         if spills > most and _is_off(fact, spills, most):
             wrong.append(f"{fact} is {spills}, at most {most + most // ONE_SPILL_IN:g} allowed")
@@ -127,7 +127,7 @@ def unneeded(
 
 def _is_off(fact: Fact, actual: float, budget: float) -> bool:
     """True if a fact is not its budget, and two runs of the compiler do not differ so."""
-    return abs(actual - budget) * ONE_SPILL_IN > budget if fact in MOST else actual != budget
+    return abs(actual - budget) * ONE_SPILL_IN > budget if fact in BOUNDED_ABOVE else actual != budget
 
 
 def needs_matrix_unit(call: "KernelCall", architecture: str) -> bool:

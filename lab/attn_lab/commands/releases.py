@@ -18,7 +18,7 @@ _sources_option = click.option(
 _run_options = together(
     click.option(
         "--examples",
-        type=click.IntRange(0, runner.MOST_EXAMPLES),
+        type=click.IntRange(0, runner.MAX_EXAMPLES),
         default=100,
         show_default=True,
         help="Examples of each target on each release.",
@@ -37,7 +37,7 @@ def command() -> None:
 @_sources_option
 @_run_options
 @click.option(
-    "--example", "extra", type=click.IntRange(0, runner.MOST_EXAMPLES - 1), multiple=True, help="Further examples, from 0 on."
+    "--example", "extra", type=click.IntRange(0, runner.MAX_EXAMPLES - 1), multiple=True, help="Further examples, from 0 on."
 )
 def _fixes(names: tuple[str, ...], sources: Path, examples: int, seconds: float, extra: tuple[int, ...]) -> None:
     """Run all targets, or these, around each fix of lab/attn_lab/releases/fixes.toml."""

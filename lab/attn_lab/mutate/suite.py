@@ -32,8 +32,8 @@ PART_SECONDS = 180.0
 """A test of a part that has not ended by then counts for nothing."""
 TOGETHER = 250
 """The number of a mutant's tests that run in one process. Their files are collected before the first of them runs."""
-PATIENCE, LEAST_SECONDS = 10, 20.0
-"""A test hangs that takes PATIENCE times as long as without a mutant, and longer than LEAST_SECONDS."""
+PATIENCE, MIN_SECONDS = 10, 20.0
+"""A test hangs that takes PATIENCE times as long as without a mutant, and longer than MIN_SECONDS."""
 UNDER = ("torch", "Triton", "numpy")
 
 
@@ -224,7 +224,7 @@ def _first_stop(
     """
     with suite_process.started(suite_process.test, tuple(tests), mutant, harmless) as (_, connection):
         for number, (test, seconds) in enumerate(tests.items()):
-            patience = time.monotonic() + max(LEAST_SECONDS, PATIENCE * seconds)
+            patience = time.monotonic() + max(MIN_SECONDS, PATIENCE * seconds)
             try:
                 if number == 0:  # the files of all tests are collected
                     suite_process.received(connection, until, interrupted)

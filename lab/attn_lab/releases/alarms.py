@@ -134,7 +134,7 @@ def _run_release(
 
 
 def _plan(name: str, seed: int, first: int) -> FuzzPlan:
-    return FuzzPlan(target=name, device="cpu", examples=runner.MOST_EXAMPLES, first=first, seed=seed, folder=Path())
+    return FuzzPlan(target=name, device="cpu", examples=runner.MAX_EXAMPLES, first=first, seed=seed, folder=Path())
 
 
 def run_after(sources: Path, only: Sequence[str], file: Path) -> Iterator[str]:

@@ -84,7 +84,7 @@ def page(kept: Results) -> str:
             seed=kept.seed,
             of_loaded=f"{len(found) / len(loaded):.0%}",
             of_all=f"{len(found) / len(fixes):.0%}",
-            most=runner.MOST_EXAMPLES,
+            most=runner.MAX_EXAMPLES,
         )
     ]
     rows = [

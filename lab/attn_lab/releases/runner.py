@@ -37,7 +37,7 @@ FIXES = Path(__file__).with_name("fixes.toml")
 RESULTS = PAGES / "releases.json"
 PACKAGES = ("aiter", "lmdeploy", "sglang", "vllm")
 SEED = 1
-MOST_EXAMPLES = 1000
+MAX_EXAMPLES = 1000
 FAILURES_OF_A_WRONG_ADAPTER = 4
 """If the first examples up to this number all raise, the adapter does not fit."""
 DIGESTED = 100
@@ -271,7 +271,7 @@ def digest(name: str) -> str:
 
 
 def _plan(name: str) -> FuzzPlan:
-    return FuzzPlan(target=name, device="cpu", examples=MOST_EXAMPLES, seed=SEED, folder=Path(), sanitize=False)
+    return FuzzPlan(target=name, device="cpu", examples=MAX_EXAMPLES, seed=SEED, folder=Path(), sanitize=False)
 
 
 @functools.cache

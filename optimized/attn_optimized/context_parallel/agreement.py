@@ -26,8 +26,8 @@ class OneOf(NamedTuple):
 
 Compared = int | float | OneOf | Callable[[], int]
 """An argument as ranks compare it: a number, the index of its value, or a function that makes a checksum of it."""
-TIMEOUT, LEAST_TIMEOUT, LONGEST_TIMEOUT = timedelta(seconds=60), timedelta(milliseconds=1), timedelta(days=365)
-MOST_NUMBERS = 24
+TIMEOUT, MIN_TIMEOUT, MAX_TIMEOUT = timedelta(seconds=60), timedelta(milliseconds=1), timedelta(days=365)
+MAX_NUMBERS = 24
 """The number of numbers in every message about a call, so that calls of other kinds have messages of the same size."""
 
 
@@ -38,7 +38,7 @@ class RanksError(RuntimeError):
 def check_timeout(timeout: timedelta) -> None:
     """Check how long a rank waits for the others. torch counts milliseconds, and takes 0 of them for no limit."""
     check_type("timeout", timeout, timedelta, "a timedelta")
-    if not LEAST_TIMEOUT <= timeout <= LONGEST_TIMEOUT:
+    if not MIN_TIMEOUT <= timeout <= MAX_TIMEOUT:
         raise ContractError("timeout", timeout, "a timedelta from 1 ms to 365 days")
 
 
@@ -147,7 +147,7 @@ def _message(call: Mapping[str, Compared] | Exception, names: tuple[str, ...]) -
     assert isinstance(call, Exception) or call.keys() == set(names)
     numbers = [0] * len(names) if isinstance(call, Exception) else [_number(call[name]) for name in names]
     kind = zlib.crc32("\n".join(names).encode())
-    return [int(isinstance(call, Exception)), kind, *numbers, *[0] * (MOST_NUMBERS - len(names))]
+    return [int(isinstance(call, Exception)), kind, *numbers, *[0] * (MAX_NUMBERS - len(names))]
 
 
 def _number(value: Compared) -> int:

@@ -14,8 +14,8 @@ from attn_optimized.kernels.bfloat16 import exact_bfloat16
 from attn_optimized.kernels.compiled_once import INTERPRETED
 
 # Far above the subnormal numbers of float32, and far below the scale of any key or value that matters.
-_LEAST_SCALE = tl.constexpr(2.0**-100)
-_LEAST_E8M0 = tl.constexpr(27)  # 2**(27 - 127), the same
+_MIN_SCALE = tl.constexpr(2.0**-100)
+_MIN_E8M0 = tl.constexpr(27)  # 2**(27 - 127), the same
 
 
 @triton.constexpr_function
@@ -162,7 +162,7 @@ def token_scale(values, FORMAT: tl.constexpr):
     """
     magnitude = tl.abs(values)
     largest = tl.max(tl.where(magnitude < float("inf"), magnitude, 0.0), 1)
-    scale = tl.maximum(tl.div_rn(largest, _largest(FORMAT)), _LEAST_SCALE)
+    scale = tl.maximum(tl.div_rn(largest, _largest(FORMAT)), _MIN_SCALE)
     if FORMAT == "int8":
         has_nan = tl.max((values != values).to(tl.int32), 1) != 0
         scale = tl.where(has_nan, float("nan"), scale)
@@ -173,7 +173,7 @@ def token_scale(values, FORMAT: tl.constexpr):
 def e8m0_code(values, FORMAT: tl.constexpr):
     """The ue8m0 scale [rows], int32, of each row of float32 values [rows, D]: the code b is 2**(b - 127).
 
-    It is the least power of two that is at least the row's largest finite magnitude over the largest element, and _LEAST_SCALE.
+    It is the least power of two that is at least the row's largest finite magnitude over the largest element, and _MIN_SCALE.
     """
     magnitude = tl.abs(values)
     largest = tl.max(tl.where(magnitude < float("inf"), magnitude, 0.0), 1)
@@ -182,7 +182,7 @@ def e8m0_code(values, FORMAT: tl.constexpr):
     ABOVE: tl.constexpr = 0x0FFFFF if _is_fnuz(FORMAT) else 0x1FFFFF
     EXPONENT: tl.constexpr = 7 if _is_fnuz(FORMAT) else 8
     code = ((largest.to(tl.int32, bitcast=True) + ABOVE) >> 23) - EXPONENT
-    return tl.maximum(code, _LEAST_E8M0)
+    return tl.maximum(code, _MIN_E8M0)
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from triton import knobs
 
 # The most requests whose lengths are read: a loop over more would cost registers in the loops over keys. The interpreter
 # reads only 4, so that some small batches of tests have more requests than that.
-MOST_LENGTHS = tl.constexpr(4 if knobs.runtime.interpret else 512)
+MAX_LENGTHS = tl.constexpr(4 if knobs.runtime.interpret else 512)
 # keys are split if a tile has more than this number of shares of the work; 1 under the interpreter, whose sequences are short
 SHARES_OF_LONGEST = tl.constexpr(1 if knobs.runtime.interpret else 4)
 
@@ -43,7 +43,7 @@ def tiles_of_part(
         max_tiles: the host's upper bound of the tiles of keys that a tile of queries sees.
         BLOCK_N: the number of tokens in a tile of keys.
     """
-    request = tl.arange(0, MOST_LENGTHS)
+    request = tl.arange(0, MAX_LENGTHS)
     is_request = request < num_requests
     seq_len = tl.load(seq_lens_ptr + request, mask=is_request, other=0)
     longest = tl.max(seq_len, 0)
@@ -58,7 +58,7 @@ def tiles_of_part(
         share = tl.maximum(tl.cdiv(work, work_shares), min_tiles_per_split)
         fewest = tl.where(tiles > share * SHARES_OF_LONGEST, share, tl.maximum(tiles, 1)).to(tl.int32)
     else:
-        num_lengths = tl.minimum(num_requests, MOST_LENGTHS)
+        num_lengths = tl.minimum(num_requests, MAX_LENGTHS)
         if longest.to(tl.int64) * num_lengths * 4 <= tl.sum(seq_len.to(tl.int64), 0) * 5:
             parts = balanced_splits
         fewest = tl.minimum(tl.maximum(tl.cdiv(tiles, filling_splits), 1), min_tiles_per_split)

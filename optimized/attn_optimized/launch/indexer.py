@@ -12,12 +12,12 @@ from attn_optimized.device import INTERPRETER
 from attn_optimized.launch.widths import MAX_HEAD_SIZE, padded, power_of_2
 from attn_optimized.launch.workload import MIN_DOT
 
-_MOST = 64, 128
+_MAX_TILE = 64, 128
 """Rows of a dot, pairs of query and head, and keys. On an H200, decodes of 32k keys and 64 heads are 1.47 times as fast with
 128 keys as with 64."""
-_MOST_OF_GFX11 = 32, 32
+_MAX_TILE_OF_GFX11 = 32, 32
 """With twice as many of either, Triton 3.9 spills 40 to 98 vector registers and more in layers of `shipped_calls.toml`."""
-_MOST_OF_INTERPRETER = 16, 32
+_MAX_OF_INTERPRETER = 16, 32
 """Tiles of the interpreter, so small that many heads and large units take several iterations."""
 _BYTES_OF_ROWS, _BYTES_OF_KEYS = 16 << 10, 32 << 10
 """The most bytes of each operand of a dot. Both may be in shared memory at once, and the smallest GPUs have 64 KiB of it."""
@@ -49,9 +49,9 @@ def logit_tiles(architecture: str, indexer: Indexer, itemsize: int) -> LogitTile
         reason = f"a tile holds whole heads of at most {MAX_HEAD_SIZE}"
         raise UnsupportedError("attn_optimized", f"head size {indexer.head_size}", reason, "attn_reference")
     block_d = padded(indexer.head_size)
-    most_rows, most_keys = _MOST_OF_GFX11 if architecture.startswith("gfx11") else _MOST
+    most_rows, most_keys = _MAX_TILE_OF_GFX11 if architecture.startswith("gfx11") else _MAX_TILE
     if architecture == INTERPRETER:
-        most_rows, most_keys = _MOST_OF_INTERPRETER
+        most_rows, most_keys = _MAX_OF_INTERPRETER
     rows = max(MIN_DOT, min(most_rows, _BYTES_OF_ROWS // (block_d * itemsize)))
     keys = max(MIN_DOT, min(most_keys, _BYTES_OF_KEYS // (block_d * itemsize)))
     block_h = min(power_of_2(indexer.num_heads // indexer.num_selections), rows)

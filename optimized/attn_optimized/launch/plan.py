@@ -8,7 +8,7 @@ from attn_contract import UnsupportedError
 
 from attn_optimized.device import INTERPRETER
 from attn_optimized.launch.prompts import has_full_tiles
-from attn_optimized.launch.splits import MOST_PROGRAMS_PER_UNIT, MOST_SUMS, parts_bytes, splits_of
+from attn_optimized.launch.splits import MAX_PROGRAMS_PER_UNIT, MAX_SUMS, parts_bytes, splits_of
 from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.tiles import AttentionTiles, attention_tiles
 from attn_optimized.launch.workload import Workload
@@ -20,7 +20,7 @@ _INTERPRETED_PROGRAMS = 4
 It is the fewest with which one program has room for parts that fill a GPU at once (MIN_FILLING). Of 268 drawn steps whose V has
 no power of 2 of dims, 54 have keys in several parts then, and 32 if it is 2.
 """
-_INTERPRETED_UNITS, _MOST_INTERPRETED_PROGRAMS = 1, 24
+_INTERPRETED_UNITS, _MAX_INTERPRETED_PROGRAMS = 1, 24
 """The compute units of the interpreter, as shares of the work assume, and the most programs of a call that is dealt by shares:
 each program takes a millisecond or more there."""
 _MANY_WAVES = 8
@@ -120,8 +120,8 @@ def attention_plan(
         one_tile_per_request=one_tile_per_request,
         at_once=at_once,
         compute_units=_INTERPRETED_UNITS if is_interpreted else compute_units,
-        most_programs=_MOST_INTERPRETED_PROGRAMS if is_interpreted else MOST_PROGRAMS_PER_UNIT * compute_units,
-        most_sums=math.inf if is_interpreted else MOST_SUMS,
+        most_programs=_MAX_INTERPRETED_PROGRAMS if is_interpreted else MAX_PROGRAMS_PER_UNIT * compute_units,
+        most_sums=math.inf if is_interpreted else MAX_SUMS,
         max_keys=max_keys_of_tile,
         parameters=tiles.parameters,
     )

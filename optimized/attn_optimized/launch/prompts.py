@@ -10,9 +10,9 @@ from attn_optimized.launch.workload import Workload
 
 PROMPT_QUERIES = 128
 """The queries of a tile of the warp specialized kernel, which has one head."""
-_LEAST_WAVES = 0.5
+_MIN_WAVES = 0.5
 """The fewest queries and heads, as a share of those that give each multiprocessor a full tile; it holds one program."""
-_MOST_KEYS = 16
+_MAX_KEYS = 16
 """The most keys of a request, as a multiple of its queries and of the waves of full tiles. A tile's keys are not split, and a
 program over more keys than the others share ends last."""
 
@@ -49,7 +49,7 @@ def has_full_tiles(workload: Workload, architecture: str, compute_units: int) ->
     waves = tokens * workload.num_heads / (PROMPT_QUERIES * compute_units)
     most_decodes = workload.num_requests - -(-tokens // queries)
     return (
-        waves >= _LEAST_WAVES
+        waves >= _MIN_WAVES
         and PROMPT_QUERIES * most_decodes <= tiles.most_empty_rows * tokens
-        and tiles.least_keys * queries <= keys <= _MOST_KEYS * queries * waves
+        and tiles.least_keys * queries <= keys <= _MAX_KEYS * queries * waves
     )

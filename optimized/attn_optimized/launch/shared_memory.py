@@ -10,7 +10,7 @@ _KIB = 1024
 # bytes of a workgroup, by AMD's instruction set documents; the others have 64 KiB
 _LDS_BYTES = {"gfx950": 160 * _KIB, "gfx1250": 320 * _KIB}
 # CUDA C++ Programming Guide, technical specifications per compute capability: shared memory of a thread block at most
-_MOST_BYTES = {
+_MAX_BYTES = {
     "sm70": 96 * _KIB,
     "sm75": 64 * _KIB,
     "sm80": 163 * _KIB,
@@ -35,7 +35,7 @@ def rows_that_fit(architecture: str, workload: Workload, widths: Widths) -> int:
     if architecture.startswith("gfx"):
         most_bytes = _LDS_BYTES.get(architecture, 64 * _KIB)
     else:
-        most_bytes = _MOST_BYTES.get(architecture, MAX_GROUP * row_bytes)
+        most_bytes = _MAX_BYTES.get(architecture, MAX_GROUP * row_bytes)
     return 1 << (most_bytes // row_bytes).bit_length() - 1
 
 
@@ -47,7 +47,7 @@ def stages_that_fit(architecture: str, workload: Workload, widths: Widths, block
     many tiles as K, and a byte of mask for each element of a tile.
     """
     stages = parameters.num_stages
-    if architecture not in _MOST_BYTES:
+    if architecture not in _MAX_BYTES:
         return stages
     row_bytes = (1 if workload.quantized else workload.itemsize) * (
         widths.row_block + (0 if workload.is_latent else widths.value_row_block)
@@ -57,6 +57,6 @@ def stages_that_fit(architecture: str, workload: Workload, widths: Widths, block
     stage_bytes = parameters.block_n * row_bytes
     if workload.loads_bias:
         own_bytes, stage_bytes = own_bytes + pairs, stage_bytes + 4 * pairs
-    buffers = (_MOST_BYTES[architecture] - own_bytes) // stage_bytes
+    buffers = (_MAX_BYTES[architecture] - own_bytes) // stage_bytes
     reads_while_loading = block_m >= ROWS_OF_ASYNC_DOT and workload.itemsize == 2
     return max(1, min(stages, buffers if reads_while_loading else buffers + 1))

@@ -17,7 +17,7 @@ MIN_WAVES, MIN_WAVES_OF_TILES = 1.5, 0.9
 their first keys, the memory is idle. Tiles of many rows (MIN_WAVES_OF_TILES) compute more for each byte, and a second wave of a
 few programs takes as long as a full one. So a single wave is best for the tiles of one request, and for a latent cache, whose
 parts have sums of 512 dims for many heads. On an H200, shared prefixes are 1.14 times as fast in 0.9 waves as in two."""
-MOST_WAVES, MOST_WAVES_OF_TILES = 3, 1
+MAX_WAVES, MAX_WAVES_OF_TILES = 3, 1
 """From this number of waves on, keys are not split to make programs end together. On an H200, 1024 programs of 4k keys are 1.1
 times as fast in three parts, and 2048 programs of 1k keys 0.95 times as fast in two."""
 SHORT_KEYS, SHORT_WAVES = 2048, 4
@@ -32,15 +32,15 @@ less room the reduction costs more than short parts gain. Then there are at most
 
 SHARES_PER_UNIT = 8
 """Shares of the work per compute unit, if work is dealt by shares, as in several requests with several tiles of queries."""
-MOST_SUMS, LEAST_WAVES = 1 / 8, 2
+MAX_SUMS, MIN_WAVES_OF_SUMS = 1 / 8, 2
 """The most bytes that parts write and read if work is dealt by shares, relative to the bytes of K and V. Above that there are
-fewer shares, but at least LEAST_WAVES of programs. On an H200, extends of 32 to 64 tokens would take 1.05 to 1.26 times as long
+fewer shares, but at least MIN_WAVES_OF_SUMS of programs. On an H200, extends of 32 to 64 tokens would take 1.05 to 1.26 times as long
 with all shares over one KV head, and 1.01 and 1.03 times over eight."""
-LEAST_SHARES, MOST_SHARES = 3, 64
+MIN_SHARES, MAX_SHARES = 3, 64
 """The fewest and the most parts if work is dealt by shares."""
-MOST_PROGRAMS_PER_UNIT = 48
+MAX_PROGRAMS_PER_UNIT = 48
 """The most programs per compute unit if work is dealt by shares. An idle program occupies a slot for 3 us (H200)."""
-PARTS_BYTES_PER_KEY, MOST_PARTS_BYTES = 10_000, 256 << 20
+PARTS_BYTES_PER_KEY, MAX_PARTS_BYTES = 10_000, 256 << 20
 """The most bytes of all parts if work is dealt by shares, per key of the longest request and in total. They take at most about
 a quarter of the time of the longest tile (H200)."""
 
@@ -72,7 +72,7 @@ def splits_of(
     most_programs: int,
     max_keys: int,
     parameters: Parameters,
-    most_sums: float = MOST_SUMS,
+    most_sums: float = MAX_SUMS,
 ) -> Splits:
     """The splits of a call. A batch-invariant call never splits keys.
 
@@ -82,20 +82,20 @@ def splits_of(
         queries: the number of queries of a tile.
         at_once: the number of programs that the GPU runs at once.
         most_programs: the most programs of a call with splits in which several requests have several tiles.
-        most_sums: see MOST_SUMS.
+        most_sums: see MAX_SUMS.
         max_keys: an upper bound, possibly loose, of the keys that a tile of queries sees.
     """
     if workload.batch_invariant or max_keys <= parameters.keys_per_split or not num_programs:
         return Splits()
     if one_tile_per_request and not workload.is_latent:
-        return _by_length(workload, num_programs, at_once, (MIN_WAVES, MOST_WAVES), compute_units, max_keys, parameters)
+        return _by_length(workload, num_programs, at_once, (MIN_WAVES, MAX_WAVES), compute_units, max_keys, parameters)
     if workload.is_latent or workload.num_requests == 1:
-        waves = MIN_WAVES_OF_TILES, MOST_WAVES_OF_TILES
+        waves = MIN_WAVES_OF_TILES, MAX_WAVES_OF_TILES
         return _by_length(workload, num_programs, at_once, waves, compute_units, max_keys, parameters)
     part_bytes = 8 * (queries * workload.num_heads // groups) * workload.v_head_size
     within_sums = most_sums * _most_bytes(workload, max_keys) / part_bytes
     # at least as many programs as cut each tile, if all tiles have the same work
-    fewest = max(LEAST_WAVES * at_once, SHARES_OF_LONGEST.value * num_programs)
+    fewest = max(MIN_WAVES_OF_SUMS * at_once, SHARES_OF_LONGEST.value * num_programs)
     programs = min(SHARES_PER_UNIT * compute_units, max(within_sums, fewest))
     return _by_work(workload, most_programs // num_programs, math.ceil(programs / groups), queries, max_keys, parameters)
 
@@ -155,10 +155,10 @@ def _by_work(workload: Workload, most_splits: int, shares: int, queries: int, ma
     if not workload.num_tokens:
         return Splits()
     fewest = parameters.keys_per_split
-    most_parts = min(PARTS_BYTES_PER_KEY * max_keys, MOST_PARTS_BYTES) // parts_bytes(1, workload)
-    most = min(max_keys // fewest, most_splits, most_parts, MOST_SHARES)
+    most_parts = min(PARTS_BYTES_PER_KEY * max_keys, MAX_PARTS_BYTES) // parts_bytes(1, workload)
+    most = min(max_keys // fewest, most_splits, most_parts, MAX_SHARES)
     least_share = max(least_work(workload, max_keys) // queries // shares, fewest)
-    if most < LEAST_SHARES or max_keys <= SHARES_OF_LONGEST.value * least_share:
+    if most < MIN_SHARES or max_keys <= SHARES_OF_LONGEST.value * least_share:
         return Splits()
     return Splits(most, most, shares=shares)
 

@@ -18,7 +18,7 @@ from attn_optimized.strides import KVCacheStrides, kv_cache_strides, without_idl
 _RULES = frozenset({"sinks"})
 _BYTES_AT_ONCE = 16
 """A descriptor addresses rows that begin at multiples of this number of bytes."""
-_MOST_ROWS = (1 << 31) - 1024
+_MAX_ROWS = (1 << 31) - 1024
 """The most rows of a cache: the kernel's numbers of rows have 32 bits."""
 
 
@@ -78,7 +78,7 @@ def _served_cache(plan: AttentionPlan, call: AttentionCall) -> KVCacheStrides | 
     is_aligned = has_whole_steps and (q.data_ptr() | keys.kv_cache.data_ptr()) % _BYTES_AT_ONCE == 0
     if cache.interior != "rows" or not is_aligned or cache.slot <= 0 or cache.block % cache.slot or cache.kv % cache.slot:
         return None
-    return cache if _num_rows(cache) < _MOST_ROWS else None
+    return cache if _num_rows(cache) < _MAX_ROWS else None
 
 
 def _num_rows(cache: KVCacheStrides) -> int:

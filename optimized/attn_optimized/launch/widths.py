@@ -8,7 +8,7 @@ from attn_contract import UnsupportedError
 from attn_optimized.launch.workload import MIN_DOT, Workload
 
 MAX_HEAD_SIZE = 512
-LEAST_CUT = 64
+MIN_CUT = 64
 """The narrowest first part of V, and of a K as wide as V. On an H200, prefills and chunks of 80, 96, 144, 160, 192 and 320 dims
 are 1.03 to 1.52 times as fast in two parts; those of 40 and 48 dims 0.95 to 1.04 times; those of 72 dims, with a padded second
 part, 0.92 and 1.18 times."""
@@ -100,10 +100,10 @@ def _narrow_first_size(head_size: int) -> int:
 
 
 def _exact_first_size(size: int) -> int:
-    """The dims of the first of two unpadded parts; all dims if no two fit, or if the first is narrower than LEAST_CUT."""
+    """The dims of the first of two unpadded parts; all dims if no two fit, or if the first is narrower than MIN_CUT."""
     largest = 1 << (size.bit_length() - 1)
     rest = size - largest
-    return largest if largest >= LEAST_CUT and rest >= MIN_DOT and rest.bit_count() == 1 else size
+    return largest if largest >= MIN_CUT and rest >= MIN_DOT and rest.bit_count() == 1 else size
 
 
 def _check(workload: Workload) -> None:

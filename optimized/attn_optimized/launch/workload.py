@@ -23,14 +23,14 @@ programs.inverse).
 SHORT_ROWS_PER_UNIT = 800
 """A batch with fewer rows than this for each compute unit is short. On an H200, small tiles are 1.25 times as fast as large
 ones with 560 rows, and no faster with 1000."""
-MOST_SPECULATED = 16
-"""The most tokens of a request with drafts: see MOST_GROUPS."""
-MOST_GROUPS = 8
-"""The most groups of the query heads of a request of at most MOST_SPECULATED tokens that has one tile of DECODE_TILE_ROWS rows
+MAX_SPECULATED = 16
+"""The most tokens of a request with drafts: see MAX_GROUPS."""
+MAX_GROUPS = 8
+"""The most groups of the query heads of a request of at most MAX_SPECULATED tokens that has one tile of DECODE_TILE_ROWS rows
 for each group. The request's keys are then split by its length, as those of a decode. All groups read the same keys, from the
 device's cache. On an H200, 17 drawn speculations of 65 to 576 rows are 1.12 times as fast."""
-MOST_GROUPED_DIMS = 128
-"""The widest heads that MOST_GROUPS is for. Tiles of wider heads hold fewer keys: two drawn speculations of 192 dims were 0.71
+MAX_GROUPED_DIMS = 128
+"""The widest heads that MAX_GROUPS is for. Tiles of wider heads hold fewer keys: two drawn speculations of 192 dims were 0.71
 and 0.84 times as fast (H200)."""
 FEW_LATENT_ROWS = 16
 """The most rows (pairs of query and head) of a request over a latent cache whose tile has few rows."""
@@ -133,11 +133,11 @@ class Workload:
     @property
     def most_heads(self) -> int:
         """The most query heads of a group of a cache that is not latent."""
-        is_narrow = max(self.head_size, self.v_head_size) <= MOST_GROUPED_DIMS
-        if self.batch_invariant or not is_narrow or not 0 < self.most_queries <= MOST_SPECULATED:
+        is_narrow = max(self.head_size, self.v_head_size) <= MAX_GROUPED_DIMS
+        if self.batch_invariant or not is_narrow or not 0 < self.most_queries <= MAX_SPECULATED:
             return MAX_GROUP
         fitting = DECODE_TILE_ROWS // self.most_queries
-        return fitting if fitting * MOST_GROUPS >= self.heads_per_kv_head else MAX_GROUP
+        return fitting if fitting * MAX_GROUPS >= self.heads_per_kv_head else MAX_GROUP
 
     @property
     def rows(self) -> int:

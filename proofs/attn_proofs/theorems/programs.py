@@ -44,7 +44,7 @@ def _literal(sources: Sources, name: str) -> int:
 
 def cut_groups(sources: Sources) -> Iterator[tuple[int, int]]:
     """Heads of a KV head and the size of their groups, wherever `Workload.most_heads` cuts them into more than one."""
-    for heads in range(2, MOST_HEADS + 1):
+    for heads in range(2, MAX_HEADS + 1):
         sizes = {Extraction(sources).call(f"{WORKLOAD}.group_of", heads, most) for most in _most_heads(sources, heads)}
         yield from ((heads, size) for size in sorted(sizes, reverse=True) if size < heads)
 
@@ -53,7 +53,7 @@ def _most_heads(sources: Sources, heads: int) -> Iterator[int]:
     """The most heads of a group, for layers with so many heads of a KV head: `Workload.most_heads`, or `rows_that_fit`."""
     yield max_group(sources)
     yield max_group(sources) // 2  # 512 dims of float32, of which 64 KiB hold 32 rows
-    rows, queries, groups = (_literal(sources, name) for name in ("DECODE_TILE_ROWS", "MOST_SPECULATED", "MOST_GROUPS"))
+    rows, queries, groups = (_literal(sources, name) for name in ("DECODE_TILE_ROWS", "MAX_SPECULATED", "MAX_GROUPS"))
     yield from (rows // n for n in range(1, queries + 1) if rows // n * groups >= heads)
 
 
@@ -70,7 +70,7 @@ def max_rows(sources: Sources) -> int:
 
 
 INTERPRETED_QUERIES = 64
-MOST_HEADS, FALCON_HEADS = 256, 71
+MAX_HEADS, FALCON_HEADS = 256, 71
 QSL = memory("query_start_loc_ptr")
 R, Q, TILE, T, REQUEST = integers("num_requests queries_per_tile tile t r")
 TOKENS = z3.Int("num_tokens")
@@ -409,7 +409,7 @@ THEOREMS = (
             "row of one group for each query, and no row is written for a head that is another KV head's.", _groups,
         f"{QUERY_TILES}.rows_of_tile", "head < (tile.kv_head.to(tl.int32) + 1) * KIND.heads_per_kv_head",
             "head <= (tile.kv_head.to(tl.int32) + 1) * KIND.heads_per_kv_head", _cut,
-            f"A precondition: at most {MOST_HEADS} query heads for each KV head.",
+            f"A precondition: at most {MAX_HEADS} query heads for each KV head.",
     ),
     Theorem(
         "programs.owned",

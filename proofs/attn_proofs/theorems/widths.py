@@ -21,7 +21,7 @@ from attn_proofs.values import RANGES, as_tensor, integers, symbol
 
 INT32_MAX = 2**31 - 1
 KERNELS = "attn_optimized.kernels"
-MOST_PARTS = 2**20
+MAX_PARTS = 2**20
 """The most parts of a reduction: more than any plan makes."""
 TILED = {"HEAD_SIZE": 12, "BLOCK_ROWS": 8, "BLOCK_D": 16, "OUT_FORMAT": "float"}
 
@@ -157,7 +157,7 @@ def _offsets_fit(*kernels: Callable[[Sources], Extraction]):
             sizes = [z3.And(z3.Int(name) >= 0, z3.Int(name) <= INT32_MAX) for name in _SIZES]
             given = [
                 *sizes, *(z3.And(lane >= 0, lane < size) for (_, size), lane in lanes.items()), z3.Int("num_heads") >= 1,
-                z3.Int("num_kv_heads") >= 1, z3.Int("num_parts") <= MOST_PARTS, *extraction.assumptions,
+                z3.Int("num_kv_heads") >= 1, z3.Int("num_parts") <= MAX_PARTS, *extraction.assumptions,
             ]  # fmt: skip
             known = set()
             for note in extraction.notes:

@@ -10,7 +10,7 @@ from attn_optimized.launch.table import LatentPhase, Parameters, Phase, entries
 
 from benchmarks.steps.calls import attention_call
 from benchmarks.steps.drawn import draw_cases
-from benchmarks.tune.classes import CLASSES, META, MOST_CASES, calls_of, cases_by_class, class_of, served, stand_ins
+from benchmarks.tune.classes import CLASSES, MAX_CASES, META, calls_of, cases_by_class, class_of, served, stand_ins
 from benchmarks.tune.search import FIRST_CASES
 from benchmarks.tune.space import (
     OPTIONS,
@@ -81,7 +81,7 @@ def test_the_calls_of_a_cascade_see_every_pair_once(drawn):
 def test_a_search_begins_with_the_most_work_and_the_middle(drawn, by_class):
     assert sum(map(len, by_class.values())) > len(drawn) // 2
     for cases in by_class.values():
-        assert 1 <= len(cases) <= MOST_CASES
+        assert 1 <= len(cases) <= MAX_CASES
         floors = [max(case.flops / 7e14, case.bytes / 3e12) for case in cases]
         assert floors[0] == max(floors)
         if len(cases) > FIRST_CASES:

@@ -215,12 +215,12 @@ def test_calls_of_one_query_are_packed_by_themselves():
     assert packed
     for launch in packed:
         lengths = {request.query_len for request in launch.case.requests}
-        assert launch.num_calls == len(launch.case.requests) <= packing.MOST_CALLS
+        assert launch.num_calls == len(launch.case.requests) <= packing.MAX_CALLS
         assert 1 not in lengths or lengths == {1}
 
 
 def test_a_layer_with_more_calls_than_fit_is_several_launches(monkeypatch):
-    monkeypatch.setattr(packing, "MOST_CALLS", 4)
+    monkeypatch.setattr(packing, "MAX_CALLS", 4)
     launches = launches_of(Scope(name="x", what="", parts=(ALONE,)))
     assert max(launch.num_calls for launch in launches) == 4
     assert sum(launch.num_calls for launch in launches) == sum(len(group.batches) for group in enumerated(ALONE))

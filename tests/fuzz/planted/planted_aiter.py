@@ -30,7 +30,7 @@ from attn_optimized import aiter_adapter
 
 from tests.optimized.aiter_adapter.documented_aiter import stand_in, with_two_edges
 
-MOST_CHUNKS = 3
+MAX_CHUNKS = 3
 """Chunks into which the context of an extend is cut."""
 RULES = ("window", "logits_soft_cap", "alibi_slopes", "sinks")
 FLOAT8 = ("fp8_e4m3fn", "fp8_e4m3fnuz")
@@ -180,7 +180,7 @@ def _may_run_assembly(case: Case) -> str | None:
 
 def rounding(device: str) -> Rounding:
     """The double sums all keys in a row. ROCM_AITER_FA merges a step's own keys with each chunk of the context."""
-    own = {"dot_is_chained": True, "rounds_dequantized": True, "exact_division": False, "merged_parts": 1 + MOST_CHUNKS}
+    own = {"dot_is_chained": True, "rounds_dequantized": True, "exact_division": False, "merged_parts": 1 + MAX_CHUNKS}
     return dataclasses.replace(TRITON.rounding(device), **own)
 
 
@@ -213,7 +213,7 @@ def _builder_options(batch: Batch) -> dict[str, int]:
     """Of ROCM_AITER_FA's builder, chosen by the step: what counts as a decode, and how many keys are gathered at once."""
     rng: random.Random = rng_of_lengths(batch)
     keys = batch.num_requests * max(batch.seq_lens.tolist(), default=0)
-    chunk_keys = max(1, -(-keys // rng.randint(1, MOST_CHUNKS)))
+    chunk_keys = max(1, -(-keys // rng.randint(1, MAX_CHUNKS)))
     return {"num_speculative_tokens": rng.choice((0, 0, 1, 3)), "context_chunk_keys": chunk_keys}
 
 

@@ -130,7 +130,7 @@ def test_a_server_that_dies_before_its_fork_is_replaced_by_one_like_it(monkeypat
 
 
 def test_servers_that_go_on_dying_end_a_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(prepared, "MOST_DEATHS", prepared.deaths)
+    monkeypatch.setattr(prepared, "MAX_DEATHS", prepared.deaths)
     with pytest.raises(ExecutorError, match="the server that starts the processes of a run has died"):
         prepared.answer("cpu", 60.0, _kills_once, tmp_path / "killed", True)
 

@@ -68,7 +68,7 @@ KILLS = (
     ("agreeing", TRACKER, signal.SIGKILL),
     ("emulated", COMPILER, signal.SIGKILL),
 )
-MOST_SECONDS = 240
+MAX_SECONDS = 240
 LEFT_SECONDS = 5
 
 
@@ -155,7 +155,7 @@ class Storm:
     def end(self, kind: str, what: signal.Signals) -> str:
         """The fault at the end of the run, in words; empty if there is none."""
         try:
-            code = self.main.wait(MOST_SECONDS)
+            code = self.main.wait(MAX_SECONDS)
         except subprocess.TimeoutExpired:
             return f"it hangs: {processes_of(self.called)}"
         until = time.monotonic() + LEFT_SECONDS

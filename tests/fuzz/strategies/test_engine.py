@@ -116,7 +116,7 @@ def test_bytes_of_scales_are_drawn_directly():
     found, tally = draw(replace(SCALES_OF_POWERS, engine=Engine(least_scales=False)), examples=60)
     assert not tally.rejected
     edges = [edge.byte for case in found if (edge := edges_of_scales.edge_of(case))]
-    assert {*edges} == {edges_of_scales.LARGEST}
+    assert {*edges} == {edges_of_scales.MAX_BYTE}
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Engine)])

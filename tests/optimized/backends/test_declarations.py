@@ -31,7 +31,7 @@ ROWS = (
 OF_AMD = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
 ARCHITECTURES = (*OF_AMD, "interpreter", "sm70", "sm86", "sm88", "sm89", "sm90", "sm120")
 BEFORE_SM89 = ("sm70", "sm86", "sm88")
-MOST = 1 << 20
+MAX_SIZE = 1 << 20
 PLAIN = AttentionConfig(num_heads=1, num_kv_heads=1, head_size=64, dtype=torch.float16, block_size=16)
 
 
@@ -95,14 +95,14 @@ class Served:
     head_sizes: Collection[int]
     block_sizes: Collection[int]
     attn_types: Collection[AttentionType] = (AttentionType.DECODER,)
-    group_sizes: Collection[int] = range(1, MOST)
+    group_sizes: Collection[int] = range(1, MAX_SIZE)
     dtypes: Collection[torch.dtype] = ANY_DTYPE
     layouts: tuple[Layout, ...] = LAYOUTS
     architectures: Collection[str] = ARCHITECTURES
     cache_dtypes: Collection[torch.dtype] = FLOAT8
     scales: Collection[str] = ("tensor",)
     output_dtypes: Collection[torch.dtype] = ()
-    top_ks: Collection[int] = range(1, MOST)
+    top_ks: Collection[int] = range(1, MAX_SIZE)
     widths: Collection[tuple[int, int]] = ()
     beyond: Callable[[AttentionConfig, str | None], bool] = lambda config, architecture: False
     plain: AttentionConfig = PLAIN
@@ -131,7 +131,7 @@ SERVED = {
     "TRITON_ATTN": Served(
         rules={*RULES} - {"head_size_v", "over_ranks", "selection_unit"},
         head_sizes=range(1, 513),
-        block_sizes=range(1, MOST),
+        block_sizes=range(1, MAX_SIZE),
         attn_types=AttentionType,
         cache_dtypes=(*FLOAT8, torch.int8),
         scales=("tensor", "head", "token", "inline"),
@@ -145,7 +145,7 @@ SERVED = {
             "q_scale",
         ),
         head_sizes=range(32, 513),
-        block_sizes=range(16, MOST, 16),
+        block_sizes=range(16, MAX_SIZE, 16),
         layouts=(Layout.CONTENT_PACKED,),
         widths={(v, k - v) for v, k in itertools.product(range(1, 513), range(32, 513)) if v != k},
         beyond=beyond_diffkv,
@@ -155,7 +155,7 @@ SERVED = {
     "ROCM_ATTN": Served(
         rules=("window", "alibi_slopes", "non_causal", "rope", "kv_sharing"),
         head_sizes=(32, 64, 80, 96, 128, 160, 192, 224, 256),
-        block_sizes=range(16, MOST, 16),
+        block_sizes=range(16, MAX_SIZE, 16),
         attn_types={*AttentionType} - {AttentionType.ENCODER_DECODER},
         layouts=(Layout.X_PACKED,),
         scales=("tensor", "head"),
@@ -166,7 +166,7 @@ SERVED = {
     "ROCM_AITER_UNIFIED_ATTN": Served(
         rules=("window", "logits_soft_cap", "alibi_slopes", "sinks", "qq_bias", "rope", "kv_sharing"),
         head_sizes=(16, 32, 64, 128, 256),
-        block_sizes=range(16, MOST, 16),
+        block_sizes=range(16, MAX_SIZE, 16),
         attn_types=AttentionType,
         group_sizes=range(1, 65),
         dtypes=HALVES,
@@ -190,7 +190,7 @@ SERVED = {
     "TRITON_MLA": Served(
         rules=("head_size_v", "lse", "non_causal", "batch_invariant", "over_ranks"),
         head_sizes=(),
-        block_sizes=range(16, MOST, 16),
+        block_sizes=range(16, MAX_SIZE, 16),
         dtypes=HALVES,
         layouts=(Layout.LATENT,),
         widths={*itertools.product(range(1, 513), range(129))},
@@ -201,12 +201,12 @@ SERVED = {
     "ROCM_AITER_MLA_SPARSE": Served(
         rules=("head_size_v", "selection_unit", "sinks"),
         head_sizes=(),
-        block_sizes={1, *range(16, MOST, 16)},
+        block_sizes={1, *range(16, MAX_SIZE, 16)},
         dtypes=HALVES,
         layouts=(Layout.LATENT,),
         architectures=("gfx942", "gfx950", "gfx1250", "interpreter", *(name for name in ARCHITECTURES if name[:2] == "sm")),
         widths={*itertools.product(range(1, 513), range(129))},
-        top_ks=range(128, MOST, 128),
+        top_ks=range(128, MAX_SIZE, 128),
         beyond=beyond_sparse_mla,
         plain=replace(PLAIN, rules={"head_size_v": 32, "selection_unit": 1}),
     ),

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 from attn_optimized.launch.plan import attention_grid, attention_plan
-from attn_optimized.launch.splits import MOST_PARTS_BYTES, MOST_PROGRAMS_PER_UNIT, Splits, splits_of
+from attn_optimized.launch.splits import MAX_PARTS_BYTES, MAX_PROGRAMS_PER_UNIT, Splits, splits_of
 from attn_optimized.launch.table import Parameters, Phase, entry_for
 from attn_optimized.launch.tiles import attention_tiles, reduce_grid, reduce_tiles, row_grid, row_tiles
 from attn_optimized.launch.units import distance, in_units
@@ -381,8 +381,8 @@ def test_a_step_of_decodes_and_chunks_is_split_by_its_work():
     chosen = plan(**CHUNKS)
     assert not chosen.one_tile_per_request
     assert chosen.work_shares
-    assert 1 < chosen.splits <= MOST_PROGRAMS_PER_UNIT * COMPUTE_UNITS // (chosen.grid[0] * chosen.grid[1])
-    assert chosen.scratch_bytes <= MOST_PARTS_BYTES
+    assert 1 < chosen.splits <= MAX_PROGRAMS_PER_UNIT * COMPUTE_UNITS // (chosen.grid[0] * chosen.grid[1])
+    assert chosen.scratch_bytes <= MAX_PARTS_BYTES
     assert not plan(**CHUNKS | {"num_requests": 1, "num_tokens": 512}).work_shares, "one request: its length tells its work"
     assert plan(**CHUNKS, batch_invariant=True).splits == 1
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 _KIB = {64: ("sm75",), 96: ("sm70",), 99: ("sm86", "sm89", "sm120"), 163: ("sm80", "sm87"), 227: ("sm90", "sm100", "sm103")}
 SHARED_MEMORY = {architecture: kib << 10 for kib, names in _KIB.items() for architecture in names}
 """CUDA C++ Programming Guide, technical specifications per compute capability: shared memory of a thread block at most."""
-MOST_PROGRAMS = ((1 << 31) - 1, 65_535, 65_535)
+MAX_PROGRAMS = ((1 << 31) - 1, 65_535, 65_535)
 """The same, dimensions of a grid at most; HIP's are no smaller."""
 
 
@@ -211,10 +211,10 @@ def test_a_grid_is_one_that_gpus_have(requests_and_heads, group, longest):
     try:
         grid = attn_optimized.plan_of(*call, architecture="sm90", compute_units=8).launch_grid
     except UnsupportedError:
-        assert kv_heads > MOST_PROGRAMS[1]
+        assert kv_heads > MAX_PROGRAMS[1]
         assert longest > 1, "where each request has one tile, heads may stand in the first dimension"
         return
-    assert all(size <= most for size, most in zip(grid, MOST_PROGRAMS, strict=True))
+    assert all(size <= most for size, most in zip(grid, MAX_PROGRAMS, strict=True))
 
 
 NAMES = r"(sm[0-9]+|gfx1?[0-9a-f]{3})\Z"

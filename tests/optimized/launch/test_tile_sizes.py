@@ -23,7 +23,7 @@ from tests.optimized.launch.test_launch import CALL, COMPUTE_UNITS, PHASES
 
 SHARED_KIB = {"sm90": 227, "gfx942": 64, "gfx950": 160, "gfx1100": 64, "gfx1201": 64}
 """Shared memory of a program at most, on an architecture of each table of parameters. Others have a table of these."""
-MOST_OF_ATTENTION, MOST_REDUCED, MOST_OF_ROWS = 8192, 4096, 1024
+MAX_OF_ATTENTION, MAX_REDUCED, MAX_OF_ROWS = 8192, 4096, 1024
 """Elements of one tile for each warp."""
 each_architecture = pytest.mark.parametrize("architecture", SHARED_KIB)
 
@@ -106,7 +106,7 @@ def merges(architecture: str) -> Iterator[KernelCall]:
 def test_tiles_of_rows_fit_registers(calls, architecture):
     for call in calls(architecture):
         most = row_tile(call) / call.launch.options["num_warps"]
-        assert most <= MOST_OF_ROWS, call.launch.constants
+        assert most <= MAX_OF_ROWS, call.launch.constants
 
 
 def test_a_row_that_no_tile_holds_is_refused():
@@ -134,7 +134,7 @@ def test_tiles_of_attention_fit_registers(architecture):
         dims = max(kind["block_d"], kind["block_rest"], kind["block_v"] + kind["block_v_rest"])
         sides = (kind["block_m"], dims), (kind["block_n"], dims), (kind["block_m"], kind["block_n"])
         most = max(map(math.prod, sides)) / tiles.options["num_warps"]
-        assert most <= MOST_OF_ATTENTION, workload
+        assert most <= MAX_OF_ATTENTION, workload
         queries = kind["block_m"] * max(kind["block_d"], kind["block_rest"]) * workload.itemsize
         assert queries <= SHARED_KIB[architecture] << 10, workload
 
@@ -143,4 +143,4 @@ def test_tiles_of_attention_fit_registers(architecture):
 def test_tiles_of_reductions_fit_registers(architecture):
     for size, num_parts in itertools.product(borders(1, MAX_LATENT_SIZE), borders(2, 300)):
         tiles = reduce_tiles(architecture, head_size=size, num_parts=num_parts)
-        assert tiles.block_rows * tiles.block_parts * tiles.block_d / tiles.num_warps <= MOST_REDUCED
+        assert tiles.block_rows * tiles.block_parts * tiles.block_d / tiles.num_warps <= MAX_REDUCED

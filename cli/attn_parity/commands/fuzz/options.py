@@ -7,7 +7,7 @@ from pathlib import Path
 from attn_fuzz import outputs
 from attn_parity.options import PROFILES
 
-MOST_EXAMPLES, MINUTES = 100_000, 10.0
+MAX_EXAMPLES, MINUTES = 100_000, 10.0
 """The default minutes of a run that keeps going."""
 
 
@@ -40,7 +40,7 @@ class Options:
 
     @property
     def most_examples(self) -> int:
-        return self.examples or (MOST_EXAMPLES if self.keep_going else PROFILES[self.profile])
+        return self.examples or (MAX_EXAMPLES if self.keep_going else PROFILES[self.profile])
 
     @property
     def most_minutes(self) -> float | None:

@@ -16,7 +16,7 @@ from attn_parity.model_config import Group, ModelConfig
 if TYPE_CHECKING:
     from attn_optimized.selector import Assignment
 
-_MOST_NAMES = 20
+_MAX_NAMES = 20
 
 
 def print_config(config: ModelConfig, layers: Mapping[str, AttentionConfig], devices: int) -> None:
@@ -32,7 +32,7 @@ def print_config(config: ModelConfig, layers: Mapping[str, AttentionConfig], dev
     if config.left_out:
         results.print(f"left out, since it has no KV cache: {', '.join(config.left_out)}")
     if config.unknown:
-        first, more = config.unknown[:_MOST_NAMES], len(config.unknown) - _MOST_NAMES
+        first, more = config.unknown[:_MAX_NAMES], len(config.unknown) - _MAX_NAMES
         others = f" and {more} more" if more > 0 else ""
         results.print(f"not known, so not looked at: {', '.join(first)}{others}")
     for why, numbers in config.not_answered.items():

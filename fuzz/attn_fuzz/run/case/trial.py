@@ -32,7 +32,7 @@ PROPERTIES_OF_CASE = 2
 SEEDS_OF_SECOND_LOOK = (8 * CHOICES, 16 * CHOICES)
 PLANNED_ANEW = {"max_query_len", "max_seq_len", "num_actual_tokens", "requests", MODE}
 """Changes of an earlier call after which the keys of a call may be split into other parts."""
-MOST_CAPS, LEAST_SCALE = 2.0**64, 2.0**-100
+MAX_CAPS, MIN_SCALE = 2.0**64, 2.0**-100
 Judge = Callable[[Case, Step, Rounding], Judgement]
 """Compares the outputs of a step with the right ones, given where the target rounds."""
 
@@ -163,9 +163,9 @@ def followed(case: Case, target: Target, device: str, verdict: Verdict) -> Verdi
     try:
         if attempt.error is not None:
             raise NotCarriedError(attempt.followed.refusal or f"{type(attempt.error).__name__}: {message_of(attempt.error)}")
-        if case.logits_soft_cap is not None and abs(case.scale) > MOST_CAPS * case.logits_soft_cap:
+        if case.logits_soft_cap is not None and abs(case.scale) > MAX_CAPS * case.logits_soft_cap:
             raise NotCarriedError("kernels may clamp a scale above 2^64 times logits_soft_cap")
-        if 0 < abs(case.scale) < LEAST_SCALE:
+        if 0 < abs(case.scale) < MIN_SCALE:
             raise NotCarriedError("kernels may clamp a scale below 2^-100")
         wrong = comparison.inequality(attempt.followed, attempt.step, attempt.expected)
     except NotCarriedError as error:

@@ -46,7 +46,7 @@ _IMPORTED = [
 
 _STARTS = threading.Lock()
 """Held while this process has the environment of the server."""
-MOST_DEATHS = 10
+MAX_DEATHS = 10
 """The most servers of a run that may die."""
 _LOST = 256
 """The exit code of a process whose server died before it. No process ends with it."""
@@ -149,7 +149,7 @@ def have_server() -> None:
     with _environment(ONE_THREAD | KEEPS_MEMORY | interprets | SAFE_PATH), _interrupts_blocked():
         forkserver.ensure_running()
     deaths += before not in (None, server._forkserver_pid)
-    if deaths > MOST_DEATHS:
+    if deaths > MAX_DEATHS:
         raise ExecutorError(f"the server that starts the processes of a run has died {deaths} times: is memory short?")
 
 

@@ -23,11 +23,11 @@ from attn_fuzz.targets.target import AttentionFunction, Mode, Target
 from attn_fuzz.targets.triton import TRITON, TRITON_LATENT
 from attn_fuzz.verdict.rounding import Rounding
 
-MOST_CHUNKS = 3
+MAX_CHUNKS = 3
 """The number of chunks into which the longest context of a step is cut."""
 _CHUNK_KEYS = (48, 64, 100)
 """The keys of a chunk if all steps of a layer have the same chunks: see `options_of_layer`."""
-_MOST_EXPANDED = 256
+_MAX_EXPANDED = 256
 _ALL_ARE_DECODES = 1 << 20
 """A number of speculative tokens with which every request is a decode."""
 # the expanded heads of the fourth last have as many dims as a tile holds
@@ -60,7 +60,7 @@ class Weights(NamedTuple):
     @property
     def v_head_dim(self) -> int:
         """The width of V: Lkv, unless rows are too wide to be expanded."""
-        return 16 if self.latent_size + 8 > _MOST_EXPANDED else self.latent_size
+        return 16 if self.latent_size + 8 > _MAX_EXPANDED else self.latent_size
 
     def of_heads(self, heads: slice) -> "Weights":
         """The weights of some heads."""
@@ -95,7 +95,7 @@ def weights(num_heads: int, latent_size: int, dtype: torch.dtype, device: torch.
         for order, sign in ((key, key_sign), (value, value_sign))
     )
     left_over = torch.zeros(num_heads, 8, latent_size)
-    if latent_size + 8 > _MOST_EXPANDED:  # never multiplied: see `is_wide`
+    if latent_size + 8 > _MAX_EXPANDED:  # never multiplied: see `is_wide`
         w_uk, w_uv = w_uk[:, :16], w_uv[:, :16]
     kv_b_proj = torch.cat([w_uk, left_over, w_uv], dim=1).flatten(0, 1)
     # float8 of a query that is to be refused has no scatter
@@ -105,7 +105,7 @@ def weights(num_heads: int, latent_size: int, dtype: torch.dtype, device: torch.
 
 def is_wide(layer: Layer) -> bool:
     """True if rows are too wide for the target's expanded heads."""
-    return layer.head_size + 8 > _MOST_EXPANDED
+    return layer.head_size + 8 > _MAX_EXPANDED
 
 
 def builder_options(layer: Layer, batch: Batch) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def builder_options(layer: Layer, batch: Batch) -> dict[str, Any]:
     longest = max((batch.seq_lens - batch.query_start_loc.diff()).tolist(), default=0)
     options = {
         "num_speculative_tokens": rng.choice((0, 0, 0, 1, 3)),
-        "context_chunk_keys": max(1, -(-longest // rng.randint(1, MOST_CHUNKS))),
+        "context_chunk_keys": max(1, -(-longest // rng.randint(1, MAX_CHUNKS))),
     }
     if is_wide(layer):
         options["num_speculative_tokens"] = batch.max_query_len
@@ -274,7 +274,7 @@ def support(device: str) -> Support:
 def rounding(device: str) -> Rounding:
     """A prefill merges its own keys with each chunk of the context, which it rounds to q's dtype where it is quantized."""
     triton = TRITON.rounding(device)
-    return dataclasses.replace(triton, merged_parts=1 + MOST_CHUNKS, rounds_dequantized=True, exact_division=False)
+    return dataclasses.replace(triton, merged_parts=1 + MAX_CHUNKS, rounds_dequantized=True, exact_division=False)
 
 
 def invariant_by(attention: AttentionFunction) -> Mode:

@@ -12,7 +12,7 @@ from attn_contract import Batch, Indexer
 from attn_fuzz.cases.poison import bits, canary, poison
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.targets.indexer.gathered import gathered_keys
-from attn_fuzz.targets.indexer.step import GUARD, MOST_PADDING, NUMBERS, IndexStep, Terms, batch_on, index_step, on_device
+from attn_fuzz.targets.indexer.step import GUARD, MAX_PADDING, NUMBERS, IndexStep, Terms, batch_on, index_step, on_device
 from attn_fuzz.targets.rng import rng_of_lengths
 from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.target import AttentionFunction
@@ -145,7 +145,7 @@ def _with_garbage(logits: torch.Tensor, rng: random.Random) -> torch.Tensor:
     """Logits with rows and columns beyond the step's, and with numbers that must not be read where a row sees no unit."""
     heads, rows, units = logits.shape
     garbage = rng.choice((torch.nan, torch.inf, -torch.inf, 3e38))
-    wide = torch.full((heads, rows + 1, units + rng.choice((0, 1, MOST_PADDING))), garbage)
+    wide = torch.full((heads, rows + 1, units + rng.choice((0, 1, MAX_PADDING))), garbage)
     wide[:, :rows, :units] = torch.where(logits > -torch.inf, logits, garbage)
     return wide[:, :rows]
 

@@ -24,7 +24,7 @@ NUMBERS: Final = ("random", "equal", "zero", "near", "near", "small", "one")
 product is positive, so all logits of SUM_RELU are 0. "near": logits are equal or neighbours in float32, because scales are
 neighbours or one dim is very small. "small": small integers, so that many logits are equal. "one": all keys are 0 except a few
 where units, blocks or tiles of the cache begin and end."""
-GUARD, MOST_PADDING = 64, 48
+GUARD, MAX_PADDING = 64, 48
 EDGES = (0, 1, 15, 16, 31, 32, 63, 64, 127, 128, 255, 256)
 
 
@@ -169,7 +169,7 @@ def _cache(kv_cache: torch.Tensor, indexer: Indexer, rng: random.Random) -> tupl
     """Memory of bytes, and an index cache in it, full of NaN. Pages are padded, and more memory lies around them."""
     blocks, block_size = kv_cache.shape[0], kv_cache.shape[2] // indexer.key_unit
     dtype = torch.uint8 if indexer.layout.has_scales else indexer.cache_dtype or kv_cache.dtype
-    page = block_size * indexer.row_size + rng.choice((0, 0, 16, MOST_PADDING))
+    page = block_size * indexer.row_size + rng.choice((0, 0, 16, MAX_PADDING))
     before = GUARD // dtype.itemsize
     code = 0x80 if indexer.cache_dtype is torch.float8_e4m3fnuz else 0xFF
     size = (before + blocks * page) * dtype.itemsize + GUARD

@@ -22,7 +22,7 @@ from attn_fuzz.verdict.rounding import Rounding
 
 KEYS_PER_TILE = 16
 """The least of this project's launches for AMD."""
-MOST_TOKENS, MOST_KEYS = 128, 256
+MAX_TOKENS, MAX_KEYS = 128, 256
 LARGE_SHARE = 0.3
 """The share of layers whose launches are compiled for storages that 32 bits do not address. That is other code, so it is chosen
 for a layer: a choice for each launch would compile most kernels twice."""
@@ -127,7 +127,7 @@ class _Compiled:
         changed = dataclasses.replace(declared, dtypes=dtypes, steps_per_layer=steps, own_numbers=self.is_planned)
         if not self.is_planned:
             return changed
-        sizes = {"max_tokens": MOST_TOKENS, "max_seq_len": MOST_KEYS}
+        sizes = {"max_tokens": MAX_TOKENS, "max_seq_len": MAX_KEYS}
         sizes = {name: min(most, getattr(declared, name)) for name, most in sizes.items()}
         return dataclasses.replace(changed, long_seq_len=None, **sizes)
 

@@ -37,7 +37,7 @@ ALIGNMENT = 4
 """The unit of every stride, in bytes: scales in the rows of a cache are float32."""
 PART_ROWS_APART = 1 << 30
 """Elements. Two rows that are this far apart have the same offset of 32 bits: a kernel reads there what it has written."""
-MOST_TOKENS, MOST_KEYS = 48, 192
+MAX_TOKENS, MAX_KEYS = 48, 192
 _SCALES = ("k_scale_cache", "v_scale_cache")
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # a constant of Python 3.13 and later; the number is Linux's
 
@@ -302,7 +302,7 @@ def _with(target: Target, tensors_of: Callable[[Spread], _AnyStrides | _LargeCac
     def support(device: str) -> Support:
         # three rows reach as far as many
         declared = target.support(device)
-        sizes = {"max_tokens": min(MOST_TOKENS, declared.max_tokens), "max_seq_len": min(MOST_KEYS, declared.max_seq_len)}
+        sizes = {"max_tokens": min(MAX_TOKENS, declared.max_tokens), "max_seq_len": min(MAX_KEYS, declared.max_seq_len)}
         return dataclasses.replace(declared, long_seq_len=None, many_requests=None, **sizes)
 
     return target.wrapped(

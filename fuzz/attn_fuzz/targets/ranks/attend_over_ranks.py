@@ -21,7 +21,7 @@ from attn_fuzz.targets.rng import rng_of_call
 from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.triton import TRITON
 
-MOST_RANKS = 3
+MAX_RANKS = 3
 
 
 class RankCall(NamedTuple):
@@ -37,7 +37,7 @@ class RankCall(NamedTuple):
 def _processes() -> RankProcesses:
     from attn_optimized.context_parallel import RanksError
 
-    return RankProcesses(MOST_RANKS, (ContractError, UnsupportedError, RanksError))
+    return RankProcesses(MAX_RANKS, (ContractError, UnsupportedError, RanksError))
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
@@ -57,7 +57,7 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
 def _calls(q, kv_cache, layer: Layer, batch: Batch, out_dtype: torch.dtype, rng: random.Random) -> list[RankCall]:
     from attn_optimized.context_parallel import Dealing, Exchange
 
-    num_ranks = rng.choice([count for count in range(1, MOST_RANKS + 1) if layer.num_heads % count == 0])
+    num_ranks = rng.choice([count for count in range(1, MAX_RANKS + 1) if layer.num_heads % count == 0])
     numbers = {"num_ranks": num_ranks, "interleave": interleave(rng, layer)}
     options = {"exchange": rng.choice(get_args(Exchange)), "compare": rng.random() < 0.5}
     if layer.output_scale is not None:
@@ -115,7 +115,7 @@ def _forget() -> None:
     """Drop what is kept between calls, here and in the processes of ranks."""
     TRITON.forget()
     if _processes.cache_info().currsize:
-        _processes().call(_forget_on_rank, [()] * MOST_RANKS)
+        _processes().call(_forget_on_rank, [()] * MAX_RANKS)
 
 
 def _forget_on_rank(group: Any) -> None:

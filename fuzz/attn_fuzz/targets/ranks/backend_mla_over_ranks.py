@@ -23,7 +23,7 @@ from attn_fuzz.targets.backends.mla import (
     support,
     weights_of,
 )
-from attn_fuzz.targets.ranks.attend_over_ranks import MOST_RANKS, TRITON_OVER_RANKS, on_all_ranks
+from attn_fuzz.targets.ranks.attend_over_ranks import MAX_RANKS, TRITON_OVER_RANKS, on_all_ranks
 from attn_fuzz.targets.ranks.processes import TIMEOUT
 from attn_fuzz.targets.ranks.shards import INTERLEAVES, Shard, shard
 from attn_fuzz.targets.rng import rng_of, rng_of_call
@@ -71,7 +71,7 @@ def _steps(q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch, 
 
     rng = rng_of_call(q, batch)
     fixed = rng_of((layer.num_heads, layer.scale)) if batch_invariant else rng
-    num_ranks = fixed.choice([count for count in range(1, MOST_RANKS + 1) if layer.num_heads % count == 0])
+    num_ranks = fixed.choice([count for count in range(1, MAX_RANKS + 1) if layer.num_heads % count == 0])
     interleave = fixed.choice(INTERLEAVES)
     exchange = "all_to_all" if batch_invariant else rng.choice(get_args(Exchange))
     options_of = options_of_layer if batch_invariant else builder_options

@@ -20,7 +20,7 @@ SCHEMA = "attn-parity.launch-table/1"
 MAX_BYTES = 1 << 20
 # chips whose kernels compile to nearly the same code
 _LIKE = {"gfx90a": "gfx942", "gfx1250": "gfx1201"}
-_LEAST = {
+_MINIMA = {
     "block_m": 16,
     "block_n": 16,
     "num_warps": 1,
@@ -67,7 +67,7 @@ class Parameters:
     uneven_waves: int = 4
 
     def __post_init__(self) -> None:
-        for name, minimum in _LEAST.items():
+        for name, minimum in _MINIMA.items():
             value = getattr(self, name)
             if value is not None or name not in ("maxnreg", "waves_per_eu"):
                 check_int(f"parameters.{name}", value, minimum=minimum)

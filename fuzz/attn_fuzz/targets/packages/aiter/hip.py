@@ -257,7 +257,7 @@ def _rocm(q, kv_cache, layer: Layer, batch: Batch, out) -> dict[str, Any]:
     }
 
 
-MOST_KEYS, LONG = 600, 4500
+MAX_KEYS, LONG = 600, 4500
 """Keys of a request, and of one that is alone: 3 partitions, and 18, of which the merge takes 16 at once."""
 ROUNDING = Rounding(
     keys_per_tile=PARTITION,
@@ -284,7 +284,7 @@ def _support(architecture: str, **fields: Any) -> Support:
         "unused_slots": "mostly finite",
         "tile_sizes": (16, 64, PARTITION),
         "max_tokens": 4,
-        "max_seq_len": MOST_KEYS,
+        "max_seq_len": MAX_KEYS,
         "long_seq_len": LONG,
     }
     return Support(**(drawn | fields))

@@ -46,7 +46,7 @@ SPLITS = (None, None, 1, 3, 16)
 """None: mla_decode_fwd chooses, as engines have it."""
 PARTS = (-1, -1, 1, 2, 4)
 """max_split_per_batch of metadata. -1: as vLLM 0.33 has it (v1/attention/backends/mla/rocm_aiter_mla.py:1752-1773)."""
-MOST_QUERIES_OF_FLOAT8 = 4
+MAX_QUERIES_OF_FLOAT8 = 4
 """aiter/mla.py:119-133 and asm_mla.cu:279-282 of the wheel, aiter/mla.py:345-359 of main."""
 _FILES = {
     ("bf16", "bf16", 128, None): ("mla_dec_stage1_bf16_a16w16_subQ128_mqa128", 128),
@@ -350,7 +350,7 @@ def _excluded(architecture: str, way: Decode, case: Case) -> str | None:
     types = way.types(is_quantized=case.is_quantized)
     heads, queries = case.group_size, max((each.query_len for each in case.requests), default=1)
     factor = folds(architecture, *types, heads, queries) if way.has_metadata else 1
-    if types[0] == "fp8" and queries > MOST_QUERIES_OF_FLOAT8:
+    if types[0] == "fp8" and queries > MAX_QUERIES_OF_FLOAT8:
         return f"q of float8 and {queries} queries of a request, for which get_meta_param has no entry"
     try:
         choices(architecture, *types, heads // factor, queries, persistent=way.has_metadata)

@@ -137,15 +137,15 @@ _ENGINE = dataclasses.replace(
     fused_qkv=(False,),
     padding=(0,),
 )
-_MOST_QUERIES = 4
+_MAX_QUERIES = 4
 """Files for several queries have code for 2, 3 and 4, and take any other number for 1: `s_cmp_eq_i32 s60, s86`."""
 
 
 def _excluded(architecture: str, case: Case) -> str | None:
     cache, queries = case.cache, {request.query_len for request in case.requests}
     assert cache is not None
-    if (most := max(queries, default=1)) > _MOST_QUERIES:
-        return f"{most} queries of a request, at most {_MOST_QUERIES}"
+    if (most := max(queries, default=1)) > _MAX_QUERIES:
+        return f"{most} queries of a request, at most {_MAX_QUERIES}"
     try:
         dtypes = DTYPES[case.dtype], DTYPES[cache.dtype or case.dtype]
         [(file, _), *_] = choices(architecture, *dtypes, case.group_size, cache.block_size, most)

@@ -23,7 +23,7 @@ from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.verdict.rounding import Rounding
 
 COMMON, ROCM = (f"models/minimax_m3/{side}/ops/sparse_attn" for side in ("common", "amd"))
-BLOCK, MOST_DRAFTS, SUB_BLOCK = 128, 3, 32
+BLOCK, MAX_DRAFTS, SUB_BLOCK = 128, 3, 32
 ENGINE = dataclasses.replace(
     engine.VLLM,
     selection_units=(BLOCK,),
@@ -43,7 +43,7 @@ OF_ROCM = Sources(VLLM, (ROCM, COMMON), functools.partial(vllm_package.stubs, is
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse, sources: Sources) -> None:
     query_lens = batch.query_start_loc.diff().tolist()
     rows, drafts = sum(query_lens), query_lens[0]
-    decodes = len(list(itertools.takewhile(lambda length: length == drafts <= MOST_DRAFTS, query_lens)))
+    decodes = len(list(itertools.takewhile(lambda length: length == drafts <= MAX_DRAFTS, query_lens)))
     first = decodes * drafts
     out = rows_of(out, layer, rows)
     selected = batch.selected.expand(layer.num_kv_heads, -1, -1)
