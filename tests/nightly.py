@@ -1,7 +1,7 @@
 """The slow checks, in parts: `tox run -e nightly` runs the one that ended longest ago, `tox run -e nightly -- NAME` this one.
 
-A part is a list of commands. Each that ends is noted, and a part that was interrupted goes on behind it. After 150 minutes the
-running command is interrupted, too. How each part ended is in docs/generated/nightly.json, and in the table of tests/README.md.
+A part is a list of commands. Each that ends is noted, and an interrupted part goes on after the last of them. After 150 minutes
+the running command is interrupted, too. docs/generated/nightly.json and the table of tests/README.md say how each part ended.
 """
 
 import datetime
@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "generated" / "nightly.json"
 PAGE = ROOT / "tests" / "README.md"
 NOTES = ROOT / "attn-parity-runs"
-MOST_SECONDS = 150 * 60
+MAX_SECONDS = 150 * 60
 BEGIN, END = "<!-- nightly -->\n", "<!-- end of nightly -->\n"
 ENGINE = ("llama", "mistral", "gemma2", "gemma3", "gpt_oss", "qwen3_moe", "glm4", "cohere2", "gemma3n", "smollm3")
 
@@ -111,7 +112,7 @@ def oldest(results: dict[str, Any]) -> str:
 
 
 def run(name: str, commands: list[str], folder: Path, seconds: float) -> dict[str, Any] | None:
-    """Run a part's commands behind those that ended before.
+    """Run those of a part's commands that have not ended before.
 
     Args:
         folder: of the notes of what ended.
@@ -141,8 +142,17 @@ def run(name: str, commands: list[str], folder: Path, seconds: float) -> dict[st
         "ended": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
         "commit": commit if commit == noted["commit"] else f"{noted['commit']}..{commit}",
         "minutes": round(noted["seconds"] / 60),
-        "result": "passed" if not failed else f"{len(failed)} of {len(commands)} commands failed: {failed[0]}",
+        "result": "passed"
+        if not failed
+        else f"{len(failed)} of {len(commands)} commands failed: {'; '.join(_short(failed, commands))}",
     }
+
+
+def _short(failed: list[str], commands: list[str]) -> Iterator[str]:
+    """Of each failed command the words that not all of a part's commands have, or all words of a part's only command."""
+    common = set.intersection(*(set(command.split()) for command in commands)) if len(commands) > 1 else set()
+    for command in failed:
+        yield textwrap.shorten(" ".join(word for word in command.split() if word not in common), 80)
 
 
 def _heed_interrupts() -> None:
@@ -187,7 +197,7 @@ def main(arguments: list[str]) -> int:
     if name not in PARTS or len(arguments) > 1:
         print(f"got {' '.join(arguments)}, expected one of {', '.join(PARTS)}", file=sys.stderr)
         return 2
-    ended = run(name, [*PARTS[name][0]()], NOTES, MOST_SECONDS)
+    ended = run(name, [*PARTS[name][0]()], NOTES, MAX_SECONDS)
     if ended is None:
         return 130
     results[name] = ended

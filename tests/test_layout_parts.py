@@ -23,7 +23,7 @@ def test_a_layout_has_a_row_in_the_guide_of_ops(layout):
 
 @pytest.mark.parametrize("layout", Layout)
 def test_a_layout_has_launches_that_ship(layout):
-    """A read and a write of it are compiled, emulated and held to budgets."""
+    """A read and a write of it are compiled, emulated and compared with budgets."""
     ops = {call.op for call in CALLS if call.layout is layout}
     assert ops >= {"paged", "write latent" if layout.has_latent_value else "write"}
 

@@ -125,7 +125,7 @@ def test_a_value_outside_a_set_is_refused_with_the_set(field, values, config, re
     assert words(ALL, config) == []
 
 
-def test_what_a_config_leaves_open_is_not_refused():
+def test_a_property_that_a_config_leaves_open_is_not_refused():
     nothing = Only((), "nothing at all")
     assert words(replace(ALL, layouts=nothing, kv_cache_dtypes=nothing, scales=nothing, output_dtypes=nothing), CONFIG) == []
     assert words(replace(ALL, block_sizes=nothing), ENCODER) == []

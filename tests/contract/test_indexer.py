@@ -53,7 +53,9 @@ def at(layout: IndexLayout, block: int, slot: int, dim: int, *, block_size: int,
         (TILED, 2, 0, 0, 16, 4, 2 * 580),
     ],
 )
-def test_element(layout: IndexLayout, block: int, slot: int, dim: int, block_size: int, pad: int, expected: int) -> None:
+def test_an_element_lies_at_its_address(
+    layout: IndexLayout, block: int, slot: int, dim: int, block_size: int, pad: int, expected: int
+) -> None:
     assert at(layout, block, slot, dim, block_size=block_size, pad=pad) == expected
 
 
@@ -61,7 +63,7 @@ def test_element(layout: IndexLayout, block: int, slot: int, dim: int, block_siz
     ("layout", "block", "slot", "block_size", "expected"),
     [(FLAT, 0, 0, 1, 32), (FLAT, 0, 3, 4, 128 + 12), (FLAT, 2, 1, 4, 288 + 132), (TILED, 1, 17, 32, 1152 + 1024 + 68)],
 )
-def test_scale(layout: IndexLayout, block: int, slot: int, block_size: int, expected: int) -> None:
+def test_a_scale_lies_at_its_address(layout: IndexLayout, block: int, slot: int, block_size: int, expected: int) -> None:
     made = indexer(layout=layout, cache_dtype=FLOAT8)
     view = made.view_of(torch.zeros(3, block_size, 36, dtype=torch.uint8))
     assert int(view.scale(torch.tensor(block), torch.tensor(slot))) == expected
@@ -129,7 +131,7 @@ CALLS: dict[str, Any] = {
 
 
 @refusals.parametrize(list(refusals.of(__file__, "indexer_refusals.txt")))
-def test_refusal(refusal: refusals.Refusal) -> None:
+def test_a_wrong_call_is_refused(refusal: refusals.Refusal) -> None:
     with pytest.raises(ContractError) as caught:
         CALLS[refusal.call](**refusal.changed({}, globals()))
     refusal.check(caught.value)

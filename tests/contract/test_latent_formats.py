@@ -77,7 +77,7 @@ def dense(layout: Layout, **sizes: int) -> KVCacheView:
     [(layout, *view) for layout, of_layout in ADDRESSES.items() for view in of_layout.views],
     ids=str,
 )
-def test_addresses(layout, changes, addresses):
+def test_elements_lie_at_their_addresses(layout, changes, addresses):
     """K and V have the same addresses: V is the beginning of K's row."""
     view, of_layout = replace(dense(layout), **changes), ADDRESSES[layout]
     for index, address in zip(of_layout.indices, addresses, strict=True):
@@ -157,7 +157,7 @@ def of(layout: Layout) -> dict[str, int]:
         (PLANES, (896, 1), 0, "blocks that begin at multiples of 256, a slot's data, in LATENT_E8M0_PLANES"),
     ],
 )
-def test_what_is_wider_than_a_byte_lies_on_its_own_multiples(layout, strides, offset, message):
+def test_elements_wider_than_a_byte_lie_on_their_own_multiples(layout, strides, offset, message):
     tensor = BYTES.as_strided((3, *ADDRESSES[layout].shape), strides, offset)
     with pytest.raises(ContractError) as caught:
         KVCacheView.of(tensor, layout, **of(layout))
@@ -165,7 +165,7 @@ def test_what_is_wider_than_a_byte_lies_on_its_own_multiples(layout, strides, of
 
 
 @pytest.mark.parametrize("layout", LATENT_FORMATS)
-def test_elements_are_bytes(layout):
+def test_elements_wider_than_a_byte_are_refused(layout):
     tensor = torch.zeros(3, *ADDRESSES[layout].shape, dtype=torch.float16)
     with pytest.raises(ContractError, match=rf"^kv_cache: got elements of 2 bytes, expected 1 byte in layout {layout}$"):
         KVCacheView.of(tensor, layout, **of(layout))

@@ -86,14 +86,14 @@ ACCEPTED = [
 
 
 @refusals.parametrize(REFUSED)
-def test_refuses(refusal):
+def test_a_wrong_layer_is_refused(refusal):
     with pytest.raises(ContractError) as caught:
         layer(**refusal.changed({}, globals()))
     refusal.check(caught.value)
 
 
 @pytest.mark.parametrize("changes", ACCEPTED)
-def test_accepts(changes):
+def test_a_right_layer_keeps_its_values(changes):
     made = layer(**changes)
     assert {name: getattr(made, name) for name in changes} == changes
     assert made.v_head_size == changes.get("head_size_v", made.head_size)
@@ -156,7 +156,7 @@ def test_which_types_read_a_cache():
         ("pcp_world_size", 2, "prefill context parallelism (PCP) (pcp_world_size) not supported: a layer is one rank's"),
     ],
 )
-def test_what_is_out_of_scope_is_refused_by_name(setting, value, message):
+def test_a_setting_out_of_scope_is_refused_by_name(setting, value, message):
     with pytest.raises(UnsupportedError) as caught:
         layer(**{setting: value})
     assert str(caught.value).startswith(f"attn_contract: {message}")

@@ -117,7 +117,7 @@ ADDRESSES = {
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_addresses(name):
+def test_elements_lie_at_their_addresses(name):
     """The address of an element, by the formula and by a tensor whose elements are their own addresses."""
     view = VIEWS[name]
     tensor = view.tensor(torch.arange(view.end))
@@ -171,7 +171,7 @@ X_ADDRESSES = {
 
 
 @pytest.mark.parametrize("name", X_VIEWS)
-def test_x_packed_addresses(name):
+def test_elements_in_units_of_x_lie_at_their_addresses(name):
     view = X_VIEWS[name]
     for index, address in zip(X_INDICES, X_ADDRESSES[name], strict=True):
         assert view.element(*index) == address, index
@@ -239,7 +239,7 @@ def test_rows_of_two_widths(widths):
     assert len({*k.flatten().tolist(), *v.flatten().tolist()}) == 36
 
 
-def test_rows_of_mimo():
+def test_rows_of_mimo_lie_at_their_addresses():
     """192 of K and 128 of V in blocks of 16 slots, 4 KV heads."""
     view = KVCacheView.dense(
         CONTENT_PACKED, num_blocks=2, block_size=16, num_kv_heads=4, head_size=192, head_size_v=128, itemsize=2
@@ -310,7 +310,7 @@ def test_tensors_that_are_no_view(refusal):
 
 
 @refusals.parametrize([one for one in refusals.of(__file__) if one.call == "content_packed"])
-def test_content_packed_refuses(refusal):
+def test_a_wrong_content_packed_view_is_refused(refusal):
     right = {"layout": CONTENT_PACKED, "order": PhysicalOrder.LBHNC, "num_layers": 2, "layer": 1, **SMALL}
     with pytest.raises(ContractError) as error:
         KVCacheView.content_packed(**refusal.changed(right, globals()))

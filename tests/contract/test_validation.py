@@ -408,7 +408,7 @@ def test_a_refused_gradient_may_be_of_the_sinks():
         call(paged, arguments, "attn_reference")
 
 
-def test_what_is_accepted_as_interleaved_shares_no_memory():
+def test_accepted_interleaved_tensors_share_no_memory():
     """Two tensors of scales over one allocation, with any strides: an accepted pair is disjoint, element by element."""
     random = Random(0)
     layer = Layer(**{name: value for name, value in write_per_token().items() if name in LAYER_FIELDS})

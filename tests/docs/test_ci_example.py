@@ -106,7 +106,7 @@ def test_torch_is_the_build_for_cpus():
     assert f"`{variable}`" in (ROOT / "docs" / "guide" / "ci.md").read_text()
 
 
-def test_what_is_uploaded_is_what_the_run_writes(tmp_path, monkeypatch):
+def test_the_job_uploads_the_files_that_the_run_writes(tmp_path, monkeypatch):
     for name in ("my_target.py", "my_unified_attention.py"):
         shutil.copy(ROOT / "examples" / name, tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -12,16 +12,42 @@ NAME = re.compile(rf"(?<![\w./-])(?:{'|'.join(OURS)})(?:\.[A-Za-z_]\w*)+")
 PATH = re.compile(rf"(?<![\w/.-])(?:{'|'.join((*FOLDERS, 'tests', 'docs'))})/[\w./-]*\.(?:py|toml|json|csv|md|css)\b")
 KEYS = ("attn_contract.rule", "attn_parity.packages", "attn_parity.targets")
 """A key of dataclass fields, and groups of entry points, that look like modules' names."""
+PAGES = [
+    *(ROOT / page for page in ("README.md", "CONTRIBUTING.md", "tests/README.md")),
+    *(path for path in (ROOT / "docs").rglob("*.md") if path.stem not in ("renamed", "mutants")),
+]
+"""All but the changelog, the page of what was renamed, and results of mutants, which may name what is gone."""
+MODULES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+REPLACED = {
+    "attn-parity hunt": "attn-parity fuzz --keep-going",
+    "attn-parity matrix": "python -m attn_lab matrix",
+    "attn-parity mutate": "python -m attn_lab mutate",
+    "attn-parity zoo": "python -m attn_lab zoo",
+    "has_gaps": "has_other_masks",
+    "kv_len": "seq_len",
+    "q_len": "query_len",
+    "select --soft-cap": "select --logits-soft-cap",
+    "triton-plans": "triton@planned",
+    "unit_of_blocks": "block_alignment",
+    "unit_of_strides": "stride_alignment",
+    "value_size": "head_size_v",
+}
+"""For each word that a rename has removed, the word in its place. The commit that renames adds its word."""
 
 
-def test_what_pages_name_is_there():
-    """The changelog, the page of what was renamed, and results of mutants may name what is gone."""
-    pages = [path for path in (ROOT / "docs").rglob("*.md") if path.stem not in ("renamed", "mutants")]
-    assert not gone_in(ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md", *pages)
+def test_names_on_pages_lead_somewhere():
+    assert not gone_in(*PAGES)
 
 
-def test_what_the_packages_name_is_there():
-    assert not gone_in(*(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")))
+def test_names_in_packages_lead_somewhere():
+    assert not gone_in(*MODULES)
+
+
+def test_no_word_that_was_replaced_comes_back():
+    old = re.compile(rf"(?<![\w-])(?:{'|'.join(REPLACED)})(?![\w-])")
+    tests = [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
+    found = {path: {*old.findall(path.read_text(encoding="utf-8"))} for path in (*PAGES, *MODULES, *tests)}
+    assert not {path: {word: REPLACED[word] for word in words} for path, words in found.items() if words}
 
 
 def gone_in(*files: Path) -> dict[str, list[str]]:

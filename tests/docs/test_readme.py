@@ -11,7 +11,7 @@ from tests.support.pages import PAGES, ROOT, run_command, without_numbers
 README = PAGES["README.md"]
 
 
-def test_the_first_run(tmp_path):
+def test_the_first_run_is_as_shown(tmp_path):
     """Fewer cases are drawn here, all of which exact mode carries; how many past cases come first must be as shown."""
     shown = re.search(r"attn-parity fuzz --seed 1\n```\n\n```\n(.*?)```", README, flags=re.DOTALL)
     assert shown is not None
@@ -24,13 +24,13 @@ def test_the_first_run(tmp_path):
     assert past is None or shown[1].count(past[1]) == 2
 
 
-def test_what_the_zoo_came_to():
+def test_the_readme_has_the_counts_of_the_zoo():
     zoo = (ROOT / "docs" / "generated" / "zoo.md").read_text()
     (found,) = re.findall(r"\d+ of \d+ found: \d+ classes, \d+ real bugs", README)
     assert f"\n{found};" in zoo
 
 
-def test_what_finds_generated_mutants():
+def test_the_readme_has_the_shares_of_found_mutants():
     (results,) = results_file.kept(ROOT / "docs" / "generated" / "mutants.md", mutants.Results, "mutate").values()
     kernels, host = ([row for row in mutants.whole(results).mutants if of(row)] for of in mutants.KERNELS_OR_HOST.values())
     judged = mutants.shares(kernels, "judge, property and sanitizer")

@@ -18,6 +18,7 @@ from attn_fuzz.verdict.verdict import VerdictKind
 from attn_lab.__main__ import lab
 from attn_lab.zoo.known_bugs import KnownBug
 from attn_parity import cli
+from attn_parity.json_types import OUTPUTS
 
 from tests.support.pages import PAGES, ROOT, blocks
 
@@ -49,7 +50,9 @@ def test_every_kind_of_failure_is_described():
 
 def test_every_schema_is_described():
     written = {schema for path in SOURCES for schema in re.findall(r'"(attn-parity\.[\w-]+/\d+)"', path.read_text())}
-    assert set(re.findall(r"attn-parity\.[\w-]+/\d+", PAGES["docs/reference/json-schemas.md"])) == written
+    page = PAGES["docs/reference/json-schemas.md"]
+    assert set(re.findall(r"attn-parity\.[\w-]+/\d+", page)) == written
+    assert all(f"| `{kind.__name__}` |" in page for kind in OUTPUTS.values())
 
 
 def test_the_mutant_on_its_page_applies():

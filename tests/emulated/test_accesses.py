@@ -96,7 +96,7 @@ def test_conflicts_are_words_of_one_bank_in_one_phase(text, architecture, size, 
         assert found["LDS accesses with known phases"] == found["LDS accesses"] == 1
 
 
-def test_what_is_not_documented_is_not_counted():
+def test_accesses_that_are_not_documented_are_not_counted():
     for text, architecture in (
         ("ds_read_b64 v[8:9], v0", "gfx942"),
         ("ds_read2_b32 v[8:9], v0 offset1:1", "gfx942"),

@@ -61,7 +61,7 @@ def test_labels_and_source_lines():
     assert second.operands[0].of == Named(".LBB0_1")
 
 
-def test_what_is_no_operand_is_refused_with_its_line():
+def test_a_word_that_is_no_operand_is_refused_with_its_line():
     with pytest.raises(AssemblyError, match="line 2: `v_mov_b32 v0, %q`: '%q' is no operand"):
         code_of("s_nop 0\nv_mov_b32 v0, %q")
 

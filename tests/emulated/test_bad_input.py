@@ -40,7 +40,7 @@ PTX = ".version 8.4\n.target sm_90a\n.visible .entry kernel(\n)\n{\n\tld.param.u
         pytest.param(KERNEL.replace(".amdhsa_next_free_vgpr 16", ""), "no .amdhsa_next_free_vgpr", id="no registers"),
     ],
 )
-def test_what_is_no_kernel_is_not_loaded(text, message):
+def test_a_text_that_is_no_kernel_is_not_loaded(text, message):
     with pytest.raises(AssemblyError, match=message):
         load(text)
 
@@ -75,7 +75,7 @@ def test_a_truncated_text_is_not_loaded():
         (KERNEL.replace("s_mov_b32 s7, 0", "s_barrier_wait 1"), UnknownInstructionError, "a barrier of another number than -1"),
     ],
 )
-def test_what_cannot_run_is_not_prepared(text, error, message):
+def test_a_kernel_that_cannot_run_is_not_prepared(text, error, message):
     with pytest.raises(error, match=message):
         prepare(load(text))
 
@@ -128,7 +128,7 @@ def test_whatever_a_text_says_is_run_or_refused_in_short(request):
         ("---", "---\n#" + "x" * 70_000, "and at most 65536 are expected"),
     ],
 )
-def test_what_no_architecture_has_is_named(old, new, message):
+def test_metadata_that_no_architecture_has_is_named(old, new, message):
     laughs = LAUGHS if "*a8" in new else ""
     text = KERNEL.replace("---\n", f"---\n{laughs}")
     with pytest.raises(AssemblyError, match=message):
@@ -167,7 +167,7 @@ def test_a_workgroup_of_more_lanes_than_hardware_has_is_refused():
         launch(program, (1, 1, 1), [("data", 0), 1], DATA)
 
 
-def test_schedules():
+def test_a_wrong_schedule_is_refused():
     with pytest.raises(LaunchError, match="schedule 'up', 'ascending'"):
         Schedule("up")
     with pytest.raises(LaunchError, match="schedule 'together', 'together'"):

@@ -32,7 +32,7 @@ def test_a_result_of_what_is_written_is_the_same_under_every_schedule():
         ),
     ],
 )
-def test_what_nobody_wrote_shows_in_a_store(body, at_fault):
+def test_unwritten_memory_shows_in_a_store(body, at_fault):
     with pytest.raises(EmulationFault, match=r"byte 0 of out is .* under .* and .* under") as found:
         checked_run(LSHL, *body)
     assert found.value.instruction == at_fault

@@ -8,7 +8,7 @@ from attn_amdgcn.instructions.forms import REGISTERED
 from tests.emulated.kernels import DATA, KERNEL
 
 
-def test_each_wave_counts():
+def test_each_wave_is_counted():
     program = prepare(load(KERNEL))
     _, report = launch(program, (5, 1, 1), [("data", 0), 1], DATA)
     found = counts(program, report)

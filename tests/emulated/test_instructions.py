@@ -29,7 +29,7 @@ def test_it_knows_each_instruction_with_its_modifiers(architecture):
 
 
 @pytest.mark.parametrize("text", ["v_never_f32 v0, v0", "v_swap_b32 v0, v0 clamp", "v_add_f32_e32 v0, v0"])
-def test_what_it_does_not_know_is_told(text):
+def test_an_unknown_instruction_has_a_reason(text):
     assert instructions.why_unknown(code_of(text)[0][0], "gfx942")
 
 

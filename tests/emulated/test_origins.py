@@ -80,7 +80,7 @@ def test_a_lost_address_is_found(what):
 
 
 @pytest.mark.parametrize("what", SOUND)
-def test_what_keeps_its_address_is_left_alone(what):
+def test_an_access_that_keeps_its_address_is_left_alone(what):
     text = kernel_text(*ARGUMENTS, *SOUND[what], arguments=THREE)
     assert not lost_addresses(load(text), text)
 

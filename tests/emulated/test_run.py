@@ -81,7 +81,7 @@ def test_a_branch_is_taken_on_its_condition_alone(condition, given):
     assert int(ran(text, **otherwise).scalar[0, 2]) == 2
 
 
-def test_what_a_kernel_gets_that_may_call_something():
+def test_a_kernel_that_may_call_something_gets_further_registers():
     """LLVM then asks for the pointers of a dispatch and of services, and for the lane's number in each dimension."""
     settings = ["dispatch_ptr", "queue_ptr", "kernarg_segment_ptr", "dispatch_id"]
     lines = [

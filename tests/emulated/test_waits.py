@@ -87,7 +87,7 @@ COUNTED = [
 
 
 @pytest.mark.parametrize(("architecture", "first", "second", "use", "wait", "enough"), COUNTED)
-def test_what_a_counter_says(architecture, first, second, use, wait, enough):
+def test_a_wait_covers_the_counts_of_its_counter(architecture, first, second, use, wait, enough):
     if enough:
         run(architecture, first, second, wait, use)
         return

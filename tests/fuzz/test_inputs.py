@@ -38,7 +38,7 @@ def refused(reads, path: Path, says: str) -> None:
     ],
     ids=lambda given: given[:12] if isinstance(given, bytes) else "",
 )
-def test_what_is_no_json_is_refused(content, says, tmp_path):
+def test_a_file_that_is_no_json_is_refused(content, says, tmp_path):
     (tmp_path / "file").write_bytes(content)
     refused(inputs.read_json, tmp_path / "file", says)
 
@@ -62,7 +62,7 @@ def test_a_record_is_of_its_schema(content, tmp_path):
     ],
     ids=["no end", "twice", "digits", "deep", "deep and cut", "parts", "large"],
 )
-def test_what_is_no_toml_is_refused(content, says, tmp_path):
+def test_a_file_that_is_no_toml_is_refused(content, says, tmp_path):
     (tmp_path / "file").write_bytes(content)
     refused(inputs.read_toml, tmp_path / "file", says)
 
@@ -80,7 +80,7 @@ def test_what_is_no_toml_is_refused(content, says, tmp_path):
     ],
     ids=["pipe", "folder", "endless", "dangling", "loop", "missing", "huge"],
 )
-def test_what_is_no_file_is_refused(make, says, tmp_path):
+def test_a_path_that_is_no_file_is_refused(make, says, tmp_path):
     make(tmp_path / "file")
     refused(inputs.read_text, tmp_path / "file", says)
 

@@ -41,7 +41,7 @@ def command(code: str) -> str:
     return shlex.join([sys.executable, "-c", code])
 
 
-def test_an_interrupted_part_goes_on_behind_what_ended(tmp_path):
+def test_an_interrupted_part_goes_on_after_the_command_that_ended_last(tmp_path):
     first = command(f"import pathlib; path = pathlib.Path({str(tmp_path / 'ran')!r}); path.open('a').write('.')")
     fails = command("raise SystemExit(3)")
     waits = command("import time; time.sleep(600)")
@@ -51,13 +51,17 @@ def test_an_interrupted_part_goes_on_behind_what_ended(tmp_path):
     ended = nightly.run("part", [first, fails], tmp_path, seconds=60)
     assert ended is not None
     assert (tmp_path / "ran").read_text() == ".", "it ran once"
-    assert ended["result"] == f"1 of 2 commands failed: {fails}"
+    assert ended["result"] == "1 of 2 commands failed: 'raise SystemExit(3)'"
     shutil.rmtree(tmp_path)
     again = nightly.run("part", [command("pass")], tmp_path, seconds=60)
     assert again is not None
     assert again["result"] == "passed"
+    all_fail = nightly.run("part", [fails, "false a/long/name", "false b"], tmp_path, seconds=60)
+    assert all_fail is not None
+    assert all_fail["result"].startswith("3 of 3 commands failed: ")
+    assert all_fail["result"].endswith("'raise SystemExit(3)'; false a/long/name; false b")
 
 
-def test_a_part_that_there_is_none_of_is_refused(capsys):
+def test_a_part_of_an_unknown_name_is_refused(capsys):
     assert nightly.main(["nothing"]) == 2
     assert "got nothing, expected one of tests, proofs, " in capsys.readouterr().err

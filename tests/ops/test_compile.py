@@ -39,7 +39,7 @@ def assert_same_bits(function: Callable, compiled: Callable, arguments: dict[str
 
 
 @pytest.mark.parametrize("call", mostly_nightly(CALLS, IN_EACH_RUN), indirect=True)
-def test_every_call(call, backend):
+def test_every_compiled_call_has_the_same_bits(call, backend):
     def function(**arguments):
         call.op(**arguments)
         return [arguments[name].clone() for name in written]

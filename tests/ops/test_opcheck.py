@@ -16,7 +16,7 @@ def is_float8(value: object) -> bool:
 
 
 @pytest.mark.parametrize("call", mostly_nightly(CALLS, IN_EACH_RUN), indirect=True)
-def test_opcheck(call):
+def test_every_call_passes_opcheck(call):
     """For float8 without opcheck's own test of the schema, which multiplies what it compares: torch has no such arithmetic. The
     test below asks the same, of bits."""
     tests = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
@@ -25,7 +25,7 @@ def test_opcheck(call):
     torch.library.opcheck(call.op, (), call.arguments, test_utils=tests)
 
 
-def test_what_the_schema_calls_written_is_and_nothing_else(call):
+def test_tensors_that_the_schema_calls_written_are_written_and_no_others(call):
     tensors = {name: value for name, value in call.arguments.items() if isinstance(value, torch.Tensor)}
     before = {name: bits(tensor) for name, tensor in tensors.items()}
     call.op(**call.arguments)

@@ -82,7 +82,7 @@ def test_lengths_that_are_rounded_alike_are_one_signature_and_others_are_not():
     ],
     ids=["gradient", "shared memory", "negated", "negative length", "None", "NaN"],
 )
-def test_what_is_wrong_with_a_later_call_is_said(wrong):
+def test_a_wrong_argument_of_a_later_call_is_refused(wrong):
     call("paged_attention", arguments_of("paged_attention", 0), repeating=True)
     arguments = arguments_of("paged_attention", 1)
     with pytest.raises(ContractError):

@@ -27,6 +27,7 @@ def shared_prefix(paged_call):
 
 LARGEST = [LARGEST_LOGIT, -LARGEST_LOGIT] * 2
 FLOAT8 = {"kv_cache_dtype": torch.float8_e4m3fn, "output_scale": torch.tensor([0.125])}
+CONTENT = {"layout": Layout.CONTENT_PACKED, "head_size": 48}
 CASES = {
     "the prefix's keys are split": (20, [1, 1], [321, 322], {}),
     "more queries than the prefix has keys": (1, [30, 40], [50, 60], {}),
@@ -35,6 +36,9 @@ CASES = {
     "a tree of drafts": (2, [3, 4], [60, 40], {"qq_bias": torch.eye(16).log()}),
     "causal per request": (2, [5, 4], [60, 40], {"causal": [True, False]}),
     "float8 in and out": (2, [5, 4], [60, 40], FLOAT8),
+    "no context": (0, [3, 1], [0, 1], {}),
+    "V narrower than K": (2, [1, 3], [40, 60], CONTENT | {"head_size_v": 16}),
+    "V wider than K": (2, [1, 3], [40, 60], CONTENT | {"head_size_v": 80}),
 }
 """Blocks of the prefix, query lengths, lengths, and rules."""
 
@@ -49,7 +53,7 @@ def test_agrees_with_the_reference(num_blocks, query_lens, seq_lens, rules, dtyp
     assert_agrees(call, cascade)
 
 
-def test_no_request(paged_call):
+def test_no_request_writes_nothing(paged_call):
     call = paged_call([], [])
     out = torch.full_like(call.q, 7)
     attn_optimized.cascade_attention(*call, 0, out=out)
@@ -91,12 +95,6 @@ def test_rules_of_positions_are_refused(rule, options, shared_prefix):
     assert (out == 7).all()
 
 
-@pytest.mark.parametrize("head_size_v", [16, 80])
-def test_v_of_another_width(head_size_v, shared_prefix, assert_agrees):
-    call = shared_prefix(2, [1, 3], [40, 60], layout=Layout.CONTENT_PACKED, head_size=48, head_size_v=head_size_v)
-    assert_agrees(call, lambda *call, **options: attn_optimized.cascade_attention(*call, 32, **options))
-
-
 @pytest.mark.parametrize("rule", [{}, {"window": (8, 0)}], ids=["alone", "with a window"])
 def test_a_latent_cache_is_refused_for_a_reason_of_its_own(rule, shared_prefix):
     latent = {"layout": Layout.LATENT, "num_kv_heads": 1, "head_size": 48, "head_size_v": 32}
@@ -104,11 +102,6 @@ def test_a_latent_cache_is_refused_for_a_reason_of_its_own(rule, shared_prefix):
     message = "not supported: a latent cache is not split into a prefix and a rest; use paged_attention$"
     with pytest.raises(UnsupportedError, match=f"^cascade_attention: .*head_size_v.*{message}"):
         attn_optimized.cascade_attention(*call, 32)
-
-
-def test_no_prefix_of_requests_without_context(paged_call, assert_agrees):
-    call = paged_call([3, 1], [0, 1])
-    assert_agrees(call, lambda *call, **options: attn_optimized.cascade_attention(*call, 0, **options))
 
 
 def test_a_cascade_pays_where_it_saves_much_reading(paged_call):

@@ -159,7 +159,7 @@ def test_selecting_again_gives_the_same_and_what_two_ranks_select_merges_to_one_
     assert wrong_selection(merged, logits, indexer, batch) is not None
 
 
-def test_what_the_kernels_cannot_do_is_refused(device):
+def test_logits_and_sizes_beyond_the_kernels_are_refused(device):
     batch = step(device, (1, 9))
     with pytest.raises(UnsupportedError, match=r"logits of torch\.float64"):
         attn_optimized.select(torch.zeros(1, 1, 9, dtype=torch.float64, device=device), SMALL, batch)
@@ -206,7 +206,7 @@ def test_only_validation_waits_for_the_device(name, device):
 
 
 @each_architecture
-def test_tiles_of_logits(architecture):
+def test_tiles_of_logits_fit_registers(architecture):
     sizes = itertools.product(borders(1, MAX_HEAD_SIZE), (1, 3, 64, 100, 128), (1, 4, 128, 1000), (1, 2, 4))
     for head_size, heads, unit, itemsize in sizes:
         tiles = logit_tiles(architecture, replace(SMALL, head_size=head_size, num_heads=heads, selection_unit=unit), itemsize)

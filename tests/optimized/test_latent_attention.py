@@ -92,13 +92,13 @@ def test_reads_slots_with_scales(layout, scales, block_size, query_lens, paged_c
 
 
 @pytest.mark.parametrize("case", PACKED.values(), ids=PACKED)
-def test_packed_widths(case, dtype, paged_call, assert_agrees):
+def test_packed_rows_of_two_widths_agree(case, dtype, paged_call, assert_agrees):
     """K, then V of another width, in each row of the cache."""
     assert_agrees(paged_call(layout=Layout.CONTENT_PACKED, **case, dtype=dtype))
 
 
 @pytest.mark.parametrize("case", DENSE.values(), ids=DENSE)
-def test_dense_widths(case, dtype, varlen_call, assert_agrees):
+def test_dense_keys_of_two_widths_agree(case, dtype, varlen_call, assert_agrees):
     assert_agrees(varlen_call(**case, dtype=dtype))
 
 
@@ -114,7 +114,7 @@ def test_without_out_the_result_is_as_wide_as_v(paged_call):
     assert out.shape == (*call.q.shape[:2], 32)
 
 
-def test_batch_invariant(paged_call):
+def test_bits_do_not_depend_on_the_batch(paged_call):
     """A request alone, in other tiles and other programs, has the same bits: 80 heads are two tiles."""
     call = paged_call([5, 1, 3], [300, 9, 70], **LATENT, num_heads=80)
     together = attn_optimized.paged_attention(*call, batch_invariant=True)

@@ -113,12 +113,12 @@ def test_a_float8_output_holds_the_merged_one_over_the_scale(options, float8, de
 
 
 @each_kind
-def test_no_token(options, device):
+def test_no_token_has_an_empty_output(options, device):
     outs, lses = torch.empty(2, 0, 3, 8, device=device), torch.empty(2, 3, 0, device=device)
     assert merged(outs, lses, options).shape == (0, 3, 8)
 
 
-def test_in_place(device):
+def test_a_merge_may_be_in_place(device):
     outs, lses = parts(2, device)
     expected_lse = torch.empty(H, T, device=device)
     expected_out = merged(outs, lses, None, lse=expected_lse)

@@ -83,7 +83,7 @@ def test_agrees_with_the_reference(case, dtype, paged_call, assert_agrees):
 
 @pytest.mark.parametrize("scale", [0.0, -0.0, 1e-3, 2.0**-126, -(2.0**-126), 1e3])
 @pytest.mark.parametrize("rules", [{}, {"logits_soft_cap": 2.0}, {"sinks": [0.5, 30.0, -30.0, -torch.inf]}], ids=str)
-def test_any_scale(scale, rules, paged_call, assert_agrees):
+def test_every_scale_agrees(scale, rules, paged_call, assert_agrees):
     """None, of either sign, and the least."""
     assert_agrees(paged_call([1, 5], [70, 90], scale=scale, **rules))
 
@@ -99,7 +99,7 @@ FLOAT8_QUERIES = {
 
 @pytest.mark.parametrize("name", FLOAT8_QUERIES)
 @pytest.mark.parametrize("float8", [torch.float8_e4m3fn, torch.float8_e4m3fnuz])
-def test_float8_queries(name, float8, paged_call, assert_agrees):
+def test_float8_queries_agree(name, float8, paged_call, assert_agrees):
     query_lens, seq_lens, fields = FLOAT8_QUERIES[name]
     scales = {"k_scale": torch.tensor(0.25)} if name == "latent" else ONE_SCALE
     q_scale = torch.tensor(3.0) if name in ("latent", "prefill") else torch.tensor([0.25, 3.0])
@@ -123,7 +123,7 @@ their size."""
 
 
 @pytest.mark.parametrize(("layout", "kv_cache_dtype"), CACHES)
-def test_reads_every_layout(layout, kv_cache_dtype, paged_call, assert_agrees):
+def test_every_layout_is_read(layout, kv_cache_dtype, paged_call, assert_agrees):
     block_size = 48 if layout.is_x_packed else 10
     cache = {"layout": layout, "kv_cache_dtype": kv_cache_dtype, "head_size": 48, "block_size": block_size}
     assert_agrees(paged_call([20, 1], [110, 33], dtype=torch.float16, **cache))
@@ -310,7 +310,7 @@ def only(call, r, first=0, end=None):
     return call._replace(q=call.q[starts[r] + first : starts[r] + end], batch=batch)
 
 
-def test_batch_invariant(dtype, paged_call):
+def test_bits_do_not_depend_on_the_batch(dtype, paged_call):
     """Bit by bit, alone or in a batch, whole or in steps of whole tiles, where other modes take other splits."""
     heads = {"num_heads": 2, "num_kv_heads": 1, "sinks": [0.0, 1.0]}
     call = paged_call([70, 1, 200], [130, 1500, 333], window=(1199, -1), dtype=dtype, **heads)
@@ -479,7 +479,7 @@ def test_max_seq_len_may_be_loose(max_seq_len, paged_call, assert_agrees):
 
 
 @pytest.mark.parametrize("longest", [1, 70], ids=["one tile each", "tiles behind each other"])
-def test_many_requests(longest, paged_call, assert_agrees):
+def test_more_requests_than_are_searched_at_once_agree(longest, paged_call, assert_agrees):
     """More than are looked at together, where a tile looks for its request."""
     n = REQUESTS_AT_ONCE.value + 5
     query_lens = [int(r % 7 != 3) for r in range(n - 2)] + [longest, 1]
@@ -519,7 +519,7 @@ def test_a_short_window_takes_one_loop(query_len, paged_call, assert_agrees):
         assert_agrees(call)
 
 
-def test_what_a_split_leaves_unwritten_is_not_read(paged_call, assert_agrees, monkeypatch):
+def test_unwritten_parts_of_a_split_are_not_read(paged_call, assert_agrees, monkeypatch):
     call = paged_call([1, 2], [1100, 3], sinks=[0.5, 3.0, -3.0, -torch.inf])
     plan = attn_optimized.plan_of(call.q, call.layer, call.batch)
     assert plan.splits > 1
@@ -545,7 +545,7 @@ def test_sinks_of_another_dtype(dtype_of_sinks, paged_call, assert_agrees):
     assert_agrees(call._replace(layer=replace(call.layer, sinks=sinks)))
 
 
-def test_no_request(paged_call):
+def test_no_request_writes_nothing(paged_call):
     call = paged_call([], [])
     out = torch.full_like(call.q, 7)
     attn_optimized.paged_attention(*call, out=out)

@@ -14,7 +14,7 @@ from attn_optimized.attention import forget_launches
 from tests.optimized.conftest import FUNCTIONS
 
 
-def test_too_large(paged_call):
+def test_a_head_too_large_is_refused(paged_call):
     call = paged_call([1], [3], head_size=528)
     out = torch.full_like(call.q, 7)
     with pytest.raises(UnsupportedError, match=r"^attn_optimized: head size 528 not supported: .*; use attn_reference$"):

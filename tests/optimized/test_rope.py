@@ -89,13 +89,13 @@ def test_q_is_rotated_in_place_and_k_where_it_is_written(is_float32, rotary_dim,
     cache_dtype=[torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.int8],
     layout=[Layout.SHUFFLED, Layout.X_PACKED, Layout.CONTENT_PACKED_SCALED],
 )
-def test_what_is_quantized_are_the_rotated_rows(layout, cache_dtype, is_neox, qkv, device):
+def test_rotated_rows_are_quantized(layout, cache_dtype, is_neox, qkv, device):
     """Rounded to q's dtype first, as if they had been rotated before an ordinary write."""
     cos_sin_cache = cos_sin_cache_of(24, torch.float32, device)
     assert_is_the_reference(qkv, cos_sin_cache, is_neox=is_neox, layout=layout, cache_dtype=cache_dtype)
 
 
-def test_what_is_not_rotated_keeps_its_bits(dtype, device):
+def test_dims_that_are_not_rotated_keep_their_bits(dtype, device):
     """Dims from rotary_dim on, and v: NaNs of any payload too."""
     payloads = torch.randint(0, 256, (NUM_ROWS, 10, HEAD_SIZE * dtype.itemsize), dtype=torch.uint8, device=device)
     qkv = payloads.view(dtype)
@@ -113,7 +113,7 @@ def test_several_tiles_of_queries_and_of_keys(device):
 
 
 @pytest.mark.parametrize("num_positions", [0, 4])
-def test_nothing_to_write(num_positions, qkv, device):
+def test_q_is_rotated_without_slots(num_positions, qkv, device):
     """Without slots q is rotated all the same; without positions nothing happens."""
     cos_sin_cache = cos_sin_cache_of(HEAD_SIZE, torch.float32, device)
     places = {"positions": POSITIONS[:num_positions], "slots": []}

@@ -24,7 +24,7 @@ def test_agrees_with_the_reference(case, dtype, varlen_call, assert_agrees):
     assert_agrees(varlen_call(**case, dtype=dtype))
 
 
-def test_batch_invariant(varlen_call):
+def test_bits_do_not_depend_on_the_batch(varlen_call):
     call = varlen_call([70, 200])
     together = attn_optimized.varlen_attention(*call, batch_invariant=True)
     q, k, v = (x[:70] for x in (call.q, call.k, call.v))

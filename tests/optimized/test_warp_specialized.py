@@ -52,7 +52,9 @@ SINKS = [0.5, 30.0, -30.0, -torch.inf]
         (128, 256, Layout.BLOCKS_FIRST_NHD, None),
     ],
 )
-def test_it_agrees(head_size, block_size, layout, sinks, paged_call, assert_agrees, interpreted_h200):
+def test_the_kernel_agrees_with_the_reference(
+    head_size, block_size, layout, sinks, paged_call, assert_agrees, interpreted_h200
+):
     lens = [70, 0, 1, 200, 33], [300, 0, 150, 200, 64]
     sizes = {"head_size": head_size, "block_size": block_size}
     call = dense(paged_call(*lens, **PLAIN | sizes, layout=layout, sinks=sinks))
@@ -76,7 +78,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_it_does_not_name_it_does_not_serve(name, paged_call):
+def test_only_rules_that_it_names_are_served(name, paged_call):
     assert served(dense(paged_call([130], [300], **PLAIN))) is not None
     assert served(dense(paged_call([130], [300], **PLAIN | REFUSED[name]))) is None
 

@@ -119,7 +119,7 @@ def test_every_bit_of_padded_blocks(layout, element, layer_of, device):
 
 
 @pytest.mark.parametrize("order", PhysicalOrder)
-def test_physical_orders(order, layer_of, device):
+def test_every_physical_order_is_written_as_by_the_reference(order, layer_of, device):
     """Layer 1 of two; block sizes that are no power of two."""
     rows = torch.randn(2, len(SLOTS), NUM_KV_HEADS, HEAD_SIZE, device=device)
     view = second_of_two_layers(Layout.CONTENT_PACKED, 4, order, num_blocks=14, block_size=6, head_size=HEAD_SIZE)
@@ -132,7 +132,7 @@ SCALES = {"for all": (0.3, [0.7]), "by head": ([0.3, 0.9, 0.5], [0.7, 0.2, 0.4])
 @pytest.mark.parametrize("scales", SCALES)
 @pytest.mark.parametrize("cache_dtype", CACHE_DTYPES[:2], ids=str)
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if not layout.has_inline_scales])
-def test_fixed_scales(layout, cache_dtype, scales, dtype, layer_of, device):
+def test_fixed_scales_are_applied_as_by_the_reference(layout, cache_dtype, scales, dtype, layer_of, device):
     k_scale, v_scale = (torch.tensor(scale, device=device) for scale in SCALES[scales])
     fixed = {"k_scale": k_scale, "v_scale": v_scale}
     assert_writes_as_the_reference(dense_view(layout, 1), awkward_rows(dtype), layer_of, device, cache_dtype, **fixed)

@@ -70,7 +70,7 @@ def test_float8_of_one_scale(widths, float8, dtype, device):
 
 
 @pytest.mark.parametrize("block_size", [1, 48, 64])
-def test_block_sizes(block_size, device):
+def test_every_block_size_is_written(block_size, device):
     check((24, 8), torch.float16, device, block_size=block_size, count=5)
 
 
@@ -120,7 +120,7 @@ def test_unchecked_slots_reach_no_other_memory(device):
 @pytest.mark.parametrize("float8", FLOAT8_DTYPES, ids=str)
 @pytest.mark.parametrize(("scales", "block_size"), [(1, 16), (3, 3), (2, 1)])
 @pytest.mark.parametrize("layout", LATENT_FORMATS)
-def test_slots_with_scales(layout, scales, block_size, float8, device):
+def test_slots_with_scales_are_written_bit_by_bit(layout, scales, block_size, float8, device):
     """Padding behind a slot's scales is written, bytes between blocks are not, and a NaN that is copied keeps its bits."""
     sizes = latent_sizes(layout, scales)
     head_size, head_size_v = sizes["head_size"], sizes["head_size_v"]

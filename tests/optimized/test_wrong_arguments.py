@@ -63,7 +63,7 @@ def outputs_of(call) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_paged_attention(mode, call):
+def test_wrong_arguments_of_paged_attention_are_refused(mode, call):
     function = partial(attn_optimized.paged_attention, **mode)
     free = {"kv_cache": dims_of(call.layer.layout, "block", "slot")}
     RightCall(function=function, arguments=call._asdict() | outputs_of(call), optional=("out", "lse"), free=free).check()
@@ -71,14 +71,14 @@ def test_paged_attention(mode, call):
 
 @pytest.mark.parametrize("query_lens", [[3, 2], [1]])
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_varlen_attention(mode, query_lens, varlen_call):
+def test_wrong_arguments_of_varlen_attention_are_refused(mode, query_lens, varlen_call):
     call = varlen_call(query_lens)
     function = partial(attn_optimized.varlen_attention, **mode)
     RightCall(function=function, arguments=call._asdict() | outputs_of(call), optional=("out", "lse")).check()
 
 
 @pytest.mark.parametrize("validate", [False, True])
-def test_cascade_attention(validate, paged_call):
+def test_wrong_arguments_of_cascade_attention_are_refused(validate, paged_call):
     call = paged_call([1, 2], [40, 60])
     table = call.batch.block_table.clone()
     table[:, :2] = table[0, :2]
@@ -127,7 +127,7 @@ WRITES = {
 
 @pytest.mark.parametrize("validate", [False, True])
 @pytest.mark.parametrize(("layout", "fields"), WRITES.values(), ids=WRITES)
-def test_write_kv_cache(layout, fields, validate, device):
+def test_wrong_arguments_of_write_kv_cache_are_refused(layout, fields, validate, device):
     arguments = write_of(layout, device, **fields)
     free = {"kv_cache": dims_of(layout, "block", "slot"), "slot_mapping": (0,)}
     write = partial(attn_optimized.write_kv_cache, validate=validate)
@@ -150,7 +150,7 @@ def test_rope_and_write_kv_cache(layout, fields, validate, device):
 
 
 @pytest.mark.parametrize("validate", [False, True])
-def test_write_latent_cache(validate, device):
+def test_wrong_arguments_of_write_latent_cache_are_refused(validate, device):
     layer = Layer(num_heads=2, num_kv_heads=1, head_size=40, head_size_v=32, scale=1.0, layout=Layout.LATENT)
     latent, rotated = torch.ones(2, 32, device=device), torch.ones(2, 8, device=device)
     slots = torch.full((2,), -1, dtype=torch.int64, device=device)
@@ -164,7 +164,7 @@ MERGED = ("out", "lse", "prefill_tokens_with_context", "output_scale")
 
 
 @pytest.mark.parametrize("out_dtype", [torch.float32, torch.float8_e4m3fn])
-def test_merge_attn_states(out_dtype, device):
+def test_wrong_arguments_of_merge_attn_states_are_refused(out_dtype, device):
     a, b, out = (torch.zeros(3, 2, 16, device=device) for _ in range(3))
     lse_a, lse_b, lse = (torch.zeros(2, 3, device=device) for _ in range(3))
     arguments = {"out_a": a, "lse_a": lse_a, "out_b": b, "lse_b": lse_b, "out": out.to(out_dtype), "lse": lse}
@@ -178,7 +178,7 @@ def test_merge_attn_states(out_dtype, device):
 
 
 @pytest.mark.parametrize("out_dtype", [torch.float32, torch.float8_e4m3fn])
-def test_merge_attn_parts(out_dtype, device):
+def test_wrong_arguments_of_merge_attn_parts_are_refused(out_dtype, device):
     outs, lses = torch.zeros(4, 3, 2, 16, device=device), torch.zeros(4, 2, 3, device=device)
     out, lse = torch.zeros(3, 2, 16, device=device).to(out_dtype), torch.zeros(2, 3, device=device)
     arguments = {"outs": outs, "lses": lses, "out": out, "lse": lse, "lse_base": "e"}
@@ -191,7 +191,7 @@ def test_merge_attn_parts(out_dtype, device):
     assert not_refused(iter([("no parts", no_parts)])) == []
 
 
-def test_parts_of_ranks(paged_call, device):
+def test_wrong_parts_of_ranks_are_refused(paged_call, device):
     call = paged_call([3, 1], [20, 9])
     dealing = Dealing(num_ranks=3, rank=1, interleave=2)
     RightCall(function=Dealing, arguments={"num_ranks": 3, "rank": 1, "interleave": 2}).check()

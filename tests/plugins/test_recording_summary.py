@@ -136,7 +136,7 @@ def test_a_file_that_no_process_wrote_is_named_and_left_out(content, why, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["pipe", "endless", "nowhere", "loop", "folder"])
-def test_what_is_no_file_is_named_and_left_out(kind, tmp_path):
+def test_a_path_that_is_no_file_is_named_and_left_out(kind, tmp_path):
     wrote(tmp_path, "a")
     path = wrote(tmp_path, "b")
     path.unlink()

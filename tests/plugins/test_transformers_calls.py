@@ -76,7 +76,7 @@ UNUSUAL = {
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, (_, names) in UNUSUAL.items() for name in names])
-def test_unusual_batches(kind, name):
+def test_unusual_batches_agree_with_eager(kind, name):
     inputs, model = UNUSUAL[kind][0], tiny(name)
     torch.testing.assert_close(logits_of(model, "attn_parity", inputs), logits_of(model, "eager", inputs), rtol=0, atol=BOUND)
 
@@ -168,7 +168,7 @@ class TestRefused:
         v = arguments.pop("value", v)
         return attention(attn_reference, SimpleNamespace(is_causal=True), q, k, v, mask, **arguments)[0]
 
-    def test_what_is_known_passes(self):
+    def test_known_arguments_pass(self):
         assert self.call(position_ids=torch.arange(3), use_cache=True, unknown=None, output_attentions=False).shape == (
             1,
             3,
@@ -195,7 +195,7 @@ class TestRefused:
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
     )
-    def test_by_name(self, arguments, words):
+    def test_an_argument_is_refused_by_name(self, arguments, words):
         with pytest.raises(UnsupportedError, match=words):
             self.call(**arguments)
 
@@ -225,7 +225,7 @@ class TestRefused:
         with pytest.raises(ContractError, match=words):
             self.call(mask)
 
-    def test_gradients(self):
+    def test_gradients_are_refused(self):
         model = tiny("mistral").requires_grad_(True)
         model.set_attn_implementation("attn_parity")
         with torch.enable_grad(), pytest.raises(UnsupportedError, match=r"a gradient not supported: .* torch.no_grad"):

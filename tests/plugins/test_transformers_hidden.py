@@ -160,7 +160,7 @@ def test_requests_of_an_engine_have_no_padding(tmp_path):
     assert found == ["request 0 of the step, position 4", "request 1 of the step, position 2"]
 
 
-def test_what_nobody_said_of_padding_is_not_named():
+def test_tokens_of_attention_without_a_model_are_not_named():
     """Attention that no model calls, cross-attention, and queries of a layer that says nothing of causality."""
     query, mask = torch.zeros(1, 2, 3, 8), torch.zeros(1, 1, 3, 3, dtype=torch.bool)
     held = functools.partial(hidden_tokens, query=query, key=query, attention_mask=mask)

@@ -97,7 +97,7 @@ def test_padding_behind_a_sequence_becomes_requests_of_its_own():
 
 
 @pytest.mark.parametrize("padding", [None, [[1] * 11, [0] * 3 + [1] * 8]])
-def test_chunks(padding):
+def test_chunks_are_read_from_a_mask(padding):
     chunked = transformers.Llama4TextConfig(hidden_size=8, attention_chunk_size=W, attn_implementation="attn_parity")
     seen = mask_of(masking_utils.create_chunked_causal_mask, 11, padding=padding, config=chunked)
     assert read(seen, is_causal=True).rules == {"chunked_local": W}
@@ -117,7 +117,7 @@ def test_a_bidirectional_window_and_an_encoder():
     assert summary(read(padded, is_causal=False)) == (AttentionType.ENCODER_DECODER, {}, [(5, 5), (5, 3)])
 
 
-def test_packed_sequences():
+def test_packed_sequences_are_read_from_a_mask():
     seen = mask_of(masking_utils.create_sliding_window_causal_mask, 15, position_ids=torch.tensor([[*range(6), *range(9)]]))
     reading = read(seen, is_causal=True, sliding_window=W)
     assert summary(reading)[1:] == ({"window": (W - 1, W - 1)}, [(6, 6), (9, 9)])

@@ -70,6 +70,6 @@ def test_a_quantized_cache_changes_logits_a_little(layout, dtype):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_what_no_layout_holds_is_refused(arguments, words):
+def test_a_paged_cache_that_no_layout_holds_is_refused(arguments, words):
     with pytest.raises(ContractError, match=words):
         tiny("mistral")(**prompts((3,)), past_key_values=PagedCache(**arguments), use_cache=True)

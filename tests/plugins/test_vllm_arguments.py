@@ -54,7 +54,7 @@ def test_sizes_and_dtypes_are_vllms(backend):
     assert "fp8" in theirs.supported_kv_cache_dtypes
 
 
-def test_what_vllm_can_be_asked_about_is_what_it_answers(backend, monkeypatch):
+def test_declarations_agree_with_the_answers_of_vllm(backend, monkeypatch):
     name, theirs = backend
     # it asks torch for an AMD GPU when it is imported
     monkeypatch.setitem(sys.modules, "vllm.platforms.rocm", SimpleNamespace(on_mi3xx=lambda: True))

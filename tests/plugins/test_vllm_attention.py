@@ -282,7 +282,7 @@ def test_the_profiling_run_has_no_metadata(backend, device):
     assert impl.forward(LoadedLayer(device), q, q, q, torch.empty(0), None, q.clone()).eq(0).all()
 
 
-def test_a_rotated_write(backend, device):
+def test_a_rotated_write_writes_the_rotated_keys(backend, device):
     """The query is rotated in place, and the cache gets the rotated key."""
     torch.manual_seed(0)
     _, views = allocate(backend, KVCacheLayout.LBNHC, "auto", device)

@@ -76,7 +76,7 @@ def test_served_configurations_have_no_reason(asked):
     ],
     ids=str,
 )
-def test_what_is_refused(asked, reason):
+def test_a_configuration_is_refused_with_its_reason(asked, reason):
     (got,) = ParityTritonMlaBackend.validate_configuration(**{**SERVED, **asked})
     assert reason in got
 

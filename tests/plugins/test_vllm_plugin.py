@@ -113,7 +113,7 @@ def test_served_configurations_have_no_reason(backend, asked):
     ],
     ids=str,
 )
-def test_what_is_refused(backend, asked, reasons):
+def test_a_configuration_is_refused_with_its_reasons(backend, asked, reasons):
     got = backend.validate_configuration(**{**SERVED, **asked})
     assert len(got) == len(reasons)
     assert all(reason in text for reason, text in zip(reasons, got, strict=True))
@@ -163,7 +163,7 @@ def test_a_layer_that_is_refused(backend, arguments, error, words):
         backend.get_impl_cls()(**layer)
 
 
-def test_what_vllm_does_not_ask_is_refused_with_all_reasons(monkeypatch):
+def test_properties_that_vllm_does_not_ask_for_are_refused_with_all_reasons(monkeypatch):
     """vLLM's selector knows no number of heads; the constructor does."""
     impl = ParityTritonBackend.get_impl_cls()
     impl(num_heads=142, head_size=64, scale=1.0, num_kv_heads=2)
@@ -193,7 +193,7 @@ def test_a_declaration_that_says_no_is_heeded(monkeypatch):
         (ParityReferenceBackend, False, AttentionCGSupport.NEVER),
     ],
 )
-def test_what_a_graph_may_hold(backend, prefix_lm, support):
+def test_a_graph_may_not_hold_ranges_of_images(backend, prefix_lm, support):
     """The ranges of images would be those of the captured step; the reference waits for the device."""
     config = SimpleNamespace(model_config=SimpleNamespace(is_mm_prefix_lm=prefix_lm))
     assert backend.get_builder_cls().get_cudagraph_support(config, None) is support

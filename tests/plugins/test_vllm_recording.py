@@ -227,7 +227,7 @@ def test_a_call_is_judged_by_what_it_was_given(recorded, monkeypatch):
 
 
 @pytest.mark.parametrize("clamped", [False, True])
-def test_ranges_of_images(clamped, recorded):
+def test_ranges_of_images_are_read_from_metadata(clamped, recorded):
     backend = triton_attn.TritonAttentionBackend
     spec, kv_cache = spec_and_cache(backend)
     model = Model(
@@ -315,7 +315,7 @@ class Own(triton_attn.TritonAttentionBackend):
         (Own, {}, 0, "OwnImpl is no backend that the recording knows"),
     ],
 )
-def test_what_cannot_be_judged_is_counted_with_its_reason(backend, options, judged, reason, recorded):
+def test_calls_that_cannot_be_judged_are_counted_with_their_reason(backend, options, judged, reason, recorded):
     served(backend, **options)
     assert recorded.judged == judged
     assert recorded.wrong == 0
@@ -422,7 +422,7 @@ PROMPTS = ((0, 0, 5), (1, 5, 22))
     ],
     ids=["all", "a request", "heads", "queries"],
 )
-def test_what_is_chosen_of_a_long_call(most, chosen, monkeypatch):
+def test_a_part_of_a_long_call_is_chosen(most, chosen, monkeypatch):
     monkeypatch.setattr(excerpt, "MOST_WORK", most * HEAD_SIZE)
     layer = Layer(
         num_heads=NUM_HEADS, num_kv_heads=NUM_KV_HEADS, head_size=HEAD_SIZE, scale=1.0, layout=Layout.CONTENT_PACKED
@@ -467,7 +467,7 @@ def test_a_wrong_kernel_is_found_in_a_part_of_a_long_call(recorded, monkeypatch)
     assert (recorded.judged, recorded.wrong) == (3, 3)
 
 
-def test_settings():
+def test_wrong_settings_are_refused():
     settings = Settings.of("calls,every=10,most=0")
     assert settings.folder.is_absolute()
     assert (settings.folder.name, settings.every, settings.most, settings.limit) == ("calls", 10, 0, 10)

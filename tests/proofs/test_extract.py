@@ -70,7 +70,7 @@ def test_an_early_return_is_merged():
     assert always(found.term == z3.If(A < 0, B, A))
 
 
-def test_what_follows_a_part_that_decides_has_no_value():
+def test_an_operand_after_the_one_that_decides_has_no_value():
     """It may be a construct that the extractor does not understand."""
     unknown = "tl.unknown_function(b)"
     assert extracted(f"return a and {unknown}", False, number(B))[0] is False
@@ -125,7 +125,7 @@ return last
 """
 
 
-def test_what_a_turn_is_told_by_the_one_before_has_a_closed_form():
+def test_a_value_that_each_iteration_gives_the_next_has_a_closed_form():
     _, extraction = extracted(AHEAD.format(before="0"), *numbers())
     told = extraction.local("function", "last", 1)
     assert always(told.value.term == 0, *told.path)
@@ -142,7 +142,7 @@ def test_what_a_turn_is_told_by_the_one_before_has_a_closed_form():
     ],
     ids=["turns that step over indices", "another assignment", "of what the loop changes"],
 )
-def test_what_the_turn_before_need_not_have_told_is_unknown(find, replace):
+def test_a_value_that_an_iteration_need_not_have_given_is_unknown(find, replace):
     body = AHEAD.format(before="0")
     assert find in body
     _, extraction = extracted(body.replace(find, replace), *numbers())
@@ -166,7 +166,7 @@ def test_the_first_turn_must_be_told_what_the_others_are():
         ("return a @ b", "a @ b"),
     ],
 )
-def test_what_is_not_understood_is_named(body, construct):
+def test_an_unsupported_construct_is_named(body, construct):
     with pytest.raises(UnsupportedConstructError) as raised:
         extracted(body, *numbers())
     file = sources_of.path_of(PLACE)

@@ -80,7 +80,7 @@ def test_claims_are_made_of_the_source_with_the_mutant(theorem):
     mostly_nightly([t for t in THEOREMS if t.family in QUICK], [t for t in THEOREMS if t.name != "splits.call"]),
     ids=lambda theorem: theorem.name,
 )
-def test_proved(theorem):
+def test_a_theorem_is_proved(theorem):
     assert [(result.claim.name, result.outcome) for result in prove(theorem) if result.outcome != "proved"] == []
 
 

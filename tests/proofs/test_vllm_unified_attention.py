@@ -17,7 +17,7 @@ NOT_LOADED = "a key that is shown is loaded"
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=str)
-def test_what_holds(mask):
+def test_all_claims_hold_but_that_of_ranges(mask):
     """All but one: with ranges, a position behind the request's keys may be shown, of which nothing is loaded."""
     refuted = {claim.name for claim in claims(mask) if decide(claim).outcome != "proved"}
     assert refuted == ({f"{mask}: {NOT_LOADED}"} if mask.ranges else set())

@@ -22,7 +22,7 @@ def assert_agrees(call, requests, expected):
 
 
 @pytest.mark.parametrize(("H", "HK", "D"), SHAPES)
-def test_causal_prefill(H, HK, D, paged_call, randn):
+def test_causal_prefills_agree(H, HK, D, paged_call, randn):
     """torch's is_causal aligns to the top left corner, which is the same as ours only where query_len is seq_len."""
     tokens = [(randn(n, H, D), randn(n, HK, D), randn(n, HK, D)) for n in (1, 5, 13)]
     call = paged_call(tokens, scale=0.3)
@@ -57,7 +57,7 @@ def test_extend_with_an_explicit_mask(causal, window, paged_call, randn):
     torch.testing.assert_close(written, torch.cat(expected).float(), rtol=2**-23, atol=1e-13)
 
 
-def test_encoder(varlen_call, randn):
+def test_encoders_agree(varlen_call, randn):
     tokens = [(randn(n, 4, 8), randn(n, 2, 8), randn(n, 2, 8)) for n in (3, 1, 7)]
     written = varlen_attention(*varlen_call(tokens), precision=torch.float64)[:11]
     expected = torch.cat([sdpa(*request) for request in tokens]).float()

@@ -175,7 +175,7 @@ def test_every_public_function_is_attacked():
         (visible, {"key_positions": torch.zeros(2, 3).int()}, "key_positions"),
     ],
 )
-def test_what_only_the_reference_has_refuses_by_name(function, changes, argument, right_arguments):
+def test_arguments_that_only_the_reference_has_are_refused_by_name(function, changes, argument, right_arguments):
     assert refused(function, **right_arguments[function] | changes).argument == argument
 
 

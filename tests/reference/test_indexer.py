@@ -132,7 +132,7 @@ def test_bytes_of_a_key(dtype: torch.dtype, scale_format: ScaleFormat, largest: 
     assert page[0].tolist() == [0xEE] * 16
 
 
-def test_the_least_scale() -> None:
+def test_a_scale_is_at_least_that_of_the_smallest_largest_element() -> None:
     made = indexer(head_size=4, layout=FLAT, cache_dtype=FN)
     cache = torch.zeros(1, 1, 8, dtype=torch.uint8)
     write_index_cache(torch.full((1, 4), 1e-6), cache, made, torch.tensor([0]))

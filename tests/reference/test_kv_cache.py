@@ -168,7 +168,7 @@ def quantized_caches():
 
 
 @pytest.mark.parametrize(("layout", "dtype", "kind", "build"), list(quantized_caches()))
-def test_quantized_caches(layout, dtype, kind, build):
+def test_quantized_rows_are_stored_and_gathered(layout, dtype, kind, build):
     """A write stores the bytes of `quantize` where the layout says, and changes no others; a gather reads stored * scale."""
     view = build(layout, dtype)
     raw = random_bits((view.end + 7,), torch.uint8, seed=1)
@@ -236,7 +236,7 @@ def test_a_nan_row_of_int8_reads_as_nan():
 
 @pytest.mark.parametrize("slots", [[], [-1, -1, -1]], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8], ids=str)
-def test_nothing_to_write(dtype, slots):
+def test_no_slot_writes_nothing(dtype, slots):
     view = dense(Layout.CONTENT_PACKED_SCALED if dtype == torch.int8 else Layout.KV_FIRST_NHD, dtype)
     cache, rows = view.tensor(torch.zeros(view.end, dtype=dtype)), torch.ones(3, HK, 4)
     write_kv_cache(rows, rows, cache, layer_of(view, dtype), torch.tensor(slots, dtype=torch.int64))

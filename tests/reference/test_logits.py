@@ -34,7 +34,7 @@ def assert_logits(result, expected, sink=-math.inf):
     assert result.lse.item() == pytest.approx(lse, rel=1e-13)
 
 
-def test_soft_cap(paged_call):
+def test_the_cap_applies_after_the_scale(paged_call):
     """The cap applies after the scale: 2 * 3 = 6 is capped at 5."""
     _, result = only_request(paged_call([scores_as([3.0, -0.5, 0.0])], scale=2.0, logits_soft_cap=5.0))
     assert result.scores.flatten().tolist() == [6, -1, 0]

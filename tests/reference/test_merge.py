@@ -97,7 +97,7 @@ def test_a_far_larger_side_decides(randn):
     assert torch.equal(merged_lse, lse)
 
 
-def test_in_place(randn):
+def test_a_merge_may_be_in_place(randn):
     out_a, out_b, lse_a, lse_b = randn(3, 2, 4), randn(3, 2, 4), randn(2, 3), randn(2, 3)
     out, lse = merge((out_a, lse_a), (out_b, lse_b))
     assert merge_attn_states(out_a, lse_a, out_b, lse_b, out=out_a, lse=lse_a) is out_a

@@ -92,7 +92,7 @@ def test_nan_is_the_canonical_one(dtype):
         assert stored_bytes(torch.tensor([torch.nan, -torch.nan], dtype=half), dtype).tolist() == [NAN_BYTE[dtype]] * 2
 
 
-def test_signs_of_zero():
+def test_only_e4m3fn_keeps_the_sign_of_zero():
     """e4m3fnuz has only one zero, since the byte of a negative zero is its NaN. int8 has only one, too."""
     values = torch.tensor([0.0, -0.0, 1e-30, -1e-30])
     assert stored_bytes(values, torch.float8_e4m3fn).tolist() == [0, 0x80, 0, 0x80]
@@ -123,7 +123,7 @@ def test_a_number_is_read_as_the_exact_product(dtype):
 
 
 @pytest.mark.parametrize("dtype", LARGEST)
-def test_row_scales(dtype):
+def test_the_largest_magnitude_of_a_row_becomes_the_largest_number(dtype):
     """The largest finite magnitude of a row becomes the largest number. A row without a finite magnitude gets 2^-100."""
     rows = torch.tensor([[1.0, -3.0], [torch.inf, 2.0], [-torch.inf, torch.inf], [0.0, -0.0], [1e-30, 1e-38]])
     largest = torch.tensor([3.0, 2.0, 0.0, 0.0, 1e-30])

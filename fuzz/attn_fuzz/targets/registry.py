@@ -122,8 +122,7 @@ def entry(name: str) -> EntryPoint:
     for package in packages().values():
         if base in package.places:
             return EntryPoint(base, package.places[base], GROUP)
-    listed = "`attn-parity targets` lists them, and docs/reference/renamed.md their earlier names"
-    raise UnknownTargetError(f"target: no target {base!r}{nearest(base, names())}; {listed}")
+    raise UnknownTargetError(f"target: no target {base!r}{nearest(base, names())}; `attn-parity targets` lists them")
 
 
 def load(name: str) -> Target:

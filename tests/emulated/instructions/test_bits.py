@@ -80,17 +80,17 @@ MOVES = {
 
 
 @pytest.mark.parametrize("name", [*ON_GFX9, *MOVES])
-def test_gfx9(name):
+def test_bit_instructions_of_gfx9_agree(name):
     check(name, *{**ON_GFX9, **MOVES}[name])
 
 
 @pytest.mark.parametrize("half", ["l", "h"])
 @pytest.mark.parametrize("name", OF_HALVES)
-def test_halves(name, half):
+def test_bit_instructions_of_halves_agree(name, half):
     check(name, *OF_HALVES[name], "gfx1201", half=half)
 
 
-def test_later_names():
+def test_later_names_of_instructions_agree():
     check("v_xor3_b32", "b32 = b32 b32 b32", lambda a, b, c: a ^ b ^ c, "gfx1100")
     check("v_clz_i32_u32", *ON_GFX9["v_ffbh_u32"], "gfx1100")
     check("v_ctz_i32_b32", *ON_GFX9["v_ffbl_b32"], "gfx1100")
@@ -111,7 +111,7 @@ def test_v_bitop3_of_16_bits_leaves_the_upper_half():
     assert after.vector[3, 0, 0] == (0xF0 & 0xFF | 0x1234) << 16 | 0xABCD
 
 
-def test_v_dual_bitop2():
+def test_v_dual_bitop2_applies_its_table():
     text = "v_dual_bitop2_b32 v2, v0, v1 bitop3:{} :: v_dual_mov_b32 v3, v1"
     expected = {"0x40": 0x0F0F & 0x3333, "0x54": 0x0F0F | 0x3333, "0x14": 0x0F0F ^ 0x3333}
     for table, value in expected.items():

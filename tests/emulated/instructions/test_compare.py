@@ -47,26 +47,26 @@ def relation(a: float, b: float) -> str:
 
 
 @pytest.mark.parametrize("kind", ["i16", "u16", "i32", "u32", "i64", "u64"])
-def test_integers(kind):
+def test_comparisons_of_integers_agree(kind):
     for name, formula in INTEGERS.items():
         check(f"v_cmp_{name}_{kind}", f"mask = {kind} {kind}", formula)
 
 
 @pytest.mark.parametrize("half", ["l", "h"])
-def test_halves(half):
+def test_comparisons_of_halves_agree(half):
     check("v_cmp_lt_u16", "mask = u16 u16", INTEGERS["lt"], "gfx1100", half=half)
     check("v_cmp_ne_i16", "mask = i16 i16", INTEGERS["ne"], "gfx1201", half=half)
 
 
 @pytest.mark.parametrize("kind", ["f16", "f32", "f64"])
-def test_floats(kind):
+def test_comparisons_of_floats_agree(kind):
     assert set(TRUE_WHERE) == set(FLOATS)
     for name, true in TRUE_WHERE.items():
         check(f"v_cmp_{name}_{kind}", f"mask = {kind} {kind}", lambda a, b, true=true: relation(a, b) in true)
 
 
 @pytest.mark.parametrize("name", [name for name in TRUE_WHERE if name not in ("f", "t", "tru")])
-def test_scalar_floats(name):
+def test_scalar_comparisons_of_floats_agree(name):
     for kind in ("f16", "f32"):
         check(f"s_cmp_{name}_{kind}", f"scc = {kind} {kind}", lambda a, b: relation(a, b) in TRUE_WHERE[name], "gfx1201")
 
@@ -85,7 +85,7 @@ CLASSES["f64"][0] = 0x7FF0000000000001
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_classes(kind):
+def test_each_class_of_floats_is_found(kind):
     values = np.array(CLASSES[kind] + [CLASSES[kind][0] | 1 << int(kind[1:]) - 1], np.uint64)  # a NaN has no sign
     values = np.resize(values, 64)
     v = {0: values.astype(np.uint32), 1: (values >> np.uint64(32)).astype(np.uint32)}
@@ -98,7 +98,7 @@ def test_classes(kind):
     assert after.mask(106)[0, :10].tolist() == [bool(0x1F8 >> bit & 1) for bit in range(10)]
 
 
-def test_signs_of_sources():
+def test_signs_of_sources_are_applied_before_a_comparison():
     values = np.array([1.0, -1.0, np.nan, -0.0] * 16, np.float32)
     after = ran(
         "v_cmp_lt_f32_e64 vcc, |v0|, -v0\nv_cmp_gt_f32_e64 s[0:1], 0.5, -|v0|\nv_cmp_u_f32_e64 s[2:3], |v0|, |v0|",

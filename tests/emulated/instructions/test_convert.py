@@ -32,7 +32,7 @@ SCALAR = [("u32", "f32"), ("i32", "f32"), ("f32", "u32"), ("f32", "i32"), ("f16"
     ("name", "architecture", "to", "of"),
     [("v", "gfx942", *each) for each in BETWEEN] + [("s", "gfx1201", *each) for each in SCALAR],
 )
-def test_of_one_kind(name, architecture, to, of):
+def test_a_conversion_rounds_to_nearest_or_clamps(name, architecture, to, of):
     formula = nearest if to[0] == "f" else clamped
     check(f"{name}_cvt_{to}_{of}", f"{to} = {of}", partial(formula, kind=to), architecture)
 
@@ -47,7 +47,7 @@ def test_downwards_and_of_bytes():
         assert f32(found) == byte - (byte >> 7 << 8)
 
 
-def test_upper_halves():
+def test_upper_halves_are_converted():
     check("v_cvt_f16_f32", "f16 = f32", partial(nearest, kind="f16"), "gfx1100", half="h")
     upper = "v_cvt_f32_f16_sdwa v9, v0 dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:WORD_1"
     for (a,), found in results(upper, [bits << 16 | 0x3C00 for bits in EDGES16]):
@@ -72,7 +72,7 @@ PAIRS = {
 
 
 @pytest.mark.parametrize(("name", "architecture"), PAIRS)
-def test_pairs(name, architecture):
+def test_pairs_are_converted(name, architecture):
     signature, formula = PAIRS[name, architecture]
     check(name, signature, lambda a, b: (formula(a), formula(b)), architecture)
 

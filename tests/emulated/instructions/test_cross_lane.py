@@ -32,7 +32,7 @@ def test_v_readlane_and_v_writelane_do_not_ask_which_lanes_are_on():
     assert after.scalar[0, 0] == 31  # modulo the lanes of the wave
 
 
-def test_v_mbcnt():
+def test_v_mbcnt_counts_the_lanes_before():
     text = "v_mbcnt_lo_u32_b32 v0, s0, 0\nv_mbcnt_hi_u32_b32 v0, s1, v0"
     mask = 0xF0F0123480008001
     after = ran(text, s={0: mask & 0xFFFFFFFF, 1: mask >> 32})
@@ -40,7 +40,7 @@ def test_v_mbcnt():
 
 
 @pytest.mark.parametrize(("name", "other"), [("v_permlane16_b32", 0), ("v_permlanex16_b32", 16)])
-def test_v_permlane16(name, other):
+def test_v_permlane16_gathers_within_rows(name, other):
     after = ran(f"{name} v1, v0, s0, 0xfedcba98 op_sel:[1,0]", "gfx1100", v={0: LANES[:32]}, s={0: 0x01234567}, exec=0xFFFF0FFF)
     places = [7, 6, 5, 4, 3, 2, 1, 0, *range(8, 16)]
     expected = [(lane & 16 ^ other) | places[lane % 16] for lane in range(32)]
@@ -57,7 +57,7 @@ def test_v_swap_leaves_lanes_that_are_off():
 
 
 @pytest.mark.parametrize(("width", "architecture"), [(16, "gfx950"), (32, "gfx950"), (16, "gfx1250")])
-def test_v_permlane_swap(width, architecture):
+def test_v_permlane_swap_exchanges_rows(width, architecture):
     lanes = 64 if architecture == "gfx950" else 32
     text = f"v_permlane{width}_swap_b32_e32 v0, v1"
     after = ran(text, architecture, v={0: np.array([LANES[:lanes]] * 2), 1: 100 + LANES[:lanes]}, num_waves=2)
@@ -116,7 +116,7 @@ SWIZZLES = {
 
 
 @pytest.mark.parametrize("pattern", SWIZZLES)
-def test_ds_swizzle(pattern):
+def test_ds_swizzle_gathers_by_its_pattern(pattern):
     on = 0xFFFFFFFFFFFEFFFE
     after = ran(f"ds_swizzle_b32 v1, v0 offset:{pattern}", v={0: 100 + LANES}, exec=on)
     sources = [SWIZZLES[pattern](lane) for lane in range(64)]
@@ -128,6 +128,6 @@ def test_ds_swizzle(pattern):
     "text",
     ["ds_swizzle_b32 v1, v0 offset:0xc020", "ds_swizzle_b32 v1, v0 offset:swizzle(FFT,1)", "ds_bpermute_b32 v1, v0, v2 gds"],
 )
-def test_what_has_no_meaning_is_refused(text):
+def test_forms_without_a_meaning_are_refused(text):
     with pytest.raises(UnknownInstructionError):
         ran(text)

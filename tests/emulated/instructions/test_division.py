@@ -56,7 +56,7 @@ def test_quotients_of_edge_values():
         assert is_same(found, quotient(f32(a), f32(b)), "f32"), (f32(a), f32(b), f32(found))
 
 
-def test_quotients_of_float16():
+def test_quotients_of_float16_are_rounded_once():
     for (a, b), found in results(DIVIDE16, EDGES16, EDGES16):
         expected = quotient(f16(a), f16(b), "f16")
         assert is_same(found & 0xFFFF, expected, "f16"), (f16(a), f16(b), f16(found & 0xFFFF), expected)
@@ -64,7 +64,7 @@ def test_quotients_of_float16():
 
 @pytest.mark.parametrize("architecture", ["gfx942", "gfx1201"])
 @pytest.mark.parametrize("exponents", [(0, 255), (120, 130), (1, 40), (230, 255)])
-def test_quotients(exponents, architecture):
+def test_quotients_are_rounded_once(exponents, architecture):
     draw = np.random.default_rng(0)
     text = DIVIDE if architecture == "gfx942" else DIVIDE.replace("s[4:5]", "null").replace("vcc", "vcc_lo")
     lanes = 64 if architecture == "gfx942" else 32

@@ -79,7 +79,7 @@ def test_the_upper_half_of_the_result(target):
 
 
 @pytest.mark.parametrize("line", ["v9, -v0, v0, 0", "v9, v0, |v0|, 0", "v9, v0, v0, 0 clamp", "v9, v0, v0, 0 op_sel:[1,0]"])
-def test_what_has_no_meaning_here_is_refused(line):
+def test_operands_without_a_meaning_here_are_refused(line):
     with pytest.raises(UnknownInstructionError):
         ran(f"v_dot2_bf16_bf16 {line}", "gfx1201")
 

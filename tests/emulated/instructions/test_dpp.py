@@ -96,7 +96,7 @@ def test_signs_are_changed_behind_the_move():
     assert after.vector[1, 0, :4].tolist() == [0xC0000000, 0xBFC00000, 0x80000000, 0xFFC00000]
 
 
-def test_halves_of_registers():
+def test_halves_of_registers_are_permuted():
     after = ran(
         f"v_add_nc_u16_e64_dpp v1.h, v0.h, v2.l quad_perm:[1,0,3,2]{MASKS}", "gfx1100", v={0: LANES[:32] << 16, 1: 7, 2: 5}
     )
@@ -114,6 +114,6 @@ def test_halves_of_registers():
         "v_mov_b64_dpp v[2:3], v[0:1] row_newbcast:1",
     ],
 )
-def test_what_has_no_meaning_is_refused(text):
+def test_forms_without_a_meaning_are_refused(text):
     with pytest.raises(UnknownInstructionError):
         ran(text)

@@ -75,7 +75,7 @@ TWO = {
 
 @pytest.mark.parametrize("kind", ["f16", "f32"])
 @pytest.mark.parametrize("name", TWO)
-def test_of_two(name, kind):
+def test_the_extreme_of_two_agrees(name, kind):
     architecture, rule, pick = TWO[name]
     check(name.format(kind), f"{kind} = {kind} {kind}", partial(rule, pick, kind), architecture, of_bits=True)
 
@@ -97,7 +97,7 @@ THREE = {
 
 
 @pytest.mark.parametrize("name", THREE)
-def test_of_three(name):
+def test_the_extreme_of_three_agrees(name):
     architecture, rule, first, second = THREE[name]
     check(
         name, "f32 = f32 f32 f32", lambda a, b, c: rule(second, "f32", rule(first, "f32", a, b), c), architecture, of_bits=True
@@ -107,7 +107,7 @@ def test_of_three(name):
 @pytest.mark.parametrize(
     ("name", "architecture", "rule"), [("v_med3_f32", "gfx942", _ieee), ("v_med3_num_f32", "gfx1201", _num)]
 )
-def test_the_middle_one(name, architecture, rule):
+def test_the_middle_of_three_agrees(name, architecture, rule):
     def middle(a, b, c):
         if any(_is_nan(bits, "f32") for bits in (a, b, c)):
             return rule(min, "f32", rule(min, "f32", a, b), c)
@@ -117,6 +117,6 @@ def test_the_middle_one(name, architecture, rule):
     check(name, "f32 = f32 f32 f32", middle, architecture, of_bits=True)
 
 
-def test_signs_of_sources():
+def test_signs_of_sources_are_applied_before_an_extreme():
     after = ran("v_max_f32_e64 v9, |v0|, -v1", v={0: 0xC0000000, 1: 0xC0400000})
     assert f32(int(after.vector[9, 0, 0])) == 3.0

@@ -78,7 +78,7 @@ def test_pairs_with_a_factor(word):
 
 
 @pytest.mark.parametrize("word", ["fp8", "bf8"])
-def test_bfloat16_of_codes(word):
+def test_codes_become_bfloat16(word):
     codes = CODES.astype(np.uint8)
     numbers = torch.from_numpy(codes).view(TYPES["gfx950", word]).bfloat16()
     pairs = CODES | np.uint32(0x3800)
@@ -114,7 +114,7 @@ def test_eight_float32_of_codes_and_back(word):
 
 
 @pytest.mark.parametrize(("architecture", "word"), TYPES)
-def test_codes_of_numbers(architecture, word):
+def test_numbers_become_the_nearest_codes(architecture, word):
     dtype, values = TYPES[architecture, word], values_around(TYPES[architecture, word])
     expected = values.to(dtype).float()
     if dtype is torch.float8_e4m3fn:  # some versions of torch return the largest number for all beyond it

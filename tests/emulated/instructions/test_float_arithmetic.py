@@ -165,7 +165,7 @@ def test_mac_rounds_twice_and_flushes():
     assert ran("v_madmk_f32 v9, v0, 0x40400000, v1", v={0: np.float32(2), 1: np.float32(1)}).vector[9, 0, 0] == bits32(7.0)
 
 
-def test_modifiers():
+def test_modifiers_clamp_multiply_and_choose_halves():
     clamp = {f32(a): found for (a,), found in results("v_add_f32_e64 v9, v0, v0 clamp", FEW)}
     assert [f32(clamp[f32(a)]) for a in (0xC0400000, 0x3F800000, 0x7F800000)] == [0.0, 1.0, 1.0]
     assert f32(dict(results("v_add_f32_e64 v9, v0, v0 clamp", [0x7FC00000]))[(0x7FC00000,)]) == 0.0
@@ -216,7 +216,7 @@ WHERE = (
 @pytest.mark.parametrize(
     ("kind", "architecture", "operands", "exact"), [(*where, *mix) for where in WHERE for mix in MIXES.items()] + OF_CONSTANTS
 )
-def test_mixed_sums(kind, architecture, operands, exact):
+def test_mixed_sums_are_rounded_once(kind, architecture, operands, exact):
     of = "bf16" if "bf16" in kind else "f16"
     v = {0: bits_of(1.5, of) | bits_of(-2.0, of) << 16, 1: np.float32(3.1), 2: bits_of(0.25, of) << 16, 9: JUNK}
     single = rounded(exact, "f32")

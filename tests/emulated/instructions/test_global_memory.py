@@ -340,7 +340,7 @@ def test_scratch_beyond_the_frame_is_a_fault(text):
         "global_load_dword v4, v0, s[100:101] scale_offset",
     ],
 )
-def test_what_has_no_meaning_here_is_refused(text):
+def test_forms_without_a_meaning_here_are_refused(text):
     with pytest.raises(UnknownInstructionError):
         ran(text, buffers={"data": DATA})
 
@@ -442,7 +442,7 @@ def test_a_lane_in_each_of_two_parts_is_right_and_an_access_across_them_is_not(w
         memory.readable(at(memory, 0, 254), 4, None, waves)
 
 
-def test_what_may_be_read_and_what_may_be_written_are_two_things(waves):
+def test_permissions_to_read_and_to_write_are_apart(waves):
     memory = Memory({"x": np.zeros(64, np.uint8)}, parts=Parts({"x": [(0, 16)]}, {"x": [(16, 32)]}))
     memory.readable(at(memory, 0, 12), 4, None, waves)
     memory.writable(at(memory, 16, 28), 4, None, waves)

@@ -46,6 +46,6 @@ def test_an_index_beyond_the_registers_is_a_fault(name, index):
         f"{ON}v_readlane_b32 s1, v10, 0{OFF}",
     ],
 )
-def test_what_has_no_meaning_is_refused(code):
+def test_forms_without_a_meaning_are_refused(code):
     with pytest.raises(UnknownInstructionError):
         ran(code, s={0: 0})

@@ -121,7 +121,7 @@ SATURATING = {
 
 
 @pytest.mark.parametrize("name", ON_GFX9)
-def test_gfx9(name):
+def test_integer_instructions_of_gfx9_agree(name):
     check(name, *ON_GFX9[name])
 
 
@@ -142,13 +142,13 @@ def test_clamp_of_what_is_no_sum_is_refused():
 
 
 @pytest.mark.parametrize("name", LATER)
-def test_later_architectures(name):
+def test_integer_instructions_of_later_architectures_agree(name):
     check(name, *LATER[name], "gfx1250")
 
 
 @pytest.mark.parametrize("half", ["l", "h"])
 @pytest.mark.parametrize("name", OF_HALVES)
-def test_halves(name, half):
+def test_integer_instructions_of_halves_agree(name, half):
     check(name, *OF_HALVES[name], "gfx1100", half=half)
 
 

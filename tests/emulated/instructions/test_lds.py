@@ -90,7 +90,7 @@ def test_loads_and_stores_of_two_addresses(architecture):
         ("ds_store_b32 v0, v4", "ds_load_u8_d16_hi v5, v0 offset:1", lambda value: (value >> 8 & 0xFF) << 16 | JUNK & 0xFFFF),
     ],
 )
-def test_parts_and_halves(store, load, expected):
+def test_parts_and_halves_of_words_are_stored_and_loaded(store, load, expected):
     after = ran(f"{store}\ns_wait_dscnt 0x0\n{load}", "gfx1201", v={0: LANES[:32] * 4, 4: VALUES[0, :32]})
     assert after.vector[5, 0].tolist() == [expected(int(value)) for value in VALUES[0, :32]]
 

@@ -53,7 +53,7 @@ def test_a_buffer_load_brings_0_beyond_its_records(size):
     assert words_in_lds(after) == expected(size, 3, 64 + 8, zero_from=150)
 
 
-def test_what_each_architecture_loads():
+def test_each_architecture_loads_its_sizes_and_refuses_others():
     word = "s_mov_b32 m0, 0x10040\nbuffer_load_dword v0, s[4:7], 0 offen lds"
     after = ran(RESOURCE.format(records=4096) + word, v={0: LANES * 12}, buffers=BUFFERS, lds_bytes=2048, exec=~(1 << OFF))
     assert words_in_lds(after) == expected("dword", 0, 64)  # gfx942 reads 16 bits of M0

@@ -224,6 +224,6 @@ def test_gfx11_needs_a_and_b_twice():
         ("v_wmma_f32_16x16x16_fp8_fp8 v[0:7], v[8:9], v[10:11], 0", "gfx1100"),
     ],
 )
-def test_what_is_not_defined_is_refused(line, architecture):
+def test_modifiers_that_are_not_defined_are_refused(line, architecture):
     with pytest.raises(UnknownInstructionError):
         ran(line, architecture)

@@ -50,7 +50,7 @@ def test_the_halves_that_op_sel_names_and_their_signs():
         ("v_mov_b32_e32 v8, v0\nv_mov_b32_e32 v9, v1\nv_pk_mov_b32 v[8:9], v[8:9], v[8:9] op_sel:[1,0]", "gfx942", (0.5, 1.5)),
     ],
 )
-def test_forms(text, architecture, expected):
+def test_each_form_of_operands_agrees(text, architecture, expected):
     assert pair(text, architecture) == expected
 
 
@@ -60,7 +60,7 @@ def test_lanes_that_are_off():
     assert off.vector[8:10, 0, 1].view(np.float32).tolist() == [-3.0, 3.5]
 
 
-def test_what_is_not_defined_is_refused():
+def test_operands_that_are_not_defined_are_refused():
     with pytest.raises(UnknownInstructionError, match="upper half of a constant"):
         pair("v_pk_mul_f32 v[8:9], v[0:1], 1.0")
     with pytest.raises(UnknownInstructionError, match="upper half of a constant"):
@@ -85,7 +85,7 @@ INTEGERS = {
 
 
 @pytest.mark.parametrize("name", INTEGERS)
-def test_integers(name):
+def test_packed_integers_agree(name):
     check(name, *INTEGERS[name])
 
 

@@ -11,7 +11,7 @@ def one(text: str, a: int, b: int = 0, old: int = 0) -> int:
     return int(ran(text, "gfx1201", s={1: a, 2: b, 9: old}).scalar[0, 9])
 
 
-def test_fused_sums():
+def test_fused_sums_are_rounded_once():
     a, b, old = bits32(1 + 2.0**-23), bits32(1 - 2.0**-23), bits32(-1.0)
     assert f32(one("s_fmac_f32 s9, s1, s2", a, b, old)) == product_sum(f32(a), f32(b), -1.0, "f32")
     assert f32(one("s_fmac_f32 s9, 0, 0x4f800000", 0, 0, bits32(3.0))) == 3.0
@@ -31,7 +31,7 @@ def test_fused_sums():
         ("v_s_rsq_f32 s9, s1", bits32(4.0), bits32(0.5)),
     ],
 )
-def test_of_one(text, source, expected):
+def test_functions_of_one_source_agree(text, source, expected):
     assert one(text, source) == expected
 
 

@@ -29,7 +29,7 @@ def part(value: int, name: str, signed: bool = False) -> int:
 
 @pytest.mark.parametrize("second", PARTS)
 @pytest.mark.parametrize("first", PARTS)
-def test_sources(first, second):
+def test_selected_parts_of_sources_are_read(first, second):
     selected = f"dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:{first} src1_sel:{second}"
     operations = ("v_sub_u32_sdwa v2, v0, v1", "v_sub_u32_sdwa v3, sext(v0), sext(v1)", "v_and_b32_sdwa v4, v0, s0")
     after = ran("\n".join(f"{operation} {selected}" for operation in operations), v={0: A, 1: B}, s={0: 0xFEDCBA98})
@@ -51,14 +51,14 @@ def result(value: int, old: int, name: str, unused: str) -> int:
 
 @pytest.mark.parametrize("unused", ["UNUSED_PAD", "UNUSED_SEXT", "UNUSED_PRESERVE"])
 @pytest.mark.parametrize("name", PARTS)
-def test_results(name, unused):
+def test_selected_parts_of_results_are_written(name, unused):
     selected = f"dst_sel:{name} dst_unused:{unused} src0_sel:DWORD src1_sel:DWORD"
     after = ran(f"v_or_b32_sdwa v2, v0, v1 {selected}", v={0: A, 1: B}, exec=-2)
     expected = [result(int(a | b), JUNK, name, unused) for a, b in zip(A, B, strict=True)]
     assert after.vector[2, 0].tolist() == [JUNK, *expected[1:]]
 
 
-def test_16_bits():
+def test_results_of_16_bits_leave_zeros():
     """The other bits of the register become zeros, for which dst_sel:DWORD asks, too."""
     selected = "dst_sel:DWORD dst_unused:UNUSED_PAD src0_sel:DWORD src1_sel:WORD_1"
     after = ran(f"v_ashrrev_i16_sdwa v2, v0, v1 {selected}", v={0: A, 1: B})
@@ -91,6 +91,6 @@ def test_a_choice_into_a_byte():
 
 
 @pytest.mark.parametrize("modifiers", ["dst_sel:BYTE_4", "dst_unused:UNUSED_KEEP", "src0_sel:HALF_0", "clamp", "op_sel:[1,0]"])
-def test_what_has_no_meaning_is_refused(modifiers):
+def test_modifiers_without_a_meaning_are_refused(modifiers):
     with pytest.raises(UnknownInstructionError):
         ran(f"v_add_u32_sdwa v2, v0, v1 {modifiers}")

@@ -79,7 +79,7 @@ def test_a_tile_beyond_the_tensor_and_one_of_no_elements():
 
 
 @pytest.mark.parametrize("dims", [3, 4, 5])
-def test_more_dimensions(dims):
+def test_tiles_of_more_dimensions_are_loaded(dims):
     shape, tile, strides = (4, 3, 2, 2, 3)[:dims], (4, 2, 3, 2, 2)[:dims], (6, 40, 130, 700)[: dims - 1]
     assert loaded(descriptor(shape, tile, strides), 4) == expected(shape, tile, strides)
 
@@ -87,7 +87,7 @@ def test_more_dimensions(dims):
 @pytest.mark.parametrize(
     ("wide", "rows"), [(1, (3, 0, 5, 6, 2**32 - 1, 1, 1, 4)), (0, (3, 65535, *range(6), 4, 4, 7, 1, 0, 2, 5, 6))]
 )
-def test_chosen_rows(wide, rows):
+def test_chosen_rows_are_loaded(wide, rows):
     shape, count, strides = (16, 6), len(rows) - 1, (50,)
     s = descriptor(shape, (16, count), strides, flags=1 << 31 | wide << 30 | 1, rows=rows)
     assert loaded(s, 4) == expected(shape, (16, count), strides, rows=rows)
@@ -118,7 +118,7 @@ def test_a_store_of_each_size(size):
         ({0: 1 | 1 << 31}, 2, "rows without their indices"),
     ],
 )
-def test_what_is_not_known_is_refused(change, groups, what):
+def test_unknown_fields_of_a_descriptor_are_refused(change, groups, what):
     with pytest.raises(UnknownInstructionError, match=what):
         loaded(descriptor((8, 8), (4, 2), (8,)) | change, groups)
 

@@ -49,7 +49,7 @@ def _is_near(found: float, expected: float) -> bool:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_of_float32(name):
+def test_functions_of_float32_are_near(name):
     for (a,), found in results(f"v_{name}_f32_e32 v9, v0", EDGES32 + VALUES32):
         value = _flushed(f32(a))
         expected = value if math.isnan(value) else FUNCTIONS[name](value)

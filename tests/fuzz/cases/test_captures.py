@@ -105,7 +105,7 @@ def test_blocks_that_a_window_has_left_may_be_one(step_case, tmp_path):
         capture(dataclasses.replace(call, layer=window), tmp_path / "call.json")
 
 
-def test_some_requests_alone(step_case, tmp_path):
+def test_some_requests_are_captured_alone(step_case, tmp_path):
     again = case_file.load(capture(call_of(step_case), tmp_path / "one.json", requests=[1]))
     assert [request.seq_len for request in again.requests] == [3]
     assert again.cache is not None
@@ -114,7 +114,7 @@ def test_some_requests_alone(step_case, tmp_path):
         capture(call_of(step_case), tmp_path / "none.json", requests=[2])
 
 
-def test_what_no_case_can_represent_is_named(step_case, tmp_path):
+def test_a_call_that_no_case_can_represent_is_refused_by_name(step_case, tmp_path):
     call = call_of(step_case)
     with pytest.raises(CaptureError, match="scale: got 1e\\+18"):
         capture(dataclasses.replace(call, layer=dataclasses.replace(call.layer, scale=1e18)), tmp_path / "call.json")

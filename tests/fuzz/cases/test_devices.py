@@ -48,7 +48,7 @@ def assert_same(step: Step, other: Step) -> None:
 
 @given(cases("anything", SMALL))
 @settings(max_examples=40, deadline=None, database=None)
-def test_what_is_fetched_is_what_was_there(case):
+def test_a_fetched_step_is_the_same_step(case):
     step = tensors.build(case)
     assert_same(step, devices.returned(step))
 
@@ -56,7 +56,7 @@ def test_what_is_fetched_is_what_was_there(case):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @given(cases("anything", SMALL))
 @settings(max_examples=40, deadline=None, database=None)
-def test_what_is_sent_is_what_was_there(case):
+def test_a_sent_step_is_the_same_step(case):
     step = tensors.build(case)
     there = devices.sent(step, "cuda")
     assert {tensor.device.type for tensor in all_tensors(there).values()} == {"cuda"}

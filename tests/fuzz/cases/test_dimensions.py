@@ -91,5 +91,5 @@ def test_two_features_that_cannot_meet_say_why(first, second, why):
 @pytest.mark.parametrize(
     ("first", "second"), [("rope, NeoX", "rope, partial"), ("sinks", "LSE"), ("KV_FIRST_HND", "order BHLNC")]
 )
-def test_what_only_looks_exclusive_is_defined(first, second):
+def test_values_that_only_look_exclusive_are_defined_together(first, second):
     assert undefined(first, second) is None

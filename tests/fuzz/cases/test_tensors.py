@@ -200,7 +200,7 @@ def test_whoever_reads_an_unwritten_row_reads_nan(case):
 
 @few
 @each_case
-def test_what_is_written_is_finite_where_it_is_read(case):
+def test_written_rows_are_finite_where_they_are_read(case):
     """A neighbour's rows, which nobody reads in this step, hold what a write may stumble over."""
     step = tensors.build(case)
     for i, write in enumerate(step.writes):

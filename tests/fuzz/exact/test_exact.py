@@ -84,7 +84,7 @@ def test_a_forgotten_decay_shows():
     ("fault", "name"),
     [("unknown operation", "tl.sqrt of floats"), ("host arithmetic", "torch's item() of a computed number")],
 )
-def test_what_it_cannot_carry_is_refused_by_name(fault, name):
+def test_an_operation_that_is_not_carried_is_refused_by_name(fault, name):
     q, k, v, out, lse = tensors(40)
     refused = call.Call(Quantities({"scale": SCALE}))
     with pytest.raises(Exception, match=r"NotCarriedError|a computed number"), call.following(refused):
@@ -186,7 +186,7 @@ BY_TORCH = ("reference-fp32", "reference-ranks", "triton-merge", "triton-merge-p
 
 
 @pytest.mark.parametrize("name", BY_TORCH)
-def test_what_torch_computes_beside_kernels_is_compared(name):
+def test_numbers_that_torch_computes_beside_kernels_are_compared(name):
     case = a_case(target=name, sinks="near", requests=(Request(query_len=5, seq_len=40, blocks=(3, 1, 2), causal=True),))
     target = registry.load(name)
     verdict = try_case(case, target, "cpu", exactly=True)
@@ -224,7 +224,7 @@ def _heavier(merge):
     return heavier
 
 
-def test_what_is_not_carried_is_judged_and_named():
+def test_a_call_that_is_not_carried_is_judged_and_named():
     verdict = try_case(a_case(dtype="float32"), planted_exact.THROUGH_NUMPY, "cpu", exactly=True)
     why = "out, which neither interpreted kernels nor torch have stored"
     assert (verdict.kind, verdict.events[-1]) == ("agree", f"{NOT_CARRIED}: {why}")

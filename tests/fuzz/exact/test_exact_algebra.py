@@ -151,7 +151,7 @@ def test_tanh_is_a_function_and_odd():
         (lambda w: np.cumsum(w), "numpy.cumsum"),
     ],
 )
-def test_what_has_no_exact_result_is_refused(operation, message):
+def test_an_operation_without_an_exact_result_is_refused(operation, message):
     with pytest.raises(NotCarriedError, match=message):
         operation(algebra.exp2(block(0.3, 0.4)))
 

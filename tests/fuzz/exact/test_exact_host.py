@@ -249,7 +249,7 @@ def numpys(x):
         (lambda: X * 0.123456789, "the number 0.123456789, which is no product of"),
     ],
 )
-def test_what_torch_computes_otherwise_is_refused_by_name(compute, why):
+def test_a_function_that_torch_computes_otherwise_is_refused_by_name(compute, why):
     result, found = held(compute)
     assert found.value is None
     assert why in found.lacks

@@ -86,7 +86,7 @@ def test_a_fault_below_the_bound_is_found_in_exact_arithmetic(attn_parity, tmp_p
     assert f"attn-parity replay {path.relative_to(tmp_path)} --target planted_small:NUDGED --exact" in ended.out
 
 
-def test_what_exact_mode_does_not_carry_is_said(attn_parity):
+def test_calls_that_exact_mode_does_not_carry_are_named(attn_parity):
     ended = exhaust(attn_parity, "THROUGH_NUMPY", "--exact")
     assert ended.code == 2
     assert "not carried" in ended.out

@@ -180,7 +180,7 @@ def test_an_exchange_in_a_cache_write_is_named():
     assert _explained(PLAIN, target) == ("explanation: K is exchanged with V",)
 
 
-def test_what_no_mistake_explains_is_said_so(monkeypatch):
+def test_a_failure_that_no_mistake_explains_has_no_explanation(monkeypatch):
     monkeypatch.setattr("attn_fuzz.explain.trial.PAIR_SECONDS", 1.0)
 
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse):

@@ -26,7 +26,7 @@ def _kernel(x_ptr, y_ptr, FUNCTION: tl.constexpr):
     tl.store(y_ptr + i, FUNCTION(tl.load(x_ptr + i)))
 
 
-def test_what_is_not_computed_is_a_limit_with_its_name():
+def test_a_function_that_is_not_computed_is_a_limit_with_its_name():
     with pytest.raises(triton.runtime.errors.InterpreterError) as raised:
         _kernel[(1,)](torch.ones(16), torch.empty(16), tl.constexpr(libdevice.rcp_rd))
     assert isinstance(raised.value.__cause__, LimitError)
@@ -43,7 +43,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_what_asks_for_a_gpu_is_a_limit_with_its_name(name):
+def test_a_function_that_asks_for_a_gpu_is_a_limit_with_its_name(name):
     function = LIMITS[name] if name.startswith("tl.") else lambda x: LIMITS[name]()
     with pytest.raises(triton.runtime.errors.InterpreterError) as raised:
         _kernel[(1,)](torch.ones(16), torch.empty(16), tl.constexpr(function))

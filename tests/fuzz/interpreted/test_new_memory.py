@@ -25,7 +25,7 @@ FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, tor
 @pytest.mark.parametrize("allocate", ALLOCATIONS.values(), ids=ALLOCATIONS)
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.int32, torch.int64])
 @pytest.mark.parametrize("with_numbers", [False, True])
-def test_new_memory(allocate, dtype, with_numbers):
+def test_new_memory_holds_nan_or_numbers(allocate, dtype, with_numbers):
     like = torch.zeros(SHAPE, dtype=dtype)
     with new_memory.filled(with_numbers):
         made = allocate(like)

@@ -182,7 +182,7 @@ def test_together_is_one_by_one(kernel, at_once):
     assert not launches.apart, "they ran together"
 
 
-def test_what_cannot_run_together_runs_one_by_one_on_the_memory_that_it_found():
+def test_programs_that_cannot_run_together_run_one_by_one_on_the_memory_as_it_was():
     assert torch.equal(launched(breaks_kernel, 1), launched(breaks_kernel, PROGRAMS))
     assert list(launches.apart.values()) == ["the truth of a tensor, which differs among programs"]
     assert torch.equal(launched(breaks_kernel, 1), launched(breaks_kernel, PROGRAMS)), "a later launch"
@@ -205,7 +205,7 @@ def test_an_error_is_that_of_the_program_alone():
     assert not launches.apart, "the next launch may run together again"
 
 
-def test_what_fails_only_together_is_told_and_not_tried_again(monkeypatch):
+def test_programs_that_fail_only_together_are_named_and_not_tried_again(monkeypatch):
     builder = triton.runtime.interpreter.InterpreterBuilder
     store = builder.create_masked_store
 

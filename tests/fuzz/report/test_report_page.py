@@ -87,6 +87,7 @@ def test_the_page_of_a_failure(run_of, failure):
     rects = [attributes.get("class") for tag, attributes in parsed.tags if tag == "rect"]
     assert {"nan", "visible", "causal", "owner-0", "owner-1", "free", "unused", "written", "before"} <= set(rects)
     assert "window" in rects, "the case as it was found"
+    assert all(attributes["aria-label"] for _, attributes in parsed.tags if attributes.get("role") == "img")
 
 
 def test_a_failure_that_was_met_on_the_way_says_so(run_of, failure):

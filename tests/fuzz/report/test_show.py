@@ -148,7 +148,7 @@ def test_every_block_has_its_owners_and_what_its_slots_hold(step_case):
     }
 
 
-def test_what_a_window_has_left_and_what_earlier_requests_left_is_told_apart(step_case):
+def test_keys_outside_a_window_and_keys_of_earlier_requests_have_letters_of_their_own(step_case):
     case = replace(step_case, window=(1, -1), recycled=True)
     assert letters(drawn(case, "blocks"))[2] == "xxxx"
     assert letters(drawn(replace(case, finite_slots=True), "blocks"))[1] == ",,,,"
@@ -229,7 +229,7 @@ def test_the_command_draws_a_failing_case_and_exits_1(attn_parity, step_case, tm
     assert "<svg" in (tmp_path / "page.html").read_text()
 
 
-def test_what_the_guide_shows(attn_parity, tmp_path):
+def test_show_prints_the_picture_of_the_guide(attn_parity, tmp_path):
     guide = pages.PAGES["docs/guide/reports.md"]
     pages.save_files(guide, tmp_path)
     run = attn_parity("show", "case.json", "--target", "my_kernel:TARGET")

@@ -181,7 +181,7 @@ def test_a_case_of_another_target_and_a_folder_outside_are_refused(bisect, attn_
         ("/home/me/kernels/.venv/lib/site-packages", "/home/me/kernels/.venv/lib/site-packages"),
     ],
 )
-def test_what_is_imported_from_the_checkout_comes_from_the_worktree(path, moved, monkeypatch):
+def test_imports_from_the_checkout_come_from_the_worktree(path, moved, monkeypatch):
     monkeypatch.setattr("sys.prefix", "/home/me/kernels/.venv")
     monkeypatch.setenv("ATTN_PARITY_VLLM", path)
     place = Place(checkout=Path("/home/me/kernels"), worktree=Path("/tmp/tree"), folders=(Path("src"),))

@@ -35,7 +35,7 @@ def test_where_nothing_can_be_written_it_is_made_each_time(make, tmp_path):
     assert [make("a"), make("a")] == [("of a", 1), ("of a", 2)]
 
 
-def test_what_fails_is_not_kept(make, tmp_path):
+def test_a_build_that_fails_is_not_kept(make, tmp_path):
     def fails(made):
         raise ValueError("no text")
 

@@ -42,7 +42,7 @@ def decode(num_requests: int) -> Case:
 
 @given(cases("anything", SMALL))
 @settings(max_examples=30, deadline=None, database=None)
-def test_what_lies_beside_unmapped_pages_is_what_was_there(case):
+def test_tensors_beside_unmapped_pages_hold_the_same_elements(case):
     built = tensors.build(case)
     for each in (*fence.EVERYTHING, *list(fence.each_alone(case))[:2]):
         there = fence.sent(built, case, DEVICE, each)
@@ -196,7 +196,7 @@ def test_a_gpu_maps_memory_in_the_middle_of_what_is_reserved(prefix, driver):
 
 
 @pytest.mark.parametrize(("code", "error"), [(2, torch.OutOfMemoryError), (801, unmapped.NoPagesError)])
-def test_what_a_driver_refuses_is_named(code, error, driver):
+def test_an_allocation_that_a_driver_refuses_is_named(code, error, driver):
     driver("cu", code)
     with pytest.raises(error, match="cuMemCreate"):
         unmapped.DevicePages().mapped(2 << 20)

@@ -139,7 +139,7 @@ WRONG = Verdict(kind="value", about="out", message="wrong")
         ({"requests": ()}, WRONG, {"sinks"}, False),
     ],
 )
-def test_what_an_entry_explains(changes, verdict, parts, explained, sink_case):
+def test_an_entry_explains_failures_with_all_of_its_parts(changes, verdict, parts, explained, sink_case):
     entry = entry_of(sink_case, WRONG)
     assert entry.explains(msgspec.structs.replace(sink_case, **changes), verdict, frozenset(parts)) == explained
 
@@ -193,7 +193,7 @@ def test_a_failure_that_shrinks_to_a_known_one_widens_its_entry(sink_case):
     assert len(hunt.plans) == 3
 
 
-def test_what_the_run_did_not_come_to_is_reported_as_it_was_found(sink_case):
+def test_a_failure_that_the_run_did_not_shrink_is_reported_as_it_was_found(sink_case):
     hunt, changed, _ = start(sink_case, {}, {"slack": 1})
     assert [entry.is_open for entry in hunt.entries] == [True]
     hunt.finish()
@@ -277,7 +277,7 @@ NEEDS = {
 
 
 @pytest.mark.parametrize("name", NEEDS)
-def test_what_a_smallest_case_needs(name):
+def test_the_aspects_that_a_smallest_case_needs_are_found(name):
     """Beside it may stand what comes with it, such as the scales of an int8 cache."""
     fails, expected = NEEDS[name]
 
@@ -293,7 +293,7 @@ def test_what_a_smallest_case_needs(name):
     holds()
 
 
-def test_what_is_undecided_when_time_is_over_is_taken_to_be_needed(sink_case):
+def test_aspects_that_are_undecided_when_time_is_over_count_as_needed(sink_case):
     assert needs.needed(sink_case, EVERYTHING, lambda case: True, lambda: False, is_minimal=False) == aspects(sink_case)
 
 

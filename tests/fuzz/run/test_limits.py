@@ -50,7 +50,7 @@ def test_an_adapter_that_cannot_be_called_so_is_a_verdict_on_it(step_case):
 
 
 @pytest.mark.parametrize("error", [torch.AcceleratorError("illegal access", 700), torch.OutOfMemoryError("out of memory")])
-def test_what_a_gpu_tells_late_is_no_fault(error, step_case, monkeypatch):
+def test_an_error_that_a_gpu_raises_late_is_no_fault_of_the_tool(error, step_case, monkeypatch):
     """An adapter of this project waits for the GPU."""
 
     def wait(*arguments):
@@ -103,7 +103,7 @@ def first(line: str) -> Callable[[str], str]:
         (lambda text: text.replace("unknown-gfx942", "unknown-gfx803"), "architecture 'gfx803'"),
     ],
 )
-def test_what_the_emulator_does_not_know_is_a_limit(change, what, step_case, monkeypatch):
+def test_code_that_the_emulator_does_not_know_is_a_limit(change, what, step_case, monkeypatch):
     verdict = emulated(step_case, monkeypatch, change)
     assert (verdict.kind, verdict.failed) == ("limit", False), verdict.message
     assert what in verdict.about.partition(" (lifted by ")[0]
@@ -116,7 +116,7 @@ def test_what_the_emulator_does_not_know_is_a_limit(change, what, step_case, mon
         (first("s_load_dword s0, s[0:1], 0x7000"), "sanitizer"),
     ],
 )
-def test_what_code_must_not_do_is_a_verdict_on_the_kernel(change, kind, step_case, monkeypatch):
+def test_forbidden_code_is_a_verdict_on_the_kernel(change, kind, step_case, monkeypatch):
     assert emulated(step_case, monkeypatch, change).kind == kind
 
 
@@ -156,7 +156,7 @@ def test_a_fault_ends_a_run_with_the_case_and_no_failure(attn_parity, tmp_path):
     assert not list(tmp_path.glob("attn-parity-runs/*.json"))
 
 
-def test_what_is_declared_can_be_a_limit(attn_parity):
+def test_a_declaration_can_be_a_limit(attn_parity):
     for target, words in (
         ("planted_limits:FLOAT32@gfx942", "float32 on gfx942, where Triton's tl.dot is XF32"),
         ("planted_limits:OF_4_BITS", "a cache of 4 bits (lifted by a contract that has them)"),

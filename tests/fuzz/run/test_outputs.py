@@ -186,7 +186,7 @@ def test_a_name_that_is_taken_after_the_look_is_not_written_over(monkeypatch, tm
     assert contents(tmp_path) == {"mine.json": b"mine"}
 
 
-def test_what_a_killed_process_has_left_takes_no_name(step_case, tmp_path):
+def test_files_that_a_killed_process_has_left_take_no_name(step_case, tmp_path):
     killed = """
 import os, sys
 from pathlib import Path

@@ -168,7 +168,7 @@ def test_a_hostile_kernel_is_a_verdict(name, kind, message, step_case, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["SETS_STATE", "FORKS"])
-def test_what_a_kernel_does_to_its_process_touches_no_other_case(name, step_case, tmp_path, capfd):
+def test_changes_that_a_kernel_makes_to_its_process_touch_no_other_case(name, step_case, tmp_path, capfd):
     with Executor(f"planted:{name}", "cpu", 60.0, tmp_path / "ahead.json") as executor:
         assert [executor.run(step_case).kind for _ in range(3)] == ["agree"] * 3
     assert "kernels print" not in capfd.readouterr().out, "standard output is for results"
@@ -183,7 +183,7 @@ def test_a_refusal_counts_only_if_nothing_was_touched(fuzz_here):
     assert progress.failure.verdict.kind in ("input", "rope")  # where q is rotated, a check of its own compares q
 
 
-def test_what_a_target_excludes_is_not_drawn_unless_it_promises_to_refuse_it(fuzz_here):
+def test_cases_that_a_target_excludes_are_drawn_only_if_it_promises_to_refuse_them(fuzz_here):
     progress, cases = fuzz_here("planted:NO_NARROW_SINKS", examples=15)
     assert progress.failure is None
     assert cases
@@ -203,7 +203,7 @@ def test_only_who_promises_to_refuse_is_blamed_for_not_refusing(step_case):
         assert verdict.message.startswith(told)
 
 
-def test_what_must_be_refused_is_not_served_rightly_either(step_case):
+def test_a_case_that_must_be_refused_may_not_be_served_rightly_either(step_case):
     asked = msgspec.structs.replace(step_case, sinks="near")
     right = dataclasses.replace(REFERENCE_FP32, support=lambda device: _without("sinks"))
     assert try_case(asked, right, "cpu").kind == "served"

@@ -92,7 +92,7 @@ def _kills_once(connection, killed: Path, of_server: bool) -> None:
 
 
 @pytest.mark.parametrize("of_server", mostly_nightly([False, True], [False]))
-def test_what_is_killed_from_outside_runs_again(tmp_path, of_server):
+def test_a_process_that_is_killed_from_outside_runs_again(tmp_path, of_server):
     assert prepared.answer("cpu", 60.0, _kills_once, tmp_path / "killed", of_server) == "answer"
 
 

@@ -58,7 +58,7 @@ def test_ctrl_c_ends_a_run_that_found_nothing_with_130(child_environment, tmp_pa
     [(signal.SIGINT,), pytest.param((signal.SIGINT, signal.SIGINT, signal.SIGTERM), marks=pytest.mark.nightly)],
     ids=["ctrl-c", "many"],
 )
-def test_what_was_found_is_told_whatever_signals_come(signals, child_environment, tmp_path):
+def test_a_found_failure_is_reported_whatever_signals_come(signals, child_environment, tmp_path):
     def is_found(_):
         return list(tmp_path.glob("runs/*-first.json"))
 

@@ -98,7 +98,7 @@ def test_candidates_are_valid_and_supported(case):
 
 @few
 @given(cases("anything", SUPPORT))
-def test_what_always_fails_ends_at_an_empty_step(case):
+def test_a_case_that_always_fails_shrinks_to_an_empty_step(case):
     smallest, minimal = shrink.shrink(case, SUPPORT, lambda case: True, always)
     assert minimal
     assert smallest.requests == ()
@@ -117,7 +117,7 @@ def test_what_always_fails_ends_at_an_empty_step(case):
     )
 
 
-def test_what_fails_no_more_stays_as_it_is(step_case):
+def test_a_case_that_fails_no_more_stays_as_it_is(step_case):
     assert shrink.shrink(step_case, replace(EVERYTHING, head_sizes=(8,)), lambda case: False, always) == (step_case, True)
 
 

@@ -149,7 +149,7 @@ def test_a_field_of_another_kind_is_refused(changes, said):
         Engine(**changes)
 
 
-def test_what_exclude_throws_away_is_counted_with_its_remedy():
+def test_cases_that_exclude_throws_away_are_counted_with_their_remedy():
     def exclude(case: Case) -> str | None:
         return "fused qkv" if case.fused_qkv else None
 
@@ -175,7 +175,7 @@ def test_above_a_fifth_it_is_a_warning_that_names_the_field(examples, lost, warn
     assert ("Support(engine=Engine(planes=(False,)))" in said[1]) == warns
 
 
-def test_what_was_not_drawn_is_named_for_what_the_target_supports():
+def test_features_that_were_not_drawn_are_named_if_the_target_supports_them():
     narrow = Support(attn_types=(AttentionType.DECODER,), dtypes=("float32",), layouts=(Layout.BLOCKS_FIRST_NHD,))
     nothing = drawn([Progress()], narrow)
     assert nothing.features == [feature.name for feature in FEATURES if can_have(narrow, feature)]

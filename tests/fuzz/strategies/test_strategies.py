@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from attn_contract import AttentionType, Batch, Layer, Layout
-from attn_contract.rules import held_rules
+from attn_contract import AttentionType, Layout
 from attn_fuzz.cases import contradictions
 from attn_fuzz.cases.case import Case, Request
 from attn_fuzz.cases.contradictions import ROWS, X_PACKED
@@ -17,10 +16,9 @@ from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.strategies import cases, families
 from attn_fuzz.strategies.cases import plain
 from attn_fuzz.strategies.independent import INDEPENDENT
-from attn_fuzz.strategies.rules import DRAWN_ELSEWHERE, NUMBERS
 from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets.reference import REFERENCE_FP32
-from attn_fuzz.targets.support import EVERYTHING, WITH_LATENT, Support
+from attn_fuzz.targets.support import EVERYTHING, Support
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 DRAWN = settings(INDEPENDENT, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
@@ -322,7 +320,7 @@ def test_sizes_are_within_the_support_and_properties_beyond_it_are_drawn_to_be_r
             assert sum(map(case.num_keys, case.requests)) <= 2 * support.max_seq_len
 
 
-def test_what_only_exclude_excludes_is_drawn_to_be_refused():
+def test_cases_that_only_exclude_excludes_are_drawn_to_be_refused():
     """Both rules are supported, and not together: no other rule or format makes such a case one to refuse."""
     support = replace(
         EVERYTHING,
@@ -338,13 +336,6 @@ def test_a_rule_that_a_support_does_not_name_is_beyond_it(name, drawn):
     silent = replace(EVERYTHING, rules=without(name))
     assert any(silent.beyond(case) for case in drawn)
     assert silent.widened() == EVERYTHING
-
-
-@pytest.mark.parametrize("name", [*held_rules(Layer), *held_rules(Batch)])
-def test_every_rule_is_drawn_or_says_where(name):
-    """A rule of which a case knows nothing would be refused by all, and agree with nobody."""
-    assert name in WITH_LATENT.rules, f"{name}: cases.case.Case has no field for it"
-    assert (name in NUMBERS) != (name in DRAWN_ELSEWHERE), f"{name}: strategies.rules draws nothing for it"
 
 
 @pytest.mark.parametrize(

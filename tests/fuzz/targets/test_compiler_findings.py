@@ -162,7 +162,7 @@ def test_llvm_of_triton_38_and_39_waits_behind_a_barrier():
         (["s_barrier", "ds_read_b128 v[0:3], v9", "ds_read_b32 v4, v9"], True),
     ],
 )
-def test_what_the_ir_reads_before_a_barrier_is_sunk_if_the_code_reads_less(script, code, is_sunk):
+def test_a_read_before_a_barrier_is_sunk_if_the_code_reads_less_than_the_ir(script, code, is_sunk):
     place = "ptr addrspace(3) %0, align 8"
     ir = [f"%{i} = load {of}, {place}" for i, of in enumerate(("<4 x half>", "<2 x i32>", "float"), 1)]
     ir = "\n".join([*ir, "tail call void @llvm.amdgcn.s.barrier()"])

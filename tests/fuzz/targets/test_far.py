@@ -43,7 +43,7 @@ def _write_and_raise(a: torch.Tensor, b: torch.Tensor) -> None:
         raise ValueError("late")
 
 
-def test_what_is_written_comes_back_also_from_a_call_that_raises():
+def test_written_tensors_come_back_also_from_a_call_that_raises():
     a, b = torch.zeros(4, 2, 8), torch.ones(4, 2, 8)
     with pytest.raises(ValueError, match="late"):
         _write_and_raise(a, b)

@@ -58,7 +58,7 @@ def test_two_loads_do_not_meet(owner):
     assert (one.launch()[0], two.launch()[0]) == (16, 24)
 
 
-def test_what_is_neither_a_file_nor_a_stub_is_named(owner):
+def test_a_module_that_is_neither_a_file_nor_a_stub_is_named(owner):
     with pytest.raises(ImportError, match=r"owner\.nowhere is neither among the files of owner nor among its stubs"):
         foreign.load("owner", ("ops/lost.py",), stubs=STUBS)
     with pytest.raises(ImportError, match=r"owner\.ops\.helpers is neither"):
@@ -77,7 +77,7 @@ def test_the_real_package_imports_afterwards(owner):
     assert ended.stdout == "True\n", ended.stderr
 
 
-def test_what_is_missing_comes_with_the_command_that_brings_it(owner, monkeypatch):
+def test_a_missing_file_is_named_with_the_command_that_installs_it(owner, monkeypatch):
     assert foreign.missing("owner", ("ops/kernel.py",), "owner==1") is None
     assert "has no ops/gone.py: pip install --no-deps owner==1" in str(foreign.missing("owner", ("ops/gone.py",), "owner==1"))
     monkeypatch.setenv("ATTN_PARITY_OWNER", str(owner / "ops"))

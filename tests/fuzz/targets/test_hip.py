@@ -84,7 +84,7 @@ def test_a_target_says_what_it_is_compiled_for(name, architecture, reason):
     ("variable", "reason"),
     [("ROCM_PATH", "has no hip/hip_runtime.h: ROCM_PATH"), ("ATTN_PARITY_CLANG", "needs clang: ATTN_PARITY_CLANG")],
 )
-def test_what_is_missing_is_named(variable, reason, monkeypatch, tmp_path):
+def test_a_missing_tool_is_named(variable, reason, monkeypatch, tmp_path):
     if hip.missing(ARCHITECTURE, headers=()):
         pytest.skip("clang is not here")
     monkeypatch.setenv(variable, str(tmp_path / "nothing"))

@@ -297,7 +297,7 @@ def test_steps_have_ties_and_lengths_at_borders() -> None:
     assert tied > len(made) // 3
 
 
-def test_guarded() -> None:
+def test_a_write_beside_a_guarded_tensor_is_found() -> None:
     with guarded((2, 3), torch.float32, "logits") as logits:
         logits.fill_(1.0)
     beyond = pytest.raises(FailedCheckError, match=r"wrote to \[1, 3\] of logits, which has shape \(2, 3\); 1 elements")

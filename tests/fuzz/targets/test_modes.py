@@ -14,7 +14,7 @@ from click import unstyle
 from tests.support.calls import paged_call, random_tokens
 
 
-def test_what_our_targets_declare_they_have():
+def test_our_targets_have_the_modes_that_they_declare():
     names = registry.battery()
     assert len(names) == len({*names})
     for name in names:

@@ -223,7 +223,7 @@ def repaired(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", [*(name for name in FOREIGN if TARGETS[name].findings), "aiter-unified-attention"])
-def test_what_is_known_hides_nothing_else(name, repaired, attn_parity, monkeypatch):
+def test_known_findings_hide_no_other_failure(name, repaired, attn_parity, monkeypatch):
     """On sources in which findings are repaired, the cases that they explained agree: each failed because of them alone."""
     needs(registry.load(name))
     for package in ("VLLM", "SGLANG", "AITER", "LMDEPLOY"):

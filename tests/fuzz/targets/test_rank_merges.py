@@ -10,7 +10,7 @@ from attn_fuzz.targets.parts import State
 
 @pytest.mark.parametrize("log_of_base", [1.0, math.log(2.0)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_what_an_lse_loses_is_in_the_outputs(dtype, log_of_base):
+def test_the_outputs_hold_the_bits_that_an_lse_loses(dtype, log_of_base):
     generator = torch.Generator().manual_seed(0)
     ranks, rows, heads, size = 3, 4, 2, 8
     out = torch.randn((ranks, rows, heads, size), generator=generator, dtype=torch.float64)

@@ -1,6 +1,8 @@
 """The ranks of `triton-over-ranks`: what they give, that a dead one is noticed, and that no process is left."""
 
 import errno
+import functools
+import json
 import os
 import signal
 import time
@@ -13,6 +15,22 @@ from attn_fuzz.errors import HelperKilledError
 from attn_fuzz.interpreted import new_memory
 from attn_fuzz.run.processes import prepared
 from attn_fuzz.targets.ranks.processes import TIMEOUT, RankProcesses
+
+
+def in_a_process(test):
+    """Runs the test in a process without other threads, which ranks are forked from."""
+
+    @functools.wraps(test)
+    def run(**fixtures):
+        process = prepared.start("cpu", _call_wrapped, run, fixtures)
+        process.join(60)
+        assert process.exitcode == 0
+
+    return run
+
+
+def _call_wrapped(run, fixtures):
+    run.__wrapped__(**fixtures)
 
 
 def of_rank(group, number):
@@ -46,7 +64,8 @@ def fails_on_one(group, which):
     dist.barrier(group)
 
 
-def nobody_waits_for_a_rank_that_fails():
+@in_a_process
+def test_nobody_waits_for_a_rank_that_fails():
     for which in (0, 1):
         processes = RankProcesses(3, (RuntimeError,))  # of gloo, whose other end has gone
         begin = time.monotonic()
@@ -56,14 +75,8 @@ def nobody_waits_for_a_rank_that_fails():
         assert time.monotonic() - begin < TIMEOUT.total_seconds() / 2, "the others have waited for it"
 
 
-def in_a_process(call, *arguments):
-    """Forked ranks need a process without other threads."""
-    process = prepared.start("cpu", call, *arguments)
-    process.join(60)
-    assert process.exitcode == 0
-
-
-def each_rank_gives_its_result_or_its_error():
+@in_a_process
+def test_each_rank_gives_its_result_or_its_error():
     processes = RankProcesses(3, (ValueError,))
     assert [float(total) for total in processes.call(of_rank, [(1,), (2,), (4,)])] == [7, 7, 7]
     assert [float(total) for total in processes.call(of_rank, [(1,), (2,)])] == [3, 3]
@@ -76,8 +89,8 @@ def new_numbers(group):
     return torch.empty(4)
 
 
-def new_memory_holds_what_it_holds_here():
-    """It holds in each of the processes what it holds here."""
+@in_a_process
+def test_new_memory_of_each_rank_holds_what_new_memory_holds_here():
     processes = RankProcesses(3, ())
     for with_numbers in (False, True):
         with new_memory.filled(with_numbers):
@@ -86,7 +99,8 @@ def new_memory_holds_what_it_holds_here():
     processes.close()
 
 
-def a_rank_that_dies_is_an_error():
+@in_a_process
+def test_a_rank_that_dies_is_an_error():
     processes = RankProcesses(2, (ValueError,))
     with pytest.raises(ChildProcessError, match="the process of a rank ended while it attended"):
         processes.call(dies, [(), ()])
@@ -96,7 +110,8 @@ def a_rank_that_dies_is_an_error():
     assert len(set(RankProcesses(3, (ValueError,)).call(own_id, [()] * 3))) == 3, "no ranks after a dead one"
 
 
-def a_rank_that_is_killed_from_outside_is_no_fault_of_the_kernel():
+@in_a_process
+def test_a_rank_that_is_killed_from_outside_is_no_fault_of_the_kernel():
     processes = RankProcesses(3, (ValueError,))
     with pytest.raises(HelperKilledError, match="SIGKILL has ended the process of a rank"):
         processes.call(is_killed, [()] * 3)
@@ -113,7 +128,8 @@ class Reset:
         raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
 
 
-def a_rank_whose_connection_is_reset_is_an_error():
+@in_a_process
+def test_a_rank_whose_connection_is_reset_is_an_error():
     processes = RankProcesses(2, (ValueError,))
     ends, processes._ends = processes._ends, [Reset()]
     with pytest.raises(ChildProcessError, match="the process of a rank ended while it attended"):
@@ -122,29 +138,14 @@ def a_rank_whose_connection_is_reset_is_an_error():
     processes.close()
 
 
-def ids_of_ranks(path: Path):
-    path.write_text(repr(RankProcesses(3, (ValueError,)).call(own_id, [()] * 3)))
-
-
-@pytest.mark.parametrize(
-    "what_holds",
-    [
-        each_rank_gives_its_result_or_its_error,
-        new_memory_holds_what_it_holds_here,
-        a_rank_that_dies_is_an_error,
-        a_rank_that_is_killed_from_outside_is_no_fault_of_the_kernel,
-        a_rank_whose_connection_is_reset_is_an_error,
-        nobody_waits_for_a_rank_that_fails,
-    ],
-    ids=lambda what_holds: what_holds.__name__,
-)
-def test_ranks(what_holds):
-    in_a_process(what_holds)
+@in_a_process
+def write_ids_of_ranks(path):
+    path.write_text(json.dumps(RankProcesses(3, (ValueError,)).call(own_id, [()] * 3)))
 
 
 def test_the_ranks_end_with_the_process_that_made_them(tmp_path):
-    in_a_process(ids_of_ranks, tmp_path / "ids")
-    ids = eval((tmp_path / "ids").read_text())
+    write_ids_of_ranks(path=tmp_path / "ids")
+    ids = json.loads((tmp_path / "ids").read_text())
     assert len(set(ids)) == 3
     end = time.monotonic() + 5
     while alive := [i for i in ids if Path(f"/proc/{i}").exists()]:

@@ -32,14 +32,14 @@ def of_call(dtype: torch.dtype = torch.bfloat16, cache: torch.dtype | None = Non
 
 @pytest.mark.parametrize("examples", [4, pytest.param(40, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", [*NAMES, "SUMS_AND_FLOAT8@properties", "LOGITS@properties", "OPERANDS@properties"])
-def test_what_is_declared_is_no_false_alarm(name, examples, fuzz_here):
+def test_a_declared_rounding_is_no_false_alarm(name, examples, fuzz_here):
     progress, _ = fuzz_here(f"planted_coarse:{name}", examples=examples)
     assert progress.examples == examples
     assert progress.failure is None, progress.failure
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_not_declared_is_seen(name, fuzz_here, monkeypatch):
+def test_an_undeclared_rounding_is_seen(name, fuzz_here, monkeypatch):
     target = getattr(planted_coarse, name)
     fine = dataclasses.replace(target, rounding=lambda device: Rounding(keys_per_tile=16, normalizes_first=True))
     monkeypatch.setattr(planted_coarse, name, fine)
@@ -112,7 +112,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize(("call", "expected"), ALLOWED.values(), ids=ALLOWED)
-def test_what_a_call_is_allowed(call, expected):
+def test_a_call_is_allowed_the_roundings_of_its_tensors(call, expected):
     assert {name: getattr(call, f"of_{name}") for name in expected} == expected
 
 

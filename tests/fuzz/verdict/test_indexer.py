@@ -47,18 +47,15 @@ def test_order_and_holes_mean_nothing(selected: list[int]) -> None:
         ([-1, -1], "0 units are selected, expected 2"),
     ],
 )
-def test_wrong_sets(selected: list[int], message: str) -> None:
+def test_a_wrong_set_is_named(selected: list[int], message: str) -> None:
     assert message in str(verdict(selected, [4.0, 1.0, 3.0]))
 
 
-def test_ties_are_free() -> None:
+def test_ties_are_free_and_one_ulp_is_no_tie() -> None:
     for pair in ([0, 1], [0, 2], [0, 3]):
         assert verdict(pair, [4.0, 3.0, 3.0, 3.0]) is None
         assert verdict(pair, [0.0, -0.0, 0.0, -0.0]) is None
     assert "unit 1 is selected" in str(verdict([1, 2], [4.0, 3.0, 3.0, 3.0]))
-
-
-def test_one_ulp_is_no_tie() -> None:
     above = float(torch.nextafter(torch.tensor(3.0), torch.tensor(INF)))
     assert verdict([0, 2], [4.0, 3.0, above]) is None
     assert "unit 1 is selected" in str(verdict([0, 1], [4.0, 3.0, above]))
@@ -72,7 +69,7 @@ def test_logits_within_the_bound_may_change_places() -> None:
     assert verdict([0, 1], logits, [0.0, 0.25, 0.0]) is None
 
 
-def test_forced_units() -> None:
+def test_a_forced_unit_that_is_not_selected_is_named() -> None:
     logits = [0.0, 5.0, 9.0, 8.0, 1.0]
     forced = {"top_k": 3, "first_units": 1, "last_units": 1}
     assert verdict([4, 2, 0], logits, None, **forced) is None
@@ -80,7 +77,7 @@ def test_forced_units() -> None:
     assert "unit 3 is selected with the logit 8" in str(verdict([0, 3, 4], logits, None, **forced))
 
 
-def test_the_open_unit() -> None:
+def test_the_open_unit_must_be_selected() -> None:
     made = indexer(selection_unit=4, key_unit=4, top_k=1)
     logits = torch.tensor([[[5.0, 1.0, 7.0]]])
     row = step(1, 10)  # at position 9 in unit 2, whose key is not there yet

@@ -386,7 +386,7 @@ def test_a_sink_of_no_weight_loosens_nothing(sink):
     assert judge.judge_call(call, out, lse, ROUNDING).agrees
 
 
-def test_what_float16_dots_may_lose_of_a_query_is_a_declared_loss():
+def test_the_loss_of_float16_dots_in_a_query_is_declared():
     """q of 1 and 2^-44: the small element alone meets a key, and float16 has lost it."""
     query, key = torch.zeros(1, 1, 16), torch.zeros(2, 1, 16)
     query[..., 0], query[..., 1], key[0, 0, 1], value = 1.0, 2.0**-44, 1.0, torch.zeros(2, 1, 16)

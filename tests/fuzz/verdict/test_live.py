@@ -320,7 +320,7 @@ def test_a_call_that_no_case_can_hold_leaves_no_file(call, tmp_path, monkeypatch
     assert not [*tmp_path.iterdir()]
 
 
-def test_what_cannot_be_judged_leaves_room_for_wrong_calls(call, tmp_path):
+def test_calls_that_cannot_be_judged_leave_room_for_wrong_ones(call, tmp_path):
     """A server may make calls of both kinds for weeks: what is kept of each is bounded."""
     with attn_fuzz.recording(tmp_path, limit=1, most=2) as recording:
         for number in range(40):

@@ -420,7 +420,7 @@ def test_without_an_oracle_a_row_that_is_not_written_is_found():
     assert "out of request 1 at row 7" in verdict.message
 
 
-def test_what_is_wrong_everywhere_alike_needs_an_oracle():
+def test_an_error_that_is_alike_everywhere_needs_an_oracle():
     halved = wrong(lambda out, lse: out[:, :, 0].mul_(0.5))
     assert try_case(SEEN, judged_without_an_oracle(halved), "cpu").kind == "agree"
     assert try_case(SEEN, dataclasses.replace(judged_without_an_oracle(halved), oracle=True), "cpu").kind == "value"
@@ -493,7 +493,7 @@ OF_POSITIONS = {
 
 
 @pytest.mark.parametrize("name", OF_POSITIONS)
-def test_what_a_window_shows_far_away_has_the_same_bits(name):
+def test_keys_in_a_window_far_away_give_the_same_bits(name):
     assert FAR(written(replace(SEEN, **OF_POSITIONS[name])), shipped) is None
 
 
@@ -520,7 +520,7 @@ def test_a_scale_whose_quarter_is_none_is_left_out():
     assert [step.layer.scale for step in calls] == [2.0**-126]
 
 
-def test_what_our_kernels_promise():
+def test_our_kernels_promise_these_properties():
     invariant = {each.name for each in registry.load("triton@invariant").properties}
     assert invariant == {"batch composition", "neighbour's rules", "chunked prefill", "far keys"}
     assert {each.name for each in registry.load("triton@properties").properties} == {each.name for each in ALL}

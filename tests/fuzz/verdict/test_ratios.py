@@ -53,7 +53,7 @@ def test_a_quantized_output_is_counted_apart(step_case):
     assert {name.rpartition(" ")[0] for name in counts if name.endswith("prefill")} == {"out fp8_e4m3fn", "lse float32"}
 
 
-def test_what_is_compared_bitwise_has_no_bound_to_count(step_case):
+def test_a_bitwise_comparison_has_no_bound_to_count(step_case):
     step = tensors.build(step_case)
     judgement = judge.judge(step_case, step, Rounding(keys_per_tile=4, exact_division=True))
     assert judgement.kind == "unwritten"

@@ -62,7 +62,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 class TestFinding:
-    def test_none(self, monkeypatch):
+    def test_no_installation_is_named(self, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         assert "not installed" in str(find_aiter().missing)
 
@@ -79,7 +79,7 @@ class TestFinding:
         assert "is no package" in missing
         assert "PyPI" not in missing
 
-    def test_without_attention(self, install):
+    def test_an_installation_without_attention_is_named(self, install):
         install(ops__in__enum="")
         assert "without attention" in str(find_aiter().missing)
 
@@ -120,7 +120,7 @@ class TestFinding:
             ("assert kv_cache_dtype in (torch.bfloat16, e4m3_dtype)", {"the device's own float8"}),
         ],
     )
-    def test_what_no_signature_tells_of_unified_attention_is_read(self, lines, traits, install):
+    def test_traits_of_unified_attention_are_read_from_its_source(self, lines, traits, install):
         install(ops__in__triton__in__unified_attention=f"def unified_attention(block_size):\n    {lines}\n")
         assert find_aiter().unified_traits == traits
 
@@ -136,7 +136,7 @@ class TestFinding:
         install(ops__in__mha="def flash_attn_varlen_func(:", ops__in__attention="def pa_fwd_asm(Q): ...")
         assert list(find_aiter().signatures) == ["pa_fwd_asm"]
 
-    def test_what_fails_to_import_is_said(self, install):
+    def test_an_import_that_fails_is_named(self, install):
         install(__init__="raise AssertionError('no hipcc')", ops__in__mha="def flash_attn_varlen_func(q): ...")
         assert import_aiter().missing == "AITER does not import here: AssertionError: no hipcc"
         with pytest.raises(UnsupportedError, match="AssertionError: no hipcc"):
@@ -158,7 +158,7 @@ class TestFeatures:
     def test_the_recorded_version_has_all(self):
         assert not any(features_of(recorded("2026-08")).values())
 
-    def test_what_a_signature_lacks_is_said_of_that_feature_alone(self):
+    def test_an_argument_that_a_signature_lacks_is_named_for_its_feature_alone(self):
         whole = recorded("2026-08")
         prefill = whole.signatures["flash_attn_varlen_func"]
         fewer = replace(prefill, arguments=tuple(name for name in prefill.arguments if name != "sink_ptr"))
@@ -392,7 +392,7 @@ class TestFlashAttnVarlen:
 
     @pytest.mark.parametrize("window", [(-1, -1), (0, 0), (4, 0)])
     @pytest.mark.parametrize(("rule", "words"), [({"sinks": [0.0] * 4}, "sinks"), ({"logits_soft_cap": 2.0}, "a soft cap")])
-    def test_what_assembly_kernels_drop_is_refused(self, rule, words, window, paged_call, aiter, calls):
+    def test_rules_that_assembly_kernels_drop_are_refused(self, rule, words, window, paged_call, aiter, calls):
         """A window past the longest sequence is dropped before the gate that would keep to CK's kernels, so none is a guard."""
         call = paged_call([3], [20], dtype=torch.bfloat16, head_size=128, window=window, **rule)
         with pytest.raises(UnsupportedError, match=f"{words} not supported: for bfloat16 and a head size of 128"):
@@ -456,7 +456,7 @@ class TestPagedAttentionV1:
         ],
         ids=str,
     )
-    def test_decode(self, rules, paged_call, aiter):
+    def test_decodes_agree(self, rules, paged_call, aiter):
         call = paged_call([1, 1, 1], [20, 257, 1], head_size=64, dtype=torch.float16, **rules)
         assert_agrees(call, self.attend(aiter, call))
 
@@ -492,7 +492,7 @@ class TestPaFwdAsm:
         aiter_adapter.pa_fwd_asm(aiter, q, call.kv_cache, layer, batch, out=torch.empty_like(q))
         return given[0]
 
-    def test_decode(self, paged_call, aiter):
+    def test_decodes_agree(self, paged_call, aiter):
         options = {"layout": Layout.SHUFFLED, "head_size": 128, "dtype": torch.float16}
         call = paged_call([1, 1, 1], [20, 257, 1], **options)
         out = torch.full(call.q.shape, torch.nan, dtype=torch.float16)
@@ -565,7 +565,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("function", "changes", "words"), REFUSED, ids=[f"{name}: {words}" for name, _, words in REFUSED])
-def test_what_a_kernel_of_aiter_does_not_serve_is_refused_before_its_call(function, changes, words, paged_call, aiter, calls):
+def test_a_call_that_a_kernel_of_aiter_does_not_serve_is_refused_first(function, changes, words, paged_call, aiter, calls):
     options = {"query_lens": [1, 1], "dtype": torch.float16, **FORMS[function], **changes}
     call = paged_call(options.pop("query_lens"), [20, 33], **options)
     call = call._replace(q=call.q.contiguous() if function == "pa_fwd_asm" else call.q, batch=with_tight_bounds(call.batch))
@@ -580,7 +580,7 @@ def test_what_a_kernel_of_aiter_does_not_serve_is_refused_before_its_call(functi
 class TestInstalled:
     """The real package of this environment, whose version pyproject.toml pins: 0.1.7."""
 
-    def test_features(self):
+    def test_only_lacking_features_have_reasons(self):
         reasons = features_of(find_aiter())
         assert [name for name, reason in reasons.items() if reason] == ["prefill_sinks", "unified_q_scales"]
 

@@ -57,7 +57,7 @@ class TestValidate:
 
     @every_backend
     @pytest.mark.parametrize("wrong", ["block_table", "seq_lens", "query_start_loc"])
-    def test_a_step(self, name, wrong, make_step, refuses):
+    def test_wild_metadata_of_a_step_is_refused(self, name, wrong, make_step, refuses):
         step = make_step(**MIXED, **FORMS[name])
         common = {
             "block_table": {"block_table_tensor": torch.full_like(step.common.block_table_tensor, 2**30)},
@@ -68,13 +68,13 @@ class TestValidate:
         refuses(BACKENDS[name], step, ContractError, rf"{wrong}\[", validate=True)
 
     @pytest.mark.parametrize("name", ROTATING)
-    def test_an_encoder(self, name, make_step, refuses):
+    def test_wrong_lengths_of_an_encoder_are_refused(self, name, make_step, refuses):
         step = make_step([7, 2], [7, 2], attn_type=AttentionType.ENCODER)
         step = replace(step, common=replace(step.common, seq_lens=step.common.seq_lens - 1))
         refuses(BACKENDS[name], step, ContractError, r"seq_lens\[0\]", validate=True)
 
     @every_backend
-    def test_a_cache_write(self, name, make_step, aiter):
+    def test_a_wild_slot_is_refused_before_the_write(self, name, make_step, aiter):
         step = make_step(**MIXED, **FORMS[name])
         before = step.kv_cache.clone()
         impl = BACKENDS[name].impl(step.layer, aiter=aiter, validate=True, **step.constructor)
@@ -83,7 +83,7 @@ class TestValidate:
         assert torch.equal(step.kv_cache.view(torch.int16), before.view(torch.int16))
 
     @pytest.mark.parametrize("name", ROTATING)
-    def test_a_rotation(self, name, make_step, aiter, device):
+    def test_a_wild_position_is_refused_before_the_rotation(self, name, make_step, aiter, device):
         step = make_step(**MIXED, **FORMS[name])
         before, slots = step.kv_cache.clone(), step.common.slot_mapping
         impl = BACKENDS[name].impl(step.layer, aiter=aiter, validate=True, **step.constructor)

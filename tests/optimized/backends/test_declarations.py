@@ -388,7 +388,7 @@ def asking() -> Iterator[AttentionConfig]:
 
 @pytest.mark.parametrize(("function", "argument"), LACKING)
 @pytest.mark.parametrize("backend", CALLED)
-def test_what_an_aiter_lacks_is_refused_and_nothing_else(backend, function, argument):
+def test_features_that_an_aiter_lacks_are_refused_and_no_others(backend, function, argument):
     rules = [OPTIONAL[function, argument]] if argument else [ANY_LAYER, *OF_FUNCTION.get(function, [])]
     whole, lacking = (BACKENDS[backend].capabilities(aiter) for aiter in (AITER, without(function, argument)))
     for config in asking():

@@ -138,7 +138,7 @@ def check_chunks(prefill: Any, of_prefill: list[Request], most: int) -> None:
 
 @settings(max_examples=60)
 @given(step=steps(), num_ranks=st.integers(1, 3), interleave=st.sampled_from((1, 2, 7)))
-def test_what_the_ranks_send_is_what_one_rank_gathers(step, num_ranks, interleave):
+def test_the_ranks_send_the_keys_that_one_rank_gathers(step, num_ranks, interleave):
     chunk, speculated, all_requests = step
     common, prefills = common_of(all_requests), [one for one in all_requests if one.query_len > 1 + speculated]
     assume(prefills)

@@ -127,7 +127,7 @@ def test_the_builder_waits_for_no_device(lens, make_step):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_an_empty_step(make_step, forward, calls):
+def test_an_empty_step_calls_nothing(make_step, forward, calls):
     output = forward(FA, make_step([0, 0], [0, 9]))
     assert output.isnan().all()
     assert not calls

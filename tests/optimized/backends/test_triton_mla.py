@@ -208,7 +208,7 @@ def test_expanded_heads_are_as_wide_as_a_tile(device):
     assert impl_of(step_of([1], [3], device), kv_b_proj=weight).expanded.head_size == 512
 
 
-def test_what_a_step_lacks_is_refused(device):
+def test_a_step_that_lacks_something_is_refused(device):
     step = step_of([5], [9], device)
     impl, builder = impl_of(step), MlaMetadataBuilder(AttentionType.DECODER)
     metadata = builder.build(step.common)

@@ -40,7 +40,7 @@ def step_of(make_step):
 
 @every_kind
 @validated
-def test_a_layer(name, attn_type, validate, step_of, aiter):
+def test_a_wrong_layer_is_refused(name, attn_type, validate, step_of, aiter):
     step = step_of(name, attn_type)
     make = partial(BACKENDS[name].impl, kv_sharing_target_layer_name=None)
     arguments = {"layer": step.layer, **step.constructor, "allocation_layout": None, "batch_invariant": False}
@@ -82,7 +82,7 @@ def test_forward_refuses_wrong_arguments(name, attn_type, validate, step_of, ait
 
 @every_kind
 @validated
-def test_what_an_engine_tells_of_a_step(name, attn_type, validate, step_of, aiter):
+def test_a_wrong_step_is_refused(name, attn_type, validate, step_of, aiter):
     """The builder lets some pass, which the layer refuses then. Its own errors name what the engine has told."""
     step = step_of(name, attn_type)
     impl = BACKENDS[name].impl(step.layer, aiter=aiter, validate=validate, **step.constructor)
@@ -111,7 +111,7 @@ def test_what_an_engine_tells_of_a_step(name, attn_type, validate, step_of, aite
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("reads", [None, "layers.3"])
 @validated
-def test_a_write(name, reads, validate, step_of, aiter):
+def test_a_wrong_write_is_refused(name, reads, validate, step_of, aiter):
     """Also of a layer that reads the cache of another layer, and so writes nothing."""
     if reads and not BACKENDS[name].capabilities(aiter).answer("kv_sharing"):
         pytest.skip(f"{name} has no such layers")

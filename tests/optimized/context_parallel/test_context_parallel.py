@@ -176,7 +176,7 @@ def test_rules_of_positions_are_refused(rule, step):
         local_step(biased, Dealing(num_ranks=2, rank=0))
 
 
-def test_what_has_no_cache_is_refused(step):
+def test_a_layer_and_a_step_without_a_cache_are_refused(step):
     with pytest.raises(ContractError, match="attn_type: got encoder"):
         local_layer(Layer(**SIZES, attn_type=AttentionType.ENCODER), Dealing(num_ranks=2, rank=0))
     with pytest.raises(ContractError, match="block_table: got None"):

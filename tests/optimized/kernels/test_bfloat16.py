@@ -30,7 +30,7 @@ def ran(kernel, bits: torch.Tensor, device: torch.device) -> torch.Tensor:
     return out.cpu().view(torch.int16)
 
 
-def test_what_bfloat16_holds_is_exact(device):
+def test_numbers_that_bfloat16_holds_are_exact(device):
     assert torch.equal(ran(exact_kernel, ALL, device), (ALL >> 16).to(torch.int16))
 
 

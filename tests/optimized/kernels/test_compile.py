@@ -40,7 +40,7 @@ def main_calls(architecture: str) -> dict[str, KernelCall]:
     return {name: calls[name] for name in first.values()}
 
 
-def test_what_ships_is_within_its_budget():
+def test_each_shipped_binary_is_within_its_budget():
     """`tox run -e emulated-main` holds those for gfx942 to theirs, and `tox run -e nightly -- launches` all."""
     shipped = main_calls("sm90")
     assert len({call.launch.kernel.fn.__name__ for call in shipped.values()}) == 9
@@ -56,7 +56,7 @@ def test_what_ships_is_within_its_budget():
 
 
 @pytest.mark.nightly
-def test_what_is_compiled_is_what_the_launcher_would_load():
+def test_the_compiled_binary_is_the_one_that_the_launcher_would_load():
     """The hash covers the source, the signature, what is known of pointers, and the options."""
     hashes = compiling("launcher_hashes.py", "gfx942", "gfx1201", "sm90")
     assert len(hashes) == 12

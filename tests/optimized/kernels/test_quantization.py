@@ -68,7 +68,7 @@ def formats(dtype: torch.dtype, device: torch.device) -> list[str]:
 
 
 @pytest.mark.parametrize("float8", [FN, FNUZ], ids=str)
-def test_encodes_float8(float8, numbers, device):
+def test_float8_is_encoded_as_torch_converts(float8, numbers, device):
     """torch's conversion is to nearest even too; its overflows, its NaNs and its zero of e4m3fnuz are not asked for."""
     expected = numbers.clamp(-LARGEST[float8], LARGEST[float8]).to(float8).view(torch.uint8)
     if float8 == FNUZ:
@@ -82,7 +82,7 @@ def test_encodes_float8(float8, numbers, device):
         assert not len(different), (name, numbers[different[0]], out[different[0]], expected[different[0]])
 
 
-def test_encodes_int8(numbers, device):
+def test_int8_is_rounded_to_nearest_and_clamped(numbers, device):
     expected = numbers.round().clamp(-127, 127).nan_to_num(0).to(torch.int8)
     out = torch.zeros(len(numbers), dtype=torch.int8, device=device)
     encode_kernel[(len(numbers) // BLOCK,)](out, numbers.to(device), FORMAT="int8", BLOCK=BLOCK)
@@ -90,7 +90,7 @@ def test_encodes_int8(numbers, device):
 
 
 @pytest.mark.parametrize("element", [FN, FNUZ, torch.int8], ids=str)
-def test_decodes_every_byte(element, dtype, device):
+def test_every_byte_is_decoded(element, dtype, device):
     every = torch.arange(256, dtype=torch.uint8)
     expected = every.view(element).float().to(dtype)
     for name in ["int8"] if element == torch.int8 else formats(element, device):
@@ -124,7 +124,7 @@ def test_ue8m0_scales_are_the_least_that_fit(fmt, largest, device):
     assert got.tolist() == torch.cat([codes.clamp(min=27), (codes + 1).clamp(min=27)]).tolist()
 
 
-def test_what_is_not_quantized_stays(device):
+def test_numbers_of_an_unquantized_format_stay(device):
     x = torch.randn(16, device=device)
     stored, name = stored_format(x, "sm90")
     assert stored is x

@@ -121,7 +121,7 @@ def test_parameters_are_those_of_the_wider_of_k_and_v():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_what_decodes_has_one_tile_of_its_size(architecture):
+def test_a_decode_has_one_tile_of_its_size(architecture):
     """A tile of 16 rows or of 64, or the interpreter's."""
     for group in GROUPS:
         for max_query_len in range(1, DECODE_TILE_ROWS // group + 1):
@@ -173,7 +173,7 @@ SHORT_WINDOW = {"window_keys": SHORT_WINDOW_KEYS}
         ({"num_tokens": 0, "num_requests": 0, "max_query_len": 0}, "decode"),
     ],
 )
-def test_phases(changed, phase):
+def test_each_batch_has_its_phase(changed, phase):
     """The phase by which tiles are chosen; one for all batches where a request's output must not depend on the others."""
     workload = Workload(**(CALL | PREFILL | changed))
     assert phase_of(workload, COMPUTE_UNITS) == phase
@@ -199,15 +199,11 @@ def test_the_interpreter_takes_several_tiles_for_a_few_hundred_tokens():
 def test_heads_of_a_kv_head_are_cut_into_as_few_groups_as_hold_them(heads, groups, group):
     tiles = tiles_of(phase="decode", num_heads=2 * heads, num_kv_heads=2)
     assert (tiles.groups_per_kv_head, tiles.group, tiles.heads_per_kv_head) == (groups, group, heads)
-    assert group <= tiles.block_m
+    assert group <= tiles.block_m <= 64
     assert tiles.queries >= 1
 
 
-def test_a_decode_of_many_heads_has_the_tile_of_its_groups():
-    assert tiles_of(phase="decode", num_heads=71, num_kv_heads=1).block_m == 64
-
-
-def test_what_speculates_has_one_tile_of_64_rows_for_each_of_up_to_8_groups():
+def test_a_speculating_decode_has_one_tile_of_64_rows_for_each_of_up_to_8_groups():
     def of(heads: int, max_query_len: int, **call: object):
         return plan(
             num_heads=2 * heads,
@@ -268,7 +264,7 @@ def test_programs_begin_in_the_order_of_their_work_unless_there_are_many_waves()
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("head_size", [1, 80, 256, 4000])
-def test_row_tiles(architecture, head_size):
+def test_row_tiles_cover_all_rows(architecture, head_size):
     tiles = row_tiles(architecture, head_size=head_size)
     assert tiles.block_d >= head_size
     assert tiles.block_rows.bit_count() == tiles.block_d.bit_count() == 1
@@ -278,7 +274,7 @@ def test_row_tiles(architecture, head_size):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("head_size", HEAD_SIZES)
-def test_reduce_tiles(architecture, head_size):
+def test_reduce_tiles_cover_all_rows_in_few_sizes(architecture, head_size):
     """Few sizes whatever the number of parts: each is compiled."""
     tiles = {reduce_tiles(architecture, head_size=head_size, num_parts=n) for n in range(2, 300)}
     assert len(tiles) <= 5

@@ -103,7 +103,7 @@ def merges(architecture: str) -> Iterator[KernelCall]:
 
 @each_architecture
 @pytest.mark.parametrize("calls", [latent_writes, writes, merges])
-def test_tiles_of_rows(calls, architecture):
+def test_tiles_of_rows_fit_registers(calls, architecture):
     for call in calls(architecture):
         most = row_tile(call) / call.launch.options["num_warps"]
         assert most <= MOST_OF_ROWS, call.launch.constants
@@ -127,7 +127,7 @@ def workloads() -> Iterator[Workload]:
 
 
 @each_architecture
-def test_tiles_of_attention(architecture):
+def test_tiles_of_attention_fit_registers(architecture):
     for workload in workloads():
         tiles = attention_tiles(workload, architecture, COMPUTE_UNITS)
         kind = tiles.kind
@@ -140,7 +140,7 @@ def test_tiles_of_attention(architecture):
 
 
 @each_architecture
-def test_tiles_of_reductions(architecture):
+def test_tiles_of_reductions_fit_registers(architecture):
     for size, num_parts in itertools.product(borders(1, MAX_LATENT_SIZE), borders(2, 300)):
         tiles = reduce_tiles(architecture, head_size=size, num_parts=num_parts)
         assert tiles.block_rows * tiles.block_parts * tiles.block_d / tiles.num_warps <= MOST_REDUCED
