@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: times beside those of other projects, launch parameters, hashes of binaries, the judge's bound.
+"""`python -m benchmarks`: times beside those of other projects, and launch parameters.
 
 Exit codes are those of `attn-parity`.
 """
@@ -15,17 +15,15 @@ GROUPS = {
         "tune": "Search for better launch parameters.",
     },
     "Without a GPU": {
-        "page": "Write performance.md from the results of speed and host.",
+        "page": "Write performance.md from the results of speed and host, and peers.md from those of peers.",
         "peers": "Put compiled launches of vLLM and AITER beside ours: binaries, counts, bounds.",
-        "hashes": "Hash the assembly of every launch that ships, to compare two commits.",
-        "judge": "Measure how close correct outputs come to the judge's bound.",
     },
 }
 
 
 @click.group(cls=Commands, groups=GROUPS, module="benchmarks.{}.command", context_settings=HELP)
 def cli() -> None:
-    """Time the attention kernels beside those of other projects, and measure what this project's tools find."""
+    """Time the attention kernels beside those of other projects, and search for their launch parameters."""
 
 
 if __name__ == "__main__":

@@ -38,10 +38,6 @@ def tiny_option(words: str) -> Option:
     return click.option("--tiny", is_flag=True, help=f"{words}. No result has any value.")
 
 
-def architectures_option(default: str) -> Option:
-    return click.option("--arch", "architectures", metavar="A,B,...", help=f"Architectures to compile for; default: {default}.")
-
-
 vllm_option = click.option("--vllm", type=click.Path(path_type=Path), help="A folder that holds the package `vllm`.")
 aiter_option = click.option("--aiter", type=click.Path(path_type=Path), help="A folder that holds AMD's package `aiter`.")
 commit_option = click.option("--commit", help="The commit to record; default: that of the git checkout.")
@@ -56,7 +52,7 @@ def drawn_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def check_drawn(number: int | None, seed: int | None) -> None:
     if (number is None) != (seed is None):
-        raise click.UsageError("--drawn and --seed go together: whoever tunes needs another seed than whoever measures")
+        raise click.UsageError("--drawn and --seed go together: a number of cases is drawn from a seed")
 
 
 def cases_named(cases: Sequence[T], only: Sequence[str]) -> list[T]:

@@ -1,4 +1,4 @@
-"""The head of the JSON results of all commands, and how results are written and read."""
+"""The head of the JSON results of `speed`, `host`, `ranks` and `tune`, and how they are written."""
 
 import importlib.metadata
 import platform
@@ -7,19 +7,13 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import msgspec
 import torch
-from attn_fuzz import inputs, outputs
-from attn_fuzz.errors import InputError
+from attn_fuzz import outputs
 from attn_parity.console import results
 from attn_parity.device import device_name
-
-T = TypeVar("T")
-
-MAX_BYTES = 16 << 20
-"""The most bytes of a file that is read: a run of 1000 drawn cases has 1.2 MB."""
 
 
 class Head(msgspec.Struct, kw_only=True):
@@ -86,14 +80,3 @@ def _commit() -> str:
     """Git's description of the code that is measured."""
     ended = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return ended.stdout.strip() if ended.returncode == 0 else "unknown"
-
-
-def read_as(path: Path, schema: str, kind: type[T]) -> T:
-    """
-    Raises:
-        InputError: it is no such file, or a time or a rate is not positive.
-    """
-    try:
-        return msgspec.convert(inputs.read_record(path, schema, MAX_BYTES), kind)
-    except msgspec.ValidationError as error:
-        raise InputError(f"{path}: {error}") from error

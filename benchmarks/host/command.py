@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from attn_parity.console import notes, results
-from rich.table import Table
+from attn_parity.console import notes, plain_table, results
 
 from benchmarks import options
 from benchmarks.measuring.device import saved_at_the_end, use_device
@@ -85,9 +84,9 @@ def _runs(parts: "Parts", num_layers: int) -> dict[str, tuple[Callable[[], objec
 
 def _tell(step: "Step", num_layers: int) -> None:
     for why in step.refused.values():
-        results.print(f"{step.name}: {why}", soft_wrap=True)
+        results.print(f"{step.name}: {why}")
     columns = ("metadata, a step", "write, a layer", "attention, a layer", "all, a layer")
-    table = Table(f"{step.name}, {num_layers} layers: us", *columns, box=None)
+    table = plain_table(f"{step.name}, {num_layers} layers: us", *columns, right=columns)
     for participant, times in step.times.items():
         cells = (times.build, times.write, times.attention, times.layer)
         table.add_row(participant, *("" if us is None else f"{us:.1f}" for us in cells))

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from attn_fuzz.text import one_line
-from attn_parity.console import notes, results
+from attn_parity.console import notes, plain_table, results
 from attn_parity.device import device_name
-from rich.table import Table
 
 from benchmarks.measuring.device import use_device
 from benchmarks.options import tiny_option
@@ -26,6 +25,7 @@ LATENT_HEADS, LATENT_SIZE, VALUE_SIZE = 16, 576, 512
 CASES = ((32, 32 << 10), (8, 128 << 10), (2, 512 << 10), (1, 32 << 10), (1, 128 << 10), (1, 512 << 10))
 """Requests of one query each, and keys of each."""
 TINY = ((2, 300),)
+COLUMNS = ("median", "10 % to 90 %", "times the floor")
 WRONG = 1e-3
 """The largest difference of logits of two participants, as a share of the largest logit: beyond it nothing is timed."""
 
@@ -62,7 +62,7 @@ def command(tiny: bool) -> None:
     rate = machine.rates(device, tiny=tiny).read
     for requests, keys in TINY if tiny else CASES:
         step = decode(requests, keys, device)
-        table = Table(f"{requests} x {keys} keys: us", "median", "10 % to 90 %", "times the floor", box=None)
+        table = plain_table(f"{requests} x {keys} keys: us", *COLUMNS, right=COLUMNS)
         for stage, (moved, participants) in stages_of(step).items():
             loops = {}
             for name, run in participants:
@@ -148,7 +148,7 @@ def _agrees(run: Callable[[], Any], ours: "torch.Tensor", name: str) -> bool:
     try:
         got = run()[: len(ours), : ours.shape[1]]
     except Exception as error:
-        notes.print(one_line(f"{name} did not run: {type(error).__name__}: {error}", 300), soft_wrap=True)
+        notes.print(one_line(f"{name} did not run: {type(error).__name__}: {error}", 300))
         return False
     worst = float((got - ours).abs().max() / ours.abs().max())
     if not worst <= WRONG:

@@ -1,4 +1,4 @@
-"""Loops of calls: replays of CUDA graphs on a GPU; on a CPU plain calls, whose times have no value. And times of the host."""
+"""Loops of eager calls, loops of replays of CUDA graphs, and times of the host. On a CPU, no time has any value."""
 
 import math
 import statistics
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from attn_parity.timing import EventLoop, Loop
+from attn_parity.timing import EventLoop, Loop, side_by_side
 
 REPLAY_MS = 0.2
 """The least time of a replay of a graph, which holds enough calls for it: events and the launch then hardly count."""
@@ -30,23 +30,28 @@ class Budget(NamedTuple):
 
 
 class GraphLoop(EventLoop):
-    """A CUDA graph of each call in turn, as often as a replay needs."""
+    """A CUDA graph of each call in turn, as often as a replay needs.
 
-    def __init__(self, runs: Sequence[Callable[[], Any]]) -> None:
+    Args:
+        replay_ms: the least time of a replay. With 0, the graph has each call once, as ranks need it that wait for each other.
+    """
+
+    def __init__(self, runs: Sequence[Callable[[], Any]], replay_ms: float = REPLAY_MS) -> None:
         for run in runs:  # compiles, and lets libraries allocate
             run()
         torch.cuda.synchronize()
         self._runs = runs  # a graph does not keep what its kernels write to
         self._capture(runs)
         total = statistics.median(self.times()) * self.calls
-        if total < REPLAY_MS:
-            self._capture(list(runs) * math.ceil(REPLAY_MS / total))
+        if total < replay_ms:
+            self._capture(list(runs) * math.ceil(replay_ms / total))
             self.times()
 
     def _capture(self, runs: Sequence[Callable[[], Any]]) -> None:
         """Make a graph of the calls, and replay it a few times."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # thread_local: NCCL's watchdog asks for events in a thread of its own
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             for run in runs:
                 run()
         super().__init__(graph.replay, len(runs))
@@ -55,7 +60,7 @@ class GraphLoop(EventLoop):
 
 
 class CallLoop:
-    """The calls themselves."""
+    """Calls by the host's clock, which waits for no device."""
 
     def __init__(self, runs: Sequence[Callable[[], Any]]) -> None:
         self.calls = len(runs)
@@ -75,6 +80,15 @@ class CallLoop:
 
 def loop_of(device: torch.device, runs: Sequence[Callable[[], Any]]) -> Loop:
     return GraphLoop(runs) if device.type == "cuda" else CallLoop(runs)
+
+
+def eager_loop_of(device: torch.device, run: Callable[[], Any]) -> Loop:
+    return EventLoop(run) if device.type == "cuda" else CallLoop([run])
+
+
+def median_ms(loop: Loop, replays: int) -> float:
+    """The median time of a call over a number of replays that no clock changes: ranks wait for each other."""
+    return side_by_side([loop], seconds=math.inf, rounds=replays)[0].ms
 
 
 def host_us(run: Callable[[], Any], *, batches: int, calls: int) -> float:

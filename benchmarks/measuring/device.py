@@ -19,18 +19,23 @@ class DeviceError(ExecutorError):
     """A kernel has left the GPU in a state in which nothing runs any more."""
 
 
-def use_device(*, tiny: bool) -> torch.device:
-    """The GPU that is here. Without one, kernels are interpreted on the CPU.
+def use_device(*, tiny: bool, gpus: int = 1, tiny_on_cpu: bool = False, instead: str = "") -> torch.device:
+    """The GPUs that are here. With --tiny and fewer of them, or with `tiny_on_cpu`, the CPU, which interprets kernels.
+
+    Args:
+        instead: another option that needs no GPU, for the message.
 
     Raises:
-        click.UsageError: there is no GPU, and --tiny is not given.
+        click.UsageError: there are fewer GPUs, and --tiny is not given.
     """
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if not tiny:
-        raise click.UsageError("torch sees no GPU here; --tiny interprets tiny cases, whose times have no value")
-    interpret()
-    return torch.device("cpu")
+    found = torch.cuda.device_count()
+    if tiny and (tiny_on_cpu or found < gpus):
+        interpret()
+        return torch.device("cpu")
+    if found < gpus:
+        others = f"{instead}--tiny interprets tiny cases, whose times have no value"
+        raise click.UsageError(f"torch sees {found} GPUs here, expected {gpus}; {others}")
+    return torch.device("cuda")
 
 
 def interpret() -> None:
@@ -73,5 +78,5 @@ def saved_at_the_end(save: Callable[[], None], so_far: Callable[[], str]) -> Ite
         yield
     except (KeyboardInterrupt, DeviceError):
         save()
-        results.print(f"interrupted: {so_far()}", soft_wrap=True)
+        results.print(f"interrupted: {so_far()}")
         raise

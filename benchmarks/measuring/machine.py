@@ -1,18 +1,16 @@
 """The GPU's best rates, measured in the same run: the floors of cases are made of them."""
 
-import itertools
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import torch
 import triton
 import triton.language as tl
-from attn_parity.timing import Positive, side_by_side
+from attn_parity.timing import Positive
 
-from benchmarks.measuring.clock import loop_of
+from benchmarks.measuring.clock import eager_loop_of, loop_of, median_ms
 
 READ: dict[str, Any] = {"BLOCK": 8192, "num_warps": 8}
 REPEATS = 20
@@ -68,49 +66,26 @@ def rates(device: torch.device, *, tiny: bool) -> Rates:
 
 def _launch_ms(device: torch.device) -> float:
     data = torch.zeros(1, dtype=torch.int32, device=device)
-    loop = loop_of(device, [lambda: empty_kernel[(1,)](data)])
-    return side_by_side([loop], seconds=0.5, rounds=REPEATS)[0].ms
+    return median_ms(loop_of(device, [lambda: empty_kernel[(1,)](data)]), REPEATS)
 
 
 def _bandwidths(device: torch.device, num_blocks: int) -> tuple[float, float]:
     data = torch.ones(num_blocks * READ["BLOCK"], dtype=torch.int32, device=device)
     sums, copied = torch.empty(num_blocks, dtype=torch.int32, device=device), torch.empty_like(data)
-    reading = _median(device, lambda: read_kernel[(num_blocks,)](sums, data, **READ))
+    reading = median_ms(eager_loop_of(device, lambda: read_kernel[(num_blocks,)](sums, data, **READ)), REPEATS)
     assert bool((sums == READ["BLOCK"]).all()), "not everything was read"
-    return data.nbytes / reading, 2 * data.nbytes / _median(device, lambda: copied.copy_(data))
+    copying = median_ms(eager_loop_of(device, lambda: copied.copy_(data)), REPEATS)
+    return 1e3 * data.nbytes / reading, 2e3 * data.nbytes / copying
 
 
 def _matmul_rate(device: torch.device, size: int, seconds: float) -> float:
+    """The rate of the last CALLS products, after products that follow each other for some seconds."""
     a, b = torch.randn((2, size, size), device=device).bfloat16()
     product = torch.empty_like(a)
-
-    def multiply() -> None:
-        torch.mm(a, b, out=product)
-
-    started, times = time.monotonic(), [_median(device, multiply)]
-    while time.monotonic() - started < seconds:
-        times = _seconds(device, multiply, CALLS)
-    return 2.0 * size**3 / statistics.median(times)
-
-
-def _median(device: torch.device, run: Callable[[], object]) -> float:
-    """Seconds, after a first call that compiles."""
-    run()
-    return statistics.median(_seconds(device, run, REPEATS))
-
-
-def _seconds(device: torch.device, run: Callable[[], object], repeats: int) -> list[float]:
-    """The seconds of each call."""
-    if device.type != "cuda":
-        times = [time.perf_counter()]
-        for _ in range(repeats):
-            run()
-            times.append(time.perf_counter())
-        return [end - start for start, end in itertools.pairwise(times)]
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-    events[0].record()
-    for event in events[1:]:
-        run()
-        event.record()
-    torch.cuda.synchronize()
-    return [start.elapsed_time(end) / 1e3 for start, end in itertools.pairwise(events)]
+    loop, deadline = eager_loop_of(device, lambda: torch.mm(a, b, out=product)), time.monotonic() + seconds
+    times: list[float] = []
+    while not times or time.monotonic() < deadline:
+        for _ in range(CALLS):
+            loop.replay()
+        times = loop.times()
+    return 2e3 * size**3 / statistics.median(times)

@@ -7,7 +7,6 @@ import msgspec
 from attn_fuzz import inputs
 from attn_parity.timing import Positive, Spread
 
-from benchmarks import results
 from benchmarks.host.results import SCHEMA as OF_HOST
 from benchmarks.host.results import HostRun
 from benchmarks.measuring.machine import Rates
@@ -56,7 +55,7 @@ def read(path: Path) -> Performance:
     Raises:
         InputError: it is no such file.
     """
-    return results.read_as(path, SCHEMA, Performance)
+    return inputs.read_as(path, SCHEMA, Performance, inputs.LARGE)
 
 
 def with_run(stored: Performance, path: Path) -> Performance:
@@ -65,9 +64,9 @@ def with_run(stored: Performance, path: Path) -> Performance:
     Raises:
         InputError: it is a file of neither `speed` nor `host`.
     """
-    record = inputs.read_json(path, results.MAX_BYTES)
+    record = inputs.read_json(path, inputs.LARGE)
     if isinstance(record, dict) and record.get("schema") == OF_HOST:
-        new = results.read_as(path, OF_HOST, HostRun)
+        new = inputs.read_as(path, OF_HOST, HostRun, inputs.LARGE)
         return Performance(speed=stored.speed, host=[*(run for run in stored.host if run.machine != new.machine), new])
     run = of_run(of_speed.read(path))
     names = {_kind(case) for case in run.cases}

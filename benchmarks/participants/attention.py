@@ -38,16 +38,16 @@ class Prepared(NamedTuple):
 
 
 class Participant(NamedTuple):
-    """`prepare` gets calls of the cases for which `joins` is true: by default those of `Attention`."""
+    """`prepare` gets calls of the cases for which `joins` is true."""
 
     name: str
-    prepare: Callable[[Any], Prepared]
-    joins: Callable[[Any], bool] = lambda case: isinstance(case, Attention)
+    prepare: Callable[[Call], Prepared]
+    joins: Callable[[Attention], bool] = lambda case: True
 
 
-def _has_rows(case: object) -> bool:
+def _has_rows(case: Attention) -> bool:
     """True if K and V of a case are rows of one width."""
-    return isinstance(case, Attention) and case.head_size_v is None
+    return case.head_size_v is None
 
 
 OURS, BEFORE, WITHOUT_CASCADE, VLLM, AITER = "ours", "ours before", "ours without cascade", "vLLM Triton", "AITER Triton"
@@ -69,13 +69,13 @@ def participants(
     if before is not None:
         found.append(Participant(BEFORE, functools.partial(ours, before)))
     alone = functools.partial(without_cascade, attn_optimized)
-    found.append(Participant(WITHOUT_CASCADE, alone, lambda case: isinstance(case, Attention) and case.common_prefix_len > 0))
+    found.append(Participant(WITHOUT_CASCADE, alone, lambda case: case.common_prefix_len > 0))
     if vllm is not None:
         found.append(Participant(VLLM, functools.partial(vllm_triton, vllm), _has_rows))
     if aiter is not None:
         found.append(Participant(AITER, functools.partial(aiter_triton, aiter), _has_rows))
     return found + [
-        Participant(name, functools.partial(sdpa, name), lambda case: isinstance(case, Attention) and not case.is_latent)
+        Participant(name, functools.partial(sdpa, name), lambda case: not case.is_latent)
         for name, backend in SDPA.items()
         if backend is not SDPBackend.CUDNN_ATTENTION or (torch.version.cuda and torch.cuda.is_available())
     ]

@@ -11,7 +11,6 @@ import torch
 
 from benchmarks.participants.attention import FA3, FLASHMLA, Participant, Prepared, paged_rows, poisoned, refuse
 from benchmarks.steps.calls import Call
-from benchmarks.steps.cases import Attention
 
 WIDEST = 256
 """The widest heads of FlashAttention-3."""
@@ -23,12 +22,12 @@ def participants(fa3_ops: Any | None, flashmla_ops: Any | None) -> Iterator[Part
     """The participants whose ops were loaded."""
     if fa3_ops is not None:
         rows = functools.partial(fa3, fa3_ops)
-        yield Participant(FA3, rows, lambda case: isinstance(case, Attention) and not case.is_latent)
+        yield Participant(FA3, rows, lambda case: not case.is_latent)
     if flashmla_ops is not None:
         yield Participant(
             FLASHMLA,
             functools.partial(flashmla, flashmla_ops),
-            lambda case: isinstance(case, Attention) and case.is_latent and len({*case.query_lens}) == 1,
+            lambda case: case.is_latent and len({*case.query_lens}) == 1,
         )
 
 

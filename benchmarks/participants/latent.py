@@ -29,8 +29,8 @@ def participants(vllm: SimpleNamespace | None, tries: Mapping[str, Sequence[int]
         tries: values by the names of the fields of Parameters.
     """
 
-    def joins(case: object) -> bool:
-        return isinstance(case, Attention) and case.is_latent
+    def joins(case: Attention) -> bool:
+        return case.is_latent
 
     for values in itertools.product(*tries.values()) if tries else ():
         changed = dict(zip(tries, values, strict=True))

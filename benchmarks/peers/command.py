@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import click
-from attn_lab.pages import PAGES
 from attn_parity.console import notes, results
 from attn_parity.options import cpu_workers_option
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from benchmarks.peers.results import Results
     from benchmarks.steps.cases import Attention
 
-PAGE, FOLDER = PAGES / "peers.md", PAGES / "peers"
 Peers = dict[str, tuple[Path | None, SimpleNamespace]]
 """The folder given for each peer, and the kernels loaded from it."""
 WIDTH = 180
@@ -27,13 +25,12 @@ WIDTH = 180
 
 @click.command("peers")
 @click.argument("kinds", nargs=-1, type=click.Choice(["binaries", "counts", "bounds"]))
-@options.architectures_option("those of the page")
+@click.option("--arch", "architectures", metavar="A,B,...", help="Architectures to compile for; default: those of the page.")
 @options.only_option("cases", "those of the page")
 @options.drawn_options
 @options.vllm_option
 @options.aiter_option
-@click.option("--write", is_flag=True, help=f"Write {PAGE}, and the CSV files that it is made of.")
-@click.option("--check", is_flag=True, help="Compile nothing; exit 1 if the page is not what its CSV files say.")
+@click.option("--write", is_flag=True, help="Write docs/generated/peers.md, and the CSV files that it is made of.")
 @cpu_workers_option
 @options.json_option("at the end: the rows of one kind")
 def command(
@@ -45,7 +42,6 @@ def command(
     vllm: Path | None,
     aiter: Path | None,
     write: bool,
-    check: bool,
     workers: int,
     json_file: Path | None,
 ) -> int:
@@ -55,13 +51,12 @@ def command(
     cases; these are no times, and the exit code is 1 if a participant's output is wrong. bounds: what a turn of the hot loop
     takes on gfx942 by AMD's published rates, in drawn cases; this is arithmetic. No GPU is needed.
     """
+    from attn_lab.pages import write_or_check
     from attn_parity.files import check_writable, write_json
 
-    from benchmarks.peers.page import KINDS
+    from benchmarks.peers.page import FOLDER, KINDS, texts
     from benchmarks.steps.drawn import draw_cases
 
-    if check:
-        return _settle(check=True)
     if write and (architectures or only or number):
         raise click.UsageError("--write: the page is of its own cases: leave out --arch, --only and --drawn")
     if json_file and len(kinds) != 1:
@@ -78,12 +73,8 @@ def command(
         if not (only or drawn) and kind.on_the_page:
             cases = [case for case in cases if case.name in kind.on_the_page]
         collected, interrupted = _collected(kind, _chosen(name, kind, architectures), cases, found, workers)
-        _print(name, kind, collected)
-        lacking = sum(bool(row.why) for row in collected.rows)
+        lacking = _print(name, kind, collected, "interrupted; so far: " if interrupted else "")
         is_wrong |= kind.checks_outputs and bool(lacking)
-        begun = "interrupted; so far: " if interrupted else ""
-        rows = f"{len(collected.rows) - lacking} rows, and {lacking} without facts or wrong"
-        results.print(f"{begun}{name}: {rows}: {collected.versions}", soft_wrap=True)
         if json_file:
             write_json(json_file, collected.json())
         if interrupted:
@@ -91,22 +82,8 @@ def command(
         if write:
             collected.save(FOLDER / f"{name}.csv", kind.facts)
     if write:
-        _settle(check=False)
+        write_or_check(texts(), "python -m benchmarks page", checks=False)
     return int(is_wrong)
-
-
-def _settle(*, check: bool) -> int:
-    from attn_fuzz.errors import InputError
-    from attn_lab.pages import write_or_check
-
-    from benchmarks.peers.page import KINDS, page
-    from benchmarks.peers.results import read
-
-    try:
-        found = {name: read(FOLDER / f"{name}.csv", kind.facts) for name, kind in KINDS.items()}
-    except InputError as error:
-        raise click.UsageError(f"{error}; python -m benchmarks peers --write writes it") from error
-    return write_or_check({PAGE: page(found)}, "python -m benchmarks peers --write", checks=check)
 
 
 def _found_peers(vllm: Path | None, aiter: Path | None) -> Peers:
@@ -140,14 +117,14 @@ def _collected(
     from attn_parity.versions import version
 
     from benchmarks.participants.attention import OURS
-    from benchmarks.peers.launches import rows_of
+    from benchmarks.peers.kind import rows_of
     from benchmarks.peers.results import Results, Row
 
     folders = {OURS: None} | {whose: folder for whose, (folder, _) in peers.items()}
     jobs = [(case, architecture, *each) for architecture in architectures for case in cases for each in folders.items()]
     with progress_bar(len(jobs)) as show_bar:
         work, at_once = functools.partial(rows_of, kind), min(workers, len(jobs))
-        found, interrupted = in_processes(work, jobs, at_once, lambda found: show_bar(len(found), 0))
+        found, interrupted = in_processes(work, jobs, at_once, lambda found: show_bar(len(found)))
     rows: list[Row] = []
     for case, architecture, whose, folder in jobs:
         outcome = found.get((case, architecture, whose, folder), [])
@@ -157,8 +134,8 @@ def _collected(
     return Results(version("triton") or "", versions, tuple(rows)), interrupted
 
 
-def _print(name: str, kind: "Kind", collected: "Results") -> None:
-    """A table of each architecture's rows."""
+def _print(name: str, kind: "Kind", collected: "Results", begun: str) -> int:
+    """Print a table of each architecture's rows, and return how many rows have no facts or are wrong."""
     from attn_parity.console import plain_table
 
     if not results.is_terminal:
@@ -170,3 +147,7 @@ def _print(name: str, kind: "Kind", collected: "Results") -> None:
                 shown.add_row(*kind.row(row))
         results.print(f"\n{architecture}, {name}", style="bold")
         results.print(shown)
+    lacking = sum(bool(row.why) for row in collected.rows)
+    rows = f"{len(collected.rows) - lacking} rows, and {lacking} without facts or wrong"
+    results.print(f"{begun}{name}: {rows}: {collected.versions}", soft_wrap=True)
+    return lacking

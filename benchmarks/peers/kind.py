@@ -1,16 +1,19 @@
-"""A kind of facts about launches."""
+"""A kind of facts about launches, and the rows of facts that a case has."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from attn_contract import UnsupportedError
 
-from benchmarks.peers.launches import Launch
+from benchmarks.peers.launches import Launch, launches_of
 from benchmarks.peers.results import Results, Row
-from benchmarks.steps.calls import Call
+from benchmarks.steps.calls import Call, attention_call, float8_of
 from benchmarks.steps.cases import Attention
 
 CPU, META = torch.device("cpu"), torch.device("meta")
+SEED = 1
 
 
 def _as_they_are(rows: list[Row], call: Call, out: torch.Tensor) -> list[Row]:
@@ -53,3 +56,26 @@ class Kind(NamedTuple):
         why = "wants more LDS or registers than there are" if row.facts.get("waves") == 0 else row.why
         kernel = ": ".join(filter(None, (row.kernel.removesuffix("_kernel"), why)))
         return [row.case, row.whose, kernel, *(self.cells(row.facts) if row.facts else [""] * len(self.columns))]
+
+
+def rows_of(kind: Kind, case: Attention, architecture: str, whose: str, folder: Path | None) -> list[Row]:
+    """The rows of a participant's launches in a case, in their order; none if it refuses the case.
+
+    Args:
+        folder: a peer's, see `benchmarks.participants.loading`.
+    """
+    call = attention_call(case, kind.device, SEED, float8_of(architecture))
+    try:
+        found = launches_of(call, architecture, whose, folder)
+    except UnsupportedError:
+        return []
+    rows = [_row(kind, Row(architecture, case.name, whose, launch.kernel.fn.__name__), launch) for launch in found.all]
+    return kind.finished(rows, call, found.out)
+
+
+def _row(kind: Kind, row: Row, launch: Launch) -> Row:
+    try:
+        found, why = kind.of_launch(row.architecture, launch)
+    except Exception as error:  # any error of a compiler is a result
+        return row.without(f"{type(error).__name__}: {error}")
+    return row._replace(facts=found, why=why)

@@ -1,4 +1,4 @@
-"""The launches that each participant would make for a case, and their facts: in a process without Triton's interpreter.
+"""The launches that each participant would make for a case: in a process without Triton's interpreter.
 
 Our launches are known before they run. A peer's wrapper is called, and its launches are kept instead of run.
 """
@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 from attn_binaries.architectures import ARCHITECTURES
-from attn_contract import UnsupportedError
 from attn_fuzz.emulated.compilation import compiled_kernel
 from attn_optimized.kernel_call import KernelCall
 from triton import JITFunction
@@ -21,14 +20,8 @@ from triton import JITFunction
 from benchmarks.participants.attention import AITER, OURS, VLLM, aiter_triton, vllm_triton
 from benchmarks.participants.launches import launches
 from benchmarks.participants.loading import load_aiter, load_vllm
-from benchmarks.peers.results import Row
-from benchmarks.steps.calls import Call, attention_call, float8_of
-from benchmarks.steps.cases import Attention
+from benchmarks.steps.calls import Call
 
-if TYPE_CHECKING:
-    from benchmarks.peers.kind import Kind
-
-SEED = 1
 _PEERS = {VLLM: (load_vllm, vllm_triton), AITER: (load_aiter, aiter_triton)}
 
 
@@ -100,29 +93,6 @@ def _recorded() -> Iterator[list[Launch]]:
 
     with mock.patch.object(JITFunction, "run", keep):
         yield kept
-
-
-def rows_of(kind: "Kind", case: Attention, architecture: str, whose: str, folder: Path | None) -> list[Row]:
-    """The rows of a participant's launches in a case, in their order; none if it refuses the case.
-
-    Args:
-        folder: a peer's, see `benchmarks.participants.loading`.
-    """
-    call = attention_call(case, kind.device, SEED, float8_of(architecture))
-    try:
-        found = launches_of(call, architecture, whose, folder)
-    except UnsupportedError:
-        return []
-    rows = [_row(kind, Row(architecture, case.name, whose, launch.kernel.fn.__name__), launch) for launch in found.all]
-    return kind.finished(rows, call, found.out)
-
-
-def _row(kind: "Kind", row: Row, launch: Launch) -> Row:
-    try:
-        found, why = kind.of_launch(row.architecture, launch)
-    except Exception as error:  # any error of a compiler is a result
-        return row.without(f"{type(error).__name__}: {error}")
-    return row._replace(facts=found, why=why)
 
 
 def compiled(architecture: str, launch: Launch) -> Any:

@@ -1,7 +1,6 @@
 """`python -m benchmarks ranks`: decode over ranks, checked and timed against one GPU."""
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -10,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from attn_parity.console import notes, results
+from attn_parity.console import notes, plain_table, results
 from attn_parity.options import seconds_option
-from rich.table import Table
 
+from benchmarks.measuring.clock import Budget
+from benchmarks.measuring.device import use_device
 from benchmarks.options import cases_named, json_option, only_option, tiny_option
 
 if TYPE_CHECKING:
@@ -36,18 +36,10 @@ def command(num_ranks: int, only: tuple[str, ...], json_file: Path | None, budge
     Cases named "step: ..." are whole steps of latent attention: through the backend TRITON_MLA, and by attend_over_ranks alone.
     The first cases of a kind are only checked. Exit 1 if a rank's output is not one GPU's, or a rank fails.
     """
-    import torch
-
-    if not tiny and torch.cuda.device_count() < num_ranks:
-        raise click.UsageError(
-            f"torch sees {torch.cuda.device_count()} GPUs, and --ranks asks for {num_ranks}; --tiny needs none"
-        )
+    device = use_device(tiny=tiny, gpus=num_ranks, tiny_on_cpu=True)
     checks, timed = _cases(num_ranks, only, tiny=tiny)
-    if tiny:
-        os.environ["TRITON_INTERPRET"] = "1"  # ranks import Triton with the cases that they are given
     from benchmarks.ranks.results import Found, RanksRun
 
-    device = torch.device("cpu" if tiny else "cuda")
     run = RanksRun.begun(device, {}, tiny=tiny, ranks=num_ranks)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "found.jsonl")
@@ -58,10 +50,10 @@ def command(num_ranks: int, only: tuple[str, ...], json_file: Path | None, budge
     _print(run.cases, num_ranks)
     run.write(json_file)
     if wrong := [case.name for case in run.cases if any(error > 1 for error in case.error.values())]:
-        notes.print(f"wrong: {', '.join(wrong)}", soft_wrap=True)
+        notes.print(f"wrong: {', '.join(wrong)}")
     if problem:
         left = [case.name for case in (*checks, *timed)][len(run.cases) :]
-        notes.print(f"{problem}; not run by all ranks: {', '.join(left)}", soft_wrap=True)
+        notes.print(f"{problem}; not run by all ranks: {', '.join(left)}")
     return 130 if problem == INTERRUPTED else int(bool(wrong or problem))
 
 
@@ -116,20 +108,20 @@ def _over_processes(
 
 def _ended(context: "ProcessContext", seconds: float) -> bool:
     """True if all ranks end in time."""
-    deadline = time.monotonic() + seconds
-    while not context.join(max(0.0, deadline - time.monotonic())):
-        if time.monotonic() >= deadline:
+    budget = Budget(time.monotonic(), seconds)
+    while not context.join(max(0.0, budget.left)):
+        if budget.left <= 0:
             return False
     return True
 
 
 def _print(found: Sequence["Found"], num_ranks: int) -> None:
-    table = Table("case", "cache", f"one GPU, or {num_ranks} ranks by", "error of its bound", *_TIMES)
+    numbers = ("error of its bound", *_TIMES)
+    table = plain_table("case", "cache", f"one GPU, or {num_ranks} ranks by", *numbers, right=numbers)
     for case in found:
         for number, (way, error) in enumerate(case.error.items()):
             head = ("", "") if number else (case.name, f"{case.cache_gigabytes:.2f} GB")
             table.add_row(*head, way, f"{error:.2f}", *(_time(getattr(case, times), way) for times in _TIMES.values()))
-        table.add_section()
     results.print(table)
 
 

@@ -3,8 +3,6 @@
 import json
 import math
 import signal
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
@@ -15,6 +13,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 import torch.distributed as dist
 
+from benchmarks.measuring.clock import GraphLoop, eager_loop_of, host_us, median_ms
 from benchmarks.measuring.device import interpret
 from benchmarks.ranks.cases import AttentionCase
 from benchmarks.ranks.results import ONE, Found
@@ -22,7 +21,7 @@ from benchmarks.steps import latent_steps
 from benchmarks.steps.latent_steps import LatentCase
 from benchmarks.steps.ranks import local_call, whole_call
 
-REPLAYS, WARM_UP = 40, 5
+REPLAYS, BUILDS = 40, 5
 TIMEOUT = timedelta(seconds=120)
 
 
@@ -81,11 +80,12 @@ def _found(case: AttentionCase | LatentCase, group: dist.ProcessGroup, device: t
         found.error[name] = _largest(error if math.isfinite(error) else math.inf, group, device)
         if is_timed:
             run = partial(way.run, False)
-            found.eager[name] = _largest(_eager_ms(run, device), group, device)
+            replays = REPLAYS if device.type == "cuda" else 1
+            found.eager[name] = _largest(median_ms(eager_loop_of(device, run), replays), group, device)
             if way.captures and device.type == "cuda":
-                found.graph[name] = _largest(_graph_ms(run), group, device)
+                found.graph[name] = _largest(median_ms(GraphLoop([run], replay_ms=0.0), replays), group, device)
             if way.build is not None:
-                found.build[name] = _largest(_host_ms(way.build), group, device)
+                found.build[name] = _largest(host_us(way.build, batches=BUILDS, calls=1) / 1e3, group, device)
     return found
 
 
@@ -181,48 +181,6 @@ def allowed(case: AttentionCase | LatentCase) -> float:
     """
     eps = torch.finfo(case.dtype).eps
     return 64 * eps if case.dtype == torch.float32 else 3 * eps
-
-
-def _graph_ms(run: Callable[[], Any]) -> float:
-    """Every rank captures and replays equally often: collectives wait for each other."""
-    for _ in range(WARM_UP):
-        run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    # thread_local: NCCL's watchdog asks for events in a thread of its own
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        run()
-    return _event_ms(graph.replay)
-
-
-def _eager_ms(run: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        return _event_ms(run)
-    started = time.perf_counter()
-    run()
-    return 1e3 * (time.perf_counter() - started)
-
-
-def _host_ms(run: Callable[[], Any]) -> float:
-    """The median time of a call in the process, which does not wait for the device."""
-    times = []
-    for _ in range(WARM_UP):
-        started = time.perf_counter()
-        run()
-        times.append(1e3 * (time.perf_counter() - started))
-    return statistics.median(times)
-
-
-def _event_ms(run: Callable[[], Any]) -> float:
-    for _ in range(WARM_UP):
-        run()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(REPLAYS)]
-    for start, end in events:
-        start.record()
-        run()
-        end.record()
-    torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in events)
 
 
 def _largest(number: float, group: dist.ProcessGroup, device: torch.device) -> float:

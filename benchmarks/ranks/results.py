@@ -19,7 +19,7 @@ class Found:
         error: the largest difference of a row of any rank from the output of one device, as a share of `allowed`; infinite if
             it is not finite.
         eager, graph: the median over calls, and over replays of a CUDA graph that holds a call.
-        build: the median of the process's own time to build a step's metadata, which is done once for all layers.
+        build: the least of the process's own times to build a step's metadata, which is done once for all layers.
     """
 
     name: str

@@ -15,7 +15,7 @@ from benchmarks.measuring.device import free, why_gone
 from benchmarks.participants.attention import Participant
 from benchmarks.participants.everybody import Given, everybody
 from benchmarks.steps.calls import attention_call
-from benchmarks.steps.cases import Attention, Bounded
+from benchmarks.steps.cases import Attention, Case
 
 _participants: list[Participant] = []
 """In a process of the pool."""
@@ -29,7 +29,7 @@ class Fatal(NamedTuple):
     why: str
 
 
-def compile_ahead(cases: Sequence[Bounded], processes: int, given: Given) -> dict[tuple[str, str], str]:
+def compile_ahead(cases: Sequence[Case], processes: int, given: Given) -> dict[tuple[str, str], str]:
     """Make each participant's call of each case once. Other errors are left to the run, which makes the same calls.
 
     A process whose GPU is gone makes no more calls: what it would have compiled is compiled by the run.
@@ -40,7 +40,7 @@ def compile_ahead(cases: Sequence[Bounded], processes: int, given: Given) -> dic
     context, fatal = multiprocessing.get_context("spawn"), {}
     with context.Pool(processes, _load, (given,)) as pool, progress_bar(len(cases)) as show_bar:
         for done, found in enumerate(pool.imap_unordered(_call_once, cases), 1):
-            show_bar(done, 0)
+            show_bar(done)
             if found is not None:
                 fatal[found.case, found.participant] = found.why
                 notes.print(f"{found.participant} takes the GPU from its process in {found.case}: {found.why}")
@@ -52,7 +52,7 @@ def _load(given: Given) -> None:
     _participants.extend(found)
 
 
-def _call_once(case: Bounded) -> Fatal | None:
+def _call_once(case: Case) -> Fatal | None:
     if not isinstance(case, Attention) or why_gone() is not None:
         return None
     # kernels of others raise anything, and the processes share the GPU's memory

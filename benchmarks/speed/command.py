@@ -81,11 +81,11 @@ def command(
         sizes = run.TINY if tiny else run.WHOLE
         run.measure(found, tasks, participants, device, sizes=sizes, budget=whole, json_file=json_file, fatal=fatal)
     for line in run.gains(found.cases):
-        results.print(line, soft_wrap=True)
+        results.print(line)
     if found.host_us:
         results.print("host, us per call: " + ", ".join(f"{name} {us:.0f}" for name, us in found.host_us.items()))
     if found.unmeasured:
-        results.print(f"no time left for {', '.join(found.unmeasured)}; --budget gives more", soft_wrap=True)
+        results.print(f"no time left for {', '.join(found.unmeasured)}; --budget gives more")
 
 
 def values_to_try(tried: tuple[str, ...]) -> dict[str, list[int]]:

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+from attn_fuzz import inputs
 from attn_parity.timing import Positive, Spread
 
 from benchmarks.measuring.machine import Rates
-from benchmarks.results import Head, read_as
+from benchmarks.results import Head
 
 SCHEMA = "attn-parity.speed/2"
 
@@ -59,6 +60,6 @@ class Run(Head, kw_only=True):
 def read(path: Path) -> Run:
     """
     Raises:
-        InputError: as `read_as`.
+        InputError: as `read_as`; a time or a rate that is not positive is refused, too.
     """
-    return read_as(path, SCHEMA, Run)
+    return inputs.read_as(path, SCHEMA, Run, inputs.LARGE)

@@ -22,7 +22,7 @@ from benchmarks.participants.attention import BEFORE, OURS, Participant, Prepare
 from benchmarks.participants.rows import row_op
 from benchmarks.speed.results import CaseResult, Result, Run
 from benchmarks.steps.calls import attention_call
-from benchmarks.steps.cases import HOST, Attention, Bounded, RowOp, copies
+from benchmarks.steps.cases import HOST, Attention, Case, RowOp, copies
 
 
 class Sizes(NamedTuple):
@@ -49,7 +49,7 @@ class Problem(NamedTuple):
 
 def measure(
     run: Run,
-    cases: Sequence[Bounded],
+    cases: Sequence[Case],
     participants: Sequence[Participant],
     device: torch.device,
     *,
@@ -78,14 +78,14 @@ def measure(
             run.unmeasured.remove(case.name)
             free()
             run.write(json_file)
-            results.print(_line(run.cases[-1]), soft_wrap=True)
-            show_bar(i + 1, 0)
+            results.print(_line(run.cases[-1]))
+            show_bar(i + 1)
     run.host_us = overheads(participants, device, sizes)
     run.write(json_file)
 
 
 def measured(
-    case: Bounded, participants: Sequence[Participant], device: torch.device, rates: Rates, *, sizes: Sizes, case_seconds: float
+    case: Case, participants: Sequence[Participant], device: torch.device, rates: Rates, *, sizes: Sizes, case_seconds: float
 ) -> CaseResult:
     """Check every participant, and time those that are right, within about `case_seconds` seconds."""
     deadline = time.monotonic() + case_seconds
@@ -112,11 +112,10 @@ def measured(
     return CaseResult(name=case.name, flops=flops, bytes=moved, floor_ms=floor, results=found, traffic=case.traffic)
 
 
-def problem_of(case: Bounded, participants: Sequence[Participant], device: torch.device, count: int) -> Problem:
+def problem_of(case: Case, participants: Sequence[Participant], device: torch.device, count: int) -> Problem:
     if isinstance(case, RowOp):
         made = [row_op(case, device, seed) for seed in range(count)]
         return Problem({OURS: lambda: [prepared for prepared, _ in made]}, [0], made[0][1])
-    assert isinstance(case, Attention)
     calls = [attention_call(case, device, seed) for seed in range(count)]
     rows = check.sampled_rows(calls[0])
     prepare = {

@@ -67,25 +67,10 @@ def attention_call(
     dtype = dtype or DTYPES[case.itemsize]
     q = normal((case.num_tokens, case.num_heads, case.head_size), device, generator, dtype)
     q.mul_(case.logits_soft_cap * LOGIT_STD_OF_CAP if case.logits_soft_cap else LOGIT_STD)
-    reads_cache = case.attn_type.reads_cache
-    layer = Layer(
-        num_heads=case.num_heads,
-        num_kv_heads=case.num_kv_heads,
-        head_size=case.head_size,
-        head_size_v=case.head_size_v,
-        scale=case.head_size**-0.5,
-        attn_type=case.attn_type,
-        window=(-1, 0) if case.is_expanded else (-1, -1) if case.window is None else (case.window - 1, case.window - 1),
-        chunked_local=case.chunked_local,
-        logits_soft_cap=case.logits_soft_cap,
-        sinks=_sinks(case, device, generator) if case.sinks else None,
-        layout=case.layout if reads_cache else None,
-        selection_unit=case.selection[0] if case.selection else None,
-        **_scales(case.float8_cache, device, float8, has_v=not case.is_latent),
-    )
+    layer = _layer(case, device, generator, float8)
     blocks = [-(-n // case.block_size) for n in case.seq_lens]
     kv_cache, block_table = None, None
-    if reads_cache:
+    if reads_cache := case.attn_type.reads_cache:
         block_table = _block_table(case, blocks, device, generator)
         row_bytes = case.head_size * (float8 if case.float8_cache else dtype).itemsize
         enough_blocks = -(-cache_bytes // (2 * case.block_size * case.num_kv_heads * row_bytes))
@@ -106,6 +91,24 @@ def attention_call(
         return Call(case, q, layer, batch, kv_cache=kv_cache)
     k, v = normal((2, case.num_tokens, case.num_kv_heads, case.head_size), device, generator, dtype)
     return Call(case, q, layer, batch, k=k, v=v[..., : case.head_size_v].contiguous())
+
+
+def _layer(case: Attention, device: torch.device, generator: torch.Generator | None, float8: torch.dtype) -> Layer:
+    return Layer(
+        num_heads=case.num_heads,
+        num_kv_heads=case.num_kv_heads,
+        head_size=case.head_size,
+        head_size_v=case.head_size_v,
+        scale=case.head_size**-0.5,
+        attn_type=case.attn_type,
+        window=(-1, 0) if case.is_expanded else (-1, -1) if case.window is None else (case.window - 1, case.window - 1),
+        chunked_local=case.chunked_local,
+        logits_soft_cap=case.logits_soft_cap,
+        sinks=_sinks(case, device, generator) if case.sinks else None,
+        layout=case.layout if case.attn_type.reads_cache else None,
+        selection_unit=case.selection[0] if case.selection else None,
+        **_scales(case.float8_cache, device, float8, has_v=not case.is_latent),
+    )
 
 
 def _selected(

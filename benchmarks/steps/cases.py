@@ -4,7 +4,7 @@ import dataclasses
 import math
 import random
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 from attn_contract import AttentionType, Layout
 
@@ -175,19 +175,6 @@ class RowOp:
 Case = Attention | RowOp
 
 
-class Bounded(Protocol):
-    """A case whose FLOPs and bytes are known."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def flops(self) -> float: ...
-    @property
-    def bytes(self) -> float: ...
-    @property
-    def traffic(self) -> str | None: ...
-
-
 def decode(name: str, requests: int, seq_len: int, **options) -> Attention:
     return Attention(name=name, query_lens=(1,) * requests, seq_lens=(seq_len,) * requests, **options)
 
@@ -285,6 +272,6 @@ HOST = decode("4 requests of 16 keys", 4, 16)
 """A call that is over before the next one is made: what it costs is Python."""
 
 
-def copies(case: Bounded, *, cold_bytes: float = 200e6, at_most: int = 16) -> int:
+def copies(case: Case, *, cold_bytes: float = 200e6, at_most: int = 16) -> int:
     """The number of copies of the inputs, so that a call finds none of its own in the L2 cache."""
     return min(at_most, max(1, math.ceil(cold_bytes / case.bytes)))

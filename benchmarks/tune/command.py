@@ -11,7 +11,7 @@ from attn_parity.console import results
 from attn_parity.options import Positive, Seed, cpu_workers_option, seconds_option
 
 from benchmarks.measuring.clock import Budget
-from benchmarks.measuring.device import interpret, saved_at_the_end
+from benchmarks.measuring.device import saved_at_the_end, use_device
 from benchmarks.options import commit_option, json_option, only_option, tiny_option
 
 if TYPE_CHECKING:
@@ -61,13 +61,12 @@ def command(
     stay unless one is faster beyond the spread. With --arch, they are compiled only, and ranked by the facts of their binaries.
     """
     whole = Budget(time.monotonic(), budget)
-    _check_options(arch, write=write, tiny=tiny)
+    if tiny and (write or arch):
+        raise click.UsageError("--tiny: its results have no value, and are neither written nor of an architecture")
     os.environ.pop("TRITON_INTERPRET", None)
-    if tiny:
-        interpret()
+    gpu = _gpu(arch, tiny=tiny)
     from attn_optimized.launch import table as launch_table
 
-    gpu = _gpu(arch, tiny=tiny)
     _check_table(gpu, write=write)
     by_class, refused = _cases(number, seed, only, gpu, of_all_classes=arch is not None)
     run = _begun(gpu, refused, f"{f' --arch {arch}' if arch else ''} --drawn {number} --seed {seed}", commit, tiny=tiny)
@@ -79,7 +78,7 @@ def command(
     with saved_at_the_end(saved, so_far):
         _search(run, gpu, by_class, workers, whole, saved, tiny=tiny)
     if run.unfinished:
-        results.print(f"no time left for {'; '.join(run.unfinished)}: --budget gives more", soft_wrap=True)
+        results.print(f"no time left for {'; '.join(run.unfinished)}: --budget gives more")
     results.print(f"{len(saved.entries)} of {len(run.classes)} classes have better parameters")
     if write and saved.entries:
         results.print(f"written: {launch_table.FOLDER / f'{gpu.architecture}.json'}")
@@ -96,24 +95,14 @@ class _Gpu(NamedTuple):
     is_here: bool
 
 
-def _check_options(arch: str | None, *, write: bool, tiny: bool) -> None:
-    import torch
-
-    if tiny and (write or arch):
-        raise click.UsageError("--tiny: its results have no value, and are neither written nor of an architecture")
-    if not (tiny or arch or torch.cuda.is_available()):
-        raise click.UsageError(
-            "torch sees no GPU here; --arch NAME derives from binaries, --tiny interprets tiny cases, whose times have no value"
-        )
-
-
 def _gpu(arch: str | None, *, tiny: bool) -> _Gpu:
     import torch
-    from attn_optimized.device import architecture_of, compute_units_of
 
     if arch:
         return _Gpu(torch.device("cpu"), arch, COMPUTE_UNITS, is_here=False)
-    device = torch.device("cpu" if tiny else "cuda")
+    device = use_device(tiny=tiny, tiny_on_cpu=True, instead="--arch NAME derives from binaries, ")
+    from attn_optimized.device import architecture_of, compute_units_of
+
     units = COMPUTE_UNITS if tiny else compute_units_of(device)
     return _Gpu(device, architecture_of(device, torch.bfloat16), units, is_here=True)
 
@@ -166,7 +155,7 @@ def _begun(gpu: _Gpu, refused: dict[str, str], options: str, commit: str | None,
     of_triton = f"Triton {run.versions['triton']}, {time.strftime('%Y-%m-%d')}"
     run.source = f"{of_machine}{of_triton}, python -m benchmarks tune{options}"
     for name, why in refused.items():
-        results.print(f"left out: {name}: {why}", soft_wrap=True)
+        results.print(f"left out: {name}: {why}")
     return run
 
 

@@ -49,7 +49,7 @@ def measure(
         contenders = _compiled(compile_all, searches, stage, budget.time_of((begins + stage.ends) / 2))
         for search in searches:
             time_stage(search, stage, contenders[search], device, deadline=budget.time_of(stage.ends), is_tiny=is_tiny)
-            results.print(f"{stage.name}: {_best(search.found)}", soft_wrap=True)
+            results.print(f"{stage.name}: {_best(search.found)}")
             if stage == STAGES[-1]:
                 decide(search.found)
             save(None)
@@ -63,7 +63,7 @@ def measure(
         if search.today.verdict == "final":
             run.unfinished.remove(search.found.name)
         save(search.call_class)
-        results.print(f"{search.found.name}: {search.found.why}", soft_wrap=True)
+        results.print(f"{search.found.name}: {search.found.why}")
 
 
 def derive(
@@ -170,7 +170,7 @@ def _record(candidate: Candidate, found: Sequence[WorstFacts | str | None]) -> b
 
 def _finished(compile_all: Compile, jobs: Collection[Job], deadline: float, of_what: str) -> Mapping[Job, WorstFacts | str]:
     with progress_bar(len(jobs)) as show_bar:
-        facts = compile_all(jobs, deadline, lambda done: show_bar(done, 0))
+        facts = compile_all(jobs, deadline, show_bar)
     if len(facts) < len(jobs):
         results.print(f"{of_what}: {len(facts)} of {len(jobs)} compiled in time")
     return facts

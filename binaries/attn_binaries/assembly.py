@@ -32,5 +32,5 @@ def without_debug(assembly: str, kernel: str) -> str:
 
 
 def digest(assembly: str, kernel: str) -> str:
-    """A digest. Two texts that differ only in parts that no GPU reads have the same one."""
+    """The same for two texts that differ only in parts that no GPU reads."""
     return hashlib.sha256(without_debug(assembly, kernel).encode()).hexdigest()

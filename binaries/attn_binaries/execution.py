@@ -6,12 +6,13 @@ Kernels must be interpreted in this process, which plans and judges. They are co
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import cycle
+from typing import Any
 from unittest.mock import patch
 
 import attn_optimized
 import torch
 from attn_amdgcn import Schedule
-from attn_binaries.shipped_calls import INDEX_OPS, ShippedCall, kernel_calls
+from attn_binaries.shipped_calls import MERGES, WRITES, ShippedCall, kernel_calls
 from attn_binaries.small_cases import small_cases
 from attn_contract import Batch, Indexer
 from attn_fuzz.cases.case import Case
@@ -29,12 +30,9 @@ from attn_optimized.attention import paged_attention_calls, varlen_attention_cal
 from attn_optimized.cascade import cascade_attention_calls
 from attn_optimized.indexer import index_logits_call, select_call, write_index_cache_call
 from attn_optimized.kernel_call import KernelCall
-from attn_optimized.kv_cache import rope_and_write_kv_cache_call, write_kv_cache_call
-from attn_optimized.latent_cache import write_latent_cache_call
 from attn_optimized.launch.plan import AttentionPlan, attention_grid, attention_plan
 from attn_optimized.launch.splits import MAX_SPLITS
 from attn_optimized.launch.workload import Workload
-from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
 
 SCHEDULES = (Schedule(races=True), Schedule("drawn", "descending", seed=1))
 
@@ -94,7 +92,7 @@ def cases_of(of_call: Shipped) -> tuple[Case, Case]:
 def error_of(of_call: Shipped, verdict: Verdict) -> float:
     """The largest error / bound of outputs. A cache is compared bitwise, and what attends to it then is the reference. An index
     layer attends to nothing."""
-    return 0.0 if of_call.call.op in ("write", "rope", *INDEX_OPS) else verdict.ratio
+    return 0.0 if of_call.call.op in WRITES or of_call.call.indexer is not None else verdict.ratio
 
 
 def small_plan(plan: AttentionPlan, workload: Workload) -> AttentionPlan:
@@ -123,20 +121,19 @@ def target_of(of_call: Shipped) -> Target:
     rounding = Rounding(
         keys_per_tile=16, dot_is_chained=True, splits=2 * MAX_SPLITS, exact_division=True, flushes_float16=flushes
     )
-    if shipped.op in ("merge", "merge parts"):
+    if shipped.op in MERGES:
         rounding = Rounding(keys_per_tile=64, merged_parts=MOST_PARTS)
+    writes: dict[str, Any] = {name: _function(of_call, call) for op, (name, call) in WRITES.items() if op == shipped.op}
     return Target(
         name=f"shipped-{of_call.architecture}",
         description=f"the launches of {shipped.name} that ship for {of_call.architecture}, the code emulated",
         attention=_attention(of_call),
-        write_kv_cache=_write(of_call, write_kv_cache_call) if shipped.op == "write" else None,
-        write_latent_cache=_write(of_call, write_latent_cache_call) if shipped.op == "write latent" else None,
-        rope_and_write_kv_cache=_rope(of_call) if shipped.op == "rope" else None,
         support=lambda device: EVERYTHING,
         refuses=False,
         rounding=lambda device: rounding,
         oracle=shipped.indexer is None,  # a step of an index layer is judged in its place
         forget=TRITON.forget,
+        **writes,
     )
 
 
@@ -144,21 +141,11 @@ def _attention(of_call: Shipped) -> Callable[..., object]:
     shipped = of_call.call
     if shipped.indexer is not None:
         return _index_layer(of_call, shipped.indexer)
-    match shipped.op:
-        case "write" | "write latent" | "rope":
-            return REFERENCE_FP32.attention
-        case "merge":
-
-            def merge(*arguments, **outputs) -> None:
-                _run(iter([merge_attn_states_call(*arguments, **outputs, architecture=of_call.architecture)]), of_call)
-
-            return attention_by(lambda: merge)
-        case "merge parts":
-
-            def merge_parts(*arguments, **outputs) -> None:
-                _run(iter([merge_attn_parts_call(*arguments, **outputs, architecture=of_call.architecture)]), of_call)
-
-            return parts_attention_by(lambda: merge_parts, MOST_PARTS)
+    if shipped.op in WRITES:
+        return REFERENCE_FP32.attention
+    if shipped.op in MERGES:
+        merge = _function(of_call, MERGES[shipped.op])
+        return attention_by(lambda: merge) if shipped.op == "merge" else parts_attention_by(lambda: merge, MOST_PARTS)
 
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
         plans = iter(of_call.plans)
@@ -189,10 +176,6 @@ def _index_layer(of_call: Shipped, layer: Indexer) -> Callable[..., object]:
     are float32, which is other code."""
     architecture = of_call.architecture
 
-    def write(k: torch.Tensor, index_cache: torch.Tensor, indexer: Indexer, slot_mapping: torch.Tensor) -> None:
-        call = write_index_cache_call(k, index_cache, indexer, slot_mapping, architecture=architecture)
-        _run(iter([call]), of_call)
-
     def index_logits(q, weights, index_cache, indexer: Indexer, batch: Batch) -> torch.Tensor:
         logits = unwritten_logits(q, indexer, batch)
         call = index_logits_call(q, weights, index_cache, indexer, batch, logits=logits, architecture=architecture)
@@ -204,36 +187,20 @@ def _index_layer(of_call: Shipped, layer: Indexer) -> Callable[..., object]:
         _run(iter([select_call(logits, indexer, batch, selected=selected, architecture=architecture)]), of_call)
         return selected
 
-    match of_call.call.op:
-        case "index write":
-            functions = IndexerFunctions(write_index_cache=write)
-        case "index logits":
-            functions = IndexerFunctions(index_logits=index_logits)
-        case _:
-            functions = IndexerFunctions(select=select)
-    terms = {
-        "layout": (layer.layout,),
-        "cache_dtype": (layer.cache_dtype,),
-        "scale_format": (layer.scale_format,),
-        "largest": (layer.largest,),
-        "score": (layer.score,),
-        "key_unit": (layer.key_unit,),
-        "first_units": (layer.first_units,),
-        "last_units": (layer.last_units,),
-    }
+    functions = {
+        "index write": IndexerFunctions(write_index_cache=_function(of_call, write_index_cache_call)),
+        "index logits": IndexerFunctions(index_logits=index_logits),
+        "index select": IndexerFunctions(select=select),
+    }[of_call.call.op]
+    names = ("layout", "cache_dtype", "scale_format", "largest", "score", "key_unit", "first_units", "last_units")
+    terms = {name: (getattr(layer, name),) for name in names}
     return index_attention_by(lambda: functions, terms, ("random", "small", "one"))
 
 
-def _write(of_call: Shipped, call: Callable[..., KernelCall]) -> Callable[..., object]:
-    def write(*arguments) -> None:
-        _run(iter([call(*arguments, architecture=of_call.architecture)]), of_call)
+def _function(of_call: Shipped, call: Callable[..., KernelCall]) -> Callable[..., None]:
+    """A public function that has one launch: given its arguments, it runs this launch in place of the one that ships."""
 
-    return write
+    def function(*arguments: object, **named: object) -> None:
+        _run(iter([call(*arguments, **named, architecture=of_call.architecture)]), of_call)
 
-
-def _rope(of_call: Shipped) -> Callable[..., object]:
-    def rope(*arguments, is_neox) -> None:
-        call = rope_and_write_kv_cache_call(*arguments, is_neox=is_neox, architecture=of_call.architecture)
-        _run(iter([call]), of_call)
-
-    return rope
+    return function

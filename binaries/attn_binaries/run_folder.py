@@ -5,7 +5,7 @@ launch.txt      as much of it as a launch needs, in lines of words: for programs
 before/NAME.bin the bytes of each buffer before the launch
 after/NAME.bin  and after it
 
-Each buffer has GUARD_BYTES of junk before and behind it, which no launch may change.
+Each buffer has GUARD_BYTES of junk before and after it, which no launch may change.
 """
 
 import hashlib

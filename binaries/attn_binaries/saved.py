@@ -14,8 +14,6 @@ from attn_fuzz.errors import InputError
 
 Stored = TypeVar("Stored", bound=msgspec.Struct)
 
-MAX_JSON, MAX_CODE = 1 << 23, 1 << 24
-"""The most bytes of a file that describes launches, of a code object, and of its assembly."""
 Text = Annotated[str, msgspec.Meta(max_length=1000)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=INT32_MAX)]
 """The range of sizes and counts. The sizes of a small launch, and the grid of any launch, fit into 32 bits."""
@@ -26,7 +24,7 @@ class SavedFileError(InputError):
     """A file that was saved is missing, is damaged, or contradicts another one."""
 
 
-class Argument(msgspec.Struct, frozen=True):
+class SavedArgument(msgspec.Struct, frozen=True):
     """An argument of the kernel: its Triton type, and the attributes on which the code relies.
 
     Attributes:
@@ -39,7 +37,7 @@ class Argument(msgspec.Struct, frozen=True):
     may_be_null: bool = False
 
 
-class Place(msgspec.Struct, frozen=True):
+class KernargEntry(msgspec.Struct, frozen=True):
     """The place of an argument in the memory of arguments; `kind` as in LLVM's metadata."""
 
     name: Text
@@ -52,7 +50,7 @@ class Kernarg(msgspec.Struct, frozen=True):
     """The memory of arguments."""
 
     bytes: Count
-    arguments: tuple[Place, ...]
+    arguments: tuple[KernargEntry, ...]
 
 
 class Digests(msgspec.Struct, frozen=True):
@@ -75,7 +73,7 @@ class SavedLaunch(msgspec.Struct, frozen=True):
     file: Text
     assembly: Text
     sha256: Digests
-    arguments: tuple[Argument, ...]
+    arguments: tuple[SavedArgument, ...]
     constants: dict[str, Any]
     threads_per_block: Count
     dynamic_lds_bytes: Count
@@ -123,14 +121,12 @@ def decoded(path: Path, kind: type[Stored], schema: str, remedy: str) -> Stored:
     """
     _check_is_file(path, remedy)
     try:
-        return msgspec.convert(inputs.read_record(path, schema, MAX_JSON), kind)
+        return inputs.read_as(path, schema, kind, inputs.LARGE)
     except InputError as error:
         raise SavedFileError(f"{error}: {remedy}") from None
-    except msgspec.ValidationError as error:
-        raise SavedFileError(f"{path}: {error}") from None
 
 
-def content(path: Path, remedy: str, most: int = MAX_CODE) -> bytes:
+def content(path: Path, remedy: str, most: int = inputs.LARGE) -> bytes:
     """The bytes of a file.
 
     Raises:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from attn_amdgcn import AmdgcnError, Program, load, prepare
 from attn_binaries.execution import OtherCodeError
-from attn_binaries.saved import Argument, SavedFileError, SavedLaunch, check_files
+from attn_binaries.saved import SavedArgument, SavedFileError, SavedLaunch, check_files
 from attn_binaries.saving import plain
 from attn_fuzz.emulated.emulation import Inputs
 from attn_fuzz.inputs import MESSAGE
@@ -63,7 +63,7 @@ def check_plan(launch: SavedLaunch, like: KernelCall) -> None:
             raise SavedFileError("{}: {} was saved as {}, and is {} here".format(where, *words))
 
 
-def _type_here(argument: Argument, like: KernelCall) -> str:
+def _type_here(argument: SavedArgument, like: KernelCall) -> str:
     value = like.arguments.get(argument.name)
     if isinstance(value, torch.Tensor):
         return f"*{canonicalize_dtype(value.dtype)}"

@@ -7,7 +7,7 @@ must be interpreted.
 import contextlib
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +62,6 @@ def emulate_saved(
             other code than was saved.
         OutOfTimeError: a case took longer.
     """
-    programs: dict[str, tuple[SavedLaunch, Program]] = {}
     written: dict[str, EmulatedLaunch] = {}
     kind = ""
     not_the_launch: list[Exception] = []
@@ -87,13 +86,7 @@ def emulate_saved(
 
     (shipped,) = (one for one in CALLS if one.name == call)
     of_call = launches_of(shipped, architecture, run_saved)
-    saved = read(file)
-    for name, like in of_call.launches.items():
-        if (architecture, name) not in saved:
-            raise SavedFileError(f"{file}: {architecture} {name} is missing, and {call} launches it, too")
-        launch = saved[architecture, name]
-        programs[name] = launch, checked_program(file.parent, launch)
-        check_plan(launch, like)
+    programs = dict(_programs(file, architecture, call, of_call.launches))
     found = []
     for case in cases_of(of_call):
         kind = case.values.kind
@@ -107,6 +100,20 @@ def emulate_saved(
         execution = Execution(verdict.kind, error_of(of_call, verdict), verdict.message)
         found.extend(Emulated(name, kind, execution, written.get(name)) for name in names)
     return found
+
+
+def _programs(
+    file: Path, architecture: str, call: str, launches: Mapping[str, KernelCall]
+) -> Iterator[tuple[str, tuple[SavedLaunch, Program]]]:
+    """The names of launches, each with what was saved of it, compared with what is planned here."""
+    saved = read(file)
+    for name, like in launches.items():
+        if (architecture, name) not in saved:
+            raise SavedFileError(f"{file}: {architecture} {name} is missing, and {call} launches it, too")
+        launch = saved[architecture, name]
+        program = checked_program(file.parent, launch)
+        check_plan(launch, like)
+        yield name, (launch, program)
 
 
 @contextlib.contextmanager

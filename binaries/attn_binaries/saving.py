@@ -59,10 +59,10 @@ def _described(binary: Binary, call: KernelCall) -> dict[str, Any]:
 
 
 def _arguments(binary: Binary, call: KernelCall) -> list[dict[str, Any]]:
-    """The arguments in the kernel's order: name, type, attributes, and what is known of the value.
+    """The arguments in the kernel's order. Each has a name, a type and attributes.
 
-    That is a number's value, a tensor's shape and strides, or the bytes of scratch memory that a pointer must lead to; a
-    pointer that `may_be_null` leads to none.
+    A number has its value, a tensor its shape and strides, and a pointer to scratch memory the bytes of this memory. A pointer
+    is null if it `may_be_null`.
     """
     described = []
     for name, kind in binary.arguments.items():

@@ -36,8 +36,14 @@ from attn_optimized.merge import merge_attn_parts_call, merge_attn_states_call
 CACHE_BYTES = 8 << 30
 """The bytes of a layer's cache: more than AMD's buffer instructions reach, as on GPUs in service."""
 MAX_POSITION = 32768
-INDEX_OPS = ("index write", "index logits", "index select")
-"""The ops of an index layer."""
+WRITES = {
+    "write": ("write_kv_cache", write_kv_cache_call),
+    "write latent": ("write_latent_cache", write_latent_cache_call),
+    "rope": ("rope_and_write_kv_cache", rope_and_write_kv_cache_call),
+}
+"""The ops that write a cache: the public function, by its field of Target, and its launch."""
+MERGES = {"merge": merge_attn_states_call, "merge parts": merge_attn_parts_call}
+"""The ops that merge outputs, and their launches."""
 MERGED_PARTS = 8
 """The number of parts of a merge: the ranks of a node."""
 
@@ -59,7 +65,7 @@ class ShippedCall:
         bidirectional_ranges: the number of ranges of each request.
         float8_output: True if the output is e4m3fn, with a scale.
         float8_queries: True if q is of kv_cache_dtype, with a scale.
-        indexer: the index layer of an op of INDEX_OPS, which of the other fields has cache_bytes, dtype, block_size and the
+        indexer: the index layer of an op "index ...", which of the other fields has cache_bytes, dtype, block_size and the
             lengths.
     """
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import torch
-from attn_binaries.shipped_calls import ShippedCall
+from attn_binaries.shipped_calls import MERGES, WRITES, ShippedCall
 from attn_contract import AttentionType, Indexer, Layout
 from attn_fuzz.cases import contradictions
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
@@ -38,7 +38,7 @@ def small_cases(shipped: ShippedCall, *, queries: int, keys: int) -> tuple[Case,
         values=Values("signature", 1),
         lse=True,
         fused_qkv=not shipped.float8_queries,
-        unwritten=(0,) if shipped.op in ("write", "write latent", "rope") else (),
+        unwritten=(0,) if shipped.op in WRITES else (),
     )
     for case in (random, signature):
         contradictions.check(case)
@@ -104,7 +104,7 @@ def _case(shipped: ShippedCall, lengths: list[tuple[int, int]], keys: int) -> Ca
         rope=Rope(rotary_dim=shipped.head_size) if shipped.op == "rope" else None,
         output_dtype="fp8_e4m3fn" if shipped.float8_output else None,
         dense_out=True,
-        lse=shipped.op in ("merge", "merge parts"),
+        lse=shipped.op in MERGES,
         values=Values("random"),
         **_rules(shipped, keys),
     )

@@ -117,7 +117,7 @@ def _named(launches: Sequence[Recorded]) -> dict[str, Recorded]:
     named: dict[str, Recorded] = {}
     for each in found.values():
         alike = [other.job.arguments for other in found.values() if other.job.kernel == each.job.kernel]
-        words = [f"{name}={value}" for name, value in _told(each, alike).items()]
+        words = [f"{name}={value}" for name, value in _distinguishing(each, alike).items()]
         name = " ".join([each.job.kernel, *words[:MOST_NAMED]])
         if name in named:
             name = f"{name} #{sum(other.startswith(name) for other in named) + 1}"
@@ -134,7 +134,7 @@ def _class(value: Any, is_constant: bool) -> str:
     return "float" if isinstance(value, float) and not is_constant else repr(value)
 
 
-def _told(each: Recorded, alike: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _distinguishing(each: Recorded, alike: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The constants and options that not all launches of a kernel have alike, and then the types of pointers."""
 
     def shown(value: Any, name: str) -> Any:

@@ -46,7 +46,6 @@ GROUPS = {
 }
 """The list of `attn-parity --help`. Command NAME is `command` of the module attn_parity.commands.NAME, imported when it is
 used: `select` needs nothing of what `fuzz` imports."""
-COMMANDS = {name: words for group in GROUPS.values() for name, words in group.items()}
 
 ENDED = "a process of this run ended before it had answered: it was killed, or memory is short"
 MESSAGE = 1500
@@ -90,17 +89,9 @@ class Commands(click.Group):
                 formatter.write_dl([*group.items()])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that the arguments name. Its defaults in pyproject.toml apply, and are printed."""
         if args[0] not in self.words and not args[0].startswith("-"):
             raise click.UsageError(f"no command {args[0]}{nearest(args[0], self.words)}; --help lists them")
-        name, command, rest = super().resolve_command(ctx, args)
-        if name and command and not ctx.resilient_parsing:
-            values = defaults.table(COMMANDS).get(name, {})
-            ctx.default_map = {name: defaults.of_command(values, command)}
-            if values:
-                words = ", ".join(f"{option} = {value!r}" for option, value in values.items())
-                notes.print(f"defaults of {defaults.FILE}: {words}", soft_wrap=True)
-        return name, command, rest
+        return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Commands and their help: no command is imported."""
@@ -108,10 +99,23 @@ class Commands(click.Group):
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
+class _UsersCommands(Commands):
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the arguments name. Its defaults in pyproject.toml apply, and are printed."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name and command and not ctx.resilient_parsing:
+            values = defaults.table(self.words).get(name, {})
+            ctx.default_map = {name: defaults.of_command(values, command)}
+            if values:
+                words = ", ".join(f"{option} = {value!r}" for option, value in values.items())
+                notes.print(f"defaults of {defaults.FILE}: {words}")
+        return name, command, rest
+
+
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
-@click.group(cls=Commands, groups=GROUPS, module="attn_parity.commands.{}", context_settings=HELP)
+@click.group(cls=_UsersCommands, groups=GROUPS, module="attn_parity.commands.{}", context_settings=HELP)
 @click.version_option(package_name="attn-parity", prog_name="attn-parity")
 def cli() -> None:
     """Two implementations of one attention contract, and a fuzzer that looks for disagreements."""
@@ -156,7 +160,7 @@ def _code(arguments: Sequence[str] | None, commands: click.Group, name: str) -> 
         _tell(f"not run, by a limit of this tool: {error.sentence}")
         return EXIT_LIMIT
     except ExecutorError as error:
-        notes.print(f"attn-parity: {error}", soft_wrap=True)
+        notes.print(f"attn-parity: {error}")
     except ModuleNotFoundError as error:
         sentence = extras.missing((error.name or "").split(".")[0])
         if sentence is None:
@@ -168,4 +172,4 @@ def _code(arguments: Sequence[str] | None, commands: click.Group, name: str) -> 
 
 
 def _tell(message: str) -> None:
-    notes.print(f"attn-parity: {one_line(message, MESSAGE)}", soft_wrap=True)
+    notes.print(f"attn-parity: {one_line(message, MESSAGE)}")

@@ -37,8 +37,9 @@ class Console(rich.console.Console):
             yield segment if segment.control else Segment(printable(segment.text, kept="\n"), segment.style)
 
     def print(self, *objects: Any, **options: Any) -> None:
+        """Print objects. Lines of text are not wrapped: they are read by programs, too."""
         try:
-            super().print(*objects, **options)
+            super().print(*objects, **{"soft_wrap": all(isinstance(each, str) for each in objects), **options})
         except OSError as error:
             self._lose(error.strerror)
 
@@ -74,19 +75,19 @@ def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 @contextlib.contextmanager
 def task(total: float | None, *columns: ProgressColumn, words: str = "", done: int = 0) -> Iterator[Callable[..., None]]:
-    """A progress bar of these columns behind a spinner. Call it with what `Progress.update` of rich takes."""
+    """A progress bar of these columns after a spinner. Call it with what `Progress.update` of rich takes."""
     hidden = not notes.is_terminal
     with Progress(SpinnerColumn(), *columns, console=notes, transient=True, disable=hidden) as progress:
         yield partial(progress.update, progress.add_task(words, total=total, completed=done))
 
 
 @contextlib.contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar. Call it with the number of finished examples and the number of cases that shrinking has tried."""
+def progress_bar(total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar. Call it with the number that is done, and with words to stand after it, if there are some."""
     counts = TextColumn("{task.completed}/{task.total}")
     with task(total, BarColumn(), counts, TimeElapsedColumn(), TextColumn("{task.description}"), words="starting") as update:
 
-        def show(completed: int, tried: int) -> None:
-            update(completed=completed, description=f"{tried} cases tried to shrink" if tried else "")
+        def show(done: int, words: str = "") -> None:
+            update(completed=done, description=words)
 
         yield show

@@ -1,5 +1,6 @@
 """Files that commands write: checked before the work starts, and written when it has ended."""
 
+import dataclasses
 import json
 import math
 import re
@@ -30,20 +31,22 @@ def name_part(text: str) -> str:
 def say_half(lines: outputs.Lines) -> None:
     """Print a note if a killed run had left half a line in a file."""
     if lines.half:
-        notes.print(f"{lines.path}: half a line of a killed run is dropped: what it was about runs again", soft_wrap=True)
+        notes.print(f"{lines.path}: half a line of a killed run is dropped: what it was about runs again")
 
 
-def write_json(path: Path, result: Mapping[str, object]) -> None:
-    """Write a result as JSON. NaN and infinities become null: JSON has no such numbers."""
+def write_json(path: Path, result: object) -> None:
+    """Write a result as JSON. A dataclass is an object. NaN and infinities become null: JSON has no such numbers."""
     try:
-        outputs.write(path, json.dumps(_finite(result), indent=1, ensure_ascii=False) + "\n")
+        outputs.write(path, json.dumps(_plain(result), indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise click.ClickException(f"--json: {path}: {error.strerror}") from error
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

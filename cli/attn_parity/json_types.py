@@ -3,16 +3,20 @@
 A number that JSON does not have, such as the error over the bound of an output that is NaN, is written as null.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NotRequired, TypedDict
 
-from attn_binaries.rows import Row
 from attn_fuzz.cases.case import Case
 from attn_fuzz.verdict.verdict import VerdictKind
 from attn_optimized.selector import Assignment
-from attn_parity.commands.drift.changes import Change
-from attn_parity.commands.drift.sides import Side
+from attn_parity.commands.bisect import Bisect
+from attn_parity.commands.compile import Compile
+from attn_parity.commands.doctor.sections import Doctor
+from attn_parity.commands.drift.changes import Drift
+from attn_parity.commands.exhaust.exhausted import Exhaust
 from attn_parity.commands.select.vllm_arguments import VllmArguments
 from attn_parity.model_config import Group
+from attn_parity.proving import Prove
 
 
 class AsFound(TypedDict):
@@ -120,147 +124,34 @@ class FuzzRuns(TypedDict):
     runs: list[Fuzz]
 
 
-class Commit(TypedDict):
-    """A commit: its hash, and the first line of its message."""
-
-    hash: str
-    subject: str
-
-
-class Tried(Commit):
-    """A commit at which the case ran: the result, and the verdict or why there is none."""
-
-    result: Literal["passes", "fails", "cannot tell"]
-    words: str
-
-
-class Bisect(TypedDict):
-    """The result of `attn-parity bisect`. `candidates` are the commits of which one is the first bad one."""
-
-    schema: Literal["attn-parity.bisect/1"]
-    case: str
-    target: str
-    repository: str
-    kind: VerdictKind
-    message: str
-    first_bad: Commit | None
-    candidates: list[Commit]
-    tried: list[Tried]
-
-
-class Drift(TypedDict):
-    """The result of `attn-parity drift`: two sides, of which the first call has one, and what changed by target.
-
-    `interrupted` says whether targets are left to run.
-    """
-
-    schema: Literal["attn-parity.drift/1"]
-    package: str
-    seed: int
-    examples: int
-    before: Side | None
-    after: Side
-    changes: dict[str, Change]
-    interrupted: bool
-
-
-class ExhaustedPart(TypedDict):
-    """A part of a scope: what runs on the target, and by reason how many calls the target or the contract leaves out."""
-
-    what: str
-    block_sizes: list[int]
-    layers: int
-    calls: int
-    launches: int
-    left_out: dict[str, int]
-    undefined: dict[str, int]
-
-
-class Exhaust(TypedDict):
-    """A run of `attn-parity exhaust`.
-
-    `parts` are of the whole scope, `launches` of the shard. `ended_launches` and `ended_calls` count what has its verdict,
-    earlier runs included, and `compared_exactly` those of these calls that --exact compared; `calls` and `seconds` are of this
-    run. `spent` is the time of all workers by kind of work, and `failures` are the case files.
-    """
-
-    schema: Literal["attn-parity.exhaust/1"]
-    target: str
-    device: str
-    versions: dict[str, str]
-    scope: str
-    shard: str
-    parts: list[ExhaustedPart]
-    launches: int
-    ended_launches: int
-    ended_calls: int
-    compared_exactly: int
-    calls: int
-    seconds: float
-    spent: dict[str, float]
-    max_ratio: float | None
-    interrupted: bool
-    failures: list[str]
-
-
-class Compile(TypedDict):
-    """The result of `attn-parity compile`: launches, faults of binaries, and the launches that do not compile."""
-
-    schema: Literal["attn-parity.compile/1"]
-    triton: str
-    binaries: list[Row]
-    over: list[str]
-    errors: list[str]
-
-
 class Filled(TypedDict):
     """Fields that a model config leaves out, with their values, and who says so."""
 
     by: str
-    fields: dict[str, Any]
+    fields: Mapping[str, Any]
 
 
-class Select(TypedDict):
+class Selected(TypedDict):
     """The backend of each layer of a model, by the layer's name. The last fields are of a model config."""
+
+    error: str | None
+    layers: Mapping[str, Assignment]
+    model_type: NotRequired[str]
+    groups: NotRequired[Mapping[str, Group]]
+    filled: NotRequired[Filled]
+    left_out: NotRequired[Sequence[str]]
+    unknown: NotRequired[Sequence[str]]
+    not_answered: NotRequired[Mapping[str, Sequence[int]]]
+    vllm: NotRequired[VllmArguments]
+
+
+class Select(Selected):
+    """The result of `attn-parity select`."""
 
     schema: Literal["attn-parity.select/1"]
     model: str
     architecture: str
     aiter: str
-    error: str | None
-    layers: dict[str, Assignment]
-    model_type: NotRequired[str]
-    groups: NotRequired[dict[str, Group]]
-    filled: NotRequired[Filled]
-    left_out: NotRequired[list[str]]
-    unknown: NotRequired[list[str]]
-    not_answered: NotRequired[dict[str, list[int]]]
-    vllm: NotRequired[VllmArguments]
-
-
-class Doctor(TypedDict):
-    """The results of each section of `attn-parity doctor --full`; `error` or `unavailable` says why there are none."""
-
-    schema: Literal["attn-parity.doctor/1"]
-    time: str
-    sections: dict[str, dict[str, Any]]
-
-
-class Proof(TypedDict):
-    """The result of a theorem: its number of claims, and the file of a counterexample's case, if there is one."""
-
-    theorem: str
-    outcome: Literal["proved", "refuted", "undecided", "vacuous"]
-    claims: int
-    seconds: float
-    case: str | None
-
-
-class Prove(TypedDict):
-    """The results of all theorems of a run."""
-
-    schema: Literal["attn-parity.prove/1"]
-    theorems: list[Proof]
 
 
 OUTPUTS: dict[str, Any] = {

@@ -20,6 +20,7 @@ architectures_option = click.option(
     "--arch", "architectures", metavar="A,B,...", help="Architectures to compile for; default: all."
 )
 only_option = click.option("--only", default="", metavar="TEXT", help="Compile only launches whose name contains TEXT.")
+main_option = click.option("--main", is_flag=True, help="Compile only the launches that every change compiles.")
 compile_seconds_option = seconds_option("--compile-seconds", COMPILE_SECONDS, "Seconds that a launch may take to compile.")
 
 
@@ -60,7 +61,7 @@ def built(
     jobs = [(architecture, name) for architecture, some in calls.items() for name in some]
     with progress_bar(len(jobs)) as show_bar:
         at_once = min(workers, len(jobs))
-        return build(jobs, at_once, lambda done: show_bar(done, 0), launches, compile_seconds)
+        return build(jobs, at_once, show_bar, launches, compile_seconds)
 
 
 def print_tables(rows: "Iterable[Row]") -> None:

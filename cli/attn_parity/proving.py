@@ -3,12 +3,27 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from attn_parity.console import results
 from attn_parity.files import write_json
 
-SCHEMA = "attn-parity.prove/1"
+
+class Proof(TypedDict):
+    """The result of a theorem: its number of claims, and the file of a counterexample's case, if there is one."""
+
+    theorem: str
+    outcome: Literal["proved", "refuted", "undecided", "vacuous"]
+    claims: int
+    seconds: float
+    case: str | None
+
+
+class Prove(TypedDict):
+    """The results of all theorems of a run."""
+
+    schema: Literal["attn-parity.prove/1"]
+    theorems: list[Proof]
 
 
 def prove_all(theorems: Sequence[Any], folder: Path, json_file: Path | None) -> list[tuple[Any, list[Any]]] | None:
@@ -23,14 +38,14 @@ def prove_all(theorems: Sequence[Any], folder: Path, json_file: Path | None) -> 
         failed = [result for result in found if result.outcome != "proved"]
         outcome = failed[0].outcome if failed else "proved"
         seconds = time.monotonic() - started
-        results.print(f"{theorem.name}: {outcome}, {len(found)} claims, {seconds:.1f} s", soft_wrap=True)
+        results.print(f"{theorem.name}: {outcome}, {len(found)} claims, {seconds:.1f} s")
         for result in failed:
-            results.print(f"  {result.claim.name}: {result.outcome}", soft_wrap=True)
+            results.print(f"  {result.claim.name}: {result.outcome}")
         case = _written_case(theorem, failed, folder)
         proved.append((theorem, found))
-        rows.append({"theorem": theorem.name, "outcome": outcome, "claims": len(found), "seconds": seconds, "case": case})
+        rows.append(Proof(theorem=theorem.name, outcome=outcome, claims=len(found), seconds=seconds, case=case))
     if json_file:
-        write_json(json_file, {"schema": SCHEMA, "theorems": rows})
+        write_json(json_file, Prove(schema="attn-parity.prove/1", theorems=rows))
     wrong = [row["theorem"] for row in rows if row["outcome"] != "proved"]
     spent = sum(row["seconds"] for row in rows)
     results.print(f"{len(rows) - len(wrong)} of {len(rows)} theorems proved in {spent:.0f} s")
@@ -47,6 +62,6 @@ def _written_case(theorem: Any, failed: list[Any], folder: Path) -> str | None:
         if model is None:
             continue
         path = report.save(theorem.case(model), folder, theorem.name)
-        results.print(f"  {path} written: run `attn-parity replay {path}`", soft_wrap=True)
+        results.print(f"  {path} written: run `attn-parity replay {path}`")
         return str(path)
     return None

@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from attn_fuzz.errors import InputError
 from attn_fuzz.text import one_line
 
+Record = TypeVar("Record")
 MAX_BYTES = 1 << 20
+LARGE = 1 << 24
+"""The most bytes of a file that may be large: a report, a model config, a code object."""
 MAX_DEPTH = 32
 MAX_DIGITS = 400
 """The most digits of a number. The largest float64 has 309."""
@@ -126,6 +129,20 @@ def read_record(path: Path, schema: str, most: int = MAX_BYTES) -> dict[str, Any
         got = "nothing" if found is None else one_line(repr(found), MESSAGE)
         raise InputError(f"{path}: schema: got {got}, expected {schema!r}")
     return content
+
+
+def read_as(path: Path, schema: str, kind: type[Record], most: int = MAX_BYTES) -> Record:
+    """The same as a type of msgspec.
+
+    Raises:
+        InputError: as `read_record`, or a field is missing, of another type or out of range.
+    """
+    import msgspec  # of the extra `fuzz`
+
+    try:
+        return msgspec.convert(read_record(path, schema, most), kind)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def read_toml(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:

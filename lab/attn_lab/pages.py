@@ -22,7 +22,7 @@ def write_or_check(texts: Mapping[Path, str], again: str, *, checks: bool) -> in
     wrong = [path for path, text in texts.items() if not path.is_file() or inputs.read_text(path) != text]
     for path in wrong:
         if checks:
-            results.print(f"{path} is not current: run `{again}`", soft_wrap=True)
+            results.print(f"{path} is not current: run `{again}`")
         else:
             outputs.write(path, texts[path])
             notes.print(f"{path} written")

@@ -85,6 +85,6 @@ def kept(page: Path, kind: type[Results], command: str) -> dict[Path, Results]:
 def checked(wrong: Sequence[str], summary: str) -> int:
     """Print what is wrong with a page, or the summary of a page with which nothing is, and return the exit code."""
     for line in wrong:
-        results.print(line, soft_wrap=True)
-    results.print(f"{len(wrong)} wrong" if wrong else summary, soft_wrap=True)
+        results.print(line)
+    results.print(f"{len(wrong)} wrong" if wrong else summary)
     return 1 if wrong else 0

@@ -5,13 +5,13 @@ import itertools
 import msgspec
 import pytest
 import torch
+from attn_fuzz.inputs import read_as
 
 from benchmarks.host import command, parts
 from benchmarks.host.command import measured
 from benchmarks.host.parts import FUNCTIONS, TINY, Parts, joining
 from benchmarks.host.results import SCHEMA, HostRun, Times
 from benchmarks.participants.loading import Kernels
-from benchmarks.results import read_as
 
 NOBODY = Kernels(None, None, None, None)
 CPU = torch.device("cpu")

@@ -1,5 +1,6 @@
 """performance.md has the last of runs alike, and what is reached is judged by the figures."""
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -8,13 +9,15 @@ from attn_parity.timing import Spread
 
 from benchmarks.host.results import HostRun, Step, Times
 from benchmarks.measuring.machine import Rates
-from benchmarks.page import performance
+from benchmarks.page import performance, tables
 from benchmarks.page.performance import Performance
 from benchmarks.page.reach import standing
-from benchmarks.page.tables import DATA, PAGE
-from benchmarks.participants.attention import AITER, FA3, OURS, VLLM
+from benchmarks.page.tables import DATA, PAGE, ratio, slower_than_a_peer
+from benchmarks.participants.attention import AITER, FA3, OURS, PAGED, VLLM
+from benchmarks.peers.page import FOLDER
 from benchmarks.speed.results import CaseResult, Result, Run
 from benchmarks.steps.cases import Reach
+from tests.support.pages import ROOT
 
 RATES = Rates(read=4.5e12, copy=4e12, matmul=6e14, launch=1e-3)
 
@@ -43,9 +46,9 @@ HOST = HostRun(
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """A folder that keeps no run."""
+    """A folder that keeps no run of `speed` or `host`."""
+    shutil.copytree(ROOT / FOLDER, tmp_path / FOLDER)
     monkeypatch.chdir(tmp_path)
-    DATA.parent.mkdir(parents=True)
     DATA.write_text(performance.text(Performance()))
     return tmp_path
 
@@ -83,18 +86,9 @@ def test_drawn_cases_are_compared_with_the_best_engine_of_each(added):
         msgspec.structs.replace(case(f"{i} decode: drawn", **theirs, **{OURS: time(1.0)}), flops=6e8, traffic="decode")
         for i, theirs in enumerate(times)
     ]
-    lines = added(run_of(*cases)).splitlines()
-    (row,) = (line for line in lines if line.startswith("| decode |"))
-    # the floor is 0.5 + 0.001 ms, and the sum has 0.001 ms of products more
-    assert [cell.strip() for cell in row.split("|")[2:-1]] == [
-        *("3", "0.80 (2)", "0.80", "0.80", "0.90"),
-        *("0.90 (2)", "0.90", "0.80 (1)", "0.80", "0.10 (1)", "", "50%", "50%"),
-    ]
-    assert [line for line in lines if line.startswith(("| 0", "| 1", "| 2", "* "))] == [
-        "| 0 decode: drawn | FlashAttention-3 | 0.80 | 50% |",
-        "| 1 decode: drawn | vLLM Triton | 0.90 | 50% |",
-        "* 1 decode: drawn: 1.11x",
-    ]
+    assert [(ratio(case, PAGED), slower_than_a_peer(case)) for case in cases] == [(0.8, None), (0.9, 1 / 0.9), (None, None)]
+    assert tables._quantiles(cases, PAGED, (0, 10, 50, 90)) == ["0.80 (2)", "0.80", "0.80", "0.90"]
+    assert "| 0 decode: drawn | FlashAttention-3 | 0.80 | 50% |" in added(run_of(*cases)).splitlines()
 
 
 @pytest.mark.parametrize(

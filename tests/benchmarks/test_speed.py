@@ -1,11 +1,13 @@
 """The command, end to end on a CPU, and its errors."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 from benchmarks.page import performance
 from benchmarks.participants.attention import OURS
+from benchmarks.peers.page import FOLDER
 from benchmarks.speed import results
 from tests.support import processes
 
@@ -19,7 +21,7 @@ def benchmarks(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 def test_a_tiny_run_writes_its_file_and_the_page_renders(tmp_path):
     path, generated = tmp_path / "cpu.json", tmp_path / "docs" / "generated"
-    generated.mkdir(parents=True)
+    shutil.copytree(ROOT / FOLDER, tmp_path / FOLDER)
     (generated / "performance.json").write_text(performance.text(performance.Performance()))
     names = ("decode, fp8 cache", "encoder", "cascade", "cache write", "RoPE", "merge")
     only = [argument for name in names for argument in ("--only", name)]

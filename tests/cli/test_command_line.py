@@ -16,7 +16,8 @@ import msgspec
 import pytest
 import torch
 from attn_fuzz.cases import case_file
-from attn_parity import COMMANDS, cpus, device
+from attn_lab.__main__ import lab
+from attn_parity import cli, cpus, device
 from attn_parity.commands.fuzz.machines import Machines
 
 from tests.support import processes
@@ -27,7 +28,7 @@ PROGRAM = "import sys; sys.argv[0] = 'attn-parity'; from attn_parity import main
 
 def test_help_lists_every_command_in_a_group(attn_parity):
     text = attn_parity("--help").out
-    assert all(text.count(f"\n  {name} ") == 1 for name in COMMANDS)
+    assert all(text.count(f"\n  {name} ") == 1 for name in cli.words)
     first = text.split("Commands to begin with:")[1].split("\n\n")[0]
     assert re.findall(r"^  (\w+)", first, re.MULTILINE) == ["fuzz", "replay", "explain", "show", "targets", "select", "doctor"]
 
@@ -203,6 +204,12 @@ def test_a_value_that_the_option_does_not_take_is_refused(option, told, pyprojec
     ended = attn_parity("select", "--heads", 8, "--head-size", 64)
     assert ended.code == 2
     assert ended.err.startswith(f"attn-parity: pyproject.toml: [tool.attn-parity.select] {told}")
+
+
+def test_only_users_commands_have_defaults(pyproject, attn_parity):
+    pyproject("tool.attn-parity = 1\n")
+    assert attn_parity("select", "--help").code == 2
+    assert attn_parity("schemas", "--help", commands=lab).code == 0
 
 
 def test_the_examples_are_written_once(attn_parity, tmp_path, monkeypatch):

@@ -8,7 +8,6 @@ import msgspec
 import pytest
 from attn_optimized.launch import table
 from attn_optimized.launch.table import Entry
-from attn_parity import main
 from attn_parity.commands.doctor import sections
 from attn_parity.commands.doctor.clock import Time
 from attn_parity.commands.doctor.stages import Pair, Variant
@@ -27,19 +26,16 @@ def pair_of(entry: Entry, gain: float | None, architecture: str = "gfx942", stag
 
 
 @pytest.fixture
-def read(monkeypatch, tmp_path, capsys):
+def read(attn_parity, tmp_path):
     """The lines that `doctor --read` prints about launches, by name."""
-    monkeypatch.chdir(tmp_path)
 
     def printed(**pairs: Pair) -> str:
         machine = {"packages": {"torch": "2.13", "triton": "3.9.0"}, "devices": [{"name": "MI300X"}]}
         found = {f"stages of {name}": msgspec.to_builtins(pair) for name, pair in pairs.items()}
         report = {"schema": sections.SCHEMA, "time": "2026-12-01T00:00:00Z", "sections": {"machine": machine, **found}}
         (tmp_path / "here.json").write_text(json.dumps(report))
-        with pytest.raises(SystemExit):
-            main(["doctor", "--read", "here.json"])
-        output = capsys.readouterr()
-        return output.out + output.err
+        ended = attn_parity("doctor", "--read", "here.json")
+        return ended.out + ended.err
 
     return printed
 

@@ -12,7 +12,7 @@ import attn_fuzz
 import pytest
 from attn_fuzz import extras
 from attn_fuzz.targets import registry
-from attn_parity import COMMANDS
+from attn_parity import cli
 
 from tests.support import processes
 from tests.support.pages import PAGES, ROOT
@@ -104,7 +104,7 @@ def test_a_recording_names_no_extra_that_would_not_help(monkeypatch, tmp_path):
     assert INSTALL not in run.stderr
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", cli.words)
 def test_a_command_without_any_extra_runs_or_names_one(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = blocked(ALL, MAIN, command, *ARGUMENTS.get(command, []))

@@ -12,8 +12,6 @@ from attn_binaries import execution
 from attn_binaries.build import Outcome, build
 from attn_binaries.rows import Execution
 from attn_binaries.shipped_calls import CALLS, ShippedCall, chosen, name_of_call
-from attn_binaries.small_cases import small_cases
-from attn_fuzz.cases.case import Case
 from attn_fuzz.emulated import compilation
 from attn_lab.binaries import execute, executions
 from attn_lab.binaries.results import DATA, Results, load
@@ -35,30 +33,6 @@ def off_by_a_little(call, *arguments, **named) -> None:
 def call_named(name: str) -> ShippedCall:
     (found,) = (call for call in CALLS if call.name == name)
     return found
-
-
-@pytest.mark.parametrize("shipped", [call for call in CALLS if call.indexer is None], ids=lambda shipped: shipped.name)
-def test_small_cases_are_ragged(shipped):
-    random, signature = small_cases(shipped, queries=32, keys=64)
-    assert random.rules.keys() - {"lse"} == signature.rules.keys() - {"lse"}
-    for case in (random, signature):
-        assert case.group_size == shipped.num_heads // shipped.num_kv_heads
-        assert all(any(sizes) for sizes in zip(*([n % 16, n % 32, n % 64] for n in lengths(case)), strict=True))
-        assert max(lengths(case)) > (64 if shipped.attn_type.reads_cache else 32)
-    assert min(request.query_len for request in random.requests) == 0
-
-
-@pytest.mark.parametrize("shipped", [call for call in CALLS if call.indexer], ids=lambda shipped: shipped.name)
-def test_small_cases_of_index_layers_are_ragged(shipped):
-    for case in small_cases(shipped, queries=16, keys=32):
-        assert case.num_heads == shipped.indexer.num_heads
-        assert max(lengths(case)) > 32 * shipped.indexer.selection_unit
-        assert any(length % shipped.indexer.selection_unit for length in lengths(case)) or shipped.indexer.selection_unit == 1
-        assert min(request.query_len for request in case.requests) == 0
-
-
-def lengths(case: Case) -> list[int]:
-    return [case.num_keys(request) for request in case.requests]
 
 
 @pytest.mark.parametrize("name", ["decode, split", "cascade", "encoder", "RoPE and cache write", "merge"])

@@ -1,13 +1,16 @@
 """`attn-parity compile`: compile every kernel that ships, for GPUs that need not be here, and show what the compilers make."""
 
-import dataclasses
 import pickle
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypedDict
 
 import click
+from attn_binaries import rows
 from attn_binaries.build import Outcome
+from attn_binaries.rows import Row
 from attn_fuzz.errors import InputError
 from attn_fuzz.run.processes.executor import use_interpreter
 from attn_parity.console import notes, results
@@ -24,8 +27,17 @@ from attn_parity.launches import (
 from attn_parity.options import Positive, Seed, cpu_workers_option, json_option, record_of
 from attn_parity.versions import version
 
-SCHEMA = "attn-parity.compile/1"
 EXAMPLES = 30
+
+
+class Compile(TypedDict):
+    """The result of `attn-parity compile`: launches, faults of binaries, and the launches that do not compile."""
+
+    schema: Literal["attn-parity.compile/1"]
+    triton: str
+    binaries: Sequence[Row]
+    over: Sequence[str]
+    errors: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,7 @@ def command(options: Options) -> int:
 
         written = save_binaries(save, outcome.binaries, calls)
         notes.print(f"{written} code objects in {save}, described by launches.json")
-    return _told(outcome, options.json_file)
+    return _report_outcome(outcome, options.json_file)
 
 
 def _of_target(target: str, options: Options) -> int:
@@ -93,7 +105,7 @@ def _of_target(target: str, options: Options) -> int:
     launches = {}
     with tempfile.TemporaryDirectory() as scratch:
         for architecture in chosen:
-            loaded = registry.load(f"{target}@{architecture}")  # what interprets it is not asked for
+            loaded = registry.load(f"{target}@{architecture}")  # whether it runs here does not matter
             if loaded.modules is None:
                 raise InputError(f"{target}: its code is not Triton's: only kernels of Triton are compiled here")
             recording = target_calls.recorded(
@@ -102,28 +114,26 @@ def _of_target(target: str, options: Options) -> int:
             count = len(recording.launches)
             results.print(f"{architecture}: {recording.drawn} drawn calls of {loaded.name} launch {count} specializations")
             for error, times in recording.raised.most_common(3):
-                notes.print(f"{times} of these calls raised {error}", soft_wrap=True)
+                notes.print(f"{times} of these calls raised {error}")
             launches[architecture] = {name: each for name, each in recording.launches.items() if options.only in name}
     if not any(launches.values()):
         raise click.UsageError(f"--only: no launch is named so: {options.only}")
     others = ("attn_binaries.target_calls", pickle.dumps(launches))
     outcome = built(launches, options.workers, options.compile_seconds, others)
-    return _told(outcome, options.json_file, merges=True)
+    return _report_outcome(outcome, options.json_file, merges=True)
 
 
-def _told(outcome: Outcome, json_file: Path | None, *, merges: bool = False) -> int:
+def _report_outcome(outcome: Outcome, json_file: Path | None, *, merges: bool = False) -> int:
     """Print what was compiled, write it, and return the exit code."""
-    from attn_binaries import rows
-
     compiled, errors = rows.rows_of(outcome), rows.errors_of(outcome)
     compiled = rows.merged(compiled) if merges else compiled
     over = [f"{row.architecture} {row.call}: {fault}" for row in compiled for fault in row.facts.faults]
     print_tables(compiled)
     for line in (*over, *errors):
-        results.print(line, soft_wrap=True)
+        results.print(line)
     triton, begun = version("triton") or "", "interrupted; so far: " if outcome.interrupted else ""
     results.print(f"{begun}{len(compiled)} compiled with Triton {triton}, {len(over)} wrong, {rows.uncompiled(outcome)}")
     if json_file:
-        found = {"binaries": [dataclasses.asdict(row) for row in compiled], "over": over, "errors": list(errors)}
-        write_json(json_file, {"schema": SCHEMA, "triton": triton, **found})
+        schema = "attn-parity.compile/1"
+        write_json(json_file, Compile(schema=schema, triton=triton, binaries=compiled, over=over, errors=errors))
     return 130 if outcome.interrupted else rows.exit_code(over, outcome)

@@ -29,14 +29,14 @@ FOLDER = "emulated"
 @click.option("--only", default="", metavar="TEXT", help="Run only launches whose name contains TEXT.")
 @click.option(
     "--compare",
-    "there",
+    "out",
     metavar="OUT",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Run nothing: compare the buffers that a GPU left in this folder with those of the emulator.",
 )
 @seconds_option("--case-seconds", 600.0, "Seconds that a case of a launch may take.")
 @cpu_workers_option
-def command(file: Path, architectures: str | None, only: str, there: Path | None, case_seconds: float, workers: int) -> int:
+def command(file: Path, architectures: str | None, only: str, out: Path | None, case_seconds: float, workers: int) -> int:
     """Run launches that `compile --save` wrote on the emulator, on small ragged batches, from the saved code.
 
     Each launch and case gets a folder in `emulated`, beside LAUNCHES.JSON, with all that it takes to launch the same code on a
@@ -48,8 +48,8 @@ def command(file: Path, architectures: str | None, only: str, there: Path | None
     import attn_fuzz.strategies.cases  # noqa: F401  # needs the extra `fuzz`
 
     launches = _chosen(file, architectures, only)
-    if there is not None:
-        return _compare(file, launches, there)
+    if out is not None:
+        return _compare(file, launches, out)
     return _emulate(file, launches, case_seconds, workers)
 
 
@@ -82,14 +82,14 @@ def _emulate(file: Path, launches: "dict[Job, SavedLaunch]", case_seconds: float
     jobs = [(file, file.parent / FOLDER, *call, tuple(of_call), case_seconds) for call, of_call in names.items()]
     at_once = min(workers, len(jobs))
     with progress_bar(len(jobs)) as show_bar:
-        found, interrupted = in_processes(emulate_saved, jobs, at_once, lambda found: show_bar(len(found), 0), interpreter=True)
+        found, interrupted = in_processes(emulate_saved, jobs, at_once, lambda found: show_bar(len(found)), interpreter=True)
     runs = [(job[2], run) for job in jobs if not isinstance(of_job := found.get(job, []), str) for run in of_job]
     if runs:
         _tell_runs(runs, file.parent / FOLDER)
     errors = [error for error in found.values() if isinstance(error, str)]
     for error in errors:
         words = error.removeprefix("SavedFileError: ").removeprefix("OutOfTimeError: ")
-        notes.print(f"attn-parity: {one_line(words, MESSAGE)}", soft_wrap=True)
+        notes.print(f"attn-parity: {one_line(words, MESSAGE)}")
     if errors:
         return 2
     return 130 if interrupted else int(not all(run.execution.agrees for _, run in runs))
@@ -103,15 +103,13 @@ def _tell_runs(runs: "list[tuple[str, Emulated]]", folder: Path) -> None:
     results.print(table)
     for architecture, run in runs:
         if not run.execution.agrees:
-            results.print(
-                f"{architecture} {run.name}, {run.case}: {run.execution.verdict}: {run.execution.why}", soft_wrap=True
-            )
+            results.print(f"{architecture} {run.name}, {run.case}: {run.execution.verdict}: {run.execution.why}")
     written = sum(run.launch is not None for _, run in runs)
     agree = sum(run.execution.agrees for _, run in runs)
-    results.print(f"{agree} of {len(runs)} runs agree; {written} folders written in {folder}", soft_wrap=True)
+    results.print(f"{agree} of {len(runs)} runs agree; {written} folders written in {folder}")
 
 
-def _compare(file: Path, launches: "dict[Job, SavedLaunch]", there: Path) -> int:
+def _compare(file: Path, launches: "dict[Job, SavedLaunch]", out: Path) -> int:
     """The exit code: 2 if a folder cannot be compared, else 1 if some bit differs. The others are compared, too."""
     from attn_binaries import run_folder
     from attn_binaries.comparison import compared
@@ -121,8 +119,8 @@ def _compare(file: Path, launches: "dict[Job, SavedLaunch]", there: Path) -> int
     folders = sorted(path for path in here.iterdir() if path.is_dir()) if here.is_dir() else []
     if not folders:
         raise SavedFileError(f"{here}: nothing was emulated: run `attn-parity emulate {file}` first")
-    extra = sorted({path.name for path in there.iterdir() if path.is_dir()} - {path.name for path in folders})
-    errors = [f"{there / name}: {here} has no folder of this name" for name in extra]
+    extra = sorted({path.name for path in out.iterdir() if path.is_dir()} - {path.name for path in folders})
+    errors = [f"{out / name}: {here} has no folder of this name" for name in extra]
     found: list[tuple[EmulatedLaunch, list[Difference]]] = []
     for folder in folders:
         try:
@@ -133,16 +131,16 @@ def _compare(file: Path, launches: "dict[Job, SavedLaunch]", there: Path) -> int
                 raise SavedFileError(
                     f"{folder}: emulated with other code than {file} names: run `attn-parity emulate {file}` again"
                 )
-            found.append(compared(folder, there / folder.name))
+            found.append(compared(folder, out / folder.name))
         except InputError as error:
             errors.append(str(error))
     for launch, differences in found:
         if differences:
             _tell_differences(launch, differences)
     for error in errors:
-        notes.print(f"attn-parity: {one_line(error, MESSAGE)}", soft_wrap=True)
+        notes.print(f"attn-parity: {one_line(error, MESSAGE)}")
     if not found and not errors:
-        raise SavedFileError(f"{here}: no launch was emulated that --arch and --only name")
+        raise SavedFileError(f"{here}: --arch and --only name no launch that was emulated")
     equal = sum(not differences for _, differences in found)
     failed = f"; {len(errors)} {'folder' if len(errors) == 1 else 'folders'} could not be compared" if errors else ""
     results.print(f"{equal} of {len(found)} launches left the same bits in every buffer{failed}")
@@ -163,6 +161,6 @@ def _tell_differences(launch: "EmulatedLaunch", differences: "list[Difference]")
         table.add_row(one.where, str(one.count), str(one.of), one.first, one.worst, one.here, one.there, *distances)
     results.print(table)
     if launch.inexact:
-        results.print(f"hardware may round: {', '.join(launch.inexact)}\n", soft_wrap=True)
+        results.print(f"hardware may round: {', '.join(launch.inexact)}\n")
     else:
-        results.print("no executed instruction leaves its rounding open: one of the two machines is wrong\n", soft_wrap=True)
+        results.print("no executed instruction leaves its rounding open: one of the two machines is wrong\n")

@@ -18,11 +18,11 @@ def command(folder: Path) -> int:
     source = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CHECKOUT
     files = sorted(path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     copies = {folder / path.relative_to(source): path for path in files}
-    if there := [path for path in copies if os.path.lexists(path)]:  # a link that leads nowhere is there, too
-        raise click.UsageError(f"{there[0]} exists already, and is not written over")
+    if existing := [path for path in copies if os.path.lexists(path)]:  # a link that leads nowhere exists, too
+        raise click.UsageError(f"{existing[0]} exists already, and is not written over")
     for parent in {path.parent: None for path in copies}:
         parent.mkdir(parents=True, exist_ok=True)
     for copied, path in copies.items():
         outputs.write(copied, path.read_bytes())
-    results.print(f"{len(files)} files in {folder}", soft_wrap=True)
+    results.print(f"{len(files)} files in {folder}")
     return 0

@@ -33,5 +33,5 @@ def command(file: Path, target_name: str | None, case_seconds: float, device: st
         first = file.with_name(f"{file.stem}-first{file.suffix}")
         lines = explained(case, case_file.load(first) if first.is_file() else None, name, device, case_seconds)
     for line in lines or ["no output of this case is wrong: there is nothing to explain"]:
-        results.print(line, soft_wrap=True, markup=False)
+        results.print(line)
     return int(bool(lines))

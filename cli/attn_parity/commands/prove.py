@@ -57,13 +57,13 @@ def _show(theorems: list[Any]) -> int:
 
     sources = Sources()
     for theorem in theorems:
-        results.print(f"{theorem.name}: {theorem.says}", soft_wrap=True)
+        results.print(f"{theorem.name}: {theorem.says}")
         for claim in theorem.claims(sources):
-            results.print(f"\n  {claim.name}", soft_wrap=True)
+            results.print(f"\n  {claim.name}")
             for module, numbers in sorted(claim.lines.items()):
                 lines = ", ".join(map(str, sorted(numbers)))
-                results.print(f"    {path_of(module)}: lines {lines}", soft_wrap=True)
+                results.print(f"    {path_of(module)}: lines {lines}")
             for assumption in claim.assumptions:
-                results.print(f"    assume {z3.simplify(assumption).sexpr()}", soft_wrap=True, markup=False)
-            results.print(f"    prove {z3.simplify(claim.goal).sexpr()}", soft_wrap=True, markup=False)
+                results.print(f"    assume {z3.simplify(assumption).sexpr()}")
+            results.print(f"    prove {z3.simplify(claim.goal).sexpr()}")
     return 0

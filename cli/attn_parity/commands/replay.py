@@ -53,7 +53,7 @@ def command(
             error = f", largest error {verdict.ratio:.2f} of its bound" if verdict.ratio else ""
             finding = explanation(target.findings_on(device), case, verdict)
             known = f", as the known finding {finding.name} says" if finding else ""
-            results.print(f"{path}: {verdict.kind}, {ran}{error}{known}", soft_wrap=True)
+            results.print(f"{path}: {verdict.kind}, {ran}{error}{known}")
             if verdict.failed:
                 code = 1
                 results.print(report.summary(case, verdict))

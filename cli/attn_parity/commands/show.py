@@ -57,7 +57,7 @@ def command(file: Path, target_name: str | None, runs: bool, html: Path | None, 
     results.print(terminal.render(pictures.draw(case, verdict, room)))
     if html is not None:
         outputs.write(html, page.of_case(case, verdict, file))
-        results.print(f"page: {html}", soft_wrap=True)
+        results.print(f"page: {html}")
     if verdict is not None and verdict.kind == "limit":
         return EXIT_LIMIT
     return int(verdict is not None and verdict.failed)

@@ -29,7 +29,7 @@ def command(name: str | None, device: str) -> None:
             raise
         for entry in sorted({entry.name for entry in entry_points(group="attn_parity.targets")}):
             results.print(entry)
-        notes.print(f"to see what each supports: {extras.install('fuzz')}", soft_wrap=True)
+        notes.print(f"to see what each supports: {extras.install('fuzz')}")
         return
     device = use_device(device)
     say_what_runs_kernels(device)
@@ -78,7 +78,7 @@ def _print_packages(device: str) -> None:
 
     for name, package in registry.packages().items():
         missing, targets = package.missing(), sorted(package.places)
-        results.print(f"\n{name}: {f'not here: {missing}' if missing else 'here'}", soft_wrap=True)
+        results.print(f"\n{name}: {f'not here: {missing}' if missing else 'here'}")
         if missing:
             results.print(", ".join(targets))
             continue

@@ -4,7 +4,6 @@ They are read off the model that transformers builds of the config (`built`, `fr
 fields that its code does not read.
 """
 
-import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,17 +50,6 @@ class ModelConfig:
     @property
     def name(self) -> str:
         return f"{self.architecture} ({self.model_type})"
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields of a model config in the result of `attn-parity select`."""
-        return {
-            "model_type": self.model_type,
-            "groups": {name: dataclasses.asdict(group) for name, group in self.groups.items()},
-            "filled": {"by": self.filled_by, "fields": dict(self.filled)},
-            "left_out": self.left_out,
-            "unknown": self.unknown,
-            "not_answered": dict(self.not_answered),
-        }
 
 
 def is_model_config(content: object) -> bool:

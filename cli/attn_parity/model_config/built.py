@@ -252,7 +252,7 @@ def _attn_type(ahead: bool, is_cross: bool, part: str | None) -> AttentionType:
         return AttentionType.ENCODER
     if is_cross:
         return AttentionType.ENCODER_DECODER
-    raise NotAnsweredError(Reason.MASK, "a decoder behind an encoder, whose tokens see those after them")
+    raise NotAnsweredError(Reason.MASK, "a decoder after an encoder, with queries that see keys after them")
 
 
 _SCALED = re.compile(r"(?:query|key)_states = .*\* self\.scaling")
@@ -360,7 +360,7 @@ def _seen(function: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
         after = spans[0][1]
         return _window(spans, before, None if after >= _AHEAD - 1 else after), True
     if ahead or any(last != query for query, (_, last) in spans.items()):
-        raise NotAnsweredError(Reason.MASK, "keys after a query that are neither all nor as many for each")
+        raise NotAnsweredError(Reason.MASK, "neither all keys after a query, nor the same number for each query")
     if before != _FAR and spans[_FAR + 1][0] in (spans[_FAR][0], spans[_FAR + 2][0]):
         return _chunk(function, spans), False
     return _window(spans, before, before), False
@@ -371,7 +371,7 @@ _AHEAD = 2**16
 
 def _window(spans: Mapping[int, tuple[int, int]], before: int, after: int | None) -> dict[str, Any]:
     if any(first != (0 if before == _FAR else max(0, query - before)) for query, (first, _) in spans.items()):
-        raise NotAnsweredError(Reason.MASK, "keys before a query that are neither all nor as many for each")
+        raise NotAnsweredError(Reason.MASK, "neither all keys before a query, nor the same number for each query")
     if before == _FAR:
         if after not in (None, before):
             raise NotAnsweredError(Reason.MASK, f"all keys before a query, and {after} after it")

@@ -215,7 +215,7 @@ def _images(config: Any, text: Any) -> Images | None:
         return Images(config.mm_tokens_per_image, True)
     if config.model_type == "paligemma" and "sliding_attention" not in (getattr(text, "layer_types", None) or ()):
         return Images(math.inf, True)  # one range: the images and the prompt behind them
-    raise NotAnsweredError(Reason.MASK, f"the code of {config.model_type} makes one of images, beside that of its text")
+    raise NotAnsweredError(Reason.MASK, f"the code of {config.model_type} makes a mask for images, beside the mask of its text")
 
 
 def _source(config: Any) -> str:

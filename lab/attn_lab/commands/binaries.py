@@ -25,6 +25,7 @@ from attn_parity.launches import (
     chosen_architectures,
     chosen_calls,
     compile_seconds_option,
+    main_option,
     only_option,
     print_tables,
 )
@@ -53,7 +54,7 @@ class Options:
 _launch_options = together(
     architectures_option,
     only_option,
-    click.option("--main", is_flag=True, help="Compile only the launches that every change compiles."),
+    main_option,
     compile_seconds_option,
     click.option("--write", "writes", is_flag=True, help="Write docs/generated/binaries.csv, and the page made of it."),
     cpu_workers_option,
@@ -174,9 +175,9 @@ def _of_drawn(architectures: tuple[str, ...], drawn: tuple[int, int], workers: i
     over = _over(found, calls, Budgets(vgpr_spills=math.inf, sgpr_spills_in_loops=math.inf, waves={}))
     spilling = {job: spills for job, row in found.rows.items() if (spills := row.facts.vgpr_spills)}
     for job, spills in sorted(spilling.items(), key=lambda entry: -entry[1]):
-        results.print(f"{' '.join(job)}: {spills} registers are spilled", soft_wrap=True)
+        results.print(f"{' '.join(job)}: {spills} registers are spilled")
     for line in (*over, *rows.errors_of(outcome)):
-        results.print(line, soft_wrap=True)
+        results.print(line)
     begun = "interrupted; so far: " if outcome.interrupted else ""
     of_steps = f"{len(found.rows)} launches of {drawn[1]} drawn steps, --seed {drawn[0]}"
     wrong = f"{len(over)} do what no launch may, {rows.uncompiled(outcome)}"
@@ -205,13 +206,13 @@ def _print(found: Results, over: list[str], outcome: Outcome, names: Mapping[str
     """
     allowed = budgets.load()
     if not allowed.knows(found.triton):
-        notes.print(f"no exception of the budgets is of Triton {found.triton}: what it spills is over them", soft_wrap=True)
+        notes.print(f"no exception of the budgets is of Triton {found.triton}: what it spills is over them")
     print_tables(found.rows.values())
     facts = {job: row.facts for job, row in found.rows.items()}
     for line in budgets.unneeded(allowed, facts, names or {}, found.triton):
-        notes.print(f"budgets: {line}", soft_wrap=True)
+        notes.print(f"budgets: {line}")
     for line in (*over, *rows.errors_of(outcome)):
-        results.print(line, soft_wrap=True)
+        results.print(line)
     begun = "interrupted; so far: " if outcome.interrupted else ""
     compiled = f"{len(found.rows)} compiled with Triton {found.triton}"
     results.print(f"{begun}{compiled}, {len(over)} over budget, {rows.uncompiled(outcome)}")
@@ -228,7 +229,7 @@ def _ran(outcome: Outcome, workers: int, kept: Results | None, option: str) -> t
     with progress_bar(len(calls)) as show_bar:
 
         def report(done: int, ran: dict[Job, Execution]) -> None:
-            show_bar(done, 0)
+            show_bar(done)
             if kept is not None:
                 dataclasses.replace(kept, ran=kept.ran | ran).save(DATA)
 
@@ -244,11 +245,11 @@ def _ran(outcome: Outcome, workers: int, kept: Results | None, option: str) -> t
         *Results("", ran=found).wrong,
         *(f"{' '.join(job)}: {one.why}" for job, one in found.items() if one.agrees and one.why),
     ):
-        results.print(line, soft_wrap=True)
+        results.print(line)
     begun = "interrupted; so far: " if interrupted else ""
     agree = sum(execution.agrees for execution in found.values())
     if kept and (before := len(executions.calls_of(outcome.binaries)) - len(calls)):
-        notes.print(f"{before} calls agreed before, and were not run again: {DATA}", soft_wrap=True)
+        notes.print(f"{before} calls agreed before, and were not run again: {DATA}")
     results.print(f"{begun}{agree} of {len(found)} launches agree, in {time.monotonic() - started:.0f} s")
     return found, interrupted
 

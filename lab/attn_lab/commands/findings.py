@@ -54,7 +54,7 @@ def _speed(files: tuple[Path, ...]) -> int:
 def _folders(folder: Path, names: tuple[str, ...]) -> None:
     """Write into FOLDER, for each finding or for these, a folder that can be sent to the kernel's owner."""
     for line in folders.write(named(names), scripts.results(), folder):
-        results.print(line, soft_wrap=True, markup=False)
+        results.print(line)
 
 
 @command.command("check")
@@ -68,7 +68,7 @@ def _check(given: tuple[Path, ...]) -> int:
     for name, found in (each for folder in given for each in folders.check_all(folder)):
         failed += not found.passed
         script, test = (" and ".join(map(str, codes)) for codes in (found.script, found.test))
-        results.print(f"{name}: {'passed' if found.passed else 'FAILED'}, script {script}, test {test}", soft_wrap=True)
+        results.print(f"{name}: {'passed' if found.passed else 'FAILED'}, script {script}, test {test}")
     return min(failed, 1)
 
 
@@ -76,4 +76,4 @@ def _check(given: tuple[Path, ...]) -> int:
 @click.argument("folder", type=_FOLDER)
 def _repaired(folder: Path) -> None:
     """Write into FOLDER the sources of the findings' packages, with each finding repaired that has a repair."""
-    results.print(f"repaired: {', '.join(scripts.all_repaired(folder))}", soft_wrap=True)
+    results.print(f"repaired: {', '.join(scripts.all_repaired(folder))}")

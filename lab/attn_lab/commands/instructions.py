@@ -28,7 +28,7 @@ def command(folders: tuple[Path, ...], writes: bool) -> int:
     results.print(table)
     unknown = {(of.architecture, form): why for of, each in made.items() for form, why in each.unknown.items()}
     for (architecture, form), why in sorted(unknown.items()):
-        results.print(f"{architecture}: {form}: {why}", soft_wrap=True)
+        results.print(f"{architecture}: {form}: {why}")
     if writes:
         instructions.write(forms)
         instructions.write_rows(lines)

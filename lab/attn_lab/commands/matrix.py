@@ -59,7 +59,7 @@ def command(check: bool, only: str | None, workers: int) -> int:
 
         texts[PAGES / "backends.md"] = backend_page()
     for line in wrong:
-        results.print(line, soft_wrap=True)
+        results.print(line)
     return max(write_or_check(texts, "python -m attn_lab matrix", checks=check), int(bool(wrong)))
 
 
@@ -88,7 +88,7 @@ def _draw(profile: str, device: str, workers: int) -> Coverage:
     plan = _plan(profile, device)
     notes.print(f"drawing {plan.examples} cases of the {profile} profile")
     with progress_bar(plan.examples) as show_bar:
-        return coverage.cover(runner.shards(plan), workers, SIDES, lambda examples: show_bar(examples, 0))
+        return coverage.cover(runner.shards(plan), workers, SIDES, show_bar)
 
 
 def _page(ci: Coverage, nightly: Coverage) -> str:

@@ -60,5 +60,5 @@ def _run(architectures: list[str], sample: int, seed: int, layers: int, workers:
         (*place, layers, sample // len(places) + (i < sample % len(places)), seed, str(path)) for i, place in enumerate(places)
     ]
     with progress_bar(len(jobs)) as show_bar:
-        found, interrupted = in_processes(logged_trials, jobs, workers, lambda found: show_bar(len(found), 0), interpreter=True)
+        found, interrupted = in_processes(logged_trials, jobs, workers, lambda found: show_bar(len(found)), interpreter=True)
     return [f"{job[0]}, layer {job[1]}: {one}" for job, one in found.items() if isinstance(one, str)], interrupted

@@ -48,7 +48,7 @@ def command(names: tuple[str, ...], check: bool) -> int:
     }
     if names:
         for name in names:
-            notes.print(f"{name}: {answer(name)}", soft_wrap=True)
+            notes.print(f"{name}: {answer(name)}")
         return 0
     given = "A type whose defaults make no model is given the fields that it needs."
     lines = [

@@ -139,7 +139,7 @@ def command() -> None:
 def _list(sample: Sample) -> None:
     """List the mutants and what they change."""
     for mutant in sample.mutants():
-        results.print(f"{mutant.name}  {mutant.change}", soft_wrap=True)
+        results.print(f"{mutant.name}  {mutant.change}")
 
 
 @command.command("run")
@@ -292,7 +292,7 @@ def _tell(found: Results, interrupted: bool, writes: bool, json_file: Path | Non
 
 def _run_tests(mutants: Sequence[Generated], folder: Path, log: Log, workers: int, tests_seconds: float) -> None:
     def say(runs: RecordedTests) -> None:
-        notes.print(f"recorded: {runs.file}, part {runs.part}: {len(runs.tests)} tests pass", soft_wrap=True)
+        notes.print(f"recorded: {runs.file}, part {runs.part}: {len(runs.tests)} tests pass")
 
     suite.record(suite.test_files(folder), PACKAGE, log, workers, say)
     suite.run(mutants, log, workers, tests_seconds, _report)
@@ -319,7 +319,7 @@ def _usable(chosen: tuple[str, ...]) -> list[str]:
         except UnknownTargetError as error:
             if chosen:
                 raise
-            notes.print(f"left out: {error}", soft_wrap=True)
+            notes.print(f"left out: {error}")
         else:
             found.append(name)
     return found
@@ -347,14 +347,14 @@ def _report(log: Log) -> None:
     """Tell what the last shard or file came to."""
     trial = next(reversed(log.trials.values()))
     came_to = trial.by or ("does not run" if trial.broken else "survives")
-    notes.print(f"{trial.key.mutant}: {trial.key.target}: {came_to} {trial.message}", soft_wrap=True)
+    notes.print(f"{trial.key.mutant}: {trial.key.target}: {came_to} {trial.message}")
 
 
 def _print(found: Results) -> None:
     for row in found.mutants:
         if row.state or None in row.examples:
-            results.print(f"{row.state or mutants_page.SURVIVED}: {row.name}: {row.change}", soft_wrap=True)
-    results.print(mutants_page.summary(found.mutants), soft_wrap=True)
+            results.print(f"{row.state or mutants_page.SURVIVED}: {row.name}: {row.change}")
+    results.print(mutants_page.summary(found.mutants))
 
 
 def _check() -> int:

@@ -1,4 +1,4 @@
-"""`python -m attn_lab pages`: whether docs/generated is what the code, or the results there, make of it."""
+"""`python -m attn_lab pages`: whether the laboratory's pages are what the code, or the results beside them, make of them."""
 
 import shlex
 import subprocess
@@ -17,9 +17,7 @@ CHECKS = (
     "python -m attn_lab zoo page --check",
     "python -m attn_lab mutate page --check",
     "python -m attn_lab matrix --check --only backends",
-    "python -m benchmarks judge page --check",
-    "python -m benchmarks page --check",
-    "python -m benchmarks peers --check",
+    "python -m attn_lab judge page --check",
     "python -m attn_lab findings page --check",
     "python -m attn_lab releases --check",
 )
@@ -28,10 +26,11 @@ CHECKS = (
 @click.command("pages")
 @click.option("--beside", multiple=True, metavar="COMMAND", help="Another command, which runs beside the checks; repeatable.")
 def command(beside: tuple[str, ...]) -> int:
-    """Check that the pages of docs/generated are what the code, or the results beside them, make of them.
+    """Check that the laboratory's pages of docs/generated are what the code, or the results beside them, make of them.
 
     Checks run side by side, one for each usable CPU. Each prints a line when it ends, and all that it has printed if it
-    fails. Exit 1 if one fails. `tox run -e nightly` checks the pages of coverage, model types and proofs, which take longer.
+    fails. Exit 1 if one fails. `tox run -e docs` checks the pages of benchmarks, too, and `tox run -e nightly` those of
+    coverage, model types and proofs, which take longer.
     """
     return check_all((*beside, *CHECKS), usable_cpus())
 
@@ -42,10 +41,10 @@ def check_all(checks: Iterable[str], cpus: int) -> int:
     with ThreadPoolExecutor(cpus) as pool:
         for ended in as_completed([pool.submit(_run, check) for check in checks]):
             check, code, printed, seconds = ended.result()
-            results.print(f"{check}: {'passed' if code == 0 else f'exit {code}'}, {seconds:.0f} s", soft_wrap=True)
+            results.print(f"{check}: {'passed' if code == 0 else f'exit {code}'}, {seconds:.0f} s")
             if code:
                 failed += 1
-                results.print(printed, soft_wrap=True)
+                results.print(printed)
     return 1 if failed else 0
 
 

@@ -59,9 +59,9 @@ def _confirm(theorems: list[Any], folder: Path) -> int:
         found = confirm(theorem)
         wrong += not found.confirmed
         if found.case is None or found.verdict is None:
-            results.print(f"{theorem.name}: the mutant is not refuted by a case", soft_wrap=True)
+            results.print(f"{theorem.name}: the mutant is not refuted by a case")
             continue
         report.save(found.case, folder, theorem.name)
-        results.print(f"{theorem.name}: refuted ({found.claim}); its case: {found.verdict.kind}", soft_wrap=True)
+        results.print(f"{theorem.name}: refuted ({found.claim}); its case: {found.verdict.kind}")
     results.print(f"{len(theorems) - wrong} of {len(theorems)} mutants refuted and confirmed")
     return 1 if wrong else 0

@@ -55,15 +55,15 @@ def command(
     kept = runner.results()
     if alarms_file:
         for line in alarms.run_all(sources, examples, seconds, names, alarms_file, seed) if sources else ():
-            results.print(line, soft_wrap=True, markup=False)
+            results.print(line)
         for line in alarms.run_after(sources, names, alarms_file) if sources else ():
-            results.print(line, soft_wrap=True, markup=False)
+            results.print(line)
         alarms.keep(seed, alarms_file)
     elif sources:
         runner.add_releases(kept, sources)
         options = {"examples": examples, "seconds": seconds, "only": names, "extra": extra}
         for line in runner.run_fixes(sources, kept, runner.RESULTS, **options):
-            results.print(line, soft_wrap=True, markup=False)
+            results.print(line)
         for line in runner.run_findings(sources, kept, runner.RESULTS, names):
-            results.print(line, soft_wrap=True, markup=False)
+            results.print(line)
     return write_or_check({pages.PAGE: pages.page(kept)}, "python -m attn_lab releases", checks=check)

@@ -119,7 +119,7 @@ def _run(options: Options) -> int:
     """
     on_target, left_out = run.on_target(_all_bugs(options.folder), options.target)
     for name, why in left_out.items():
-        notes.print(f"{name} is left out: {why}", soft_wrap=True)
+        notes.print(f"{name} is left out: {why}")
     bugs = run.chosen(on_target, options.only)
     data = results_file.data_of(PAGE, re.sub(r"[^\w.-]", "-", options.target.removeprefix("@")))
     check_writable(options.json_file)
@@ -178,7 +178,7 @@ def _exit_code(rows: Sequence[Row], *, interrupted: bool) -> int:
     """
     if interrupted:
         if left := [row.name for row in rows if not row.found and not row.error]:
-            notes.print(f"without a result: {' '.join(f'--only {name}' for name in left)}", soft_wrap=True)
+            notes.print(f"without a result: {' '.join(f'--only {name}' for name in left)}")
         return 130
     if broken := [row.error for row in rows if row.error]:
         raise MutantError("; ".join(broken))
@@ -189,7 +189,7 @@ def _tell_unreached(rows: Sequence[Row], bugs: Sequence[KnownBug], seed: int) ->
     """Name the surviving bugs whose patches no drawn case runs."""
     for row, bug in zip(rows, bugs, strict=True):
         if row.survived and is_unreached(bug, seed, Path()):
-            notes.print(f"{bug.name}: no case of {bug.target} runs what it patches", soft_wrap=True)
+            notes.print(f"{bug.name}: no case of {bug.target} runs what it patches")
 
 
 def _print(rows: Sequence[Row], bugs: Sequence[KnownBug]) -> None:
@@ -200,7 +200,7 @@ def _print(rows: Sequence[Row], bugs: Sequence[KnownBug]) -> None:
         origin = zoo_page.real_bug(bug.origin) or "own"
         table.add_row(bug.name, bug.kind, origin, *counts, zoo_page.found_by(row, bug), *map(str, row.size or ()))
     results.print(table)
-    results.print(zoo_page.summary(rows, bugs), soft_wrap=True)
+    results.print(zoo_page.summary(rows, bugs))
 
 
 def _text(found: Mapping[Path, Results], all_bugs: list[KnownBug]) -> dict[Path, str]:

@@ -95,7 +95,7 @@ def run_plans(plans: list[FuzzPlan], workers: int) -> Outcome:
             done[index] = progress
             if mutant is not None and failure is not None and before is None:
                 notes.print(f"{mutant.name}: {failure.first_verdict.kind} after {failure.found_after} examples")
-            show_bar(sum(p.failure is not None for p in done), sum(p.examples + p.shrinking for p in done))
+            show_bar(sum(p.failure is not None for p in done), f"{sum(p.examples + p.shrinking for p in done)} cases run")
 
         return runner.run(plans, workers, stop_at_failure=False, report=show)
 

@@ -3,14 +3,15 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypedDict
 
 import click
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import InputError
 from attn_fuzz.run import revision
-from attn_fuzz.run.revision import Place, Replay
-from attn_fuzz.verdict.verdict import Verdict, what_failed
+from attn_fuzz.run.revision import Place, Replay, Result
+from attn_fuzz.verdict.verdict import Verdict, VerdictKind, what_failed
 from attn_parity.case_files import target_of
 from attn_parity.commands.bisect import git
 from attn_parity.commands.bisect.git import Bisection, Commit
@@ -19,8 +20,30 @@ from attn_parity.device import use_device
 from attn_parity.files import check_writable, write_json
 from attn_parity.options import case_seconds_option, device_option, json_option, record_of
 
-SCHEMA = "attn-parity.bisect/1"
 MARKS = {"passes": "good", "fails": "bad", "cannot tell": "skip"}
+
+
+class Tried(TypedDict):
+    """A commit at which the case ran: the result that counts, and the verdict or why there is none."""
+
+    hash: str
+    subject: str
+    result: Result
+    words: str
+
+
+class Bisect(TypedDict):
+    """The result of `attn-parity bisect`. `candidates` are the commits of which one is the first bad one."""
+
+    schema: Literal["attn-parity.bisect/1"]
+    case: str
+    target: str
+    repository: str
+    kind: VerdictKind
+    message: str
+    first_bad: Commit | None
+    candidates: list[Commit]
+    tried: list[Tried]
 
 
 class EndError(InputError):
@@ -85,7 +108,7 @@ def command(options: Options) -> int:
     device = use_device(options.device)
     count = git.between(repository, first, last)
     steps = math.ceil(math.log2(count)) if count > 1 else 0
-    results.print(f"bisect {options.file} on {name}: {count} commits, about {steps + 2} runs", soft_wrap=True)
+    results.print(f"bisect {options.file} on {name}: {count} commits, about {steps + 2} runs")
     with git.worktree(repository, last) as path:
         place = Place(checkout=repository, worktree=path, folders=folders)
         search = _Search(case, name, place, device, options.case_seconds, options.sanitize)
@@ -112,25 +135,24 @@ def _relative(repository: Path, folder: str) -> Path:
 
 def _tell(bisection: Bisection) -> None:
     if bisection.first_bad is not None:
-        results.print(f"first bad commit: {bisection.first_bad.words}", soft_wrap=True)
+        results.print(f"first bad commit: {bisection.first_bad.words}")
         return
     results.print("the first bad commit is one of these:")
     for each in bisection.candidates:
-        results.print(f"  {each.words}", soft_wrap=True)
+        results.print(f"  {each.words}")
 
 
 class _Search:
     """Runs the case at commits, and keeps the results.
 
     Attributes:
-        tried: each commit at which the case ran, with the result that counts, and words.
         failure: the verdict at the bad revision. A commit is bad if the case fails in the same way.
     """
 
     def __init__(self, case: Case, target: str, place: Place, device: str, case_seconds: float, sanitize: bool) -> None:
         self.case, self.target, self.place = case, target, place
         self.device, self.case_seconds, self.sanitize = device, case_seconds, sanitize
-        self.tried: list[tuple[Commit, str, str]] = []
+        self.tried: list[Tried] = []
         self.failure: Verdict | None = None
 
     def check_ends(self, good: Commit, bad: Commit) -> None:
@@ -158,8 +180,8 @@ class _Search:
         is_other = self.failure and found.verdict and what_failed(found.verdict) != what_failed(self.failure)
         if found.result == "fails" and is_other:
             found = Replay(result="cannot tell", words=f"it fails in another way: {found.words}", verdict=found.verdict)
-        self.tried.append((commit, found.result, found.words))
-        results.print(f"{MARKS[found.result]}: {commit.words}: {found.words}", soft_wrap=True)
+        self.tried.append(Tried(hash=commit.hash, subject=commit.subject, result=found.result, words=found.words))
+        results.print(f"{MARKS[found.result]}: {commit.words}: {found.words}")
         return found
 
     def _but(self, found: Replay) -> str:
@@ -167,17 +189,16 @@ class _Search:
         elsewhere = "" if found.is_of_worktree else "; no imported module lies in the worktree: does --path name its folder?"
         return f", got {found.words}{elsewhere}"
 
-    def to_json(self, file: Path, repository: Path, bisection: Bisection) -> dict[str, object]:
-        """The search as plain data."""
+    def to_json(self, file: Path, repository: Path, bisection: Bisection) -> Bisect:
         assert self.failure is not None
         return {
-            "schema": SCHEMA,
+            "schema": "attn-parity.bisect/1",
             "case": str(file),
             "target": self.target,
             "repository": str(repository),
             "kind": self.failure.kind,
             "message": self.failure.message,
-            "first_bad": bisection.first_bad._asdict() if bisection.first_bad else None,
-            "candidates": [each._asdict() for each in bisection.candidates],
-            "tried": [{**commit._asdict(), "result": result, "words": words} for commit, result, words in self.tried],
+            "first_bad": bisection.first_bad,
+            "candidates": bisection.candidates,
+            "tried": self.tried,
         }

@@ -5,8 +5,8 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from attn_fuzz.errors import InputError
 from attn_fuzz.text import one_line
@@ -14,7 +14,8 @@ from attn_fuzz.text import one_line
 _FIRST_BAD = " is the first bad commit"
 
 
-class Commit(NamedTuple):
+@dataclass(frozen=True)
+class Commit:
     """A commit: its hash and the first line of its message."""
 
     hash: str

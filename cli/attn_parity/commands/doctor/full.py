@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attn_fuzz import outputs
 from attn_parity.commands.doctor import sections
-from attn_parity.commands.doctor.sections import SCHEMA, Section
+from attn_parity.commands.doctor.sections import SCHEMA, Doctor, Section
 from attn_parity.console import plain_table, results, task
 from attn_parity.device import default_workers, say_what_runs_kernels, use_device
 from attn_parity.files import check_writable, write_json
@@ -34,12 +34,12 @@ def report(json_file: Path, examples: int, seed: int | None) -> int:
                 break
             interrupted = "interrupted" in done[name]
             table.add_row(name, f"{done[name]['seconds']:.1f}", in_words(done[name]))
-            written = {"schema": SCHEMA, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "sections": done}
-            write_json(json_file, written)
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            write_json(json_file, Doctor(schema=SCHEMA, time=now, sections=done))
             if interrupted:
                 break
     results.print(table)
-    results.print(f"{'interrupted; so far: ' if interrupted else ''}{json_file}: please send it back", soft_wrap=True)
+    results.print(f"{'interrupted; so far: ' if interrupted else ''}{json_file}: please send it back")
     if interrupted:
         return 130
     return int(any("error" in section or section.get("failures") for section in done.values()))

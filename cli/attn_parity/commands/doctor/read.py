@@ -14,11 +14,9 @@ from attn_fuzz.errors import InputError
 from attn_optimized.launch import table
 from attn_optimized.launch.table import Entry
 from attn_parity.commands.doctor.full import in_words
-from attn_parity.commands.doctor.sections import SCHEMA
+from attn_parity.commands.doctor.sections import SCHEMA, Doctor
 from attn_parity.commands.doctor.stages import Pair, Variant
 from attn_parity.console import plain_table, results
-
-MOST_BYTES = 1 << 24
 
 
 def stages_to_ship(path: Path) -> int:
@@ -27,9 +25,9 @@ def stages_to_ship(path: Path) -> int:
     Raises:
         InputError: the file is no report, or no launch in it has two variants.
     """
-    record = inputs.read_record(path, SCHEMA, MOST_BYTES)
+    report = inputs.read_as(path, SCHEMA, Doctor, inputs.LARGE)
     try:
-        sections = msgspec.convert(record["sections"], dict[str, dict[str, Any]])
+        sections = report["sections"]
         _print_sections(sections)
         found = {name: section for name, section in sections.items() if "shipped" in section}
         pairs = {name.removeprefix("stages of "): msgspec.convert(section, Pair) for name, section in found.items()}
@@ -37,12 +35,12 @@ def stages_to_ship(path: Path) -> int:
             raise InputError(f"{path}: no launches of one GPU in two variants, which `doctor --full` times there")
         of_today = table.entries(next(iter(pairs.values())).architecture)
         machine, packages = sections["machine"]["devices"][0]["name"], sections["machine"]["packages"]
-        source = f"measured: {machine}, torch {packages['torch']}, Triton {packages['triton']}, {record['time'][:10]}"
+        source = f"measured: {machine}, torch {packages['torch']}, Triton {packages['triton']}, {report['time'][:10]}"
     except (KeyError, IndexError, TypeError, msgspec.ValidationError, ContractError) as error:
         raise InputError(f"{path}: {type(error).__name__}: {error}") from None
     _print_pairs(pairs, of_today)
     for line in _patch(pairs.values(), source):
-        results.print(line, soft_wrap=True)
+        results.print(line)
     return 0
 
 
@@ -54,7 +52,7 @@ def _print_sections(sections: Mapping[str, dict[str, Any]]) -> None:
                 name, in_words(section), next((says for kind, says in _EXPECTED.items() if name.startswith(kind)), "-")
             )
     results.print(shown)
-    results.print(_REFUTES, soft_wrap=True)
+    results.print(_REFUTES)
 
 
 _EXPECTED = {
@@ -79,9 +77,9 @@ def _print_pairs(pairs: Mapping[str, Pair], of_today: Collection[Entry]) -> None
     results.print(shown)
     for name, pair in pairs.items():
         if pair.other.why_not:
-            results.print(f"{name}: {pair.other.num_stages} are not timed: {pair.other.why_not}", soft_wrap=True)
+            results.print(f"{name}: {pair.other.num_stages} are not timed: {pair.other.why_not}")
         if pair.entry not in of_today:
-            results.print(f"{name}: today's table has another entry, which stays", soft_wrap=True)
+            results.print(f"{name}: today's table has another entry, which stays")
 
 
 def _cells(variant: Variant) -> tuple[str, str, str]:

@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import torch
 from attn_binaries.architectures import ARCHITECTURES
@@ -29,6 +29,14 @@ OF_AMD = tuple(name for name in ARCHITECTURES if name.startswith("gfx"))
 TIMED = {"decode, 64 x 8k": (64, 1, 8192), "decode, 1 x 128k": (1, 1, 131072), "prefill, 4 x 4k": (4, 4096, 4096)}
 
 Section = dict[str, Any]
+
+
+class Doctor(TypedDict):
+    """The results of each section of `attn-parity doctor --full`; `error` or `unavailable` says why there are none."""
+
+    schema: Literal["attn-parity.doctor/1"]
+    time: str
+    sections: dict[str, Section]
 
 
 def sections(

@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 from attn_fuzz import inputs
@@ -16,8 +16,8 @@ from attn_parity.files import check_writable, write_json
 from attn_parity.options import Duration, Positive, Seed, device_option
 
 if TYPE_CHECKING:
+    from attn_parity.commands.drift.changes import Drift
     from attn_parity.commands.drift.sides import Side
-    from attn_parity.json_types import Drift
 
 SCHEMA = "attn-parity.drift/1"
 EXAMPLES, MINUTES = 100, 60.0
@@ -63,8 +63,8 @@ def command(
     now. The same command continues an interrupted call. Exit 1 if a target fails that did not, 3 if an adapter does not fit.
     """
     from attn_parity.commands.drift import changes, sides  # of the extra `fuzz`
+    from attn_parity.commands.drift.changes import Drift
     from attn_parity.commands.drift.sides import Side
-    from attn_parity.json_types import Drift
 
     file = json_file or RUNS / f"drift-{package}.json"
     RUNS.mkdir(exist_ok=True)
@@ -91,7 +91,7 @@ def command(
     common = [name for name in targets if name in earlier["looks"]]
     result["changes"] = {name: changes.of_target(name, earlier, after, package) for name in common}
     write_json(file, result)
-    return _told(result, targets, file)
+    return _report_changes(result, targets, file)
 
 
 def _run(result: "Drift", waiting: Sequence[tuple["Side", str]], seconds: float, device: str, file: Path) -> None:
@@ -109,7 +109,7 @@ def _run(result: "Drift", waiting: Sequence[tuple["Side", str]], seconds: float,
             result["interrupted"] = True
             return
         side["ran"][name] = ran
-        notes.print(f"{name} in {side['folder']}: {ran['examples']} examples, {ran['seconds']:.0f} s", soft_wrap=True)
+        notes.print(f"{name} in {side['folder']}: {ran['examples']} examples, {ran['seconds']:.0f} s")
         write_json(file, result)
 
 
@@ -121,32 +121,34 @@ def _last(file: Path, package: str) -> "Drift | None":
     """The result of the last call, or None."""
     if not file.is_file():
         return None
-    last = inputs.read_record(file, SCHEMA)
-    if last.get("package") != package:
-        raise InputError(f"{file}: package: got {last.get('package')}, expected {package}")
-    return cast("Drift", last)
+    from attn_parity.commands.drift.changes import Drift
+
+    last = inputs.read_as(file, SCHEMA, Drift)
+    if last["package"] != package:
+        raise InputError(f"{file}: package: got {last['package']}, expected {package}")
+    return last
 
 
-def _told(result: "Drift", targets: Sequence[str], file: Path) -> int:
+def _report_changes(result: "Drift", targets: Sequence[str], file: Path) -> int:
     """Print what changed, and return the exit code."""
     found, quiet, absent = result["changes"], [], []
     for name in targets:
         change: Mapping[str, Any] = found.get(name, {})
         lines = [f"{words}{line}" for field, words in _WORDS.items() for line in change.get(field, ())]
         for line in lines:
-            results.print(f"{name}: {line}", soft_wrap=True, markup=False)
+            results.print(f"{name}: {line}")
         if not lines and not _waits(result["after"], name):
             (absent if result["after"]["looks"][name]["missing"] else quiet).append(name)
     if not result["before"]:
-        results.print("nothing to compare with yet: the next call compares with these sources", soft_wrap=True)
+        results.print("nothing to compare with yet: the next call compares with these sources")
     elif quiet:
-        results.print(f"unchanged: {', '.join(quiet)}", soft_wrap=True)
+        results.print(f"unchanged: {', '.join(quiet)}")
     if absent:
-        results.print(f"not run, as before: {', '.join(absent)}", soft_wrap=True)
+        results.print(f"not run, as before: {', '.join(absent)}")
     if result["interrupted"]:
         waiting = ", ".join(name for name in targets if _waits(result["after"], name))
-        results.print(f"not run yet: {waiting}; the same command goes on", soft_wrap=True)
-    results.print(f"{file}", soft_wrap=True)
+        results.print(f"not run yet: {waiting}; the same command goes on")
+    results.print(f"{file}")
     if any(change["failures"] for change in found.values()):
         return 1
     if result["interrupted"]:

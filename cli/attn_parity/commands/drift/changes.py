@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from attn_parity.adapters import misfit
 from attn_parity.commands.drift.look import Look, still_there
@@ -26,6 +26,22 @@ class Change(TypedDict):
     not_judged: list[str]
     findings: list[str]
     sources: list[str]
+
+
+class Drift(TypedDict):
+    """The result of `attn-parity drift`: two sides, of which the first call has one, and what changed by target.
+
+    `interrupted` says whether targets are left to run.
+    """
+
+    schema: Literal["attn-parity.drift/1"]
+    package: str
+    seed: int
+    examples: int
+    before: Side | None
+    after: Side
+    changes: dict[str, Change]
+    interrupted: bool
 
 
 def of_target(name: str, before: Side, after: Side, package: str) -> Change:

@@ -133,7 +133,7 @@ def _exit_code(outcome: Exhausted, error: Exception | None) -> int:
     if error is not None and not outcome.failed_launches:
         raise error
     if error is not None:
-        notes.print(f"attn-parity: {error}", soft_wrap=True)
+        notes.print(f"attn-parity: {error}")
     if outcome.failed_launches:
         return 1
     return 130 if outcome.interrupted else 0
@@ -207,8 +207,8 @@ def _ended(outcome: Exhausted, result: Result) -> Ended:
     if len(failed.case.requests) > 1 and result.calls > 1:
         results.print(f"no call of a packed launch fails alone: the smallest batch that fails has {len(failed.case.requests)}")
     if finding := explanation(outcome.target.findings_on(outcome.plan.device), failed.case, failed.verdict):
-        results.print(f"the launch fails as the known finding {finding.name} says", soft_wrap=True)
+        results.print(f"the launch fails as the known finding {finding.name} says")
     results.print(report.summary(failed.case, failed.verdict))
-    results.print(f"smallest case of its launch: {path}   script: {script}", soft_wrap=True)
-    results.print(f"again: {shlex.join(report.again(failed.case, path, failed.verdict))}", soft_wrap=True)
+    results.print(f"smallest case of its launch: {path}   script: {script}")
+    results.print(f"again: {shlex.join(report.again(failed.case, path, failed.verdict))}")
     return Ended(launch=result.number, calls=result.calls, failed=str(path))

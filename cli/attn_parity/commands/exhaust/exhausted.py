@@ -1,13 +1,52 @@
 """The result of `attn-parity exhaust`."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal, TypedDict
 
 from attn_fuzz.exhaustive.ledger import Ended
 from attn_fuzz.exhaustive.run import Counted, Plan
 from attn_fuzz.run import provenance
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.verdict import COMPARED
+
+
+class ExhaustedPart(TypedDict):
+    """A part of a scope: what runs on the target, and by reason how many calls the target or the contract leaves out."""
+
+    what: str
+    block_sizes: list[int]
+    layers: int
+    calls: int
+    launches: int
+    left_out: dict[str, int]
+    undefined: dict[str, int]
+
+
+class Exhaust(TypedDict):
+    """A run of `attn-parity exhaust`.
+
+    `parts` are of the whole scope, `launches` of the shard. `ended_launches` and `ended_calls` count what has its verdict,
+    earlier runs included, and `compared_exactly` those of these calls that --exact compared; `calls` and `seconds` are of this
+    run. `spent` is the time of all workers by kind of work, and `failures` are the case files.
+    """
+
+    schema: Literal["attn-parity.exhaust/1"]
+    target: str
+    device: str
+    versions: dict[str, str]
+    scope: str
+    shard: str
+    parts: list[ExhaustedPart]
+    launches: int
+    ended_launches: int
+    ended_calls: int
+    compared_exactly: int
+    calls: int
+    seconds: float
+    spent: dict[str, float]
+    max_ratio: float | None
+    interrupted: bool
+    failures: list[str]
 
 
 @dataclass
@@ -51,7 +90,7 @@ class Exhausted:
     def is_whole(self) -> bool:
         return len(self.ended) == self.launches
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Exhaust:
         plan, ended = self.plan, self.ended.values()
         spent: dict[str, float] = {}
         for launch in ended:
@@ -85,5 +124,5 @@ class Exhausted:
             "compared_exactly": sum(launch.calls for launch in ended if launch.exact == COMPARED),
             "max_ratio": max((launch.ratio for launch in ended), default=0.0),
             "interrupted": self.interrupted,
-            "failures": [launch.failed for launch in self.failed_launches],
+            "failures": [launch.failed for launch in ended if launch.failed],
         }

@@ -20,9 +20,9 @@ def say_what_runs(outcome: Exhausted, before: int, path: Path) -> None:
     shard = "" if plan.shard == (1, 1) else f", shard {outcome.shard}"
     where = f"{device_name(plan.device)}, {plan.workers} workers"
     work = f"{outcome.total_calls:,} calls in {sum(part.launches for part in outcome.parts):,} launches{shard}"
-    results.print(f"target {outcome.target.name} on {where}: scope {plan.scope}, {work}", soft_wrap=True)
+    results.print(f"target {outcome.target.name} on {where}: scope {plan.scope}, {work}")
     if before:
-        results.print(f"{before:,} launches have ended before, in {path}", soft_wrap=True)
+        results.print(f"{before:,} launches have ended before, in {path}")
 
 
 def tell(outcome: Exhausted, path: Path) -> None:
@@ -34,16 +34,16 @@ def tell(outcome: Exhausted, path: Path) -> None:
     rate = f"{outcome.calls:,} calls in {outcome.seconds:.1f} s ({outcome.calls / max(outcome.seconds, 1e-9):,.0f}/s)"
     if failed:
         some = "" if outcome.is_whole else f" so far, of {outcome.launches:,}"
-        results.print(f"{of}: {len(failed):,} of {len(ended):,} launches fail{some}; this run: {rate}", soft_wrap=True)
+        results.print(f"{of}: {len(failed):,} of {len(ended):,} launches fail{some}; this run: {rate}")
     elif outcome.is_whole:
         ratio = max((launch.ratio for launch in ended), default=0.0)
         claim = f"all {calls:,} calls of {of} agree with the reference, within the judge's bound"
-        results.print(f"{claim} (largest error {ratio:.2f} of it); this run: {rate}", soft_wrap=True)
+        results.print(f"{claim} (largest error {ratio:.2f} of it); this run: {rate}")
         if plan.exactly:
             _tell_exact(list(ended), of)
     if not outcome.is_whole:
         left = f"{outcome.launches - len(ended):,} launches are left: the same command goes on, by {path}"
-        results.print(f"interrupted, {left}" if outcome.interrupted else left, soft_wrap=True)
+        results.print(f"interrupted, {left}" if outcome.interrupted else left)
 
 
 def _tell_exact(ended: Sequence[Ended], of: str) -> None:
@@ -57,9 +57,9 @@ def _tell_exact(ended: Sequence[Ended], of: str) -> None:
     for launch in ended:
         if launch.exact != COMPARED:
             left[launch.exact] += launch.calls
-    results.print(f"{compared:,} of them are the formula's in exact arithmetic, in every element", soft_wrap=True)
+    results.print(f"{compared:,} of them are the formula's in exact arithmetic, in every element")
     for reason, count in left.most_common():
-        results.print(f"{reason}: {count:,} calls", soft_wrap=True)
+        results.print(f"{reason}: {count:,} calls")
     if not compared:
         raise ExecutorError(f"--exact: no call of {of} was compared exactly, so nothing was shown")
 
@@ -75,8 +75,8 @@ def print_counts(outcome: Exhausted) -> None:
     results.print(table)
     for part in outcome.parts:
         for why, count in part.left_out.not_served.most_common(REASONS):
-            results.print(f"left out of {part.part.what}: {count:,}, {why}", soft_wrap=True)
+            results.print(f"left out of {part.part.what}: {count:,}, {why}")
     launches = sum(part.launches for part in outcome.parts)
     of = f"scope {outcome.plan.scope} has {outcome.total_calls:,} calls on target {outcome.target.name}"
     shard = "" if outcome.plan.shard == (1, 1) else f", {outcome.launches:,} of them in shard {outcome.shard}"
-    results.print(f"{of}, in {launches:,} launches{shard}", soft_wrap=True)
+    results.print(f"{of}, in {launches:,} launches{shard}")

@@ -183,8 +183,8 @@ def _past(
         stored, skipped = database.fetch(failures_of, key)
         cases |= {f"database case {name}": case for name, case in stored.items()}
         for reason in skipped:
-            notes.print(f"skipped: {reason}", soft_wrap=True)
+            notes.print(f"skipped: {reason}")
     admitted = files.admitted(cases, target, support)
     if admitted.sentence:
-        notes.print(admitted.sentence, soft_wrap=True)
+        notes.print(admitted.sentence)
     return admitted.cases

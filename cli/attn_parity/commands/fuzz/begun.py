@@ -71,7 +71,7 @@ class Begun:
             until: nothing new begins after this time.
         """
         from attn_fuzz.run.distinct import SHARD_EXAMPLES, DistinctFailures
-        from attn_parity.commands.fuzz import keep_going as going
+        from attn_parity.commands.fuzz import keep_going
 
         shards = [
             [*runner.replays(plan, list(self.past[name])), *runner.shards(plan, SHARD_EXAMPLES)]
@@ -80,19 +80,17 @@ class Begun:
         machines, plan = self.machines.of_shards(sum(map(len, shards))), next(iter(self.plans.values()))
         of = f"{minutes:g} minutes" if minutes else f"{plan.examples} examples each"
         names = ", ".join(target.name for target in self.targets.values())
-        results.print(
-            f"keep going: {names} on {machines.device_name}, {of}, {machines.words}, --seed {plan.seed}", soft_wrap=True
-        )
+        results.print(f"keep going: {names} on {machines.device_name}, {of}, {machines.words}, --seed {plan.seed}")
         prefixes = {name: f"{name_part(target.name)}-{plan.seed}" for name, target in self.targets.items()}
-        files_of = going.Files(plan.folder, prefixes, earlier=frozenset(plan.folder.iterdir()))
+        files_of = keep_going.Files(plan.folder, prefixes, earlier=frozenset(plan.folder.iterdir()))
         distinct = DistinctFailures(shards, until, files_of.changed, files_of.dropped)
-        outcome = going.run(distinct, machines)
+        outcome = keep_going.run(distinct, machines)
         if distinct.entries:
             ignore_signals()  # they would lose the failures that are about to be reported
         errors = [outcome.error] if outcome.error else []
         failures = files_of.written(distinct.entries, self.past, errors)
         for path in files_of.declared(failures, errors):
-            results.print(f"declarations as findings: {path}", soft_wrap=True)
+            results.print(f"declarations as findings: {path}")
         runs = {}
         for name in self.plans:
             own = [found for found in failures if found.entry and found.entry.target == name]
@@ -162,7 +160,7 @@ def _write_page(run: Run, file: Path, errors: list[str]) -> None:
 
     try:
         outputs.write(file, page.of_run(run))
-        results.print(f"page: {file}", soft_wrap=True)
+        results.print(f"page: {file}")
     except OSError as error:
         errors.append(f"{file}: {error.strerror}")
 
@@ -179,7 +177,7 @@ def _exit_code(runs: Sequence[Run], errors: list[str]) -> int:
     if errors and not fails:
         raise ExecutorError("\n".join(errors))
     for error in errors:
-        notes.print(f"attn-parity: {error}", soft_wrap=True)
+        notes.print(f"attn-parity: {error}")
     if fails:
         return 1
     return 130 if runs[0].interrupted else EXIT_LIMIT if any(run.limits for run in runs) else 0
@@ -204,7 +202,8 @@ def _run(
             elif progress.failure is not None and progress.failure != before:
                 files_of[index].save_smallest(progress.failure.case, folder, f"{name}-shard-{index}")
             done[index] = progress
-            show_bar(sum(p.replayed + p.examples for p in done), sum(p.shrinking for p in done))
+            tried = sum(p.shrinking for p in done)
+            show_bar(sum(p.replayed + p.examples for p in done), f"{tried} cases tried to shrink" * bool(tried))
 
         return runner.run(plans, machines.workers, stop_at_failure=True, report=show, place=machines.run), files_of
 
@@ -227,10 +226,10 @@ def _tell(run: Run, name: str) -> None:
     for i, found in enumerate(() if run.keeps_going else run.failures):
         failing.tell(found, is_first=i == 0)
     for finding in run.fixed:
-        results.print(f"finding {finding.name}: its stored case no longer fails. Fixed? {finding.path}", soft_wrap=True)
+        results.print(f"finding {finding.name}: its stored case no longer fails. Fixed? {finding.path}")
     if run.restarted:
         died = f"{run.restarted} worker process{'es' * (run.restarted > 1)} died"
         results.print(f"{died}; what it was to run was run again")
     for line in [*(run.drawn.lines if run.has_drawn else []), *run.not_run]:
-        notes.print(f"{name}{line}", soft_wrap=True)
-    results.print(f"{name}{run.sentence}", soft_wrap=True)
+        notes.print(f"{name}{line}")
+    results.print(f"{name}{run.sentence}")

@@ -80,8 +80,8 @@ def show_first(failure: Failure, folder: Path, name: str) -> Path | None:
     """Write and show a failure as it was found, before it is shrunk."""
     path = saved(failure.first, folder, f"{name}-first")
     verdict = failure.first_verdict
-    results.print(f"failing case, as it was found: {path or 'it could not be written'}", soft_wrap=True)
-    results.print(f"{verdict.kind}: {verdict.message}", soft_wrap=True, markup=False)
+    results.print(f"failing case, as it was found: {path or 'it could not be written'}")
+    results.print(f"{verdict.kind}: {verdict.message}")
     return path
 
 
@@ -104,9 +104,9 @@ def written(
         for failure in (first, *others):
             if failure.case in found:
                 continue
-            case_file, script = kept(failure, folder, name, errors)
+            path, script = kept(failure, folder, name, errors)
             first_file = files.first if failure is first else None
-            found[failure.case] = Found(failure, case_file, script, first_file, past.get(failure.first), failure is not first)
+            found[failure.case] = Found(failure, path, script, first_file, past.get(failure.first), failure is not first)
     if all(each.case_file for each in found.values()):
         for files in files_of:
             files.drop_smallest()
@@ -124,15 +124,15 @@ def tell(found: Found, *, is_first: bool) -> None:
         results.print(f"{found.past} fails")
     results.print(report.summary(failure.case, failure.verdict))
     for line in found.explanation:
-        results.print(line, soft_wrap=True, markup=False)
+        results.print(line)
     size = "smallest case" if failure.minimal else "failing case, not yet the smallest"
     if found.case_file is None:
-        results.print(f"{size}, which could not be written:\n{case_file.dumps(failure.case)}", soft_wrap=True)
+        results.print(f"{size}, which could not be written:\n{case_file.dumps(failure.case)}")
         return
-    results.print(f"{size}: {found.case_file}   script: {found.script or 'it could not be written'}", soft_wrap=True)
+    results.print(f"{size}: {found.case_file}   script: {found.script or 'it could not be written'}")
     if found.first_file is not None and failure.case != failure.first:
-        results.print(f"as it was found: {found.first_file}", soft_wrap=True)
+        results.print(f"as it was found: {found.first_file}")
     if (first := failure.first_verdict).kind != failure.verdict.kind:
         symptom = f"{first.kind}: {first.message}"
-        results.print(f"it was found by another symptom, perhaps of another cause: {symptom}", soft_wrap=True)
-    results.print(f"again: {shlex.join(report.again(failure.case, found.case_file, failure.verdict))}", soft_wrap=True)
+        results.print(f"it was found by another symptom, perhaps of another cause: {symptom}")
+    results.print(f"again: {shlex.join(report.again(failure.case, found.case_file, failure.verdict))}")

@@ -50,7 +50,7 @@ class Files:
             self._early[entry] = EarlyFiles(failing.saved(failure.first, self.folder, f"{name}-first"))
         self._early[entry].save_smallest(failure.case, self.folder, f"{name}-smallest")
         if not entry.is_open:
-            results.print(f"new: {name}: {failure.verdict.kind}: {failure.verdict.message}", soft_wrap=True)
+            results.print(f"new: {name}: {failure.verdict.kind}: {failure.verdict.message}")
 
     def dropped(self, entry: Entry) -> None:
         """Delete the files of a failure whose smallest case has the cause of another one."""
@@ -68,15 +68,13 @@ class Files:
         found: dict[Entry, Found] = {}
         for entry in entries:
             name, files = self.name(entry), self._early[entry]
-            case_file, script = failing.kept(entry.failure, self.folder, name, errors)
-            if case_file is not None:
+            path, script = failing.kept(entry.failure, self.folder, name, errors)
+            if path is not None:
                 files.drop_smallest()
-                name = case_file.stem
+                name = path.stem
             met_in = found[entry.met_in].name if entry.met_in else None
             past_name = past[entry.target].get(entry.failure.first)
-            found[entry] = Found(
-                entry.failure, case_file, script, files.first, past_name, met_in is not None, entry, name, met_in
-            )
+            found[entry] = Found(entry.failure, path, script, files.first, past_name, met_in is not None, entry, name, met_in)
         return [*found.values()]
 
     def declared(self, failures: Sequence[Found], errors: list[str]) -> Iterator[Path]:
@@ -117,11 +115,11 @@ def tell(failures: Sequence[Found]) -> None:
     results.print(table)
     for i, found in enumerate(failures, 1):
         failure, path = found.failure, found.case_file
-        results.print(f"{i}. {failure.verdict.kind}: {failure.verdict.message}", soft_wrap=True)
+        results.print(f"{i}. {failure.verdict.kind}: {failure.verdict.message}")
         for remark in (*found.remarks, *found.explanation):
-            results.print(f"   {remark}", soft_wrap=True)
+            results.print(f"   {remark}")
         again = shlex.join(report.again(failure.case, path, failure.verdict)) if path else "its case could not be written"
-        results.print(f"   {again}", soft_wrap=True)
+        results.print(f"   {again}")
 
 
 @contextlib.contextmanager

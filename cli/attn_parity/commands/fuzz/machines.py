@@ -107,4 +107,4 @@ def _on_ray(address: str, options: Options) -> Iterator[Machines]:
 
 
 def _say_that_it_is_lost(node: str) -> None:
-    notes.print(f"node {node} of Ray is lost: what it ran runs again on another", soft_wrap=True)
+    notes.print(f"node {node} of Ray is lost: what it ran runs again on another")

@@ -70,7 +70,7 @@ def fuzz_made(name: str, make: Callable[[], Manager], examples: int, seed: int) 
     with contextlib.suppress(KeyboardInterrupt):
         shortest = shortened(make, shortest)
     for step in shortest.steps:
-        results.print(f"  {step}", soft_wrap=True)
-    results.print(f"{shortest.kind}: {shortest}", soft_wrap=True)
-    results.print(f"again: attn-parity fuzz --manager {name} --examples {examples} --seed {seed}", soft_wrap=True)
+        results.print(f"  {step}")
+    results.print(f"{shortest.kind}: {shortest}")
+    results.print(f"again: attn-parity fuzz --manager {name} --examples {examples} --seed {seed}")
     return 1

@@ -1,6 +1,5 @@
 """`attn-parity select`: which backend serves a layer, or each layer of a model, and why the others do not."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -21,8 +20,8 @@ from attn_parity.options import json_option
 
 if TYPE_CHECKING:
     from attn_optimized.aiter_adapter import Aiter
+    from attn_parity.json_types import Select, Selected
 
-SCHEMA = "attn-parity.select/1"
 _FLOATS = ("float32", "float16", "bfloat16")
 _FLOAT8 = ("fp8_e4m3fn", "fp8_e4m3fnuz")
 FP8 = "fp8"
@@ -116,33 +115,39 @@ def command(
         file /= "config.json"
     if file is not None and json_file is not None and json_file.exists() and file.exists() and json_file.samefile(file):
         raise click.UsageError(f"--json: {json_file} is FILE itself")
-    about: dict[str, Any] = {"schema": SCHEMA, "model": str(file)}
+    name = str(file)
     if given.get("kv_cache_dtype") == FP8:
         given = {"scales": "tensor", **given, "kv_cache_dtype": own_float8(_architecture(arch))}
     try:
         model_input = selection_input.read(file, given)  # first: a wrong file is refused before much is imported
-        about["model"] = model_input.name
+        name = model_input.name
         if written is not None:
             if written.exists():
                 raise click.UsageError(f"--write-model-file: {written} exists")
-            write_json(written, dataclasses.asdict(model_input.model_on(_architecture(arch))))
+            write_json(written, model_input.model_on(_architecture(arch)))
         result = _select(model_input, _architecture(arch), _aiter(aiter_version), backends, serve)
     except ContractError as error:
         named = of_options(error, file, given)
         raise (InputError(f"{file}: {named}") if file else click.UsageError(str(named))) from error
     except UnsupportedError as error:
-        result = {"error": str(error), "layers": {}}
-        results.print(f"{file}: {error}" if file else str(error), soft_wrap=True)
+        result: Selected = {"error": str(error), "layers": {}}
+        results.print(f"{file}: {error}" if file else str(error))
     if json_file:
-        about |= {"architecture": _architecture(arch), "aiter": str(_aiter(aiter_version))}
-        write_json(json_file, {**about, **result})
+        record: Select = {
+            "schema": "attn-parity.select/1",
+            "model": name,
+            "architecture": _architecture(arch),
+            "aiter": str(_aiter(aiter_version)),
+            **result,
+        }
+        write_json(json_file, record)
     return 1 if result["error"] else 0
 
 
 def _select(
     model_input: SelectionInput, architecture: str, aiter: "Aiter", backends: tuple[str, ...], serve: str
-) -> dict[str, Any]:
-    """Select, print, and return the result as in JSON. `serve` names the model for `vllm serve`."""
+) -> "Selected":
+    """Select, print, and return the result. `serve` names the model for `vllm serve`."""
     from attn_optimized.selector import select_model
 
     model = model_input.model_on(architecture)
@@ -160,17 +165,14 @@ def _select(
         kv_sharing = {name: target for name, target in kv_sharing.items() if name not in unserved}
     shared = {"allocations": allocations, "kv_sharing": kv_sharing}
     assignments = select_model(layers, **shared, architecture=architecture, aiter=aiter, backends=wanted)
-    result = {
-        "error": "; ".join(unserved.values()) or None,
-        "layers": {name: dataclasses.asdict(assignment) for name, assignment in assignments.items()},
-    }
+    result: Selected = {"error": "; ".join(unserved.values()) or None, "layers": assignments}
     considered = aiter if architecture.startswith("gfx") else _OWN_BACKENDS
-    results.print(f"{model_input.name} on {architecture}, {considered}", soft_wrap=True)
+    results.print(f"{model_input.name} on {architecture}, {considered}")
     engine = model_input.engine(architecture)
     if model_input.config is not None:
         print_config(model_input.config, layers, engine.tensor_parallel)
         for why in unserved.values():
-            results.print(f"not served: {why}", soft_wrap=True)
+            results.print(f"not served: {why}")
     print_assignments(assignments)
     print_findings(layers, assignments)
     print_runs(assignments)
@@ -179,7 +181,17 @@ def _select(
         if any(Reason.NO_CALL not in why for why in model_input.config.not_answered):
             vllm = VllmArguments(None, None, {"any": ("layers that are not answered attend, too",)})
         print_vllm(vllm, assignments)
-        result |= {**model_input.config.as_json(), "vllm": dataclasses.asdict(vllm)}
+        config = model_input.config
+        result = {
+            **result,
+            "model_type": config.model_type,
+            "groups": config.groups,
+            "filled": {"by": config.filled_by, "fields": config.filled},
+            "left_out": config.left_out,
+            "unknown": config.unknown,
+            "not_answered": config.not_answered,
+            "vllm": vllm,
+        }
     return result
 
 

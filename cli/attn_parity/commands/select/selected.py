@@ -28,15 +28,15 @@ def print_config(config: ModelConfig, layers: Mapping[str, AttentionConfig], dev
     """
     if config.filled:
         values = ", ".join(f"{name}={shown(value)}" for name, value in config.filled.items())
-        results.print(f"not in the config, so taken from {config.filled_by}: {values}", soft_wrap=True)
+        results.print(f"not in the config, so taken from {config.filled_by}: {values}")
     if config.left_out:
-        results.print(f"left out, since it has no KV cache: {', '.join(config.left_out)}", soft_wrap=True)
+        results.print(f"left out, since it has no KV cache: {', '.join(config.left_out)}")
     if config.unknown:
         first, more = config.unknown[:_MOST_NAMES], len(config.unknown) - _MOST_NAMES
         others = f" and {more} more" if more > 0 else ""
-        results.print(f"not known, so not looked at: {', '.join(first)}{others}", soft_wrap=True)
+        results.print(f"not known, so not looked at: {', '.join(first)}{others}")
     for why, numbers in config.not_answered.items():
-        results.print(f"not answered: layers {spans(numbers)}: {why}", soft_wrap=True)
+        results.print(f"not answered: layers {spans(numbers)}: {why}")
     table = plain_table("layer", "numbers", "asks for" if devices == 1 else f"asks for, on each of {devices} devices")
     for name, group in config.groups.items():
         if name in layers:
@@ -114,7 +114,7 @@ def print_vllm(arguments: VllmArguments, assignments: Mapping[str, "Assignment"]
     """A command line to paste, after the reasons why its backend differs from the table's; or why there is no command line."""
     results.print()
     if arguments.line is None:
-        results.print("no arguments for vLLM, whose --attention-backend is one for all layers:", soft_wrap=True)
+        results.print("no arguments for vLLM, whose --attention-backend is one for all layers:")
         why_not = dict(arguments.why_not)
     else:
         others = dict.fromkeys(one.backend for one in assignments.values() if one.backend != arguments.backend)
@@ -122,9 +122,9 @@ def print_vllm(arguments: VllmArguments, assignments: Mapping[str, "Assignment"]
         if why_not:
             results.print(f"vLLM takes one backend for all layers, here {arguments.backend}. Why not the others of the table:")
     for backend, reasons in why_not.items():
-        results.print(f"  {backend}: {'; '.join(reasons)}", soft_wrap=True)
+        results.print(f"  {backend}: {'; '.join(reasons)}")
     if arguments.line is not None:
-        results.print(arguments.line, soft_wrap=True)
+        results.print(arguments.line)
 
 
 _FOR_MEMORY = "the table has it for the memory that layers share, which vLLM lays out by itself"

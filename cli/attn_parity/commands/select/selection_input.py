@@ -49,10 +49,6 @@ class SelectionInput:
         return deployed(self.source, self.engine(architecture)) if isinstance(self.source, ModelConfig) else self.source
 
 
-MOST_BYTES = 1 << 24
-"""The largest size of a model config, whose quantization may name each part of the model."""
-
-
 def own_float8(architecture: str) -> str:
     """The float8 type that an architecture computes with: e4m3fnuz on gfx940 to gfx942, and OCP's on all later ones."""
     return "fp8_e4m3fnuz" if architecture.startswith("gfx94") else "fp8_e4m3fn"
@@ -71,7 +67,7 @@ def read(file: Path | None, given: Mapping[str, Any]) -> SelectionInput:
         if "tensor_parallel" in given:
             raise click.UsageError("--tensor-parallel goes with a model config: --heads are those of one device")
         return SelectionInput(source=_one_layer(given))
-    content = inputs.read_json(file, MOST_BYTES, constant=float)
+    content = inputs.read_json(file, inputs.LARGE, constant=float)  # its quantization may name each part of the model
     if not is_model_config(content):
         _refuse(given, "FILE says all about its layers")
         return SelectionInput(source=model_file.model_file(inputs.read_json(file)))

@@ -1,4 +1,4 @@
-"""`python -m benchmarks judge`: the sharpness of the judge.
+"""`python -m attn_lab judge`: the sharpness of the judge.
 
 calibration     how the elements of fuzz runs are spread over error / bound, from the JSON files of those runs
 sensitivity     the smallest effect that is seen: one key among n that a kernel forgets
@@ -29,10 +29,9 @@ from attn_fuzz.strategies.cases import VALUES
 from attn_fuzz.verdict import ratios
 from attn_fuzz.verdict.judge import judge as judged
 from attn_fuzz.verdict.rounding import Rounding
+from attn_lab.options import check_option
 from attn_lab.pages import PAGES, table, write_or_check
 from attn_parity.console import plain_table, results
-
-from benchmarks.results import read_as
 
 BLOCK_SIZE, HEAD_SIZE, GROUP_SIZE = 16, 64, 2
 LENGTHS = [128 << (2 * i) for i in range(5)]
@@ -67,7 +66,7 @@ def command() -> None:
 @click.option("--name", required=True, help="Name of the file in docs/generated/judge, such as cpu.")
 def calibration(runs: tuple[Path, ...], name: str) -> None:
     """Add up runs of one target on one device that agree (`attn-parity fuzz --json RUN.json`)."""
-    read = [read_as(path, SCHEMA, FuzzRun) for path in runs]
+    read = [inputs.read_as(path, SCHEMA, FuzzRun, inputs.LARGE) for path in runs]
     for path, run in zip(runs, read, strict=True):
         if run.failures or run.error:
             raise InputError(f"{path}: expected a run that agrees")
@@ -100,10 +99,10 @@ def _rows(counts: Mapping[str, Sequence[int]]) -> Iterator[tuple[object, ...]]:
 
 
 @command.command()
-@click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is not what the files make.")
+@check_option
 def page(check: bool) -> int:
     """Write judge-measured.md from the files that the other commands write."""
-    return write_or_check({PAGE: "\n".join(_page()) + "\n"}, "python -m benchmarks judge page", checks=check)
+    return write_or_check({PAGE: "\n".join(_page()) + "\n"}, "python -m attn_lab judge page", checks=check)
 
 
 def _runs() -> list[Path]:
@@ -114,7 +113,7 @@ def _page() -> Iterator[str]:
     yield from (
         "# How sharp the judge is, measured",
         "",
-        "`python -m benchmarks judge page` writes this page from the files in [judge/](judge).",
+        "`python -m attn_lab judge page` writes this page from the files in [judge/](judge).",
         "[judge.md](../reference/judge.md) derives the bound.",
         "",
         "Error over bound of the elements of `out` in runs in which all cases agree:",
@@ -155,7 +154,7 @@ def _one_key_among_n() -> Iterator[str]:
     )
     numbers = [f"n = {n}" for n in LENGTHS]
     yield from table(("dtype", "values", *numbers), found["rows"], numbers)
-    yield from ("", f"`python -m benchmarks judge sensitivity --seeds {found['seeds']}`")
+    yield from ("", f"`python -m attn_lab judge sensitivity --seeds {found['seeds']}`")
 
 
 def _edges(counts: Sequence[int]) -> list[object]:

@@ -1,7 +1,7 @@
 """Compares the binaries of two commits, by hashes of the assembly of every launch that ships.
 
-    python -m benchmarks hashes before.json                             # in a worktree of the older commit
-    python -m benchmarks hashes after.json --compare before.json        # here
+    python -m attn_lab hashes before.json                            # in a worktree of the older commit
+    python -m attn_lab hashes after.json --compare before.json       # here
 
 A refactoring of a kernel proves with it that nothing has changed. Left out of a hash is what no GPU reads:
 `attn_binaries.assembly` says what. The order of the parameters is not left out: it is where the kernel finds them.
@@ -24,16 +24,14 @@ from attn_fuzz import inputs, outputs
 from attn_fuzz.errors import InputError
 from attn_parity.console import progress_bar, results
 from attn_parity.files import check_writable
+from attn_parity.launches import architectures_option, chosen_calls, main_option, only_option
 from attn_parity.options import cpu_workers_option
 from attn_parity.versions import version
-
-from benchmarks.options import architectures_option
 
 if TYPE_CHECKING:  # Triton decides on its first import whether kernels are interpreted
     from attn_optimized.kernel_call import KernelCall
 
 SCHEMA = "attn-parity.hashes/1"
-MAX_BYTES = 1 << 24
 TRIES = 4
 """The compilations of a launch that differs. A binary that comes up half of the time is missed by 1 in 16 such searches."""
 FACTS = ("vgprs", "agprs", "sgprs", "vgpr_spills", "sgpr_spills", "lds_bytes", "waves")
@@ -47,29 +45,25 @@ FACTS = ("vgprs", "agprs", "sgprs", "vgpr_spills", "sgpr_spills", "lds_bytes", "
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Compare with this file of an earlier commit; exit 1 if a launch differs.",
 )
-@architectures_option("all")
-@click.option("--only", default="", metavar="TEXT", help="Only launches whose name contains TEXT.")
-@click.option("--main", is_flag=True, help="Only the launches that every change compiles.")
+@architectures_option
+@only_option
+@main_option
 @cpu_workers_option
 def command(file: Path, before: Path | None, architectures: str | None, only: str, main: bool, workers: int) -> int:
     """Compile the launches that ship, and write hashes of their assembly to FILE."""
     from attn_binaries.build import in_processes
-    from attn_binaries.shipped_calls import chosen
-    from attn_parity.launches import chosen_architectures
 
     check_writable(file, "FILE")
     earlier = None if before is None else _earlier(before)
-    names = {name: list(chosen(name, only=only, main=main)) for name in chosen_architectures(architectures)}
-    jobs = [(architecture, name) for architecture, some in names.items() for name in some]
-    if not jobs:
-        raise click.UsageError(f"--only: no launch is named so: {only}")
+    calls = chosen_calls(architectures, only=only, main=main)
+    jobs = [(architecture, name) for architecture, some in calls.items() for name in some]
     with progress_bar(len(jobs)) as show_bar:
-        found, interrupted = in_processes(_hashed, jobs, min(workers, len(jobs)), lambda found: show_bar(len(found), 0))
+        found, interrupted = in_processes(_hashed, jobs, min(workers, len(jobs)), lambda found: show_bar(len(found)))
     result = {"schema": SCHEMA, "triton": version("triton"), "launches": _by_architecture(found)}
     outputs.write(file, json.dumps(result, indent=1) + "\n")
     failed = [(*job, outcome) for job, outcome in found.items() if isinstance(outcome, str)]
     for architecture, name, error in failed:
-        results.print(f"{architecture} {name}: does not compile: {error}", soft_wrap=True)
+        results.print(f"{architecture} {name}: does not compile: {error}")
     results.print(f"{len(found) - len(failed)} compiled with Triton {result['triton']}, {len(failed)} do not compile")
     if interrupted:
         return 130
@@ -78,8 +72,8 @@ def command(file: Path, before: Path | None, architectures: str | None, only: st
     differ = differences(earlier, result, set(jobs))
     again = {launch for launch in differ if comes_again(launch, earlier)}
     for launch, line in differ.items():
-        results.print(f"{line}{'; the same when compiled again' if launch in again else ''}", soft_wrap=True)
-    results.print(f"{len(jobs)} launches compared with {before}, {len(differ) - len(again)} differ", soft_wrap=True)
+        results.print(f"{line}{'; the same when compiled again' if launch in again else ''}")
+    results.print(f"{len(jobs)} launches compared with {before}, {len(differ) - len(again)} differ")
     return int(len(differ) > len(again))
 
 
@@ -111,7 +105,7 @@ def _earlier(file: Path) -> dict[str, Any]:
     Raises:
         InputError: it is no such file, or another Triton compiled the launches.
     """
-    earlier = inputs.read_record(file, SCHEMA, MAX_BYTES)
+    earlier = inputs.read_record(file, SCHEMA, inputs.LARGE)
     if earlier.get("triton") != version("triton"):
         raise InputError(f"{file}: triton: got {earlier.get('triton')!r}, expected {version('triton')!r}, which compiles here")
     return earlier

@@ -1,4 +1,4 @@
-"""`python -m benchmarks hashes`: what changes a binary changes its hash, and what only moves or renames does not."""
+"""`python -m attn_lab hashes`: what changes a binary changes its hash, and what only moves or renames does not."""
 
 import json
 from importlib.util import module_from_spec, spec_from_file_location
@@ -6,9 +6,8 @@ from importlib.util import module_from_spec, spec_from_file_location
 import attn_binaries.build
 import pytest
 from attn_binaries.build import in_processes
-
-import benchmarks.hashes.command
-from benchmarks.hashes.command import comes_again, described, differences
+from attn_lab.commands import hashes
+from attn_lab.commands.hashes import comes_again, described, differences
 
 SOURCE = """
 import torch
@@ -94,6 +93,21 @@ def test_what_differs_is_told():
     }
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[]", "schema: got nothing"), ('{"schema": "attn-parity.hashes/1", "triton": "0"}', "triton: got '0', expected")],
+)
+def test_a_file_of_another_form_is_refused_before_any_work(tmp_path, attn_lab, content, message):
+    (tmp_path / "before.json").write_text(content)
+    ended = attn_lab("hashes", "after.json", "--compare", "before.json")
+    assert (ended.code, f"before.json: {message}" in ended.err) == (2, True), ended
+    assert not (tmp_path / "after.json").exists()
+
+
+def test_a_folder_that_is_not_there_is_named(attn_lab):
+    assert "FILE: the folder none does not exist" in attn_lab("hashes", "none/hashes.json").err
+
+
 @pytest.fixture
 def compiled_once(monkeypatch):
     """A launch is compiled once for all commands, whose comparisons are tested."""
@@ -108,19 +122,18 @@ def compiled_once(monkeypatch):
 
 @pytest.mark.nightly
 @pytest.mark.usefixtures("compiled_once")
-def test_a_launch_is_compared_with_what_was_written_before(tmp_path, monkeypatch, ended):
-    monkeypatch.chdir(tmp_path)
+def test_a_launch_is_compared_with_what_was_written_before(tmp_path, monkeypatch, attn_lab):
     options = ["--arch", "sm90", "--only", "merge, fp32", "--workers", "1"]
-    code, printed = ended("hashes", "before.json", *options)
+    code, printed, _ = attn_lab("hashes", "before.json", *options)
     assert code == 0, printed
-    code, printed = ended("hashes", "after.json", *options, "--compare", "before.json")
+    code, printed, _ = attn_lab("hashes", "after.json", *options, "--compare", "before.json")
     assert code == 0, printed
     assert "1 launches compared with before.json, 0 differ" in printed
     kept = json.loads((tmp_path / "before.json").read_text())
     kept["launches"]["sm90"]["merge, fp32"]["sha256"] = "0" * 64
     (tmp_path / "before.json").write_text(json.dumps(kept))
-    monkeypatch.setattr(benchmarks.hashes.command, "TRIES", 1)
-    code, printed = ended("hashes", "after.json", *options, "--compare", "before.json")
+    monkeypatch.setattr(hashes, "TRIES", 1)
+    code, printed, _ = attn_lab("hashes", "after.json", *options, "--compare", "before.json")
     assert code == 1
     assert "sm90 merge, fp32: assembly 000000000000, now " in printed
 
