@@ -19,7 +19,11 @@ def shift_of(largest):
 
 @triton.jit
 def normalized(weighted, total, output_scale_ptr):
-    """Merged rows [rows, D] of the sums of outputs and of 1, each weighted by exp(LSE - shift): 0 where all parts are empty."""
+    """Merged rows [rows, D] of the sums of outputs and of 1, each weighted by exp(LSE - shift): 0 where all parts are empty.
+
+    An empty part adds -0.0: 0.0 would turn an output of -0.0 into 0.0.
+    """
+    weighted = tl.where((total == 0.0)[:, None], 0.0, weighted)
     out = tl.div_rn(weighted, tl.where(total == 0.0, 1.0, total)[:, None])
     if output_scale_ptr is not None:
         out = tl.div_rn(out, tl.load(output_scale_ptr))

@@ -48,7 +48,7 @@ def merge_attn_parts_kernel(
     stored = owned[:, None] & (dim < HEAD_SIZE)
     row_offset = token * stride_outs_row + head * stride_outs_head
     total = tl.full([BLOCK_ROWS], 0.0, tl.float32)
-    weighted = tl.full([BLOCK_ROWS, BLOCK_D], 0.0, tl.float32)
+    weighted = tl.full([BLOCK_ROWS, BLOCK_D], -0.0, tl.float32)
     # at least once: there is a part
     for part in range(num_parts):
         lse = load_lse(lses + part * lse_step, owned)
@@ -56,7 +56,7 @@ def merge_attn_parts_kernel(
         # [rows, D]; an empty part is not read: its output may be NaN, and 0 * NaN is NaN
         read = stored & (lse > float("-inf"))[:, None]
         out_offset = (part * out_step + row_offset) * STRIDE_UNIT
-        out = tl.load(outs_ptr + out_offset[:, None] + dim, mask=read, other=0.0)
+        out = tl.load(outs_ptr + out_offset[:, None] + dim, mask=read, other=-0.0)
         total += weight
         weighted += out.to(tl.float32) * weight[:, None]
 

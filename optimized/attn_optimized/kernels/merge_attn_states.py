@@ -44,8 +44,8 @@ def merge_attn_states_kernel(
     from_b = stored & (lse_b > float("-inf"))[:, None]
     a_offset = (token * stride_a_row + head * stride_a_head) * STRIDE_UNIT
     b_offset = (token * stride_b_row + head * stride_b_head) * STRIDE_UNIT
-    out_a = tl.load(out_a_ptr + a_offset[:, None] + dim, mask=from_a, other=0.0)
-    out_b = tl.load(out_b_ptr + b_offset[:, None] + dim, mask=from_b, other=0.0)
+    out_a = tl.load(out_a_ptr + a_offset[:, None] + dim, mask=from_a, other=-0.0)
+    out_b = tl.load(out_b_ptr + b_offset[:, None] + dim, mask=from_b, other=-0.0)
     weighted = out_a.to(tl.float32) * weight_a[:, None] + out_b.to(tl.float32) * weight_b[:, None]
     out = normalized(weighted, total, output_scale_ptr)
 
