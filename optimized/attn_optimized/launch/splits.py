@@ -34,8 +34,8 @@ SHARES_PER_UNIT = 8
 """Shares of the work per compute unit, if work is dealt by shares, as in several requests with several tiles of queries."""
 MAX_SUMS, MIN_WAVES_OF_SUMS = 1 / 8, 2
 """The most bytes that parts write and read if work is dealt by shares, relative to the bytes of K and V. Above that there are
-fewer shares, but at least MIN_WAVES_OF_SUMS of programs. On an H200, extends of 32 to 64 tokens would take 1.05 to 1.26 times as
-long with all shares over one KV head, and 1.01 and 1.03 times over eight."""
+fewer shares, but at least MIN_WAVES_OF_SUMS of programs. On an H200, extends of 32 to 64 tokens would take 1.05 to 1.26 times
+as long with all shares over one KV head, and 1.01 and 1.03 times over eight."""
 MIN_SHARES, MAX_SHARES = 3, 64
 """The fewest and the most parts if work is dealt by shares."""
 MAX_PROGRAMS_PER_UNIT = 48
