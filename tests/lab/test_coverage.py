@@ -166,6 +166,14 @@ def test_a_pair_that_is_never_drawn_or_called_undefined_is_named(attn_lab, page,
     assert "never drawn: Layer.scale, negative" in run.out
 
 
+def test_a_pair_that_a_further_seed_draws_is_not_named(attn_lab, page, monkeypatch):
+    missing = iter(([("window", "sinks"), ("encoder", "slot -1")], [("encoder", "slot -1")], []))
+    monkeypatch.setattr(coverage, "missing", lambda drawn: next(missing))
+    run = attn_lab("matrix", "page", "--check", "--only", "coverage")
+    assert run.code == 0
+    assert "--seed 2" in run.err
+
+
 def test_a_page_of_another_hypothesis_is_refused_before_anything_is_drawn(attn_lab, page, monkeypatch):
     page.write_text(page.read_text().replace(hypothesis.__version__, "1.2.3", 1))
     monkeypatch.setattr(shard, "drawn", lambda plan: pytest.fail("it drew"))
