@@ -93,7 +93,7 @@ def test_an_argument_that_is_not_known_refuses_its_layers_by_name():
         ("olmoe", {"attention_sinks": False}, ContractError, "attention_sinks"),
         ("olmoe", {"num_hidden_layers": 10**6}, ContractError, "num_hidden_layers"),
         ("olmoe", {"architectures": ["LlamaForCausalLM"]}, ContractError, "architectures"),
-        ("molmo2", {}, UnsupportedError, "of images"),
+        ("molmo2", {}, UnsupportedError, "a mask for images"),
     ],
 )
 def test_refusals(model_type, fields, error, says):

@@ -249,7 +249,7 @@ def test_calls_of_one_signature_share_a_launch_but_no_tensors(paged_call):
 
 def test_signatures_that_are_long_unused_are_forgotten(paged_call, monkeypatch):
     attention.forget_launches()
-    monkeypatch.setattr(signature_cache, "MAX", 2)
+    monkeypatch.setattr(signature_cache, "MAX_SIGNATURES", 2)
     made = [paged_call([1], [length]) for length in (10, 100, 200)]
     for call in made:
         attn_optimized.paged_attention(*call)

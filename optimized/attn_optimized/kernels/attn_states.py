@@ -18,11 +18,17 @@ def shift_of(largest):
 
 
 @triton.jit
-def normalized(weighted, total, output_scale_ptr):
-    """Merged rows [rows, D] of the sums of outputs and of 1, each weighted by exp(LSE - shift): 0 where all parts are empty.
+def weight_of_output(weight, lse):
+    """[rows]: the factor of a part's output, which is 0.0 where the part is empty: its product is -0.0 there.
 
-    An empty part adds -0.0: 0.0 would turn an output of -0.0 into 0.0.
+    Any output plus -0.0 is the output itself; plus 0.0, -0.0 would be 0.0. Triton compiles a constant -0.0 as 0.0.
     """
+    return tl.where(lse == float("-inf"), -1.0, weight)
+
+
+@triton.jit
+def normalized(weighted, total, output_scale_ptr):
+    """Merged rows [rows, D] of the sums of outputs and of 1, each weighted by exp(LSE - shift): 0 where all parts are empty."""
     weighted = tl.where((total == 0.0)[:, None], 0.0, weighted)
     out = tl.div_rn(weighted, tl.where(total == 0.0, 1.0, total)[:, None])
     if output_scale_ptr is not None:

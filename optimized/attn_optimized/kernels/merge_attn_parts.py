@@ -2,7 +2,7 @@
 
 import triton.language as tl
 
-from attn_optimized.kernels.attn_states import load_lse, normalized, shift_of
+from attn_optimized.kernels.attn_states import load_lse, normalized, shift_of, weight_of_output
 from attn_optimized.kernels.compiled_once import compiled_once
 from attn_optimized.kernels.quantization import encode
 
@@ -48,7 +48,7 @@ def merge_attn_parts_kernel(
     stored = owned[:, None] & (dim < HEAD_SIZE)
     row_offset = token * stride_outs_row + head * stride_outs_head
     total = tl.full([BLOCK_ROWS], 0.0, tl.float32)
-    weighted = tl.full([BLOCK_ROWS, BLOCK_D], -0.0, tl.float32)
+    weighted = tl.full([BLOCK_ROWS, BLOCK_D], 0.0, tl.float32) * -1.0
     # at least once: there is a part
     for part in range(num_parts):
         lse = load_lse(lses + part * lse_step, owned)
@@ -56,9 +56,9 @@ def merge_attn_parts_kernel(
         # [rows, D]; an empty part is not read: its output may be NaN, and 0 * NaN is NaN
         read = stored & (lse > float("-inf"))[:, None]
         out_offset = (part * out_step + row_offset) * STRIDE_UNIT
-        out = tl.load(outs_ptr + out_offset[:, None] + dim, mask=read, other=-0.0)
+        out = tl.load(outs_ptr + out_offset[:, None] + dim, mask=read, other=0.0)
         total += weight
-        weighted += out.to(tl.float32) * weight[:, None]
+        weighted += out.to(tl.float32) * weight_of_output(weight, lse)[:, None]
 
     out = normalized(weighted, total, output_scale_ptr)
     offset = (token * stride_out_row + head * stride_out_head) * STRIDE_UNIT

@@ -2,7 +2,7 @@
 
 import triton.language as tl
 
-from attn_optimized.kernels.attn_states import load_lse, normalized, shift_of
+from attn_optimized.kernels.attn_states import load_lse, normalized, shift_of, weight_of_output
 from attn_optimized.kernels.compiled_once import compiled_once
 from attn_optimized.kernels.quantization import encode
 
@@ -44,9 +44,10 @@ def merge_attn_states_kernel(
     from_b = stored & (lse_b > float("-inf"))[:, None]
     a_offset = (token * stride_a_row + head * stride_a_head) * STRIDE_UNIT
     b_offset = (token * stride_b_row + head * stride_b_head) * STRIDE_UNIT
-    out_a = tl.load(out_a_ptr + a_offset[:, None] + dim, mask=from_a, other=-0.0)
-    out_b = tl.load(out_b_ptr + b_offset[:, None] + dim, mask=from_b, other=-0.0)
-    weighted = out_a.to(tl.float32) * weight_a[:, None] + out_b.to(tl.float32) * weight_b[:, None]
+    out_a = tl.load(out_a_ptr + a_offset[:, None] + dim, mask=from_a, other=0.0)
+    out_b = tl.load(out_b_ptr + b_offset[:, None] + dim, mask=from_b, other=0.0)
+    weighted_a = out_a.to(tl.float32) * weight_of_output(weight_a, lse_a)[:, None]
+    weighted = weighted_a + out_b.to(tl.float32) * weight_of_output(weight_b, lse_b)[:, None]
     out = normalized(weighted, total, output_scale_ptr)
 
     # the output may be one of the inputs: all threads of this tile have read before one writes
