@@ -5,7 +5,9 @@ each. Attention after it has 16 latent heads of 576 dims (a rank of eight), in b
 """
 
 import functools
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +17,7 @@ from attn_parity.console import notes, plain_table, results
 from attn_parity.device import device_name
 
 from benchmarks.measuring.device import use_device
-from benchmarks.options import tiny_option
+from benchmarks.options import aiter_option, tiny_option, vllm_option
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +28,7 @@ CASES = ((32, 32 << 10), (8, 128 << 10), (2, 512 << 10), (1, 32 << 10), (1, 128 
 """Requests of one query each, and keys of each."""
 TINY = ((2, 300),)
 COLUMNS = ("median", "10 % to 90 %", "times the floor")
-WRONG = 1e-3
+MAX_LOGIT_DIFFERENCE = 1e-3
 """The largest difference of logits of two participants, as a share of the largest logit: beyond it nothing is timed."""
 
 
@@ -45,19 +47,25 @@ class Decode(NamedTuple):
 
 
 @click.command("indexer")
+@vllm_option
+@aiter_option
 @tiny_option("Two requests of 300 keys, on a CPU too")
-def command(tiny: bool) -> None:
+def command(vllm: Path | None, aiter: Path | None, tiny: bool) -> None:
     """Time index logits, selection and attention over the selection, in decodes of 32k to 512k keys.
 
-    The floor of a stage is the time to read and write its bytes once. Kernels of vLLM and AITER take part where their sources
-    are (ATTN_PARITY_VLLM, ATTN_PARITY_AITER).
+    The floor of a stage is the time to read and write its bytes once.
     """
     device = use_device(tiny=tiny)
+    from attn_fuzz.foreign.loading import variable
     from attn_parity.timing import side_by_side
 
     from benchmarks.measuring import clock, machine
+    from benchmarks.participants.loading import package_folder
     from benchmarks.results import in_words, versions
 
+    for package, folder in (("vllm", vllm), ("aiter", aiter)):
+        if folder is not None:
+            os.environ[variable(package)] = str(package_folder(package, folder).parent)
     results.print(f"{device_name(device.type)}, {in_words(versions({}))}")
     rate = machine.rates(device, tiny=tiny).read
     for requests, keys in TINY if tiny else CASES:
@@ -151,9 +159,9 @@ def _agrees(run: Callable[[], Any], ours: "torch.Tensor", name: str) -> bool:
         notes.print(one_line(f"{name} did not run: {type(error).__name__}: {error}", 300))
         return False
     worst = float((got - ours).abs().max() / ours.abs().max())
-    if not worst <= WRONG:
+    if not worst <= MAX_LOGIT_DIFFERENCE:
         notes.print(f"{name} is not timed: its logits differ by {worst:.2g} of the largest one")
-    return worst <= WRONG
+    return worst <= MAX_LOGIT_DIFFERENCE
 
 
 def others_logits(step: Decode) -> Iterator[tuple[str, Callable[[], Any]]]:
