@@ -15,8 +15,9 @@ KINDS = {"binaries": BINARIES, "counts": COUNTS, "bounds": BOUNDS}
 PREFACE = """\
 # Others' kernels beside ours, without a GPU
 
-Written by `python -m benchmarks peers --write`. Each participant's own host code plans its launches, and its kernels are
-compiled for exactly what that code passes. The files in [peers/](peers) keep a line for each launch.
+`python -m benchmarks page` writes this page. Each participant's own host code plans its launches, and its kernels are
+compiled for exactly what that code passes. The files in [peers/](peers), which `peers --write` keeps, have a line for each
+launch.
 
 """
 
