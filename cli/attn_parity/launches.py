@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from attn_binaries.architectures import ARCHITECTURES
-from attn_binaries.build import COMPILE_SECONDS, SHIPPED, Launches, Outcome, build
+from attn_binaries.build import COMPILE_SECONDS, SHIPPED, LaunchSource, Outcome, build
 from attn_parity.console import plain_table, progress_bar, results
 from attn_parity.options import seconds_option
 
@@ -51,7 +51,7 @@ def chosen_calls(architectures: str | None, *, only: str = "", main: bool = Fals
 
 
 def built(
-    calls: "Mapping[str, Mapping[str, Any]]", workers: int, compile_seconds: float, launches: Launches = SHIPPED
+    calls: "Mapping[str, Mapping[str, Any]]", workers: int, compile_seconds: float, launches: LaunchSource = SHIPPED
 ) -> Outcome:
     """Compile launches beside a progress bar.
 

@@ -13,7 +13,7 @@ from attn_parity.launches import architectures_option, chosen_architectures, onl
 from attn_parity.options import cpu_workers_option, seconds_option
 
 if TYPE_CHECKING:
-    from attn_binaries.build import Job
+    from attn_binaries.build import LaunchName
     from attn_binaries.comparison import Difference
     from attn_binaries.run_folder import EmulatedLaunch
     from attn_binaries.saved import SavedLaunch
@@ -53,7 +53,7 @@ def command(file: Path, architectures: str | None, only: str, out: Path | None, 
     return _emulate(file, launches, case_seconds, workers)
 
 
-def _chosen(file: Path, architectures: str | None, only: str) -> "dict[Job, SavedLaunch]":
+def _chosen(file: Path, architectures: str | None, only: str) -> "dict[LaunchName, SavedLaunch]":
     from attn_binaries.saved import check_files, read
 
     wanted = chosen_architectures(architectures)
@@ -69,7 +69,7 @@ def _chosen(file: Path, architectures: str | None, only: str) -> "dict[Job, Save
     return launches
 
 
-def _emulate(file: Path, launches: "dict[Job, SavedLaunch]", case_seconds: float, workers: int) -> int:
+def _emulate(file: Path, launches: "dict[LaunchName, SavedLaunch]", case_seconds: float, workers: int) -> int:
     from attn_binaries.saved_execution import emulate_saved
     from attn_binaries.shipped_calls import CALLS, name_of_call
 
@@ -109,7 +109,7 @@ def _tell_runs(runs: "list[tuple[str, Emulated]]", folder: Path) -> None:
     results.print(f"{agree} of {len(runs)} runs agree; {written} folders written in {folder}")
 
 
-def _compare(file: Path, launches: "dict[Job, SavedLaunch]", out: Path) -> int:
+def _compare(file: Path, launches: "dict[LaunchName, SavedLaunch]", out: Path) -> int:
     """The exit code: 2 if a folder cannot be compared, else 1 if some bit differs. The others are compared, too."""
     from attn_binaries import run_folder
     from attn_binaries.comparison import compared
