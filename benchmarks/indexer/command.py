@@ -128,12 +128,12 @@ def stages_of(step: Decode) -> dict[str, tuple[float, list[tuple[str, Callable[[
     ours = functools.partial(attn_optimized.index_logits, step.q, step.weights, step.index_cache, layer, batch)
     logits = ours()
     others = [(name, run) for name, run in others_logits(step) if _agrees(run, logits[0], name)]
-    selected = attn_optimized.select(logits, layer, batch)
+    select = functools.partial(attn_optimized.select, logits, layer, batch)
     attention = Layer(
         num_heads=LATENT_HEADS, num_kv_heads=1, head_size=LATENT_SIZE, head_size_v=VALUE_SIZE, scale=LATENT_SIZE**-0.5,
         layout=Layout.LATENT, selection_unit=1,
     )  # fmt: skip
-    over = Batch(causal=True, selected=selected, **of_step, **sizes)
+    over = Batch(causal=True, selected=select(), **of_step, **sizes)
     out = step.latent_q.new_empty(step.requests, LATENT_HEADS, VALUE_SIZE)
     attend = functools.partial(attn_optimized.paged_attention, step.latent_q, step.kv_cache, attention, over, out=out)
     keys = step.requests * step.keys
@@ -143,7 +143,7 @@ def stages_of(step: Decode) -> dict[str, tuple[float, list[tuple[str, Callable[[
         "selection": (
             4 * (keys + step.requests * TOP_K),
             [
-                ("ours", functools.partial(attn_optimized.select, logits, layer, batch)),
+                ("ours", select),
                 ("torch.topk", functools.partial(torch.topk, logits[0], min(TOP_K, step.keys), sorted=False)),
             ],
         ),
@@ -177,11 +177,8 @@ def others_logits(step: Decode) -> Iterator[tuple[str, Callable[[], Any]]]:
         module = vllm_indexer.load(torch.float8_e4m3fn)
         workspace = SimpleNamespace(get_simultaneous=lambda *shapes: (logits,))
         vars(module).update(current_workspace_manager=lambda: workspace, _decode_cu_count=lambda: units)
-        function = module.rocm_fp8_paged_mqa_logits_triton
-        yield (
-            "vLLM",
-            functools.partial(function, q, cache, step.weights, step.seq_lens, step.block_table, step.keys),
-        )
+        given = (q, cache, step.weights, step.seq_lens, step.block_table, step.keys)
+        yield "vLLM", functools.partial(module.rocm_fp8_paged_mqa_logits_triton, *given)
     if aiter_mqa_logits.AITER_PAGED_MQA_LOGITS.unavailable("cuda") is None:
         given = (q, cache, step.weights, logits, step.seq_lens, step.block_table, units)
 
