@@ -129,6 +129,7 @@ def stages_of(step: Decode) -> dict[str, tuple[float, list[tuple[str, Callable[[
     logits = ours()
     others = [(name, run) for name, run in others_logits(step) if _agrees(run, logits[0], name)]
     select = functools.partial(attn_optimized.select, logits, layer, batch)
+    topk = functools.partial(torch.topk, logits[0], min(TOP_K, step.keys), sorted=False)
     attention = Layer(
         num_heads=LATENT_HEADS, num_kv_heads=1, head_size=LATENT_SIZE, head_size_v=VALUE_SIZE, scale=LATENT_SIZE**-0.5,
         layout=Layout.LATENT, selection_unit=1,
@@ -140,13 +141,7 @@ def stages_of(step: Decode) -> dict[str, tuple[float, list[tuple[str, Callable[[
     chosen = step.requests * min(TOP_K, step.keys)
     return {
         "logits": (keys * (HEAD_SIZE + 4 + 4), [("ours", ours), *others]),
-        "selection": (
-            4 * (keys + step.requests * TOP_K),
-            [
-                ("ours", select),
-                ("torch.topk", functools.partial(torch.topk, logits[0], min(TOP_K, step.keys), sorted=False)),
-            ],
-        ),
+        "selection": (4 * (keys + step.requests * TOP_K), [("ours", select), ("torch.topk", topk)]),
         "attention": (2 * chosen * LATENT_SIZE + 4 * chosen, [("ours", attend)]),
     }
 

@@ -280,10 +280,8 @@ def test_two_runs_do_not_write_one_log(attn_lab, log):
     before = log.path.read_bytes()
     with log.alone():
         run = attn_lab("mutate", "run", "--log", log.path, "--only", MUTANT.name)
-        assert (run.code, run.err.splitlines()[-1]) == (
-            2,
-            f"python -m attn_lab: {log.path}: another run writes it; wait for its end, or give another file or folder",
-        )
+        told = f"python -m attn_lab: {log.path}: another run writes it; wait for its end, or give another file or folder"
+        assert (run.code, run.err.splitlines()[-1]) == (2, told)
         # its results can be read meanwhile
         assert attn_lab("mutate", "run", "--read", "--only", MUTANT.name, "--log", log.path, "--write").code == 0
     assert log.path.read_bytes() == before
