@@ -7,12 +7,12 @@ import click
 from attn_parity import HELP, Commands, main
 
 GROUPS = {
-    "Times on a GPU": {
+    "Times and launch parameters": {
         "speed": "Time attention beside PyTorch's, vLLM's and AITER's.",
         "host": "Time what a step costs the host.",
         "indexer": "Time the stages of a decode that selects its keys.",
         "ranks": "Check and time attention over several GPUs.",
-        "tune": "Search for better launch parameters.",
+        "tune": "Search for better launch parameters, on a GPU or by binaries.",
     },
     "Without a GPU": {
         "page": "Write performance.md from the results of speed and host, and peers.md from those of peers.",

@@ -12,7 +12,7 @@ from benchmarks.measuring.device import saved_at_the_end, use_device
 
 if TYPE_CHECKING:
     from benchmarks.host.parts import Parts
-    from benchmarks.host.results import Step, Times
+    from benchmarks.host.results import HostStep, Times
 
 ROUNDS, CALLS = 25, 3
 """A time is of a few steps, since a device queues only a limited number of launches before the host waits."""
@@ -35,7 +35,7 @@ def command(
     """
     device = use_device(tiny=tiny)
     from benchmarks.host.parts import CASES, LAYERS, TINY, joining
-    from benchmarks.host.results import HostRun, Step
+    from benchmarks.host.results import HostRun, HostStep
     from benchmarks.participants.loading import load_all
 
     chosen = options.cases_named(TINY if tiny else CASES, only)
@@ -46,7 +46,7 @@ def command(
             joined = dict(joining(case, run.layers, device, kernels))
             refused = {name: parts for name, parts in joined.items() if isinstance(parts, str)}
             times = measured({name: parts for name, parts in joined.items() if not isinstance(parts, str)}, run.layers)
-            run.steps.append(Step(name=case.name, times=times, refused=refused))
+            run.steps.append(HostStep(name=case.name, times=times, refused=refused))
             _tell(run.steps[-1], run.layers)
             run.write(json_file)
 
@@ -82,7 +82,7 @@ def _runs(parts: "Parts", num_layers: int) -> dict[str, tuple[Callable[[], objec
     return runs
 
 
-def _tell(step: "Step", num_layers: int) -> None:
+def _tell(step: "HostStep", num_layers: int) -> None:
     for why in step.refused.values():
         results.print(f"{step.name}: {why}")
     columns = ("metadata, a step", "write, a layer", "attention, a layer", "all, a layer")

@@ -24,7 +24,7 @@ class Times(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     layer: Positive
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True):
+class HostStep(msgspec.Struct, frozen=True, kw_only=True):
     """One step.
 
     Attributes:
@@ -42,4 +42,4 @@ class HostRun(Head, kw_only=True):
 
     schema: str = SCHEMA
     layers: int
-    steps: list[Step] = msgspec.field(default_factory=list)
+    steps: list[HostStep] = msgspec.field(default_factory=list)

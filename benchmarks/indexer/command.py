@@ -5,7 +5,9 @@ each. Attention after it has 16 latent heads of 576 dims (a rank of eight), in b
 """
 
 import functools
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +17,7 @@ from attn_parity.console import notes, plain_table, results
 from attn_parity.device import device_name
 
 from benchmarks.measuring.device import use_device
-from benchmarks.options import tiny_option
+from benchmarks.options import aiter_option, tiny_option, vllm_option
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +28,7 @@ CASES = ((32, 32 << 10), (8, 128 << 10), (2, 512 << 10), (1, 32 << 10), (1, 128 
 """Requests of one query each, and keys of each."""
 TINY = ((2, 300),)
 COLUMNS = ("median", "10 % to 90 %", "times the floor")
-WRONG = 1e-3
+MAX_LOGIT_DIFFERENCE = 1e-3
 """The largest difference of logits of two participants, as a share of the largest logit: beyond it nothing is timed."""
 
 
@@ -45,19 +47,25 @@ class Decode(NamedTuple):
 
 
 @click.command("indexer")
+@vllm_option
+@aiter_option
 @tiny_option("Two requests of 300 keys, on a CPU too")
-def command(tiny: bool) -> None:
+def command(vllm: Path | None, aiter: Path | None, tiny: bool) -> None:
     """Time index logits, selection and attention over the selection, in decodes of 32k to 512k keys.
 
-    The floor of a stage is the time to read and write its bytes once. Kernels of vLLM and AITER take part where their sources
-    are (ATTN_PARITY_VLLM, ATTN_PARITY_AITER).
+    The floor of a stage is the time to read and write its bytes once.
     """
     device = use_device(tiny=tiny)
+    from attn_fuzz.foreign.loading import variable
     from attn_parity.timing import side_by_side
 
     from benchmarks.measuring import clock, machine
+    from benchmarks.participants.loading import package_folder
     from benchmarks.results import in_words, versions
 
+    for package, folder in (("vllm", vllm), ("aiter", aiter)):
+        if folder is not None:
+            os.environ[variable(package)] = str(package_folder(package, folder).parent)
     results.print(f"{device_name(device.type)}, {in_words(versions({}))}")
     rate = machine.rates(device, tiny=tiny).read
     for requests, keys in TINY if tiny else CASES:
@@ -120,25 +128,20 @@ def stages_of(step: Decode) -> dict[str, tuple[float, list[tuple[str, Callable[[
     ours = functools.partial(attn_optimized.index_logits, step.q, step.weights, step.index_cache, layer, batch)
     logits = ours()
     others = [(name, run) for name, run in others_logits(step) if _agrees(run, logits[0], name)]
-    selected = attn_optimized.select(logits, layer, batch)
+    select = functools.partial(attn_optimized.select, logits, layer, batch)
+    topk = functools.partial(torch.topk, logits[0], min(TOP_K, step.keys), sorted=False)
     attention = Layer(
         num_heads=LATENT_HEADS, num_kv_heads=1, head_size=LATENT_SIZE, head_size_v=VALUE_SIZE, scale=LATENT_SIZE**-0.5,
         layout=Layout.LATENT, selection_unit=1,
     )  # fmt: skip
-    over = Batch(causal=True, selected=selected, **of_step, **sizes)
+    over = Batch(causal=True, selected=select(), **of_step, **sizes)
     out = step.latent_q.new_empty(step.requests, LATENT_HEADS, VALUE_SIZE)
     attend = functools.partial(attn_optimized.paged_attention, step.latent_q, step.kv_cache, attention, over, out=out)
     keys = step.requests * step.keys
     chosen = step.requests * min(TOP_K, step.keys)
     return {
         "logits": (keys * (HEAD_SIZE + 4 + 4), [("ours", ours), *others]),
-        "selection": (
-            4 * (keys + step.requests * TOP_K),
-            [
-                ("ours", functools.partial(attn_optimized.select, logits, layer, batch)),
-                ("torch.topk", functools.partial(torch.topk, logits[0], min(TOP_K, step.keys), sorted=False)),
-            ],
-        ),
+        "selection": (4 * (keys + step.requests * TOP_K), [("ours", select), ("torch.topk", topk)]),
         "attention": (2 * chosen * LATENT_SIZE + 4 * chosen, [("ours", attend)]),
     }
 
@@ -151,9 +154,9 @@ def _agrees(run: Callable[[], Any], ours: "torch.Tensor", name: str) -> bool:
         notes.print(one_line(f"{name} did not run: {type(error).__name__}: {error}", 300))
         return False
     worst = float((got - ours).abs().max() / ours.abs().max())
-    if not worst <= WRONG:
+    if not worst <= MAX_LOGIT_DIFFERENCE:
         notes.print(f"{name} is not timed: its logits differ by {worst:.2g} of the largest one")
-    return worst <= WRONG
+    return worst <= MAX_LOGIT_DIFFERENCE
 
 
 def others_logits(step: Decode) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -169,11 +172,8 @@ def others_logits(step: Decode) -> Iterator[tuple[str, Callable[[], Any]]]:
         module = vllm_indexer.load(torch.float8_e4m3fn)
         workspace = SimpleNamespace(get_simultaneous=lambda *shapes: (logits,))
         vars(module).update(current_workspace_manager=lambda: workspace, _decode_cu_count=lambda: units)
-        function = module.rocm_fp8_paged_mqa_logits_triton
-        yield (
-            "vLLM",
-            functools.partial(function, q, cache, step.weights, step.seq_lens, step.block_table, step.keys),
-        )
+        given = (q, cache, step.weights, step.seq_lens, step.block_table, step.keys)
+        yield "vLLM", functools.partial(module.rocm_fp8_paged_mqa_logits_triton, *given)
     if aiter_mqa_logits.AITER_PAGED_MQA_LOGITS.unavailable("cuda") is None:
         given = (q, cache, step.weights, logits, step.seq_lens, step.block_table, units)
 

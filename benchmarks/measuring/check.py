@@ -8,7 +8,7 @@ import torch
 from benchmarks.steps.calls import DTYPE, Call, requests_of
 
 SAMPLED_ROWS = 64
-LIMIT = 2 * torch.finfo(DTYPE).eps
+MAX_ERROR = 2 * torch.finfo(DTYPE).eps
 """The largest relative error: half an eps each for the output, the weights, a q that is scaled first, and dequantized keys and
 values. These errors are independent in a sample of rows, but their worst sum is allowed. The fuzzer is the strict judge. This
 check finds a forgotten sink, cap or window, a wrong block, or missing keys."""
@@ -46,4 +46,4 @@ def relative_error(out: torch.Tensor, rows: list[int], expected: torch.Tensor) -
 
 
 def too_large(error: float) -> str:
-    return f"relative error {error:.2g}, at most {LIMIT:.2g} is allowed"
+    return f"relative error {error:.2g}, at most {MAX_ERROR:.2g} is allowed"

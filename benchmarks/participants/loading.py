@@ -43,7 +43,7 @@ def load_vllm(folder: Path | None, architecture: str | None = None) -> SimpleNam
     Raises:
         MissingPeerError: there is no such package, or its modules import missing ones.
     """
-    root = _package("vllm", folder)
+    root = package_folder("vllm", folder)
     names = ("unified_attention", "prefill_attention", "decode_attention", "reshape_and_cache_flash")
     unified, prefill, latent, writes = _of_vllm(root, architecture or _gpu(), *(f"triton_{name}" for name in names))
     return SimpleNamespace(
@@ -85,7 +85,7 @@ def load_aiter(folder: Path | None, architecture: str | None = None) -> SimpleNa
     Raises:
         MissingPeerError: there is none, or its modules import what is not there.
     """
-    root = _package("aiter", folder)
+    root = package_folder("aiter", folder)
     # where it is, the newest first
     places = [f"{place}unified_attention.py" for place in reversed(aiter_package.PLACES)]
     files = [place for place in places if (root / place).is_file()]
@@ -112,7 +112,7 @@ def load_compiled(folder: Path | None, file: str) -> Any:
     Raises:
         MissingPeerError: it is not there, or is not for this GPU and this torch.
     """
-    path = _package("vllm", folder) / file
+    path = package_folder("vllm", folder) / file
     if (gpu := _gpu()) != "sm90":
         raise MissingPeerError(f"{path.name} is left out: it is compiled for sm90, and this is {gpu or 'a CPU'}")
     if not path.is_file():
@@ -195,7 +195,7 @@ def _without_waves(select):
     return selected
 
 
-def _package(name: str, folder: Path | None) -> Path:
+def package_folder(name: str, folder: Path | None) -> Path:
     """The folder of a package, which is not imported."""
     if folder is not None:
         if not (folder / name).is_dir():

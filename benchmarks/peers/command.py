@@ -30,7 +30,7 @@ WIDTH = 180
 @options.drawn_options
 @options.vllm_option
 @options.aiter_option
-@click.option("--write", is_flag=True, help="Write docs/generated/peers.md, and the CSV files that it is made of.")
+@click.option("--write", is_flag=True, help="Keep the CSV files of docs/generated/peers.md.")
 @cpu_workers_option
 @options.json_option("at the end: the rows of one kind")
 def command(
@@ -51,10 +51,9 @@ def command(
     cases; these are no times, and the exit code is 1 if a participant's output is wrong. bounds: what a turn of the hot loop
     takes on gfx942 by AMD's published rates, in drawn cases; this is arithmetic. No GPU is needed.
     """
-    from attn_lab.pages import write_or_check
     from attn_parity.files import check_writable, write_json
 
-    from benchmarks.peers.page import FOLDER, KINDS, texts
+    from benchmarks.peers.page import FOLDER, KINDS
     from benchmarks.steps.drawn import draw_cases
 
     if write and (architectures or only or number):
@@ -81,8 +80,6 @@ def command(
             return 130
         if write:
             collected.save(FOLDER / f"{name}.csv", kind.facts)
-    if write:
-        write_or_check(texts(), "python -m benchmarks page", checks=False)
     return int(is_wrong)
 
 

@@ -12,7 +12,7 @@ from attn_fuzz.emulated.compiler import Ready
 from attn_fuzz.emulated.emulation import run_ready
 from attn_lab.pages import table
 
-from benchmarks.measuring.check import LIMIT, expected_rows, relative_error, sampled_rows
+from benchmarks.measuring.check import MAX_ERROR, expected_rows, relative_error, sampled_rows
 from benchmarks.peers.kind import CPU, Kind
 from benchmarks.peers.launches import Launch, compiled
 from benchmarks.peers.results import Results, Row
@@ -58,7 +58,7 @@ def _finished(rows: list[Row], call: Call, out: torch.Tensor) -> list[Row]:
     """Rows with the multiply-adds that the call needs, and with the fault in its output."""
     sampled = sampled_rows(call)
     error = relative_error(out, sampled, expected_rows(call, sampled))
-    wrong = "" if error <= LIMIT else f"wrong: relative error {error:.2g}"
+    wrong = "" if error <= MAX_ERROR else f"wrong: relative error {error:.2g}"
     needed = {"needed": round(call.case.flops / 2)}
     return [row._replace(facts={**row.facts, **needed}, why=row.why or wrong) for row in rows]
 

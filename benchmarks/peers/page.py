@@ -1,6 +1,5 @@
 """All kinds of facts, and the page of them."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from attn_lab.pages import PAGES
@@ -8,22 +7,17 @@ from attn_lab.pages import PAGES
 from benchmarks.peers.binaries import BINARIES
 from benchmarks.peers.bounds import BOUNDS
 from benchmarks.peers.counts import COUNTS
-from benchmarks.peers.results import Results, read
+from benchmarks.peers.results import read
 
 PAGE, FOLDER = PAGES / "peers.md", PAGES / "peers"
 KINDS = {"binaries": BINARIES, "counts": COUNTS, "bounds": BOUNDS}
 PREFACE = """\
 # Others' kernels beside ours, without a GPU
 
-Written by `python -m benchmarks peers --write`. Each participant's own host code plans its launches, and its kernels are
-compiled for exactly what that code passes. The files in [peers/](peers) keep a line for each launch.
+`python -m benchmarks page` writes this page from [peers/](peers), which has a line for each launch. Each participant's own
+host code plans its launches, and its kernels are compiled for exactly what that code passes.
 
 """
-
-
-def page(found: Mapping[str, Results]) -> str:
-    """The page of all kinds."""
-    return PREFACE + "".join(f"{line}\n" for name, kind in KINDS.items() for line in kind.section(found[name]))
 
 
 def texts() -> dict[Path, str]:
@@ -32,4 +26,5 @@ def texts() -> dict[Path, str]:
     Raises:
         InputError: one is missing, or no such file.
     """
-    return {PAGE: page({name: read(FOLDER / f"{name}.csv", kind.facts) for name, kind in KINDS.items()})}
+    lines = [line for name, kind in KINDS.items() for line in kind.section(read(FOLDER / f"{name}.csv", kind.facts))]
+    return {PAGE: PREFACE + "".join(f"{line}\n" for line in lines)}

@@ -14,12 +14,12 @@ from attn_parity.options import seconds_option
 
 from benchmarks.measuring.clock import Budget
 from benchmarks.measuring.device import use_device
-from benchmarks.options import cases_named, json_option, only_option, tiny_option
+from benchmarks.options import cases_named, commit_option, json_option, only_option, tiny_option
 
 if TYPE_CHECKING:
     from torch.multiprocessing.spawn import ProcessContext
 
-    from benchmarks.ranks.results import Found
+    from benchmarks.ranks.results import RanksCase
 
 
 @click.command("ranks")
@@ -28,9 +28,12 @@ if TYPE_CHECKING:
 )
 @only_option("cases")
 @json_option("at the end")
+@commit_option
 @seconds_option("--budget", 420.0, "Stop the ranks after this many seconds.")
 @tiny_option("A few small steps over gloo, interpreted, on a CPU")
-def command(num_ranks: int, only: tuple[str, ...], json_file: Path | None, budget: float, tiny: bool) -> int:
+def command(
+    num_ranks: int, only: tuple[str, ...], json_file: Path | None, commit: str | None, budget: float, tiny: bool
+) -> int:
     """Check and time attention over ranks that share the keys of each request (NCCL, or gloo with --tiny).
 
     Cases named "step: ..." are whole steps of latent attention: through the backend TRITON_MLA, and by attend_over_ranks alone.
@@ -38,15 +41,15 @@ def command(num_ranks: int, only: tuple[str, ...], json_file: Path | None, budge
     """
     device = use_device(tiny=tiny, gpus=num_ranks, tiny_on_cpu=True)
     checks, timed = _cases(num_ranks, only, tiny=tiny)
-    from benchmarks.ranks.results import Found, RanksRun
+    from benchmarks.ranks.results import RanksCase, RanksRun
 
-    run = RanksRun.begun(device, {}, tiny=tiny, ranks=num_ranks)
+    run = RanksRun.begun(device, {}, commit, tiny=tiny, ranks=num_ranks)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "found.jsonl")
         file.touch()
         problem = _over_processes(num_ranks, Path(folder), file, device.type, checks, timed, budget)
         # a rank that was killed may have written half of its last line
-        run.cases = [Found(**json.loads(line)) for line in file.read_text().rpartition("\n")[0].splitlines()]
+        run.cases = [RanksCase(**json.loads(line)) for line in file.read_text().rpartition("\n")[0].splitlines()]
     _print(run.cases, num_ranks)
     run.write(json_file)
     if wrong := [case.name for case in run.cases if any(error > 1 for error in case.error.values())]:
@@ -115,7 +118,7 @@ def _ended(context: "ProcessContext", seconds: float) -> bool:
     return True
 
 
-def _print(found: Sequence["Found"], num_ranks: int) -> None:
+def _print(found: Sequence["RanksCase"], num_ranks: int) -> None:
     numbers = ("error of its bound", *_TIMES)
     table = plain_table("case", "cache", f"one GPU, or {num_ranks} ranks by", *numbers, right=numbers)
     for case in found:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from benchmarks.measuring.clock import GraphLoop, eager_loop_of, host_us, median_ms
 from benchmarks.measuring.device import interpret
 from benchmarks.ranks.cases import AttentionCase
-from benchmarks.ranks.results import ONE, Found
+from benchmarks.ranks.results import ONE, RanksCase
 from benchmarks.steps import latent_steps
 from benchmarks.steps.latent_steps import LatentCase
 from benchmarks.steps.ranks import local_call, whole_call
@@ -71,8 +71,8 @@ class Way(NamedTuple):
 Ways = dict[str, Way]  # by name
 
 
-def _found(case: AttentionCase | LatentCase, group: dist.ProcessGroup, device: torch.device, *, is_timed: bool) -> Found:
-    found = Found(case.name, case.cache_bytes / 1e9)
+def _found(case: AttentionCase | LatentCase, group: dist.ProcessGroup, device: torch.device, *, is_timed: bool) -> RanksCase:
+    found = RanksCase(case.name, case.cache_bytes / 1e9)
     ways_of = partial(_ways_of_step, case) if isinstance(case, LatentCase) else partial(_ways_of_attention, case)
     expected, ways = ways_of(group, device)
     for name, way in ways.items():

@@ -12,7 +12,7 @@ ONE = "one GPU"
 
 
 @dataclass
-class Found:
+class RanksCase:
     """The report on a case, by the way to make its output. Times are milliseconds a step, of the slowest rank.
 
     Args:
@@ -35,4 +35,4 @@ class RanksRun(Head, kw_only=True):
 
     schema: str = SCHEMA
     ranks: int
-    cases: list[Found] = msgspec.field(default_factory=list)
+    cases: list[RanksCase] = msgspec.field(default_factory=list)

@@ -162,7 +162,7 @@ def _recorded(found: dict[str, Result], name: str) -> Iterator[None]:
 
 
 def _judged(error: float) -> Result:
-    if error <= check.LIMIT:
+    if error <= check.MAX_ERROR:
         return Result(verdict="measured", error=error)
     return Result(verdict="wrong", error=error if error < float("inf") else None, why=check.too_large(error))
 

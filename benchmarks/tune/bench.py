@@ -54,7 +54,7 @@ class Bench:
         self._out.fill_(torch.nan)
         run()
         error = check.relative_error(self._out, self._rows, self._expected)
-        if error > check.LIMIT:
+        if error > check.MAX_ERROR:
             raise WrongError(check.too_large(error))
 
 

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     # imports Triton, which decides on its first import whether kernels are interpreted
     from attn_binaries.compilation import Binary
 
-Job = tuple[str, str]
+LaunchName = tuple[str, str]
 """An architecture, and the name of a launch."""
-Launches = tuple[Any, ...]
+LaunchSource = tuple[Any, ...]
 """A module that has `all_of(architecture, *others)`, which gives launches by name, and the others."""
-SHIPPED: Launches = ("attn_binaries.shipped_calls",)
+SHIPPED: LaunchSource = ("attn_binaries.shipped_calls",)
 Work = TypeVar("Work", bound=tuple[Any, ...])
 Result = TypeVar("Result")
 
@@ -46,8 +46,8 @@ class OutOfTime(str):
 class Outcome:
     """The results in the order of the jobs: a binary, or why there is none. An interrupted run has results of some jobs."""
 
-    binaries: "dict[Job, Binary]" = field(default_factory=dict)
-    errors: dict[Job, str] = field(default_factory=dict)
+    binaries: "dict[LaunchName, Binary]" = field(default_factory=dict)
+    errors: dict[LaunchName, str] = field(default_factory=dict)
     interrupted: bool = False
 
     @property
@@ -57,10 +57,10 @@ class Outcome:
 
 
 def build(
-    jobs: Sequence[Job],
+    jobs: Sequence[LaunchName],
     workers: int,
     report: Callable[[int], None] = lambda done: None,
-    launches: Launches = SHIPPED,
+    launches: LaunchSource = SHIPPED,
     compile_seconds: float = COMPILE_SECONDS,
 ) -> Outcome:
     """Compile every job by `in_processes`. Triton's cache holds the binaries of earlier runs.
@@ -234,7 +234,7 @@ def _serve(connection: "Connection", others: "Connection", work: Callable[..., A
 
 
 @functools.lru_cache(maxsize=1)
-def _compiler(architecture: str, launches: Launches) -> Beside:
+def _compiler(architecture: str, launches: LaunchSource) -> Beside:
     """Compiles launches of an architecture by name. They are made before it forks, so that no launch has that in its time."""
     from attn_binaries.compilation import compile_call
 
@@ -243,7 +243,7 @@ def _compiler(architecture: str, launches: Launches) -> Beside:
     return Beside(lambda name: compile_call(calls[name], architecture))
 
 
-def _compile(architecture: str, name: str, launches: Launches, compile_seconds: float) -> "Binary | str":
+def _compile(architecture: str, name: str, launches: LaunchSource, compile_seconds: float) -> "Binary | str":
     found: Binary | str = ""
     for _ in range(2):  # a compiler that dies may have been killed from outside: it is tried once more
         compiler = _compiler(architecture, launches)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 from attn_binaries.architectures import ARCHITECTURES
-from attn_binaries.build import Job
+from attn_binaries.build import LaunchName
 from attn_binaries.saving import SCHEMA
 from attn_contract.arguments import INT32_MAX
 from attn_fuzz import inputs
@@ -80,7 +80,7 @@ class SavedLaunch(msgspec.Struct, frozen=True):
     kernarg: Kernarg | None
 
     @property
-    def job(self) -> Job:
+    def job(self) -> LaunchName:
         return self.architecture, self.call
 
 
@@ -88,7 +88,7 @@ class _File(msgspec.Struct):
     launches: tuple[SavedLaunch, ...]
 
 
-def read(path: Path) -> dict[Job, SavedLaunch]:
+def read(path: Path) -> dict[LaunchName, SavedLaunch]:
     """The launches of a launches.json, by architecture and name.
 
     Raises:
@@ -96,7 +96,7 @@ def read(path: Path) -> dict[Job, SavedLaunch]:
             or a launch is there twice.
     """
     found = decoded(path, _File, SCHEMA, "`attn-parity compile --save` writes it")
-    launches: dict[Job, SavedLaunch] = {}
+    launches: dict[LaunchName, SavedLaunch] = {}
     for launch in found.launches:
         if launch.job in launches:
             raise SavedFileError(f"{path}: {' '.join(launch.job)} is there twice")

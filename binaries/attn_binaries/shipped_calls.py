@@ -331,7 +331,7 @@ CALLS: tuple[ShippedCall, ...] = tuple(_read())
 
 
 def chosen(architecture: str, *, only: str = "", main: bool = False) -> dict[str, KernelCall]:
-    """The launches whose names hold a text, or the main launches, by name."""
+    """The launches whose names hold a text, by name; with `main`, those of them that every change compiles."""
     calls: dict[str, KernelCall] = {}
     for shipped in CALLS:
         if main <= shipped.main:

@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None, commands: click.Group = cli, na
     if results.lost == BROKEN_PIPE and code == 0:
         code = 128 + signal.SIGPIPE
     elif results.lost is not None and code == 0:
-        notes.print(f"attn-parity: stdout: {results.lost}")
+        notes.print(f"{name}: stdout: {results.lost}")
         code = 2
     ignore_signals()  # a signal that comes while Python ends would change the exit code
     sys.exit(code)
@@ -145,7 +145,7 @@ def _code(arguments: Sequence[str] | None, commands: click.Group, name: str) -> 
     except click.exceptions.NoArgsIsHelpError as error:
         notes.print(error.format_message())
     except click.ClickException as error:
-        _tell(error.format_message())
+        _tell(name, error.format_message())
     except (click.Abort, KeyboardInterrupt):
         return 130
     except SystemExit:  # click's, when nobody reads its help
@@ -154,22 +154,22 @@ def _code(arguments: Sequence[str] | None, commands: click.Group, name: str) -> 
         results.on_broken_pipe()
         return 0
     except InputError as error:
-        _tell(str(error))
+        _tell(name, str(error))
         return error.exit_code
     except LimitError as error:
-        _tell(f"not run, by a limit of this tool: {error.sentence}")
+        _tell(name, f"not run, by a limit of this tool: {error.sentence}")
         return EXIT_LIMIT
     except ExecutorError as error:
-        notes.print(f"attn-parity: {error}")
+        notes.print(f"{name}: {error}")
     except ModuleNotFoundError as error:
         sentence = extras.missing((error.name or "").split(".")[0])
         if sentence is None:
             raise
-        _tell(sentence)
+        _tell(name, sentence)
     except OSError as error:
-        _tell(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        _tell(name, f"{error.filename}: {error.strerror}" if error.filename else str(error))
     return 2
 
 
-def _tell(message: str) -> None:
-    notes.print(f"attn-parity: {one_line(message, MESSAGE)}")
+def _tell(name: str, message: str) -> None:
+    notes.print(f"{name}: {one_line(message, MESSAGE)}")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from attn_binaries.architectures import ARCHITECTURES
-from attn_binaries.build import COMPILE_SECONDS, SHIPPED, Launches, Outcome, build
+from attn_binaries.build import COMPILE_SECONDS, SHIPPED, LaunchSource, Outcome, build
 from attn_parity.console import plain_table, progress_bar, results
 from attn_parity.options import seconds_option
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     """The launches by architecture and then by name."""
 
 architectures_option = click.option(
-    "--arch", "architectures", metavar="A,B,...", help="Architectures to compile for; default: all."
+    "--arch", "architectures", metavar="A,B,...", help="Only launches for these architectures; default: all."
 )
-only_option = click.option("--only", default="", metavar="TEXT", help="Compile only launches whose name contains TEXT.")
-main_option = click.option("--main", is_flag=True, help="Compile only the launches that every change compiles.")
+only_option = click.option("--only", default="", metavar="TEXT", help="Only launches whose name contains TEXT.")
+main_option = click.option("--main", is_flag=True, help="Only launches that every change compiles.")
 compile_seconds_option = seconds_option("--compile-seconds", COMPILE_SECONDS, "Seconds that a launch may take to compile.")
 
 
@@ -46,12 +46,12 @@ def chosen_calls(architectures: str | None, *, only: str = "", main: bool = Fals
 
     calls = {name: chosen(name, only=only, main=main) for name in names}
     if not any(calls.values()):
-        raise click.UsageError(f"--only: no launch is named so: {only}")
+        raise click.UsageError(f"--only: no {'main ' * main}launch has {only!r} in its name")
     return calls
 
 
 def built(
-    calls: "Mapping[str, Mapping[str, Any]]", workers: int, compile_seconds: float, launches: Launches = SHIPPED
+    calls: "Mapping[str, Mapping[str, Any]]", workers: int, compile_seconds: float, launches: LaunchSource = SHIPPED
 ) -> Outcome:
     """Compile launches beside a progress bar.
 

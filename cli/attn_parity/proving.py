@@ -5,8 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+import click
 from attn_parity.console import results
 from attn_parity.files import write_json
+
+folder_option = click.option(
+    "--cases",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("counterexamples"),
+    show_default=True,
+    help="The folder for cases of counterexamples, as THEOREM.json, which `attn-parity replay` runs.",
+)
 
 
 class Proof(TypedDict):

@@ -21,6 +21,11 @@ def one_line(text: str, most: int | None = None) -> str:
     return f"{line[: most - end - 5]} ... {line[-end:]}"
 
 
+def how_many(number: int, noun: str) -> str:
+    """The number and its noun, which gets an s if it is not one: "1 case", "2 cases"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """A question for an error about an unknown name: whether a similar name was meant. Empty if no name is similar."""
     found = difflib.get_close_matches(name, names, 1)

@@ -34,6 +34,7 @@ import torch
         ("tune --seed 1 --tiny --workers 0", "--workers"),
         ("host --tiny --only nothing", "'nothing'"),
         ("host --tiny --vllm none", "--vllm: got none, expected a folder that holds the package `vllm`"),
+        ("indexer --tiny --aiter none", "--aiter: got none, expected a folder that holds the package `aiter`"),
         ("ranks --tiny --ranks 3", "3 ranks cannot share 8 heads"),
         ("ranks --tiny --only 'no such case'", "no case has 'no such case' in its name"),
         ("ranks --tiny --json none/ranks.json", "--json: the folder none does not exist"),

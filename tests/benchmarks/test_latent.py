@@ -58,7 +58,7 @@ def test_our_kernel_computes_what_is_expected(case):
     prepared = ours(attn_optimized, call)
     out = prepared.output(prepared.run())
     assert out.shape == (call.case.num_tokens, call.case.num_heads, call.case.head_size_v)
-    assert check.relative_error(out, rows, check.expected_rows(call, rows)) < check.LIMIT
+    assert check.relative_error(out, rows, check.expected_rows(call, rows)) < check.MAX_ERROR
 
 
 def test_values_of_a_name_that_is_given_twice_are_all_tried():

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from attn_parity.timing import Spread
 
-from benchmarks.host.results import HostRun, Step, Times
+from benchmarks.host.results import HostRun, HostStep, Times
 from benchmarks.measuring.machine import Rates
 from benchmarks.page import performance, tables
 from benchmarks.page.performance import Performance
@@ -40,7 +40,7 @@ DRAWN = run_of(msgspec.structs.replace(case("0 decode: near", **{OURS: time(1.0)
 HOST = HostRun(
     **{name: getattr(CHOSEN, name) for name in ("of_value", "machine", "versions", "command", "commit")},
     layers=32,
-    steps=[Step(name="decodes", times={VLLM: Times(attention=40.0, layer=41.0)}, refused={"THEIRS": "THEIRS: not here"})],
+    steps=[HostStep(name="decodes", times={VLLM: Times(attention=40.0, layer=41.0)}, refused={"THEIRS": "THEIRS: not here"})],
 )
 
 

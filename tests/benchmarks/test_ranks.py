@@ -31,7 +31,7 @@ def main(number, num_ranks, folder, file, device_type, checks, timed):
         os._exit(3) if ENDS == "code" else time.sleep(600)
     for case in timed[:1]:
         with open(file, "a") as lines:
-            lines.write(json.dumps(dataclasses.asdict(rank.Found(case.name, 0.0, {rank.ONE: ERROR}))) + chr(10) + "half a li")
+            lines.write(json.dumps(dataclasses.asdict(rank.RanksCase(case.name, 0.0, {rank.ONE: ERROR}))) + chr(10) + "half a")
     time.sleep(600)
 
 sys.modules["torch.multiprocessing.spawn"].spawn = partial(start_processes, start_method="fork")

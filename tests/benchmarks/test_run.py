@@ -49,7 +49,7 @@ def test_the_reference_is_right_in_every_case(case):
     ours = measured(case, reference())[OURS]
     assert ours.verdict == "measured"
     assert ours.error is not None
-    assert ours.error < run.check.LIMIT / 2
+    assert ours.error < run.check.MAX_ERROR / 2
     assert ours.time is not None
     assert ours.time.ms > 0
 

@@ -275,10 +275,10 @@ def test_workers_on_a_gpu_have_its_memory(monkeypatch):
 def test_a_run_of_one_shard_has_one_worker(attn_parity, tmp_path):
     drawn = ("--examples", 2, "--seed", 1, "--corpus", "none", "--workers", 8)
     fuzz = attn_parity("fuzz", "--target", "planted:FLASH", *drawn, "--json", "run.json")
-    assert fuzz.out.startswith("target planted-flash on CPU, 2 examples, 1 workers, --seed 1\n"), fuzz.err
+    assert fuzz.out.startswith("target planted-flash on CPU, 2 examples, 1 worker, --seed 1\n"), fuzz.err
     assert json.loads((tmp_path / "run.json").read_text())["workers"] == 1
     going = attn_parity("fuzz", "--keep-going", "--target", "planted:FLASH", *drawn, "--json", "run.json")
-    assert going.out.startswith("keep going: planted-flash on CPU, 2 examples each, 1 workers, --seed 1\n"), going.err
+    assert going.out.startswith("keep going: planted-flash on CPU, 2 examples each, 1 worker, --seed 1\n"), going.err
     assert json.loads((tmp_path / "run.json").read_text())["workers"] == 1
 
 
@@ -312,10 +312,10 @@ def test_a_replay_of_a_case_that_this_tool_cannot_run(attn_parity, step_case, tm
     ("nodes", "shards", "words"),
     [
         (None, 9, "4 workers"),
-        (None, 1, "1 workers"),
+        (None, 1, "1 worker"),
         (2, 9, "4 workers on 2 nodes of Ray"),
         (2, 2, "2 workers on 2 nodes of Ray"),
-        (2, 1, "1 workers on 1 of 2 nodes of Ray"),
+        (2, 1, "1 worker on 1 of 2 nodes of Ray"),
         (1, 9, "4 workers on 1 node of Ray"),
     ],
 )

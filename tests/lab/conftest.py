@@ -13,4 +13,4 @@ from tests.fuzz.conftest import Ended
 @pytest.fixture
 def attn_lab(attn_parity: Callable[..., Ended]) -> Callable[..., Ended]:
     """Runs `python -m attn_lab` as `attn_parity` runs `attn-parity`."""
-    return partial(attn_parity, commands=lab)
+    return partial(attn_parity, commands=lab, name="python -m attn_lab")

@@ -260,7 +260,7 @@ def test_a_file_that_is_no_log_is_refused_before_mutants_are_made(content, attn_
     path.write_text(content, encoding="latin-1")
     run = attn_lab("mutate", "run", "--log", "log.jsonl")
     assert (run.code, run.out, run.err.count("\n")) == (2, "", 1)
-    assert run.err.startswith("attn-parity: log.jsonl: no results of mutants: ")
+    assert run.err.startswith("python -m attn_lab: log.jsonl: no results of mutants: ")
     assert path.read_text(encoding="latin-1") == content
 
 
@@ -280,10 +280,8 @@ def test_two_runs_do_not_write_one_log(attn_lab, log):
     before = log.path.read_bytes()
     with log.alone():
         run = attn_lab("mutate", "run", "--log", log.path, "--only", MUTANT.name)
-        assert (run.code, run.err.splitlines()[-1]) == (
-            2,
-            f"attn-parity: {log.path}: another run writes it; wait for its end, or give another file or folder",
-        )
+        told = f"python -m attn_lab: {log.path}: another run writes it; wait for its end, or give another file or folder"
+        assert (run.code, run.err.splitlines()[-1]) == (2, told)
         # its results can be read meanwhile
         assert attn_lab("mutate", "run", "--read", "--only", MUTANT.name, "--log", log.path, "--write").code == 0
     assert log.path.read_bytes() == before

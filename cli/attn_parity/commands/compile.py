@@ -117,7 +117,7 @@ def _of_target(target: str, options: Options) -> int:
                 notes.print(f"{times} of these calls raised {error}")
             launches[architecture] = {name: each for name, each in recording.launches.items() if options.only in name}
     if not any(launches.values()):
-        raise click.UsageError(f"--only: no launch is named so: {options.only}")
+        raise click.UsageError(f"--only: no launch has {options.only!r} in its name")
     others = ("attn_binaries.target_calls", pickle.dumps(launches))
     outcome = built(launches, options.workers, options.compile_seconds, others)
     return _report_outcome(outcome, options.json_file, merges=True)

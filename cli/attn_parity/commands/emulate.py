@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 import click
 from attn_binaries.build import in_processes
 from attn_fuzz.errors import InputError
-from attn_fuzz.text import one_line
+from attn_fuzz.text import how_many, one_line
 from attn_parity import MESSAGE
 from attn_parity.console import notes, plain_table, progress_bar, results
-from attn_parity.launches import chosen_architectures
+from attn_parity.launches import architectures_option, chosen_architectures, only_option
 from attn_parity.options import cpu_workers_option, seconds_option
 
 if TYPE_CHECKING:
-    from attn_binaries.build import Job
+    from attn_binaries.build import LaunchName
     from attn_binaries.comparison import Difference
     from attn_binaries.run_folder import EmulatedLaunch
     from attn_binaries.saved import SavedLaunch
@@ -25,8 +25,8 @@ FOLDER = "emulated"
 
 @click.command("emulate")
 @click.argument("file", metavar="LAUNCHES.JSON", type=click.Path(path_type=Path))
-@click.option("--arch", "architectures", metavar="A,B,...", help="Architectures whose launches run; default: all of AMD's.")
-@click.option("--only", default="", metavar="TEXT", help="Run only launches whose name contains TEXT.")
+@architectures_option
+@only_option
 @click.option(
     "--compare",
     "out",
@@ -37,7 +37,7 @@ FOLDER = "emulated"
 @seconds_option("--case-seconds", 600.0, "Seconds that a case of a launch may take.")
 @cpu_workers_option
 def command(file: Path, architectures: str | None, only: str, out: Path | None, case_seconds: float, workers: int) -> int:
-    """Run launches that `compile --save` wrote on the emulator, on small ragged batches, from the saved code.
+    """Run launches for AMD's GPUs that `compile --save` wrote on the emulator, on small ragged batches, from the saved code.
 
     Each launch and case gets a folder in `emulated`, beside LAUNCHES.JSON, with all that it takes to launch the same code on a
     GPU. Exit 1 when a launch computes something else than attention, or with --compare when a bit differs; 2 when a folder
@@ -53,7 +53,7 @@ def command(file: Path, architectures: str | None, only: str, out: Path | None, 
     return _emulate(file, launches, case_seconds, workers)
 
 
-def _chosen(file: Path, architectures: str | None, only: str) -> "dict[Job, SavedLaunch]":
+def _chosen(file: Path, architectures: str | None, only: str) -> "dict[LaunchName, SavedLaunch]":
     from attn_binaries.saved import check_files, read
 
     wanted = chosen_architectures(architectures)
@@ -69,7 +69,7 @@ def _chosen(file: Path, architectures: str | None, only: str) -> "dict[Job, Save
     return launches
 
 
-def _emulate(file: Path, launches: "dict[Job, SavedLaunch]", case_seconds: float, workers: int) -> int:
+def _emulate(file: Path, launches: "dict[LaunchName, SavedLaunch]", case_seconds: float, workers: int) -> int:
     from attn_binaries.saved_execution import emulate_saved
     from attn_binaries.shipped_calls import CALLS, name_of_call
 
@@ -109,7 +109,7 @@ def _tell_runs(runs: "list[tuple[str, Emulated]]", folder: Path) -> None:
     results.print(f"{agree} of {len(runs)} runs agree; {written} folders written in {folder}")
 
 
-def _compare(file: Path, launches: "dict[Job, SavedLaunch]", out: Path) -> int:
+def _compare(file: Path, launches: "dict[LaunchName, SavedLaunch]", out: Path) -> int:
     """The exit code: 2 if a folder cannot be compared, else 1 if some bit differs. The others are compared, too."""
     from attn_binaries import run_folder
     from attn_binaries.comparison import compared
@@ -142,7 +142,7 @@ def _compare(file: Path, launches: "dict[Job, SavedLaunch]", out: Path) -> int:
     if not found and not errors:
         raise SavedFileError(f"{here}: --arch and --only name no launch that was emulated")
     equal = sum(not differences for _, differences in found)
-    failed = f"; {len(errors)} {'folder' if len(errors) == 1 else 'folders'} could not be compared" if errors else ""
+    failed = f"; {how_many(len(errors), 'folder')} could not be compared" if errors else ""
     results.print(f"{equal} of {len(found)} launches left the same bits in every buffer{failed}")
     return 2 if errors else int(equal < len(found))
 

@@ -8,7 +8,7 @@ from attn_fuzz import extras
 from attn_parity.console import plain_table, results
 from attn_parity.files import check_writable
 from attn_parity.options import json_option
-from attn_parity.proving import prove_all
+from attn_parity.proving import folder_option, prove_all
 
 
 @click.command("prove")
@@ -20,14 +20,9 @@ from attn_parity.proving import prove_all
     is_flag=True,
     help="Print the extracted formulas and the source lines that they come from; prove nothing.",
 )
-@click.option(
-    "--cases", "folder", type=click.Path(file_okay=False, path_type=Path), default=Path("counterexamples"), show_default=True,
-    help="The folder for cases of counterexamples, as THEOREM.json, which `attn-parity replay` runs.",
-)  # fmt: skip
+@folder_option
 @json_option
-def command(
-    names: tuple[str, ...], lists: bool, shows: bool, folder: Path, json_file: Path | None
-) -> int:  # fmt: skip
+def command(names: tuple[str, ...], lists: bool, shows: bool, folder: Path, json_file: Path | None) -> int:
     """Prove theorems about the source of the kernels, for all lengths: all of them, or those of these names or families.
 
     Exit 0 if all are proved. Exit 1 if one is not: a counterexample is written as a case, and a timeout is no proof.

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from attn_fuzz.text import how_many
+
 NUM_OWNER_COLOURS = 6
 
 MEANINGS = {
@@ -72,7 +74,7 @@ class Picture:
     def words(self) -> str:
         """The picture for a reader who does not see it: its title, and how many cells have which meaning."""
         counts = Counter(self._meaning(cell.kind) for row in self.cells for cell in row)
-        told = [f"{count} {'cell' if count == 1 else 'cells'}: {meaning}" for meaning, count in counts.most_common()]
+        told = [f"{how_many(count, 'cell')}: {meaning}" for meaning, count in counts.most_common()]
         return "; ".join([self.title, *told])
 
     @property

@@ -12,6 +12,7 @@ from attn_fuzz.findings.finding import Finding
 from attn_fuzz.report.drawn import Drawn, drawn
 from attn_fuzz.run.shard import Failure, Progress
 from attn_fuzz.targets.support import Support
+from attn_fuzz.text import how_many
 from attn_fuzz.verdict import ratios
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class Run:
         """The end of the run in a few words: "all agree", "2 failing", "interrupted: no failure so far"."""
         if self.failures:
             many = len(self.failures)
-            words = f"{many} distinct failure{'s' * (many > 1)}" if self.keeps_going else f"{many} failing"
+            words = how_many(many, "distinct failure") if self.keeps_going else f"{many} failing"
         elif not self.examples + self.replayed:
             words = "nothing was checked"
         elif self.interrupted or self.error:
@@ -188,9 +189,9 @@ class Run:
     @property
     def sentence(self) -> str:
         """The line that a run ends with."""
-        past = f"{self.replayed} past case{'s' * (self.replayed > 1)}, " if self.replayed else ""
+        past = f"{how_many(self.replayed, 'past case')}, " if self.replayed else ""
         rate = (self.replayed + self.examples) / max(self.seconds, 1e-9)
-        parts = [f"{past}{self.examples} examples in {self.seconds:.1f} s ({rate:.1f}/s)", self.outcome]
+        parts = [f"{past}{how_many(self.examples, 'example')} in {self.seconds:.1f} s ({rate:.1f}/s)", self.outcome]
         if not self.failures:
             parts += [f"{self.refused} refused"] if self.refused else []
             parts += (

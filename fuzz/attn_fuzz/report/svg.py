@@ -7,6 +7,7 @@ from xml.etree.ElementTree import Element
 
 from attn_fuzz.report.grid import Cell, Picture
 from attn_fuzz.report.markup import element, scrolled
+from attn_fuzz.text import how_many
 from attn_fuzz.verdict.ratios import BINS_PER_OCTAVE, BROKEN, NUM_BINS, OCTAVES
 
 LETTER_WIDTH, LINE = 7.5, 18
@@ -145,7 +146,7 @@ def pairs(names: Sequence[str], together: Sequence[Sequence[int]], why_none: Cal
         for j in range(i):
             count, second = together[j][i], names[j]
             why = None if count else why_none(second, first)
-            what = _examples(count) if count else f"none: {why}" if why else "not drawn in this run"
+            what = how_many(count, "example") if count else f"none: {why}" if why else "not drawn in this run"
             kind = f"pair-{_shade(count, most)}" if count else "pair-undefined" if why else "pair-missing"
             title = element("title", f"{second} + {first}: {what}")
             box = {"x": left + j * cell, "y": y, "width": cell - 1, "height": cell - 1}
@@ -154,10 +155,6 @@ def pairs(names: Sequence[str], together: Sequence[Sequence[int]], why_none: Cal
     words = "pairs of features: the number of examples that had both"
     drawing = _drawing(words, marks, (0, 0, *size), width=size[0], height=size[1])
     return element("figure", scrolled(drawing, "pairs of features"), legend(_shades(most)), class_="pairs")
-
-
-def _examples(count: int) -> str:
-    return f"{count} {'example' if count == 1 else 'examples'}"
 
 
 def _shade(count: int, most: int) -> int:
@@ -169,6 +166,6 @@ def _shades(most: int) -> Iterator[tuple[str, str, str]]:
     """The legend's entries: each shade with the counts that have it."""
     for shade, counts in groupby(range(1, most + 1), key=lambda count: _shade(count, most)):
         first, *others = counts
-        yield f"pair-{shade}", "", f"{first} to {_examples(others[-1])}" if others else _examples(first)
+        yield f"pair-{shade}", "", f"{first} to {how_many(others[-1], 'example')}" if others else how_many(first, "example")
     yield "pair-missing", "", "not drawn in this run"
     yield "pair-undefined", "", "no case has both"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from attn_binaries.assembly import DIGITS, digest
-from attn_binaries.build import Job, in_processes
+from attn_binaries.build import LaunchName, in_processes
 from attn_binaries.rows import Execution
 from attn_lab.binaries.results import Results
 
@@ -16,7 +16,7 @@ Call = tuple[str, str, tuple[tuple[str, str], ...]]
 """An architecture, the name of a call, and the name of each of its launches with the digest of the launch's assembly."""
 
 
-def calls_of(binaries: "Mapping[Job, Binary]", kept: Results | None = None) -> list[Call]:
+def calls_of(binaries: "Mapping[LaunchName, Binary]", kept: Results | None = None) -> list[Call]:
     """The calls whose launches binaries are. NVIDIA's are left out: there is no emulator for them.
 
     Args:
@@ -24,7 +24,7 @@ def calls_of(binaries: "Mapping[Job, Binary]", kept: Results | None = None) -> l
     """
     from attn_binaries.shipped_calls import name_of_call
 
-    launches: dict[Job, dict[str, str]] = {}
+    launches: dict[LaunchName, dict[str, str]] = {}
     for (architecture, name), binary in binaries.items():
         if architecture.startswith("gfx"):
             launches.setdefault((architecture, name_of_call(name)), {})[name] = digest(binary.assembly, binary.name)
@@ -39,9 +39,9 @@ def calls_of(binaries: "Mapping[Job, Binary]", kept: Results | None = None) -> l
 def run(
     jobs: Sequence[Call],
     workers: int,
-    report: Callable[[int, dict[Job, Execution]], None] = lambda done, ran: None,
+    report: Callable[[int, dict[LaunchName, Execution]], None] = lambda done, ran: None,
     option: str = "",
-) -> tuple[dict[Job, Execution], bool]:
+) -> tuple[dict[LaunchName, Execution], bool]:
     """The executions of the calls' launches, and whether an interrupt left calls out.
 
     Args:
@@ -49,7 +49,7 @@ def run(
         option: see `execute`.
     """
 
-    def executions_of(found: Mapping[Call, dict[str, Execution] | str]) -> dict[Job, Execution]:
+    def executions_of(found: Mapping[Call, dict[str, Execution] | str]) -> dict[LaunchName, Execution]:
         return {launch: one for job in jobs if job in found for launch, one in _of_launches(job, found[job]).items()}
 
     at_once = max(1, min(workers, len(jobs)))
@@ -60,7 +60,7 @@ def run(
     return executions_of(found), interrupted
 
 
-def _of_launches(job: Call, result: dict[str, Execution] | str) -> dict[Job, Execution]:
+def _of_launches(job: Call, result: dict[str, Execution] | str) -> dict[LaunchName, Execution]:
     """The executions of a call's launches. A text in place of them says why none ran."""
     architecture, _, instructions = job
     return {

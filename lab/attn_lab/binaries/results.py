@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 from attn_binaries.architectures import ARCHITECTURES
-from attn_binaries.build import Job
+from attn_binaries.build import LaunchName
 from attn_binaries.facts import Facts
 from attn_binaries.rows import AGREES, Execution, Row
 from attn_fuzz.errors import InputError
@@ -36,8 +36,8 @@ class Results:
     """
 
     triton: str
-    rows: dict[Job, Row] = field(default_factory=dict)
-    ran: dict[Job, Execution] = field(default_factory=dict)
+    rows: dict[LaunchName, Row] = field(default_factory=dict)
+    ran: dict[LaunchName, Execution] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the file, the lines of a launch together. Of those that ran it has the code, and what came of it."""
@@ -48,7 +48,7 @@ class Results:
         )
         csv_file.save(path, COLUMNS, lines, {"Triton": self.triton})
 
-    def _emulated(self, job: Job) -> tuple[str, str]:
+    def _emulated(self, job: LaunchName) -> tuple[str, str]:
         one = self.ran.get(job)
         if one is None:
             return "", ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 from attn_binaries import rows
 from attn_binaries.architectures import ARCHITECTURES
-from attn_binaries.build import Job, Outcome
+from attn_binaries.build import LaunchName, Outcome
 from attn_binaries.rows import Execution
 from attn_lab.binaries import budgets, executions, page
 from attn_lab.binaries.budgets import Budgets
@@ -222,7 +222,7 @@ def _print(found: Results, over: list[str], outcome: Outcome, names: Mapping[str
     results.print(f"{begun}{compiled}, {len(over)} over budget, {rows.uncompiled(outcome)}")
 
 
-def _ran(outcome: Outcome, workers: int, kept: Results | None, option: str) -> tuple[dict[Job, Execution], bool]:
+def _ran(outcome: Outcome, workers: int, kept: Results | None, option: str) -> tuple[dict[LaunchName, Execution], bool]:
     """Run what was compiled, and tell what came of it, and whether it was interrupted.
 
     Args:
@@ -232,7 +232,7 @@ def _ran(outcome: Outcome, workers: int, kept: Results | None, option: str) -> t
     calls = executions.calls_of(outcome.binaries, kept)
     with progress_bar(len(calls)) as show_bar:
 
-        def report(done: int, ran: dict[Job, Execution]) -> None:
+        def report(done: int, ran: dict[LaunchName, Execution]) -> None:
             show_bar(done)
             if kept is not None:
                 dataclasses.replace(kept, ran=kept.ran | ran).save(DATA)

@@ -9,19 +9,9 @@ from attn_lab.pages import PAGES, write_or_check
 from attn_parity.console import results
 from attn_parity.files import check_writable
 from attn_parity.options import json_option
-from attn_parity.proving import prove_all
+from attn_parity.proving import folder_option, prove_all
 
 PAGE = PAGES / "proofs.md"
-
-
-_folder_option = click.option(
-    "--cases",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("counterexamples"),
-    show_default=True,
-    help="The folder for cases of counterexamples.",
-)
 
 
 @click.group("proofs")
@@ -31,7 +21,7 @@ def command() -> None:
 
 
 @command.command("page")
-@_folder_option
+@folder_option
 @check_option
 @json_option
 def _page(folder: Path, check: bool, json_file: Path | None) -> int:
@@ -46,7 +36,7 @@ def _page(folder: Path, check: bool, json_file: Path | None) -> int:
 
 @command.command("mutants")
 @click.argument("names", nargs=-1, metavar="[THEOREM]...")
-@_folder_option
+@folder_option
 def _mutants(names: tuple[str, ...], folder: Path) -> int:
     """Put the mutants of all theorems, or of these, in, and run the cases of their counterexamples.
 

@@ -86,7 +86,7 @@ def test_a_failure_outlives_its_run(step, attn_parity, tmp_path, monkeypatch):
 
     run, result = fuzz("--corpus", "mine")
     assert run.code == 1
-    assert "1 past case, 1 examples, 1 workers" in run.out
+    assert "1 past case, 1 example, 1 worker" in run.out
     assert "corpus case two-requests fails" in run.out
     (failure,) = result["failures"]
     assert (failure["past"], failure["found_after"], result["replayed"]) == ("corpus case two-requests", 0, 1)

@@ -180,7 +180,7 @@ def test_a_run_of_a_module_that_only_this_machine_has_reports_as_without_ray(clu
     fleet = ("--ray", cluster.address, "--working-dir", "kernels", "--report", "there")
     there = attn_parity(*arguments, "there.json", *fleet)
     assert there.code == 1, there.err
-    assert "1 workers on 1 node of Ray" in there.out
+    assert "1 worker on 1 node of Ray" in there.out
     monkeypatch.syspath_prepend(tmp_path / "kernels")
     here = attn_parity(*arguments, "here.json", "--workers", 1, "--report", "here")
     assert here.code == 1, here.err

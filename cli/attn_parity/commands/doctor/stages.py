@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 import torch
 from attn_binaries import shipped_calls
-from attn_binaries.build import SHIPPED, Job, Outcome, build
+from attn_binaries.build import SHIPPED, LaunchName, Outcome, build
 from attn_binaries.shipped_calls import ShippedCall
 from attn_fuzz.cases.call import Call
 from attn_fuzz.targets.triton import TRITON
@@ -146,7 +146,7 @@ def timed(
     return pair
 
 
-def _variant(launch: KernelCall, compiled: Outcome, job: Job) -> Variant:
+def _variant(launch: KernelCall, compiled: Outcome, job: LaunchName) -> Variant:
     variant = Variant(num_stages=launch.launch.options["num_stages"])
     if (binary := compiled.binaries.get(job)) is None:
         variant.why_not = compiled.errors.get(job, "not compiled")

@@ -19,7 +19,7 @@ from attn_fuzz.targets.target import Target
 from attn_parity.commands.fuzz import machines
 from attn_parity.commands.fuzz.begun import Begun
 from attn_parity.commands.fuzz.machines import Machines
-from attn_parity.commands.fuzz.options import MINUTES, Options
+from attn_parity.commands.fuzz.options import KEEP_GOING_MINUTES, Options
 from attn_parity.console import notes
 from attn_parity.device import check_exact, check_fence, sanitizes, say_what_runs_kernels
 from attn_parity.files import check_writable
@@ -65,7 +65,7 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
     "--keep-going",
     is_flag=True,
     help="Go on past each failure, and end with a table of distinct failures. Targets take turns. Default: "
-    f"{MINUTES:g} minutes, or --examples for each target.",
+    f"{KEEP_GOING_MINUTES:g} minutes, or --examples for each target.",
 )
 @click.option("--profile", type=click.Choice(list(PROFILES)), default="ci", show_default=True, help=f"Examples: {_PROFILES}.")
 @click.option("--examples", type=Positive, help="Number of cases to draw, instead of the profile's.")

@@ -17,6 +17,7 @@ from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.target import Target
+from attn_fuzz.text import how_many
 from attn_fuzz.verdict.verdict import COMPARED
 from attn_parity.commands.fuzz import failing
 from attn_parity.commands.fuzz.machines import Machines
@@ -50,7 +51,7 @@ class Begun:
         plans = [*runner.replays(plan, list(past)), *shards]
         machines = self.machines.of_shards(len(plans))
         file = f"{name_part(target.name)}-{plan.seed}"
-        work = f"{len(past)} past case{'s' * (len(past) > 1)}, " * bool(past) + f"{plan.examples} examples"
+        work = f"{how_many(len(past), 'past case')}, " * bool(past) + how_many(plan.examples, "example")
         results.print(f"target {target.name} on {machines.device_name}, {work}, {machines.words}, --seed {plan.seed}")
         outcome, files_of = _run(plans, machines, plan.folder, file, total=len(past) + plan.examples)
         if any(progress.failure for progress in outcome.progress):
@@ -78,7 +79,7 @@ class Begun:
             for name, plan in self.plans.items()
         ]
         machines, plan = self.machines.of_shards(sum(map(len, shards))), next(iter(self.plans.values()))
-        of = f"{minutes:g} minutes" if minutes else f"{plan.examples} examples each"
+        of = f"{minutes:g} minutes" if minutes else f"{how_many(plan.examples, 'example')} each"
         names = ", ".join(target.name for target in self.targets.values())
         results.print(f"keep going: {names} on {machines.device_name}, {of}, {machines.words}, --seed {plan.seed}")
         prefixes = {name: f"{name_part(target.name)}-{plan.seed}" for name, target in self.targets.items()}

@@ -13,6 +13,7 @@ from attn_fuzz.run import fixed_findings
 from attn_fuzz.run.processes import workers
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.support import Support
+from attn_fuzz.text import how_many
 from attn_parity.commands.fuzz.options import Options
 from attn_parity.console import notes
 from attn_parity.device import default_workers, device_name, use_device
@@ -48,15 +49,11 @@ class Machines:
     @property
     def words(self) -> str:
         """The number of workers, in words."""
+        busy = how_many(self.workers, "worker")
         if self.nodes is None:
-            return f"{self.workers} workers"
-        if self.workers < self.nodes:
-            return f"{self.workers} workers on {self.workers} of {_nodes_of_ray(self.nodes)}"
-        return f"{self.workers} workers on {_nodes_of_ray(self.nodes)}"
-
-
-def _nodes_of_ray(number: int) -> str:
-    return f"{number} node{'s' * (number > 1)} of Ray"
+            return busy
+        some = f"{self.workers} of " * (self.workers < self.nodes)
+        return f"{busy} on {some}{how_many(self.nodes, 'node')} of Ray"
 
 
 @contextlib.contextmanager
@@ -97,7 +94,7 @@ def _on_ray(address: str, options: Options) -> Iterator[Machines]:
             registry.load(target)
     with fleet.connected(address, options.working_dir):
         cluster = fleet.cluster(options.device, options.resources, options.workers)
-        waiting = f"waiting until one of {_nodes_of_ray(cluster.nodes)} has loaded the target"
+        waiting = f"waiting until one of {how_many(cluster.nodes, 'node')} of Ray has loaded the target"
         seen = {target: cluster.look(target, lambda: notes.print(waiting)) for target in options.names}
         number = options.workers or cluster.room
         name = next(iter(seen.values())).device_name

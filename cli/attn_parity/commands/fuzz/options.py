@@ -7,8 +7,8 @@ from pathlib import Path
 from attn_fuzz import outputs
 from attn_parity.options import PROFILES
 
-MAX_EXAMPLES, MINUTES = 100_000, 10.0
-"""The default minutes of a run that keeps going."""
+KEEP_GOING_EXAMPLES, KEEP_GOING_MINUTES = 100_000, 10.0
+"""What a run that keeps going draws, and how long, if no option says so."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Options:
 
     @property
     def most_examples(self) -> int:
-        return self.examples or (MAX_EXAMPLES if self.keep_going else PROFILES[self.profile])
+        return self.examples or (KEEP_GOING_EXAMPLES if self.keep_going else PROFILES[self.profile])
 
     @property
     def most_minutes(self) -> float | None:
-        return MINUTES if self.keep_going and self.minutes is None and self.examples is None else self.minutes
+        return KEEP_GOING_MINUTES if self.keep_going and self.minutes is None and self.examples is None else self.minutes
 
     def until(self, share: float = 1.0) -> float | None:
         """The time when this share of the minutes will be over; None without a limit of time."""
