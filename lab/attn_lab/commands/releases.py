@@ -43,8 +43,7 @@ def _fixes(names: tuple[str, ...], sources: Path, examples: int, seconds: float,
     """Run all targets, or these, around each fix of lab/attn_lab/releases/fixes.toml."""
     kept = runner.stored()
     runner.add_releases(kept, sources)
-    options = {"examples": examples, "seconds": seconds, "only": names, "extra": extra}
-    for line in runner.run_fixes(sources, kept, runner.RESULTS, **options):
+    for line in runner.run_fixes(sources, kept, runner.RESULTS, examples=examples, seconds=seconds, only=names, extra=extra):
         results.print(line)
 
 
