@@ -137,12 +137,12 @@ def read_as(path: Path, schema: str, kind: type[Record], most: int = MAX_BYTES) 
     Raises:
         InputError: as `read_record`, or a field is missing, of another type or out of range.
     """
-    return _converted(path, read_record(path, schema, most), kind)
+    return converted(path, read_record(path, schema, most), kind)
 
 
 def read_json_as(path: Path, kind: type[Record], most: int = MAX_BYTES) -> Record:
     """The contents of a JSON file without a schema as `read_as` gives those of a file with one."""
-    return _converted(path, read_json(path, most), kind)
+    return converted(path, read_json(path, most), kind)
 
 
 def read_toml(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
@@ -167,10 +167,11 @@ def read_toml_as(path: Path, kind: type[Record]) -> Record:
     Raises:
         InputError: as `read_toml`, or the contents are of another type. The message begins with the path.
     """
-    return _converted(path, read_toml(path), kind)
+    return converted(path, read_toml(path), kind)
 
 
-def _converted(path: Path, content: object, kind: type[Record]) -> Record:
+def converted(path: Path, content: object, kind: type[Record]) -> Record:
+    """The content of a file as a type that msgspec knows. InputError: it is of another type."""
     import msgspec  # of the extra `fuzz`
 
     try:
