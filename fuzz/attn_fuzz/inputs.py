@@ -162,11 +162,7 @@ def read_toml(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
 
 
 def read_toml_as(path: Path, kind: type[Record]) -> Record:
-    """The contents of a TOML file as a type that msgspec knows.
-
-    Raises:
-        InputError: as `read_toml`, or the contents are of another type. The message begins with the path.
-    """
+    """The contents of a TOML file as a type that msgspec knows. InputError: as `read_toml`, or they are of another type."""
     return converted(path, read_toml(path), kind)
 
 
