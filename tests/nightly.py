@@ -1,7 +1,8 @@
 """The slow checks, in parts: `tox run -e nightly` runs the one that ended longest ago, `tox run -e nightly -- NAME` this one.
 
 A part is a list of commands. Each that ends is noted, and an interrupted part goes on after the last of them. After 150 minutes
-the running command is interrupted, too. docs/generated/nightly.json and the table of tests/README.md say how each part ended.
+the running command is interrupted, too. docs/generated/nightly.json and the table of tests/README.md say how each part ended,
+and, by hand, why one failed.
 """
 
 import datetime
@@ -180,10 +181,11 @@ def _commit() -> str:
 
 
 def table(results: dict[str, Any]) -> str:
-    lines = ["| part | checks | ended (UTC) | commit | minutes | result |", "|---|---|---|---|--:|---|"]
+    columns = ("ended", "commit", "minutes", "result", "why")
+    lines = ["| part | checks | ended (UTC) | commit | minutes | result | why |", "|---|---|---|---|--:|---|---|"]
     for name, (_, checks) in PARTS.items():
-        ended = results.get(name, {"ended": "never", "commit": "", "minutes": "", "result": ""})
-        lines.append(f"| `{name}` | {checks} | {ended['ended']} | {ended['commit']} | {ended['minutes']} | {ended['result']} |")
+        ended = results.get(name, {"ended": "never"})
+        lines.append(f"| `{name}` | {checks} | {' | '.join(str(ended.get(column, '')) for column in columns)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -137,12 +137,12 @@ def read_as(path: Path, schema: str, kind: type[Record], most: int = MAX_BYTES) 
     Raises:
         InputError: as `read_record`, or a field is missing, of another type or out of range.
     """
-    import msgspec  # of the extra `fuzz`
+    return converted(path, read_record(path, schema, most), kind)
 
-    try:
-        return msgspec.convert(read_record(path, schema, most), kind)
-    except msgspec.ValidationError as error:
-        raise InputError(f"{path}: {error}") from None
+
+def read_json_as(path: Path, kind: type[Record], most: int = MAX_BYTES) -> Record:
+    """The contents of a JSON file without a schema as `read_as` gives those of a file with one."""
+    return converted(path, read_json(path, most), kind)
 
 
 def read_toml(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
@@ -162,16 +162,16 @@ def read_toml(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
 
 
 def read_toml_as(path: Path, kind: type[Record]) -> Record:
-    """The contents of a TOML file as a type that msgspec knows.
+    """The contents of a TOML file as a type that msgspec knows. InputError: as `read_toml`, or they are of another type."""
+    return converted(path, read_toml(path), kind)
 
-    Raises:
-        InputError: as `read_toml`, or the contents are of another type. The message begins with the path.
-    """
-    import msgspec  # of an extra
 
-    content = read_toml(path)
+def converted(path: Path, content: object, kind: type[Record]) -> Record:
+    """The content of a file as a type that msgspec knows. InputError: it is of another type."""
+    import msgspec  # of the extra `fuzz`
+
     try:
-        return msgspec.convert(content, kind)
+        return msgspec.convert(content, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise InputError(f"{path}: {one_line(str(error), MESSAGE)}") from None
 

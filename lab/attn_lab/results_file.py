@@ -8,7 +8,6 @@ from typing import Any, TypeVar, get_args
 import msgspec
 from attn_fuzz import inputs
 from attn_fuzz.errors import InputError
-from attn_fuzz.text import one_line
 
 Results = TypeVar("Results", bound=msgspec.Struct)
 
@@ -42,15 +41,12 @@ def load(path: Path, kind: type[Results]) -> Results:
     Raises:
         InputError: the file cannot be read, holds no results of this kind, or results of another schema.
     """
-    try:
-        record = inputs.read_record(path, str(kind.__struct_config__.tag))
-        (of_row,) = (get_args(field.type)[0] for field in msgspec.structs.fields(kind) if field.name == "mutants")
-        prefix = record.pop("prefix", "")
-        if isinstance(rows := record.get("mutants"), list):
-            record["mutants"] = [_named(row, of_row.__struct_fields__, prefix) for row in rows]
-        return msgspec.convert(record, kind)
-    except msgspec.MsgspecError as error:
-        raise InputError(f"{path}: {one_line(str(error), inputs.MESSAGE)}") from None
+    record = inputs.read_record(path, str(kind.__struct_config__.tag))
+    (of_row,) = (get_args(field.type)[0] for field in msgspec.structs.fields(kind) if field.name == "mutants")
+    prefix = record.pop("prefix", "")
+    if isinstance(rows := record.get("mutants"), list):
+        record["mutants"] = [_named(row, of_row.__struct_fields__, prefix) for row in rows]
+    return inputs.converted(path, record, kind)
 
 
 def _named(row: Any, fields: Sequence[str], prefix: Any) -> Any:

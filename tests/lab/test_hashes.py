@@ -3,7 +3,6 @@
 import json
 from importlib.util import module_from_spec, spec_from_file_location
 
-import attn_binaries.build
 import pytest
 from attn_binaries.build import in_processes
 from attn_lab.commands import hashes
@@ -117,7 +116,7 @@ def compiled_once(monkeypatch):
         known.update(in_processes(work, [job for job in jobs if job not in known], *arguments)[0])
         return {job: known[job] for job in jobs}, False
 
-    monkeypatch.setattr(attn_binaries.build, "in_processes", remembered)
+    monkeypatch.setattr(hashes, "in_processes", remembered)
 
 
 @pytest.mark.nightly
@@ -143,5 +142,5 @@ def test_a_launch_that_comes_again_is_no_change(monkeypatch):
     earlier = {"launches": {"gfx942": {"decode": {"sha256": "a"}}}}
     for later, same in (("bab", True), ("bbb", False)):
         outcomes = {number: {"sha256": sha256} for number, sha256 in enumerate(later)}
-        monkeypatch.setattr(attn_binaries.build, "in_processes", lambda *_, outcomes=outcomes: (outcomes, False))
+        monkeypatch.setattr(hashes, "in_processes", lambda *_, outcomes=outcomes: (outcomes, False))
         assert comes_again(("gfx942", "decode"), earlier) == same

@@ -130,7 +130,23 @@ def test_only_a_whole_sample_is_written(attn_lab, tmp_path, monkeypatch, outcome
     written = []
     monkeypatch.setattr(miscompile, "in_processes", lambda work, jobs, *_, **__: (dict.fromkeys(jobs, outcome), interrupted))
     monkeypatch.setattr(page, "save", lambda *_: written.append("csv"))
-    run = attn_lab("miscompile", "--arch", "gfx942", "--layers", "1", "--log", tmp_path / "log.jsonl", "--write")
+    (tmp_path / page.DATA).parent.mkdir(parents=True)
+    run = attn_lab("miscompile", "--layers", "1", "--log", tmp_path / "log.jsonl", "--write")
     assert run.code == code
     assert ("gfx942, layer 0: it ended" in run.err) == (code == 2)
     assert written == ([] if code else ["csv"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--write --arch gfx942", "--write: expected no --arch: the page has a whole sample"),
+        ("--write --read --log missing.jsonl", "--log: missing.jsonl does not exist, so there is nothing to read"),
+        ("--write", "--write: the folder docs/generated does not exist"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_before_the_work(options, message, attn_lab, monkeypatch):
+    for name in ("in_processes", "page.save"):
+        monkeypatch.setattr(f"attn_lab.commands.miscompile.{name}", lambda *_, **__: pytest.fail("it worked"))
+    run = attn_lab("miscompile", *options.split())
+    assert (run.code, message in run.err) == (2, True), run.err

@@ -276,6 +276,14 @@ def test_a_line_that_was_cut_off_is_run_again(log):
 
 
 @pytest.mark.usefixtures("generated")
+def test_a_part_of_a_sample_does_not_replace_the_results(attn_lab, log):
+    DATA.write_text("results of a whole sample")
+    run = attn_lab("mutate", "run", "--read", "--only", MUTANT.name, "--log", log.path, "--write")
+    assert (run.code, DATA.read_text()) == (2, "results of a whole sample")
+    assert "--write: expected no --only: the page has a whole sample" in run.err
+
+
+@pytest.mark.usefixtures("generated")
 def test_two_runs_do_not_write_one_log(attn_lab, log):
     before = log.path.read_bytes()
     with log.alone():
@@ -283,7 +291,7 @@ def test_two_runs_do_not_write_one_log(attn_lab, log):
         told = f"python -m attn_lab: {log.path}: another run writes it; wait for its end, or give another file or folder"
         assert (run.code, run.err.splitlines()[-1]) == (2, told)
         # its results can be read meanwhile
-        assert attn_lab("mutate", "run", "--read", "--only", MUTANT.name, "--log", log.path, "--write").code == 0
+        assert attn_lab("mutate", "run", "--read", "--only", MUTANT.name, "--log", log.path).code == 0
     assert log.path.read_bytes() == before
     with log.alone():
         log.add(Trial(Key(MUTANT.name, 0, "quick", 0), 150, 1.0))
@@ -388,12 +396,13 @@ def test_units():
 @pytest.mark.nightly
 @pytest.mark.usefixtures("generated")
 @pytest.mark.timeout(300)  # processes that import torch, and a file of tests
-def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_lab, tmp_path):
+def test_a_mutant_is_found_by_the_fuzzer_and_by_tests(attn_lab, tmp_path, monkeypatch):
     (tmp_path / "suite").mkdir()
     (tmp_path / "suite" / "test_units.py").write_text(SUITE)
     strides, units = "attn_optimized.launch.call.DenseKeys.form:constant:7", "attn_optimized.launch.units.in_units:edge:1"
+    monkeypatch.setattr(generate, "sample", lambda *_: generate.by_name([strides, units]))
     run = attn_lab(
-        *("mutate", "run", "--only", strides, "--only", units, "--target", "triton-varlen", "--recorded", 10, "--examples", 25),
+        *("mutate", "run", "--target", "triton-varlen", "--recorded", 10, "--examples", 25),
         *("--workers", 1, "--log", "log.jsonl", "--tests", "suite", "--json", "out.json"),
         "--write",
     )

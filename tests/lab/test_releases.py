@@ -167,3 +167,23 @@ def test_a_wrong_toml_file_is_refused(read, monkeypatch, tmp_path):
     monkeypatch.setattr(reports, "file_of", lambda *of: file)
     with pytest.raises(InputError, match=r"wrong\.toml: Object "):
         read()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "FILE: got runs.json, which does not exist, expected results of `releases alarms --sources`"),
+        ('{"seed": 1', "runs.json: "),
+        ('{"runs": {"triton": {"0.1": {"failed": {"first": "nan"}}}}}', "runs.json: Expected `int`, got `str`"),
+        ('{"seed": "one"}', "runs.json: Expected `int`, got `str`"),
+    ],
+)
+def test_a_file_without_results_replaces_no_summary(content, message, attn_lab, tmp_path, monkeypatch):
+    kept = tmp_path / "releases-alarms.json"
+    kept.write_text("{}")
+    monkeypatch.setattr(alarms, "RESULTS", kept)
+    if content:
+        (tmp_path / "runs.json").write_text(content)
+    run = attn_lab("releases", "alarms", "runs.json")
+    assert (run.code, kept.read_text(), run.err.count("\n")) == (2, "{}", 1)
+    assert run.err.startswith(f"attn-parity: {message}")

@@ -1,12 +1,16 @@
 """The parts of `tox run -e nightly`: the oldest is next, an interrupted one goes on, and the page has what the JSON has."""
 
+import importlib.util
 import json
 import shlex
 import shutil
 import sys
 import time
 
+import click
 import pytest
+from attn_lab.__main__ import lab
+from attn_parity import cli
 
 from tests import nightly
 
@@ -19,6 +23,11 @@ def test_the_page_has_the_results():
     assert NOTED.keys() <= nightly.PARTS.keys()
 
 
+@pytest.mark.parametrize("name", NOTED)
+def test_a_part_says_why_it_failed_and_one_that_passed_says_nothing(name):
+    assert bool(NOTED[name].get("why")) == (NOTED[name]["result"] != "passed"), f"`why` of {name} in {nightly.RESULTS}"
+
+
 def test_the_part_that_ended_longest_ago_is_next():
     ended = {name: {"ended": f"2026-11-{day:02}"} for day, name in enumerate(nightly.PARTS, 10)}
     names = [*nightly.PARTS]
@@ -28,13 +37,45 @@ def test_the_part_that_ended_longest_ago_is_next():
     assert nightly.oldest(ended) == names[2]
 
 
+def check(line: str) -> None:
+    """Fail if what a command line names is not there: a path of tests, a module, a command or an option."""
+    match shlex.split(line):
+        case ["pytest", *words]:
+            assert all((nightly.ROOT / word).exists() for word in words if word.startswith("tests/"))
+        case ["attn-parity", *words]:
+            parse(cli, words)
+        case ["python", "-m", "attn_lab", *words]:
+            parse(lab, words)
+        case ["python", "-m", module, *_]:
+            assert importlib.util.find_spec(module)
+        case _:
+            pytest.fail("an unknown program")
+
+
+def parse(command: click.Command | None, words: list[str]) -> None:
+    name = None
+    while isinstance(command, click.Group):
+        name, command, words = command.resolve_command(click.Context(command), words)
+    assert command
+    command.make_context(name, words)
+
+
 @pytest.mark.parametrize("name", nightly.PARTS)
 def test_every_command_of_a_part_runs_what_is_there(name):
-    for command in nightly.PARTS[name][0]():
-        program, *arguments = shlex.split(command)
-        assert program in ("pytest", "attn-parity", "python")
-        paths = [nightly.ROOT / argument for argument in arguments if argument.startswith("tests/")]
-        assert all(path.exists() for path in paths), command
+    for line in nightly.PARTS[name][0]():
+        check(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("python -m attn_lab gone", "python -m attn_lab matrix --check", "python -m attn_lab zoo run --gone"),
+        *("attn-parity gone", "attn-parity fuzz --gone", "python -m tests.gone", "pytest tests/gone.py"),
+    ],
+)
+def test_a_command_that_is_gone_is_found(line):
+    with pytest.raises((click.UsageError, AssertionError)):
+        check(line)
 
 
 def command(code: str) -> str:

@@ -112,7 +112,23 @@ def _run(options: Options) -> int:
 @cpu_workers_option
 def _drawn(count: int, architectures: str | None, seed: int, compile_seconds: float, workers: int) -> int:
     """Compile the launches of N drawn steps, and tell which spill, and what no launch may do."""
-    return _of_drawn(chosen_architectures(architectures), (seed, count), workers, compile_seconds)
+    names = chosen_architectures(architectures)  # before Triton is imported, which takes seconds
+    from attn_lab.binaries import drawn_calls
+
+    calls = {name: drawn_calls.all_of(name, seed, count) for name in names}
+    outcome = built(calls, workers, compile_seconds, (drawn_calls.__name__, seed, count))
+    found = _results(outcome)
+    over = _over(found, calls, Budgets(vgpr_spills=math.inf, sgpr_spills_in_loops=math.inf, waves={}))
+    spilling = {job: spills for job, row in found.rows.items() if (spills := row.facts.vgpr_spills)}
+    for job, spills in sorted(spilling.items(), key=lambda entry: -entry[1]):
+        results.print(f"{' '.join(job)}: {spills} registers are spilled")
+    for line in (*over, *rows.errors_of(outcome)):
+        results.print(line)
+    begun = "interrupted; so far: " if outcome.interrupted else ""
+    of_steps = f"{len(found.rows)} launches of {count} drawn steps, --seed {seed}"
+    wrong = f"{len(over)} do what no launch may, {rows.uncompiled(outcome)}"
+    results.print(f"{begun}{of_steps}, compiled with Triton {found.triton}: {len(spilling)} spill registers, {wrong}")
+    return 130 if outcome.interrupted else rows.exit_code(over, outcome)
 
 
 @command.command("page")
@@ -167,26 +183,6 @@ def _kept(options: Options) -> Results | None:
         here = f"Triton {kept.triton}, and here is {version('triton')}"
         raise click.UsageError(f"--write: the other launches of {DATA} were compiled with {here}: write them all")
     return kept
-
-
-def _of_drawn(architectures: tuple[str, ...], drawn: tuple[int, int], workers: int, compile_seconds: float) -> int:
-    """Compile the launches of drawn steps, and tell which spill, and what no launch may do. The exit code."""
-    from attn_lab.binaries import drawn_calls  # imports Triton
-
-    calls = {name: drawn_calls.all_of(name, *drawn) for name in architectures}
-    outcome = built(calls, workers, compile_seconds, (drawn_calls.__name__, *drawn))
-    found = _results(outcome)
-    over = _over(found, calls, Budgets(vgpr_spills=math.inf, sgpr_spills_in_loops=math.inf, waves={}))
-    spilling = {job: spills for job, row in found.rows.items() if (spills := row.facts.vgpr_spills)}
-    for job, spills in sorted(spilling.items(), key=lambda entry: -entry[1]):
-        results.print(f"{' '.join(job)}: {spills} registers are spilled")
-    for line in (*over, *rows.errors_of(outcome)):
-        results.print(line)
-    begun = "interrupted; so far: " if outcome.interrupted else ""
-    of_steps = f"{len(found.rows)} launches of {drawn[1]} drawn steps, --seed {drawn[0]}"
-    wrong = f"{len(over)} do what no launch may, {rows.uncompiled(outcome)}"
-    results.print(f"{begun}{of_steps}, compiled with Triton {found.triton}: {len(spilling)} spill registers, {wrong}")
-    return 130 if outcome.interrupted else rows.exit_code(over, outcome)
 
 
 def _results(outcome: Outcome) -> Results:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from attn_binaries.build import in_processes
 from attn_fuzz import inputs, outputs
 from attn_fuzz.errors import InputError
 from attn_parity.console import progress_bar, results
@@ -51,8 +52,6 @@ FACTS = ("vgprs", "agprs", "sgprs", "vgpr_spills", "sgpr_spills", "lds_bytes", "
 @cpu_workers_option
 def command(file: Path, before: Path | None, architectures: str | None, only: str, main: bool, workers: int) -> int:
     """Compile the launches that ship, and write hashes of their assembly to FILE."""
-    from attn_binaries.build import in_processes
-
     check_writable(file, "FILE")
     earlier = None if before is None else _earlier(before)
     calls = chosen_calls(architectures, only=only, main=main)
@@ -128,8 +127,6 @@ def differences(before: dict[str, Any], after: dict[str, Any], jobs: set[tuple[s
 
 def comes_again(launch: tuple[str, str], earlier: dict[str, Any]) -> bool:
     """True if a launch that differs is as it was before in one of TRIES more compilations, each in a process of its own."""
-    from attn_binaries.build import in_processes
-
     architecture, name = launch
     with tempfile.TemporaryDirectory() as folder:
         caches = [(architecture, name, Path(folder, str(number))) for number in range(TRIES)]

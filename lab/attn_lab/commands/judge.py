@@ -1,9 +1,4 @@
-"""`python -m attn_lab judge`: the sharpness of the judge.
-
-calibration     how the elements of fuzz runs are spread over error / bound, from the JSON files of those runs
-sensitivity     the smallest effect that is seen: one key among n that a kernel forgets
-page            judge-measured.md, from the files in its folder judge that these two write; --check compares
-"""
+"""`python -m attn_lab judge`: the sharpness of the judge."""
 
 import bisect
 import dataclasses
@@ -78,15 +73,15 @@ def calibration(runs: tuple[Path, ...], name: str) -> None:
     total |= {"seeds": [run.seed for run in read], "examples": sum(run.examples for run in read)}
     counts = functools.reduce(ratios.added, (run.ratios for run in read), {})
     total["rows"] = list(_rows(counts))
-    FOLDER.mkdir(exist_ok=True, parents=True)
-    outputs.write(FOLDER / f"{name}.json", _lines(total))
+    _keep(name, total)
 
 
-def _lines(record: dict[str, Any]) -> str:
-    """JSON with each of `rows`, which come last, on a line."""
+def _keep(name: str, record: dict[str, Any]) -> None:
+    """Write a file of JSON with each of `rows`, which come last, on a line."""
     *head, rows = record.items()
     lines = ",\n".join(msgspec.json.encode(row).decode() for row in rows[1])
-    return f'{msgspec.json.encode(dict(head)).decode()[:-1]},"rows":[\n{lines}\n]}}\n'
+    FOLDER.mkdir(exist_ok=True, parents=True)
+    outputs.write(FOLDER / f"{name}.json", f'{msgspec.json.encode(dict(head)).decode()[:-1]},"rows":[\n{lines}\n]}}\n')
 
 
 def _rows(counts: Mapping[str, Sequence[int]]) -> Iterator[tuple[object, ...]]:
@@ -182,8 +177,7 @@ def sensitivity(seeds: int) -> None:
             rows.append((dtype, kind, *(_cell([forgotten(dtype, kind, n, seed) for seed in range(seeds)]) for n in LENGTHS)))
             shown.add_row(*rows[-1])
     results.print(shown)
-    FOLDER.mkdir(exist_ok=True, parents=True)
-    outputs.write(FOLDER / "sensitivity.json", _lines({"seeds": seeds, "rows": rows}))
+    _keep("sensitivity", {"seeds": seeds, "rows": rows})
 
 
 def forgotten(dtype: str, kind: str, n: int, seed: int) -> tuple[float, bool]:

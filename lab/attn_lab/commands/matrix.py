@@ -41,7 +41,7 @@ def command() -> None:
     help="Write only backends.md (seconds), or only this part of coverage.md; regions takes less time than coverage.",
 )
 @cpu_workers_option
-def _pages(check: bool, only: str | None, workers: int) -> int:
+def _page(check: bool, only: str | None, workers: int) -> int:
     """Write coverage.md and backends.md."""
     wrong, texts, parts = [], {}, _parts(PAGE)
     if only in (None, "coverage"):
@@ -50,7 +50,7 @@ def _pages(check: bool, only: str | None, workers: int) -> int:
         ci, nightly = (_draw(profile, device, workers) for profile, device in DEVICES.items())
         wrong += [f"never drawn together: {a} and {b}" for a, b in _never_drawn(nightly, workers)]
         wrong += [f"drawn together, though undefined: {a} and {b}" for a, b in coverage.impossible(nightly)]
-        parts[0] = _page(ci, nightly)
+        parts[0] = _text(ci, nightly)
     if only in (None, "regions"):
         drawn_regions = region_counts(_plan("ci", "cpu"))
         wrong += [f"never drawn: {field}, {name}" for field, name in never_drawn(drawn_regions)]
@@ -102,7 +102,7 @@ def _draw(profile: str, device: str, workers: int, seed: int = SEED) -> Coverage
         return coverage.cover(runner.shards(plan), workers, SIDES, show_bar)
 
 
-def _page(ci: Coverage, nightly: Coverage) -> str:
+def _text(ci: Coverage, nightly: Coverage) -> str:
     lines = [
         "# What is supported, and what the fuzzer draws",
         "",

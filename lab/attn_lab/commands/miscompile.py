@@ -8,6 +8,7 @@ from attn_fuzz.errors import ExecutorError
 from attn_fuzz.outputs import RUNS
 from attn_lab.miscompile import page
 from attn_parity.console import progress_bar, results
+from attn_parity.files import check_writable
 from attn_parity.options import Positive, Seed
 from attn_parity.versions import version
 
@@ -34,6 +35,11 @@ ARCHITECTURES = "gfx942,gfx1201,gfx950"
 @click.option("--read", is_flag=True, help="Run nothing, and count what the log holds.")
 def command(architectures: str, sample: int, seed: int, layers: int, workers: int, path: Path, write: bool, read: bool) -> int:
     """Change one instruction of a compiled kernel, run it on the emulator, and count the changes that are found."""
+    if write and architectures != ARCHITECTURES:
+        raise click.UsageError("--write: expected no --arch: the page has a whole sample")
+    if read and not path.is_file():
+        raise click.UsageError(f"--log: {path} does not exist, so there is nothing to read")
+    check_writable(page.DATA if write else None, "--write")
     errors, interrupted = ([], False) if read else _run(architectures.split(","), sample, seed, layers, workers, path)
     rows = page.logged(path)
     results.print(f"found: {page.share(rows)}" if rows else "no mutants")
@@ -47,7 +53,7 @@ def command(architectures: str, sample: int, seed: int, layers: int, workers: in
 
 
 def _run(architectures: list[str], sample: int, seed: int, layers: int, workers: int, path: Path) -> tuple[list[str], bool]:
-    """Have the log hold a sample. Returns why some mutants are missing, and whether an interrupt left some out."""
+    """Run those mutants of a sample that the log lacks. Returns why some are missing, and whether it was interrupted."""
     from attn_lab.miscompile.trials import logged_trials
 
     path.parent.mkdir(parents=True, exist_ok=True)

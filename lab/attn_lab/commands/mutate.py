@@ -155,6 +155,8 @@ def _run(options: Options) -> int:
 
     Exit 2 if the run cannot go on, and 130 if it is interrupted. Survivors are a result, no error.
     """
+    if options.only and options.writes:
+        raise click.UsageError("--write: expected no --only: the page has a whole sample")
     _check_writable(options.writes, options.json_file)
     log = Log(options.path, PACKAGE)
     if options.reads and not options.path.is_file():
@@ -171,7 +173,7 @@ def _run(options: Options) -> int:
 
 
 def _ran(options: Options, mutants: Sequence[Generated], log: Log) -> bool:
-    """Have the log hold these mutants. Returns whether an interrupt left some out.
+    """Run those of the mutants that the log lacks. Returns whether an interrupt left some out.
 
     Raises:
         ExecutorError: the fuzzer itself failed.

@@ -6,7 +6,7 @@ import click
 from attn_lab.options import check_option
 from attn_lab.pages import write_or_check
 from attn_lab.releases import alarms, runner
-from attn_lab.releases import page as pages
+from attn_lab.releases import page as releases_page
 from attn_parity.console import results
 from attn_parity.options import together
 
@@ -43,8 +43,7 @@ def _fixes(names: tuple[str, ...], sources: Path, examples: int, seconds: float,
     """Run all targets, or these, around each fix of lab/attn_lab/releases/fixes.toml."""
     kept = runner.stored()
     runner.add_releases(kept, sources)
-    options = {"examples": examples, "seconds": seconds, "only": names, "extra": extra}
-    for line in runner.run_fixes(sources, kept, runner.RESULTS, **options):
+    for line in runner.run_fixes(sources, kept, runner.RESULTS, examples=examples, seconds=seconds, only=names, extra=extra):
         results.print(line)
 
 
@@ -79,4 +78,5 @@ def _alarms(file: Path, names: tuple[str, ...], sources: Path | None, examples: 
 @check_option
 def _page(check: bool) -> int:
     """Write docs/generated/releases.md of the files beside it."""
-    return write_or_check({pages.PAGE: pages.page(runner.stored())}, "python -m attn_lab releases page", checks=check)
+    texts = {releases_page.PAGE: releases_page.page(runner.stored())}
+    return write_or_check(texts, "python -m attn_lab releases page", checks=check)

@@ -44,7 +44,7 @@ EXAMPLES = 500
 @dataclass(frozen=True)
 class Options:
     only: tuple[str, ...]
-    folder: Path | None
+    folder: Path
     target: str
     examples: int
     seed: int
@@ -64,6 +64,7 @@ _folder_option = click.option(
     "--dir",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
+    default=known_bugs.FOLDER,
     help="A folder with bugs of your own, *.toml, whose Python is run.",
 )
 
@@ -76,13 +77,13 @@ def command() -> None:
 @command.command("page")
 @_folder_option
 @check_option
-def _page(folder: Path | None, check: bool) -> int:
+def _page(folder: Path, check: bool) -> int:
     """Write docs/generated/zoo.md of the JSON files beside it, and of the bugs.
 
     With --check, exit 1, too, unless every bug has results.
     """
     stored = results_file.kept(PAGE, Results, "zoo").values()  # before the bugs, whose reading takes a second
-    bugs = _all_bugs(folder)
+    bugs = known_bugs.load_all(folder)
     runs = [(each, *run.on_target(bugs, each.target)) for each in stored]
     return write_or_check(
         {PAGE: zoo_page.text([(each, left_out) for each, _, left_out in runs], bugs)},
@@ -126,7 +127,7 @@ def _run(options: Options) -> int:
     Exit 1 if a bug survives, 2 if a bug's mutant does not run, and 130 if the run is interrupted. With --only and --write, the
     results of the other bugs stay. An interrupted run writes the results of those that have ended, and names the others.
     """
-    on_target, left_out = run.on_target(_all_bugs(options.folder), options.target)
+    on_target, left_out = run.on_target(known_bugs.load_all(options.folder), options.target)
     for name, why in left_out.items():
         notes.print(f"{name} is left out: {why}")
     bugs = run.chosen(on_target, options.only)
@@ -155,10 +156,6 @@ def _run(options: Options) -> int:
         whole = zoo_results.updated(before, msgspec.structs.replace(found, mutants=ended), [bug.name for bug in on_target])
         outputs.write(data, results_file.dumps(whole))
     return _exit_code(rows, interrupted=outcome.interrupted)
-
-
-def _all_bugs(folder: Path | None) -> list[KnownBug]:
-    return known_bugs.load_all(folder) if folder else known_bugs.load_all()
 
 
 def _runs(options: Options, bugs: list[KnownBug], device: str) -> tuple[dict[str, list[Progress]], Outcome]:

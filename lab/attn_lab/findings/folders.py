@@ -157,7 +157,7 @@ def run_on(report: Report, shown: Shown) -> Iterator[str]:
     yield "A CPU, by Triton's interpreter" + (", which was made to cut operands as the GPU does." if report.gpu else ".")
     if shown.compiled is not None:
         yield f"Compiled for {scripts.ARCHITECTURE}, on an emulator of its instructions."
-    yield f"{shown.run_on}." if shown.run_on else "No GPU." if report.gpu is None else "The script itself on no GPU."
+    yield f"{shown.run_on}." if shown.run_on else "No GPU." if report.gpu is None else "The script itself was run on no GPU."
 
 
 def _sentence(text: str) -> str:

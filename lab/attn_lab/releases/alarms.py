@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 from attn_fuzz import inputs, outputs
 from attn_fuzz.cases import case_file
+from attn_fuzz.errors import InputError
 from attn_fuzz.run import shard
 from attn_fuzz.run.processes import prepared
 from attn_fuzz.run.shard import FuzzPlan
@@ -22,8 +23,8 @@ from attn_lab.releases.runner import Results, Run
 RESULTS = runner.RESULTS.with_name("releases-alarms.json")
 READ = Path(__file__).with_name("alarms.toml")
 SEEDS = (54, 5477, 5478)
-"""False alarms of the first were mended, and its cases ran again. The others were drawn after that, each
-after the false alarms of the one before were mended, and counted once."""
+"""The first seed's false alarms were mended and its cases ran again. Each later seed was drawn once, after the false alarms of
+the one before were mended."""
 WHAT = ("mended", "false alarm", "not read")
 """`mended` is a defect that a later release has not. `not read` is what no entry of alarms.toml is about."""
 
@@ -61,7 +62,9 @@ class Summary(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
 
 
 def keep(file: Path) -> None:
-    """Put the summary of what FILE holds in the place of its seed's."""
+    """Put the summary of what FILE holds, which must be there, in the place of its seed's."""
+    if not file.is_file():
+        raise InputError(f"FILE: got {file}, which does not exist, expected results of `releases alarms --sources`")
     kept = runner.stored(file)
     by_seed = summaries() | {kept.seed: summary(kept)}
     outputs.write(RESULTS, msgspec.json.encode(dict(sorted(by_seed.items()))) + b"\n")
@@ -69,7 +72,7 @@ def keep(file: Path) -> None:
 
 def summaries() -> dict[int, dict[str, Summary]]:
     """The summaries by seed and target."""
-    return msgspec.json.decode(RESULTS.read_bytes(), type=dict[int, dict[str, Summary]]) if RESULTS.is_file() else {}
+    return inputs.read_json_as(RESULTS, dict[int, dict[str, Summary]]) if RESULTS.is_file() else {}
 
 
 def summary(kept: Results) -> dict[str, Summary]:

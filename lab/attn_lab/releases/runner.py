@@ -51,12 +51,12 @@ class Fix(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         package, release: the first release that has it.
-        file: that it changed, in the package.
-        what: was wrong, in our words.
+        file: the file that it changed, in the package.
+        what: the fault, in our words.
         pull: the number of the pull request; 0: not found.
         targets: our targets that load the file.
         shown_by: the target and the example, by number from 0, that somebody looked at and that shows it.
-        why: no example shows it, or how the example does. Both are written after the targets ran.
+        why: the reason why no example shows it, or how the example shows it. `shown_by` and `why` are written after a run.
     """
 
     package: str
@@ -147,7 +147,7 @@ def fixes() -> list[Fix]:
 
 
 def stored(file: Path = RESULTS) -> Results:
-    return msgspec.json.decode(file.read_bytes(), type=Results) if file.is_file() else Results()
+    return inputs.read_json_as(file, Results, inputs.LARGE) if file.is_file() else Results()
 
 
 def save(kept: Results, file: Path = RESULTS) -> None:
