@@ -1,4 +1,4 @@
-"""A run of `attn-parity fuzz` that has begun: its shards, what it prints, and what it writes."""
+"""A run of `attn-parity fuzz`: its shards, what it prints, and what it writes."""
 
 import platform
 import time
@@ -33,7 +33,7 @@ Runs = tuple[dict[str, Run], list[str]]
 
 @dataclass(frozen=True)
 class Begun:
-    """A run that begins: its options and machines, and for each target the plan, the target, and the names of past cases."""
+    """A run: its options and machines, and for each target the plan, the target, and the names of past cases."""
 
     options: Options
     machines: Machines
