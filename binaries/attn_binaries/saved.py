@@ -121,12 +121,12 @@ def decoded(path: Path, kind: type[Stored], schema: str, remedy: str) -> Stored:
     """
     _check_is_file(path, remedy)
     try:
-        return inputs.read_as(path, schema, kind, inputs.LARGE)
+        return inputs.read_as(path, schema, kind, inputs.MAX_LARGE_BYTES)
     except InputError as error:
         raise SavedFileError(f"{error}: {remedy}") from None
 
 
-def content(path: Path, remedy: str, most: int = inputs.LARGE) -> bytes:
+def content(path: Path, remedy: str, most: int = inputs.MAX_LARGE_BYTES) -> bytes:
     """The bytes of a file.
 
     Raises:

@@ -50,7 +50,7 @@ def load(path: Path, kind: type[Results]) -> Results:
             record["mutants"] = [_named(row, of_row.__struct_fields__, prefix) for row in rows]
         return msgspec.convert(record, kind)
     except msgspec.MsgspecError as error:
-        raise InputError(f"{path}: {one_line(str(error), inputs.MESSAGE)}") from None
+        raise InputError(f"{path}: {one_line(str(error), inputs.MAX_QUOTE)}") from None
 
 
 def _named(row: Any, fields: Sequence[str], prefix: Any) -> Any:
