@@ -211,7 +211,7 @@ def _run(
 def command_again(plan: FuzzPlan, options: Options) -> list[str]:
     """The command that runs a target again. It names no database, whose address may hold a password, and no machines."""
     given = {"target": plan.target, "device": plan.device, "examples": plan.examples, "seed": plan.seed}
-    given |= {"minutes": options.most_minutes, "corpus": options.corpus}
+    given |= {"minutes": options.max_minutes, "corpus": options.corpus}
     given |= {"case-seconds": plan.case_seconds} if plan.case_seconds != CASE_SECONDS else {}
     words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     if options.sanitize is not None:
