@@ -7,10 +7,8 @@ from attn_fuzz.targets.registry import Package
 
 def _package(name: str, requirement: str, targets: Mapping[str, Sequence[str]]) -> Package:
     """`targets`: the names of the targets of each module. A target is the attribute that has its name, in capitals."""
-    attributes = {
-        each: f"{__name__}.{module}:{each.upper().replace('-', '_')}" for module, names in targets.items() for each in names
-    }
-    return Package(name, requirement, attributes)
+    found = {each: f"{__name__}.{module}:{each.upper().replace('-', '_')}" for module in targets for each in targets[module]}
+    return Package(name, requirement, found)
 
 
 VLLM = _package(
