@@ -55,7 +55,7 @@ def read(path: Path) -> Performance:
     Raises:
         InputError: it is no such file.
     """
-    return inputs.read_as(path, SCHEMA, Performance, inputs.LARGE)
+    return inputs.read_as(path, SCHEMA, Performance, inputs.MAX_LARGE_BYTES)
 
 
 def with_run(stored: Performance, path: Path) -> Performance:
@@ -64,9 +64,9 @@ def with_run(stored: Performance, path: Path) -> Performance:
     Raises:
         InputError: it is a file of neither `speed` nor `host`.
     """
-    record = inputs.read_json(path, inputs.LARGE)
+    record = inputs.read_json(path, inputs.MAX_LARGE_BYTES)
     if isinstance(record, dict) and record.get("schema") == OF_HOST:
-        new = inputs.read_as(path, OF_HOST, HostRun, inputs.LARGE)
+        new = inputs.read_as(path, OF_HOST, HostRun, inputs.MAX_LARGE_BYTES)
         return Performance(speed=stored.speed, host=[*(run for run in stored.host if run.machine != new.machine), new])
     run = of_run(of_speed.read(path))
     names = {_kind(case) for case in run.cases}

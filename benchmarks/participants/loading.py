@@ -87,7 +87,7 @@ def load_aiter(folder: Path | None, architecture: str | None = None) -> SimpleNa
     """
     root = package_folder("aiter", folder)
     # where it is, the newest first
-    places = [f"{place}unified_attention.py" for place in reversed(aiter_package.PLACES)]
+    places = [f"{place}unified_attention.py" for place in reversed(aiter_package.FOLDERS_OF_FILES)]
     files = [place for place in places if (root / place).is_file()]
     if not files:
         raise MissingPeerError(f"{root} has no Triton unified_attention; PyPI's package `aiter` is another one than AMD's")
@@ -98,7 +98,7 @@ def load_aiter(folder: Path | None, architecture: str | None = None) -> SimpleNa
         units = ARCHITECTURES[architecture].compute_units
     else:
         units = torch.cuda.get_device_properties().multi_processor_count if gpu else aiter_sources.COMPUTE_UNITS
-    folders = (*aiter_package.PLACES, *aiter_sources.FOLDERS)
+    folders = (*aiter_package.FOLDERS_OF_FILES, *aiter_sources.FOLDERS)
     [module] = _loaded("aiter", root, files[:1], folders, aiter_sources.stubs(asked, units))
     if not on_rocm:
         for name in ("select_2d_config", "select_3d_config"):

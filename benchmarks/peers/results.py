@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from attn_lab import csv_file
 
 SCHEMA = "attn-parity.peers/1"
-FEW_WORDS = 100
+MAX_REASON_CHARACTERS = 100
 """Characters of a reason."""
 PLACE = ("architecture", "case", "whose", "kernel")
 KEYS = 2
@@ -35,7 +35,7 @@ class Row(NamedTuple):
         """The row with the kind of an error and its last line as the reason."""
         kind, _, rest = error.partition(":")
         lines = [line.strip() for line in rest.splitlines() if line.strip()]
-        return self._replace(why=f"{kind}: {lines[-1]}"[:FEW_WORDS] if lines else kind[:FEW_WORDS])
+        return self._replace(why=f"{kind}: {lines[-1]}"[:MAX_REASON_CHARACTERS] if lines else kind[:MAX_REASON_CHARACTERS])
 
 
 @dataclass(frozen=True)

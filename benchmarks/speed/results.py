@@ -62,4 +62,4 @@ def read(path: Path) -> Run:
     Raises:
         InputError: as `read_as`; a time or a rate that is not positive is refused, too.
     """
-    return inputs.read_as(path, SCHEMA, Run, inputs.LARGE)
+    return inputs.read_as(path, SCHEMA, Run, inputs.MAX_LARGE_BYTES)

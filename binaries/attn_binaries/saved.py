@@ -121,20 +121,20 @@ def decoded(path: Path, kind: type[Stored], schema: str, remedy: str) -> Stored:
     """
     _check_is_file(path, remedy)
     try:
-        return inputs.read_as(path, schema, kind, inputs.LARGE)
+        return inputs.read_as(path, schema, kind, inputs.MAX_LARGE_BYTES)
     except InputError as error:
         raise SavedFileError(f"{error}: {remedy}") from None
 
 
-def content(path: Path, remedy: str, most: int = inputs.LARGE) -> bytes:
+def content(path: Path, remedy: str, max_bytes: int = inputs.MAX_LARGE_BYTES) -> bytes:
     """The bytes of a file.
 
     Raises:
         SavedFileError: it is missing; the message ends with the remedy.
-        InputError: it is no file, or has more than `most` bytes.
+        InputError: it is no file, or has more than `max_bytes` bytes.
     """
     _check_is_file(path, remedy)
-    return inputs.read_bytes(path, most)
+    return inputs.read_bytes(path, max_bytes)
 
 
 def _check_is_file(path: Path, remedy: str) -> None:

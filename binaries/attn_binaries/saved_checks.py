@@ -9,7 +9,7 @@ from attn_binaries.execution import OtherCodeError
 from attn_binaries.saved import SavedArgument, SavedFileError, SavedLaunch, check_files
 from attn_binaries.saving import plain
 from attn_fuzz.emulated.emulation import Inputs
-from attn_fuzz.inputs import MESSAGE
+from attn_fuzz.inputs import MAX_QUOTE
 from attn_fuzz.text import one_line
 from attn_optimized.kernel_call import KernelCall
 from triton._utils import canonicalize_dtype
@@ -38,7 +38,7 @@ def checked_program(folder: Path, launch: SavedLaunch) -> Program:
         ("arguments", [argument.name for argument in launch.arguments], own),
     ):
         if stated != found:
-            stated, found = (one_line(str(value), MESSAGE) for value in (stated, found))
+            stated, found = (one_line(str(value), MAX_QUOTE) for value in (stated, found))
             raise SavedFileError(f"{launch.call}: {what}: launches.json has {stated}, and {launch.assembly} has {found}")
     return program
 
@@ -59,7 +59,7 @@ def check_plan(launch: SavedLaunch, like: KernelCall) -> None:
     for name in sorted({*constants, *launch.constants}):
         stated, here = (values.get(name, "no constant") for values in (launch.constants, constants))
         if stated != here:
-            words = [one_line(str(value), MESSAGE) for value in (name, stated, here)]
+            words = [one_line(str(value), MAX_QUOTE) for value in (name, stated, here)]
             raise SavedFileError("{}: {} was saved as {}, and is {} here".format(where, *words))
 
 

@@ -26,7 +26,7 @@ GROUPS = {
     "Commands to begin with": {
         "fuzz": "Draw cases, run them on a target, judge them. The main job.",
         "replay": "Run cases again.",
-        "explain": "Say which mistake has just the output of a failing case.",
+        "explain": "Say which mistake gives exactly the output of a failing case.",
         "show": "Draw a case: masks, block table, allocation, error against bound.",
         "targets": "List what can be fuzzed here.",
         "select": "Say which backend serves a layer, or each layer of a model.",
@@ -48,7 +48,7 @@ GROUPS = {
 used: `select` needs nothing of what `fuzz` imports."""
 
 ENDED = "a process of this run ended before it had answered: it was killed, or memory is short"
-MESSAGE = 1500
+MAX_ERROR_CHARACTERS = 1500
 """The most characters of an error, which may quote a file."""
 
 
@@ -172,4 +172,4 @@ def _code(arguments: Sequence[str] | None, commands: click.Group, name: str) -> 
 
 
 def _tell(name: str, message: str) -> None:
-    notes.print(f"{name}: {one_line(message, MESSAGE)}")
+    notes.print(f"{name}: {one_line(message, MAX_ERROR_CHARACTERS)}")

@@ -33,7 +33,7 @@ from attn_contract.layouts import BYTES_OF_SCALE
 
 TILE = 16
 """The number of keys of a tile of TILED, and the number of bytes of each key in it."""
-SMALLEST_MAGNITUDE = 1e-4
+MIN_MAGNITUDE = 1e-4
 """The least magnitude from which a scale is made: engines take `max(largest magnitude of the row, 1e-4)`."""
 
 

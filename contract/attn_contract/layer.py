@@ -36,7 +36,7 @@ UNLIMITED = -1
 Q_SCALE_BESIDE = "None, or a float8 kv_cache_dtype, which q then has, too: engines quantize queries for float8 dots alone"
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 """2^-126, the least scale: GPUs may take a smaller number for 0, and kernels multiply and divide by scales."""
-LARGEST_SCALE, LARGEST_SOFT_CAP = 2.0**64, 2.0**32
+MAX_SCALE, MAX_SOFT_CAP = 2.0**64, 2.0**32
 
 Count = TypeVar("Count", int, torch.Tensor)
 
@@ -48,7 +48,7 @@ _check_optional_size = partial(check_optional_number, minimum=1)
 def _check_soft_cap(name: str, value: Any, _: object) -> float | None:
     if value is None:
         return None
-    if not _is_factor(value, LARGEST_SOFT_CAP) or value < 0:
+    if not _is_factor(value, MAX_SOFT_CAP) or value < 0:
         raise ContractError(name, shown(value), "None or 0 (off), or a number from 2^-126 to 2^32")
     return float(value) or None
 
@@ -228,7 +228,7 @@ class Layer:
             raise ContractError(
                 "num_heads", self.num_heads, f"a multiple of num_kv_heads ({self.num_kv_heads}), so that heads form groups"
             )
-        if not _is_factor(self.scale, LARGEST_SCALE):
+        if not _is_factor(self.scale, MAX_SCALE):
             expected = "0 or a number from 2^-126 (GPUs may take a smaller one for 0) to 2^64 in magnitude"
             raise ContractError("scale", shown(self.scale), expected)
         object.__setattr__(self, "scale", float(self.scale))

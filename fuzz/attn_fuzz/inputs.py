@@ -21,12 +21,12 @@ from attn_fuzz.text import one_line
 
 Record = TypeVar("Record")
 MAX_BYTES = 1 << 20
-LARGE = 1 << 24
+MAX_LARGE_BYTES = 1 << 24
 """The most bytes of a file that may be large: a report, a model config, a code object."""
 MAX_DEPTH = 32
 MAX_DIGITS = 400
 """The most digits of a number. The largest float64 has 309."""
-MESSAGE = 200
+MAX_QUOTE = 200
 # a string without an end goes to the end of the text, or of the line: no character is looked at from two begins
 _NUMBER = rf"\b[0-9][0-9A-Fa-f_x]{{{MAX_DIGITS},}}+"
 _TOKEN = re.compile(rf'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{{}}:]|{_NUMBER}', re.DOTALL)
@@ -41,7 +41,7 @@ _TOML_TOKEN = re.compile(
 
 
 def _no_number(name: str) -> NoReturn:
-    raise InputError(f"{one_line(name, MESSAGE)} is not a finite number")
+    raise InputError(f"{one_line(name, MAX_QUOTE)} is not a finite number")
 
 
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
@@ -114,7 +114,7 @@ def read_json(path: Path, most: int = MAX_BYTES, constant: Callable[[str], Any] 
         check_json(text)
         return json.loads(text, parse_float=_finite, parse_constant=constant)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: {one_line(str(error), MESSAGE)}") from None
+        raise InputError(f"{path}: {one_line(str(error), MAX_QUOTE)}") from None
 
 
 def read_record(path: Path, schema: str, most: int = MAX_BYTES) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def read_record(path: Path, schema: str, most: int = MAX_BYTES) -> dict[str, Any
     content = read_json(path, most)
     found = content.get("schema") if isinstance(content, dict) else None
     if found != schema:
-        got = "nothing" if found is None else one_line(repr(found), MESSAGE)
+        got = "nothing" if found is None else one_line(repr(found), MAX_QUOTE)
         raise InputError(f"{path}: schema: got {got}, expected {schema!r}")
     return content
 
@@ -157,7 +157,7 @@ def read_toml(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
         found = tomllib.loads(text)
         _check_depth(found)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: {one_line(str(error), MESSAGE)}") from None
+        raise InputError(f"{path}: {one_line(str(error), MAX_QUOTE)}") from None
     return found
 
 
@@ -173,7 +173,7 @@ def converted(path: Path, content: object, kind: type[Record]) -> Record:
     try:
         return msgspec.convert(content, kind, str_keys=True)
     except msgspec.ValidationError as error:
-        raise InputError(f"{path}: {one_line(str(error), MESSAGE)}") from None
+        raise InputError(f"{path}: {one_line(str(error), MAX_QUOTE)}") from None
 
 
 def check_json(text: str) -> None:
@@ -195,7 +195,7 @@ def check_json(text: str) -> None:
                 names.pop()
         elif token == ":" and names:
             if last in names[-1]:
-                raise InputError(f"{one_line(repr(last), MESSAGE)} is there twice")
+                raise InputError(f"{one_line(repr(last), MAX_QUOTE)} is there twice")
             names[-1].add(last)
         elif token[0] == '"':
             last = json.loads(token, strict=False) if "\\" in token else token[1:-1]

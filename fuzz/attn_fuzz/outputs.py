@@ -94,7 +94,7 @@ def held(path: Path, most: int, starts: bytes) -> Iterator[Lines]:
         lines: list[bytes] = []
         for line in inputs.read_lines(path, most):
             if not (lines or line.startswith(starts) or starts.startswith(line)):
-                got = one_line(repr(line[:60].rstrip(b"\n")), inputs.MESSAGE)
+                got = one_line(repr(line[:60].rstrip(b"\n")), inputs.MAX_QUOTE)
                 raise InputError(f"{path}: got {got} as its first line, expected {starts.decode()} and more")
             lines.append(line)
         half = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""

@@ -23,7 +23,7 @@ from attn_fuzz.targets.triton import TRITON
 from attn_transformers.registration import IMPLEMENTATIONS, register
 
 QUANTIZED = (torch.int8, torch.float8_e4m3fn, torch.float8_e4m3fnuz)
-LARGEST_ERROR = 1 / 8
+MAX_ERROR = 1 / 8
 """The largest error, relative to the largest element of a token and head. The types in QUANTIZED round by less than this; a
 lost scale has a larger error."""
 
@@ -176,7 +176,7 @@ def _wrong(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype | Non
     if dtype is None:
         same = (found == expected) | (found.isnan() & expected.isnan())
         return None if same.all() else float(error.nan_to_num(torch.inf).max())
-    allowed = expected.float().abs().amax(dim=3, keepdim=True) * LARGEST_ERROR
+    allowed = expected.float().abs().amax(dim=3, keepdim=True) * MAX_ERROR
     return float(error.max()) if (error > allowed).any() else None
 
 

@@ -30,7 +30,7 @@ PLAIN are rounded once to the cache's dtype. k and q are finite.
 
 import torch
 from attn_contract import Batch, IndexCacheView, Indexer, IndexScore, ScaleFormat
-from attn_contract.indexer import SMALLEST_MAGNITUDE
+from attn_contract.indexer import MIN_MAGNITUDE
 from attn_contract.layouts import BYTES_OF_SCALE
 from attn_contract.validation import check_index_logits, check_select, check_write_index_cache
 
@@ -202,7 +202,7 @@ def index_scales(rows: torch.Tensor, indexer: Indexer) -> torch.Tensor:
     """[rows] float32: the scale that each row of index keys is stored with."""
     assert indexer.cache_dtype is not None
     largest = indexer.largest or FLOAT8[indexer.cache_dtype].largest
-    scale = rows.float().abs().amax(-1).clamp(min=SMALLEST_MAGNITUDE) / largest
+    scale = rows.float().abs().amax(-1).clamp(min=MIN_MAGNITUDE) / largest
     if indexer.scale_format is ScaleFormat.FLOAT32:
         return scale
     mantissa, exponent = torch.frexp(scale)

@@ -23,10 +23,10 @@ from attn_contract.latent_format import E8M0_BIAS, E8M0_NAN
 from attn_reference.rounding import rounded
 
 NUMBER_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-SMALLEST_SCALE = 2.0**-100
+MIN_SCALE = 2.0**-100
 """The least scale per token and head: a row of zeros needs some scale to be divided by."""
-SMALLEST_E8M0_EXPONENT = -100
-"""The exponent of the least ue8m0 scale that is written, which is SMALLEST_SCALE."""
+MIN_E8M0_EXPONENT = -100
+"""The exponent of the least ue8m0 scale that is written, which is MIN_SCALE."""
 MANTISSA_BITS = 3
 SIGN_BIT = 0x80
 
@@ -118,7 +118,7 @@ def row_scales(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     largest = _largest(rows)
     bound = INT8_LARGEST if dtype == torch.int8 else FLOAT8[dtype].largest
     # divided by a tensor: on a GPU torch multiplies by the reciprocal of a Python number, which rounds twice
-    scales = (largest / torch.full_like(largest, bound)).clamp(min=SMALLEST_SCALE)
+    scales = (largest / torch.full_like(largest, bound)).clamp(min=MIN_SCALE)
     if dtype == torch.int8:
         scales = scales.masked_fill(rows.float().isnan().any(dim=-1, keepdim=True), torch.nan)
     return scales
@@ -181,7 +181,7 @@ def e8m0_scales(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     # in float64 no quotient of a float32 by the bound rounds to a power of two that it is not
     mantissa, exponent = torch.frexp(largest.double() / FLOAT8[dtype].largest)
     exponent = torch.where(mantissa == 0.5, exponent - 1, exponent)  # a power of two itself, as frexp's mantissa is below 1
-    exponent = torch.where(largest == 0, SMALLEST_E8M0_EXPONENT, exponent).clamp(min=SMALLEST_E8M0_EXPONENT)
+    exponent = torch.where(largest == 0, MIN_E8M0_EXPONENT, exponent).clamp(min=MIN_E8M0_EXPONENT)
     return (exponent + E8M0_BIAS).to(torch.uint8)
 
 

@@ -29,12 +29,12 @@ def test_the_command_that_runs_it_again_asks_for_the_same(words):
     target = registry.load("triton")
     every = shard.exact_every(target, "cpu") if options.exactly is None else int(options.exactly)
     plan = FuzzPlan(
-        target="triton", device="cpu", examples=options.most_examples, seed=5, folder=Path(), exact_every=every,
+        target="triton", device="cpu", examples=options.max_examples, seed=5, folder=Path(), exact_every=every,
         case_seconds=options.case_seconds, fenced=options.fenced, sanitize=sanitizes(options.sanitize, target, "cpu"),
     )  # fmt: skip
     program, command, *again = command_again(plan, options)
     assert (program, command) == ("attn-parity", "fuzz")
     repeated = parsed(again)
-    assert (repeated.most_examples, repeated.most_minutes) == (options.most_examples, options.most_minutes)
+    assert (repeated.max_examples, repeated.max_minutes) == (options.max_examples, options.max_minutes)
     same = {"profile": options.profile, "examples": options.examples, "minutes": options.minutes}
     assert dataclasses.replace(repeated, **same) == options

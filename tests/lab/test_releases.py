@@ -60,7 +60,7 @@ def test_two_releases_of_a_package_leave_what_is_known_of_the_others(sources, tm
 
 def test_failures_on_a_release_are_read_by_a_person_or_count_as_not_read(sources, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "PACKAGES", (PACKAGE,))
-    monkeypatch.setattr(registry, "packages", lambda: {PACKAGE: SimpleNamespace(places={TARGET: ""})})
+    monkeypatch.setattr(registry, "packages", lambda: {PACKAGE: SimpleNamespace(attributes={TARGET: ""})})
     file, read = tmp_path / "alarms.json", tmp_path / "alarms.toml"
     monkeypatch.setattr(alarms, "READ", read)
     assert len(list(alarms.run_all(sources, 6, 600, (), file, seed=1))) == 3

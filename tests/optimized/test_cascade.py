@@ -8,7 +8,7 @@ import pytest
 import torch
 from attn_contract import AttentionType, ContractError, Layout, UnsupportedError
 from attn_contract.rules import label_of
-from attn_contract.validation.values import LARGEST_LOGIT
+from attn_contract.validation.values import MAX_LOGIT
 from attn_optimized.cascade import MIN_SAVED, cascade_pays
 
 
@@ -25,7 +25,7 @@ def shared_prefix(paged_call):
     return build
 
 
-LARGEST = [LARGEST_LOGIT, -LARGEST_LOGIT] * 2
+LARGEST = [MAX_LOGIT, -MAX_LOGIT] * 2
 FLOAT8 = {"kv_cache_dtype": torch.float8_e4m3fn, "output_scale": torch.tensor([0.125])}
 CONTENT = {"layout": Layout.CONTENT_PACKED, "head_size": 48}
 CASES = {

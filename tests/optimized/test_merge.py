@@ -6,7 +6,7 @@ import attn_optimized
 import attn_reference
 import pytest
 import torch
-from attn_contract.validation.values import LARGEST_LOGIT
+from attn_contract.validation.values import MAX_LOGIT
 
 U = 2**-24
 """Unit roundoff of float32."""
@@ -77,9 +77,9 @@ def test_an_empty_part_changes_nothing_and_two_are_an_empty_one(options, empty, 
 def test_a_part_of_the_largest_lse_takes_all_weight_and_of_the_least_none(options, device):
     """A part has such an LSE if a sink of that size is its own."""
     outs, lses = torch.randn(3, T, H, D, device=device), torch.zeros(3, H, T, device=device)
-    lses[:, 0] = torch.tensor([LARGEST_LOGIT, -LARGEST_LOGIT, 3.0], device=device)[:, None]
-    lses[:, 1] = torch.tensor([-LARGEST_LOGIT, -LARGEST_LOGIT, 3.0], device=device)[:, None]
-    lses[:, 2] = torch.tensor([-LARGEST_LOGIT, -torch.inf, -LARGEST_LOGIT], device=device)[:, None]
+    lses[:, 0] = torch.tensor([MAX_LOGIT, -MAX_LOGIT, 3.0], device=device)[:, None]
+    lses[:, 1] = torch.tensor([-MAX_LOGIT, -MAX_LOGIT, 3.0], device=device)[:, None]
+    lses[:, 2] = torch.tensor([-MAX_LOGIT, -torch.inf, -MAX_LOGIT], device=device)[:, None]
     if options is None:  # the first and the last
         outs, lses = outs[::2], lses[::2]
     lse = torch.empty(H, T, device=device)
@@ -91,7 +91,7 @@ def test_a_part_of_the_largest_lse_takes_all_weight_and_of_the_least_none(option
         assert torch.equal(got[:, 1], outs[-1, :, 1].cpu())
         torch.testing.assert_close(got[:, 2], mean.cpu(), rtol=0, atol=4 * U)
         to_e = math.log(2) if options == {"lse_base": "2"} else 1.0
-        extremes = torch.tensor([LARGEST_LOGIT, 3.0, -LARGEST_LOGIT])[:, None].expand(H, T) * to_e
+        extremes = torch.tensor([MAX_LOGIT, 3.0, -MAX_LOGIT])[:, None].expand(H, T) * to_e
         torch.testing.assert_close(got_lse, extremes, rtol=4 * U, atol=0)
 
 

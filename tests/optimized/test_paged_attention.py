@@ -11,7 +11,7 @@ import pytest
 import torch
 import triton
 from attn_contract import AttentionType, ContractError, Layout
-from attn_contract.validation.values import LARGEST_LOGIT, LARGEST_VALUES
+from attn_contract.validation.values import MAX_LOGIT, MAX_VALUE
 from attn_fuzz.targets.triton import TRITON
 from attn_fuzz.verdict.oracle import Oracle
 from attn_optimized.attention import paged_attention_calls
@@ -141,10 +141,10 @@ def test_token_scales_of_another_writer_may_be_0_or_negative(kv_cache_dtype, fac
 
 @pytest.mark.parametrize("kv_cache_dtype", [None, torch.int8], ids=str)
 def test_values_up_to_their_bound(kv_cache_dtype, paged_call, assert_agrees):
-    """Keys of equal logits in parts: their values, of magnitudes below 8 before, add up to almost LARGEST_VALUES."""
+    """Keys of equal logits in parts: their values, of magnitudes below 8 before, add up to almost MAX_VALUE."""
     call = paged_call([1, 2], [500, 3], kv_cache_dtype=kv_cache_dtype, scale=0.0)
     values = call.kv_cache[:, 1] if kv_cache_dtype is None else call.layer.v_scale_cache
-    values.abs_().mul_(LARGEST_VALUES / 500 / 8)
+    values.abs_().mul_(MAX_VALUE / 500 / 8)
     assert_agrees(call)
 
 
@@ -622,25 +622,25 @@ def attend(request):
 
 def test_a_sink_of_the_largest_logit_takes_all_weight_and_of_the_least_none(attend, paged_call):
     """By definition, and not by the judge: beside such a logit its bound allows anything. The last request has no key."""
-    call = paged_call([9, 1, 2], [75, 500, 0], sinks=[LARGEST_LOGIT, -LARGEST_LOGIT] * 2)
+    call = paged_call([9, 1, 2], [75, 500, 0], sinks=[MAX_LOGIT, -MAX_LOGIT] * 2)
     out, lse = attend(call)
     without_out, without_lse = attend(call._replace(layer=replace(call.layer, sinks=None)))
     assert (out[:, ::2] == 0).all()
-    torch.testing.assert_close(lse[::2], torch.full_like(lse[::2], LARGEST_LOGIT), rtol=1e-6, atol=0)
+    torch.testing.assert_close(lse[::2], torch.full_like(lse[::2], MAX_LOGIT), rtol=1e-6, atol=0)
     torch.testing.assert_close(out[:, 1::2], without_out[:, 1::2], rtol=0, atol=1e-6)
     torch.testing.assert_close(lse[1::2, :10], without_lse[1::2, :10], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(lse[1::2, 10:], torch.full((2, 2), -LARGEST_LOGIT), rtol=1e-6, atol=0)
+    torch.testing.assert_close(lse[1::2, 10:], torch.full((2, 2), -MAX_LOGIT), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_row_whose_biases_are_all_the_largest_gives_the_mean(sign, attend, paged_call):
     """Beside them its own logits are lost in float32, so that all are equal."""
-    call = paged_call([5], [5], causal=False, qq_bias=torch.full((8, 8), sign * LARGEST_LOGIT))
+    call = paged_call([5], [5], causal=False, qq_bias=torch.full((8, 8), sign * MAX_LOGIT))
     (request,) = attn_reference.paged_requests(*call, torch.float64)
     mean = request.value.mean(0).float().repeat_interleave(2, 0).cpu()
     out, lse = attend(call)
     torch.testing.assert_close(out, mean.expand(5, -1, -1), rtol=0, atol=1e-6)
-    torch.testing.assert_close(lse, torch.full((4, 5), sign * LARGEST_LOGIT), rtol=1e-6, atol=0)
+    torch.testing.assert_close(lse, torch.full((4, 5), sign * MAX_LOGIT), rtol=1e-6, atol=0)
 
 
 def test_in_float16_a_key_of_a_large_scale_takes_precision_from_others_as_the_bound_says(device):

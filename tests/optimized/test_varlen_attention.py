@@ -5,7 +5,7 @@ from dataclasses import replace
 import attn_optimized
 import pytest
 import torch
-from attn_contract.validation.values import LARGEST_LOGIT
+from attn_contract.validation.values import MAX_LOGIT
 
 CASES = {
     "ragged, with padding requests": {"query_lens": [1, 0, 65, 64, 0, 3]},
@@ -15,7 +15,7 @@ CASES = {
     "left edge only": {"query_lens": [130], "window": (3, -1)},
     "soft cap and ALiBi": {"query_lens": [70, 3], "logits_soft_cap": 0.5, "alibi_slopes": torch.tensor([1.0, 0.5, 0.1, 0.0])},
     "float8 output": {"query_lens": [9, 3], "output_scale": torch.tensor([0.125])},
-    "sinks of the largest logit and of the least": {"query_lens": [70, 3, 0], "sinks": [LARGEST_LOGIT, -LARGEST_LOGIT] * 2},
+    "sinks of the largest logit and of the least": {"query_lens": [70, 3, 0], "sinks": [MAX_LOGIT, -MAX_LOGIT] * 2},
 }
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 H, HK, D, SCALE = 4, 2, 3, 2.0
 U = 2**-24
 """Unit roundoff of float32, the dtype of out and lse."""
-LARGEST_OUT, LARGEST_LSE = 1, 9
+MAX_OUT, MAX_LSE = 1, 9
 """Tokens are drawn from [-1, 1]: a logit is at most 6 in absolute value, and 6 + log(13) < 9 for 12 keys and a sink."""
 
 
@@ -40,10 +40,10 @@ def assert_same_state(a, b, roundings):
     """Compare two states that were rounded a number of times.
 
     Each rounding moves out by U * |out| and lse by U * |lse|. A merge then weights the state wrong by a factor of up to
-    1 + U * |lse|, and the outputs that it weights are at most 2 * LARGEST_OUT apart.
+    1 + U * |lse|, and the outputs that it weights are at most 2 * MAX_OUT apart.
     """
-    torch.testing.assert_close(a[0], b[0], rtol=0, atol=roundings * U * (1 + 4 * LARGEST_LSE) * LARGEST_OUT)
-    torch.testing.assert_close(a[1], b[1], rtol=0, atol=roundings * U * LARGEST_LSE)
+    torch.testing.assert_close(a[0], b[0], rtol=0, atol=roundings * U * (1 + 4 * MAX_LSE) * MAX_OUT)
+    torch.testing.assert_close(a[1], b[1], rtol=0, atol=roundings * U * MAX_LSE)
 
 
 @settings(deadline=None, max_examples=60)

@@ -7,7 +7,7 @@ import click
 from attn_binaries.build import in_processes
 from attn_fuzz.errors import InputError
 from attn_fuzz.text import how_many, one_line
-from attn_parity import MESSAGE
+from attn_parity import MAX_ERROR_CHARACTERS
 from attn_parity.console import notes, plain_table, progress_bar, results
 from attn_parity.launches import architectures_option, chosen_architectures, only_option
 from attn_parity.options import cpu_workers_option, seconds_option
@@ -89,7 +89,7 @@ def _emulate(file: Path, launches: "dict[LaunchName, SavedLaunch]", case_seconds
     errors = [error for error in found.values() if isinstance(error, str)]
     for error in errors:
         words = error.removeprefix("SavedFileError: ").removeprefix("OutOfTimeError: ")
-        notes.print(f"attn-parity: {one_line(words, MESSAGE)}")
+        notes.print(f"attn-parity: {one_line(words, MAX_ERROR_CHARACTERS)}")
     if errors:
         return 2
     return 130 if interrupted else int(not all(run.execution.agrees for _, run in runs))
@@ -138,7 +138,7 @@ def _compare(file: Path, launches: "dict[LaunchName, SavedLaunch]", out: Path) -
         if differences:
             _tell_differences(launch, differences)
     for error in errors:
-        notes.print(f"attn-parity: {one_line(error, MESSAGE)}")
+        notes.print(f"attn-parity: {one_line(error, MAX_ERROR_CHARACTERS)}")
     if not found and not errors:
         raise SavedFileError(f"{here}: --arch and --only name no launch that was emulated")
     equal = sum(not differences for _, differences in found)

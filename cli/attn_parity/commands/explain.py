@@ -1,4 +1,4 @@
-"""`attn-parity explain`: what is wrong with an output, and which mistake has just this output."""
+"""`attn-parity explain`: what is wrong with an output, and which mistake gives exactly this output."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from attn_parity.options import case_seconds_option, device_option
 @case_seconds_option
 @device_option
 def command(file: Path, target_name: str | None, case_seconds: float, device: str) -> int:
-    """Say which rows of a failing case are wrong, and which mistake has just this output; exit 1 if it is wrong.
+    """Say which rows of a failing case are wrong, and which mistake gives exactly this output; exit 1 if it is wrong.
 
     The case is run again with other numbers, and in richer forms. For a captured call,
     its stored output is explained, unless --target names a kernel.

@@ -79,7 +79,7 @@ def _print_packages(device: str) -> None:
     from attn_fuzz.targets import registry
 
     for name, package in registry.packages().items():
-        missing, targets = package.missing(), sorted(package.places)
+        missing, targets = package.missing(), sorted(package.attributes)
         results.print(f"\n{name}: {f'not here: {missing}' if missing else foreign.sources(package.name)}")
         if missing:
             results.print(", ".join(targets))

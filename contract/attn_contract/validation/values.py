@@ -10,10 +10,10 @@ from attn_contract.indexer import IndexCacheView
 from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import SMALLEST_NORMAL, Layer
 
-LARGEST_LOGIT = 2.0**126
+MAX_LOGIT = 2.0**126
 """The largest finite sink or bias. A softmax in base 2 multiplies logits by log2(e), and float32 ends at 2^128: beyond
 it, an infinity would stand for a finite logit. -inf, and not a very negative number, is what hides a key."""
-LARGEST_VALUES = 2.0**100
+MAX_VALUE = 2.0**100
 """The largest product of a request's number of keys and magnitude of V. A softmax that divides by the sum of weights at the end
 adds up that much before, and more if its weights are above 1: float32 ends at 2^128."""
 
@@ -116,22 +116,22 @@ def check_positions(positions: torch.Tensor, num_rows: int) -> None:
 
 
 def check_logit_values(layer: Layer, batch: Batch) -> None:
-    """Check alibi_slopes, sinks and qq_bias: finite numbers, sinks and biases up to LARGEST_LOGIT, or -inf, which hides."""
+    """Check alibi_slopes, sinks and qq_bias: finite numbers, sinks and biases up to MAX_LOGIT, or -inf, which hides."""
     check_layer_logits(layer)
     if batch.qq_bias is not None:
         bias = batch.qq_bias.cpu()
-        expected = f"a number of at most {LARGEST_LOGIT:.2g} in magnitude, or -inf (hidden)"
+        expected = f"a number of at most {MAX_LOGIT:.2g} in magnitude, or -inf (hidden)"
         _refuse_first("qq_bias", bias, _no_logit(bias), expected)
 
 
 def check_layer_logits(layer: Layer) -> None:
-    """Check a layer's alibi_slopes and sinks: finite numbers, sinks up to LARGEST_LOGIT, or -inf, which is no sink."""
+    """Check a layer's alibi_slopes and sinks: finite numbers, sinks up to MAX_LOGIT, or -inf, which is no sink."""
     if layer.alibi_slopes is not None:
         slopes = layer.alibi_slopes.cpu()
         _refuse_first("alibi_slopes", slopes, ~slopes.isfinite(), "a finite number")
     if layer.sinks is not None:
         sinks = layer.sinks.float().cpu()
-        expected = f"a logit of at most {LARGEST_LOGIT:.2g} in magnitude, or -inf (no sink)"
+        expected = f"a logit of at most {MAX_LOGIT:.2g} in magnitude, or -inf (no sink)"
         _refuse_first("sinks", sinks, _no_logit(sinks), expected)
 
 
@@ -145,8 +145,8 @@ def check_scale_values(tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def _no_logit(values: torch.Tensor) -> torch.Tensor:
-    """True where a value is neither -inf nor at most LARGEST_LOGIT in magnitude, as NaN is not."""
-    return ~((values.abs() <= LARGEST_LOGIT) | (values == -torch.inf))
+    """True where a value is neither -inf nor at most MAX_LOGIT in magnitude, as NaN is not."""
+    return ~((values.abs() <= MAX_LOGIT) | (values == -torch.inf))
 
 
 def _refuse_first(name: str, values: torch.Tensor, wrong: torch.Tensor, expected: str) -> None:

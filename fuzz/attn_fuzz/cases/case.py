@@ -12,6 +12,7 @@ from attn_contract.latent_format import LatentFormat
 from attn_contract.rules import held_rules
 from attn_fuzz import extras
 from attn_fuzz.errors import InputError
+from attn_fuzz.inputs import MAX_QUOTE
 
 try:
     import msgspec
@@ -25,7 +26,6 @@ MAX_ELEMENTS = 1 << 27
 GUARD = 64  # rows before and after outputs: about a kernel's tile of queries
 MAX_REQUESTS = 1 << 12
 MAX_RANGES = 1 << 8
-MESSAGE = 200
 
 Count = Annotated[int, Meta(ge=0, le=1 << 20)]
 Size = Annotated[int, Meta(ge=1, le=1 << 20)]
@@ -242,7 +242,7 @@ class Case(
             "in order": by their index. "shuffled": each launch in an order of its own, drawn from the values' seed.
     """
 
-    target: Annotated[str, Meta(max_length=MESSAGE)]
+    target: Annotated[str, Meta(max_length=MAX_QUOTE)]
     attn_type: AttentionType = AttentionType.DECODER
     dtype: Dtype = "float32"
     num_kv_heads: Size = 1

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 from attn_fuzz import inputs, outputs
-from attn_fuzz.cases.case import MESSAGE, SCHEMA, Case, CaseError
+from attn_fuzz.cases.case import SCHEMA, Case, CaseError
 from attn_fuzz.cases.contradictions import check
 from attn_fuzz.errors import InputError
 from attn_fuzz.text import one_line
@@ -42,14 +42,14 @@ def loads(text: str | bytes) -> Case:
     try:
         found = _schema(text)
         if found != f'"{SCHEMA}"'.encode():
-            raise CaseError(f"schema: got {one_line(found[:MESSAGE].decode(errors='replace'))}, expected {SCHEMA!r}")
+            raise CaseError(f"schema: got {one_line(found[: inputs.MAX_QUOTE].decode(errors='replace'))}, expected {SCHEMA!r}")
         case = _decoder.decode(text)
         inputs.check_json(text if isinstance(text, str) else text.decode())
     except CaseError:
         raise
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InputError) as error:
         # the message quotes the file: names in it may be long, and may hold characters that control a terminal
-        raise CaseError(one_line(str(error), MESSAGE)) from None
+        raise CaseError(one_line(str(error), inputs.MAX_QUOTE)) from None
     check(case)
     file = case.values.file
     if file is not None and not (file.endswith(".safetensors") and file.isprintable() and not set(file) & {"/", "\\"}):

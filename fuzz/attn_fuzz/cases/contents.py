@@ -9,7 +9,7 @@ Value kinds (Case.values.kind), simplest first:
     signature   v spells its slot and head; one key outweighs all others: outputs name the slot that was read
     random      everything normal; in half of the rows of q some blocks of dims are far smaller than the others
     extreme     logits of both signs around EXTREME_LOGIT, whatever the head size and scale, with ties; odd seeds have values up
-                to LARGEST_VALUES, unless a dtype or a scale for all tokens is too narrow for them
+                to MAX_VALUE, unless a dtype or a scale for all tokens is too narrow for them
     below       all logits around -FAR_BELOW, before rotations and rules of logits: a maximum of 0 loses their weights
 """
 
@@ -18,12 +18,12 @@ import math
 import attn_reference
 import torch
 from attn_contract import Layer
-from attn_contract.validation.values import LARGEST_LOGIT, LARGEST_VALUES
+from attn_contract.validation.values import MAX_LOGIT, MAX_VALUE
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, slot_of
 from attn_fuzz.cases.poison import poison
 
 TILES = 32
-SMALLEST_SCALE = 2.0**-20
+MIN_SCALE = 2.0**-20
 """The scale of logits below which no finite key can outweigh the others."""
 EXTREME_QUERY, EXTREME_LOGIT = 16, 100
 FAR_BELOW = 150
@@ -34,7 +34,7 @@ SPECIAL_ROWS, SPECIAL_ELEMENTS, TIES = 8, 64, 4
 SATURATED_ELEMENTS = 256
 HIDDEN_BY_BIAS = 0.3
 SMALL = 2.0**-8
-LARGEST_NARROW_SINK = 2.0**15  # in float16
+MAX_NARROW_SINK = 2.0**15  # in float16
 SCALE_EXPONENTS = range(-4, 4)
 ROPE_BASE = 10000.0
 MEANING_VALUES = ("one_hot", "signature")
@@ -128,7 +128,7 @@ def _keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Gener
         if case.values.seed % 2 and case.dtype != "float16" and (cache is None or cache.dtype is None or cache.scales_tokens):
             longest = max(map(case.num_keys, case.requests), default=0)
             # a number of the normal distribution is below 8, and bfloat16 may round up
-            values *= LARGEST_VALUES / 16 / max(longest, 1)
+            values *= MAX_VALUE / 16 / max(longest, 1)
     elif kind == "below":
         size = FAR_BELOW / EXTREME_QUERY / max(abs(case.scale), 1e-3) / case.head_size
         keys = (direction + keys / 8) * math.copysign(size, -case.scale)
@@ -142,7 +142,7 @@ def _keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Gener
         keys = keys / 8
         dims = int(direction.abs().sum())  # all of them, or those of a latent key that are no value
         for r, request in enumerate(case.requests):
-            if (num_keys := case.num_keys(request)) and abs(case.scale) > SMALLEST_SCALE and dims:
+            if (num_keys := case.num_keys(request)) and abs(case.scale) > MIN_SCALE and dims:
                 key = int(torch.randint(0, num_keys, (), generator=generator))
                 logit = math.log(num_keys) + 3
                 keys[_slot(case, r, key)] = direction * (logit / (case.scale * dims))
@@ -153,7 +153,7 @@ def sinks(case: Case, generator: torch.Generator) -> torch.Tensor | None:
     """[H] float32: the logit of each head's sink, of the kind that the case names; None for a case without sinks."""
     near = torch.randn(case.num_heads, generator=generator)
     # the kinds "above" and "below": a seed says with which of the three a case of few heads begins
-    largest = LARGEST_NARROW_SINK if case.dtype == "float16" and case.narrow_sinks else LARGEST_LOGIT
+    largest = MAX_NARROW_SINK if case.dtype == "float16" and case.narrow_sinks else MAX_LOGIT
     far = torch.tensor([20.0, 300.0, largest])[(torch.arange(case.num_heads) + case.values.seed) % 3]
     off = torch.full_like(near, -torch.inf)
     some = torch.where(torch.arange(case.num_heads) % 2 == 0, near, off)

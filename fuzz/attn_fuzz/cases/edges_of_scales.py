@@ -14,7 +14,7 @@ from attn_fuzz.cases.contents import MEANING_VALUES
 from attn_fuzz.cases.poison import DTYPES
 
 MIN_BYTE, MAX_BYTE = 0, 254
-SMALLEST_CODE = 2.0
+MIN_CODE = 2.0
 """The least magnitude of an element whose product with the least scale is a normal number of bfloat16."""
 
 
@@ -57,6 +57,6 @@ def write(case: Case, cache: Cache, edge: Edge, raw: torch.Tensor, slots: torch.
     first_scale = size - form.scales_size(case.head_size, case.head_size_v) if form.scales_apart else quantized
     codes = memory[rows[:, edge.dims]]
     numbers = codes.view(DTYPES[cache.dtype or case.dtype]).float()
-    is_kept = (numbers.abs() >= SMALLEST_CODE) & (edge.byte == MIN_BYTE)
+    is_kept = (numbers.abs() >= MIN_CODE) & (edge.byte == MIN_BYTE)
     memory[rows[:, edge.dims]] = torch.where(is_kept, codes, 0)
     memory[rows[:, first_scale + edge.group]] = edge.byte

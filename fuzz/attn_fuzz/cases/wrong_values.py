@@ -16,7 +16,7 @@ import torch
 from attn_contract import Batch, Layer
 from attn_fuzz.cases.tensors import Write
 
-_LARGEST_INDEX = 2**31 - 1
+_MAX_INDEX = 2**31 - 1
 _SCALES = (0.0, -1.0, math.inf, math.nan)
 
 
@@ -69,7 +69,7 @@ def _of_lengths(batch: Batch) -> Iterator[_Wrong]:
     yield "query_start_loc[-1]", starts, batch.num_actual_tokens + 1, (last + 1,)
     yield "query_start_loc[1]", starts, -1, (1,)
     yield "seq_lens[-1]", lens, -1, (last,)
-    if batch.max_seq_len < _LARGEST_INDEX:
+    if batch.max_seq_len < _MAX_INDEX:
         yield "seq_lens[0]", lens, batch.max_seq_len + 1, (0,)
 
 

@@ -15,7 +15,7 @@ from attn_fuzz.targets.support import Support
 
 SHIPPED = Path(__file__).parent
 MAX_CASES = 10_000
-REASONS = 3
+MAX_REASONS = 3
 """The most reasons for leaving out cases that are printed."""
 
 
@@ -76,9 +76,9 @@ class Admitted(NamedTuple):
         if not self.adapted and not self.left_out:
             return ""
         reasons = sorted(self.left_out.items(), key=lambda item: -len(item[1]))
-        why = "; ".join(f"{len(names)} for {reason}" for reason, names in reasons[:REASONS])
+        why = "; ".join(f"{len(names)} for {reason}" for reason, names in reasons[:MAX_REASONS])
         out = sum(map(len, self.left_out.values()))
-        others = f", {out} left out: {why}{'; ...' * (len(reasons) > REASONS)}" if out else ""
+        others = f", {out} left out: {why}{'; ...' * (len(reasons) > MAX_REASONS)}" if out else ""
         return f"past cases: {len(self.cases)} run, {self.adapted} of them in sizes and forms of this target{others}"
 
 

@@ -19,7 +19,7 @@ from attn_fuzz.emulated.build_cache import cached
 Value = torch.Tensor | tuple[torch.Tensor, ...] | float | int | None
 """A tensor is a pointer to it. Several are a pointer to memory that holds a pointer to each of them."""
 
-_LARGEST = 8
+_MAX_BYTES = 8
 """Bytes of the largest argument that is no struct."""
 
 
@@ -67,9 +67,9 @@ def run(
     """
     kernel = code.program.kernel
     own = {each.offset: each for each in kernel.arguments if not each.kind.startswith("hidden_")}
-    whole = own[0].size if own.keys() == {0} and own[0].size > _LARGEST else 0  # the struct is one argument
+    whole = own[0].size if own.keys() == {0} and own[0].size > _MAX_BYTES else 0  # the struct is one argument
     if whole:
-        own = {offset: Argument(offset, _LARGEST, "by_value") for offset in arguments if offset < whole}
+        own = {offset: Argument(offset, _MAX_BYTES, "by_value") for offset in arguments if offset < whole}
     pointers = {offset for offset, each in own.items() if each.kind == "global_buffer"}
     arguments = {offset: value for offset, value in arguments.items() if offset <= max(own, default=-1)}
     if wrong := sorted((arguments.keys() - own.keys()) | (pointers - arguments.keys())):
@@ -99,4 +99,4 @@ def _encoded(value: Any, at: Mapping[str, int]) -> int:
         buffer, byte = value
         return at[buffer] + byte
     number = struct.unpack("<I", struct.pack("<f", value))[0] if isinstance(value, float) else value or 0
-    return number & (1 << 8 * _LARGEST) - 1
+    return number & (1 << 8 * _MAX_BYTES) - 1

@@ -17,7 +17,7 @@ import numpy as np
 EXPONENTS = 1_073_740_571
 VALUES = 2 * EXPONENTS + 1
 _CHUNK = 10  # bits of an exponent that one table takes
-_MIN_POWER, _LARGEST_POWER = -1130, 1024  # a float64 is m * 2^k with m below 2^53 and k in this range
+_MIN_POWER, _MAX_POWER = -1130, 1024  # a float64 is m * 2^k with m below 2^53 and k in this range
 _HALF = np.uint64(16)
 
 
@@ -29,8 +29,7 @@ def _tables() -> list[np.ndarray]:
 
 _POWERS = _tables()
 _OF_POWER = {
-    modulus: np.array([pow(2, k, modulus) for k in range(_MIN_POWER, _LARGEST_POWER)], np.uint64)
-    for modulus in (EXPONENTS, VALUES)
+    modulus: np.array([pow(2, k, modulus) for k in range(_MIN_POWER, _MAX_POWER)], np.uint64) for modulus in (EXPONENTS, VALUES)
 }
 
 

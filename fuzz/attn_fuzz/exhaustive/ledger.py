@@ -102,5 +102,5 @@ def opened(path: Path, run: RunOf) -> Iterator[Ledger]:
                 launches = []
                 lines.begin(msgspec.json.encode(run))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise LedgerError(f"{path}: no ledger of `attn-parity exhaust`: {one_line(str(error), inputs.MESSAGE)}") from None
+            raise LedgerError(f"{path}: no ledger of `attn-parity exhaust`: {one_line(str(error), inputs.MAX_QUOTE)}") from None
         yield Ledger({launch.launch: launch for launch in launches}, lines)

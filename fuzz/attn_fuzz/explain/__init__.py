@@ -1,4 +1,4 @@
-"""Explains a wrong output: which rows, heads and dims are wrong, and which other call has just this output.
+"""Explains a wrong output: which rows, heads and dims are wrong, and which other call gives exactly this output.
 
 A variant (`attn_fuzz.explain.variants`) is the call with one mistake that kernels make: a window that is one key longer, sinks
 dropped, the block table of another request. `search` computes each variant by the reference, and a variant explains an output

@@ -22,7 +22,7 @@ KEYS, LONGEST = 19, 192
 """The number of keys by which a request grows, and the largest number of keys from which it still does."""
 WIDER = 4
 MORE_BLOCKS = 11
-"""No multiple of a power of two: ids that lose their upper bits are then out of order."""
+"""The number of blocks by which a cache grows. It is odd, so that block ids that lose their upper bits are out of order."""
 
 
 def filled(step: Step) -> None:
@@ -89,7 +89,7 @@ def grown(case: Case) -> Iterator[Callable[[Case], Case]]:
 
 
 def _with_more_blocks(case: Case) -> Case:
-    """The case with a larger cache: a wrong block table or stride leads to a block that no request has, and not out of it."""
+    """The case with a larger cache: a wrong block table or stride leads to a block of no request, and not out of the cache."""
     if case.cache is None:
         return case
     return msgspec.structs.replace(

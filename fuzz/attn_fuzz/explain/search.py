@@ -182,7 +182,7 @@ def _leads_out(part: Part, variants: Sequence[Variant]) -> bool:
 
 
 def _explains(variants: tuple[Variant, ...], seen: Sequence[SeenOutput]) -> Explained:
-    """Mistakes, and the number of outputs that they explain before the first that they do not.
+    """Mistakes, and the number of outputs that they explain before the first unexplained one.
 
     An output for which they lead out of the cache is passed over.
     """

@@ -81,7 +81,7 @@ def _rotating(change: Callable[[Rotation], Rotation]) -> Callable[[Write], Write
 
 
 def _same(attempt: Attempt, step: Step) -> dict[str, bool]:
-    """For the cache (K) and the queries (q): True if a step's are what the target left, bit by bit."""
+    """True for the cache ("K") and for the queries ("q") if the target left those of the step, bit by bit."""
     return {
         "K": all(torch.equal(bits(attempt.written[name]), bits(tensor)) for name, tensor in step.memory.items()),
         "q": torch.equal(bits(attempt.step.q), bits(step.q)),

@@ -9,7 +9,7 @@ from attn_fuzz.properties.slots import has_inline_scales, has_latent_value, repl
 from attn_fuzz.verdict.rounding import UNDERFLOW
 
 # smaller float32 sums of products may hold subnormals, which are rounded to a fixed step or flushed to 0
-SMALLEST_SUM = 2.0**-64
+MIN_SUM = 2.0**-64
 
 
 @relation(
@@ -30,7 +30,7 @@ def doubled_values(step: Step, call_target: CallTarget) -> str | None:
     once, twice = Outputs.of(step), Outputs.of(variant(doubled, call_target))
     if step.layer.output_scale is None:
         # even the smallest normal number may be a subnormal that was rounded up
-        smallest = max(float(torch.finfo(once.out.dtype).tiny), SMALLEST_SUM)
+        smallest = max(float(torch.finfo(once.out.dtype).tiny), MIN_SUM)
         is_exact = (once.out.abs() > smallest) & (2 * once.out).isfinite()
         expected = torch.where(is_exact, 2 * once.out, twice.out)
         once = dataclasses.replace(once, out=expected)

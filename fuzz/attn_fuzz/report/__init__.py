@@ -14,14 +14,14 @@ __all__ = ["again", "save", "save_draft", "save_script", "script", "summary", "w
 
 
 def summary(case: Case, verdict: Verdict | None) -> RenderableType:
-    """A failure in a few lines: `attn_fuzz.report.overview`, which is imported by then."""
+    """A failure in a few lines: `attn_fuzz.report.overview`, which the call imports."""
     from attn_fuzz.report import overview
 
     return overview.summary(case, verdict)
 
 
 def script(case: Case, verdict: Verdict) -> str:
-    """A script that runs the case: `attn_fuzz.report.standalone`, which is imported by then."""
+    """A script that runs the case: `attn_fuzz.report.standalone`, which the call imports."""
     from attn_fuzz.report import standalone
 
     return standalone.script(case, verdict)

@@ -16,7 +16,7 @@ from attn_fuzz.targets.engine import ANY_ENGINE
 from attn_fuzz.targets.support import Support
 
 LOST_SHARE = 0.2
-"""More cases than this share of what was drawn are a loss that a field of Support would save."""
+"""The share of drawn cases that were thrown away above which a run warns: a field of Support would save them."""
 FEW = 10
 """So many cases that were thrown away have fields in common by chance, and show no field that would save them."""
 NAMED = 3
@@ -127,7 +127,7 @@ def _possible_triples(possible: Sequence[Feature], pairs: Set[frozenset[str]]) -
 
 
 def _possible_edges(support: Support) -> list[str]:
-    """The edges that the lengths and windows have which are drawn for a support."""
+    """The edges of the lengths and windows that are drawn for a support."""
     engine = support.engine
     queries = tile_lengths(support) if engine.several_queries else [1]
     has_contexts = _has_cache(support) and engine.contexts

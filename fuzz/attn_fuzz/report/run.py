@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "attn-parity.fuzz/1"
 LIMIT_SHARE = 0.03
-"""More cases than this share that could not be run are worth a warning."""
+"""The share of cases that could not be run above which a run warns."""
 PATHS = {
     "split": "in {} the keys were split",
     "cascade": "in {} the requests' common prefix was attended to once",

@@ -15,7 +15,7 @@ BIN, AXIS, APART = 4, 48, 12
 """A histogram's width of a bin, height of the axis, and distance of the outermost bins from the others."""
 PAIR_SHADES = 5
 MAX_COLUMNS_WITH_TEXT = 64
-SMALLEST_CELL = 8
+MIN_CELL = 8
 
 
 def picture(picture: Picture) -> Element:
@@ -23,7 +23,7 @@ def picture(picture: Picture) -> Element:
     columns = max(map(len, picture.cells), default=0)
     longest = max((len(cell.text) for row in picture.cells for cell in row), default=1)
     with_text = columns <= MAX_COLUMNS_WITH_TEXT
-    width = round(longest * LETTER_WIDTH) + 6 if with_text else SMALLEST_CELL
+    width = round(longest * LETTER_WIDTH) + 6 if with_text else MIN_CELL
     margin = round(max(map(len, picture.row_names), default=0) * LETTER_WIDTH) + 10
     top = LINE if picture.ticks else 2
     marks = [*_ticks(picture, margin, width)]

@@ -7,7 +7,7 @@ from attn_contract import AttentionType, ContractError, Layout
 from attn_fuzz.cases.case import ITEMSIZE
 from attn_fuzz.cases.contradictions import ROWS
 from attn_fuzz.strategies.choices import pick
-from attn_fuzz.strategies.rules import NUMBERS, SMALLEST_CAP, rules, window
+from attn_fuzz.strategies.rules import MIN_CAP, NUMBERS, rules, window
 from attn_fuzz.targets.engine import ANY_ENGINE, WindowKind
 from attn_fuzz.targets.support import Support
 from hypothesis import strategies as st
@@ -192,7 +192,7 @@ def _scale(draw: st.DrawFn, support: Support, head_size: int, cap: float | None)
         return head_size**-0.5
     signs = [sign for sign in (1,) * 18 + (0, -1) if sign in support.engine.scale_signs] or list(support.engine.scale_signs)
     unit = pick(draw, (1.0,) * 19 + (2.0**-120,)) if 0 in signs else 1.0
-    if cap == SMALLEST_CAP:
+    if cap == MIN_CAP:
         unit = 2.0**19
     return pick(draw, (0.25, round(head_size**-0.5, 6), 1.0, 0.1)) * pick(draw, signs) * unit
 

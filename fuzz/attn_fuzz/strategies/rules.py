@@ -61,12 +61,12 @@ def _chunks(support: Support) -> tuple[int, ...]:
     return *_around(support), *_far(support) * 4
 
 
-SMALLEST_CAP = 2.0**-120
+MIN_CAP = 2.0**-120
 
 
 def _edge_caps(support: Support) -> tuple[float, ...]:
     """Caps so small that scale / cap may exceed float32, for an engine that sends any scale."""
-    return (SMALLEST_CAP,) * 2 if support.engine.other_scales and 0 in support.engine.scale_signs else ()
+    return (MIN_CAP,) * 2 if support.engine.other_scales and 0 in support.engine.scale_signs else ()
 
 
 NUMBERS: dict[str, _Number] = {

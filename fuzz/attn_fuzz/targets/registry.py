@@ -50,12 +50,12 @@ class Package(NamedTuple):
     Attributes:
         name: the name of the package, as Python imports it.
         requirement: the package that installs it, such as "vllm==0.33.0".
-        places: module and attribute of each target, by its name.
+        attributes: module and attribute of each target, by its name.
     """
 
     name: str
     requirement: str
-    places: Mapping[str, str]
+    attributes: Mapping[str, str]
 
     def missing(self, files: Sequence[str] = ()) -> str | None:
         """See `foreign.missing`."""
@@ -80,7 +80,7 @@ def packages() -> dict[str, Package]:
 
 
 def names() -> list[str]:
-    return sorted({*ours(), *(name for package in packages().values() for name in package.places)})
+    return sorted({*ours(), *(name for package in packages().values() for name in package.attributes)})
 
 
 def battery() -> list[str]:
@@ -121,8 +121,8 @@ def entry(name: str) -> EntryPoint:
     for found in _entries(GROUP).select(name=base):
         return found
     for package in packages().values():
-        if base in package.places:
-            return EntryPoint(base, package.places[base], GROUP)
+        if base in package.attributes:
+            return EntryPoint(base, package.attributes[base], GROUP)
     raise TargetError(f"target: no target {base!r}{nearest(base, names())}; `attn-parity targets` lists them")
 
 

@@ -127,9 +127,9 @@ from attn_reference import Attention, Request, attend, dequantize, paged_request
 
 LAMBDA = 6.0
 # the log of the largest weight: a larger one bounds nothing, and sums of its products must stay finite
-LARGEST_LOG = 64.0
+MAX_LOG = 64.0
 # the largest error of a maximum: beyond it all weights may underflow
-LARGEST_SHIFT = 500.0
+MAX_SHIFT = 500.0
 # a sink that is the maximum and has a larger eps counts as an error that all logits share
 SHARED_EPS = 1.0
 
@@ -342,7 +342,7 @@ class Oracle:
         """l exp(-shift) [H, q, 1], or 1 if the rounded weights are divided by it already."""
         if self.rounding.rounding.normalizes_first:
             return 1.0
-        return (self.denominator * torch.exp(-self._shift.clamp(max=LARGEST_SHIFT)))[..., None]
+        return (self.denominator * torch.exp(-self._shift.clamp(max=MAX_SHIFT)))[..., None]
 
     @cached_property
     def _squared_value(self) -> torch.Tensor:
@@ -435,12 +435,12 @@ class Oracle:
         # ln sum_i w_i exp(-eps_i): the least denominator, relative to the right one
         least = torch.cat([logs - eps, sink_log - sink_eps], -1).logsumexp(-1, keepdim=True)
         least = torch.where(least.isinf(), 0.0, least)  # in a row that sees nothing
-        largest = torch.exp((logs + eps - least).clamp(max=LARGEST_LOG))
+        largest = torch.exp((logs + eps - least).clamp(max=MAX_LOG))
         errors = -torch.expm1(-eps) * largest
         return _Weights(
             largest=largest,
             errors=errors,
-            sink_error=-torch.expm1(-sink_eps) * torch.exp((sink_log + sink_eps - least).clamp(max=LARGEST_LOG)),
+            sink_error=-torch.expm1(-sink_eps) * torch.exp((sink_log + sink_eps - least).clamp(max=MAX_LOG)),
             total_error=errors.sum(-1, keepdim=True),
             shared=shared,
         )
@@ -448,7 +448,7 @@ class Oracle:
     @cached_property
     def _of_sums(self) -> torch.Tensor:
         """[H, q]: the relative error of the denominator"""
-        total = self.denominator * torch.exp(-self._shift.clamp(max=LARGEST_SHIFT))
+        total = self.denominator * torch.exp(-self._shift.clamp(max=MAX_SHIFT))
         return self.rounding.of_sums(self._tiles, self._span, total) + torch.zeros_like(total)
 
     def _lost_in_sums(self, stored_norm: torch.Tensor) -> torch.Tensor:

@@ -104,7 +104,7 @@ def _earlier(file: Path) -> dict[str, Any]:
     Raises:
         InputError: it is no such file, or another Triton compiled the launches.
     """
-    earlier = inputs.read_record(file, SCHEMA, inputs.LARGE)
+    earlier = inputs.read_record(file, SCHEMA, inputs.MAX_LARGE_BYTES)
     if earlier.get("triton") != version("triton"):
         raise InputError(f"{file}: triton: got {earlier.get('triton')!r}, expected {version('triton')!r}, which compiles here")
     return earlier

@@ -61,7 +61,7 @@ def command() -> None:
 @click.option("--name", required=True, help="Name of the file in docs/generated/judge, such as cpu.")
 def calibration(runs: tuple[Path, ...], name: str) -> None:
     """Add up runs of one target on one device that agree (`attn-parity fuzz --json RUN.json`)."""
-    read = [inputs.read_as(path, SCHEMA, FuzzRun, inputs.LARGE) for path in runs]
+    read = [inputs.read_as(path, SCHEMA, FuzzRun, inputs.MAX_LARGE_BYTES) for path in runs]
     for path, run in zip(runs, read, strict=True):
         if run.failures or run.error:
             raise InputError(f"{path}: expected a run that agrees")

@@ -73,7 +73,7 @@ class Options(Sample):
     json_file: Path | None
 
     @property
-    def most_examples(self) -> int:
+    def max_examples(self) -> int:
         return self.examples or PROFILES[self.profile]
 
     @property
@@ -165,9 +165,9 @@ def _run(options: Options) -> int:
         log.use_only(options.chosen)
     equivalent, causes, mutants = reasons.load(EQUIVALENT), reasons.load(NOT_FOUND), options.mutants()
     interrupted = not options.reads and _ran(options, [mutant for mutant in mutants if mutant.name not in equivalent], log)
-    rows = [mutants_results.row(mutant, log, options.numbers, options.most_examples, equivalent) for mutant in mutants]
+    rows = [mutants_results.row(mutant, log, options.numbers, options.max_examples, equivalent) for mutant in mutants]
     rows = tuple(mutants_results.explained(row, causes) for row in rows)
-    of_sample = (len(mutants), options.sample_seed, tuple(options.numbers), options.most_examples)
+    of_sample = (len(mutants), options.sample_seed, tuple(options.numbers), options.max_examples)
     found = Results("CPU", hypothesis.__version__, *of_sample, mutants_results.suite_of(log), rows)
     return _tell(found, interrupted, options.writes, options.json_file)
 
@@ -182,7 +182,7 @@ def _ran(options: Options, mutants: Sequence[Generated], log: Log) -> bool:
     plan = FuzzPlan(
         target="",
         device="cpu",
-        examples=options.most_examples,
+        examples=options.max_examples,
         seed=options.seed,
         folder=options.path.parent,
         case_seconds=options.case_seconds,

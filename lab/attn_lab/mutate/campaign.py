@@ -1,7 +1,7 @@
 """A campaign: generated mutants, each by several seeds on the targets that run it, until a case fails.
 
 Each mutant first runs PROBED cases of its quickest targets alone, which find most mutants. The others run in groups: up to
-GROUP mutants are installed together, and a shard in which no case fails counts for each of them. When a case fails, each half
+MAX_GROUP mutants are installed together, and a shard in which no case fails counts for each. When a case fails, each half
 of the group runs the shard, until one mutant is left. So a mutant is found only by a run of its own. A mutant that hides
 another one's failure after its first PROBED cases makes the other one survive. As many groups run at once as there are workers,
 and none waits for another.
@@ -29,7 +29,7 @@ from attn_parity.console import notes
 
 PROBED, PROBED_TARGETS = 20, 3
 """Cases of a target that a mutant runs alone before it joins a group, and of how many targets."""
-GROUP = 64
+MAX_GROUP = 64
 """The most mutants that are installed together."""
 
 Group = tuple[Key, ...]
@@ -183,7 +183,7 @@ class _Campaign:
         groups: list[list[Key]] = []
         for key in keys:
             for group in groups:
-                if group[0][1:] == key[1:] and len(group) < GROUP and self._can_be_installed([*group, key]):
+                if group[0][1:] == key[1:] and len(group) < MAX_GROUP and self._can_be_installed([*group, key]):
                     group.append(key)
                     break
             else:

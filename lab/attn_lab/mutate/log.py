@@ -55,7 +55,7 @@ class Log:
             for line in lines[1:]:
                 self._keep(msgspec.json.decode(line, type=Trial | Reach | RecordedTests))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise InputError(f"{self.path}: no results of mutants: {one_line(str(error), inputs.MESSAGE)}") from None
+            raise InputError(f"{self.path}: no results of mutants: {one_line(str(error), inputs.MAX_QUOTE)}") from None
 
     @contextmanager
     def alone(self) -> Iterator[Lines]:

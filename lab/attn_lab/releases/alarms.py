@@ -112,7 +112,7 @@ def entries() -> list[Entry]:
 def run_all(sources: Path, examples: int, seconds: float, only: Sequence[str], file: Path, seed: int) -> Iterator[str]:
     """Go on with each target on each release in a folder, up to a number of cases or a time for each."""
     for package in runner.PACKAGES:
-        names = [name for name in registry.packages()[package].places if not only or name in only]
+        names = [name for name in registry.packages()[package].attributes if not only or name in only]
         for release in runner.releases(sources, package) if names else ():
             with runner.using_release(sources, package, release):
                 process = prepared.start("cpu", _run_release, package, release, names, examples, seconds, file, seed)
@@ -143,7 +143,7 @@ def _plan(name: str, seed: int, first: int) -> FuzzPlan:
 def run_after(sources: Path, only: Sequence[str], file: Path) -> Iterator[str]:
     """Run each failing case on the release that mends it, by alarms.toml."""
     for name in only or [*runner.stored(file).runs]:
-        package = next(package for package in runner.PACKAGES if name in registry.packages()[package].places)
+        package = next(package for package in runner.PACKAGES if name in registry.packages()[package].attributes)
         waiting = _waiting(name, runner.stored(file), runner.releases(sources, package))
         for later in sorted(set(waiting.values()), key=runner.version):
             cases = [case for case, release in waiting.items() if release == later]

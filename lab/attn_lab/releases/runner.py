@@ -147,7 +147,7 @@ def fixes() -> list[Fix]:
 
 
 def stored(file: Path = RESULTS) -> Results:
-    return inputs.read_json_as(file, Results, inputs.LARGE) if file.is_file() else Results()
+    return inputs.read_json_as(file, Results, inputs.MAX_LARGE_BYTES) if file.is_file() else Results()
 
 
 def save(kept: Results, file: Path = RESULTS) -> None:

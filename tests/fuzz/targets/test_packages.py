@@ -33,8 +33,8 @@ from tests.support.pages import PAGES, ROOT, blocks
 FOREIGN = [
     name
     for package in registry.packages().values()
-    for name, place in package.places.items()
-    if not re.search(r"\.aiter\.(unified|backends):", place)  # called by the adapter: test_aiter_target.py
+    for name, attribute in package.attributes.items()
+    if not re.search(r"\.aiter\.(unified|backends):", attribute)  # called by the adapter: test_aiter_target.py
 ]
 TARGETS = {name: registry.load(name) for name in FOREIGN}
 CAPPED = [

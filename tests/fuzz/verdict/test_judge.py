@@ -11,7 +11,7 @@ import pytest
 import torch
 from attn_contract import RULES, AttentionType, Layer, Layout
 from attn_contract.rules import LOGITS
-from attn_contract.validation.values import LARGEST_LOGIT
+from attn_contract.validation.values import MAX_LOGIT
 from attn_fuzz.cases import tensors
 from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
@@ -347,7 +347,7 @@ def sunk(sink):
     return call, out, lse
 
 
-@pytest.mark.parametrize("sink", [3e37, LARGEST_LOGIT, 2.0**23 + 1])
+@pytest.mark.parametrize("sink", [3e37, MAX_LOGIT, 2.0**23 + 1])
 @pytest.mark.parametrize("parts", [1, 4])
 def test_beside_a_sink_of_all_weight_each_wrong_value_is_seen(sink, parts):
     """Half a dozen roundings of an LSE of its size are all that is allowed, and of the output no more than without a sink."""
@@ -373,7 +373,7 @@ def test_beside_a_sink_of_all_weight_each_wrong_value_is_seen(sink, parts):
         assert judge.judge_call(call, torch.stack([wrong[:, 0], out[:, 1]], 1), lse, rounding).kind == "value"
 
 
-@pytest.mark.parametrize("sink", [-3e37, -LARGEST_LOGIT])
+@pytest.mark.parametrize("sink", [-3e37, -MAX_LOGIT])
 def test_a_sink_of_no_weight_loosens_nothing(sink):
     """The bound beside it is the bound without a sink."""
     call, out, lse = sunk(sink)

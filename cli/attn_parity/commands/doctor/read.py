@@ -25,7 +25,7 @@ def stages_to_ship(path: Path) -> int:
     Raises:
         InputError: the file is no report, or no launch in it has two variants.
     """
-    report = inputs.read_as(path, SCHEMA, Doctor, inputs.LARGE)
+    report = inputs.read_as(path, SCHEMA, Doctor, inputs.MAX_LARGE_BYTES)
     try:
         sections = report["sections"]
         _print_sections(sections)

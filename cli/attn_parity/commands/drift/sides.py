@@ -90,7 +90,7 @@ def targets_of(package: str) -> list[str]:
     known = registry.packages()
     if package == TRITON:
         return [name for name in registry.ours() if not name.startswith(("reference", "transformers"))]
-    return [*known[package].places] if package in known else []
+    return [*known[package].attributes] if package in known else []
 
 
 def is_pinned(package: str, folder: Path) -> bool:

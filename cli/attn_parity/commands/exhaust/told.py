@@ -11,7 +11,7 @@ from attn_parity.commands.exhaust.exhausted import Exhausted
 from attn_parity.console import plain_table, results
 from attn_parity.device import device_name
 
-REASONS = 4
+MAX_REASONS = 4
 """The number of reasons for leaving calls out that are printed for each part."""
 
 
@@ -74,7 +74,7 @@ def print_counts(outcome: Exhausted) -> None:
         table.add_row(part.part.what, sizes, *(f"{count:,}" for count in counts))
     results.print(table)
     for part in outcome.parts:
-        for why, count in part.left_out.not_served.most_common(REASONS):
+        for why, count in part.left_out.not_served.most_common(MAX_REASONS):
             results.print(f"left out of {part.part.what}: {count:,}, {why}")
     launches = sum(part.launches for part in outcome.parts)
     of = f"scope {outcome.plan.scope} has {outcome.total_calls:,} calls on target {outcome.target.name}"

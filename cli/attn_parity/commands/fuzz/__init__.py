@@ -109,7 +109,7 @@ def command(options: Options) -> int:
         from attn_parity.commands.fuzz import managers
 
         managers.check_options(click.get_current_context())
-        return managers.fuzz(options.manager, options.most_examples, options.seed)
+        return managers.fuzz(options.manager, options.max_examples, options.seed)
     if len(options.names) > 1 and not options.keep_going:
         raise click.UsageError("--target: several targets take turns in a run with --keep-going")
     check_writable(options.json_file, made=options.folder)
@@ -125,7 +125,7 @@ def command(options: Options) -> int:
         keys = {name: database.key(name, chosen.device_name) for name in plans}
         past = {name: _past(options.corpus, failures_of, keys[name], name, chosen.supports[name]) for name in plans}
         begun = Begun(options, chosen, plans, targets, past)
-        runs, errors = begun.keep_going(until, options.most_minutes) if options.keep_going else begun.until_failure()
+        runs, errors = begun.keep_going(until, options.max_minutes) if options.keep_going else begun.until_failure()
         if failures_of is not None:
             for name, run in runs.items():
                 _store(failures_of, keys[name], run.failures, errors)
@@ -145,7 +145,7 @@ def _plans(options: Options, chosen: Machines, targets: Mapping[str, Target]) ->
     plan = FuzzPlan(
         target="",
         device=chosen.device,
-        examples=options.most_examples,
+        examples=options.max_examples,
         seed=secrets.randbelow(1 << 31) if options.seed is None else options.seed,
         folder=options.folder,
         case_seconds=options.case_seconds,

@@ -1,4 +1,4 @@
-"""A run of `attn-parity fuzz` that has begun: its shards, what it prints, and what it writes."""
+"""A run of `attn-parity fuzz`: its shards, what it prints, and what it writes."""
 
 import platform
 import time
@@ -34,7 +34,7 @@ Runs = tuple[dict[str, Run], list[str]]
 
 @dataclass(frozen=True)
 class Begun:
-    """A run that begins: its options and machines, and for each target the plan, the target, and the names of past cases."""
+    """A run: its options and machines, and for each target the plan, the target, and the names of past cases."""
 
     options: Options
     machines: Machines
@@ -212,7 +212,7 @@ def _run(
 def command_again(plan: FuzzPlan, options: Options) -> list[str]:
     """The command that runs a target again. It names no database, whose address may hold a password, and no machines."""
     given = {"target": plan.target, "device": plan.device, "examples": plan.examples, "seed": plan.seed}
-    given |= {"minutes": options.most_minutes, "corpus": options.corpus}
+    given |= {"minutes": options.max_minutes, "corpus": options.corpus}
     given |= {"case-seconds": plan.case_seconds} if plan.case_seconds != CASE_SECONDS else {}
     words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     if options.sanitize is not None:

@@ -39,13 +39,13 @@ class Options:
         return self.report_folder or outputs.RUNS
 
     @property
-    def most_examples(self) -> int:
+    def max_examples(self) -> int:
         return self.examples or (KEEP_GOING_EXAMPLES if self.keep_going else PROFILES[self.profile])
 
     @property
-    def most_minutes(self) -> float | None:
+    def max_minutes(self) -> float | None:
         return KEEP_GOING_MINUTES if self.keep_going and self.minutes is None and self.examples is None else self.minutes
 
     def until(self, share: float = 1.0) -> float | None:
         """The time when this share of the minutes will be over; None without a limit of time."""
-        return time.time() + 60 * self.most_minutes * share if self.most_minutes else None
+        return time.time() + 60 * self.max_minutes * share if self.max_minutes else None

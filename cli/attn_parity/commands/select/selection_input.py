@@ -67,7 +67,7 @@ def read(file: Path | None, given: Mapping[str, Any]) -> SelectionInput:
         if "tensor_parallel" in given:
             raise click.UsageError("--tensor-parallel goes with a model config: --heads are those of one device")
         return SelectionInput(source=_one_layer(given))
-    content = inputs.read_json(file, inputs.LARGE, constant=float)  # its quantization may name each part of the model
+    content = inputs.read_json(file, inputs.MAX_LARGE_BYTES, constant=float)  # its quantization may name each part of the model
     if not is_model_config(content):
         _refuse(given, "FILE says all about its layers")
         return SelectionInput(source=model_file.model_file(inputs.read_json(file)))

@@ -80,7 +80,7 @@ def broken_declaration(attempt: Attempt) -> Wrong | None:
 
 
 def _is_of_an_architecture(declared: Capabilities, config: AttentionConfig) -> bool:
-    """True if some architecture that runs the backend has its own refusal of a config: which one runs, a call knows alone."""
+    """True if some architecture that runs the backend has its own refusal of a config: only a call knows which one runs."""
     return any(
         not refusal.property.startswith("architecture ")
         for architecture in (*ARCHITECTURES, "sm80", "sm90")

@@ -45,7 +45,7 @@ def _place(error: BaseException) -> str:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception, its cause, the cause of that one, and so on. Causes may form a ring."""
+    """The exception, its cause, the cause of this cause, and so on. Causes may form a ring."""
     met: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and not any(cause is each for each in met):

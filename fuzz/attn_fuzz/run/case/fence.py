@@ -150,7 +150,7 @@ def _together(one: _Extent, other: _Extent) -> _Extent:
 
 
 def _bytes(tensor: torch.Tensor) -> tuple[int, int]:
-    """A tensor's first byte in its storage, and the byte past its last."""
+    """A tensor's first byte in its storage, and the byte past its last one."""
     begin = int(tensor.storage_offset()) * tensor.itemsize
     first, end = memory_of(tensor)
     return begin, begin + end - first

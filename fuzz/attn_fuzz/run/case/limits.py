@@ -76,7 +76,7 @@ def _builtin(error: ValueError) -> str:
 
 
 def _absent(module: str | None) -> str | None:
-    """The package of a module, if it is not installed. Who imports what an installed package does not have is at fault."""
+    """The package of a module, if it is not installed. Code that imports a name that an installed package lacks is at fault."""
     package = (module or "").partition(".")[0]
     return package if package and package not in sys.modules and importlib.util.find_spec(package) is None else None
 

@@ -31,11 +31,11 @@ _ORDER = {**dict.fromkeys(MODES, 1), "far": 2, **dict.fromkeys(ARCHITECTURES, 3)
 """Modes with one number exclude each other, and a name has them in this order. Other modes of a target's own come first."""
 
 
-def applied(target: Target, modes: Sequence[str], place: str) -> Target:
+def applied(target: Target, modes: Sequence[str], attribute: str) -> Target:
     """A target in modes, from the left to the right.
 
     Args:
-        place: module and attribute of the target, as its entry point has them. Another process loads its kernels by them.
+        attribute: module and attribute of the target, as its entry point has them. Another process loads its kernels by them.
 
     Raises:
         NoModeError: a mode is unknown, or comes after one that it cannot come after, or the target has no such mode.
@@ -49,7 +49,7 @@ def applied(target: Target, modes: Sequence[str], place: str) -> Target:
             raise NoModeError(f"@{before}@{mode}: {reason}")
         if "planned" in modes[: modes.index(mode)] and mode in ARCHITECTURES:
             raise NoModeError(f"@planned@{mode}: @{mode} alone plans for {mode}")
-        changed = _in_mode(target, mode, place)
+        changed = _in_mode(target, mode, attribute)
         says = MODES.get(mode, COMPILED if mode in ARCHITECTURES else "")
         description = f"{target.description}: {says}" if says else changed.description
         target = dataclasses.replace(changed, name=f"{target.name}@{mode}", description=description)
@@ -60,11 +60,11 @@ def _order(mode: str) -> int:
     return _ORDER.get(mode, 0)
 
 
-def _in_mode(target: Target, mode: str, place: str) -> Target:
+def _in_mode(target: Target, mode: str, attribute: str) -> Target:
     own = target.modes.get(mode, _OF_ANY_TARGET.get(mode))
     if isinstance(own, str):
         raise NoModeError(own)
-    return compiled.compiled_for(target, place, mode) if own is None else own(target)
+    return compiled.compiled_for(target, attribute, mode) if own is None else own(target)
 
 
 def declared(target: Target) -> list[str]:
@@ -76,12 +76,12 @@ def declared(target: Target) -> list[str]:
     return [*own, *(f"{form}@{mode}" for form in own if form in target.formats for mode in of_any)]
 
 
-def descriptions(target: Target, place: str) -> dict[str, str]:
+def descriptions(target: Target, attribute: str) -> dict[str, str]:
     """The description of each mode, or "no" and the reason why the target has no such mode."""
     found: dict[str, str] = {}
     for mode in dict.fromkeys((*target.modes, *_ORDER)):
         try:
-            description = applied(target, [mode], place).description
+            description = applied(target, [mode], attribute).description
         except NoModeError as error:
             found[mode] = f"no: {error}"
         else:

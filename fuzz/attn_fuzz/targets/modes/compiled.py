@@ -15,13 +15,12 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.errors import LimitError
 from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.targets import of_architecture
+from attn_fuzz.targets.modes.planned import MIN_KEYS_PER_TILE
 from attn_fuzz.targets.rng import rng_of, rng_of_metadata
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Gpu, NoModeError, Target, within
 from attn_fuzz.verdict.rounding import Rounding
 
-KEYS_PER_TILE = 16
-"""The least of this project's launches for AMD."""
 MAX_TOKENS, MAX_KEYS = 128, 256
 LARGE_SHARE = 0.3
 """The share of layers whose launches are compiled for storages that 32 bits do not address. That is other code, so it is chosen
@@ -50,11 +49,11 @@ def _is_large(arguments: Iterable[object]) -> bool:
     return rng_of(fields).random() < LARGE_SHARE
 
 
-def compiled_for(target: Target, place: str, architecture: str) -> Target:
+def compiled_for(target: Target, attribute: str, architecture: str) -> Target:
     """A target whose kernels are compiled for an architecture of AMD, and emulated.
 
     Args:
-        place: as of `modes.applied`.
+        attribute: as of `modes.applied`.
 
     Raises:
         NoModeError: its kernels cannot be compiled for the architecture.
@@ -67,7 +66,7 @@ def compiled_for(target: Target, place: str, architecture: str) -> Target:
         raise NoModeError(f"{target.name} does not name the modules of its kernels (Target.modules)")
     if target.architectures and architecture not in target.architectures:
         raise NoModeError(f"its kernels are those of {', '.join(target.architectures)}")
-    made = _Compiled(target, place, architecture)
+    made = _Compiled(target, attribute, architecture)
     return target.wrapped(
         within(made.emulated),
         support=made.support,
@@ -87,7 +86,7 @@ class _Compiled:
     """The parts of a target that are others when its kernels are compiled for an architecture."""
 
     target: Target
-    place: str
+    attribute: str
     architecture: str
 
     @property
@@ -105,7 +104,7 @@ class _Compiled:
         from attn_fuzz.emulated.launches import Launches
 
         launches = Launches(
-            f"{self.place}.modules",
+            f"{self.attribute}.modules",
             self.architecture,
             functools.partial(of_architecture.schedules, rng_of_metadata(arguments), races=self.target.races is None),
             whole_storages=not self.is_planned,
@@ -133,8 +132,9 @@ class _Compiled:
 
     def rounding(self, device: str) -> Rounding:
         """The target's Rounding on a GPU, as this architecture rounds."""
-        declared = dataclasses.replace(self.target.rounding("cuda"), flushes_float16=self.architecture in FLUSHES_FLOAT16)
-        return dataclasses.replace(declared, keys_per_tile=KEYS_PER_TILE, float16_dots=False) if self.is_planned else declared
+        planned = {"keys_per_tile": MIN_KEYS_PER_TILE, "float16_dots": False} if self.is_planned else {}
+        flushes = self.architecture in FLUSHES_FLOAT16
+        return dataclasses.replace(self.target.rounding("cuda"), flushes_float16=flushes, **planned)
 
     def unavailable(self, device: str) -> str | None:
         return _unavailable(device, self.architecture) or self.target.unavailable(device)

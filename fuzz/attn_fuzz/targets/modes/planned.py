@@ -19,8 +19,8 @@ COMPUTE_UNITS = (1, 3, 8)
 """Numbers of compute units, so few that splitting keys over them makes programs that are quickly interpreted."""
 TILE_EDGES = (32, 64, 128)
 MAX_PARTS = 128
-MIN_TILE = 16
-"""The keys of the smallest tile of a plan."""
+MIN_KEYS_PER_TILE = 16
+"""The keys of the smallest tile of a plan, on any GPU."""
 _NVIDIA = ("sm70", "sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm103", "sm110", "sm120", "sm121")
 """GPUs that keep several tiles of keys in shared memory, whose size limits the number."""
 
@@ -65,7 +65,7 @@ def on_drawn_gpus(target: Target) -> Target:
 
     def rounding(device: str) -> Rounding:
         # this bounds every plan: no tile sums more keys than a request has
-        return dataclasses.replace(target.rounding("cuda"), keys_per_tile=MIN_TILE, splits=MAX_PARTS)
+        return dataclasses.replace(target.rounding("cuda"), keys_per_tile=MIN_KEYS_PER_TILE, splits=MAX_PARTS)
 
     return target.wrapped(
         within(lambda arguments: planned(drawn_gpu(rng_of_metadata(arguments)))),

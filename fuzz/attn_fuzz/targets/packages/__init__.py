@@ -7,8 +7,8 @@ from attn_fuzz.targets.registry import Package
 
 def _package(name: str, requirement: str, targets: Mapping[str, Sequence[str]]) -> Package:
     """`targets`: the names of the targets of each module. A target is the attribute that has its name, in capitals."""
-    places = {each: f"{__name__}.{module}:{each.upper().replace('-', '_')}" for module in targets for each in targets[module]}
-    return Package(name, requirement, places)
+    found = {each: f"{__name__}.{module}:{each.upper().replace('-', '_')}" for module in targets for each in targets[module]}
+    return Package(name, requirement, found)
 
 
 VLLM = _package(
@@ -22,7 +22,7 @@ VLLM = _package(
         "vllm.encoder": ("vllm-encoder-attention",),
         "vllm.write": ("vllm-reshape-and-cache",),
         "vllm.flex": ("vllm-flex-masks",),
-        "vllm.ranks": ("vllm-dcp-reduce-scatter", "vllm-dcp-all-to-all"),
+        "vllm.rank_merges": ("vllm-dcp-reduce-scatter", "vllm-dcp-all-to-all"),
         "vllm.mla": ("vllm-triton-mla",),
         "vllm.minimax": ("vllm-minimax-m3", "vllm-minimax-m3-rocm"),
         "vllm.sparse_mla": ("vllm-sparse-mla",),
@@ -55,7 +55,7 @@ SGLANG = _package(
         "sglang.unified_kv": ("sglang-unified-decode", "sglang-unified-prefill"),
         "sglang.verify": ("sglang-verify-splitkv",),
         "sglang.tree": ("sglang-verify-tree",),
-        "sglang.ranks": ("sglang-dcp-reduce-scatter", "sglang-dcp-all-to-all"),
+        "sglang.rank_merges": ("sglang-dcp-reduce-scatter", "sglang-dcp-all-to-all"),
     },
 )
 LMDEPLOY = _package(

@@ -47,7 +47,7 @@ class Sources:
         package: the package of the modules.
         names: the names of their files, without suffix.
         stubs: returns what stands in for all else of the package that they import.
-        places: the folders of the package in which releases have the files, that of `package.requirement` first.
+        folders_of_files: the folders of the package in which releases have the files, that of `package.requirement` first.
         folders: whose files are executed, too, where a module imports them, if the release has these folders.
         change: makes changes in the modules, once they are loaded.
     """
@@ -55,7 +55,7 @@ class Sources:
     package: Package
     names: tuple[str, ...]
     stubs: Callable[[], Stubs]
-    places: tuple[str, ...] = ("",)
+    folders_of_files: tuple[str, ...] = ("",)
     folders: tuple[str, ...] = ()
     change: Callable[[list[ModuleType]], object] = as_they_are
 
@@ -72,8 +72,8 @@ class Sources:
         try:
             folder = foreign.sources(self.package.name)
         except foreign.MissingSourcesError:
-            return tuple(f"{self.places[0]}{name}.py" for name in self.names)
-        found = ([f"{place}{name}.py" for place in self.places] for name in self.names)
+            return tuple(f"{self.folders_of_files[0]}{name}.py" for name in self.names)
+        found = ([f"{each}{name}.py" for each in self.folders_of_files] for name in self.names)
         return tuple(next((file for file in files if (folder / file).is_file()), files[0]) for files in found)
 
     def fields(self) -> dict[str, Any]:

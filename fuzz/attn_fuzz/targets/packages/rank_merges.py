@@ -24,7 +24,7 @@ from attn_reference import context_parallel
 from attn_reference.rounding import rounded
 
 INTERLEAVES = (1, 1, 2, 16)
-LARGE_LSE = 256.0
+MAX_LSE = 256.0
 """The largest LSE that is drawn. 16 bits round a larger one too coarsely to write it into an output."""
 HEAD_SIZES = (32, 16, 64, 128, 256)
 """`tl.arange(0, HEAD_DIM)`: powers of two, as Lkv = 512 and the head sizes of models are."""
@@ -74,7 +74,7 @@ def over_ranks(
         dtype = parts_like(q, out, layer, rows).dtype
         log_of_base = 1.0 if is_base_e else math.log(2.0)
         found = [_on_each_rank(each, layer, num_ranks, interleave) for each in requests_of(q, k, v, kv_cache, layer, batch)]
-        is_small = all(bool((part.lse.nan_to_num(neginf=0.0).abs() < LARGE_LSE).all()) for part, _ in found)
+        is_small = all(bool((part.lse.nan_to_num(neginf=0.0).abs() < MAX_LSE).all()) for part, _ in found)
         # a merged LSE has the dtype of the parts'
         may_be_narrow = narrow_lses and is_small and lse is None
         lse_dtype = rng.choice((dtype, torch.float32)) if may_be_narrow else torch.float32

@@ -18,7 +18,7 @@ from attn_fuzz.interpreted.aiter import FOLDERS, stubs
 from attn_fuzz.targets.packages import AITER
 from attn_fuzz.targets.packages.declaring import Sources
 
-PLACES = ("ops/triton/", "ops/triton/attention/")
+FOLDERS_OF_FILES = ("ops/triton/", "ops/triton/attention/")
 GLUON_FOLDERS = (
     "ops/triton/gluon/",
     "ops/triton/_gluon_kernels/gfx950/attention/",
@@ -30,7 +30,7 @@ _OTHER_BACKENDS = {"aiter.ops.triton._triton_kernels.flash_attn_triton_amd": {"f
 
 def ops(*names: str) -> Sources:
     """Modules of aiter/ops/triton. One that another imports comes with it."""
-    return Sources(AITER, names, lambda: stubs() | _OTHER_BACKENDS, PLACES, (*PLACES, *FOLDERS))
+    return Sources(AITER, names, lambda: stubs() | _OTHER_BACKENDS, FOLDERS_OF_FILES, (*FOLDERS_OF_FILES, *FOLDERS))
 
 
 def load_main(files: tuple[str, ...], architecture: str | None = None) -> list[ModuleType]:

@@ -1,13 +1,13 @@
-"""AITER's sparse attention of DeepSeek-V4 to two sources, which is in AITER's main and in no wheel.
+"""AITER's sparse attention of DeepSeek-V4 to two sources, of no wheel, but of commit e4048607a5 of ROCm/aiter.
 
 pa_prefill_sparse (attention/pa_prefill_sparse.py) attends to rows of a pool and to the step's own rows on gfx1250, in Gluon.
 On gfx950 (mla_gluon) and elsewhere (sparse_attention_dsv4.py, in Triton) it has the pool alone. pa_decode_sparse has a second
-cache on gfx950 (attention/pa_decode_sparse.py:417, "extra"), which SGLang takes (srt/layers/attention/hip_flash_mla.py:133). As
+cache on gfx950 (attention/pa_decode_sparse.py:70, "extra"), which SGLang takes (srt/layers/attention/hip_flash_mla.py:133). As
 in `packages.vllm.two_caches`, what a row selects is dealt onto two sources. A whole row of the cache is K and V.
 
-The host code before the Triton kernel raises for sinks (:202, `attn_sink or`), so its launch is here. Without sinks there are
-those of -1e30 on gfx1250, whose kernel needs some. Gluon prefills get -1 where a selection has holes alone: findings say what
-becomes of it. On gfx950 they take 64 or 128 heads in steps of a multiple of 64 rows alone (gluon/mla_gluon.py:935).
+The host code of prefills before the Triton kernel raises for sinks (:202, `attn_sink or`), so its launch is here. Without sinks
+there are those of -1e30 on gfx1250, whose kernel needs some. Gluon prefills get -1 where a selection has holes alone: findings
+say what becomes of it. On gfx950 they take 64 or 128 heads in steps of a multiple of 64 rows alone (gluon/mla_gluon.py:935).
 """
 
 import dataclasses

@@ -22,7 +22,7 @@ from attn_fuzz.targets.support import Support
 HEAD_SIZES = (32, 64, 80, 96, 128)
 LAYOUT = Layout.KV_FIRST_NHD
 """Its pool is a K buffer and a V buffer, each [slots, HK, D] (srt/mem_cache/memory_pool.py)."""
-PLACES = ("kernels/ops/attention/", "srt/layers/attention/triton_ops/")
+FOLDERS_OF_FILES = ("kernels/ops/attention/", "srt/layers/attention/triton_ops/")
 """The folder of the kernels, and their folder before 0.5.16."""
 COMPUTE_UNITS = 132
 """`get_device_core_count` of an H200."""
@@ -61,7 +61,7 @@ def stubs() -> Stubs:
 
 def ops(*names: str) -> Sources:
     """Modules of sglang/kernels/ops/attention. One that another imports comes with it."""
-    return Sources(SGLANG, names, stubs, PLACES, PLACES)
+    return Sources(SGLANG, names, stubs, FOLDERS_OF_FILES, FOLDERS_OF_FILES)
 
 
 def window_slots(batch: Batch, end: torch.Tensor, size: int, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:

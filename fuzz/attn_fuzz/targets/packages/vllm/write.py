@@ -27,7 +27,7 @@ from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.rounding import Rounding
 
 SOURCES, ON_ROCM = (vllm_package.ops("triton_reshape_and_cache_flash", is_rocm=is_rocm) for is_rocm in (False, True))
-SMALLEST_SCALE = 1e-6
+MIN_SCALE = 1e-6
 PRODUCT_ERROR = 6
 """Units in the last place of float32 by which a product with 1 / scale may be off, with the roundings of the scale."""
 
@@ -127,7 +127,7 @@ def _write_scaled_rows(
 
 def _is_near(row: torch.Tensor, stored: torch.Tensor, scales: torch.Tensor) -> bool:
     """True if a row [HK, D] is stored as its quotients to PRODUCT_ERROR, and its scales [HK] to two roundings."""
-    expected = attn_reference.row_scales(row, stored.dtype).clamp(min=SMALLEST_SCALE)
+    expected = attn_reference.row_scales(row, stored.dtype).clamp(min=MIN_SCALE)
     is_equal = _codes(attn_reference.quantize(row, expected, stored.dtype)) == _codes(stored)
     is_near = is_equal | _is_quotient(row, stored, expected, PRODUCT_ERROR)
     return bool(is_near.all()) and torch.allclose(scales, expected[:, 0], rtol=2.0**-22, atol=0, equal_nan=True)

@@ -48,7 +48,7 @@ FOUND_BY = {
     "39119": ("test_served.py", "encoder_decoder"),
     "40176": ("test_served.py", "causal"),
     "43817": ("test_served.py", "sinks"),
-    "43945": ("test_the_five_reports.py", "Test43945"),
+    "43945": ("test_reverted_fixes.py", "Test43945"),
 }
 """By report, the file of the tests that find it, and the name of those tests."""
 
