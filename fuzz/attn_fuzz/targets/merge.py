@@ -95,7 +95,10 @@ def _merge(
         merge(*merged, *part, out=into.out, lse=into.lse, **options)
         merged, options = into, {}
     if lse is not None and out.dtype == merged.out.dtype and rng.random() < 0.5:
-        merged = AttentionState(out.copy_(merged.out), lse.copy_(merged.lse))
+        merge(*merged, *other, out=merged.out, lse=merged.lse, **options, **last)
+        out.copy_(merged.out)
+        lse.copy_(merged.lse)
+        return
     merge(*merged, *other, out=out, lse=lse, **options, **last)
 
 
