@@ -18,7 +18,7 @@ from benchmarks.peers.results import Results, Row
 from benchmarks.steps.calls import Call
 from benchmarks.steps.drawn import draw_cases
 
-NUMBER, SEED = 40, 20261210
+NUM_CASES, SEED = 40, 20261210
 """The number and the seed of the drawn cases whose bounds are on the page."""
 _PREFACE = """
 ## What AMD's published rates let them reach
@@ -66,7 +66,7 @@ def _section(results: Results) -> list[str]:
     """A table with a row for each class of steps and participant."""
     sources = [entry.source for entry in launch_table.entries(RATED[0])]
     chosen = sum("benchmarks tune" in source and "--seed" in source for source in sources)
-    text = _PREFACE.format(versions=results.versions, number=NUMBER, seed=SEED, chosen=chosen, entries=len(sources))
+    text = _PREFACE.format(versions=results.versions, number=NUM_CASES, seed=SEED, chosen=chosen, entries=len(sources))
     columns = ("steps", "whose", "cases", "per matrix", "matrix bound", "HBM bound", "less than HBM gives")
     return [*text.splitlines(), "", *table(columns, _of_classes(results), columns[2:])]
 
@@ -92,7 +92,7 @@ BOUNDS = Kind(
     columns=("warps", "waves", "per matrix", "matrix", "vector", "LDS", "L1", "matrix bound", "HBM bound", "by"),
     cells=_cells,
     of_launch=_of_launch,
-    cases={case.name: case for case in draw_cases(NUMBER, SEED)},
+    cases={case.name: case for case in draw_cases(NUM_CASES, SEED)},
     architectures=RATED,
     section=_section,
     finished=_finished,

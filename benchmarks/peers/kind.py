@@ -24,16 +24,16 @@ class Kind(NamedTuple):
     """A kind of facts.
 
     Attributes:
-        facts: that a file keeps.
+        facts: names of the facts that a CSV file keeps.
         columns: columns of facts, in a table of rows.
         cells: the cells of a row that has facts, for these columns.
         of_launch: the facts of a launch on an architecture, and its faults in words.
-        cases: by name.
+        cases: the cases, by name.
         architectures: the architectures of the page.
-        section: the part of the page, of the rows that were found.
+        section: makes the kind's part of the page from the results.
         on_the_page: names of the page's cases; empty: of all.
         device: the device of the tensors; on `META` nothing is run.
-        finished: what is made of the rows of a call's launches, and of the output of a call that ran.
+        finished: makes the final rows from the rows of a call's launches and from the output of the call.
         is_amds: True if only AMD's code has such facts.
         checks_outputs: True if a row without facts is a fault, for which the command's exit code is 1.
     """

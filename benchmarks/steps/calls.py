@@ -59,8 +59,8 @@ def attention_call(
     """The tensors of a case, drawn from a seed. On the device meta they have no values: such a call is only compiled.
 
     Args:
-        float8: what a float8 cache is of.
-        cache_bytes: the least bytes of the cache; blocks that no request needs come last.
+        float8: the dtype of a float8 cache.
+        cache_bytes: the least size of the cache, in bytes; blocks that no request needs come last.
         dtype: the dtype of all but a float8 cache; None: as the case's `itemsize` says.
     """
     generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)

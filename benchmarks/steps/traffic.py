@@ -6,7 +6,7 @@ A step's requests come from one trace, and their lengths are log-normal. The tra
     chat                  prompts and answers of 161 and 338 on average  vLLM, arXiv 2309.06180: ShareGPT
     documents             inputs of 7590 tokens on average               Mooncake, arXiv 2407.00079
 
-The spread, SIGMA, is our choice. So is a fifth trace, whose lengths are log-uniform from SHORTEST to LONGEST.
+The spread, SIGMA, is our choice. So is a fifth trace, whose lengths are log-uniform from MIN_TOKENS to MAX_TOKENS.
 """
 
 import math
@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-SIGMA, SHORTEST, LONGEST = 1.0, 16, 128 * 1024
+SIGMA, MIN_TOKENS, MAX_TOKENS = 1.0, 16, 128 * 1024
 _OF_A_MEAN = math.exp(-(SIGMA**2) / 2)
 """The median of a log-normal, as a share of its mean."""
 MEDIANS = {"conversation": 1020.0, "code": 1500.0, "chat": (161 + 338) * _OF_A_MEAN, "documents": 7590 * _OF_A_MEAN}
@@ -90,5 +90,5 @@ def contexts(rng: random.Random) -> tuple[int, ...]:
 
 def length_of(rng: random.Random, trace: str | None) -> int:
     if trace is None:
-        return round(math.exp(rng.uniform(math.log(SHORTEST), math.log(LONGEST))))
-    return min(LONGEST, max(SHORTEST, round(rng.lognormvariate(math.log(MEDIANS[trace]), SIGMA))))
+        return round(math.exp(rng.uniform(math.log(MIN_TOKENS), math.log(MAX_TOKENS))))
+    return min(MAX_TOKENS, max(MIN_TOKENS, round(rng.lognormvariate(math.log(MEDIANS[trace]), SIGMA))))

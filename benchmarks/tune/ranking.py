@@ -17,6 +17,7 @@ How keys are split, no binary tells: candidates are split for as many waves as t
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from benchmarks.assembly.rates import RATED
 from benchmarks.tune.facts import WorstFacts
@@ -70,10 +71,11 @@ def rank(search: Search, architecture: str) -> None:
 
 
 def _is_better(facts: WorstFacts, today: WorstFacts, architecture: str) -> bool:
-    ours, theirs = _order(facts, architecture), _order(today, architecture)
-    comes_first = ours[:-1] < theirs[:-1] or (ours[:-1] == theirs[:-1] and ours[-1] < NEARLY * theirs[-1])
-    hides_loads = ours[3] < theirs[3]
-    return comes_first and ours[-1] <= theirs[-1] * (WORTH_OF_AHEAD if hides_loads else 1) < float("inf")
+    candidate, current = _order(facts, architecture), _order(today, architecture)
+    (*counts, work), (*counts_today, work_today) = candidate, current
+    comes_first = counts < counts_today or (counts == counts_today and work < NEARLY * work_today)
+    hides_loads = candidate.waits < current.waits
+    return comes_first and work <= work_today * (WORTH_OF_AHEAD if hides_loads else 1) < float("inf")
 
 
 def best(search: Search, architecture: str, count: int) -> list[Candidate]:
@@ -90,13 +92,23 @@ def _first(ranked: Sequence[tuple[Candidate, WorstFacts]], architecture: str) ->
     return min(as_good, key=lambda each: (each[0][0].parameters.block_m, each[1]))[0]
 
 
-def _order(facts: WorstFacts, architecture: str) -> tuple[int, bool, float, bool, float, float]:
+class _Order(NamedTuple):
     """Smaller is better."""
+
+    spills: int
+    lacks_matrix: bool
+    minus_waves: float
+    waits: bool
+    barriers: float
+    work: float
+
+
+def _order(facts: WorstFacts, architecture: str) -> _Order:
     waves = min(facts.waves or 0, ENOUGH_WAVES[family_of(architecture)])
     work = facts.cycles if architecture in RATED else facts.instructions
     waits = (facts.ahead or 0) < ENOUGH_AHEAD
     known = (facts.spills or 0, facts.matrix_instructions == 0, -waves, waits, facts.barriers or 0)
-    return *known, float("inf") if work is None else work
+    return _Order(*known, float("inf") if work is None else work)
 
 
 def _waiting(candidates: Sequence[Candidate]) -> list[tuple[Candidate, WorstFacts]]:

@@ -1,4 +1,4 @@
-"""Results as CSV, a line for each. The versions of what they are of stand in the first cell: `launch (Triton 3.9.0)`.
+"""Results as CSV, a line for each. The first cell also names the versions they were made with: `launch (Triton 3.9.0)`.
 
 The first columns of a file, its keys, are never empty: a line whose first keys are empty has those of the line before it.
 """

@@ -9,7 +9,7 @@ import torch
 from benchmarks.steps.calls import attention_call
 from benchmarks.steps.drawn import LAYOUTS, MAX_CACHE_BYTES, draw_cases
 from benchmarks.steps.models import Model, models
-from benchmarks.steps.traffic import LONGEST, SHORTEST, TRAFFIC
+from benchmarks.steps.traffic import MAX_TOKENS, MIN_TOKENS, TRAFFIC
 
 CASES = draw_cases(400, seed=0)
 
@@ -35,7 +35,7 @@ def test_lengths_are_within_their_limits():
         assert len(case.query_lens) == len(case.seq_lens)
         for query_len, seq_len in zip(case.query_lens, case.seq_lens, strict=True):
             assert 1 <= query_len <= seq_len
-            assert SHORTEST <= seq_len <= LONGEST + max(case.query_lens) + case.common_prefix_len
+            assert MIN_TOKENS <= seq_len <= MAX_TOKENS + max(case.query_lens) + case.common_prefix_len
         bytes_per_key = 2 * case.num_kv_heads * case.head_size * (1 if case.float8_cache else 2)
         assert sum(case.seq_lens) * bytes_per_key <= MAX_CACHE_BYTES or len(case.seq_lens) == 1
 

@@ -186,4 +186,4 @@ def test_a_file_without_results_replaces_no_summary(content, message, attn_lab, 
         (tmp_path / "runs.json").write_text(content)
     run = attn_lab("releases", "alarms", "runs.json")
     assert (run.code, kept.read_text(), run.err.count("\n")) == (2, "{}", 1)
-    assert run.err.startswith(f"attn-parity: {message}")
+    assert run.err.startswith(f"python -m attn_lab: {message}")

@@ -134,7 +134,7 @@ def _index_layer_in_words(step: IndexStep) -> str:
 
 
 def _in_words(step: Step, dtype: torch.dtype) -> str:
-    """The kernel calls of a step of a layer of a dtype, which a quantized q does not have."""
+    """A step in words. `dtype` is that of the layer: a quantized q has another one."""
     layer = step.layer
     sizes = f"{layer.num_heads}/{layer.num_kv_heads} heads of {layer.head_size}"
     if layer.head_size_v is not None:

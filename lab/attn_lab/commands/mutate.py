@@ -40,8 +40,8 @@ from attn_parity.options import (
     together,
 )
 
-SAMPLE = 600
-RECORDED = 150
+NUM_MUTANTS = 600
+NUM_RECORDED = 150
 _PROFILES = ", ".join(f"{name} {PROFILES[name]}" for name in ("ci", "nightly"))
 
 
@@ -83,7 +83,7 @@ class Options(Sample):
 
 _only_option = click.option("--only", multiple=True, metavar="NAME", help="Only this mutant; may be given more than once.")
 _sample_options = together(
-    click.option("--sample", type=Positive, default=SAMPLE, show_default=True, help="Number of mutants to draw."),
+    click.option("--sample", type=Positive, default=NUM_MUTANTS, show_default=True, help="Number of mutants to draw."),
     click.option("--sample-seed", type=Seed, default=0, show_default=True, help="The same seed draws the same mutants."),
     _only_option,
 )
@@ -141,7 +141,7 @@ def _list(sample: Sample) -> None:
 @click.option(
     "--recorded",
     type=Positive,
-    default=RECORDED,
+    default=NUM_RECORDED,
     show_default=True,
     help="Cases of each target that run first, to learn which statements the target runs.",
 )

@@ -22,7 +22,7 @@ CLASSES = {
 }
 TOLD = ("bound", "hole")
 """Classes of survivors that the page tells one by one."""
-LARGEST, LONGEST = 150_000, 12_000
+MAX_WAVE_INSTRUCTIONS, MAX_INSTRUCTIONS = 150_000, 12_000
 """Executed wave instructions of a launch that is kept, and instructions of its kernel: larger ones take too long."""
 PREFACE = """\
 
@@ -110,7 +110,7 @@ def text(triton: str, rows: Sequence[Row], reasons: Mapping[str, Reason]) -> str
     finders = ", ".join(f"{by} {count}" for by, count in Counter(row.by for row in rows if row.by).most_common())
     kernels = len({tuple(row.parts[:2]) for row in rows})
     facts = {"kernels": kernels, "mutants": len(rows), "share": share(rows), "finders": finders, "triton": triton}
-    lines = PREFACE.format(longest=LONGEST, largest=LARGEST, **facts).splitlines()
+    lines = PREFACE.format(longest=MAX_INSTRUCTIONS, largest=MAX_WAVE_INSTRUCTIONS, **facts).splitlines()
     lines += ["", *_by_kind(rows), ""]
     survivors = [row for row in rows if not row.by]
     known = [(row, reasons[row.name]) for row in survivors if row.name in reasons]

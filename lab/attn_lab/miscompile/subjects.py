@@ -19,12 +19,12 @@ from attn_fuzz.run import shard
 from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.run.shard import FuzzPlan, dense
 from attn_fuzz.targets import registry
-from attn_lab.miscompile.page import LARGEST, LONGEST
+from attn_lab.miscompile.page import MAX_INSTRUCTIONS, MAX_WAVE_INSTRUCTIONS
 
-DRAWN = 200
+NUM_DRAWN = 200
 """Cases from which some are chosen."""
-LAUNCHES = 12
-"""The number of launches of a kernel that are kept."""
+MAX_LAUNCHES = 12
+"""The most launches of a kernel that are kept."""
 SCHEDULES = (Schedule(races=True), Schedule("descending", "descending", seed=1))
 
 
@@ -110,19 +110,19 @@ def families(architecture: str, seed: int, count: int) -> list[list[Case]]:
 
     Args:
         seed: the seed of the cases.
-        count: of families: each time one whose features are the rarest among those that were chosen.
+        count: the number of families. Next comes the one whose features are rarest among those chosen.
     """
     name = f"triton@{architecture}"
-    drawn = shard.drawn(FuzzPlan(target=name, device="cpu", examples=DRAWN, seed=seed, folder=Path()))
-    runs = [list(group) for _, group in groupby((dense(case) for case in drawn if case.has_work), _layer)]
-    found = [(run, {feature for case in run for feature in features(case)}) for run in runs]
+    drawn = shard.drawn(FuzzPlan(target=name, device="cpu", examples=NUM_DRAWN, seed=seed, folder=Path()))
+    groups = [list(group) for _, group in groupby((dense(case) for case in drawn if case.has_work), _layer)]
+    found = [(family, {feature for case in family for feature in features(case)}) for family in groups]
     seen: Counter[str] = Counter()
     picked: list[list[Case]] = []
     while found and len(picked) < count:
         best = max(range(len(found)), key=lambda i: sum(2.0 ** -seen[feature] for feature in found[i][1]))
-        run, of_run = found.pop(best)
-        seen.update(of_run)
-        picked.append(run)
+        family, of_family = found.pop(best)
+        seen.update(of_family)
+        picked.append(family)
     return picked
 
 
@@ -145,7 +145,11 @@ def _keep(
     text = "\n".join(instruction.text for instruction in kernel.instructions)
     name = f"{kernel.name}-{zlib.crc32(text.encode()):08x}"
     subject = found.setdefault(name, Subject(architecture, name, program, np.zeros(len(kernel.instructions), bool)))
-    if len(subject.launches) == LAUNCHES or done.wave_instructions > LARGEST or len(kernel.instructions) > LONGEST:
+    if (
+        len(subject.launches) == MAX_LAUNCHES
+        or done.wave_instructions > MAX_WAVE_INSTRUCTIONS
+        or len(kernel.instructions) > MAX_INSTRUCTIONS
+    ):
         return
     grid, arguments, buffers = given
     before = {name: data.copy() for name, data in buffers.items()}

@@ -25,7 +25,7 @@ READ = Path(__file__).with_name("alarms.toml")
 SEEDS = (54, 5477, 5478)
 """The first seed's false alarms were mended and its cases ran again. Each later seed was drawn once, after the false alarms of
 the one before were mended."""
-WHAT = ("mended", "false alarm", "not read")
+MENDED, FALSE_ALARM, NOT_READ = WHAT = ("mended", "false alarm", "not read")
 """`mended` is a defect that a later release has not. `not read` is what no entry of alarms.toml is about."""
 
 
@@ -102,7 +102,7 @@ def _read_as(entries: Sequence[Entry], name: str, release: str, run: Run, index:
     alarm = run.alarms[index]
     entry = entry_of(entries, name, release, run.failed[index], alarm.message)
     fails_after = alarm.after[1] not in ("", "agree") and "-" not in alarm.after[1]
-    return WHAT[-1] if entry is None or (entry.what == WHAT[0] and fails_after) else entry.what
+    return NOT_READ if entry is None or (entry.what == MENDED and fails_after) else entry.what
 
 
 def entries() -> list[Entry]:
@@ -159,7 +159,7 @@ def _waiting(name: str, kept: Results, known: Sequence[str]) -> dict[tuple[str, 
     for release, run in kept.runs.get(name, {}).items():
         for index, alarm in run.alarms.items():
             entry = entry_of(read, name, release, run.failed[index], alarm.message)
-            asked = entry and entry.what == WHAT[0] and runner.version(entry.asked or entry.before)
+            asked = entry and entry.what == MENDED and runner.version(entry.asked or entry.before)
             later = next((each for each in known if asked and runner.version(each) >= asked), None)
             if later and alarm.after[0] != later:
                 found[release, index] = later

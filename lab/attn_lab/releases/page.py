@@ -128,7 +128,7 @@ def _alarms() -> Iterator[str]:
     heads = ("seed", "targets", "a target on a release", "cases", "left out", "known findings", "mended later")
     yield from table((*heads, "false alarms", "not read"), map(_row, summaries.values(), summaries))
     yield ""
-    for each in (entry for entry in alarms.entries() if entry.what == alarms.WHAT[1]):
+    for each in (entry for entry in alarms.entries() if entry.what == alarms.FALSE_ALARM):
         yield f"False alarms of {', '.join(f'`{name}`' for name in each.targets)} before {each.before}: {each.why}."
         yield ""
 
@@ -136,7 +136,7 @@ def _alarms() -> Iterator[str]:
 def _row(found: Mapping[str, Summary], seed: int) -> tuple[object, ...]:
     def told(what: str) -> str:
         of = {name: number for name, each in found.items() if (number := each.alarms.get(what))}
-        names = ", ".join(f"`{name}` {number}" for name, number in of.items()) if what != alarms.WHAT[0] else ""
+        names = ", ".join(f"`{name}` {number}" for name, number in of.items()) if what != alarms.MENDED else ""
         return f"{sum(of.values())}{f' ({names})' if names else ''}"
 
     sums = (sum(getattr(each, field) for each in found.values()) for field in ("releases", "cases", "left_out", "known"))

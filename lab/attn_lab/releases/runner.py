@@ -40,7 +40,7 @@ SEED = 1
 MAX_EXAMPLES = 1000
 FAILURES_OF_A_WRONG_ADAPTER = 4
 """If the first examples up to this number all raise, the adapter does not fit."""
-DIGESTED = 100
+NUM_DIGESTED = 100
 SCRIPT_SECONDS = 120.0
 _REFUSALS = ("AssertionError", "NotImplementedError")
 """The exceptions by which an earlier release refuses a call that it does not support yet."""
@@ -107,7 +107,7 @@ class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
         draw: a digest of the first examples: another one says that the fuzzer draws others now, and the run begins again.
         extra: further examples that ran, since they fail on the release before, or were named by what a fix is about.
         failed: the examples that failed, by number from 0, each with the kind of its verdict.
-        alarms: more of each of these, if alarms are counted.
+        alarms: the message and the case of each failed example, if alarms are counted.
         known: the examples that a known finding explains.
         limits, refused: examples that a limit of this tool or of the adapter kept from running, and that the kernel refused.
         error: why the target does not load, or its adapter does not fit.
@@ -128,7 +128,7 @@ class Run(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
         return self.examples + sum(index >= self.examples for index in self.extra)
 
     def agrees(self, index: int) -> bool:
-        """True if an example ran, and neither failed, as of a known finding, nor was left out."""
+        """True if an example ran and agreed: it was neither refused nor left out, did not fail, and met no known finding."""
         others = {*self.failed, *self.refused, *itertools.chain(*self.known.values(), *self.limits.values())}
         return not self.error and index not in others and (index < self.examples or index in self.extra)
 
@@ -266,7 +266,7 @@ def run_target(
 
 
 def digest(name: str) -> str:
-    cases = _drawn(name, DIGESTED)
+    cases = _drawn(name, NUM_DIGESTED)
     return hashlib.sha256("".join(case_file.dumps(case) for case in cases).encode()).hexdigest()[:12]
 
 
