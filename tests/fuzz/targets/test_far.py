@@ -114,7 +114,7 @@ def test_rows_of_parts_lie_apart_in_this_mode_alone_and_meet_where_offsets_have_
     def write(*arguments):
         found.extend((far.parts((rows, heads, splits, width), cpu), far.parts((rows, heads, splits), cpu, width=width)))
 
-    target = far.of(dataclasses.replace(registry.load("vllm-triton-mla"), write_latent_cache=write))
+    target = far.in_a_large_cache(dataclasses.replace(registry.load("vllm-triton-mla"), write_latent_cache=write))
     target.write_latent_cache(None, None, None, None, torch.zeros(0, dtype=torch.int64))
     outs, lses = found
     assert outs.isnan().all()
