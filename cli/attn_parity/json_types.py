@@ -83,12 +83,12 @@ class Drawn(TypedDict):
 class Fuzz(TypedDict):
     """A run of `attn-parity fuzz`.
 
-    `planned` and `examples` count drawn cases, `replayed` past cases, `restarted` shards that ran again, and `refused` cases
-    that the target refuses. `limits` counts by limit the cases that this tool could not run. `events` counts examples that
-    took a path of the kernels, and `known` failures by known findings. `known_after` says for each of these findings how many
-    cases had been drawn when the first of its failures was. `seconds` is the time of the run, `spent` that of all
-    workers by kind of work. `max_ratio` is the largest error over its bound. `ratios` has, by tensor, dtype and phase, how many
-    elements lie in each bin of `attn_fuzz.verdict.ratios`.
+    `planned` and `examples` count drawn cases, `layers` the layers that they have, `replayed` past cases, `restarted` shards
+    that ran again, and `refused` cases that the target refuses. `limits` counts by limit the cases that this tool could not
+    run. `events` counts examples that took a path of the kernels, and `known` failures by known findings. `known_after` says
+    for each of these findings how many cases had been drawn when the first of its failures was. `seconds` is the time of the
+    run, `spent` that of all workers by kind of work. `max_ratio` is the largest error over its bound. `ratios` has, by tensor,
+    dtype and phase, how many elements lie in each bin of `attn_fuzz.verdict.ratios`.
     """
 
     schema: Literal["attn-parity.fuzz/1"]
@@ -99,6 +99,7 @@ class Fuzz(TypedDict):
     workers: int
     planned: int
     examples: int
+    layers: int
     replayed: int
     restarted: int
     refused: int

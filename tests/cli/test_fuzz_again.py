@@ -22,7 +22,7 @@ def parsed(words: list[str]) -> Options:
 @pytest.mark.parametrize(
     "words",
     ["", "--no-sanitize", "--sanitize --fence", "--case-seconds 7", "--corpus none", "--minutes 2.5", "--keep-going", "--exact",
-     "--keep-going --examples 9", "--keep-going --minutes 1 --no-exact", "--profile nightly"],
+     "--keep-going --examples 9", "--keep-going --minutes 1 --no-exact", "--profile nightly", "--workers 9"],
 )  # fmt: skip
 def test_the_command_that_runs_it_again_asks_for_the_same(words):
     options = parsed(["--seed", "5", "--device", "cpu", *shlex.split(words)])
@@ -32,7 +32,7 @@ def test_the_command_that_runs_it_again_asks_for_the_same(words):
         target="triton", device="cpu", examples=options.max_examples, seed=5, folder=Path(), exact_every=every,
         case_seconds=options.case_seconds, fenced=options.fenced, sanitize=sanitizes(options.sanitize, target, "cpu"),
     )  # fmt: skip
-    program, command, *again = command_again(plan, options)
+    program, command, *again = command_again(plan, options, options.workers or 1)
     assert (program, command) == ("attn-parity", "fuzz")
     repeated = parsed(again)
     assert (repeated.max_examples, repeated.max_minutes) == (options.max_examples, options.max_minutes)

@@ -124,6 +124,10 @@ class Run:
         return sum(p.examples for p in self.progress)
 
     @property
+    def layers(self) -> int:
+        return sum(p.layers for p in self.progress)
+
+    @property
     def replayed(self) -> int:
         return sum(p.replayed for p in self.progress)
 
@@ -191,7 +195,8 @@ class Run:
         """The line that a run ends with."""
         past = f"{how_many(self.replayed, 'past case')}, " if self.replayed else ""
         rate = (self.replayed + self.examples) / max(self.seconds, 1e-9)
-        parts = [f"{past}{how_many(self.examples, 'example')} in {self.seconds:.1f} s ({rate:.1f}/s)", self.outcome]
+        of_layers = f" of {how_many(self.layers, 'layer')}" if self.layers < self.examples else ""
+        parts = [f"{past}{how_many(self.examples, 'example')}{of_layers} in {self.seconds:.1f} s ({rate:.1f}/s)", self.outcome]
         if not self.failures:
             parts += [f"{self.refused} refused"] if self.refused else []
             parts += (
@@ -218,6 +223,7 @@ class Run:
             "workers": self.workers,
             "planned": self.planned,
             "examples": self.examples,
+            "layers": self.layers,
             "replayed": self.replayed,
             "restarted": self.restarted,
             "refused": self.refused,

@@ -23,8 +23,9 @@ class _Enough(Exception):  # noqa: N818 - ends a run, is no error
     pass
 
 
-def draw_cases(plan: "FuzzPlan", target: Target, draw: Callable[[Case], None], tally: Tally) -> None:
-    """Draw the plan's cases, and hand each one whose turn it is to `draw`, until `draw` raises.
+def draw_cases(plan: "FuzzPlan", target: Target, draw: Callable[[Case, int], None], tally: Tally) -> None:
+    """Draw the plan's cases, and hand each one whose turn it is to `draw`, with its number from 1 on among all that are drawn,
+    until `draw` raises.
 
     Hypothesis runs the example that failed once more. Its choices must then give the same case, so a failing family is not
     added to the tally.
@@ -61,9 +62,10 @@ def draw_cases(plan: "FuzzPlan", target: Target, draw: Callable[[Case], None], t
             if num_drawn == (plan.first or plan.examples):
                 raise _Enough
             if is_run:
-                draw(case)
+                draw(case, num_drawn + 1)
             num_drawn += 1
         num_families += 1
+        tally.families += runs[0]
         for case, is_run in zip(family, runs, strict=True):
             tally.add(case, runs=is_run)
 

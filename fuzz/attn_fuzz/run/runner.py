@@ -1,7 +1,8 @@
 """Runs shards on workers. No failure that was found is lost, even if a worker dies or the run is interrupted.
 
-Workers are processes of this machine (`processes.workers`) or tasks of a Ray cluster (`processes.fleet`). Shards depend neither
-on the number of workers nor on where they run, so a seed means the same run on every machine.
+Workers are processes of this machine (`processes.workers`) or tasks of a Ray cluster (`processes.fleet`). The cases of a shard
+depend neither on the number of workers nor on where they run, so a seed means the same cases on every machine. Where there are
+more workers than shards, several of them run the cases of one shard (`in_turns`).
 """
 
 import contextlib
@@ -24,6 +25,8 @@ from attn_fuzz.targets.support import Support
 
 SHARD_EXAMPLES = 150
 REPLAYED_CASES = 10
+TURN_EXAMPLES = 10
+"""The fewest examples of a shard for a worker, beside others of that shard. Each of them draws the whole shard, in a second."""
 MAX_SHARDS = 4096
 PARTS, FEW_FAMILIES = 3, 128
 """The parts of a family on a GPU, in a run of few families. Some families are compiled for a minute: with whole ones, most of
@@ -84,22 +87,32 @@ def shards(plan: FuzzPlan, size: int = SHARD_EXAMPLES) -> list[FuzzPlan]:
     ]
 
 
-def in_turns(plans: Sequence[FuzzPlan], support: Support) -> list[FuzzPlan]:
-    """On a GPU, plans that run about a part of one family of a shard each.
+def in_turns(plans: Sequence[FuzzPlan], support: Support, workers: int) -> list[FuzzPlan]:
+    """Plans that together run the cases of these shards, in enough pieces for all workers.
 
-    Kernels are compiled for each family, one after the other. The families of a shard would wait for each other, while other
-    workers have nothing to do, and so would the cases of a family at the end of a run. The first parts of all families come
-    first: what a later part has in common with them is compiled by then.
+    On a GPU a plan runs about a part of one family of a shard. Kernels are compiled for each family, one after the other. The
+    families of a shard would wait for each other, while other workers have nothing to do, and so would the cases of a family
+    at the end of a run. The first parts of all families come first: what a later part has in common with them is compiled by
+    then. Elsewhere shards are cut only if there are more workers than shards.
 
     Args:
         support: the support of the target.
+        workers: the number of plans that run at once.
     """
+    if not plans:
+        return []
+    if support.steps_per_layer == 1 or plans[0].device == "cpu":
+        shares = -(-workers // len(plans))
+        return [
+            msgspec.structs.replace(plan, turn=(i, turns))
+            for plan in plans
+            for turns in [max(1, min(shares, plan.examples // support.steps_per_layer // TURN_EXAMPLES))]
+            for i in range(turns)
+        ]
 
     def turns(plan: FuzzPlan) -> int:
         return -(-plan.examples // support.steps_per_layer)
 
-    if support.steps_per_layer == 1 or not plans or plans[0].device == "cpu":
-        return list(plans)
     parts = PARTS if sum(map(turns, plans)) < FEW_FAMILIES else 1
     return [
         msgspec.structs.replace(plan, turn=(i, turns(plan)), part=(part, parts))
@@ -132,8 +145,8 @@ def run(
         plans: shards. What `report` and `ended` do may add plans at the end of a sequence, while the run goes on. They run
             after the next plan that waits. A plan that waits when its time is over does not run.
         workers: plans that run at once.
-        stop_at_failure: when a shard has found a failure and shrunk it, end the shards after it that have found none. The
-            shards before it run to their end, so the first failing shard is the same with any number of workers.
+        stop_at_failure: when a plan has found a failure and shrunk it, end the plans after it that have found none. The
+            plans before it run to their end, so the first failing plan is the same with any number of workers.
         report: called after every case with the index of the plan and its progress.
         ended: called when a plan has run to its end.
         place: the place where workers run; by default they are processes of this machine.

@@ -156,6 +156,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         rejected: drawn cases that were discarded, by reason.
         remedies: at the end, restrictions of Support that avoid discarded cases, by reason (`attn_fuzz.strategies.tally`). Of
             plans that differ only in their turn and part, the first one has them.
+        layers: at the end: the layers of which the first case ran. Examples share them where `Support.steps_per_layer` says so.
         edges, triples: at the end: what cases had of `attn_fuzz.cases.edges`, and of triples of features.
         shrinking: cases that were tried in order to shrink a failure, or to find what it needs.
         failure: the failure that ended the drawing.
@@ -180,6 +181,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     ratios: dict[str, list[int]] = {}
     rejected: dict[str, int] = {}
     remedies: dict[str, list[str]] = {}
+    layers: int = 0
     edges: frozenset[str] = frozenset()
     triples: frozenset[tuple[str, ...]] = frozenset()
     shrinking: int = 0
@@ -226,7 +228,8 @@ def fuzz(plan: FuzzPlan, executor: "Executor", report: Callable[[Progress], None
     if shard.rejected:
         shard.tell(remedies=shard.tally.remedies())
     if shard.tally.kept:
-        shard.tell(edges=frozenset(shard.tally.edges), triples=frozenset(shard.tally.triples))
+        edges, triples = frozenset(shard.tally.edges), frozenset(shard.tally.triples)
+        shard.tell(layers=shard.tally.families, edges=edges, triples=triples)
     if plan.mutant is not None and not shard.failures and shard.progress.examples and not shard.has_run:
         because = f", and raised {shard.raised}" if shard.raised else ""
         raise NeverRanError(f"{plan.mutant.name}: it ran none of the cases that have queries and keys{because}")
@@ -241,7 +244,7 @@ def drawn(plan: FuzzPlan) -> list[Case]:
     from attn_fuzz.strategies.tally import Tally
 
     found: list[Case] = []
-    drawing.draw_cases(plan, registry.load(plan.target), found.append, Tally())
+    drawing.draw_cases(plan, registry.load(plan.target), lambda case, number: found.append(case), Tally())
     return found
 
 
@@ -315,15 +318,19 @@ class _Shard:
     def is_late(self) -> bool:
         return self.plan.until is not None and time.time() > self.plan.until
 
-    def draw(self, case: Case) -> None:
-        """Run a case that Hypothesis has drawn."""
+    def draw(self, case: Case, number: int) -> None:
+        """Run a case that Hypothesis has drawn.
+
+        Args:
+            number: of the case among those of the shard, from 1 on. With turns, this process runs some of them.
+        """
         if self.unexpected is not None:
             raise self.unexpected
         if self.failures:
             raise _CaseFails  # Hypothesis runs a failing example once more
         if self.is_late():
             raise _OutOfTime
-        exactly = self.plan.exact_every > 0 and (self.progress.examples + 1) % self.plan.exact_every == 0
+        exactly = self.plan.exact_every > 0 and number % self.plan.exact_every == 0
         if exactly:
             case = dense(case)
         verdict, finding = self._run(case, exactly)

@@ -33,6 +33,7 @@ class Tally:
 
     Attributes:
         kept: cases that were drawn and run.
+        families: families of cases whose first case has run. The cases of a family share a layer.
         edges: that these cases have.
         triples: the triples of features that these cases have.
         rejected: by reason, how many cases were drawn and thrown away.
@@ -40,6 +41,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.kept = 0
+        self.families = 0
         self.edges = set[str]()
         self.triples = set[tuple[str, ...]]()
         self.rejected = Counter[str]()

@@ -63,6 +63,9 @@ def _triton_rope(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mappin
     )
 
 
+GPU_STEPS_PER_LAYER = 4
+"""The number of cases that share a layer on a GPU, where each layer is compiled for seconds. With 32 of them, a third of the
+pairs of features is in no case of a run of 600; with fewer, nearly all of a run's time is compilation."""
 _ODD_SIZES = (17, 33)
 _LARGE_GROUP = 71
 """Query heads of a KV head: Falcon-7B's. The kernels cut them into two groups, of which the second has fewer heads."""
@@ -81,7 +84,8 @@ def _triton_support(device: str) -> Support:
         # sizes of models only, because every size is compiled in all combinations with the rest
         head_sizes=(64, 80, 128),
         tile_sizes=(*EVERYTHING.tile_sizes, 128),
-        steps_per_layer=32,
+        steps_per_layer=GPU_STEPS_PER_LAYER,
+        own_numbers=True,
     )
 
 
@@ -190,7 +194,8 @@ def _latent_support(device: str) -> Support:
         max_tokens=64 if device == "cpu" else 1024,
         max_seq_len=384 if device == "cpu" else 4096,
         long_seq_len=1100 if device == "cpu" else None,
-        steps_per_layer=1 if device == "cpu" else 32,
+        steps_per_layer=1 if device == "cpu" else GPU_STEPS_PER_LAYER,
+        own_numbers=device != "cpu",
     )
 
 

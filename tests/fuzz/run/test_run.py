@@ -4,11 +4,16 @@ import json
 
 import msgspec
 import pytest
+from attn_fuzz.cases import features
 from attn_fuzz.errors import ExecutorError
-from attn_fuzz.run import runner, shard
+from attn_fuzz.report.drawn import drawn as drawn_of
+from attn_fuzz.run import drawing, runner, shard
 from attn_fuzz.run.processes.executor import Executor
-from attn_fuzz.run.shard import FuzzPlan
+from attn_fuzz.run.shard import FuzzPlan, Progress
+from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import registry
+from attn_fuzz.targets.triton import GPU_STEPS_PER_LAYER
+from attn_parity.options import PROFILES
 
 
 def test_a_seed_means_the_same_cases(fuzz_here):
@@ -28,17 +33,61 @@ def test_shards_cover_the_plan_with_seeds_of_their_own(tmp_path):
 
 
 def test_families_of_a_shard_run_apart_on_a_gpu_and_are_those_of_the_shard(tmp_path):
-    plan = FuzzPlan(target="triton", device="cuda", examples=70, seed=3, folder=tmp_path)
+    plan = FuzzPlan(target="triton", device="cuda", examples=14, seed=3, folder=tmp_path)
     support = registry.load(plan.target).support(plan.device)
-    whole, turns = shard.drawn(plan), [shard.drawn(turn) for turn in runner.in_turns([plan], support)]
-    assert len(turns) == 3 * runner.PARTS
-    assert min(map(len, turns[:3])) > 0
+    whole, turns = shard.drawn(plan), [shard.drawn(turn) for turn in runner.in_turns([plan], support, 16)]
+    families = len(turns) // runner.PARTS
+    assert families == -(-14 // support.steps_per_layer)
+    assert min(map(len, turns[:families])) > 0
     assert sorted(map(repr, whole)) == sorted(repr(case) for turn in turns for case in turn)
-    first_family = [case for turn in turns[::3] for case in turn]
+    first_family = [case for turn in turns[::families] for case in turn]
     assert first_family == whole[: len(first_family)]
-    many = [msgspec.structs.replace(plan, examples=32 * runner.FEW_FAMILIES)]
-    assert len(runner.in_turns(many, support)) == runner.FEW_FAMILIES
-    assert runner.in_turns([msgspec.structs.replace(plan, device="cpu")], support)[0].turn == (0, 1)
+    many = [msgspec.structs.replace(plan, examples=support.steps_per_layer * runner.FEW_FAMILIES)]
+    assert len(runner.in_turns(many, support, 16)) == runner.FEW_FAMILIES
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7, 16, 500])
+def test_shards_on_a_cpu_keep_all_workers_busy(tmp_path, workers):
+    plan = FuzzPlan(target="triton", device="cpu", examples=300, seed=3, folder=tmp_path)
+    whole = runner.shards(plan)
+    turns = runner.in_turns(whole, registry.load(plan.target).support(plan.device), workers)
+    assert min(workers, 300 // runner.TURN_EXAMPLES) <= len(turns) <= 300 // runner.TURN_EXAMPLES
+    assert workers > len(whole) or turns == whole
+
+
+def test_a_gpu_draws_most_pairs_of_features_in_a_default_run(tmp_path):
+    plan = FuzzPlan(target="triton", device="cuda", examples=PROFILES["ci"], seed=1, folder=tmp_path)
+    support = registry.load(plan.target).support(plan.device)
+    together: list[int] = []
+    for each in runner.shards(plan):
+        for case in shard.drawn(each):
+            together = features.count(case, together)
+    drawn = drawn_of([Progress(examples=plan.examples, together=together)], support)
+    assert len(drawn.pairs) <= 400
+
+
+def test_layers_are_counted_once_where_several_workers_share_a_family(tmp_path):
+    plan = FuzzPlan(target="triton", device="cuda", examples=14, seed=3, folder=tmp_path)
+    target = registry.load(plan.target)
+    pieces = runner.in_turns([plan], target.support(plan.device), 16)
+
+    def layers(plan):
+        tally = Tally()
+        drawing.draw_cases(plan, target, lambda case, number: None, tally)
+        return tally.families
+
+    assert 14 // GPU_STEPS_PER_LAYER <= layers(plan) < 14
+    assert sum(map(layers, pieces)) == layers(plan)
+
+
+def test_workers_that_divide_a_shard_run_its_cases_each_by_its_number(tmp_path):
+    """By the number, one case in 25 is compared exactly."""
+    plan = FuzzPlan(target="triton", device="cpu", examples=30, seed=3, folder=tmp_path)
+    target = registry.load(plan.target)
+    drawn = {}
+    for turn in runner.in_turns([plan], target.support(plan.device), 3):
+        drawing.draw_cases(turn, target, lambda case, number: drawn.update({number: case}), Tally())
+    assert [drawn[number] for number in range(1, 31)] == shard.drawn(plan)
 
 
 def test_turns_together_tell_what_their_shard_tells(tmp_path):

@@ -135,7 +135,7 @@ def fuzzed(plan: FuzzPlan, workers: int) -> Section:
     target = registry.load(plan.target)
     if reason := target.unavailable(plan.device):
         return {"unavailable": reason}
-    plans = runner.in_turns(runner.shards(plan), target.support(plan.device))
+    plans = runner.in_turns(runner.shards(plan), target.support(plan.device), workers)
     done = runner.run(plans, workers, stop_at_failure=True)
     return {
         "seed": plan.seed,

@@ -47,7 +47,7 @@ class Begun:
         """Run the shards of the one target until a case fails."""
         ((name, plan),) = self.plans.items()
         target, past = self.targets[name], self.past[name]
-        shards = runner.in_turns(runner.shards(plan), self.machines.supports[name])
+        shards = runner.in_turns(runner.shards(plan), self.machines.supports[name], self.machines.workers)
         plans = [*runner.replays(plan, list(past)), *shards]
         machines = self.machines.of_shards(len(plans))
         file = f"{name_part(target.name)}-{plan.seed}"
@@ -118,7 +118,7 @@ class Begun:
             device=machines.device_name,
             support=machines.supports[name],
             versions={"python": platform.python_version()} | provenance.versions(),
-            command=command_again(plan, self.options),
+            command=command_again(plan, self.options, machines.workers),
             seed=plan.seed,
             workers=machines.workers,
             planned=plan.examples,
@@ -209,9 +209,13 @@ def _run(
         return runner.run(plans, machines.workers, stop_at_failure=True, report=show, place=machines.run), files_of
 
 
-def command_again(plan: FuzzPlan, options: Options) -> list[str]:
-    """The command that runs a target again. It names no database, whose address may hold a password, and no machines."""
+def command_again(plan: FuzzPlan, options: Options, workers: int) -> list[str]:
+    """The command that runs a target again. It names no database, whose address may hold a password, and no machines.
+
+    It names the workers if these divided the shards: another number of them may find another of the seed's failing cases first.
+    """
     given = {"target": plan.target, "device": plan.device, "examples": plan.examples, "seed": plan.seed}
+    given |= {"workers": workers} if workers > len(runner.shards(plan)) else {}
     given |= {"minutes": options.max_minutes, "corpus": options.corpus}
     given |= {"case-seconds": plan.case_seconds} if plan.case_seconds != CASE_SECONDS else {}
     words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
