@@ -34,11 +34,6 @@ def _tests() -> Iterator[str]:
     yield "pytest -n 2 -m nightly tests/fuzz"
 
 
-def _proofs() -> Iterator[str]:
-    yield "python -m attn_lab proofs page --check"
-    yield "python -m attn_lab proofs mutants"
-
-
 def _coverage() -> Iterator[str]:
     yield "python -m attn_lab matrix page --check"
 
@@ -96,8 +91,7 @@ def _emulated_drawn() -> Iterator[str]:
 
 PARTS = {
     "tests": (_tests, "tests marked `nightly`: whole commands, long draws, faults planted in kernels, clusters, storms"),
-    "proofs": (_proofs, "all theorems about the kernels' source, their page, and their mutants"),
-    "coverage": (_coverage, "which features the fuzzer draws together, of 40,000 cases, and which regions"),
+    "coverage": (_coverage, "which features the fuzzer draws together, of 40,000 cases"),
     "model-types": (_model_types, "the page of the model types that `attn-parity select` answers"),
     "zoo": (_zoo, "every mutant of the zoo by three seeds"),
     "fuzz": (_fuzz, "the battery of each target, and a share of it in exact arithmetic"),

@@ -45,7 +45,6 @@ THE_OTHER_WAY = [
     ("fuzz/attn_fuzz/verdict/live.py", "import attn_vllm_recording"),
     ("plugins/attn_vllm/layer.py", "import attn_vllm_recording"),
     ("plugins/attn_vllm_recording/summary.py", "import attn_parity"),
-    ("proofs/attn_proofs/errors.py", "import attn_optimized"),
     ("optimized/attn_optimized/attention.py", "import attn_amdgcn"),
     ("cli/attn_parity/cpus.py", "import attn_lab"),
     ("lab/attn_lab/csv_file.py", "import benchmarks.options"),
@@ -61,7 +60,7 @@ FROM_ABOVE = [
     ("run", "report"),
     ("run.case", "run.shard"),
     ("run.case", "run.processes"),
-    ("run", "exhaustive"),
+    ("run", "explain"),
     ("patches", "run"),
 ]
 """A package of `attn_fuzz`, and one above it."""

@@ -10,8 +10,6 @@ from attn_contract.layouts import LATENT_FORMATS
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.triton import MODE_OF_FORMAT
 from attn_lab.zoo import known_bugs
-from attn_proofs.specification import DIMS
-from attn_proofs.theorems.inside import LAYOUTS as PROVED
 
 OPS_GUIDE = Path(__file__).parents[1] / "docs/guide/ops.md"
 
@@ -26,13 +24,6 @@ def test_a_layout_has_launches_that_ship(layout):
     """A read and a write of it are compiled, emulated and compared with budgets."""
     ops = {call.op for call in CALLS if call.layout is layout}
     assert ops >= {"paged", "write latent" if layout.has_latent_value else "write"}
-
-
-@pytest.mark.parametrize("layout", [layout for layout in Layout if not layout.has_latent_value])
-def test_a_layout_has_a_specification_and_theorems_on_its_addresses(layout):
-    """proofs/attn_proofs/specification.py, theorems/addresses.py. Latent caches have no theorem: docs/generated/proofs.md."""
-    assert DIMS[layout] == layout.dims
-    assert layout in PROVED
 
 
 @pytest.mark.parametrize("layout", LATENT_FORMATS)

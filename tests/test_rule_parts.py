@@ -44,7 +44,6 @@ PLACES = {
     "attn_fuzz.cases.case.Case": (EVERY, WITH_LATENT.rules),
     "attn_fuzz.strategies.rules: NUMBERS or DRAWN_ELSEWHERE": (EVERY, NUMBERS.keys() ^ DRAWN_ELSEWHERE.keys()),
     "fuzz/attn_fuzz/exact": (OF_LOGITS, named_below("fuzz/attn_fuzz/exact")),
-    "proofs/attn_proofs": (VISIBLE | OF_LOGITS, named_below("proofs/attn_proofs")),
     "tests/reference/test_visibility.py: OPTIONS": (VISIBLE, {*OPTIONS, ALONE}),
     "tests/reference/test_logits.py": (OF_LOGITS, named_in((ROOT / "tests/reference/test_logits.py").read_text())),
     "tests/ops/small_calls.py": (EVERY, named_in((ROOT / "tests/ops/small_calls.py").read_text())),

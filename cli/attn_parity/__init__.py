@@ -33,8 +33,6 @@ GROUPS = {
         "doctor": "Say what this machine has, and what to install for the rest.",
     },
     "Other searches": {
-        "exhaust": "Run every call of a scope on a target, without sampling.",
-        "prove": "Prove theorems about the source of the kernels, for all lengths.",
         "bisect": "Find the commit of a kernel's repository since which a case fails.",
         "drift": "Say what changed for the targets of a package between two versions of its sources.",
     },

@@ -13,10 +13,8 @@ from attn_parity.commands.bisect import Bisect
 from attn_parity.commands.compile import Compile
 from attn_parity.commands.doctor.sections import Doctor
 from attn_parity.commands.drift.changes import Drift
-from attn_parity.commands.exhaust.exhausted import Exhaust
 from attn_parity.commands.select.vllm_arguments import VllmArguments
 from attn_parity.model_config import Group
-from attn_parity.proving import Prove
 
 
 class AsFound(TypedDict):
@@ -160,10 +158,8 @@ OUTPUTS: dict[str, Any] = {
     "fuzz-runs": FuzzRuns,
     "bisect": Bisect,
     "drift": Drift,
-    "exhaust": Exhaust,
     "compile": Compile,
     "select": Select,
     "doctor": Doctor,
-    "prove": Prove,
 }
 """The types of what `--json` writes, by command; that of `fuzz` with several targets is `fuzz-runs`."""

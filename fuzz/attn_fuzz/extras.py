@@ -6,7 +6,6 @@ MODULES = {
     "cpu": ("triton",),
     "emulated": ("yaml",),
     "fuzz": ("hypothesis", "msgspec", "safetensors"),
-    "proofs": ("z3",),
     "ray": ("ray",),
     "redis": ("redis",),
     "transformers": ("transformers",),

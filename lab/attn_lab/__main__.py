@@ -20,7 +20,6 @@ GROUPS = {
         "findings": "Run the scripts of findings, and write the table of findings.",
         "judge": "Measure how close correct outputs come to the judge's bound.",
         "releases": "Say which fixes of others the fuzzer shows, on releases of their packages.",
-        "proofs": "Prove all theorems and write their page; or put the mutant of each theorem in.",
         "pages": "Check that all pages there are what the code, or the results beside them, make of them.",
     },
     "Files": {"schemas": "Write the JSON schemas of what --json of users' commands writes."},

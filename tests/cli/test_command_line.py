@@ -62,9 +62,8 @@ def test_sigterm_interrupts_a_command_that_knows_nothing_of_signals(child_enviro
         (4, ["fuzz", "--target", "planted:FLASH", "--examples", "100000", "--workers", "1", "--corpus", "none"]),
         # two workers and multiprocessing's own
         pytest.param(4, ["compile", "--arch", "gfx942", "--workers", "2"], marks=pytest.mark.nightly),
-        pytest.param(3, ["exhaust", "--workers", "1"], marks=pytest.mark.nightly),
     ],
-    ids=["fuzz", "compile", "exhaust"],
+    ids=["fuzz", "compile"],
 )
 def test_sigterm_interrupts_a_command_and_the_processes_that_it_started(number, arguments, child_environment, tmp_path):
     program, environment = ["-m", "attn_parity", *arguments], child_environment | {"TRITON_CACHE_DIR": str(tmp_path)}

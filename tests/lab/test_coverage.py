@@ -149,7 +149,6 @@ def page(attn_lab, drawn_once, tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(shard, "drawn", drawn_once)
     monkeypatch.setattr(matrix, "PROFILES", {"ci": 20, "nightly": 60})
     monkeypatch.setattr(coverage, "missing", lambda drawn: [])
-    monkeypatch.setattr(matrix, "never_drawn", lambda drawn: [])
     (tmp_path / "docs" / "generated").mkdir(parents=True)
     assert attn_lab("matrix", "page").code == 0
     return tmp_path / "docs" / "generated" / "coverage.md"
@@ -158,12 +157,10 @@ def page(attn_lab, drawn_once, tmp_path, monkeypatch) -> Path:
 def test_a_pair_that_is_never_drawn_or_called_undefined_is_named(attn_lab, page, monkeypatch):
     monkeypatch.setattr(coverage, "missing", lambda drawn: [("window", "sinks")])
     monkeypatch.setattr(coverage, "impossible", lambda drawn: [("encoder", "slot -1")])
-    monkeypatch.setattr(matrix, "never_drawn", lambda drawn: [("Layer.scale", "negative")])
     run = attn_lab("matrix", "page", "--check")
     assert run.code == 1
     assert "never drawn together: window and sinks" in run.out
     assert "drawn together, though undefined: encoder and slot -1" in run.out
-    assert "never drawn: Layer.scale, negative" in run.out
 
 
 def test_a_pair_that_a_further_seed_draws_is_not_named(attn_lab, page, monkeypatch):

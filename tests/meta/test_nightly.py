@@ -105,4 +105,4 @@ def test_an_interrupted_part_goes_on_after_the_command_that_ended_last(tmp_path)
 
 def test_a_part_of_an_unknown_name_is_refused(capsys):
     assert nightly.main(["nothing"]) == 2
-    assert "got nothing, expected one of tests, proofs, " in capsys.readouterr().err
+    assert "got nothing, expected one of tests, coverage, " in capsys.readouterr().err

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.cases.contradictions import contradiction
-from attn_fuzz.cases.dimensions import DIMENSIONS, FLAGS, MULTI_TOKEN_DECODE, Dimension, Setting, Value
-from attn_fuzz.cases.dimensions.dimension import Holds
+from attn_fuzz.cases.dimensions import DIMENSIONS, FLAGS, MULTI_TOKEN_DECODE, Dimension, Setting
+from attn_fuzz.cases.dimensions.dimension import Holds, Value
 
 
 class Feature(NamedTuple):
@@ -34,7 +34,7 @@ def of_kind(kind: str) -> Iterator[Feature]:
     """All "feature"s or "aspect"s of the table."""
     for dimension in DIMENSIONS:
         for value in dimension.values:
-            if value.kind == kind and value.holds is not None:
+            if value.kind == kind:
                 yield Feature(value.name, value.holds, dimension.group, dimension.rule, value, dimension)
 
 

@@ -14,7 +14,6 @@ from attn_fuzz.run import runner
 from attn_fuzz.run.shard import FuzzPlan
 from attn_lab.matrix import coverage
 from attn_lab.matrix.coverage import NAMES, Coverage
-from attn_lab.matrix.regions import HEADING, never_drawn, region_counts, region_page
 from attn_lab.options import check_option
 from attn_lab.pages import PAGES, table, write_or_check
 from attn_parity.console import notes, progress_bar
@@ -30,45 +29,32 @@ SIDES = ("reference-fp32", "triton", "triton-varlen", "triton-cascade", "triton@
 
 @click.group("matrix")
 def command() -> None:
-    """Say what is supported, and which features and regions the fuzzer draws. No kernel runs, and no GPU is needed."""
+    """Say what is supported, and which features the fuzzer draws. No kernel runs, and no GPU is needed."""
 
 
 @command.command("page")
 @check_option
 @click.option(
     "--only",
-    type=click.Choice(["coverage", "regions", "backends"]),
-    help="Write only backends.md (seconds), or only this part of coverage.md; regions takes less time than coverage.",
+    type=click.Choice(["coverage", "backends"]),
+    help="Write only coverage.md, or only backends.md (seconds).",
 )
 @cpu_workers_option
 def _page(check: bool, only: str | None, workers: int) -> int:
     """Write coverage.md and backends.md."""
-    wrong, texts, parts = [], {}, _parts(PAGE)
+    wrong, texts = [], {}
     if only in (None, "coverage"):
         if check:
             _check_version(PAGE)
         ci, nightly = (_draw(profile, device, workers) for profile, device in DEVICES.items())
         wrong += [f"never drawn together: {a} and {b}" for a, b in _never_drawn(nightly, workers)]
         wrong += [f"drawn together, though undefined: {a} and {b}" for a, b in coverage.impossible(nightly)]
-        parts[0] = _text(ci, nightly)
-    if only in (None, "regions"):
-        drawn_regions = region_counts(_plan("ci", "cpu"))
-        wrong += [f"never drawn: {field}, {name}" for field, name in never_drawn(drawn_regions)]
-        parts[1] = region_page(drawn_regions)
-    if only != "backends":
-        texts[PAGE] = "\n".join(parts)
+        texts[PAGE] = _text(ci, nightly)
     if only in (None, "backends"):
         from attn_lab.matrix.backends import backend_page  # imports Triton
 
         texts[PAGES / "backends.md"] = backend_page()
     return write_or_check(texts, "python -m attn_lab matrix page", checks=check, wrong=wrong)
-
-
-def _parts(page: Path) -> list[str]:
-    """The part of a page on coverage, and the part on regions."""
-    text = inputs.read_text(page) if page.is_file() else ""
-    of_coverage, heading, of_regions = text.partition(f"\n{HEADING}")
-    return [of_coverage, heading.removeprefix("\n") + of_regions]
 
 
 def _check_version(page: Path) -> None:

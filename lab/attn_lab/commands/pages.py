@@ -30,7 +30,7 @@ def command(beside: tuple[str, ...]) -> int:
 
     Checks run side by side, one for each usable CPU. Each prints a line when it ends, and all that it has printed if it
     fails. Exit 1 if one fails. `tox run -e docs` checks the pages of benchmarks, too, and `tox run -e nightly` those of
-    coverage, model types and proofs, which take longer.
+    coverage and model types, which take longer.
     """
     return check_all((*beside, *CHECKS), usable_cpus())
 

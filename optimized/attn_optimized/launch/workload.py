@@ -17,8 +17,7 @@ MAX_GROUP = 64
 """The most query heads of a group: the largest tile of gfx1100's table has 64 rows. A group of a latent cache is as large as a
 tile, which has at most 128 rows in the tables.
 
-The kernel divides a row by its group by a multiplication with 16 bits. That is right for groups of up to 256 heads (theorem
-programs.inverse).
+The kernel divides a row by its group by a multiplication with 16 bits. That is right for groups of up to 256 heads.
 """
 SHORT_ROWS_PER_UNIT = 800
 """A batch with fewer rows than this for each compute unit is short. On an H200, small tiles are 1.25 times as fast as large

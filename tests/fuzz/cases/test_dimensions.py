@@ -18,7 +18,6 @@ FIELDS = [
     *(name for name in Case.__struct_fields__ if name not in NESTED),
     *(f"{name}.{field}" for name, struct in NESTED.items() for field in struct.__struct_fields__),
 ]
-SETTINGS = [setting for one in DIMENSIONS for value in one.values for setting in value.settings if setting.scopes != "none"]
 
 
 def plan(target: str, examples: int) -> FuzzPlan:
@@ -29,15 +28,6 @@ def plan(target: str, examples: int) -> FuzzPlan:
 def test_each_field_of_a_case_is_of_one_dimension(field):
     named = [one for one in DIMENSIONS if field in one.fields]
     assert len(named) == 1, f"{field}: expected one dimension of attn_fuzz.cases.dimensions, got {[one.name for one in named]}"
-
-
-@pytest.mark.parametrize("field", FIELDS)
-def test_each_field_of_a_case_is_set_by_a_scope_or_says_why_not(field):
-    """Those of Request are set by the settings' causality and ranges, and by parts of scopes."""
-    (own,) = (one for one in DIMENSIONS if field in one.fields)
-    named = {name for setting in SETTINGS for name in setting.names} | {"requests.causal", "requests.bidirectional_ranges"}
-    named |= {"per_request_causal"} | {name for name in FIELDS if name.startswith("rope.") and "rope" in named}
-    assert (field in named) != bool(own.left_out)
 
 
 def test_no_dimension_names_what_there_is_not():

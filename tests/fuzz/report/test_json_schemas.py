@@ -15,12 +15,6 @@ def test_a_run_with_nan_fits_its_schema(attn_parity, tmp_path):
     assert check("fuzz", (tmp_path / "run.json").read_text())["failures"]
 
 
-def test_a_counted_scope_fits_its_schema(attn_parity, tmp_path):
-    arguments = ("--target", "planted_small:RIGHT", "--scope", "rules", "--count")
-    assert attn_parity("exhaust", *arguments, "--json", "run.json").code == 0
-    assert check("exhaust", (tmp_path / "run.json").read_text())["parts"]
-
-
 @pytest.mark.parametrize(
     ("file", "arch", "code"),
     [

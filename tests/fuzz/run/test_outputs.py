@@ -8,7 +8,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -18,7 +17,6 @@ from attn_fuzz.cases.case import Case, Values
 from attn_fuzz.corpus import files
 from attn_fuzz.run.distinct import Entry
 from attn_fuzz.verdict.verdict import Verdict
-from attn_parity import proving
 from attn_parity.commands.fuzz import keep_going
 from attn_parity.commands.fuzz.failing import EarlyFiles
 
@@ -156,16 +154,6 @@ def test_a_run_that_keeps_going_deletes_no_file_of_an_earlier_one(step_case, tmp
     assert dropped_after(tmp_path) == set()
     report.save(step_case, tmp_path, "mine-1-value-1-first")
     assert dropped_after(tmp_path) == {"mine-1-value-1-first.json"}
-
-
-def test_a_counterexample_does_not_replace_that_of_an_earlier_proof(monkeypatch, step_case, tmp_path):
-    monkeypatch.setattr(pytest.importorskip("attn_proofs.theorem"), "small_counterexample", lambda claim: claim)
-    theorem = SimpleNamespace(name="mine", case=lambda model: model)
-    cases = [replace(step_case, slack=slack) for slack in (0, 1, 0)]
-    refuted = [SimpleNamespace(outcome="refuted", claim=case) for case in cases]
-    written = [proving._written_case(theorem, [each], tmp_path) for each in refuted]
-    assert written == [str(tmp_path / name) for name in ("mine.json", "mine-2.json", "mine.json")]
-    assert [case_file.load(Path(path)) for path in written] == cases
 
 
 @pytest.fixture(params=["links", "no links"])

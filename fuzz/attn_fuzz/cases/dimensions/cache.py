@@ -5,8 +5,7 @@ import itertools
 from collections.abc import Callable, Collection
 from typing import Any, get_args
 
-import torch
-from attn_contract import ContractError, KVCacheView, Layout, PhysicalOrder
+from attn_contract import ContractError, Layout, PhysicalOrder
 from attn_contract.latent_format import LatentFormat
 from attn_fuzz.cases.case import Cache, Case, Float8, Quantized, ScaleKind
 from attn_fuzz.cases.dimensions.dimension import (
@@ -18,36 +17,25 @@ from attn_fuzz.cases.dimensions.dimension import (
     dimension,
     feature,
     has,
-    idle_stride,
-    illegal,
-    in_step,
-    not_drawn,
     of_cache,
-    of_tensor,
-    of_view,
-    region,
     setting,
-    unscoped,
 )
-from attn_fuzz.cases.poison import LEFTOVER
 
 PACKED: dict[str, Any] = {"layout": Layout.CONTENT_PACKED}
 
 
 def _settings_of(layout: Layout) -> tuple[Setting, ...]:
-    """Scopes have layouts that store K and V apart. A target of a latent layout has it in its plainest call."""
     own = {"layout": layout}
     if layout.latent_format is not None:
         sizes = {"dtype": "bfloat16", **_smallest_sizes(layout, layout.latent_format)}
-        return tuple(unscoped({**own, "dtype": dtype, "scales": None}, **sizes) for dtype in get_args(Float8))
+        return tuple(setting({**own, "dtype": dtype, "scales": None}, **sizes) for dtype in get_args(Float8))
     if layout.has_latent_value:
-        return (unscoped(own, head_size_v=8),)
+        return (setting(own, head_size_v=8),)
     if layout.has_inline_scales:
-        int8 = setting({**own, "dtype": "int8"})
-        return int8, *(unscoped({**own, "dtype": dtype, "scales": None}) for dtype in get_args(Quantized))
+        return tuple(setting({**own, "dtype": dtype, "scales": None}) for dtype in get_args(Quantized))
     if layout.is_x_packed:
-        return setting({**own, "block_size": 4}), unscoped(own)
-    return (unscoped(own) if layout is Layout.BLOCKS_FIRST_NHD else setting(own),)
+        return setting({**own, "block_size": 4}), setting(own)
+    return (setting(own),)
 
 
 def _smallest_sizes(layout: Layout, form: LatentFormat) -> dict[str, int]:
@@ -87,31 +75,17 @@ def _may_share(layouts: Collection[Layout]) -> bool:
 
 def _order(order: PhysicalOrder) -> Value:
     second = {**PACKED, "order": order, "num_layers": 2, "layer": 1}
-    settings = (setting(second, num_kv_heads=2), unscoped({"order": order, "writer": Layout.CONTENT_PACKED}))
+    settings = (setting(second, num_kv_heads=2), setting({"order": order, "writer": Layout.CONTENT_PACKED}))
     asks: dict[str, Asks] = {"layouts": _any_layout(_holds_content), "orders": has(order)}
     return feature(
         f"order {order}", of_cache(lambda cache: cache.holds_content_rows and cache.order is order), *settings, **asks
     )
 
 
-def _allocation(fields: str, contract: str = "") -> Callable[..., Dimension]:
-    """A dimension of some fields of Cache, and of KVCacheView."""
+def _allocation(fields: str) -> Callable[..., Dimension]:
+    """A dimension of some fields of Cache."""
     names = " ".join(f"cache.{name}" for name in fields.split())
-    of_contract = " ".join(f"KVCacheView.{name}" for name in contract.split())
-    return dimension(fields.split()[0], "allocation", names, of_contract, choice="layout", needs_cache=True)
-
-
-def _of_blocks(name: str, holds: Callable[[KVCacheView], object]) -> Value:
-    return of_view(name, lambda view: view.num_blocks > 1 and holds(view))
-
-
-def _of_heads(name: str, holds: Callable[[KVCacheView], object]) -> Value:
-    """A region of views whose blocks have several slots and several heads: one of the two lies inside the other."""
-    return of_view(name, lambda view: view.block_size > 1 and view.num_kv_heads > 1 and holds(view))
-
-
-def _is_dense(view: KVCacheView) -> bool:
-    return view.block_stride % (view.block_size * view.num_kv_heads * view.row_size) == 0
+    return dimension(fields.split()[0], "allocation", names, needs_cache=True)
 
 
 def _is_written_elsewhere(case: Case) -> bool:
@@ -122,15 +96,15 @@ def _has_neighbour(cache: Cache) -> bool:
     return cache.neighbour not in (None, cache.layout)
 
 
-_LAYERS = (unscoped({**PACKED, "num_layers": 2}), unscoped({"num_layers": 2, "writer": Layout.CONTENT_PACKED}))
-_PADDED_ROWS = (setting({"slot_padding": 4}), unscoped({"layout": Layout.LATENT, "slot_padding": 4}, head_size_v=8))
+_LAYERS = (setting({**PACKED, "num_layers": 2}), setting({"num_layers": 2, "writer": Layout.CONTENT_PACKED}))
+_PADDED_ROWS = (setting({"slot_padding": 4}), setting({"layout": Layout.LATENT, "slot_padding": 4}, head_size_v=8))
 _WRITERS = (
     setting({"writer": Layout.KV_FIRST_HND}),
     setting({"planes": True, "writer": Layout.BLOCKS_FIRST_HND}),
-    *(unscoped({"writer": layout}) for layout in (Layout.BLOCKS_FIRST_HND, Layout.CONTENT_PACKED)),
-    *(unscoped({"writer": layout, "block_size": n}) for layout in (Layout.X_PACKED, Layout.SHUFFLED) for n in (4, 8, 16)),
+    *(setting({"writer": layout}) for layout in (Layout.BLOCKS_FIRST_HND, Layout.CONTENT_PACKED)),
+    *(setting({"writer": layout, "block_size": n}) for layout in (Layout.X_PACKED, Layout.SHUFFLED) for n in (4, 8, 16)),
 )
-_NEIGHBOURS = (setting({"neighbour": Layout.KV_FIRST_NHD}), unscoped({"neighbour": Layout.BLOCKS_FIRST_NHD}))
+_NEIGHBOURS = (setting({"neighbour": Layout.KV_FIRST_NHD}), setting({"neighbour": Layout.BLOCKS_FIRST_NHD}))
 _SHARED: dict[str, Asks] = {"layouts": _may_share, "other_views": bool}
 
 
@@ -139,7 +113,7 @@ def _is_no_power_of_two(number: int) -> bool:
 
 
 ALLOCATION = (
-    dimension("layout", "layout", "cache.layout", "Layer.layout KVCacheView.layout", needs_cache=True)(*map(_layout, Layout)),
+    dimension("layout", "layout", "cache.layout", of_layers=True, needs_cache=True)(*map(_layout, Layout)),
     _allocation("order")(*map(_order, PhysicalOrder)),
     _allocation("num_layers layer")(
         feature(
@@ -149,9 +123,8 @@ ALLOCATION = (
             layouts=_any_layout(_holds_content),
             num_layers=lambda counts: max(counts) > 1,
         ),
-        of_view("blocks or layers between heads", lambda view: view.head_stride > view.block_stride > 0),
     ),
-    _allocation("planes", "kv_stride")(
+    _allocation("planes")(
         feature(
             "K and V planes",
             of_cache(lambda cache: cache.planes),
@@ -159,16 +132,11 @@ ALLOCATION = (
             layouts=_any_layout(_has_planes),
             planes=has(True),
         ),
-        _of_blocks("planes of several blocks", lambda view: view.kv_stride > view.block_stride),
-        _of_blocks("V beside K in a block", lambda view: view.kv_stride < view.block_stride),
-        of_view("V is the beginning of K's row", lambda view: view.kv_stride == 0),
-        not_drawn("beyond 31 bits", "a target's own: the rows of `triton@far` lie so far apart"),
     ),
-    _allocation("padding", "block_stride")(
+    _allocation("padding")(
         feature("padded blocks", of_cache(lambda c: c.padding), setting({"padding": 8}), padding=any),
-        of_view("dense", _is_dense),
     ),
-    _allocation("slot_padding", "slot_stride head_stride")(
+    _allocation("slot_padding")(
         feature(
             "padded rows",
             of_cache(lambda cache: cache.slot_padding and cache.layout.has_latent_value),
@@ -176,19 +144,14 @@ ALLOCATION = (
             layouts=_any_layout(_has_padded_rows),
             padding=any,
         ),
-        _of_heads("heads inside a slot", lambda view: view.slot_stride > view.head_stride),
-        _of_heads("slots inside a head", lambda view: view.head_stride > view.slot_stride),
-        of_view("a stride of slots without a meaning", lambda view: view.slot_stride == 0),
     ),
-    _allocation("block_size", "block_size")(
+    _allocation("block_size")(
         feature(
             "block size no power of two",
             of_cache(lambda cache: _is_no_power_of_two(cache.block_size)),
-            unscoped({"block_size": 48}),
+            setting({"block_size": 48}),
             block_sizes=lambda sizes: any(map(_is_no_power_of_two, sizes)),
         ),
-        region("1", of_cache(lambda cache: cache.block_size == 1)),
-        region("above 128", of_cache(lambda cache: cache.block_size > 128)),
     ),
     _allocation("writer")(feature("writer in another layout", _is_written_elsewhere, *_WRITERS, **_SHARED)),
     _allocation("neighbour")(feature("neighbour in another layout", of_cache(_has_neighbour), *_NEIGHBOURS, **_SHARED)),
@@ -196,98 +159,40 @@ ALLOCATION = (
 
 
 def _dtype(dtype: Quantized, *settings: Setting) -> Value:
-    apart = (unscoped({"dtype": dtype, "scales": "token"}), unscoped({"dtype": dtype, "scales": None}))
+    apart = (setting({"dtype": dtype, "scales": "token"}), setting({"dtype": dtype, "scales": None}))
     return feature(f"cache {dtype}", of_cache(lambda c: c.dtype == dtype), *settings, *apart, cache_dtypes=has(dtype))
 
 
 def _scale_per(kind: ScaleKind, words: str, *dtypes: Quantized) -> Value:
     own = {dtype: {"dtype": dtype, "scales": kind} for dtype in dtypes}
     settings = [setting(own[dtype], num_kv_heads=2) for dtype in dtypes]
-    others = (unscoped({"scales": kind}), unscoped(own[dtypes[0]]))
+    others = (setting({"scales": kind}), setting(own[dtypes[0]]))
     holds = of_cache(lambda cache: cache.scales == kind)
     return feature(f"scale per {words}", holds, *settings, *others, cache_dtypes=any, scales=has(kind))
 
 
-def of_scale(name: str) -> tuple[Value, ...]:
-    """Regions of k_scale, v_scale and output_scale."""
-    return (
-        of_tensor(name, "below 1", lambda scale: (scale < 1).any()),
-        of_tensor(name, "1 or more", lambda scale: (scale >= 1).any()),
-        of_tensor(name, "shape ()", lambda scale: scale.dim() == 0),
-        of_tensor(name, "shape (1,)", lambda scale: scale.shape == (1,)),
-        idle_stride(name),
-    )
-
-
-def _of_scales(name: str) -> tuple[Value, ...]:
-    """Regions of k_scale_cache and v_scale_cache."""
-    return (
-        of_tensor(name, "dense rows of heads", lambda scales: scales.stride(2) == 1),
-        of_tensor(name, "NaN in slots without a key", lambda scales: scales.isnan().any()),
-        of_tensor(name, "negative", lambda scales: (scales < 0).any()),
-        idle_stride(name),
-    )
-
-
-ONE_SCALE = (
-    not_drawn("beyond 2^-6 to 2^4", "a factor of numbers with a few bits: another power of two changes no rounding"),
-    illegal("below 2^-126, NaN, infinity", "`validation.values` refuses them: kernels divide by it"),
-)
-
-
-def _is_by_heads(scales: torch.Tensor) -> bool:
-    """True if scales [NB, BS, HK] of several heads lie in memory head by head."""
-    return scales.shape[2] > 1 and scales.stride(2) != 1
-
-
-def _has_several_scales(view: KVCacheView) -> bool:
-    form = view.layout.latent_format
-    return form is not None and form.quantized_size(view.head_size, view.head_size_v) > form.scale_dims
-
-
 _INT8 = {"dtype": "int8", "scales": "token"}
 INFINITE = setting(_INT8, num_kv_heads=2, saturated=True)
-_SCALES = "Layer.k_scale Layer.v_scale Layer.k_scale_cache Layer.v_scale_cache"
-QUANTIZED: dict[str, Any] = {"choice": "quantized cache", "needs_cache": True}
 FORMATS = (
-    dimension("cache dtype", "cache dtype", "cache.dtype", "Layer.kv_cache_dtype KVCacheView.itemsize", **QUANTIZED)(
-        feature("cache of the layer's dtype", of_cache(lambda c: c.dtype is None), unscoped({"dtype": None, "scales": None})),
+    dimension("cache dtype", "cache dtype", "cache.dtype", of_layers=True, needs_cache=True)(
+        feature("cache of the layer's dtype", of_cache(lambda c: c.dtype is None), setting({"dtype": None, "scales": None})),
         _dtype("fp8_e4m3fn", setting({"dtype": "fp8_e4m3fn", "scales": "tensor"})),
         _dtype("fp8_e4m3fnuz", setting({"dtype": "fp8_e4m3fnuz", "scales": "tensor"}), setting({"dtype": "fp8_e4m3fnuz"})),
         _dtype("int8", setting(_INT8, num_kv_heads=2, unlike_strides=True)),
-        *(of_view(f"{size} bytes", lambda view, size=size: view.itemsize == size) for size in (1, 2, 4)),
-        illegal("float8_e5m2", "Layer refuses it: two bits of mantissa are too few"),
     ),
-    dimension("scales", "scales", "cache.scales", _SCALES, **QUANTIZED)(
+    dimension("scales", "scales", "cache.scales", of_layers=True, needs_cache=True)(
         _scale_per("tensor", "tensor", "fp8_e4m3fn"),
         _scale_per("head", "head", "fp8_e4m3fn", "fp8_e4m3fnuz"),
         _scale_per("token", "token, separate", "fp8_e4m3fn", "int8"),
-        *(value for name in ("k_scale", "v_scale") for value in of_scale(name)),
-        *(value for name in ("k_scale_cache", "v_scale_cache") for value in _of_scales(name)),
-        of_tensor("v_scale_cache", "strides unlike k_scale_cache", _is_by_heads),
-        of_view("several scales of a row", _has_several_scales),
-        *ONE_SCALE,
-        not_drawn("0 in a scale cache", "the product with a key is 0, as that of a key of zeros"),
     ),
 )
 
 
-def _has_hidden_nan(case: Case) -> bool:
-    return case.recycled and any(0 <= case.window[0] < request.context_len for request in case.requests)
-
-
-SEEN = illegal("NaN, infinity in a key or value that is seen", "the contract says that they are finite")
-_OF_A_NEIGHBOUR = "it is of a neighbour's own numbers, which no output may depend on: a neighbour has the harder ones"
 CONTENTS = (
-    dimension("unused slots", "memory", "recycled finite_slots", "argument.kv_cache", choice="form")(
-        aspect("NaN in keys that no query sees", lambda case: case.recycled, setting(recycled=True, window=(1, -1))),
+    dimension("unused slots", "memory", "recycled finite_slots")(
+        aspect("NaN in keys that no query sees", lambda case: case.recycled),
         aspect("NaN in unused slots", lambda case: case.cache is not None and not case.finite_slots),
-        region("NaN in keys outside all windows", _has_hidden_nan),
-        not_drawn(f"{LEFTOVER} in slots without a key", "NaN shows more; targets that ask for finite slots draw it"),
-        SEEN,
     ),
-    dimension("neighbour's numbers", "memory", "ordinary_writes", left_out=_OF_A_NEIGHBOUR)(
-        in_step("NaN, infinities and zeros", lambda case, step: len(step.writes) > 1 and not case.ordinary_writes),
-    ),
+    dimension("neighbour's numbers", "memory", "ordinary_writes")(),
 )
 CACHE = (*ALLOCATION, *FORMATS, *CONTENTS)

@@ -1,1 +1,0 @@
-"""Theorems about the shipped source of the kernels, for all lengths: extracted from syntax trees, decided by an SMT solver."""
