@@ -48,7 +48,7 @@ THE_OTHER_WAY = [
     ("proofs/attn_proofs/errors.py", "import attn_optimized"),
     ("optimized/attn_optimized/attention.py", "import attn_amdgcn"),
     ("cli/attn_parity/cpus.py", "import attn_lab"),
-    ("lab/attn_lab/csv_file.py", "import benchmarks.options"),
+    ("lab/attn_lab/results_file.py", "import benchmarks.options"),
     ("benchmarks/steps/cases.py", "import benchmarks.speed.run"),
     ("benchmarks/host/parts.py", "import benchmarks.speed.run"),
 ]

@@ -15,7 +15,6 @@ from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import SCHEMA
 from attn_fuzz.errors import InputError
 from attn_fuzz.exhaustive import ledger
-from attn_lab.mutate import generate, log
 from attn_lab.zoo import known_bugs as mutants
 
 from tests.emulated.kernels import KERNEL
@@ -31,8 +30,6 @@ UNITS = (
     *("s_load_dword s6, s[0:1], 0x0\n", "x:\n", '.file 1 "a"\n', "a|", "0x"),
 )
 RUN = ledger.RunOf(target="a", device="cpu", scope="ci", shard="1/1", sanitize=False, identity={})
-MUTANTS = log.Header(schema=log.SCHEMA, sources=log.digest(generate.PACKAGE))
-TRIAL = log.Trial(key=log.Key("a", 0, "triton", 0), examples=1, seconds=1.0)
 LAUNCH = run_folder.EmulatedLaunch(
     **dict.fromkeys(("architecture", "call", "case", "code", "sha256", "kernel"), "a"),
     **dict.fromkeys(("arguments", "buffers", "tensors", "inexact"), ()),
@@ -64,7 +61,6 @@ KINDS = {
     "TOML": Kind(inputs.read_toml, tail="a=1\n[b]\n"),
     "a case": Kind(case_file.load, f'{{"schema":"{SCHEMA}","target":"a","attn_type":"encoder","unwritten":[', "]}"),
     "a ledger": Kind(read_ledger, line(RUN), whole=line(ledger.Ended(launch=0, calls=1, ratio=0.0, seconds={}))),
-    "a log of mutants": Kind(lambda path: log.Log(path, generate.PACKAGE), line(MUTANTS), line(TRIAL), whole=line(TRIAL)),
     "mutants": Kind(mutants.read, tail=(mutants.FOLDER / "aiter-2720.toml").read_text()),
     "launches.json": Kind(saved.read, f'{{"schema": "{saved.SCHEMA}", "launches": [', "]}"),
     "launch.json": Kind(lambda path: run_folder.read(path.parent), line(LAUNCH).removesuffix("]}\n"), "]}"),
