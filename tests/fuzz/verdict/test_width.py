@@ -1,4 +1,4 @@
-"""The bound is as wide as correct kernels need it, and no wider: they come near it, and a kernel that forgets a key breaks it."""
+"""The bound is as wide as correct kernels need it and no wider: they come near it, and a forgotten key breaks it."""
 
 import dataclasses
 

@@ -3,16 +3,17 @@
 import statistics
 from collections.abc import Iterator, Sequence
 
+from attn_fuzz import outputs
+from attn_lab import pages
 from attn_lab.pages import PAGES, table
 from attn_parity.timing import Spread
 
-from benchmarks.host.command import CALLS, ROUNDS
-from benchmarks.host.results import HostRun
-from benchmarks.page.performance import Performance, StoredRun, case_of
-from benchmarks.page.reach import standing, time_of
 from benchmarks.participants.attention import FA3, OURS, PAGED, PEERS, SDPA, TRITON
 from benchmarks.results import Head, in_words
-from benchmarks.speed.results import CaseResult
+from benchmarks.speed import performance
+from benchmarks.speed.performance import Performance, StoredRun, case_of
+from benchmarks.speed.reach import standing, time_of
+from benchmarks.speed.results import CaseResult, Run
 from benchmarks.steps.cases import CASES
 from benchmarks.steps.traffic import TRAFFIC
 
@@ -26,8 +27,8 @@ PACKED = ("X_PACKED", "SHUFFLED")
 PREFACE = """\
 # Speed, measured
 
-`python -m benchmarks page` writes this page from performance.json beside it, and `python -m benchmarks page FILE...` adds runs
-of `speed --json FILE` and `host --json FILE` to both. Commands of old runs name options as they were.
+`python -m benchmarks speed --write` adds a run to performance.json beside this page, and writes the page of it; `speed --page`
+writes the page alone. Commands of old runs name options as they were.
 
 - The *floor* of a case is a launch and the longer one of two times. The first is the bytes of q, of the output and of all keys
   and values that some query sees, once for each KV head, divided by the bandwidth of a copy. The second is the FLOPs of all
@@ -53,13 +54,15 @@ a shape. A call whose floor is below {1e3 * LAUNCH_MS:g} us is counted as *small
 X_PACKED and SHUFFLED are layouts of kernels for AMD's GPUs. Larger calls over one of them are counted once more as *packed*,
 and all other larger calls as *in rows*.
 """
-_HOST = f"""
-An eager step, without CUDA graphs, builds its metadata once. Then each layer writes this step's keys and values into its cache
-and attends. Sequences are so short that the GPU waits for the host. Times are microseconds of one Python thread, the least of
-{ROUNDS} rounds of {CALLS} steps in which all take turns. Our backends run whole, with all their checks. Of vLLM and AITER
-only the functions run that launch the Triton kernels, with arguments that are made once: an engine's own work in a layer comes
-on top of their times, and so does their metadata.
-"""
+
+
+def write(run: Run | None = None) -> None:
+    """Write the page of performance.json, after adding a run to it, if one is given."""
+    stored = performance.read(DATA)
+    if run is not None:
+        stored = performance.with_run(stored, run)
+        outputs.write(DATA, performance.text(stored))
+    pages.write(PAGE, text(stored))
 
 
 def text(stored: Performance) -> str:
@@ -72,8 +75,6 @@ def text(stored: Performance) -> str:
         lines += _rates(run)
         lines += _of_drawn(run, cases) if drawn else _of_chosen(run, cases)
         lines += _notes(cases, run.unmeasured)
-    for run in stored.host:
-        lines += [*_heading("what a step costs the host", run), *_HOST.splitlines(), *_of_host(run)]
     return "\n".join(lines) + "\n"
 
 
@@ -233,16 +234,3 @@ def _quantiles(cases: Sequence[CaseResult], names: Sequence[str], percents: Sequ
     found = sorted(times for case in cases if (times := ratio(case, names)) is not None)
     cells = [f"{found[round(percent / 100 * (len(found) - 1))]:.2f}" if found else "" for percent in percents]
     return [f"{cells[0]} ({len(found)})", *cells[1:]] if found else cells
-
-
-def _of_host(run: HostRun) -> Iterator[str]:
-    columns = ("step", "by", "metadata, a step", "cache write, a layer", "attention, a layer", "the whole, a layer")
-    rows = (
-        [step.name, participant, *("" if us is None else f"{us:.0f}" for us in (t.build, t.write, t.attention, t.layer))]
-        for step in run.steps
-        for participant, t in step.times.items()
-    )
-    yield from ("", f"Steps of {run.layers} layers, in microseconds:", "", *table(columns, rows, columns[2:]))
-    refused = list(dict.fromkeys(why for step in run.steps for why in step.refused.values()))
-    if refused:
-        yield from ("", *(f"* Not measured: {why}" for why in refused))

@@ -1,20 +1,16 @@
 """docs/generated/performance.json: runs, with each participant's times in a case to four digits, or a word in their place."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 from attn_fuzz import inputs
 from attn_parity.timing import Positive, Spread
 
-from benchmarks.host.results import SCHEMA as OF_HOST
-from benchmarks.host.results import HostRun
 from benchmarks.measuring.machine import Rates
 from benchmarks.results import Head
-from benchmarks.speed import results as of_speed
 from benchmarks.speed.results import CaseResult, Result, Run
 
-SCHEMA = "attn-parity.performance/2"
+SCHEMA = "attn-parity.performance/3"
 
 
 class StoredCase(msgspec.Struct, frozen=True, array_like=True):
@@ -47,7 +43,6 @@ class Performance(msgspec.Struct, kw_only=True):
 
     schema: str = SCHEMA
     speed: list[StoredRun] = []
-    host: list[HostRun] = []
 
 
 def read(path: Path) -> Performance:
@@ -58,24 +53,16 @@ def read(path: Path) -> Performance:
     return inputs.read_as(path, SCHEMA, Performance, inputs.MAX_LARGE_BYTES)
 
 
-def with_run(stored: Performance, path: Path) -> Performance:
-    """Add the run of a file, in place of runs on its machine that have no other cases. Drawn cases count as one.
-
-    Raises:
-        InputError: it is a file of neither `speed` nor `host`.
-    """
-    record = inputs.read_json(path, inputs.MAX_LARGE_BYTES)
-    if isinstance(record, dict) and record.get("schema") == OF_HOST:
-        new = inputs.read_as(path, OF_HOST, HostRun, inputs.MAX_LARGE_BYTES)
-        return Performance(speed=stored.speed, host=[*(run for run in stored.host if run.machine != new.machine), new])
-    run = of_run(of_speed.read(path))
-    names = {_kind(case) for case in run.cases}
-    others = [one for one in stored.speed if one.machine != run.machine or not {_kind(case) for case in one.cases} <= names]
-    return Performance(speed=[*others, run], host=stored.host)
+def with_run(stored: Performance, run: Run) -> Performance:
+    """Add a run, in place of runs on its machine that have no other cases. Drawn cases count as one."""
+    new = of_run(run)
+    names = {_kind(case) for case in new.cases}
+    others = [one for one in stored.speed if one.machine != new.machine or not {_kind(case) for case in one.cases} <= names]
+    return Performance(speed=[*others, new])
 
 
 def _kind(case: StoredCase) -> str:
-    return "drawn" if case.traffic else case.name
+    return {None: case.name, "index": "drawn index"}.get(case.traffic, "drawn")
 
 
 def of_run(run: Run) -> StoredRun:
@@ -118,13 +105,10 @@ def _result(cell: tuple[float, float, float] | str) -> Result:
 
 def text(stored: Performance) -> str:
     """The file, with a line for each case."""
-    of_speed = []
+    runs = []
     for run in stored.speed:
         head = msgspec.json.encode(msgspec.structs.replace(run, cases=[])).decode().removesuffix("[]}")
-        of_speed.append(f"{head}{_lines(run.cases)}}}")
-    runs = ",\n".join(of_speed)
-    return f'{{"schema":"{SCHEMA}","speed":[\n{runs}\n],"host":{_lines(stored.host)}}}\n'
-
-
-def _lines(items: Sequence[msgspec.Struct]) -> str:
-    return "[\n" + ",\n".join(msgspec.json.encode(item).decode() for item in items) + "\n]"
+        cases = ",\n".join(msgspec.json.encode(case).decode() for case in run.cases)
+        runs.append(f"{head}[\n{cases}\n]}}")
+    joined = ",\n".join(runs)
+    return f'{{"schema":"{SCHEMA}","speed":[\n{joined}\n]}}\n'
