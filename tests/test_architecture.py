@@ -50,7 +50,7 @@ THE_OTHER_WAY = [
     ("cli/attn_parity/cpus.py", "import attn_lab"),
     ("lab/attn_lab/results_file.py", "import benchmarks.options"),
     ("benchmarks/steps/cases.py", "import benchmarks.speed.run"),
-    ("benchmarks/host/parts.py", "import benchmarks.speed.run"),
+    ("benchmarks/participants/rows.py", "import benchmarks.speed.run"),
 ]
 FROM_ABOVE = [
     ("cases", "verdict"),
