@@ -4,7 +4,7 @@ import dataclasses
 import math
 import random
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from attn_contract import AttentionType, Layout
 
@@ -173,6 +173,10 @@ class RowOp:
         return dataclasses.replace(self, num_tokens=40, num_heads=4, num_kv_heads=2)
 
 
+IndexStage = Literal["logits", "selection"]
+INDEX_OPS: tuple[IndexStage, ...] = get_args(IndexStage)
+
+
 @dataclass(frozen=True, kw_only=True)
 class IndexOp:
     """A stage of a decode that chooses its keys: the index logits, or the selection of the largest of them.
@@ -182,7 +186,7 @@ class IndexOp:
     """
 
     name: str
-    op: Literal["logits", "selection"]
+    op: IndexStage
     seq_lens: tuple[int, ...]
     num_heads: int = 64
     head_size: int = 128
@@ -310,7 +314,7 @@ CASES: tuple[Case, ...] = (
     *(
         IndexOp(name=f"index {op}, {requests} x {keys}k", op=op, seq_lens=(keys * KI,) * requests)
         for requests, keys in ((32, 32), (8, 128), (2, 512), (1, 32), (1, 128), (1, 512))
-        for op in ("logits", "selection")
+        for op in INDEX_OPS
     ),
 )
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from attn_contract import Layout
 
-from benchmarks.steps.cases import Attention, IndexOp
+from benchmarks.steps.cases import INDEX_OPS, Attention, IndexOp
 from benchmarks.steps.models import LayerKind, Model, models
 from benchmarks.steps.traffic import TRAFFIC, Lengths, contexts
 
@@ -32,7 +32,7 @@ def draw_index(number: int, seed: int) -> list[IndexOp]:
     """The first decodes of a seed that choose their keys: logits and selection in turn."""
     rng, drawn = random.Random(seed), list[IndexOp]()
     for i in range(number):
-        lengths, op = contexts(rng), ("logits", "selection")[i % 2]
+        lengths, op = contexts(rng), INDEX_OPS[i % len(INDEX_OPS)]
         name = f"{i} index {op}, {len(lengths)} x {_range(lengths)}"
         drawn.append(IndexOp(name=name, op=op, seq_lens=lengths, traffic="index"))
     return drawn

@@ -18,7 +18,7 @@ from benchmarks.steps.latent import CASES as LATENT
 CPU = torch.device("cpu")
 ATTENTION = [case for case in CASES if isinstance(case, Attention)]
 ROW_OPS = [case for case in CASES if isinstance(case, RowOp)]
-INDEX_OPS = [case for case in CASES if isinstance(case, IndexOp)]
+INDEX_CASES = [case for case in CASES if isinstance(case, IndexOp)]
 
 
 def test_names_are_unique():
@@ -74,7 +74,7 @@ def test_rows_are_read_and_written_once(case):
     assert tiny.bytes == counted
 
 
-@pytest.mark.parametrize("case", INDEX_OPS[:2], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", INDEX_CASES[:2], ids=lambda case: case.name)
 def test_keys_logits_and_choices_of_an_index_layer_count_once(case):
     tiny = case.tiny()
     step = step_of(tiny, CPU, seed=0)
