@@ -9,14 +9,7 @@ from attn_parity import HELP, Commands, main
 GROUPS = {
     "Times and launch parameters": {
         "speed": "Time attention beside PyTorch's, vLLM's and AITER's.",
-        "host": "Time what a step costs the host.",
-        "indexer": "Time the stages of a decode that selects its keys.",
-        "ranks": "Check and time attention over several GPUs.",
         "tune": "Search for better launch parameters, on a GPU or by binaries.",
-    },
-    "Without a GPU": {
-        "page": "Write performance.md from the results of speed and host, and peers.md from those of peers.",
-        "peers": "Put compiled launches of vLLM and AITER beside ours: binaries, counts, bounds.",
     },
 }
 

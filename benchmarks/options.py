@@ -29,8 +29,8 @@ def json_option(when: str) -> Option:
     )
 
 
-def only_option(of_what: str, default: str = "all") -> Option:
-    words = f"Only {of_what} whose name contains TEXT; repeatable. Default: {default}."
+def only_option(of_what: str) -> Option:
+    words = f"Only {of_what} whose name contains TEXT; repeatable. Default: all."
     return click.option("--only", multiple=True, metavar="TEXT", help=words)
 
 

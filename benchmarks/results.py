@@ -1,4 +1,4 @@
-"""The head of the JSON results of `speed`, `host`, `ranks` and `tune`, and how they are written."""
+"""The head of the JSON results of `speed` and `tune`, and how they are written."""
 
 import importlib.metadata
 import platform

@@ -34,14 +34,6 @@ def _tests() -> Iterator[str]:
     yield "pytest -n 2 -m nightly tests/fuzz"
 
 
-def _coverage() -> Iterator[str]:
-    yield "python -m attn_lab matrix page --check"
-
-
-def _model_types() -> Iterator[str]:
-    yield "python -m attn_lab model-types page --check"
-
-
 def _zoo() -> Iterator[str]:
     """Run twenty mutants at a time: `--write` keeps the results of the others."""
     names = sorted(path.stem for path in (ROOT / "lab/attn_lab/zoo/bugs").glob("*.toml"))
@@ -71,15 +63,13 @@ def _engine() -> Iterator[str]:
 
 
 def _launches() -> Iterator[str]:
-    yield "python -m attn_lab binaries compile --write"
-    yield "python -m attn_lab binaries page"
+    yield "python -m attn_lab binaries compile"
     yield "python -m attn_lab binaries drawn 60 --arch gfx942,gfx1201,sm90"
 
 
 def _emulated() -> Iterator[str]:
     for architecture in ARCHITECTURES:
-        yield f"python -m attn_lab binaries run --write --arch {architecture}"
-    yield "python -m attn_lab binaries page"
+        yield f"python -m attn_lab binaries run --arch {architecture}"
 
 
 def _emulated_drawn() -> Iterator[str]:
@@ -91,8 +81,6 @@ def _emulated_drawn() -> Iterator[str]:
 
 PARTS = {
     "tests": (_tests, "tests marked `nightly`: whole commands, long draws, faults planted in kernels, clusters, storms"),
-    "coverage": (_coverage, "which features the fuzzer draws together, of 40,000 cases"),
-    "model-types": (_model_types, "the page of the model types that `attn-parity select` answers"),
     "zoo": (_zoo, "every mutant of the zoo by three seeds"),
     "fuzz": (_fuzz, "the battery of each target, and a share of it in exact arithmetic"),
     "faults": (_faults, "500 malformed files, 200 kills of the processes of runs, and 40 Ctrl-C"),

@@ -47,9 +47,9 @@ THE_OTHER_WAY = [
     ("plugins/attn_vllm_recording/summary.py", "import attn_parity"),
     ("optimized/attn_optimized/attention.py", "import attn_amdgcn"),
     ("cli/attn_parity/cpus.py", "import attn_lab"),
-    ("lab/attn_lab/csv_file.py", "import benchmarks.options"),
+    ("lab/attn_lab/results_file.py", "import benchmarks.options"),
     ("benchmarks/steps/cases.py", "import benchmarks.speed.run"),
-    ("benchmarks/host/parts.py", "import benchmarks.speed.run"),
+    ("benchmarks/participants/rows.py", "import benchmarks.speed.run"),
 ]
 FROM_ABOVE = [
     ("cases", "verdict"),

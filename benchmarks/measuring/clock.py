@@ -30,28 +30,23 @@ class Budget(NamedTuple):
 
 
 class GraphLoop(EventLoop):
-    """A CUDA graph of each call in turn, as often as a replay needs.
+    """A CUDA graph of each call in turn, as often as a replay needs."""
 
-    Args:
-        replay_ms: the least time of a replay. With 0, the graph has each call once, as ranks need it that wait for each other.
-    """
-
-    def __init__(self, runs: Sequence[Callable[[], Any]], replay_ms: float = REPLAY_MS) -> None:
+    def __init__(self, runs: Sequence[Callable[[], Any]]) -> None:
         for run in runs:  # compiles, and lets libraries allocate
             run()
         torch.cuda.synchronize()
         self._runs = runs  # a graph does not keep what its kernels write to
         self._capture(runs)
         total = statistics.median(self.times()) * self.calls
-        if total < replay_ms:
-            self._capture(list(runs) * math.ceil(replay_ms / total))
+        if total < REPLAY_MS:
+            self._capture(list(runs) * math.ceil(REPLAY_MS / total))
             self.times()
 
     def _capture(self, runs: Sequence[Callable[[], Any]]) -> None:
         """Make a graph of the calls, and replay it a few times."""
         graph = torch.cuda.CUDAGraph()
-        # thread_local: NCCL's watchdog asks for events in a thread of its own
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph):
             for run in runs:
                 run()
         super().__init__(graph.replay, len(runs))
@@ -87,7 +82,7 @@ def eager_loop_of(device: torch.device, run: Callable[[], Any]) -> Loop:
 
 
 def median_ms(loop: Loop, replays: int) -> float:
-    """The median time of a call over a number of replays that no clock changes: ranks wait for each other."""
+    """The median time of a call over a number of replays."""
     return side_by_side([loop], seconds=math.inf, rounds=replays)[0].ms
 
 

@@ -19,22 +19,22 @@ class DeviceError(ExecutorError):
     """A kernel has left the GPU in a state in which nothing runs any more."""
 
 
-def use_device(*, tiny: bool, gpus: int = 1, tiny_on_cpu: bool = False, instead: str = "") -> torch.device:
-    """The GPUs that are here. With --tiny and fewer of them, or with `tiny_on_cpu`, the CPU, which interprets kernels.
+def use_device(*, tiny: bool, tiny_on_cpu: bool = False, instead: str = "") -> torch.device:
+    """The GPU that is here. With --tiny and no GPU, or with `tiny_on_cpu`, the CPU, which interprets kernels.
 
     Args:
         instead: another option that needs no GPU, for the message.
 
     Raises:
-        click.UsageError: there are fewer GPUs, and --tiny is not given.
+        click.UsageError: there is no GPU, and --tiny is not given.
     """
     found = torch.cuda.device_count()
-    if tiny and (tiny_on_cpu or found < gpus):
+    if tiny and (tiny_on_cpu or not found):
         interpret()
         return torch.device("cpu")
-    if found < gpus:
+    if not found:
         others = f"{instead}--tiny interprets tiny cases, whose times have no value"
-        raise click.UsageError(f"torch sees {found} GPUs here, expected {gpus}; {others}")
+        raise click.UsageError(f"torch sees no GPU here; {others}")
     return torch.device("cuda")
 
 

@@ -8,8 +8,6 @@ Other modules that these import have fixed contents, which compute nothing: thos
     aiter ... device_info       not on a GPU: 16 compute units
 
 Off ROCm, `waves_per_eu`, which only Triton's compiler for AMD knows, is taken out of AITER's launch options.
-
-The GPU is the one that is here, or, for what is compiled and not run, one of the architecture that is given.
 """
 
 import importlib.metadata
@@ -20,7 +18,6 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from attn_binaries.architectures import ARCHITECTURES
 from attn_fuzz import foreign
 from attn_fuzz.errors import InputError
 from attn_fuzz.interpreted import aiter as aiter_sources
@@ -34,18 +31,15 @@ class MissingPeerError(InputError):
     """The package is not there, or has other functions than expected."""
 
 
-def load_vllm(folder: Path | None, architecture: str | None = None) -> SimpleNamespace:
+def load_vllm(folder: Path | None) -> SimpleNamespace:
     """vLLM's attention kernels from a folder that holds the package `vllm`; from the installed one if None.
-
-    Args:
-        architecture: the GPU's, one of ARCHITECTURES; None: that of this machine.
 
     Raises:
         MissingPeerError: there is no such package, or its modules import missing ones.
     """
     root = package_folder("vllm", folder)
-    names = ("unified_attention", "prefill_attention", "decode_attention", "reshape_and_cache_flash")
-    unified, prefill, latent, writes = _of_vllm(root, architecture or _gpu(), *(f"triton_{name}" for name in names))
+    names = ("unified_attention", "prefill_attention", "decode_attention")
+    unified, prefill, latent = _of_vllm(root, _gpu(), *(f"triton_{name}" for name in names))
     return SimpleNamespace(
         version=_version("vllm", root),
         unified_attention=unified.unified_attention,
@@ -53,7 +47,6 @@ def load_vllm(folder: Path | None, architecture: str | None = None) -> SimpleNam
         KVQuantMode=vllm_package.KVQuantMode,
         context_attention_fwd=prefill.context_attention_fwd,
         decode_attention_fwd=latent.decode_attention_fwd,
-        triton_reshape_and_cache_flash=writes.triton_reshape_and_cache_flash,
     )
 
 
@@ -76,11 +69,8 @@ def _of_vllm(root: Path, gpu: str, *names: str) -> list[ModuleType]:
     return _loaded("vllm", root, [f"{vllm_package.OPS}{name}.py" for name in names], (vllm_package.OPS,), stubs)
 
 
-def load_aiter(folder: Path | None, architecture: str | None = None) -> SimpleNamespace:
+def load_aiter(folder: Path | None) -> SimpleNamespace:
     """AITER's `unified_attention` from a folder that holds the package `aiter`; from the installed one if None.
-
-    Args:
-        architecture: see `load_vllm`.
 
     Raises:
         MissingPeerError: there is none, or its modules import what is not there.
@@ -91,13 +81,10 @@ def load_aiter(folder: Path | None, architecture: str | None = None) -> SimpleNa
     files = [place for place in places if (root / place).is_file()]
     if not files:
         raise MissingPeerError(f"{root} has no Triton unified_attention; PyPI's package `aiter` is another one than AMD's")
-    gpu = architecture or _gpu()
+    gpu = _gpu()
     on_rocm = gpu.startswith("gfx")
     asked = gpu if on_rocm else aiter_sources.ARCHITECTURE
-    if architecture:
-        units = ARCHITECTURES[architecture].compute_units
-    else:
-        units = torch.cuda.get_device_properties().multi_processor_count if gpu else aiter_sources.COMPUTE_UNITS
+    units = torch.cuda.get_device_properties().multi_processor_count if gpu else aiter_sources.COMPUTE_UNITS
     folders = (*aiter_package.FOLDERS_OF_FILES, *aiter_sources.FOLDERS)
     [module] = _loaded("aiter", root, files[:1], folders, aiter_sources.stubs(asked, units))
     if not on_rocm:

@@ -19,10 +19,11 @@ from benchmarks.measuring.clock import Budget, host_us, loop_of
 from benchmarks.measuring.device import check_device, free
 from benchmarks.measuring.machine import Rates
 from benchmarks.participants.attention import BEFORE, OURS, Participant, Prepared
+from benchmarks.participants.index import index_op, step_of
 from benchmarks.participants.rows import row_op
 from benchmarks.speed.results import CaseResult, Result, Run
 from benchmarks.steps.calls import attention_call
-from benchmarks.steps.cases import HOST, Attention, Case, RowOp, copies
+from benchmarks.steps.cases import HOST, Attention, Case, IndexOp, RowOp, copies
 
 
 class Sizes(NamedTuple):
@@ -55,12 +56,14 @@ def measure(
     *,
     sizes: Sizes,
     budget: Budget,
+    host: bool = True,
     json_file: Path | None = None,
     fatal: Mapping[tuple[str, str], str] | None = None,
 ) -> None:
     """Measure into `run`, saved after each case; what an interrupt or the budget leaves out is in `run.unmeasured`.
 
     Args:
+        host: whether to measure what a call costs the host, too.
         fatal: see `ahead.compile_ahead`: calls that are not made, because they would take the GPU from this process, too.
 
     Raises:
@@ -80,7 +83,8 @@ def measure(
             run.write(json_file)
             results.print(_line(run.cases[-1]))
             show_bar(i + 1)
-    run.host_us = overheads(participants, device, sizes)
+    if host:
+        run.host_us = overheads(participants, device, sizes)
     run.write(json_file)
 
 
@@ -116,6 +120,9 @@ def problem_of(case: Case, participants: Sequence[Participant], device: torch.de
     if isinstance(case, RowOp):
         made = [row_op(case, device, seed) for seed in range(count)]
         return Problem({OURS: lambda: [prepared for prepared, _ in made]}, [0], made[0][1])
+    if isinstance(case, IndexOp):
+        calls_of, expected = index_op(case, [step_of(case, device, seed) for seed in range(count)])
+        return Problem(dict(calls_of), [0], expected)
     calls = [attention_call(case, device, seed) for seed in range(count)]
     rows = check.sampled_rows(calls[0])
     prepare = {

@@ -4,10 +4,11 @@ import dataclasses
 import math
 import random
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from attn_contract import AttentionType, Layout
 
+KI = 1024
 ITEMSIZE = 2  # of bfloat16, which everything is but a float8 cache, and what a case says is float32
 
 
@@ -172,7 +173,52 @@ class RowOp:
         return dataclasses.replace(self, num_tokens=40, num_heads=4, num_kv_heads=2)
 
 
-Case = Attention | RowOp
+IndexStage = Literal["logits", "selection"]
+INDEX_OPS: tuple[IndexStage, ...] = get_args(IndexStage)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexOp:
+    """A stage of a decode that chooses its keys: the index logits, or the selection of the largest of them.
+
+    An index layer of DeepSeek-V3.2: float8 keys in blocks, with a float32 scale each. Each request has one query. Attention
+    over the selection is a case of Attention.
+    """
+
+    name: str
+    op: IndexStage
+    seq_lens: tuple[int, ...]
+    num_heads: int = 64
+    head_size: int = 128
+    top_k: int = 2 * KI
+    block_size: int = 64
+    reach: None = None
+    traffic: str | None = None
+
+    @property
+    def flops(self) -> float:
+        return 2.0 * self.num_heads * self.head_size * sum(self.seq_lens) if self.op == "logits" else 0.0
+
+    @property
+    def bytes(self) -> float:
+        """Each key with its scale and its logit, once; or each logit and each place of the selection."""
+        if self.op == "logits":
+            return float(sum(self.seq_lens) * (self.head_size + 4 + 4))
+        return 4.0 * (sum(self.seq_lens) + len(self.seq_lens) * self.top_k)
+
+    def tiny(self) -> Self:
+        seq_lens = tuple(min(300 - 40 * i, length) for i, length in enumerate(self.seq_lens[:2]))
+        return dataclasses.replace(self, seq_lens=seq_lens, top_k=32)
+
+
+Case = Attention | RowOp | IndexOp
+
+
+def class_of(case: Case) -> str:
+    """The class of a case, by which a run is chosen."""
+    if isinstance(case, Attention):
+        return "latent" if case.is_latent or case.is_expanded else "attention"
+    return "rows" if isinstance(case, RowOp) else "index"
 
 
 def decode(name: str, requests: int, seq_len: int, **options) -> Attention:
@@ -190,7 +236,6 @@ def ragged() -> tuple[int, ...]:
     return tuple(lengths)
 
 
-KI = 1024
 _WHISPER = {"num_heads": 20, "num_kv_heads": 20, "head_size": 64}
 _SELECTED_TOKENS: dict[str, Any] = {
     "num_kv_heads": 1, "head_size": 576, "head_size_v": 512, "layout": Layout.LATENT, "block_size": 64, "selection": (1, 2 * KI)
@@ -266,6 +311,11 @@ CASES: tuple[Case, ...] = (
     RowOp(name="cache write, fp8, 8192 tokens", op="write", float8_cache=True),
     RowOp(name="RoPE + cache write, 8192 tokens", op="rope"),
     RowOp(name="merge_attn_states, 8192 tokens", op="merge"),
+    *(
+        IndexOp(name=f"index {op}, {requests} x {keys}k", op=op, seq_lens=(keys * KI,) * requests)
+        for requests, keys in ((32, 32), (8, 128), (2, 512), (1, 32), (1, 128), (1, 512))
+        for op in INDEX_OPS
+    ),
 )
 
 HOST = decode("4 requests of 16 keys", 4, 16)

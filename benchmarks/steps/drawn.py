@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from attn_contract import Layout
 
-from benchmarks.steps.cases import Attention
+from benchmarks.steps.cases import INDEX_OPS, Attention, IndexOp
 from benchmarks.steps.models import LayerKind, Model, models
-from benchmarks.steps.traffic import TRAFFIC, Lengths
+from benchmarks.steps.traffic import TRAFFIC, Lengths, contexts
 
 BLOCK_SIZES = (16, 16, 16, 32, 64, 128)
 LAYOUTS = (Layout.BLOCKS_FIRST_NHD,) * 7 + (Layout.BLOCKS_FIRST_HND, Layout.SHUFFLED, Layout.X_PACKED)
@@ -26,6 +26,16 @@ def draw_cases(number: int, seed: int) -> list[Attention]:
     rng = random.Random(seed)
     kinds = list(TRAFFIC)
     return [_case(rng, i, kinds[i % len(kinds)]) for i in range(number)]
+
+
+def draw_index(number: int, seed: int) -> list[IndexOp]:
+    """The first decodes of a seed that choose their keys: logits and selection in turn."""
+    rng, drawn = random.Random(seed), list[IndexOp]()
+    for i in range(number):
+        lengths, op = contexts(rng), INDEX_OPS[i % len(INDEX_OPS)]
+        name = f"{i} index {op}, {len(lengths)} x {_range(lengths)}"
+        drawn.append(IndexOp(name=name, op=op, seq_lens=lengths, traffic="index"))
+    return drawn
 
 
 def _case(rng: random.Random, number: int, traffic: str) -> Attention:

@@ -6,8 +6,6 @@ Names of a kernel's parameters and variables are only in comments.
 import hashlib
 import re
 
-DIGITS = 8
-"""The number of digits of a digest in files."""
 _LABEL = re.compile(r"\.LBB\w+|\$L__BB\w+")
 _DEBUG = re.compile(r"\.(?:loc|file|cfi_\w+)\b|\.Ltmp\d+:|\$L__tmp\d+:")
 _SECTION = re.compile(r"\.section\s|\.text$|\.amdgpu_metadata$")

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from attn_binaries.assembly import DIGITS, digest
+from attn_binaries.assembly import digest
 from attn_binaries.build import Outcome, OutOfTime
 from attn_binaries.facts import Facts
 
@@ -18,8 +18,7 @@ class Row:
     """One binary: a launch on an architecture, its kernel, its waves (warps) and its facts.
 
     Attributes:
-        kernel, num_warps: empty and 0 in a row of a file.
-        code: the first digits of the digest of its assembly; empty if unknown.
+        code: the digest of its assembly.
         loop: the number of instructions of its hot loop (`attn_amdgcn.hot_loop`); None without one, and for NVIDIA.
     """
 
@@ -28,7 +27,7 @@ class Row:
     kernel: str
     num_warps: int
     facts: Facts
-    code: str = ""
+    code: str
     loop: int | None = None
 
 
@@ -39,13 +38,11 @@ class Execution(NamedTuple):
         verdict: "agree"; a kind of failure of `attn_fuzz.verdict.verdict`, such as "value" or "raised"; or "not run".
         error: the largest error / bound of outputs; 0 where what is written is compared bitwise.
         why: why it does not agree, or did not run; empty if it agrees.
-        code: the first digits of the digest of the launch's assembly; empty if unknown.
     """
 
     verdict: str
     error: float
     why: str = ""
-    code: str = ""
 
     @property
     def agrees(self) -> bool:
@@ -60,7 +57,7 @@ def rows_of(outcome: Outcome) -> tuple[Row, ...]:
             binary.name,
             binary.num_warps,
             binary.facts,
-            digest(binary.assembly, binary.name)[:DIGITS],
+            digest(binary.assembly, binary.name),
             binary.hot_loop,
         )
         for (architecture, name), binary in outcome.binaries.items()

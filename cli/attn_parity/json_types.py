@@ -1,4 +1,4 @@
-"""Types of the results that `--json` of users' commands writes: `python -m attn_lab schemas` makes a JSON schema of them.
+"""Types of the results that `--json` of users' commands writes.
 
 A number that JSON does not have, such as the error over the bound of an output that is NaN, is written as null.
 """

@@ -140,11 +140,6 @@ def read_as(path: Path, schema: str, kind: type[Record], most: int = MAX_BYTES) 
     return converted(path, read_record(path, schema, most), kind)
 
 
-def read_json_as(path: Path, kind: type[Record], most: int = MAX_BYTES) -> Record:
-    """The contents of a JSON file without a schema as `read_as` gives those of a file with one."""
-    return converted(path, read_json(path, most), kind)
-
-
 def read_toml(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
     """The contents of a TOML file.
 

@@ -1,4 +1,4 @@
-"""The parts of the fuzzer that find mutants. Pages of mutants count by them."""
+"""The parts of the fuzzer that find mutants. The page of the zoo counts by them."""
 
 PARTS_OF_FUZZER = {
     "value": ("value", "bitwise", "lse", "rope"),

@@ -7,4 +7,3 @@ first_seed_option = click.option("--seed", type=Seed, default=0, show_default=Tr
 seeds_option = click.option(
     "--seeds", type=click.IntRange(1, 100), default=1, show_default=True, help="Number of seeds, counted up from the first."
 )
-check_option = click.option("--check", is_flag=True, help="Write nothing; exit 1 if the page is out of date.")

@@ -1,38 +1,19 @@
-"""Generated pages: where they are, their tables, and whether they are current."""
+"""Generated pages: where they are, and their tables. tests/docs/test_generated.py notices a page that is not current."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from attn_fuzz import inputs, outputs
-from attn_parity.console import notes, results
+from attn_fuzz import outputs
+from attn_parity.console import notes
 
 PAGES = Path("docs/generated")
 """The folder in which commands write their pages, relative to the repository's root."""
 
 
-def write_or_check(texts: Mapping[Path, str], again: str, *, checks: bool, wrong: Sequence[str] = (), summary: str = "") -> int:
-    """Write the files that are not current. With `checks`, name them instead. Then print what else is wrong with them.
-
-    Args:
-        again: the command that writes them.
-        wrong: a line for each fault of what the pages say.
-        summary: printed if there is no such fault.
-
-    Returns:
-        The exit code: 1 if there is a fault, or if `checks` and a page is not current.
-    """
-    outdated = [path for path, text in texts.items() if not path.is_file() or inputs.read_text(path) != text]
-    for path in outdated:
-        if checks:
-            results.print(f"{path} is not current: run `{again}`")
-        else:
-            outputs.write(path, texts[path])
-            notes.print(f"{path} written")
-    for line in wrong:
-        results.print(line)
-    if wrong or summary:
-        results.print(f"{len(wrong)} wrong" if wrong else summary)
-    return int(bool(wrong) or (checks and bool(outdated)))
+def write(path: Path, text: str) -> None:
+    """Write a page, and say so."""
+    outputs.write(path, text)
+    notes.print(f"{path} written")
 
 
 def table(columns: Sequence[str], rows: Iterable[Iterable[object]], numbers: Sequence[str] = ()) -> list[str]:

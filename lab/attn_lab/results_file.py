@@ -1,4 +1,4 @@
-"""JSON files of results beside pages of mutants, such as docs/generated/zoo.json, with a line for each mutant."""
+"""JSON files of results beside the page of the zoo, docs/generated/zoo.md, with a line for each mutant."""
 
 import os.path
 from collections.abc import Sequence

@@ -8,13 +8,17 @@ import torch
 from attn_contract import AttentionType
 
 from benchmarks.measuring.machine import Rates
+from benchmarks.participants.index import step_of
 from benchmarks.participants.rows import row_op
-from benchmarks.steps.calls import attention_call, requests_of
-from benchmarks.steps.cases import CASES, Attention, RowOp
+from benchmarks.speed.command import CLASSES
+from benchmarks.steps.calls import attention_call, float8_of, requests_of
+from benchmarks.steps.cases import CASES, Attention, IndexOp, RowOp, class_of
+from benchmarks.steps.latent import CASES as LATENT
 
 CPU = torch.device("cpu")
 ATTENTION = [case for case in CASES if isinstance(case, Attention)]
 ROW_OPS = [case for case in CASES if isinstance(case, RowOp)]
+INDEX_CASES = [case for case in CASES if isinstance(case, IndexOp)]
 
 
 def test_names_are_unique():
@@ -70,6 +74,22 @@ def test_rows_are_read_and_written_once(case):
     assert tiny.bytes == counted
 
 
+@pytest.mark.parametrize("case", INDEX_CASES[:2], ids=lambda case: case.name)
+def test_keys_logits_and_choices_of_an_index_layer_count_once(case):
+    tiny = case.tiny()
+    step = step_of(tiny, CPU, seed=0)
+    logits = 4 * sum(tiny.seq_lens)
+    if tiny.op == "logits":
+        assert tiny.bytes == sum(tiny.seq_lens) * step.index_cache[0, 0].nbytes + logits
+        assert tiny.flops == 2 * sum(tiny.seq_lens) * step.q[0].numel()
+    else:
+        assert tiny.bytes == logits + 4 * step.layer.selected_width * len(tiny.seq_lens)
+
+
+def test_every_class_has_cases():
+    assert {class_of(case) for case in (*CASES, *LATENT)} == {*CLASSES} - {"host"}
+
+
 @pytest.mark.parametrize("case", ATTENTION, ids=lambda case: case.name)
 def test_a_tiny_case_keeps_what_makes_it_special(case):
     tiny = case.tiny()
@@ -100,3 +120,10 @@ def test_requests_of_a_cascade_share_the_blocks_of_their_prefix_alone():
     prefix = case.common_prefix_len
     assert torch.equal(first[:prefix], second[:prefix])
     assert not torch.equal(first[prefix:], second[prefix:])
+
+
+def test_a_float8_cache_is_of_the_architectures_type():
+    case = next(case for case in ATTENTION if case.float8_cache)
+    call = attention_call(case, torch.device("meta"), 1, float8_of("gfx942"))
+    assert call.kv_cache is not None
+    assert call.kv_cache.dtype == call.layer.kv_cache_dtype == torch.float8_e4m3fnuz

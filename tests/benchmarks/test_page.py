@@ -1,23 +1,17 @@
 """performance.md has the last of runs alike, and what is reached is judged by the figures."""
 
-import shutil
-from pathlib import Path
-
 import msgspec
 import pytest
 from attn_parity.timing import Spread
 
-from benchmarks.host.results import HostRun, HostStep, Times
 from benchmarks.measuring.machine import Rates
-from benchmarks.page import performance, tables
-from benchmarks.page.performance import Performance
-from benchmarks.page.reach import standing
-from benchmarks.page.tables import DATA, PAGE, ratio, slower_than_a_peer
 from benchmarks.participants.attention import AITER, FA3, OURS, PAGED, VLLM
-from benchmarks.peers.page import FOLDER
+from benchmarks.speed import page, performance
+from benchmarks.speed.page import DATA, PAGE, ratio, slower_than_a_peer
+from benchmarks.speed.performance import Performance
+from benchmarks.speed.reach import standing
 from benchmarks.speed.results import CaseResult, Result, Run
 from benchmarks.steps.cases import Reach
-from tests.support.pages import ROOT
 
 RATES = Rates(read=4.5e12, copy=4e12, matmul=6e14, launch=1e-3)
 
@@ -37,30 +31,18 @@ def run_of(*cases: CaseResult, machine: str = "a GPU", **fields) -> Run:
 
 CHOSEN = run_of(case(**{OURS: time(0.52), VLLM: time(0.56)}), case("cascade", **{OURS: time(0.1)}))
 DRAWN = run_of(msgspec.structs.replace(case("0 decode: near", **{OURS: time(1.0), VLLM: time(0.98)}), traffic="decode"))
-HOST = HostRun(
-    **{name: getattr(CHOSEN, name) for name in ("of_value", "machine", "versions", "command", "commit")},
-    layers=32,
-    steps=[HostStep(name="decodes", times={VLLM: Times(attention=40.0, layer=41.0)}, refused={"THEIRS": "THEIRS: not here"})],
-)
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    """A folder that keeps no run of `speed` or `host`."""
-    shutil.copytree(ROOT / FOLDER, tmp_path / FOLDER)
+def added(tmp_path, monkeypatch):
+    """A function that adds runs to a file that has none, and returns the page with them."""
     monkeypatch.chdir(tmp_path)
+    DATA.parent.mkdir(parents=True)
     DATA.write_text(performance.text(Performance()))
-    return tmp_path
 
-
-@pytest.fixture
-def added(folder, ended):
-    """A function that adds runs, and returns the page with them."""
-
-    def add(*runs: Run | HostRun) -> str:
+    def add(*runs: Run) -> str:
         for run in runs:
-            run.write(Path("run.json"))
-            assert ended("page", "run.json")[0] == 0
+            page.write(run)
         return PAGE.read_text(encoding="utf-8")
 
     return add
@@ -68,7 +50,7 @@ def added(folder, ended):
 
 def test_a_run_takes_the_place_of_those_alike(added):
     faster, other = case(**{OURS: time(0.5)}), case("MLA decode", **{OURS: time(0.1)})
-    added(CHOSEN, DRAWN, run_of(other), run_of(other, machine="another"), HOST, HOST)
+    added(CHOSEN, DRAWN, run_of(other), run_of(other, machine="another"))
     added(run_of(faster, *CHOSEN.cases[1:]), DRAWN)
     of_speed = performance.read(DATA).speed
     assert [(run.machine, run.cases[0].name, run.cases[0].found[0][0]) for run in of_speed] == [
@@ -77,7 +59,6 @@ def test_a_run_takes_the_place_of_those_alike(added):
         ("a GPU", "decode, 64 x 8k", 0.5),
         ("a GPU", "0 decode: near", 1.0),
     ]
-    assert len(performance.read(DATA).host) == 1
 
 
 def test_drawn_cases_are_compared_with_the_best_engine_of_each(added):
@@ -87,7 +68,7 @@ def test_drawn_cases_are_compared_with_the_best_engine_of_each(added):
         for i, theirs in enumerate(times)
     ]
     assert [(ratio(case, PAGED), slower_than_a_peer(case)) for case in cases] == [(0.8, None), (0.9, 1 / 0.9), (None, None)]
-    assert tables._quantiles(cases, PAGED, (0, 10, 50, 90)) == ["0.80 (2)", "0.80", "0.80", "0.90"]
+    assert page._quantiles(cases, PAGED, (0, 10, 50, 90)) == ["0.80 (2)", "0.80", "0.80", "0.90"]
     assert "| 0 decode: drawn | FlashAttention-3 | 0.80 | 50% |" in added(run_of(*cases)).splitlines()
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 
+import attn_optimized
 import attn_reference
 import pytest
 import torch
@@ -52,6 +53,25 @@ def test_the_reference_is_right_in_every_case(case):
     assert ours.error < run.check.MAX_ERROR / 2
     assert ours.time is not None
     assert ours.time.ms > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "wrong"),
+    [
+        ("index logits, 8 x 128k", "index_logits", lambda logits: logits * 1.05),
+        ("index selection, 8 x 128k", "select", lambda selected: torch.nn.functional.pad(selected[..., :-1], (0, 1), value=-1)),
+    ],
+)
+def test_a_wrong_index_layer_is_reported_and_not_timed(name, function, wrong, monkeypatch):
+    """One key that is not chosen is enough."""
+    right = measured(BY_NAME[name])
+    assert {who: result.verdict for who, result in right.items() if result.verdict != "refused"} == dict.fromkeys(
+        (OURS, "torch.topk") if function == "select" else (OURS,), "measured"
+    )
+    ours = getattr(attn_optimized, function)
+    monkeypatch.setattr(attn_optimized, function, lambda *arguments: wrong(ours(*arguments)))
+    found = measured(BY_NAME[name])[OURS]
+    assert (found.verdict, found.time) == ("wrong", None)
 
 
 def test_dense_attention_is_right_on_what_it_can_express():

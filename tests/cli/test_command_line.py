@@ -208,7 +208,7 @@ def test_a_value_that_the_option_does_not_take_is_refused(option, told, pyprojec
 def test_only_users_commands_have_defaults(pyproject, attn_parity):
     pyproject("tool.attn-parity = 1\n")
     assert attn_parity("select", "--help").code == 2
-    assert attn_parity("schemas", "--help", commands=lab).code == 0
+    assert attn_parity("matrix", "--help", commands=lab).code == 0
 
 
 def test_the_examples_are_written_once(attn_parity, tmp_path, monkeypatch):

@@ -14,7 +14,6 @@ from attn_fuzz import inputs
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import SCHEMA
 from attn_fuzz.errors import InputError
-from attn_lab.mutate import generate, log
 from attn_lab.zoo import known_bugs as mutants
 
 from tests.emulated.kernels import KERNEL
@@ -29,8 +28,6 @@ UNITS = (
     *(".amdhsa_a 1\n", ";", "(", "- ", "a: &a\n"),
     *("s_load_dword s6, s[0:1], 0x0\n", "x:\n", '.file 1 "a"\n', "a|", "0x"),
 )
-MUTANTS = log.Header(schema=log.SCHEMA, sources=log.digest(generate.PACKAGE))
-TRIAL = log.Trial(key=log.Key("a", 0, "triton", 0), examples=1, seconds=1.0)
 LAUNCH = run_folder.EmulatedLaunch(
     **dict.fromkeys(("architecture", "call", "case", "code", "sha256", "kernel"), "a"),
     **dict.fromkeys(("arguments", "buffers", "tensors", "inexact"), ()),
@@ -56,7 +53,6 @@ KINDS = {
     "JSON": Kind(inputs.read_json, "[", "0]", whole="1,"),
     "TOML": Kind(inputs.read_toml, tail="a=1\n[b]\n"),
     "a case": Kind(case_file.load, f'{{"schema":"{SCHEMA}","target":"a","attn_type":"encoder","unwritten":[', "]}"),
-    "a log of mutants": Kind(lambda path: log.Log(path, generate.PACKAGE), line(MUTANTS), line(TRIAL), whole=line(TRIAL)),
     "mutants": Kind(mutants.read, tail=(mutants.FOLDER / "aiter-2720.toml").read_text()),
     "launches.json": Kind(saved.read, f'{{"schema": "{saved.SCHEMA}", "launches": [', "]}"),
     "launch.json": Kind(lambda path: run_folder.read(path.parent), line(LAUNCH).removesuffix("]}\n"), "]}"),

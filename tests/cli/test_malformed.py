@@ -58,8 +58,7 @@ JSON_READERS = (
     Reader("select {}", ROOT / "examples/models/gpt-oss-120b.json", "model.json"),
     Reader("select {}", ROOT / "tests/cli/configs/gpt-oss-120b.json", "config.json", says_anything=True),
     Reader("emulate {}", CASE, "launches.json", takes_unknown_fields=True),
-    Reader("zoo page --check", PAGES / "zoo.json", "docs/generated/zoo.json"),
-    Reader("mutate page --check", PAGES / "mutants.json", "docs/generated/mutants.json"),
+    Reader("zoo page", PAGES / "zoo.json", "docs/generated/zoo.json"),
 )
 TOML_READERS = (Reader("zoo run --dir zoo", MUTANT, "zoo/mutant.toml"),)
 
@@ -95,7 +94,7 @@ def test_a_malformed_file_is_refused_in_one_line(tmp_path, request):
         folder = tmp_path / str(seed)
         folder.mkdir()
         arguments = draw(seed, folder)
-        commands = lab if arguments.startswith(("zoo", "mutate")) else cli
+        commands = lab if arguments.startswith("zoo") else cli
         ended = run_in_fork(partial(main, commands=commands), arguments.split(), folder)
         lines = [line for line in ended.err.splitlines() if line and line != NOTE]
         is_one = len(lines) == 1 and lines[0].startswith("attn-parity: ") and lines[0].isprintable() and len(lines[0]) < 2000

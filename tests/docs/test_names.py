@@ -14,14 +14,13 @@ KEYS = ("attn_contract.rule", "attn_parity.packages", "attn_parity.targets")
 """A key of dataclass fields, and groups of entry points, that look like modules' names."""
 PAGES = [
     *(ROOT / page for page in ("README.md", "CONTRIBUTING.md", "tests/README.md")),
-    *(path for path in (ROOT / "docs").rglob("*.md") if path.stem not in ("renamed", "mutants")),
+    *(path for path in (ROOT / "docs").rglob("*.md") if path.stem != "renamed"),
 ]
-"""All but the changelog, the page of what was renamed, and results of mutants, which may name what is gone."""
+"""All but the changelog and the page of what was renamed, which may name what is gone."""
 MODULES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 REPLACED = {
     "attn-parity hunt": "attn-parity fuzz --keep-going",
     "attn-parity matrix": "python -m attn_lab matrix",
-    "attn-parity mutate": "python -m attn_lab mutate",
     "attn-parity zoo": "python -m attn_lab zoo",
     "has_gaps": "has_other_masks",
     "kv_len": "seq_len",

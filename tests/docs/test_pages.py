@@ -39,7 +39,7 @@ FOLLOWED = [
 ]
 
 
-SLOW = ("docs/guide/fuzz-your-kernel.md", "docs/guide/transformers.md", "docs/reference/mutants.md")
+SLOW = ("docs/guide/fuzz-your-kernel.md", "docs/guide/transformers.md")
 """Pages with several runs of the fuzzer or of the zoo, whose commands have tests of their own."""
 
 

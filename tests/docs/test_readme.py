@@ -3,10 +3,6 @@
 import re
 import tomllib
 
-from attn_lab import results_file
-from attn_lab.mutate import page as mutants
-from attn_lab.mutate.results import Results, whole
-
 from tests.support.pages import PAGES, ROOT, run_command, without_numbers
 
 README = PAGES["README.md"]
@@ -29,15 +25,6 @@ def test_the_readme_has_the_counts_of_the_zoo():
     zoo = (ROOT / "docs" / "generated" / "zoo.md").read_text()
     (found,) = re.findall(r"\d+ of \d+ found: \d+ classes, \d+ real bugs", README)
     assert f"\n{found};" in zoo
-
-
-def test_the_readme_has_the_shares_of_found_mutants():
-    (results,) = results_file.kept(ROOT / "docs" / "generated" / "mutants.md", Results, "mutate").values()
-    kernels, host = ([row for row in whole(results).mutants if of(row)] for of in mutants.KERNELS_OR_HOST.values())
-    judged = mutants.shares(kernels, "judge, property and sanitizer")
-    assert f"find {sum(judged):.0f} of {len(judged)} in kernels and launches" in README
-    judged = mutants.shares(host, "tests")
-    assert f"find {sum(judged):.0f} of {len(judged)} mutants of other host code" in README
 
 
 def test_how_many_findings_there_are():

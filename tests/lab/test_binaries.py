@@ -1,4 +1,4 @@
-"""`python -m attn_lab binaries`: what is over its budget is named, and a page that is not current is noticed."""
+"""`python -m attn_lab binaries`: what is over its budget is named."""
 
 import functools
 import re
@@ -6,20 +6,15 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import triton
 from attn_binaries.architectures import ARCHITECTURES
 from attn_binaries.build import Outcome
-from attn_binaries.rows import Execution, Row
-from attn_binaries.shipped_calls import chosen, main_names
-from attn_fuzz.errors import InputError
-from attn_lab.binaries import budgets, drawn_calls, page, results
+from attn_binaries.shipped_calls import chosen
+from attn_lab.binaries import budgets, drawn_calls
 from attn_lab.binaries.budgets import Budgets, Exceptions
-from attn_lab.binaries.results import Results, load, updated
 
 from tests.support.facts import GOOD
 from tests.support.pages import ROOT
 
-DECODE = ("gfx942", "decode")
 BUDGETS = Budgets(vgpr_spills=0, sgpr_spills_in_loops=0, waves={"gfx942": 2})
 SPILLS = Exceptions(architecture="gfx942", fact="vgpr_spills", triton=("3.9.0",), reason="planted", calls={"decode": 7})
 
@@ -144,10 +139,7 @@ def test_what_is_over_its_budget_is_1_and_names_call_and_fact(attn_lab, monkeypa
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("page", "--check"), "docs/generated/binaries.csv"),
-        (("compile", "--write"), "docs/generated"),
-        (("run", "--option", "num_stages"), "--option: expected NAME=VALUE, without --write"),
-        (("run", "--option", "num_stages=3", "--write"), "--option: expected NAME=VALUE, without --write"),
+        (("run", "--option", "num_stages"), "--option: got 'num_stages', expected NAME=VALUE"),
         (("run", "--arch", "sm90"), "there is an emulator for AMD's architectures only"),
     ],
 )
@@ -155,70 +147,3 @@ def test_bad_input_is_named(attn_lab, options, words):
     run = attn_lab("binaries", *options)
     assert run.code == 2
     assert words in run.err
-
-
-KEPT = replace(GOOD, **dict.fromkeys(results.NOT_KEPT, 0))
-ROWS = {("gfx942", name): Row("gfx942", name, "", 0, KEPT, "01234567") for name in ("a", "b, split")}
-RAN = {
-    ("gfx942", "a"): Execution("agree", 0.5, code="01234567"),
-    ("gfx942", "b, split"): Execution("value", 2.5, 'out: "wrong", by far', "89abcdef"),
-}
-
-
-def test_launches_are_kept_with_what_came_of_them(tmp_path):
-    on_sm90 = {("sm90", "a"): Row("sm90", "a", "merge", 0, replace(KEPT, vgpr_spills=None, waves=2.5))}
-    kept = Results("3.9.0", ROWS | on_sm90, RAN)
-    kept.save(tmp_path / "file.csv")
-    found = load(tmp_path / "file.csv")
-    assert (found.triton, found.ran) == ("3.9.0", RAN)
-    assert list(found.rows) == [("gfx942", "a"), ("sm90", "a"), ("gfx942", "b, split")]
-    assert found.rows["sm90", "a"].facts == replace(KEPT, vgpr_spills=None, waves=2.5, lds_limit=227 << 10)
-    assert {job: row for job, row in found.rows.items() if job in ROWS} == ROWS
-    assert found.wrong == ['gfx942 b, split: value: out: "wrong", by far']
-    text = (tmp_path / "file.csv").read_text()
-    (tmp_path / "file.csv").write_text(text.replace(",128,", ",many,", 1))
-    with pytest.raises(InputError, match=r"file\.csv: gfx942 a: .*int"):
-        load(tmp_path / "file.csv")
-
-
-def test_what_came_of_other_launches_is_kept():
-    def results(spills: int, *calls: str) -> Results:
-        rows = {("gfx942", call): Row("gfx942", call, "merge", 4, replace(GOOD, vgpr_spills=spills)) for call in calls}
-        return Results("3.9.0", rows, {("gfx942", call): Execution("agree", spills) for call in calls})
-
-    whole = updated(results(1, "a", "gone", "c"), results(2, "d", "a"), {"gfx942": ["a", "b", "c", "d"]})
-    assert [(row.call, row.facts.vgpr_spills) for row in whole.rows.values()] == [("a", 2), ("c", 1), ("d", 2)]
-    assert [one.error for one in whole.ran.values()] == [2, 1, 2]
-    assert not updated(replace(results(1, "a"), triton="3.8.0"), results(2, "b"), {"gfx942": ["a"]}).ran
-
-
-def test_a_page_that_is_not_what_its_facts_make_is_noticed(attn_lab, tmp_path, monkeypatch):
-    facts = replace(GOOD, waves=16, fused_multiply_adds=0)
-    rows = {
-        (name, call): Row(name, call, "merge", 4, replace(facts, lds_limit=architecture.lds_limit))
-        for name, architecture in ARCHITECTURES.items()
-        for call in of_architecture(name)
-    }
-    monkeypatch.setattr("attn_binaries.shipped_calls.chosen", of_architecture)
-    path, data = tmp_path / page.PAGE, tmp_path / results.DATA
-    path.parent.mkdir(parents=True)
-
-    def write(rows: dict[tuple[str, str], Row]) -> None:
-        found = Results(triton.__version__, rows)
-        path.write_text(page.text(found, main_names()))
-        found.save(data)
-
-    def wrong() -> list[str]:
-        run = attn_lab("binaries", "page", "--check")
-        assert run.code == int(not run.out.endswith("\n0 wrong\n") and run.out != "0 wrong\n")
-        return run.out.splitlines()
-
-    write(rows)
-    assert wrong() == ["0 wrong"]
-    first = next(iter(rows))
-    write({job: row for job, row in rows.items() if job != first})
-    assert wrong()[0] == f"{' '.join(first)}: a launch without facts"
-    write(rows | {DECODE: replace(rows[DECODE], facts=replace(facts, vgpr_spills=9))})
-    assert wrong()[0] == "gfx942 decode: vgpr_spills is 9, at most 0 allowed"
-    path.write_text(path.read_text().replace("| 128, 16 |", "| 64, 16 |", 1))
-    assert "is not current" in wrong()[0]

@@ -4,22 +4,16 @@ import functools
 import re
 import threading
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 from attn_binaries import execution
 from attn_binaries.build import Outcome, build
-from attn_binaries.rows import Execution
 from attn_binaries.shipped_calls import CALLS, ShippedCall, chosen, name_of_call
 from attn_fuzz.emulated import compilation
 from attn_lab.binaries import execute, executions
-from attn_lab.binaries.results import DATA, Results, load
-
-from tests.support.pages import ROOT
 
 MERGE = ("binaries", "run", "--arch", "gfx942", "--only", "merge, fp32")
-JOB = ("gfx942", "decode")
 
 
 EMULATE = execute.emulate
@@ -114,38 +108,13 @@ def test_calls_whose_process_fails_did_not_run_and_others_go_on():
     assert ran["gfx942", "merge, fp32"].verdict == "raised"
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """The fields of a binary that identify its code."""
-
-    assembly: str
-    name: str = "kernel"
-
-
-@pytest.mark.parametrize(
-    ("verdict", "assembly", "left"), [("agree", "s_endpgm", 0), ("agree", "s_nop 0", 1), ("raised", "s_endpgm", 1)]
-)
-def test_a_call_that_agreed_in_the_same_code_is_left_out(verdict, assembly, left):
-    code = executions.calls_of({JOB: Compiled("s_endpgm")})[0][2][0][1]
-    kept = Results("3.9.0", ran={JOB: Execution(verdict, 0.25, code=code[:8])})
-    assert len(executions.calls_of({JOB: Compiled(assembly)}, kept)) == left
-
-
 @pytest.mark.nightly
-def test_a_second_run_goes_on(attn_lab, tmp_path, monkeypatch):
-    """A launch that agrees is not run again."""
+def test_what_agrees_is_said_by_launch(attn_lab, monkeypatch):
     monkeypatch.setattr("attn_parity.launches.build", lambda *arguments: Outcome(compiled("merge, fp32")))
-    data, merge = tmp_path / DATA, ("gfx942", "merge, fp32")
-    data.parent.mkdir(parents=True)
-    kept = load(ROOT / DATA)
-    del kept.ran[merge]
-    kept.save(data)
-    first, second = (attn_lab(*MERGE, "--workers", "1", "--write") for _ in range(2))
-    assert (first.code, second.code) == (0, 0), first.out + second.out
-    assert "1 of 1 launches agree" in first.out
-    assert re.search(r"^merge, fp32 +agree +0\.\d\d", first.out, re.MULTILINE), first.out
-    assert "1 calls agreed before" in second.err
-    assert "0 of 0 launches agree" in second.out
+    run = attn_lab(*MERGE, "--workers", "1")
+    assert run.code == 0, run.out
+    assert "1 of 1 launches agree" in run.out
+    assert re.search(r"^merge, fp32 +agree +0\.\d\d", run.out, re.MULTILINE), run.out
 
 
 def test_a_launch_is_compiled_with_an_option_and_judged(monkeypatch):

@@ -69,7 +69,7 @@ def test_every_command_of_a_part_runs_what_is_there(name):
 @pytest.mark.parametrize(
     "line",
     [
-        *("python -m attn_lab gone", "python -m attn_lab matrix --check", "python -m attn_lab zoo run --gone"),
+        *("python -m attn_lab gone", "python -m attn_lab matrix page --gone", "python -m attn_lab zoo run --gone"),
         *("attn-parity gone", "attn-parity fuzz --gone", "python -m tests.gone", "pytest tests/gone.py"),
     ],
 )
@@ -105,4 +105,4 @@ def test_an_interrupted_part_goes_on_after_the_command_that_ended_last(tmp_path)
 
 def test_a_part_of_an_unknown_name_is_refused(capsys):
     assert nightly.main(["nothing"]) == 2
-    assert "got nothing, expected one of tests, coverage, " in capsys.readouterr().err
+    assert "got nothing, expected one of tests, zoo, " in capsys.readouterr().err

@@ -59,7 +59,7 @@ def draw_cases(plan: "FuzzPlan", target: Target, draw: Callable[[Case, int], Non
         has_turn = num_families % turns == turn
         runs = [has_turn and i * parts // len(family) == part for i in range(len(family))]
         for case, is_run in zip(family, runs, strict=True):
-            if num_drawn == (plan.first or plan.examples):
+            if num_drawn == plan.examples:
                 raise _Enough
             if is_run:
                 draw(case, num_drawn + 1)

@@ -51,7 +51,6 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
         target: name of the target.
         device: "cpu" or "cuda".
         examples: the number of cases to draw.
-        first: the number of examples that run; None if all do.
         turn: two numbers, such as 1 of 5: of the families of the examples (`attn_fuzz.strategies.families`) every fifth runs,
             from the second one on. All families are drawn, because each depends on those before it.
         part: likewise of the cases of such a family: of 4 parts, 1 is the second quarter.
@@ -80,7 +79,6 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     exact_every: int = 0
     fenced: bool = False
     on_failure: OnFailure = "shrink"
-    first: int | None = None
     turn: tuple[int, int] = (0, 1)
     part: tuple[int, int] = (0, 1)
     past: tuple[Case, ...] = ()

@@ -152,8 +152,7 @@ class Target:
             `modules` say what is compiled.
         architectures: those that its kernels are written for, if these are Gluon, which no interpreter runs. The target runs as
             only `NAME@gfx950`, which has the findings.
-        compiles: True if it compiles kernels for a GPU that is emulated. Compiling takes longer than the rest of a case, so
-            `python -m attn_lab mutate run` leaves the target out unless it is named.
+        compiles: True if it compiles kernels for a GPU that is emulated.
         sanitizes: True if its kernels are written in Triton and access only what `attn_fuzz.interpreted.permissions` allows.
         exact: True if it computes the formula of attention and nothing beside it, such as a small number that is added to a
             divisor. One example in many is then compared in exact mode, too (`attn_fuzz.run.shard.EXACT_EVERY`).

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import click
+from attn_lab import pages
 from attn_lab.findings import folders, page, repairs, scripts, speed
 from attn_lab.findings.known import named
-from attn_lab.options import check_option
-from attn_lab.pages import write_or_check
 from attn_parity.console import results
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -18,10 +17,9 @@ def command() -> None:
 
 
 @command.command("page")
-@check_option
-def _page(check: bool) -> int:
+def _page() -> None:
     """Write docs/generated/findings.md."""
-    return write_or_check({page.PAGE: page.text()}, "python -m attn_lab findings page", checks=check)
+    pages.write(page.PAGE, page.text())
 
 
 @command.command("run")

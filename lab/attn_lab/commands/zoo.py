@@ -15,9 +15,8 @@ from attn_fuzz.errors import ExecutorError
 from attn_fuzz.patches.mutant import MutantError
 from attn_fuzz.run.runner import Outcome
 from attn_fuzz.run.shard import FuzzPlan, Progress
-from attn_lab import results_file
-from attn_lab.options import check_option, first_seed_option, seeds_option
-from attn_lab.pages import write_or_check
+from attn_lab import pages, results_file
+from attn_lab.options import first_seed_option, seeds_option
 from attn_lab.zoo import known_bugs, run
 from attn_lab.zoo import page as zoo_page
 from attn_lab.zoo import results as zoo_results
@@ -76,22 +75,10 @@ def command() -> None:
 
 @command.command("page")
 @_folder_option
-@check_option
-def _page(folder: Path, check: bool) -> int:
-    """Write docs/generated/zoo.md of the JSON files beside it, and of the bugs.
-
-    With --check, exit 1, too, unless every bug has results.
-    """
-    stored = results_file.kept(PAGE, Results, "zoo").values()  # before the bugs, whose reading takes a second
-    bugs = known_bugs.load_all(folder)
-    runs = [(each, *run.on_target(bugs, each.target)) for each in stored]
-    return write_or_check(
-        {PAGE: zoo_page.text([(each, left_out) for each, _, left_out in runs], bugs)},
-        "python -m attn_lab zoo page",
-        checks=check,
-        wrong=[line for each, of_run, _ in runs for line in zoo_results.differences(each, of_run)] if check else (),
-        summary="; ".join(zoo_results.summary(each.mutants, of_run) for each, of_run, _ in runs) if check else "",
-    )
+def _page(folder: Path) -> None:
+    """Write docs/generated/zoo.md of the JSON files beside it, and of the bugs."""
+    stored = [*results_file.kept(PAGE, Results, "zoo").values()]  # before the bugs, whose reading takes a second
+    pages.write(PAGE, zoo_page.of_results(stored, known_bugs.load_all(folder)))
 
 
 @command.command("run", epilog=f"Classes of bugs: {', '.join(get_args(known_bugs.BugKind))}.")

@@ -64,9 +64,7 @@ def stored() -> dict[str, Shown]:
     return msgspec.json.decode(RESULTS.read_bytes(), type=dict[str, Shown])
 
 
-def run(
-    name: str, *, sources: Path | None = None, architecture: str | None = None, seconds: float | None = None
-) -> tuple[int, str]:
+def run(name: str, *, sources: Path | None = None, architecture: str | None = None) -> tuple[int, str]:
     """The exit code and the output of a finding's complete script, in a process of its own.
 
     The code is CANNOT_RUN where the script raises: it does not fit these sources, and shows nothing.
@@ -75,7 +73,6 @@ def run(
         sources: a folder with other sources of the package.
         architecture: for which the kernels are compiled, to be emulated. None: they are interpreted, in a process that cannot
             import this project.
-        seconds: after which the script cannot run.
     """
     text, package = source(name), package_of(name)
     folder = foreign.sources(package) if sources is None else sources / package
@@ -89,10 +86,7 @@ def run(
             how = ["-I", "-c", _ALONE, str(file), *others]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([*others, os.environ.get("PYTHONPATH", "")])}
         command = [sys.executable, "-W", "ignore", *how]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return CANNOT_RUN, f"it did not end in {seconds:g} s"
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
     return done.returncode, done.stdout if done.returncode != CANNOT_RUN else done.stdout + done.stderr
 
 

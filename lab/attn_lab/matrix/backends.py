@@ -5,12 +5,13 @@ from collections.abc import Iterator
 
 from attn_contract import RULES, Answer, AttentionType, Capabilities, No
 from attn_contract.capabilities import Values
-from attn_lab.pages import table
+from attn_lab.pages import PAGES, table
 from attn_optimized.aiter_adapter import RECORDED, Aiter, recorded
 from attn_optimized.backends import BACKENDS
 from attn_optimized.selector import PRIORITIES
 from attn_parity.backend_runs import RUNS
 
+PAGE = PAGES / "backends.md"
 NEWEST = RECORDED[-1]
 Cell = tuple[str, str]
 """A backend's answer, and why it serves no more; "" where there is nothing to explain."""
@@ -25,9 +26,8 @@ def backend_page() -> str:
         "# What each backend can do",
         "",
         "`python -m attn_lab matrix page` writes this page from the declarations in `attn_optimized/backends`. The selector",
-        "and the backends' constructors read the same declarations. With `--check` the command fails if the page is not",
-        "current. `attn-parity select` applies the declarations to a layer or a model, and says why the other backends do not",
-        "serve it.",
+        "and the backends' constructors read the same declarations. `attn-parity select` applies the declarations to a layer",
+        "or a model, and says why the other backends do not serve it.",
         "",
         "## Order",
         "",

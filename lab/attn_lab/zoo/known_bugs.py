@@ -17,7 +17,6 @@
 
 A known bug has to run: an exception that is no refusal, and that its `raises` does not announce, is a fault of the mutant, and
 finds nothing.
-`attn_lab.mutate.generate` makes mutants by operators instead.
 """
 
 from collections.abc import Sequence

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attn_lab.pages import PAGES, table
+from attn_lab.zoo import run
 from attn_lab.zoo.known_bugs import KnownBug
 from attn_lab.zoo.results import REAL_BUG, Results, Row, found_by, summary
 
@@ -18,8 +19,7 @@ column `origin` names the issue or pull request with the bug; the mutant makes t
 random cases.
 
 `python -m attn_lab zoo run --seeds {count} --write` ran the mutants on {where}, with Hypothesis {hypothesis}, and wrote the
-JSON file beside this page, which holds its numbers. `zoo page` writes the page of it, and `zoo page --check` fails if the page
-is not made of the JSON files and today's mutants.
+JSON file beside this page, which holds its numbers. `zoo page` writes the page of it.
 
 - Examples and seconds: how long the fuzzer looked until it found the bug. They are medians over the seeds {seeds}, of at most
   {at_most} examples each. The seconds include the start of a process.
@@ -38,6 +38,11 @@ ALSO = """
 _COMPILED = ", each on its own target, whose kernels are compiled and [emulated](../reference/emulator.md)"
 Run = tuple[Results, Mapping[str, str]]
 """Results, and by the names of bugs that the run left out, why."""
+
+
+def of_results(stored: Sequence[Results], bugs: list[KnownBug]) -> str:
+    """The page of stored results, of each run with the bugs that its target leaves out."""
+    return text([(results, run.on_target(bugs, results.target)[1]) for results in stored], bugs)
 
 
 def text(runs: Sequence[Run], bugs: Sequence[KnownBug]) -> str:

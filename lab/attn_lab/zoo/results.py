@@ -157,13 +157,6 @@ def summary(rows: Sequence[Row], bugs: Sequence[KnownBug]) -> str:
     return text
 
 
-def differences(results: Results, bugs: Sequence[KnownBug]) -> list[str]:
-    """Bugs without results, and results without a bug."""
-    described, kept = {bug.name for bug in bugs}, {row.name for row in results.mutants}
-    wrong = [f"{name}: a bug without results" for name in described - kept]
-    return sorted([*wrong, *(f"{name}: results without a bug" for name in kept - described)])
-
-
 def real_bug(origin: str) -> str | None:
     """The owner/repo#number that an origin names, if any."""
     match = REAL_BUG.search(origin)

@@ -309,10 +309,7 @@ def test_the_shrinker_first_drops_all_earlier_calls(step_case):
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("KEEPS_WINDOW", {"window", "no window"}),
-        ("KEEPS_TABLE", {"contents"}),
-        ("KEEPS_SELECTION", {"contents"}),
-        ("KEEPS_SINKS", {"contents"}),
+        ("KEEPS_SCALE", {"scale"}),
         ("KEEPS_STRIDES", CHANGES),
     ],
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 import attn_fuzz.run.case.trial
 import attn_reference
 import torch
-from attn_contract import Batch, KVCacheView, Layer
+from attn_contract import Batch, Layer
 from attn_fuzz.errors import HelperKilledError, LimitError
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.support import EVERYTHING
@@ -178,24 +178,9 @@ def _nan(q, kv_cache, batch, out, lse) -> None:
     out[: _owned(batch)] = torch.nan
 
 
-def _scratch(q, kv_cache, batch, out, lse) -> None:
-    uninitialized = torch.empty(out.shape, dtype=out.dtype)
-    out[: _owned(batch)] = out[: _owned(batch)].float() + 0 * uninitialized[: _owned(batch)].float()
-
-
-def _reads_all_slots(q, kv_cache, batch, out, lse) -> None:
-    if kv_cache is not None:
-        out[: _owned(batch)] = out[: _owned(batch)].float() + 0 * kv_cache.float().sum()
-
-
 def _lse_in_base_2(q, kv_cache, batch, out, lse) -> None:
     if lse is not None:
         lse[:, : _owned(batch)] /= 0.6931472
-
-
-def _before_out(q, kv_cache, batch, out, lse) -> None:
-    if out.storage_offset():
-        out.as_strided((1,), (1,), out.storage_offset() - 1).fill_(0)
 
 
 def _unowned_rows(q, kv_cache, batch, out, lse) -> None:
@@ -327,30 +312,10 @@ def _write_and_more(k, v, kv_cache, layer, slot_mapping) -> None:
     kv_cache[(-1,) * kv_cache.dim()] = 0.25
 
 
-def _write_where_nothing_goes(k, v, kv_cache, layer, slot_mapping) -> None:
-    """A slot of -1 wraps around to the last one."""
-    write(k, v, kv_cache, layer, slot_mapping)
-    if len(nothing := (slot_mapping == -1).nonzero().flatten()):
-        view = KVCacheView.of(kv_cache, layer.layout, num_kv_heads=layer.num_kv_heads, head_size=layer.head_size)
-        row = nothing[:1]
-        write(k[row], v[row], kv_cache, layer, torch.tensor([view.num_slots - 1]))
-
-
-def _write_any_nan(k, v, kv_cache, layer, slot_mapping) -> None:
-    """Numbers pass through arithmetic, which does not keep what a NaN says."""
-    k, v = (torch.where(x.isnan(), torch.nan, x) for x in (k, v))
-    write(k, v, kv_cache, layer, slot_mapping)
-
-
 def _rotate_only_what_is_written(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
     before = q[: len(slot_mapping)].clone()
     rotate(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox)
     q[: len(slot_mapping)][slot_mapping == -1] = before[slot_mapping == -1]
-
-
-def _rotate_k_too(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, *, is_neox) -> None:
-    rotate(q, k, v, positions, cos_sin_cache, kv_cache, layer, slot_mapping, is_neox=is_neox)
-    k[: len(slot_mapping)] *= -1
 
 
 class UnprintableError(Exception):
@@ -426,10 +391,7 @@ NO_NARROW_SINKS = _target(
     refuses=False,
 )
 NAN = _target("planted-nan", _afterwards(_nan))
-SCRATCH = _target("planted-scratch", _afterwards(_scratch))
-READS_ALL_SLOTS = _target("planted-reads-all-slots", _afterwards(_reads_all_slots))
 LSE_IN_BASE_2 = _target("planted-lse-in-base-2", _afterwards(_lse_in_base_2))
-BEFORE_OUT = _target("planted-before-out", _afterwards(_before_out))
 UNOWNED_ROWS = _target("planted-unowned-rows", _afterwards(_unowned_rows))
 UNOWNED_LSE = _target("planted-unowned-lse", _afterwards(_unowned_lse))
 CHANGES_Q = _target("planted-changes-q", _afterwards(_changes_q))
@@ -451,13 +413,9 @@ LAST_ROW_UNWRITTEN = _target("planted-last-row-unwritten", _last_row_unwritten)
 ONE_KEY_SHORT = _target("planted-one-key-short", _one_key_short)
 NO_SINKS = _target("planted-no-sinks", _no_sinks)
 WRITE_AND_MORE = _target("planted-write-and-more", write_kv_cache=_write_and_more)
-WRITE_WHERE_NOTHING_GOES = _target("planted-write-where-nothing-goes", write_kv_cache=_write_where_nothing_goes)
-WRITE_ANY_NAN = _target("planted-write-any-nan", write_kv_cache=_write_any_nan)
 ROTATES_ONLY_WHAT_IS_WRITTEN = _target(
     "planted-rotates-only-what-is-written", rope_and_write_kv_cache=_rotate_only_what_is_written
 )
-# one that refuses gets further writes of the same k, whose second one is of the changed k: then the cache is wrong first
-ROTATES_K_TOO = _target("planted-rotates-k-too", rope_and_write_kv_cache=_rotate_k_too, refuses=False)
 SLOW = _target("planted-slow", _afterwards(_is_slow))
 SLOW_NAN = _target("planted-slow-nan", _afterwards(_is_slow_and_nan))
 FLASH = _target(

@@ -35,35 +35,11 @@ def keeping(name: str, key: Callable[[Layer, Batch], Hashable], kept: Callable[[
     )
 
 
-KEEPS_WINDOW = keeping(
-    "keeps-window",
-    key=lambda layer, batch: layer.attn_type,
-    kept=lambda layer, batch: layer.window,
-    change=lambda layer, batch, kept: (dataclasses.replace(layer, window=kept), batch),
-)
 KEEPS_SCALE = keeping(
     "keeps-scale",
     key=lambda layer, batch: layer.attn_type,
     kept=lambda layer, batch: layer.scale,
     change=lambda layer, batch, kept: (dataclasses.replace(layer, scale=kept), batch),
-)
-KEEPS_TABLE = keeping(
-    "keeps-table",
-    key=lambda layer, batch: None if batch.block_table is None else (batch.block_table.data_ptr(), batch.block_table.shape),
-    kept=lambda layer, batch: None if batch.block_table is None else batch.block_table.clone(),
-    change=lambda layer, batch, kept: (layer, dataclasses.replace(batch, block_table=kept)),
-)
-KEEPS_SELECTION = keeping(
-    "keeps-selection",
-    key=lambda layer, batch: None if batch.selected is None else (batch.selected.data_ptr(), batch.selected.shape),
-    kept=lambda layer, batch: None if batch.selected is None else batch.selected.clone(),
-    change=lambda layer, batch, kept: (layer, dataclasses.replace(batch, selected=kept)),
-)
-KEEPS_SINKS = keeping(
-    "keeps-sinks",
-    key=lambda layer, batch: None if layer.sinks is None else (layer.sinks.data_ptr(), layer.sinks.dtype),
-    kept=lambda layer, batch: None if layer.sinks is None else layer.sinks.float(),  # a copy of those of 16 bits alone
-    change=lambda layer, batch, kept: (dataclasses.replace(layer, sinks=kept), batch),
 )
 
 

@@ -96,23 +96,6 @@ def test_a_process_that_is_killed_from_outside_runs_again(tmp_path, of_server):
     assert prepared.answer("cpu", 60.0, _kills_once, tmp_path / "killed", of_server) == "answer"
 
 
-def _leaves_its_server(connection) -> None:
-    prepared.leave_server()
-    prepared.start("cpu", _kill_server).join()
-    connection.send("answer")
-
-
-def _kill_server() -> None:
-    os.kill(os.getppid(), signal.SIGKILL)
-
-
-def test_the_server_of_a_fork_that_has_its_own_lives_on():
-    deaths = prepared.deaths
-    assert prepared.answer("cpu", 60.0, _leaves_its_server) == "answer"
-    told()
-    assert prepared.deaths == deaths
-
-
 @pytest.mark.nightly
 def test_a_server_that_dies_before_its_fork_is_replaced_by_one_like_it(monkeypatch):
     """Python itself would start the other one, in the environment of this process."""

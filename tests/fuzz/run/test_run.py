@@ -1,10 +1,13 @@
 """One seed is one run, whoever runs it; what breaks the fuzzer is not blamed on the kernel; Ctrl-C loses nothing."""
 
 import json
+import os
+import subprocess
+import sys
 
 import msgspec
 import pytest
-from attn_fuzz.cases import features
+from attn_fuzz.cases import case_file, features
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.report.drawn import drawn as drawn_of
 from attn_fuzz.run import drawing, runner, shard
@@ -23,6 +26,36 @@ def test_a_seed_means_the_same_cases(fuzz_here):
     assert once == again
     assert len(once) == 15
     assert once != other
+
+
+@pytest.mark.nightly
+def test_what_is_drawn_is_what_a_run_draws(fuzz_here, tmp_path):
+    _, ran = fuzz_here("planted:FLASH", examples=20, seed=7)
+    assert shard.drawn(FuzzPlan(target="planted:FLASH", device="cpu", examples=20, seed=7, folder=tmp_path)) == ran
+
+
+DRAW = """
+import pathlib, sys
+import numbers_of_others
+from attn_fuzz.cases import case_file
+from attn_fuzz.run import shard
+plan = shard.FuzzPlan(target="triton", device="cpu", examples=60, seed=0, folder=pathlib.Path())
+sys.stdout.write("".join(map(case_file.dumps, shard.drawn(plan))))
+"""
+
+
+@pytest.mark.nightly
+def test_neither_hashes_nor_other_modules_change_what_is_drawn(tmp_path, child_environment):
+    """Hypothesis mixes in numbers from the source of whatever is loaded; a seed would mean other cases after every edit.
+
+    Here all modules of the tests are loaded. The other process has a seed of hashes of its own, and another module.
+    """
+    (tmp_path / "numbers_of_others.py").write_text("NUMBERS = (102, 345, 12345, 0.125)")
+    environment = child_environment | {"PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"}
+    command = [sys.executable, "-c", DRAW]
+    drawn = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    plan = FuzzPlan(target="triton", device="cpu", examples=60, seed=0, folder=tmp_path)
+    assert drawn == "".join(map(case_file.dumps, shard.drawn(plan)))
 
 
 def test_shards_cover_the_plan_with_seeds_of_their_own(tmp_path):

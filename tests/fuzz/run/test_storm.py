@@ -33,12 +33,10 @@ COMMANDS = {
     "keep going": f"{FUZZ} --keep-going --target planted:SLOW --examples 40",
     "replay": "replay case.json case.json case.json case.json case.json case.json --target planted:SLOW --device cpu",
     "zoo": "zoo --only diagonal --examples 100 --workers 2 --device cpu",
-    "mutate": "mutate --only {mutant} --target triton-varlen --recorded 10 --examples 25 --workers 1 --log log",
     "emulated": f"{FUZZ} --target planted_emulated:SMALL_TRITON@gfx942 --examples 5 --no-sanitize",
     "compile": "compile --arch gfx942 --only merge --workers 1",
     "select": "select --heads 8 --head-size 64 --arch gfx942",
 }
-MUTANT = "attn_optimized.launch.call.DenseKeys.form:constant:7"
 FAILS = {"fuzz": 1}
 """The exit code of a run that nobody disturbs; 0 of the others."""
 
@@ -58,7 +56,6 @@ KILLS = (
     ("keep going", SERVER, signal.SIGKILL),
     ("replay", SERVER, signal.SIGKILL),
     ("zoo", SERVER, signal.SIGKILL),
-    ("mutate", SERVER, signal.SIGKILL),
     ("agreeing", WORKER, signal.SIGKILL),
     ("agreeing", KERNEL, signal.SIGTERM),
     ("agreeing", TRACKER, signal.SIGKILL),
@@ -110,9 +107,9 @@ class Storm:
         self.folder, self.called, self.started = folder, folder / "called", folder / "started"
         (folder / "case.json").write_bytes(case.read_bytes())
         program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from attn_parity import cli, main; "
-        group = "__import__('attn_lab.__main__').__main__.lab" if command in ("zoo", "mutate") else "cli"
+        group = "__import__('attn_lab.__main__').__main__.lab" if command == "zoo" else "cli"
         program += f"open({str(self.started)!r}, 'w').close(); main(commands={group})"
-        words = COMMANDS[command].format(number=number, mutant=MUTANT).split()
+        words = COMMANDS[command].format(number=number).split()
         self.main = subprocess.Popen(
             [sys.executable, "-c", program, *words],
             cwd=folder,

@@ -333,12 +333,6 @@ def _is_fork() -> bool:
     return server._forkserver_address is not None and server._forkserver_pid is None and has_key
 
 
-def leave_server() -> None:
-    """In a fork of a server: the processes that this fork starts have a server of their own, and it may die."""
-    server: Any = forkserver._forkserver
-    server._forkserver_address = None
-
-
 @contextlib.contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in variables}

@@ -1,1 +1,0 @@
-"""The host's time for a step of a whole model."""

@@ -1,1 +1,0 @@
-"""Stages of a decode that chooses its keys."""
