@@ -35,8 +35,6 @@ GROUPS = {
     "Other searches": {
         "exhaust": "Run every call of a scope on a target, without sampling.",
         "prove": "Prove theorems about the source of the kernels, for all lengths.",
-        "bisect": "Find the commit of a kernel's repository since which a case fails.",
-        "drift": "Say what changed for the targets of a package between two versions of its sources.",
     },
     "Compiled code": {
         "compile": "Compile every kernel that ships, or those of a target: registers, spills, LDS, matrix instructions.",

@@ -9,10 +9,8 @@ from typing import Any, Literal, NotRequired, TypedDict
 from attn_fuzz.cases.case import Case
 from attn_fuzz.verdict.verdict import VerdictKind
 from attn_optimized.selector import Assignment
-from attn_parity.commands.bisect import Bisect
 from attn_parity.commands.compile import Compile
 from attn_parity.commands.doctor.sections import Doctor
-from attn_parity.commands.drift.changes import Drift
 from attn_parity.commands.exhaust.exhausted import Exhaust
 from attn_parity.commands.select.vllm_arguments import VllmArguments
 from attn_parity.model_config import Group
@@ -157,8 +155,6 @@ class Select(Selected):
 OUTPUTS: dict[str, Any] = {
     "fuzz": Fuzz,
     "fuzz-runs": FuzzRuns,
-    "bisect": Bisect,
-    "drift": Drift,
     "exhaust": Exhaust,
     "compile": Compile,
     "select": Select,
