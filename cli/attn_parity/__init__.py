@@ -38,7 +38,6 @@ GROUPS = {
     },
     "Compiled code": {
         "compile": "Compile every kernel that ships, or those of a target: registers, spills, LDS, matrix instructions.",
-        "emulate": "Run saved launches on the emulator, for a comparison with hardware bit by bit.",
     },
     "Files": {"examples": "Write the files that the guides use into a folder."},
 }

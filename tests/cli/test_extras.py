@@ -52,7 +52,6 @@ INSTALL = "pip install 'attn-parity[fuzz]'"
 ARGUMENTS = {
     "replay": ["case.json"],
     "show": ["case.json"],
-    "emulate": ["launches.json"],
     "select": ["--heads", "8", "--head-size", "64"],
 }
 """The arguments that a command needs."""

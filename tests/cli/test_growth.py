@@ -9,7 +9,6 @@ from typing import NamedTuple
 import msgspec
 import pytest
 from attn_amdgcn import AmdgcnError, load, prepare
-from attn_binaries import run_folder, saved
 from attn_fuzz import inputs
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import SCHEMA
@@ -33,12 +32,6 @@ UNITS = (
 RUN = ledger.RunOf(target="a", device="cpu", scope="ci", shard="1/1", sanitize=False, identity={})
 MUTANTS = log.Header(schema=log.SCHEMA, sources=log.digest(generate.PACKAGE))
 TRIAL = log.Trial(key=log.Key("a", 0, "triton", 0), examples=1, seconds=1.0)
-LAUNCH = run_folder.EmulatedLaunch(
-    **dict.fromkeys(("architecture", "call", "case", "code", "sha256", "kernel"), "a"),
-    **dict.fromkeys(("arguments", "buffers", "tensors", "inexact"), ()),
-    **dict.fromkeys(("threads_per_block", "dynamic_lds_bytes", "kernarg_bytes"), 1),
-    grid=(1, 1, 1),
-)
 
 
 def line(entry: msgspec.Struct) -> str:
@@ -66,8 +59,6 @@ KINDS = {
     "a ledger": Kind(read_ledger, line(RUN), whole=line(ledger.Ended(launch=0, calls=1, ratio=0.0, seconds={}))),
     "a log of mutants": Kind(lambda path: log.Log(path, generate.PACKAGE), line(MUTANTS), line(TRIAL), whole=line(TRIAL)),
     "mutants": Kind(mutants.read, tail=(mutants.FOLDER / "aiter-2720.toml").read_text()),
-    "launches.json": Kind(saved.read, f'{{"schema": "{saved.SCHEMA}", "launches": [', "]}"),
-    "launch.json": Kind(lambda path: run_folder.read(path.parent), line(LAUNCH).removesuffix("]}\n"), "]}"),
     "an assembly": Kind(lambda path: prepare(load(path.read_text())), tail=KERNEL),
 }
 
@@ -77,7 +68,7 @@ KINDS = {
     ("kind", "unit"), [(kind, unit) for kind in KINDS for unit in dict.fromkeys([*UNITS, KINDS[kind].whole])]
 )
 def test_time_grows_as_the_text_does(kind, unit, tmp_path):
-    path, (read, head, tail, whole) = tmp_path / "launch.json", KINDS[kind]
+    path, (read, head, tail, whole) = tmp_path / "file", KINDS[kind]
 
     def reading(length: int) -> float:
         path.write_text(head + unit * (length // len(unit)) + tail)
