@@ -4,13 +4,17 @@ No AMD GPU is here: the emulator stands in for it, and leaves other bytes where 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from attn_amdgcn import load, prepare
+from attn_amdgcn.instructions import forms
 from attn_binaries.shipped_calls import CALLS, chosen
-from attn_fuzz.emulated.compiler import ready
-from attn_fuzz.emulated.emulation import emulate, job_of
+from attn_fuzz.emulated.compiler import Ready, ready
+from attn_fuzz.emulated.emulation import emulate, job_of, run_ready
 from attn_optimized.kernel_call import KernelCall
 from attn_parity.commands.doctor import emulator, full, sections
 from attn_parity.commands.doctor.emulator import Compared, Difference, differences
@@ -143,3 +147,34 @@ def test_amds_gpus_compare_twenty_launches(architecture, launches, monkeypatch, 
             section()
     assert len(asked) == len({*asked}) == launches
     assert {*asked} <= {*chosen(architecture, main=True)}
+
+
+def an_ulp_off(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Make an instruction return the float after the right one."""
+    meaning = forms.VECTOR[name]
+
+    def make(*context: Any) -> Callable[..., np.ndarray]:
+        function = meaning.make(*context)
+        return lambda *sources: np.nextafter(function(*sources), np.float32(np.inf))
+
+    monkeypatch.setitem(forms.VECTOR, name, replace(meaning, make=make))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("name", "is_same"), [("merge", False), ("cache write, int8 cache", True)])
+def test_a_rounding_of_reciprocals_does_not_reach_a_cache(name, is_same, monkeypatch):
+    """What docs/guide/amd-hardware.md says: divisions correct v_rcp_f32, and nothing corrects v_exp_f32."""
+
+    def on_gpu(call: KernelCall, device: torch.device) -> str:
+        code = ready(job_of(call, "gfx942")).compiled
+        with monkeypatch.context() as patch:
+            for instruction in ("v_rcp_f32", "v_rcp_iflag_f32", "v_exp_f32"):
+                an_ulp_off(patch, instruction)
+            run_ready(Ready(prepare(load(code.text)), code), call.arguments, call.launch.grid)
+        return code.text
+
+    monkeypatch.setattr(emulator, "on_gpu", on_gpu)
+    (call,) = (each for each in CALLS if each.name == name)
+    section = emulator.compared(call, {name}, "gfx942", device="cpu")
+    assert "v_rcp_f32" in section["launches"][name]["may_round"]
+    assert (section["launches"][name]["differences"] == []) == is_same
