@@ -38,7 +38,7 @@ def compared(monkeypatch: pytest.MonkeyPatch, name: str, *changes: Change, code:
     """The section of a call. The stand-in for the GPU makes a change after each launch, and ran this code, if it is given."""
     left = iter(changes)
 
-    def on_gpu(call: KernelCall, device: torch.device) -> str:
+    def on_gpu(call: KernelCall) -> str:
         emulate(call, "gfx942")
         next(left, lambda _: None)(call)
         return code or ready(job_of(call, "gfx942")).compiled.text
@@ -92,7 +92,7 @@ def test_a_launch_reads_what_the_emulator_left(monkeypatch):
 
 
 def test_an_error_of_the_emulator_is_told(monkeypatch):
-    monkeypatch.setattr(emulator, "on_gpu", lambda *_: pytest.fail("the GPU is lost"))
+    monkeypatch.setattr(emulator, "on_gpu", lambda _: pytest.fail("the GPU is lost"))
     (call,) = (each for each in CALLS if each.name == "merge")
     section = emulator.compared(call, {"merge"}, "gfx942", device="cpu")
     assert "the GPU is lost" in section["error"]
@@ -165,7 +165,7 @@ def an_ulp_off(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def test_a_rounding_of_reciprocals_does_not_reach_a_cache(name, is_same, monkeypatch):
     """What docs/guide/amd-hardware.md says: divisions correct v_rcp_f32, and nothing corrects v_exp_f32."""
 
-    def on_gpu(call: KernelCall, device: torch.device) -> str:
+    def on_gpu(call: KernelCall) -> str:
         code = ready(job_of(call, "gfx942")).compiled
         with monkeypatch.context() as patch:
             for instruction in ("v_rcp_f32", "v_rcp_iflag_f32", "v_exp_f32"):

@@ -82,7 +82,7 @@ def compared(call: ShippedCall, names: Collection[str], architecture: str, devic
         if 0 in here.launch.grid:
             return
         there = copied(here, device)
-        code = on_gpu(there, torch.device(device))
+        code = on_gpu(there)
         job = job_of(here, architecture)
         emulated = ready(job)
         report = run_ready(emulated, here.arguments, here.launch.grid)
@@ -101,10 +101,10 @@ def compared(call: ShippedCall, names: Collection[str], architecture: str, devic
     return {**section, "error": "\n".join(faults)} if faults else section
 
 
-def on_gpu(call: KernelCall, device: torch.device) -> str:
-    """Run a launch, and return the assembly of its code."""
-    call.run(device)
-    torch.cuda.synchronize(device)
+def on_gpu(call: KernelCall) -> str:
+    """Run a launch on the GPU of its tensors, and return the assembly of its code."""
+    call.run(next(tensor.device for tensor in call.tensors.values() if tensor is not None))
+    torch.cuda.synchronize()
     return call.launch.code_for([call.tensors[name] for name in call.launch.tensor_names]).asm["amdgcn"]
 
 
