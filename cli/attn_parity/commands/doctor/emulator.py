@@ -5,7 +5,7 @@ bytes on both sides. No AMD GPU has run this.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -136,17 +136,17 @@ def differences(gpu: Mapping[str, torch.Tensor | None], emulator: Mapping[str, t
         wrong &= ~(values[0].isnan() & values[1].isnan())
         if wrong.any():
             most = (values[0] - values[1])[wrong].abs().max().item() if mine.dtype.is_floating_point else math.nan
-            yield _difference(name, wrong, *bits, most if math.isfinite(most) else None)
+            yield _difference(name, wrong, bits, most if math.isfinite(most) else None)
     for name, other, mine in pairs:
         differ = left.pop(mine.untyped_storage().data_ptr(), None)
         if differ is not None and differ.any():
-            yield _difference(f"{name}, in no tensor", differ, *(_memory(each).unsqueeze(1) for each in (other, mine)), None)
+            yield _difference(f"{name}, in no tensor", differ, [_memory(each).unsqueeze(1) for each in (other, mine)], None)
 
 
-def _difference(where: str, wrong: torch.Tensor, gpu: torch.Tensor, emulator: torch.Tensor, most: float | None) -> Difference:
+def _difference(where: str, wrong: torch.Tensor, bits: Sequence[torch.Tensor], most: float | None) -> Difference:
     first = int(wrong.nonzero()[0])
-    bits = [bytes(reversed(each[first].tolist())).hex() for each in (gpu, emulator)]
-    return Difference(where, int(wrong.sum()), wrong.numel(), first, *bits, most)
+    gpu, emulator = (bytes(reversed(each[first].tolist())).hex() for each in bits)
+    return Difference(where, int(wrong.sum()), wrong.numel(), first, gpu, emulator, most)
 
 
 def _memory(tensor: torch.Tensor) -> torch.Tensor:
