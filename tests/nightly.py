@@ -54,7 +54,7 @@ def _faults() -> Iterator[str]:
         yield f"{tests} tests/cli/test_malformed.py --malformed {first}:{first + 100}"
     for first in range(0, 200, 20):
         yield f"{tests} tests/fuzz/run/test_storm.py -m nightly --kills {first}:{first + 20}"
-    yield f"{tests} tests/cli/test_emulate.py tests/plugins/test_recording_summary.py -k malformed --malformed 0:500"
+    yield f"{tests} tests/plugins/test_recording_summary.py -k malformed --malformed 0:500"
 
 
 def _engine() -> Iterator[str]:

@@ -13,44 +13,22 @@ from attn_fuzz.emulated.compilation import compiled_kernel
 from attn_optimized.kernel_call import KernelCall
 from triton.compiler import ASTSource
 
-SCRATCH = ("global_scratch", "profile_scratch")
-"""Pointers to scratch memory: the last arguments of every kernel."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Binary:
-    """The code object that Triton's launcher would load for a call, with everything that a launch of it needs.
+    """The code that Triton's launcher would load for a call.
 
     Args:
-        architecture: the architecture of the GPU.
-        name: the name of the kernel in the code object.
-        code: the code object, of the file type `suffix`.
-        arguments: the kernel's arguments in their order, each with Triton's name of its type: the arguments of the call
-            that are no constants, then two pointers to scratch memory, null where a kernel needs none.
-        attributes: the properties of arguments on which the code relies, by argument: "tt.divisibility" and
-            "tt.pointer_range" with their values.
-        constants: the values that were compiled in, by name.
-        grid: the number of programs in each of up to three dimensions.
-        num_warps, warp_size: the waves of a program, and the lanes of a wave.
-        facts: see Facts; `facts.lds_bytes` is the dynamic shared memory of the launch.
+        name: the name of the kernel in the code.
+        num_warps: the waves of a program.
         assembly: the text from which the code object is made.
-        scratch_bytes: the sizes of the scratch memory after the two pointers to it, by their names.
         hot_loop: as `attn_amdgcn.hot_loop`; None for NVIDIA, and of code that `attn_amdgcn` cannot read.
     """
 
-    architecture: str
     name: str
-    code: bytes
-    suffix: str
-    arguments: dict[str, str]
-    attributes: dict[str, dict[str, int]]
-    constants: dict[str, Any]
-    grid: tuple[int, ...]
     num_warps: int
-    warp_size: int
     facts: Facts
     assembly: str
-    scratch_bytes: dict[str, int]
     hot_loop: int | None
 
 
@@ -72,28 +50,13 @@ def compile_call(call: KernelCall, architecture: str) -> Binary:
     """
     if architecture not in ARCHITECTURES:
         raise ContractError("architecture", repr(architecture), f"one of {', '.join(ARCHITECTURES)}")
-    binary, source = compiled(call, architecture)
-    names, metadata = list(source.signature), binary.metadata
-    suffix = "hsaco" if "hsaco" in binary.asm else "cubin"
+    binary, _ = compiled(call, architecture)
     return Binary(
-        architecture=architecture,
-        name=metadata.name,
-        code=binary.asm[suffix],
-        suffix=suffix,
-        arguments={
-            **{name: kind for name, kind in source.signature.items() if kind != "constexpr"},
-            **dict.fromkeys(SCRATCH, "*i8"),
-        },
-        attributes={names[index]: dict(pairs) for (index,), pairs in source.attrs.items() if pairs},
-        constants={names[index]: value for (index,), value in source.constants.items()},
-        grid=call.launch.grid,
-        num_warps=metadata.num_warps,
-        warp_size=metadata.target.warp_size,
+        name=binary.metadata.name,
+        num_warps=binary.metadata.num_warps,
         facts=facts_of(binary, architecture),
         assembly=binary.asm.get("amdgcn") or binary.asm["ptx"],
-        # before Triton 3.8 AMD's backend has no global scratch and no figure of it, and NVIDIA's says None for 0
-        scratch_bytes={name: getattr(metadata, f"{name}_size", None) or 0 for name in SCRATCH},
-        hot_loop=_hot_loop(binary.asm["amdgcn"]) if suffix == "hsaco" else None,
+        hot_loop=_hot_loop(binary.asm["amdgcn"]) if "amdgcn" in binary.asm else None,
     )
 
 

@@ -32,13 +32,8 @@ GROUPS = {
         "select": "Say which backend serves a layer, or each layer of a model.",
         "doctor": "Say what this machine has, and what to install for the rest.",
     },
-    "Other searches": {
-        "bisect": "Find the commit of a kernel's repository since which a case fails.",
-        "drift": "Say what changed for the targets of a package between two versions of its sources.",
-    },
     "Compiled code": {
         "compile": "Compile every kernel that ships, or those of a target: registers, spills, LDS, matrix instructions.",
-        "emulate": "Run saved launches on the emulator, for a comparison with hardware bit by bit.",
     },
     "Files": {"examples": "Write the files that the guides use into a folder."},
 }

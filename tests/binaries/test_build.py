@@ -7,20 +7,7 @@ from pathlib import Path
 
 import pytest
 from attn_binaries.build import Beside, OutOfTime, build, in_processes
-from attn_binaries.kernarg import kernarg_of
 from attn_fuzz import current_folder
-
-
-def test_hidden_arguments_are_described_and_a_wrong_number_is_refused():
-    one = ".offset: {} .size: 8 .value_kind: {}\n"
-    text = "\n\t.amdgpu_metadata\n" + one.format(0, "global_buffer") + one.format(8, "hidden_block_count_x")
-    text += ".kernarg_segment_size: 16"
-    assert kernarg_of(text, ["out"])["arguments"] == [
-        {"name": "out", "offset": 0, "size": 8, "kind": "global_buffer"},
-        {"name": "hidden_block_count_x", "offset": 8, "size": 8, "kind": "hidden_block_count_x"},
-    ]
-    with pytest.raises(ValueError, match="the metadata describe 1 arguments, and the kernel has 2: out, lse"):
-        kernarg_of(text, ["out", "lse"])
 
 
 @pytest.mark.nightly

@@ -1,4 +1,3 @@
-"""The fixtures of the tests of the fuzzer and of compiled code."""
+"""The fixtures of the tests of the fuzzer."""
 
-from tests.binaries.conftest import *  # noqa: F403
 from tests.fuzz.conftest import *  # noqa: F403

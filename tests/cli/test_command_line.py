@@ -84,7 +84,7 @@ def test_a_shell_gets_its_completion(shell, attn_parity, monkeypatch):
     ("words", "completed"),
     [
         (["s"], ["show", "select"]),
-        (["compile", "--sa"], ["--save"]),
+        (["compile", "--se"], ["--seed"]),
         (["--ver"], ["--version"]),
         (["select", "--dtype", "b"], ["bfloat16"]),
     ],
@@ -123,8 +123,8 @@ def test_a_shell_with_the_documented_line_completes_what_is_typed(shell, startup
     try:
         os.write(terminal, b'echo rea""dy\n')
         wait_for(b"ready\r\n", terminal)
-        os.write(terminal, b"attn-parity compile --sa\t")
-        wait_for(b"--save", terminal)
+        os.write(terminal, b"attn-parity compile --se\t")
+        wait_for(b"--seed", terminal)
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

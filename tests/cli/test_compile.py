@@ -1,70 +1,17 @@
-"""`attn-parity compile`: what is compiled is shown and saved, and a compiler that fails or hangs costs one launch."""
+"""`attn-parity compile`: what is compiled is shown, and a compiler that fails or hangs costs one launch."""
 
-import hashlib
 import json
 import re
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from attn_amdgcn import load
 from attn_binaries.build import Outcome, OutOfTime
-from attn_binaries.shipped_calls import chosen
-from attn_parity.commands import compile as compile_command
 
 from tests.support.facts import GOOD
 from tests.support.json_schemas import check
 
 MERGE = ("compile", "--arch", "gfx942", "--only", "merge, fp32")
-
-
-def test_saved_code_comes_with_what_it_takes_to_launch_it(attn_parity, tmp_path):
-    """Arguments lie where the emulator's reader says: launches.json and attn_amdgcn read the metadata in ways of their own."""
-    compiled = attn_parity("compile", "--arch", "gfx942,gfx1201", "--only", "merge, fp32", "--save", "code", "--workers", 1)
-    assert compiled.code == 0
-    launches = json.loads((tmp_path / "code" / "launches.json").read_text())["launches"]
-    assert [launch["architecture"] for launch in launches] == ["gfx942", "gfx1201"]
-    for launch in launches:
-        kernel = load((tmp_path / "code" / launch["assembly"]).read_text())
-        assert kernel.threads == launch["threads_per_block"]
-        assert kernel.argument_bytes == launch["kernarg"]["bytes"]
-        described = [(each["offset"], each["size"], each["kind"]) for each in launch["kernarg"]["arguments"]]
-        assert described == [(each.offset, each.size, each.kind) for each in kernel.arguments]
-    launch = launches[0]
-    assert (tmp_path / "code" / launch["file"]).read_bytes().startswith(b"\x7fELF")
-    call = chosen("gfx942")["merge, fp32"]
-    names = [argument["name"] for argument in launch["arguments"]]
-    passed = [name for name in call.launch.kernel.arg_names if name not in launch["constants"]]
-    assert names == [*passed, "global_scratch", "profile_scratch"]
-    out, tokens = launch["arguments"][0], launch["arguments"][names.index("num_tokens")]
-    assert out["type"] == "*fp32"
-    assert out["attributes"] == {"tt.divisibility": 16, "tt.pointer_range": 32}
-    assert tokens["value"] == out["shape"][0]
-    assert launch["grid"] == [*call.launch.grid, 1, 1][:3]
-    for kind in ("file", "assembly"):
-        assert launch["sha256"][kind] == hashlib.sha256((tmp_path / "code" / launch[kind]).read_bytes()).hexdigest()
-    assert (launch["threads_per_block"], launch["dynamic_lds_bytes"]) == (
-        64 * launch["num_warps"],
-        launch["facts"]["lds_bytes"],
-    )
-    null = [argument["name"] for argument in launch["arguments"] if argument.get("may_be_null")]
-    assert null == ["global_scratch", "profile_scratch"]
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda code: code.touch(), "Directory 'code' is a file"),
-        (lambda code: (code / "launches.json").mkdir(parents=True), "--save: code/launches.json"),
-    ],
-    ids=["a file", "a folder in place of the file"],
-)
-def test_where_code_cannot_be_saved_nothing_is_compiled(make, words, attn_parity, tmp_path, monkeypatch):
-    make(tmp_path / "code")
-    monkeypatch.setattr(compile_command, "built", lambda *_: pytest.fail("it was compiled first"))
-    run = attn_parity(*MERGE, "--save", "code")
-    assert run.code == 2
-    assert words in run.err
 
 
 @pytest.mark.parametrize(("error", "code"), [(None, 2), ("no such thing", 1)])

@@ -51,9 +51,7 @@ ALL = tuple(module for modules in extras.MODULES.values() for module in modules)
 INSTALL = "pip install 'attn-parity[fuzz]'"
 ARGUMENTS = {
     "replay": ["case.json"],
-    "drift": ["vllm", "."],
     "show": ["case.json"],
-    "emulate": ["launches.json"],
     "select": ["--heads", "8", "--head-size", "64"],
 }
 """The arguments that a command needs."""

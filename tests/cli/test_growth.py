@@ -9,7 +9,6 @@ from typing import NamedTuple
 import msgspec
 import pytest
 from attn_amdgcn import AmdgcnError, load, prepare
-from attn_binaries import run_folder, saved
 from attn_fuzz import inputs
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import SCHEMA
@@ -27,12 +26,6 @@ UNITS = (
     *("'''", '"""', '"a":1,', "[],", "a=1\n", "v1 /*", "*/", "s_getpc_b64 s[0:1]\nx:\n", ".amdgpu_metadata\n", " :: "),
     *(".amdhsa_a 1\n", ";", "(", "- ", "a: &a\n"),
     *("s_load_dword s6, s[0:1], 0x0\n", "x:\n", '.file 1 "a"\n', "a|", "0x"),
-)
-LAUNCH = run_folder.EmulatedLaunch(
-    **dict.fromkeys(("architecture", "call", "case", "code", "sha256", "kernel"), "a"),
-    **dict.fromkeys(("arguments", "buffers", "tensors", "inexact"), ()),
-    **dict.fromkeys(("threads_per_block", "dynamic_lds_bytes", "kernarg_bytes"), 1),
-    grid=(1, 1, 1),
 )
 
 
@@ -54,8 +47,6 @@ KINDS = {
     "TOML": Kind(inputs.read_toml, tail="a=1\n[b]\n"),
     "a case": Kind(case_file.load, f'{{"schema":"{SCHEMA}","target":"a","attn_type":"encoder","unwritten":[', "]}"),
     "mutants": Kind(mutants.read, tail=(mutants.FOLDER / "aiter-2720.toml").read_text()),
-    "launches.json": Kind(saved.read, f'{{"schema": "{saved.SCHEMA}", "launches": [', "]}"),
-    "launch.json": Kind(lambda path: run_folder.read(path.parent), line(LAUNCH).removesuffix("]}\n"), "]}"),
     "an assembly": Kind(lambda path: prepare(load(path.read_text())), tail=KERNEL),
 }
 
@@ -65,7 +56,7 @@ KINDS = {
     ("kind", "unit"), [(kind, unit) for kind in KINDS for unit in dict.fromkeys([*UNITS, KINDS[kind].whole])]
 )
 def test_time_grows_as_the_text_does(kind, unit, tmp_path):
-    path, (read, head, tail, whole) = tmp_path / "launch.json", KINDS[kind]
+    path, (read, head, tail, whole) = tmp_path / "file", KINDS[kind]
 
     def reading(length: int) -> float:
         path.write_text(head + unit * (length // len(unit)) + tail)

@@ -21,7 +21,6 @@ from tests.support.malformed import (
     JSON_DRAWS,
     NO_FILES,
     TOML_DRAWS,
-    json_unknown,
     make_no_file,
     run_in_fork,
 )
@@ -37,14 +36,12 @@ class Reader(NamedTuple):
         arguments: of the command, with {} for the file.
         valid: a file that it would take.
         name: of the malformed file.
-        takes_unknown_fields: True if fields of other versions are left alone.
         says_anything: True if any value of a field is an answer, as in a model's config, whose other fields are not read.
     """
 
     arguments: str
     valid: Path
     name: str
-    takes_unknown_fields: bool = False
     says_anything: bool = False
 
 
@@ -57,7 +54,6 @@ JSON_READERS = (
     Reader("fuzz --target reference-fp32 --corpus {}", CASE, "case.json"),
     Reader("select {}", ROOT / "examples/models/gpt-oss-120b.json", "model.json"),
     Reader("select {}", ROOT / "tests/cli/configs/gpt-oss-120b.json", "config.json", says_anything=True),
-    Reader("emulate {}", CASE, "launches.json", takes_unknown_fields=True),
     Reader("zoo page", PAGES / "zoo.json", "docs/generated/zoo.json"),
 )
 TOML_READERS = (Reader("zoo run --dir zoo", MUTANT, "zoo/mutant.toml"),)
@@ -74,9 +70,7 @@ def draw(seed: int, folder: Path) -> str:
         make_no_file(path, rng.choice(NO_FILES))
     else:
         draws = CONFIG_DRAWS if reader.says_anything else draws
-        usable = [one for one in draws if not (reader.takes_unknown_fields and one is json_unknown)]
-        text = reader.valid.read_text()
-        path.write_bytes(rng.choice(usable)(rng, text))
+        path.write_bytes(rng.choice(draws)(rng, reader.valid.read_text()))
     return reader.arguments.format(reader.name)
 
 

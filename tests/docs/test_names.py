@@ -14,9 +14,9 @@ KEYS = ("attn_contract.rule", "attn_parity.packages", "attn_parity.targets")
 """A key of dataclass fields, and groups of entry points, that look like modules' names."""
 PAGES = [
     *(ROOT / page for page in ("README.md", "CONTRIBUTING.md", "tests/README.md")),
-    *(path for path in (ROOT / "docs").rglob("*.md") if path.stem != "renamed"),
+    *(ROOT / "docs").rglob("*.md"),
 ]
-"""All but the changelog and the page of what was renamed, which may name what is gone."""
+"""All but the changelog, which may name what is gone."""
 MODULES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 REPLACED = {
     "attn-parity hunt": "attn-parity fuzz --keep-going",

@@ -18,8 +18,8 @@ from attn_fuzz.verdict.verdict import VerdictKind
 from attn_lab.__main__ import lab
 from attn_lab.zoo.known_bugs import KnownBug
 from attn_parity import cli
-from attn_parity.json_types import OUTPUTS
 
+from tests.support.json_schemas import OUTPUTS
 from tests.support.pages import PAGES, ROOT, blocks
 
 SOURCES = [
@@ -54,7 +54,7 @@ def test_every_schema_is_described():
     written = {schema for path in SOURCES for schema in re.findall(r'"(attn-parity\.[\w-]+/\d+)"', path.read_text())}
     page = PAGES["docs/reference/json-schemas.md"]
     assert set(re.findall(r"attn-parity\.[\w-]+/\d+", page)) == written
-    assert all(f"| `{kind.__name__}` |" in page for kind in OUTPUTS.values())
+    assert all(f"| `{kind.__module__}.{kind.__name__}` |" in page for kind in OUTPUTS.values())
 
 
 def test_the_mutant_on_its_page_applies():

@@ -1,11 +1,23 @@
-"""Holds what `--json` writes to the published schemas."""
+"""Holds what `--json` writes to the types that describe it."""
 
 import json
 from typing import Any
 
 import jsonschema
 import msgspec
-from attn_parity.json_types import OUTPUTS
+from attn_parity.commands.compile import Compile
+from attn_parity.commands.doctor.sections import Doctor
+from attn_parity.commands.fuzz.record import Fuzz, FuzzRuns
+from attn_parity.commands.select.record import Select
+
+OUTPUTS: dict[str, Any] = {
+    "fuzz": Fuzz,
+    "fuzz-runs": FuzzRuns,
+    "compile": Compile,
+    "select": Select,
+    "doctor": Doctor,
+}
+"""The types of what `--json` writes, by command; that of `fuzz` with several targets is `fuzz-runs`."""
 
 _, PARTS = msgspec.json.schema_components(OUTPUTS.values(), ref_template="#/$defs/{name}")
 
@@ -23,7 +35,7 @@ def closed(schema: Any) -> Any:
 
 
 def check(name: str, text: str) -> Any:
-    """The record that a command wrote, if its schema allows it."""
+    """The record that a command wrote, if its type allows it."""
     result = json.loads(text)
     jsonschema.validate(result, {"$ref": f"#/$defs/{OUTPUTS[name].__name__}", "$defs": closed(PARTS)})
     return result

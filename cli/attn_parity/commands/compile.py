@@ -46,7 +46,6 @@ class Options:
     architectures: str | None
     only: str
     compile_seconds: float
-    save: Path | None
     examples: int
     seed: int
     workers: int
@@ -58,11 +57,6 @@ class Options:
 @architectures_option
 @only_option
 @compile_seconds_option
-@click.option(
-    "--save",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Write code objects into this folder, with a description of how to launch them.",
-)
 @click.option(
     "--examples", type=Positive, default=EXAMPLES, show_default=True, help="With TARGET: the number of calls to draw."
 )
@@ -76,22 +70,10 @@ def command(options: Options) -> int:
     Exit 1 when one does not compile, or its binary cannot be right; else 2 when one has no code after --compile-seconds.
     """
     check_writable(options.json_file)
-    save = options.save
     if options.target is not None:
-        if save is not None:
-            raise click.UsageError("--save takes no TARGET: it saves only the launches that ship")
         return _of_target(options.target, options)
     calls = chosen_calls(options.architectures, only=options.only)
-    if save is not None:
-        save.mkdir(parents=True, exist_ok=True)
-        check_writable(save / "launches.json", "--save")
-    outcome = built(calls, options.workers, options.compile_seconds)
-    if save is not None:
-        from attn_binaries.saving import save_binaries
-
-        written = save_binaries(save, outcome.binaries, calls)
-        notes.print(f"{written} code objects in {save}, described by launches.json")
-    return _report_outcome(outcome, options.json_file)
+    return _report_outcome(built(calls, options.workers, options.compile_seconds), options.json_file)
 
 
 def _of_target(target: str, options: Options) -> int:

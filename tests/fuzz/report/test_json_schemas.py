@@ -1,11 +1,10 @@
-"""Records that `--json` writes have the fields of their published schemas, and no others."""
+"""Records that `--json` writes have the fields of their types, and no others."""
 
 import click
 import pytest
 from attn_parity import cli
-from attn_parity.json_types import OUTPUTS
 
-from tests.support.json_schemas import check
+from tests.support.json_schemas import OUTPUTS, check
 from tests.support.pages import ROOT
 
 
@@ -30,7 +29,7 @@ def test_a_selection_fits_its_schema(file, arch, code, attn_parity, tmp_path):
     check("select", (tmp_path / "selected.json").read_text())
 
 
-def test_every_command_that_writes_json_has_a_schema():
+def test_every_command_that_writes_json_has_a_type():
     commands = {name: cli.get_command(click.Context(cli), name) for name in cli.words}
     writes = {name for name, command in commands.items() if command and any("--json" in each.opts for each in command.params)}
     assert {*writes, "fuzz-runs"} == set(OUTPUTS)

@@ -3,9 +3,9 @@
 import dataclasses
 import json
 import shutil
-import threading
+import socket
+import subprocess
 
-import fakeredis
 import msgspec
 import pytest
 from attn_fuzz.cases import case_file
@@ -137,17 +137,20 @@ def test_entries_that_are_no_cases_are_skipped_and_named(step):
     assert all(len(reason) < 300 for reason in skipped)
 
 
-def test_a_fleet_shares_a_redis(step):
-    server = fakeredis.TcpFakeServer(("127.0.0.1", 0))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"redis://127.0.0.1:{server.server_address[1]}"
-    try:
-        one, other = database.connect(address), database.connect(address)
-        database.save(one, b"key", step)
-        assert list(database.fetch(other, b"key")[0].values()) == [step]
-    finally:
-        server.shutdown()
-        server.server_close()
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server")
+def test_a_fleet_shares_a_redis(step, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    options = ("--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", tmp_path)
+    with subprocess.Popen(["redis-server", *options], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert any("Ready to accept connections" in line for line in server.stdout)
+            one, other = (database.connect(f"redis://127.0.0.1:{port}") for _ in range(2))
+            database.save(one, b"key", step)
+            assert list(database.fetch(other, b"key")[0].values()) == [step]
+        finally:
+            server.terminate()
 
 
 def test_a_corpus_is_written_by_names_that_stay_in_its_folder(step, tmp_path):

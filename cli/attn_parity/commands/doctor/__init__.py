@@ -17,7 +17,12 @@ REPORT = Path("attn-parity-doctor.json")
 
 
 @click.command("doctor")
-@click.option("--full", is_flag=True, help="Compile every kernel, fuzz every target, time a few calls: minutes to an hour.")
+@click.option(
+    "--full",
+    is_flag=True,
+    help="Compile every kernel, fuzz every target, on an AMD GPU compare launches with the emulator, time a few calls: minutes "
+    "to an hour.",
+)
 @click.option("--examples", type=Positive, help=f"With --full: number of cases for each target; default: {EXAMPLES}.")
 @click.option("--seed", type=Seed, help="With --full: the same seed draws the same cases.")
 @click.option(

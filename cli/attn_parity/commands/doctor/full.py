@@ -55,6 +55,10 @@ def in_words(section: Section) -> str:
         return f"{section['examples']} examples, {failures}, largest error {section['max_ratio']:.2f} of its bound"
     if "kernels" in section and "spilling" in section:
         return f"{len(section['kernels'])} compiled, {len(section['spilling'])} spill registers"
+    if "launches" in section:
+        launches = section["launches"].values()
+        differ, other = sum(bool(each["differences"]) for each in launches), sum(not each["same_code"] for each in launches)
+        return f"{len(launches)} launched here and emulated, {differ} left other bytes, {other} ran other code"
     if "shipped" in section:
         shipped, other = section["shipped"], section["other"]
         if "times" not in other:

@@ -61,8 +61,10 @@ def sections(
     for name, sizes in TIMED.items():
         yield f"time {name}", lambda sizes=sizes: timed(device, *sizes)
     if device == "cuda" and not _not_compiled(architecture := this_architecture()):
-        from attn_parity.commands.doctor import stages
+        from attn_parity.commands.doctor import emulator, stages
 
+        if architecture in OF_AMD:
+            yield from emulator.sections(architecture)
         yield from stages.sections(architecture, workers)
 
 

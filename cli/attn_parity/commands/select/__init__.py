@@ -20,7 +20,7 @@ from attn_parity.options import json_option
 
 if TYPE_CHECKING:
     from attn_optimized.aiter_adapter import Aiter
-    from attn_parity.json_types import Select, Selected
+    from attn_parity.commands.select.record import Select, Selected
 
 _FLOATS = ("float32", "float16", "bfloat16")
 _FLOAT8 = ("fp8_e4m3fn", "fp8_e4m3fnuz")

@@ -1,20 +1,12 @@
-"""Types of the results that `--json` of users' commands writes.
+"""The record that `attn-parity fuzz --json` writes.
 
 A number that JSON does not have, such as the error over the bound of an output that is NaN, is written as null.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from attn_fuzz.cases.case import Case
 from attn_fuzz.verdict.verdict import VerdictKind
-from attn_optimized.selector import Assignment
-from attn_parity.commands.bisect import Bisect
-from attn_parity.commands.compile import Compile
-from attn_parity.commands.doctor.sections import Doctor
-from attn_parity.commands.drift.changes import Drift
-from attn_parity.commands.select.vllm_arguments import VllmArguments
-from attn_parity.model_config import Group
 
 
 class AsFound(TypedDict):
@@ -121,45 +113,3 @@ class FuzzRuns(TypedDict):
 
     schema: Literal["attn-parity.fuzz-runs/1"]
     runs: list[Fuzz]
-
-
-class Filled(TypedDict):
-    """Fields that a model config leaves out, with their values, and who says so."""
-
-    by: str
-    fields: Mapping[str, Any]
-
-
-class Selected(TypedDict):
-    """The backend of each layer of a model, by the layer's name. The last fields are of a model config."""
-
-    error: str | None
-    layers: Mapping[str, Assignment]
-    model_type: NotRequired[str]
-    groups: NotRequired[Mapping[str, Group]]
-    filled: NotRequired[Filled]
-    left_out: NotRequired[Sequence[str]]
-    unknown: NotRequired[Sequence[str]]
-    not_answered: NotRequired[Mapping[str, Sequence[int]]]
-    vllm: NotRequired[VllmArguments]
-
-
-class Select(Selected):
-    """The result of `attn-parity select`."""
-
-    schema: Literal["attn-parity.select/1"]
-    model: str
-    architecture: str
-    aiter: str
-
-
-OUTPUTS: dict[str, Any] = {
-    "fuzz": Fuzz,
-    "fuzz-runs": FuzzRuns,
-    "bisect": Bisect,
-    "drift": Drift,
-    "compile": Compile,
-    "select": Select,
-    "doctor": Doctor,
-}
-"""The types of what `--json` writes, by command; that of `fuzz` with several targets is `fuzz-runs`."""
