@@ -79,10 +79,6 @@ class Launch:
             with torch.cuda.device(device):
                 self._run_on_gpu(tensors, device.index)
 
-    def code_for(self, tensors: list[torch.Tensor | None]) -> Any:
-        """Triton's compiled kernel for such tensors on this process's GPU, in the order of `tensor_names`."""
-        return self.kernel.warmup(*tensors, *self._behind_tensors, grid=self.grid, **self.options)
-
     def _run_on_gpu(self, tensors: list[torch.Tensor | None], index: int) -> None:
         # In every launch Triton looks at every argument to find the compiled kernel for it. Here all arguments are alike,
         # but for the alignment of tensors.
@@ -93,7 +89,7 @@ class Launch:
             launch(*pointers, *self._behind_tensors)
             return
         if torch.version.hip and (index, alignment) not in self._checked:
-            code = self.code_for(tensors)
+            code = self.kernel.warmup(*tensors, *self._behind_tensors, grid=self.grid, **self.options)
             refuse_miscompiled(code.asm["amdgcn"], code.metadata.target.arch)
             self._checked.add((index, alignment))
         compiled = self.kernel[self.grid](*tensors, *self._behind_tensors, **self.options)

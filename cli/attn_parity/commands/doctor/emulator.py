@@ -105,7 +105,8 @@ def on_gpu(call: KernelCall) -> str:
     """Run a launch on the GPU of its tensors, and return the assembly of its code."""
     call.run(next(tensor.device for tensor in call.tensors.values() if tensor is not None))
     torch.cuda.synchronize()
-    return call.launch.code_for([call.tensors[name] for name in call.launch.tensor_names]).asm["amdgcn"]
+    launch = call.launch
+    return launch.kernel.warmup(**call.arguments, **launch.constants, grid=launch.grid, **launch.options).asm["amdgcn"]
 
 
 def copied(call: KernelCall, device: str) -> KernelCall:
