@@ -98,7 +98,7 @@ def ends(body: str, before: str = "", **streams: object) -> subprocess.Completed
         ("raise MemoryError", "", 2, "and no verdict on a kernel: MemoryError"),
         ("import nowhere", "", 2, "ModuleNotFoundError: No module named 'nowhere'"),
         ("import torch", "import sys; sys.modules['torch'] = None\n", 2, "this needs torch, which is missing: pip install torch"),
-        ("", "import sys; sys.modules['rich'] = None\n", 2, "and no verdict on a kernel: ModuleNotFoundError"),
+        ("pass", "import sys; sys.modules['rich'] = None\n", 2, "and no verdict on a kernel: ModuleNotFoundError"),
         ("return 1", "", 1, ""),
     ],
 )
