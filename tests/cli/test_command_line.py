@@ -94,10 +94,20 @@ def ends(body: str, before: str = "", **streams: object) -> subprocess.Completed
 @pytest.mark.parametrize(
     ("body", "before", "code", "told"),
     [
-        ("raise ValueError('x')", "", 2, "attn-parity: a fault of this tool or of its installation, and no verdict on a kernel"),
+        (
+            "raise ValueError('x')",
+            "",
+            2,
+            "attn-parity: a fault of this tool or of its installation, and no verdict on a kernel",
+        ),
         ("raise MemoryError", "", 2, "and no verdict on a kernel: MemoryError"),
         ("import nowhere", "", 2, "ModuleNotFoundError: No module named 'nowhere'"),
-        ("import torch", "import sys; sys.modules['torch'] = None\n", 2, "this needs torch, which is missing: pip install torch"),
+        (
+            "import torch",
+            "import sys; sys.modules['torch'] = None\n",
+            2,
+            "this needs torch, which is missing: pip install torch",
+        ),
         ("pass", "import sys; sys.modules['rich'] = None\n", 2, "and no verdict on a kernel: ModuleNotFoundError"),
         ("return 1", "", 1, ""),
     ],

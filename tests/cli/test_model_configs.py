@@ -30,7 +30,9 @@ def _built(content: str) -> ModelConfig:
 @pytest.fixture(autouse=True)
 def built_once(monkeypatch):
     """Several tests ask about one config, and to build its model takes seconds."""
-    monkeypatch.setattr("attn_parity.commands.select.selection_input.model_config", lambda content, **_: _built(json.dumps(content)))
+    monkeypatch.setattr(
+        "attn_parity.commands.select.selection_input.model_config", lambda content, **_: _built(json.dumps(content))
+    )
 
 
 @pytest.fixture
@@ -206,8 +208,14 @@ def test_a_folder_is_a_model(attn_parity, tmp_path):
             ["--kv-cache-dtype", "fp8", "--scales", "inline"],
             "--attention-backend TRITON_ATTN --dtype bfloat16 --block-size 16 --",
         ),
-        (["--kv-cache-dtype", "fp8_e4m3"], "--attention-backend ROCM_ATTN --dtype bfloat16 --block-size 16 --kv-cache-dtype fp8"),
-        (["--kv-cache-dtype", "bfloat16"], "--attention-backend ROCM_ATTN --dtype bfloat16 --block-size 16 --kv-cache-dtype auto"),
+        (
+            ["--kv-cache-dtype", "fp8_e4m3"],
+            "--attention-backend ROCM_ATTN --dtype bfloat16 --block-size 16 --kv-cache-dtype fp8",
+        ),
+        (
+            ["--kv-cache-dtype", "bfloat16"],
+            "--attention-backend ROCM_ATTN --dtype bfloat16 --block-size 16 --kv-cache-dtype auto",
+        ),
         (["--kv-cache-dtype", "int8_per_token_head"], "--attention-backend TRITON_ATTN --dtype bfloat16 --block-size 16"),
         (["--kv-cache-dtype", "int8", "--scales", "tensor"], "no word of vLLM's --kv-cache-dtype says it"),
         (["--kv-cache-dtype", "fp8_e4m3fn", "--scales", "tensor"], "vLLM's is of torch.float8_e4m3fnuz here"),
@@ -231,8 +239,14 @@ def test_options_of_the_engine_go_with_a_config(options, said, select):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--kv-cache-dtype", "float16"], "--kv-cache-dtype: got float16, expected bfloat16, which is q's, or a quantized type"),
-        (["--kv-cache-dtype", "int8_per_token_head", "--scales", "tensor"], "--scales: got tensor, expected no --scales beside"),
+        (
+            ["--kv-cache-dtype", "float16"],
+            "--kv-cache-dtype: got float16, expected bfloat16, which is q's, or a quantized type",
+        ),
+        (
+            ["--kv-cache-dtype", "int8_per_token_head", "--scales", "tensor"],
+            "--scales: got tensor, expected no --scales beside",
+        ),
     ],
 )
 def test_a_cache_that_no_backend_has_is_refused(options, told, select):

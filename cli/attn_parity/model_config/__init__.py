@@ -19,7 +19,6 @@ _FIELDS = ("architectures", "model_type", "hidden_size", "num_attention_heads", 
 EXPECTED_DTYPE = "float32, float16 or bfloat16: the config does not say it, so give --dtype"
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A model's attention, as its config describes it.

@@ -1,14 +1,17 @@
 """One seed is one run, whoever runs it; what breaks the fuzzer is not blamed on the kernel; Ctrl-C loses nothing."""
 
+import dataclasses
 import json
 
 import msgspec
 import pytest
 from attn_fuzz.errors import ExecutorError
-from attn_fuzz.run import runner, shard
+from attn_fuzz.run import drawing, runner, shard
 from attn_fuzz.run.processes.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan
+from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import registry
+from attn_fuzz.targets.support import DeclarationError
 
 
 def test_a_seed_means_the_same_cases(fuzz_here):
@@ -39,6 +42,16 @@ def test_families_of_a_shard_run_apart_on_a_gpu_and_are_those_of_the_shard(tmp_p
     many = [msgspec.structs.replace(plan, examples=32 * runner.FEW_FAMILIES)]
     assert len(runner.in_turns(many, support)) == runner.FEW_FAMILIES
     assert runner.in_turns([msgspec.structs.replace(plan, device="cpu")], support)[0].turn == (0, 1)
+
+
+def test_a_declaration_that_admits_no_case_is_told_in_a_line(tmp_path):
+    target = registry.load("reference-fp32")
+    support = dataclasses.replace(target.support("cpu"), exclude=lambda case: "no heads")
+    nothing = dataclasses.replace(target, support=lambda device: support, refuses=False)
+    plan = FuzzPlan(target="mine", device="cpu", examples=2, seed=1, folder=tmp_path)
+    told = r"^target mine: its Support admits none of (\d+) drawn cases: \1 for Support.exclude: no heads$"
+    with pytest.raises(DeclarationError, match=told):
+        drawing.draw_cases(plan, nothing, lambda case: None, Tally())
 
 
 def test_turns_together_tell_what_their_shard_tells(tmp_path):
