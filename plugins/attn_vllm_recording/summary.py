@@ -101,7 +101,7 @@ class Summary:
             lines.append("blocks not compared with what was written:")
             lines += _first((f"{count:7}  {_shown(reason)}" for reason, count in reasons), "reasons")
         faults = [(folder, fault) for folder, state in self.processes for fault in state["faults"]]
-        lines += _first((f"wrong blocks: {printable(folder.name)}: {_shown(fault)}" for folder, fault in faults), "wrong blocks")
+        lines += _first((f"wrong blocks: {printable(each.name)}: {_shown(fault)}" for each, fault in faults), "wrong blocks")
         found = [(folder, each) for folder, state in self.processes for each in state["found"]]
         for kind, is_wrong in (("wrong calls", True), ("calls that are not judged", False)):
             lines += _first((_lines_of(folder, each) for folder, each in found if each["wrong"] == is_wrong), kind)

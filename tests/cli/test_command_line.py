@@ -118,6 +118,16 @@ def test_no_exception_of_a_command_ends_with_the_code_of_a_mismatch(body, before
     assert told in ended.stderr
 
 
+FINDS = """
+import sys, importlib.util
+class Finder:
+    @staticmethod
+    def find_spec(name, *_):
+        return importlib.util.spec_from_file_location(name, {path!r}) if name == {module!r} else None
+sys.meta_path.insert(0, Finder)
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("module", ["rich.console", "later"], ids=["of the command line", "of a command"])
 def test_a_signal_during_imports_ends_with_130(number, module, tmp_path):
@@ -125,7 +135,7 @@ def test_a_signal_during_imports_ends_with_130(number, module, tmp_path):
     path = tmp_path / f"{module.split('.')[-1]}.py"
     path.write_text(f"import os, time; os.kill(os.getpid(), {number}); time.sleep(20)")
     signals = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    find = f"import sys, importlib.util as u\nclass F:\n  find_spec = staticmethod(lambda name, *_: u.spec_from_file_location(name, {str(path)!r}) if name == {module!r} else None)\nsys.meta_path.insert(0, F)\n"
+    find = FINDS.format(module=module, path=str(path))
     program = "import attn_parity as a; a.cli.words['x'] = ''; a.cli.module = 'later'; a.main(['x'])"
     ended = subprocess.run([sys.executable, "-c", signals + find + program], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (130, "")

@@ -162,7 +162,7 @@ def vllm_arguments(
     aiter: "Aiter",
     wanted: Mapping[str, str],
 ) -> VllmArguments:
-    """The command line with the first backend of vLLM's list that serves all layers there, and with the first that does here, too.
+    """The command line with the first backend of vLLM's list that serves all layers there, and of those that do here, too.
 
     Args:
         layers: by name; the heads are those of one device.
