@@ -192,9 +192,8 @@ def vllm_arguments(
                 reasons[f"{layer} is asked for on {wanted[layer]}"] = None
             ours, handed = BACKENDS[chosen].capabilities(aiter), _without_chunks(config)
             own_reasons |= dict.fromkeys(map(str, ours.refusals(handed, architecture)))
-            # vLLM needs the same AITER on the same architectures
-            theirs = dataclasses.replace(VLLM_BACKENDS[chosen], available=ours.available, architectures=ours.architectures)
-            reasons |= dict.fromkeys(map(str, theirs.refusals(handed, architecture)))
+            reasons |= dict.fromkeys(map(str, _of_its_own(ours, aiter).refusals(handed, architecture)))
+            reasons |= dict.fromkeys(map(str, VLLM_BACKENDS[chosen].refusals(handed)))
             reasons |= dict.fromkeys(_without_an_argument(config, DTYPES[engine.float8]))
         of_vllm[name], too_here[name] = tuple(reasons), tuple(own_reasons | reasons)
     serving = [name for name, reasons in of_vllm.items() if not reasons]
@@ -213,6 +212,21 @@ def vllm_arguments(
         why_not[priorities(architecture, "selection")[0]] = (itself,)
     line, is_own = partial(_line, layers=layers, model=model, tensor_parallel=engine.tensor_parallel), own in (None, first)
     return VllmArguments(line(first), first, why_not, None if is_own else line(own), None if is_own else own, too_here[first])
+
+
+def _of_its_own(ours: Capabilities, aiter: "Aiter") -> Capabilities:
+    """What vLLM's backend serves, by what our declaration of its name says, whether this project has an adapter or not.
+
+    vLLM needs the same AITER on the same architectures. Of latent attention it refuses what our declaration refuses.
+    """
+    from attn_optimized.backends.rocm_aiter_mla import NO_ADAPTER
+
+    available = ours.available
+    if available == NO_ADAPTER:
+        available = YES if aiter.missing is None else No(aiter.missing)
+    if "MLA" in ours.backend:
+        return dataclasses.replace(ours, available=available)
+    return dataclasses.replace(VLLM_BACKENDS[ours.backend], available=available, architectures=ours.architectures)
 
 
 def _without_chunks(config: AttentionConfig) -> AttentionConfig:
