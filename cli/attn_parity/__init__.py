@@ -1,26 +1,28 @@
 """The command `attn-parity`. Exit codes: 0 agreement, 1 a mismatch, 2 usage or set-up, 3 a limit of this tool, 130 interrupted
 with nothing found, 141 the reader of the output has closed its pipe."""
 
-from attn_fuzz import current_folder
+from attn_fuzz import current_folder, errors
+from attn_parity.signals import ignore_signals, interrupts_end_the_process, sigterm_interrupts
 
+errors.end_with_own_exit_code()
 current_folder.leave()  # before anything is imported that looks for optional modules
 
-import importlib
-import io
-import signal
-import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import BrokenExecutor
-from typing import Any
+with interrupts_end_the_process():
+    import importlib
+    import io
+    import signal
+    import sys
+    from collections.abc import Mapping, Sequence
+    from concurrent.futures import BrokenExecutor
+    from typing import Any
 
-import click
-from attn_fuzz import extras
-from attn_fuzz.errors import EXIT_LIMIT, ExecutorError, InputError, LimitError
-from attn_fuzz.text import nearest, one_line
-from attn_parity import defaults
-from attn_parity.console import BROKEN_PIPE, is_read, notes, results
-from attn_parity.signals import ignore_signals, interrupts_end_the_process, sigterm_interrupts
-from click.shell_completion import CompletionItem
+    import click
+    from attn_fuzz import extras
+    from attn_fuzz.errors import EXIT_LIMIT, ExecutorError, InputError, LimitError
+    from attn_fuzz.text import nearest, one_line
+    from attn_parity import defaults
+    from attn_parity.console import BROKEN_PIPE, is_read, notes, open_closed_streams, results
+    from click.shell_completion import CompletionItem
 
 GROUPS = {
     "Commands to begin with": {
@@ -116,6 +118,7 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None, commands: click.Group = cli, name: str = "attn-parity") -> None:
     """Run the command line; every foreseeable error is one line and exit code 2, or 3 if it tells a limit of this tool."""
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

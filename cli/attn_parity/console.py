@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import select
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, TextIO
@@ -58,6 +59,22 @@ def is_read(stream: TextIO | None) -> bool:
     with contextlib.suppress(AttributeError, OSError, ValueError):  # a stream without a descriptor
         poll.register(stream.fileno(), 0)  # pyright: ignore[reportOptionalMemberAccess]
     return not poll.poll(0)
+
+
+def open_closed_streams() -> None:
+    """Open the null device as each standard stream that is closed. The next file would get its number, and what is printed.
+
+    Nobody gets results then.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError as error:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115 - open to the end
+            if name == "stdout":
+                results.lost, results.quiet = error.strerror, True
 
 
 notes = Console(stderr=True, highlight=False, markup=False, emoji=False)

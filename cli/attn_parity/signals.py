@@ -1,6 +1,7 @@
 """Signals that end a run."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 
@@ -24,18 +25,19 @@ def sigterm_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupts_end_the_process() -> Iterator[None]:
-    """For imports: a signal ends the process at once, instead of raising KeyboardInterrupt in a module that is half imported.
+    """For imports: a signal ends the process at once, with 130, and raises no KeyboardInterrupt in a module half imported.
 
     Torch goes on without numpy if numpy's import fails, and fails when it imports numpy again.
     """
-    raising = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is signal.default_int_handler]
-    for number in raising:
-        signal.signal(number, signal.SIG_DFL)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    replaced = {number: one for number, one in handlers.items() if one in (signal.default_int_handler, signal.SIG_DFL)}
+    for number in replaced:
+        signal.signal(number, lambda number, frame: os._exit(130))
     try:
         yield
     finally:
-        for number in raising:
-            signal.signal(number, signal.default_int_handler)
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
 
 
 def ignore_signals() -> None:

@@ -76,7 +76,12 @@ def leave() -> None:
     if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
         del sys.path[0]
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if "" in entries[:-1] or (entries[1:] and not entries[-1]):
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, entries))
-        for _ in range(entries.count("")):
-            sys.path.remove(os.getcwd())
+    named = [entry for entry in entries if entry]
+    if len(entries) > 1 and len(named) < len(entries):
+        os.environ["PYTHONPATH"] = os.pathsep.join(named)
+        try:
+            here = os.getcwd()
+        except FileNotFoundError:  # Python leaves the empty entry as it is
+            here = ""
+        unnamed = {"", here}.difference(os.path.normpath(os.path.join(here, entry)) for entry in named)
+        sys.path[:] = [entry for entry in sys.path if entry not in unnamed]

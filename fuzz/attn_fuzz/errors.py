@@ -1,7 +1,14 @@
 """Errors that the command line prints instead of a traceback. Importing this module needs no extra."""
 
+import contextlib
+import sys
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
+EXIT_FAULT = 2
+"""The exit code of wrong usage, and of a fault of this tool. Python's own, 1, would tell a mismatch."""
 EXIT_LIMIT = 3
 """The exit code if nothing failed, and cases could not be run because of a limit of this tool."""
 
@@ -9,7 +16,7 @@ EXIT_LIMIT = 3
 class InputError(ValueError):
     """Something a person gave is wrong: a case, a target, a mutant, a database. Its message is one line and names the thing."""
 
-    exit_code = 2
+    exit_code = EXIT_FAULT
 
 
 class ExecutorError(RuntimeError):
@@ -68,3 +75,33 @@ class RefusedByTritonError(TypeError, ValueError, NotImplementedError):
 
 class HelperKilledError(RuntimeError):
     """SIGKILL ended a process that a target's process has started. No kernel sends SIGKILL, so this is no fault of a kernel."""
+
+
+def end_with_own_exit_code() -> None:
+    """From now on an exception that nothing catches ends this process with EXIT_FAULT, and an interruption with 130."""
+    sys.excepthook = _end
+
+
+@contextlib.contextmanager
+def raised_by_target() -> Iterator[None]:
+    """For the script of a failure: what is raised inside is the target's failure, and ends the process with 1."""
+    try:
+        yield
+    except (LimitError, ExecutorError):
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        raise SystemExit(1) from error
+
+
+def _end(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        raise SystemExit(130)
+    if isinstance(error, InputError | ExecutorError):
+        lines = str(error)
+    else:
+        sys.__excepthook__(kind, error, where)
+        lines = f"a fault of this tool or of its installation, and no verdict on a kernel: {kind.__name__}: {error}"
+    with contextlib.suppress(OSError, ValueError):  # nobody can read the line
+        print(f"attn-parity: {lines}", file=sys.stderr, flush=True)
+    raise SystemExit(EXIT_FAULT)

@@ -1,6 +1,8 @@
 """The extras of this project's distribution, and the modules that each installs. Importing this module needs no extra."""
 
+import importlib.metadata
 import importlib.util
+import re
 
 MODULES = {
     "cpu": ("triton",),
@@ -10,7 +12,7 @@ MODULES = {
     "redis": ("redis",),
     "transformers": ("transformers",),
 }
-_ALSO = {"triton": ", or a torch build for GPUs, which brings it"}
+_ALSO = {"torch": ", or the build for this machine's GPU", "triton": ", or a torch build for GPUs, which brings it"}
 
 
 def install(extra: str) -> str:
@@ -19,10 +21,13 @@ def install(extra: str) -> str:
 
 
 def missing(module: str) -> str | None:
-    """A sentence that names a missing module and the extra that installs it; None if no extra does."""
+    """A sentence that names a missing module and what installs it; None if neither this project nor an extra of it needs it."""
     for extra, modules in MODULES.items():
         if module in modules:
             return f"this needs {module}, which is missing: {install(extra)}{_ALSO.get(module, '')}"
+    always = (each for each in importlib.metadata.requires("attn-parity") or () if "extra ==" not in each)
+    if module in {re.split(r"[^\w-]", requirement)[0] for requirement in always}:
+        return f"this needs {module}, which is missing: pip install {module}{_ALSO.get(module, '')}"
     return None
 
 

@@ -191,7 +191,7 @@ class _Cases(_Item):
         self.add_report_section("call", "attn-parity", text)
         if progress.failure is not None:
             failures = [progress.failure, *progress.others]
-            told = [_told(failure, self.plan.folder, self._file_name) for failure in failures]
+            told = [_told(failure, self.plan, self._file_name) for failure in failures]
             told[0] += f"\nas it was found: {first}"
             raise _TargetFails("\n\nanother failure, which was met while this one was shrunk:\n".join(told))
         if cases and sum(progress.limits.values()) == cases:
@@ -206,18 +206,19 @@ class _Cases(_Item):
         return f"{target}-{self.plan.seed}-{item}"
 
 
-def _told(failure: "Failure", folder: Path, name: str) -> str:
-    """The table of a failure, and where its case and script were written."""
+def _told(failure: "Failure", plan: "FuzzPlan", name: str) -> str:
+    """The table of a failure, what explains it, and where its case and script were written."""
     import shlex
 
     from attn_fuzz import report
+    from attn_fuzz.explain import in_process
     from rich.console import Console
 
     case, verdict = failure.case, failure.verdict
     console = Console(width=140, color_system=None)
     with console.capture() as table:
         console.print(report.summary(case, verdict))
-    case_path, script_path = report.write(case, verdict, folder, name)
-    return (
-        f"{table.get()}case: {case_path}   script: {script_path}\nagain: {shlex.join(report.again(case, case_path, verdict))}"
-    )
+    case_path, script_path = report.write(case, verdict, plan.folder, name)
+    lines = in_process.of_failure(failure, plan.target, plan.device, plan.case_seconds)
+    files = f"case: {case_path}   script: {script_path}"
+    return "\n".join([table.get().rstrip("\n"), *lines, files, f"again: {shlex.join(report.again(case, case_path, verdict))}"])

@@ -1,8 +1,11 @@
 """`python -m attn_vllm_recording FOLDER`: the summary of a recording."""
 
+import os
+import sys
 from pathlib import Path
 
 import click
+from attn_fuzz.errors import EXIT_FAULT, end_with_own_exit_code
 
 from attn_vllm_recording.summary import FolderError, Summary
 
@@ -19,11 +22,20 @@ def main(folder: Path) -> None:
         summary = Summary.of(folder)
     except FolderError as error:
         click.echo(f"attn_vllm_recording: {error}", err=True)
-        raise SystemExit(2) from None
-    for line in summary.lines():
-        click.echo(line)
+        raise SystemExit(EXIT_FAULT) from None
+    try:
+        click.echo("\n".join(summary.lines()))
+    except BrokenPipeError:  # click would end with 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     raise SystemExit(summary.exit_code)
 
 
 if __name__ == "__main__":
-    main()
+    end_with_own_exit_code()
+    try:
+        main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)

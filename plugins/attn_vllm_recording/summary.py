@@ -5,7 +5,7 @@ are printed as printable characters, each on one line.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +29,8 @@ NO_TURN = "no call that can be judged was due"
 
 MAX_BYTES: Final = 1 << 24
 MAX_TEXT: Final = 500
+MAX_SHOWN: Final = 20
+"""The most entries of a kind that are shown."""
 
 
 class FolderError(ValueError):
@@ -89,20 +91,21 @@ class Summary:
             lines.append(f"NO CALL WAS JUDGED: {self._why_none()}")
         else:
             lines += [f"NO CALL WAS JUDGED of {name}, which made {calls} calls" for name, calls in self._silent()]
-        lines += [f"left out: {reason}" for reason in self.left_out]
+        lines += _first((f"left out: {reason}" for reason in self.left_out), "files that are left out")
         if reasons := self.counts("not_judged").most_common():
             lines.append("not judged:")
-            lines += [f"{count:7}  {_shown(reason)}" for reason, count in reasons]
+            lines += _first((f"{count:7}  {_shown(reason)}" for reason, count in reasons), "reasons")
         if reads := self.total("reads"):
             lines.append(f"blocks: {reads} rows of steps compared with what was written, {self.total('wrong_reads')} wrong")
         if reasons := self.counts("not_seen").most_common():
             lines.append("blocks not compared with what was written:")
-            lines += [f"{count:7}  {_shown(reason)}" for reason, count in reasons]
-        for folder, state in self.processes:
-            lines += [f"wrong blocks: {printable(folder.name)}: {_shown(fault)}" for fault in state["faults"]]
-            for found in state["found"]:
-                lines += _lines_of(folder, found)
-        return lines
+            lines += _first((f"{count:7}  {_shown(reason)}" for reason, count in reasons), "reasons")
+        faults = [(folder, fault) for folder, state in self.processes for fault in state["faults"]]
+        lines += _first((f"wrong blocks: {printable(each.name)}: {_shown(fault)}" for each, fault in faults), "wrong blocks")
+        found = [(folder, each) for folder, state in self.processes for each in state["found"]]
+        for kind, is_wrong in (("wrong calls", True), ("calls that are not judged", False)):
+            lines += _first((_lines_of(folder, each) for folder, each in found if each["wrong"] == is_wrong), kind)
+        return "\n".join(lines).split("\n")
 
     def _first_line(self) -> str:
         calling = sum(state["calls"] > 0 for _, state in self.processes)
@@ -131,11 +134,17 @@ class Summary:
         return NO_CALL if self.counts("layers") else NO_LAYER
 
 
-def _lines_of(folder: Path, found: dict[str, Any]) -> list[str]:
+def _first(entries: Iterable[str], kind: str) -> list[str]:
+    """The first entries of a kind, and the number of the others."""
+    every = list(entries)
+    return every[:MAX_SHOWN] + [f"and {len(every) - MAX_SHOWN} more {kind}"] * (len(every) > MAX_SHOWN)
+
+
+def _lines_of(folder: Path, found: dict[str, Any]) -> str:
     head = "wrong" if found["wrong"] else "not judged"
     case = "not captured" if found["case"] is None else printable(str(folder / found["case"]))
     lines = [f"{head}: call {found['index']} of {_shown(found['function'])}: {case}"]
-    return [*lines, *(f"    {_shown(text)}" for text in (found["message"], found["error"]) if text)]
+    return "\n".join([*lines, *(f"    {_shown(text)}" for text in (found["message"], found["error"]) if text)])
 
 
 def _shown(text: str) -> str:

@@ -148,7 +148,9 @@ VLLM: dict[str, str | None] = {
     **dict.fromkeys(("gemma-2-9b", "gemma-3-4b", "bart-large-cnn"), TRITON),
     "gpt-oss-120b": FLASH,
     "whisper-large-v3": "ROCM_AITER_UNIFIED_ATTN",
-    **dict.fromkeys(("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "kimi-k2", "minicpm3-4b", "glm-4.7-flash"), MLA),
+    **dict.fromkeys(
+        ("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "kimi-k2", "minicpm3-4b", "glm-4.7-flash"), "ROCM_AITER_MLA"
+    ),
     **dict.fromkeys(("deepseek-v3.2", "glm-5"), MLA_SPARSE),
     "mimo-v2-flash": None,
 }

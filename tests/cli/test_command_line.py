@@ -7,6 +7,7 @@ import re
 import select
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -70,6 +71,90 @@ def test_sigterm_interrupts_a_command_and_the_processes_that_it_started(number, 
     ended = processes.signalled(program, lambda found: len(found) >= number, signal.SIGTERM, cwd=tmp_path, env=environment)
     assert ended.returncode == 130, ended.stderr
     assert "interrupted" in ended.stdout
+
+
+ENDS = """
+import os, signal, sys, click, attn_parity
+@click.command("ends")
+def command():
+    {body}
+attn_parity.cli.words["ends"] = ""
+attn_parity.cli.get_command = lambda context, name: command
+attn_parity.main(["ends"])
+"""
+
+
+def ends(body: str, before: str = "", **streams: object) -> subprocess.CompletedProcess[str]:
+    """The end of a command with this body, in a new interpreter: Python's own handling of exceptions is asked."""
+    program = [sys.executable, "-c", before + ENDS.format(body=body)]
+    return subprocess.run(program, text=True, check=False, **{"capture_output": True, **streams})  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("body", "before", "code", "told"),
+    [
+        (
+            "raise ValueError('x')",
+            "",
+            2,
+            "attn-parity: a fault of this tool or of its installation, and no verdict on a kernel",
+        ),
+        ("raise MemoryError", "", 2, "and no verdict on a kernel: MemoryError"),
+        ("import nowhere", "", 2, "ModuleNotFoundError: No module named 'nowhere'"),
+        (
+            "import torch",
+            "import sys; sys.modules['torch'] = None\n",
+            2,
+            "this needs torch, which is missing: pip install torch",
+        ),
+        ("pass", "import sys; sys.modules['rich'] = None\n", 2, "and no verdict on a kernel: ModuleNotFoundError"),
+        ("return 1", "", 1, ""),
+    ],
+)
+def test_no_exception_of_a_command_ends_with_the_code_of_a_mismatch(body, before, code, told):
+    ended = ends(body, before)
+    assert ended.returncode == code, ended.stderr
+    assert told in ended.stderr
+
+
+FINDS = """
+import sys, importlib.util
+class Finder:
+    @staticmethod
+    def find_spec(name, *_):
+        return importlib.util.spec_from_file_location(name, {path!r}) if name == {module!r} else None
+sys.meta_path.insert(0, Finder)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["rich.console", "later"], ids=["of the command line", "of a command"])
+def test_a_signal_during_imports_ends_with_130(number, module, tmp_path):
+    """The first second of a command imports modules."""
+    path = tmp_path / f"{module.split('.')[-1]}.py"
+    path.write_text(f"import os, time; os.kill(os.getpid(), {number}); time.sleep(20)")
+    signals = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    find = FINDS.format(module=module, path=str(path))
+    program = "import attn_parity as a; a.cli.words['x'] = ''; a.cli.module = 'later'; a.main(['x'])"
+    ended = subprocess.run([sys.executable, "-c", signals + find + program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
+@pytest.mark.parametrize(("closed", "code"), [((0, 2), 0), ((1,), 2), ((0, 1, 2), 2)])
+def test_a_closed_stream_is_no_file_of_the_run(closed, code, tmp_path):
+    """The next file that a process opens would have its number: a pipe between processes, into which a kernel prints."""
+    closing = "".join(f"os.close({number}); " for number in closed)
+    program = ENDS.format(body=f"open({str(tmp_path / 'number')!r}, 'w').write(str(os.open('/', os.O_RDONLY)))")
+    ended = subprocess.run(
+        [sys.executable, "-c", f"import os, sys; {closing}os.execv(sys.executable, [sys.executable, '-c', {program!r}])"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == code, ended.stderr
+    assert int((tmp_path / "number").read_text()) > 2
+    if closed == (1,):
+        assert ended.stderr == "attn-parity: stdout: Bad file descriptor\n"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

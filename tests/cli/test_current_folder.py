@@ -105,6 +105,21 @@ def test_a_folder_that_python_put_on_the_path_is_taken_off(tmp_path, how, python
     assert not (folder / "executed").exists(), (folder / "executed").read_text()
 
 
+@pytest.mark.parametrize("entries", [":/x:", "::", ":/x", "/x:.", ":.:"])
+def test_any_number_of_empty_entries_is_taken_off(entries, tmp_path):
+    program = "import os, sys, attn_parity; print(os.getcwd() in sys.path, os.environ['PYTHONPATH'])"
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        check=False,
+        env={**os.environ, "PYTHONPATH": entries},
+        text=True,
+    )
+    named = [entry for entry in entries.split(":") if entry]
+    assert ended.stdout.split() == [str("." in named), *filter(None, [":".join(named)])]
+
+
 NAMED = """
 from attn_fuzz.targets.reference import REFERENCE_FP32 as TARGET
 

@@ -231,3 +231,14 @@ def test_a_quantized_model_without_a_quantized_cache_is_answered():
     config = {**LLAMA, "quantization_config": {**quark, "layer_quant_config": of_layers, "softmax_quant_spec": None}}
     (layer,) = deployed(model_config(config), Engine(float8="fp8_e4m3fn")).layers.values()
     assert "kv_cache_dtype" not in layer
+
+
+def test_a_missing_dtype_is_asked_for_before_the_model_is_built(attn_parity, tmp_path, monkeypatch):
+    def build(*_: object) -> None:
+        raise AssertionError("built")
+
+    monkeypatch.setattr("attn_parity.model_config.from_transformers.layers_of", build)
+    (tmp_path / "config.json").write_text(json.dumps({key: value for key, value in LLAMA.items() if "dtype" not in key}))
+    ended = attn_parity("select", "config.json", *ON_MI300)
+    assert ended.code == 2
+    assert "--dtype: got nothing, expected float32, float16 or bfloat16" in ended.err

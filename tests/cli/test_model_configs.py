@@ -30,7 +30,9 @@ def _built(content: str) -> ModelConfig:
 @pytest.fixture(autouse=True)
 def built_once(monkeypatch):
     """Several tests ask about one config, and to build its model takes seconds."""
-    monkeypatch.setattr("attn_parity.commands.select.selection_input.model_config", lambda content: _built(json.dumps(content)))
+    monkeypatch.setattr(
+        "attn_parity.commands.select.selection_input.model_config", lambda content, **_: _built(json.dumps(content))
+    )
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def select(attn_parity, tmp_path):
     def run(config: dict[str, Any], *options: object) -> tuple[Any, dict[str, Any]]:
         (tmp_path / "config.json").write_text(json.dumps(config))
         ended = attn_parity("select", "config.json", *ON_MI300, "--json", "selected.json", *options)
-        return ended, json.loads((tmp_path / "selected.json").read_text()) if ended.code < 2 else {}
+        return ended, json.loads((tmp_path / "selected.json").read_text()) if ended.code != 2 else {}
 
     return run
 
@@ -106,6 +108,14 @@ def test_picks_are_served_where_vllm_converts_them_all(top_k, served, select):
     assert served or f"indexed_attention: top_k {top_k} not supported: vLLM's kernel converts" in result["error"]
 
 
+def test_a_model_that_is_answered_in_part_has_no_line_to_copy(select):
+    ended, result = select(CONFIGS["qwen3-next-80b-a3b"])
+    assert ended.code == 3, ended.err
+    assert result["not_answered"]
+    assert result["vllm"]["line"] is None
+    assert "vllm serve" not in ended.out
+
+
 @pytest.mark.parametrize("heads", [16, 128])
 @pytest.mark.parametrize("architecture", ["gfx942", "gfx950", "gfx1201", "sm90"])
 def test_latent_attention_has_one_kv_head_on_every_device(architecture, heads, select):
@@ -114,7 +124,13 @@ def test_latent_attention_has_one_kv_head_on_every_device(architecture, heads, s
     assert ended.code == 0
     assert result["layers"]["full_attention"]["backend"] == "TRITON_MLA"
     assert result["layers"]["full_attention"]["layout"] == "LATENT"
-    assert result["vllm"]["backend"] == "TRITON_MLA"
+    vllm = result["vllm"]
+    if architecture in ("gfx942", "gfx950"):  # vLLM's list begins with AITER's
+        assert (vllm["backend"], vllm["own_backend"]) == ("ROCM_AITER_MLA", "TRITON_MLA")
+        assert f"this project's first choice, which vLLM serves, too: {vllm['own_line']}\n" in ended.out
+        assert "this project's ROCM_AITER_MLA does not serve these layers: " in ended.out
+    else:
+        assert (vllm["backend"], vllm["own_backend"]) == ("TRITON_MLA", None)
 
 
 @pytest.mark.nightly
@@ -192,6 +208,16 @@ def test_a_folder_is_a_model(attn_parity, tmp_path):
             ["--kv-cache-dtype", "fp8", "--scales", "inline"],
             "--attention-backend TRITON_ATTN --dtype bfloat16 --block-size 16 --",
         ),
+        (
+            ["--kv-cache-dtype", "fp8_e4m3"],
+            "--attention-backend ROCM_ATTN --dtype bfloat16 --block-size 16 --kv-cache-dtype fp8",
+        ),
+        (
+            ["--kv-cache-dtype", "bfloat16"],
+            "--attention-backend ROCM_ATTN --dtype bfloat16 --block-size 16 --kv-cache-dtype auto",
+        ),
+        (["--kv-cache-dtype", "int8_per_token_head"], "--attention-backend TRITON_ATTN --dtype bfloat16 --block-size 16"),
+        (["--kv-cache-dtype", "int8", "--scales", "tensor"], "no word of vLLM's --kv-cache-dtype says it"),
         (["--kv-cache-dtype", "fp8_e4m3fn", "--scales", "tensor"], "vLLM's is of torch.float8_e4m3fnuz here"),
         (
             ["--kv-cache-dtype", "int8", "--scales", "inline"],
@@ -208,6 +234,25 @@ def test_options_of_the_engine_go_with_a_config(options, said, select):
     ended, _ = select(CONFIGS["llama-3.1-8b"], *options)
     assert ended.code == 0, ended.err
     assert said in ended.out
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            ["--kv-cache-dtype", "float16"],
+            "--kv-cache-dtype: got float16, expected bfloat16, which is q's, or a quantized type",
+        ),
+        (
+            ["--kv-cache-dtype", "int8_per_token_head", "--scales", "tensor"],
+            "--scales: got tensor, expected no --scales beside",
+        ),
+    ],
+)
+def test_a_cache_that_no_backend_has_is_refused(options, told, select):
+    ended, _ = select(CONFIGS["llama-3.1-8b"], *options)
+    assert ended.code == 2
+    assert told in ended.err
 
 
 def test_devices_share_the_heads(select):

@@ -1,6 +1,7 @@
 """The summary of a recording's folder, in which anybody may have written: files as processes write them, and hostile ones."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -66,6 +67,25 @@ def test_processes_are_summed_up(tmp_path):
         f"wrong: call 3 of TRITON_ATTN layer.0: {tmp_path}/b/call-3.json",
         "    out: got 1",
     ]
+
+
+def test_the_summary_of_many_entries_is_short(tmp_path):
+    right = FOUND | {"wrong": False}
+    reasons = {f"reason {i}": 1 for i in range(1000)}
+    many = {"found": [*[right] * 500, *[FOUND] * 500], "faults": ["block 3"] * 1000, "not_judged": reasons, "not_seen": reasons}
+    wrote(tmp_path, "a", wrong=1, **many)
+    lines = Summary.of(tmp_path).lines()
+    assert len(lines) < 200
+    assert {"and 980 more wrong blocks", "and 480 more wrong calls", "and 980 more reasons"} <= {*lines}
+    assert lines.index("and 480 more wrong calls") < lines.index("and 480 more calls that are not judged")
+
+
+def test_nobody_reads_the_summary(tmp_path):
+    wrote(tmp_path, "a")
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = subprocess.run([sys.executable, "-m", "attn_vllm_recording", tmp_path], stdout=writer, check=False)
+    assert ran.returncode == 0
 
 
 def test_a_process_of_which_nothing_was_judged_is_named_beside_others(tmp_path):

@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 from attn_fuzz.cases import case_file
 from attn_fuzz.explain import captured_outputs
+from attn_fuzz.explain.in_process import explained
 from attn_parity.case_files import case_target_option, usable_target
 from attn_parity.console import results
 from attn_parity.device import use_device
-from attn_parity.explained import explained
 from attn_parity.options import case_seconds_option, device_option
 
 

@@ -16,6 +16,8 @@ from attn_parity.model_config.group import Group
 
 _FIELDS = ("architectures", "model_type", "hidden_size", "num_attention_heads", "num_hidden_layers", "text_config")
 
+EXPECTED_DTYPE = "float32, float16 or bfloat16: the config does not say it, so give --dtype"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -57,8 +59,11 @@ def is_model_config(content: object) -> bool:
     return isinstance(content, dict) and "schema" not in content and any(name in content for name in _FIELDS)
 
 
-def model_config(content: Mapping[str, Any]) -> ModelConfig:
+def model_config(content: Mapping[str, Any], *, needs_dtype: bool = False) -> ModelConfig:
     """A model's attention, read off the model that transformers builds of its config.
+
+    Args:
+        needs_dtype: True if nothing else says the dtype: it is asked for before a model is built, which takes long.
 
     Raises:
         ContractError: a field is unknown, of another type, or contradicts another one.
@@ -67,10 +72,10 @@ def model_config(content: Mapping[str, Any]) -> ModelConfig:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers warns of names of fields that were renamed
-        return _read(content)
+        return _read(content, needs_dtype)
 
 
-def _read(content: Mapping[str, Any]) -> ModelConfig:
+def _read(content: Mapping[str, Any], needs_dtype: bool) -> ModelConfig:
     from attn_parity.model_config import from_transformers
 
     config = from_transformers.config_of(content)
@@ -82,6 +87,8 @@ def _read(content: Mapping[str, Any]) -> ModelConfig:
     names = content.get("architectures")
     named = from_transformers.class_of(names, config)
     dtype = _dtype(text_fields, content)
+    if dtype is None and needs_dtype:
+        raise ContractError("dtype", "nothing", EXPECTED_DTYPE)
     unread = from_transformers.check_fields(content, config)
     groups, kv_sharing, not_answered = from_transformers.layers_of(config, named)
     check_said_twice(text_fields, groups, from_transformers.fields_read(text))

@@ -110,8 +110,11 @@ def built(config: Any, model_class: Any) -> Built:
         if not calls:
             _skip_modules_without_attention(names)
             _run(model, kept)
+    others = [one for one in kept if not _is_over_tokens(one[1], model.config)]
+    kept = [one for one in kept if _is_over_tokens(one[1], model.config)]
     if not calls and not kept:
         mixers = ", ".join(dict.fromkeys(_without(names, (), set()).values()))
+        mixers += "".join(f", {name} not over tokens" for name in dict.fromkeys(type(module).__name__ for module, *_ in others))
         raise NotAnsweredError(Reason.NO_CALL, f"{model_class.__name__} of {mixers or 'code of its own'}")
     keys: dict[int, int] = {}
     called = [module for module, *_ in kept] or [module for module in names if type(module).__name__ in READERS]
@@ -182,6 +185,11 @@ def _recording(kept: list[tuple[Any, ...]]) -> Iterator[None]:
         yield
     finally:
         del AttentionInterface._global_mapping[NAME], AttentionMaskInterface._global_mapping[NAME]
+
+
+def _is_over_tokens(query: torch.Tensor, config: Any) -> bool:
+    """False of attention over something else, such as the blocks of layers before: no backend serves it, so it is left out."""
+    return config.is_encoder_decoder or query.dim() != 4 or query.shape[2] == _TOKENS
 
 
 def _attends(module: torch.nn.Module) -> bool:

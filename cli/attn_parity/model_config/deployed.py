@@ -7,7 +7,7 @@ from typing import Any
 
 from attn_contract import RULES, AttentionType, ContractError
 from attn_parity import model_file
-from attn_parity.model_config import Group, ModelConfig
+from attn_parity.model_config import EXPECTED_DTYPE, Group, ModelConfig
 from attn_parity.model_config.kv_cache import kv_cache
 from attn_parity.model_file import ModelFile
 
@@ -35,7 +35,7 @@ def deployed(config: ModelConfig, engine: Engine) -> ModelFile:
     """
     dtype = engine.fields.get("dtype", config.dtype)
     if dtype is None:
-        raise ContractError("dtype", "nothing", "float32, float16 or bfloat16: the config does not say it, so give --dtype")
+        raise ContractError("dtype", "nothing", EXPECTED_DTYPE)
     cache = kv_cache(config.quantization, engine.float8)
     # vLLM's cache has blocks of one size, which hold whole units of a selection
     block_size = math.lcm(16, *(group.rules.get("selection_unit", 1) for group in config.groups.values()))

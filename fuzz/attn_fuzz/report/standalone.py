@@ -19,7 +19,10 @@ LITERAL_ELEMENTS = 64
 
 
 def script(case: Case, verdict: Verdict) -> str:
-    """A standalone script: it runs the target and the reference on the case's tensors, and exits with 1 if they differ."""
+    """A standalone script: it runs the target and the reference on the case's tensors, and exits with 1 if they differ.
+
+    It exits with 2 if the target is not found, or if this tool is at fault.
+    """
     step = tensors.build(case)
     return _SCRIPT.format(
         title=f"{case.target}: {verdict.kind}: {verdict.message}".replace("\\", "/").replace('"', "'"),
@@ -65,8 +68,10 @@ import sys
 import zlib
 
 import torch
+from attn_fuzz import errors
 from attn_fuzz.interpreted import interpreter, new_memory, program_order
 
+errors.end_with_own_exit_code()
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
@@ -87,7 +92,7 @@ def all_bytes(tensor):
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(memory)
 
 
-target = registry.load("{target}")
+target = registry.load({target!r})
 layer = {layer}
 batch = {batch}
 q = {q}
@@ -101,7 +106,7 @@ inputs = {{name: (tensor, all_bytes(tensor).clone()) for name, tensor in inputs.
 reference = torch.zeros(len(q), layer.num_heads, layer.v_head_size, dtype=out.dtype, device=DEVICE)
 reference_lse = torch.zeros(q.shape[1], q.shape[0], device=DEVICE)
 attn_reference.{reference}, out=reference, lse=reference_lse, precision=torch.float64)
-{earlier}with new_memory.filled(with_numbers={with_numbers}):
+{earlier}with errors.raised_by_target(), new_memory.filled(with_numbers={with_numbers}):
     target.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
 scale = 1.0 if layer.output_scale is None else layer.output_scale.item()
@@ -136,8 +141,9 @@ view = None if kv_cache is None else layer.view_of(kv_cache)
 memory = None if kv_cache is None else raw
 outputs = dict(out_buffer=out_buffer, out=out, lse_buffer=lse_buffer, lse=lse)
 step = Step(layer=layer, batch=batch, q=q, k=k, v=v, raw=memory, scale_buffers={{}}, view=view, writes=(), **outputs)
-for change in {names}:
-    call_earlier(step, change, target, in_full=True)
+with errors.raised_by_target():
+    for change in {names}:
+        call_earlier(step, change, target, in_full=True)
 """
 
 
@@ -224,8 +230,9 @@ def before(number):
     scales = {{name: scales for name, scales in layer.tensors.items() if name.endswith("_scale_cache")}}
     unused = dict(k=None, v=None, view=None, writes=(), out_buffer=q, out=q, lse_buffer=q, lse=None)
     step = Step(layer=layer, batch=batch, q=q, raw=raw, scale_buffers=scales, **unused)
-    for change in {changes}[number]:
-        write_earlier(own, step, change, target)
+    with errors.raised_by_target():
+        for change in {changes}[number]:
+            write_earlier(own, step, change, target)
 
 
 """
@@ -233,7 +240,8 @@ def before(number):
 _COMPARED = """
 expected = copy.deepcopy((q, raw, layer))
 for number, arguments in enumerate(writes):
-{before}    write(target, q, raw, layer, *arguments)
+{before}    with errors.raised_by_target():
+        write(target, q, raw, layer, *arguments)
     write(attn_reference, *expected, *arguments)
 memory = {{"kv_cache": (raw, expected[1])}}
 scale_caches = {{name: scales for name, scales in layer.tensors.items() if name.endswith("_scale_cache")}}

@@ -11,12 +11,16 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.strategies import families
 from attn_fuzz.strategies.independent import INDEPENDENT
 from attn_fuzz.strategies.tally import Tally
+from attn_fuzz.targets.support import DeclarationError
 from attn_fuzz.targets.target import Target
 from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 
 if TYPE_CHECKING:
     from attn_fuzz.run.shard import FuzzPlan
+
+MAX_REASONS = 5
+"""The most reasons that an error names."""
 
 
 class _Enough(Exception):  # noqa: N818 - ends a run, is no error
@@ -29,6 +33,9 @@ def draw_cases(plan: "FuzzPlan", target: Target, draw: Callable[[Case, int], Non
 
     Hypothesis runs the example that failed once more. Its choices must then give the same case, so a failing family is not
     added to the tally.
+
+    Raises:
+        DeclarationError: the target's Support admits no case that can be drawn.
     """
     support = target.support(plan.device)
     num_drawn, num_families, is_simplest = 0, 0, True
@@ -72,4 +79,16 @@ def draw_cases(plan: "FuzzPlan", target: Target, draw: Callable[[Case, int], Non
     with contextlib.suppress(_Enough), warnings.catch_warnings():
         # at the end of a run Hypothesis writes the repr of the whole family, and warns about its length
         warnings.filterwarnings("ignore", "Generating overly large repr", hypothesis.errors.HypothesisWarning)
-        agree()
+        try:
+            agree()
+        except hypothesis.errors.Unsatisfiable as error:
+            raise DeclarationError(_admits_nothing(plan.target, tally)) from error
+
+
+def _admits_nothing(target: str, tally: Tally) -> str:
+    """The reasons for which every drawn case was discarded: what `exclude` returns, or what no field admits."""
+    told = "; ".join(
+        f"{count} for {reason.replace('excluded: ', 'Support.exclude: ', 1)}"
+        for reason, count in tally.rejected.most_common(MAX_REASONS)
+    )
+    return f"target {target}: its Support admits none of {tally.rejected.total()} drawn cases: {told}"

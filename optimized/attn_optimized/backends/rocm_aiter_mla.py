@@ -15,7 +15,7 @@ from attn_optimized.backends.base import AttentionBackend, MLAAttentionImpl
 from attn_optimized.backends.triton_mla import MlaMetadata, MlaMetadataBuilder
 from attn_optimized.backends.triton_mla.declaration import mla_capabilities
 
-_NO_ADAPTER = No(
+NO_ADAPTER = No(
     "this project has no adapter to AITER's assembly kernels of latent attention: nothing to install "
     "changes that, and vLLM's own backend of this name may serve the layer"
 )
@@ -26,10 +26,10 @@ class RocmAiterMlaImpl(MLAAttentionImpl[MlaMetadata]):
     """No layer is ever made: the constructor refuses every one, with the reasons of the declaration."""
 
     def forward_mqa(self, *_: Any, **__: Any) -> NoReturn:
-        raise NotImplementedError(_NO_ADAPTER)
+        raise NotImplementedError(NO_ADAPTER)
 
     def forward_mha(self, *_: Any, **__: Any) -> NoReturn:
-        raise NotImplementedError(_NO_ADAPTER)
+        raise NotImplementedError(NO_ADAPTER)
 
 
 def _has_unpadded_heads(config: AttentionConfig) -> bool:
@@ -52,7 +52,7 @@ class RocmAiterMlaBackend(AttentionBackend):
     def capabilities(cls, aiter: Aiter) -> Capabilities:
         return mla_capabilities(
             cls.name,
-            available=_NO_ADAPTER,
+            available=NO_ADAPTER,
             architectures=Only(("gfx942", "gfx950", "gfx1250"), "AITER needs ROCm, and vLLM takes it on CDNA 3 and later"),
             head_sizes=ANY,
             block_sizes=ANY,  # vLLM's builder lists the slots of tokens one by one

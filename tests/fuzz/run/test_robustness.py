@@ -16,7 +16,7 @@ import pytest
 from attn_fuzz.cases import case_file
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run import runner
-from attn_fuzz.run.processes.executor import Executor
+from attn_fuzz.run.processes.executor import NOT_WRITTEN, Executor
 from attn_fuzz.run.shard import FuzzPlan
 
 from tests.support import processes
@@ -188,10 +188,13 @@ def test_a_kernel_in_c_code_and_what_it_started_end_with_a_killed_run(child_envi
         "    ctypes.PyDLL(None).sleep(600)  # it holds Python's lock\n"
         "TARGET = dataclasses.replace(FLASH, attention=attention)\n"
     )
-    called = tmp_path / "called"
-    program, environment = [*LONG, "--target", "stuck:TARGET"], child_environment | {"PLANTED_CALLED": str(called)}
+    called, temporary = tmp_path / "called", tmp_path / "temporary"
+    temporary.mkdir()
+    program = [*LONG, "--target", "stuck:TARGET"]
+    environment = child_environment | {"PLANTED_CALLED": str(called), "TMPDIR": str(temporary)}
     ended = processes.signalled(program, lambda _: called.exists(), signal.SIGKILL, cwd=tmp_path, env=environment)
     assert ended.returncode == -signal.SIGKILL
+    assert not list(temporary.glob("pymp-*"))
 
 
 def test_a_failure_is_in_flight_until_the_main_process_has_it(tmp_path):
@@ -272,11 +275,19 @@ def test_a_kernel_that_exits_as_a_lost_process_would_is_a_failure(step_case, tmp
 
 
 @needs_full
-def test_a_case_in_flight_that_cannot_be_written_is_an_error_that_names_it(full_for, step_case, tmp_path):
-    full_for("ahead.json")
+def test_a_full_disk_ends_no_run_that_cannot_write_the_case_in_flight(full_for, step_case, tmp_path):
+    with Executor("planted:FLASH", "cpu", 60.0, tmp_path / "ahead.json") as executor:
+        assert executor.run(step_case).kind == "agree"
+        full_for("ahead.json")
+        verdict = executor.run(step_case)
+        assert (verdict.kind, verdict.events[-1]) == ("agree", NOT_WRITTEN)
+        assert not executor.ahead.exists(), "it held the case before"
+
+
+def test_a_case_in_flight_that_cannot_be_written_is_an_error_that_names_it(step_case, tmp_path):
     with (
-        Executor("planted:FLASH", "cpu", 60.0, tmp_path / "ahead.json") as executor,
-        pytest.raises(OSError, match=r"No space left on device: .*ahead\.json"),
+        Executor("planted:FLASH", "cpu", 60.0, tmp_path / "none" / "ahead.json") as executor,
+        pytest.raises(OSError, match=r"No such file or directory: .*none"),
     ):
         executor.run(step_case)
 

@@ -1,5 +1,6 @@
 """One seed is one run, whoever runs it; what breaks the fuzzer is not blamed on the kernel; Ctrl-C loses nothing."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from attn_fuzz.run.processes.executor import Executor
 from attn_fuzz.run.shard import FuzzPlan, Progress
 from attn_fuzz.strategies.tally import Tally
 from attn_fuzz.targets import registry
+from attn_fuzz.targets.support import DeclarationError
 from attn_fuzz.targets.triton import GPU_STEPS_PER_LAYER
 from attn_parity.options import PROFILES
 
@@ -121,6 +123,16 @@ def test_workers_that_divide_a_shard_run_its_cases_each_by_its_number(tmp_path):
     for turn in runner.in_turns([plan], target.support(plan.device), 3):
         drawing.draw_cases(turn, target, lambda case, number: drawn.update({number: case}), Tally())
     assert [drawn[number] for number in range(1, 31)] == shard.drawn(plan)
+
+
+def test_a_declaration_that_admits_no_case_is_told_in_a_line(tmp_path):
+    target = registry.load("reference-fp32")
+    support = dataclasses.replace(target.support("cpu"), exclude=lambda case: "no heads")
+    nothing = dataclasses.replace(target, support=lambda device: support, refuses=False)
+    plan = FuzzPlan(target="mine", device="cpu", examples=2, seed=1, folder=tmp_path)
+    told = r"^target mine: its Support admits none of (\d+) drawn cases: \1 for Support.exclude: no heads$"
+    with pytest.raises(DeclarationError, match=told):
+        drawing.draw_cases(plan, nothing, lambda case, number: None, Tally())
 
 
 def test_turns_together_tell_what_their_shard_tells(tmp_path):

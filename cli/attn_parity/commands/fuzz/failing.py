@@ -10,14 +10,11 @@ from pathlib import Path
 from attn_fuzz import report
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
-from attn_fuzz.errors import ExecutorError, InputError
+from attn_fuzz.explain import in_process
 from attn_fuzz.report.run import Found
 from attn_fuzz.run.shard import Failure, Progress
 from attn_parity.console import results
-from attn_parity.explained import explained
 
-EXPLAINED = ("value", "lse", "nan", "bitwise", "unwritten", "cache", "rope")
-"""The kinds of verdicts on outputs and on cache writes. Verdicts of other kinds need no explanation but their message."""
 EXPLAINING = 60.0
 """The time after which no further failure of a run is explained."""
 
@@ -66,14 +63,12 @@ def kept(failure: Failure, folder: Path, name: str, errors: list[str]) -> tuple[
 def with_explanations(found: Sequence[Found], target: str, device: str, case_seconds: float) -> list[Found]:
     """Failures with what explains them. Those whose output is not wrong have no explanation."""
     until = time.monotonic() + EXPLAINING
-    more = []
-    for each in found:
-        failure, lines = each.failure, ()
-        if failure.verdict.kind in EXPLAINED and time.monotonic() < until:
-            with contextlib.suppress(ExecutorError, InputError):
-                lines = explained(failure.case, failure.first, target, device, case_seconds)
-        more.append(each._replace(explanation=lines))
-    return more
+    return [
+        each._replace(explanation=in_process.of_failure(each.failure, target, device, case_seconds))
+        if time.monotonic() < until
+        else each
+        for each in found
+    ]
 
 
 def show_first(failure: Failure, folder: Path, name: str) -> Path | None:

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from attn_contract import RULES, AttentionConfig, AttentionType, ContractError, Layout, UnsupportedError
 from attn_contract.attention_config import Scales
-from attn_fuzz.errors import InputError
+from attn_fuzz.errors import EXIT_LIMIT, InputError
 from attn_parity import model_file
 from attn_parity.commands.select import selection_input
 from attn_parity.commands.select.selected import print_assignments, print_config, print_findings, print_runs, print_vllm
 from attn_parity.commands.select.selection_input import SelectionInput, of_options, own_float8
-from attn_parity.commands.select.vllm_arguments import VllmArguments, vllm_arguments
+from attn_parity.commands.select.vllm_arguments import CACHE_WORDS, FLOAT8, VllmArguments, vllm_arguments
 from attn_parity.console import results
 from attn_parity.files import check_writable, write_json
-from attn_parity.model_config.built import Reason
 from attn_parity.options import json_option
 
 if TYPE_CHECKING:
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
 _FLOATS = ("float32", "float16", "bfloat16")
 _FLOAT8 = ("fp8_e4m3fn", "fp8_e4m3fnuz")
-FP8 = "fp8"
-"""vLLM's name of a cache of the architecture's own float8 type."""
 _OWN_BACKENDS = "this project's backends alone: FLASH_ATTN, FLASHINFER and others of vLLM's are not considered"
 """The note for machines without ROCm, and so without AITER: this project has no backend that vLLM prefers there."""
 
@@ -62,8 +59,8 @@ def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option(
     "--kv-cache-dtype",
-    type=click.Choice((*_FLOAT8, "int8", FP8)),
-    help="Element type of a quantized cache; fp8: the architecture's own float8, with one scale per tensor.",
+    type=click.Choice((*_FLOAT8, "int8", *CACHE_WORDS)),
+    help="Element type of a quantized cache, or vLLM's word for a cache; fp8: the architecture's own float8.",
 )
 @click.option("--scales", type=click.Choice(get_args(Scales)), help="What one scale of a quantized cache covers.")
 @click.option(
@@ -106,7 +103,7 @@ def command(
     """Select the backend of a layer, given by options, or of each layer of the model in FILE. Runs nothing; needs no GPU.
 
     FILE is a config of Hugging Face (config.json, or its folder) or a model file of this project. Exit code 1 where no backend
-    serves a layer, or where a model asks for what is out of this project's scope.
+    serves a layer, or where a model asks for what is out of this project's scope; 3 where a layer is not answered.
     """
     check_writable(json_file)
     given = {name: value for name, value in layer.items() if value is not None and value is not False}
@@ -116,8 +113,9 @@ def command(
     if file is not None and json_file is not None and json_file.exists() and file.exists() and json_file.samefile(file):
         raise click.UsageError(f"--json: {json_file} is FILE itself")
     name = str(file)
-    if given.get("kv_cache_dtype") == FP8:
-        given = {"scales": "tensor", **given, "kv_cache_dtype": own_float8(_architecture(arch))}
+    word = given.pop("kv_cache_dtype", None)
+    if word is not None:
+        given |= _cache_of(word, given, arch)
     try:
         model_input = selection_input.read(file, given)  # first: a wrong file is refused before much is imported
         name = model_input.name
@@ -125,6 +123,7 @@ def command(
             if written.exists():
                 raise click.UsageError(f"--write-model-file: {written} exists")
             write_json(written, model_input.model_on(_architecture(arch)))
+        _check_cache_of_floats(word, model_input.model_on(_architecture(arch)).layers)
         result = _select(model_input, _architecture(arch), _aiter(aiter_version), backends, serve)
     except ContractError as error:
         named = of_options(error, file, given)
@@ -141,7 +140,27 @@ def command(
             **result,
         }
         write_json(json_file, record)
-    return 1 if result["error"] else 0
+    return 1 if result["error"] else EXIT_LIMIT if result.get("not_answered") else 0
+
+
+def _cache_of(word: str, given: Mapping[str, Any], arch: str | None) -> dict[str, Any]:
+    """The fields of a layer that --kv-cache-dtype sets. --scales may say another kind of scales than `fp8`."""
+    if word not in CACHE_WORDS:
+        return {"kv_cache_dtype": word}
+    element, scales = CACHE_WORDS[word]
+    asked = given.get("scales", scales)
+    if asked != scales and word != "fp8":
+        raise click.UsageError(f"--scales: got {asked}, expected no --scales beside --kv-cache-dtype {word}")
+    if word == "auto":
+        return {}
+    return {"kv_cache_dtype": own_float8(_architecture(arch)) if element == FLOAT8 else element, "scales": asked}
+
+
+def _check_cache_of_floats(word: str | None, layers: Mapping[str, Any]) -> None:
+    """Refuse a cache of another float type than q's: no backend here has one."""
+    dtypes = {fields["dtype"] for fields in layers.values() if isinstance(fields, Mapping) and "dtype" in fields}
+    if word in _FLOATS and (others := sorted(dtypes - {word})):
+        raise click.UsageError(f"--kv-cache-dtype: got {word}, expected {others[0]}, which is q's, or a quantized type")
 
 
 def _select(
@@ -178,8 +197,8 @@ def _select(
     print_runs(assignments)
     if model_input.config is not None:
         vllm = vllm_arguments(every, engine, model=serve, architecture=architecture, aiter=aiter, wanted=wanted)
-        if any(Reason.NO_CALL not in why for why in model_input.config.not_answered):
-            vllm = VllmArguments(None, None, {"any": ("layers that are not answered attend, too",)})
+        if model_input.config.not_answered:
+            vllm = VllmArguments(None, None, {"any": ("some layers are not answered",)})
         print_vllm(vllm, assignments)
         config = model_input.config
         result = {

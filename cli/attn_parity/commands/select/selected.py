@@ -117,6 +117,11 @@ def print_vllm(arguments: VllmArguments, assignments: Mapping[str, "Assignment"]
         results.print("no arguments for vLLM, whose --attention-backend is one for all layers:")
         why_not = dict(arguments.why_not)
     else:
+        if arguments.own_why_not:
+            reasons = "; ".join(arguments.own_why_not)
+            results.print(f"this project's {arguments.backend} does not serve these layers: {reasons}")
+        if arguments.own_line is not None:
+            results.print(f"this project's first choice, which vLLM serves, too: {arguments.own_line}")
         others = dict.fromkeys(one.backend for one in assignments.values() if one.backend != arguments.backend)
         why_not = {backend: arguments.why_not.get(backend, (_FOR_MEMORY,)) for backend in others}
         if why_not:

@@ -72,7 +72,7 @@ def read(file: Path | None, given: Mapping[str, Any]) -> SelectionInput:
         _refuse(given, "FILE says all about its layers")
         return SelectionInput(source=model_file.model_file(inputs.read_json(file)))
     _refuse([name for name in given if name not in _OF_THE_ENGINE], "the config says it")
-    return SelectionInput(source=model_config(content), given=given)
+    return SelectionInput(source=model_config(content, needs_dtype="dtype" not in given), given=given)
 
 
 def of_options(error: ContractError, file: Path | None, given: Mapping[str, Any]) -> ContractError:

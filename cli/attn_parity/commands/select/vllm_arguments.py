@@ -5,9 +5,11 @@ ours gives every phase a soft cap where vLLM's ROCM_AITER_FA caps its decode alo
 """
 
 import dataclasses
+import itertools
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -32,6 +34,19 @@ from attn_parity.model_config.deployed import Engine
 if TYPE_CHECKING:
     from attn_optimized.aiter_adapter import Aiter
 
+FLOAT8 = "float8"
+"""The architecture's own float8 type."""
+CACHE_WORDS: Mapping[str, tuple[str | None, str | None]] = {
+    "auto": (None, None),
+    "float16": (None, None),
+    "bfloat16": (None, None),
+    "fp8": (FLOAT8, "tensor"),
+    "fp8_e4m3": (FLOAT8, "tensor"),
+    "fp8_per_token_head": (FLOAT8, "inline"),
+    "int8_per_token_head": ("int8", "inline"),
+}
+"""vLLM's words of --kv-cache-dtype for caches that are served here: the element type and the kind of scales. A line for vLLM
+has the first word of a format."""
 _BLOCKS = Multiples(16, "vLLM's cache has blocks in units of 16 slots")
 _ANY_BLOCKS = Multiples(1, "vLLM's builder lists the slots of tokens one by one")
 _HALVES = Only((torch.float16, torch.bfloat16), "vLLM declares no other dtype")
@@ -121,11 +136,21 @@ VLLM_BACKENDS: Mapping[str, Capabilities] = {
 
 @dataclass(frozen=True)
 class VllmArguments:
-    """A command line with the backend in it, or None; and why it has none of the backends before that one, or none at all."""
+    """A command line with the first backend of vLLM's own list that serves all layers in vLLM, or None.
+
+    Args:
+        why_not: why it has none of the other backends, or none at all.
+        own_line, own_backend: the same with the first backend that serves all layers here, too; None: it is that backend, or
+            there is none.
+        own_why_not: why this project's backend of the name `backend` does not serve them.
+    """
 
     line: str | None
     backend: str | None
     why_not: Mapping[str, tuple[str, ...]]
+    own_line: str | None = None
+    own_backend: str | None = None
+    own_why_not: tuple[str, ...] = ()
 
 
 def vllm_arguments(
@@ -137,7 +162,7 @@ def vllm_arguments(
     aiter: "Aiter",
     wanted: Mapping[str, str],
 ) -> VllmArguments:
-    """The command line with the first backend that serves all layers, here and in vLLM.
+    """The command line with the first backend of vLLM's list that serves all layers there, and of those that do here, too.
 
     Args:
         layers: by name; the heads are those of one device.
@@ -151,34 +176,57 @@ def vllm_arguments(
 
     if architecture == INTERPRETER:
         return VllmArguments(None, None, {"on a CPU": ("vLLM takes its own CPU backend, whatever is asked for",)})
-    why_not: dict[str, tuple[str, ...]] = {}
     # layers of two kinds have no backend in common, whose reasons are then printed. vLLM's models choose that of one kind
     kinds: dict[str, CacheKind] = {layer: cache_kind(config) for layer, config in layers.items()}
     asked: list[CacheKind] = [kind for kind in kinds.values() if kind != "selection"]
     kind = max(asked or kinds.values(), key=get_args(CacheKind).index)
+    of_vllm, too_here = dict[str, tuple[str, ...]](), dict[str, tuple[str, ...]]()
     for name in priorities(architecture, kind):
         if name.startswith("ROCM_") and not architecture.startswith("gfx"):
-            why_not[name] = ("vLLM has it on ROCm alone",)
+            of_vllm[name] = too_here[name] = ("vLLM has it on ROCm alone",)
             continue
-        reasons: dict[str, None] = {}
+        reasons, own_reasons = dict[str, None](), dict[str, None]()
         for layer, config in layers.items():
             chosen = priorities(architecture, "selection")[0] if kinds[layer] == "selection" else name
             if wanted.get(layer, chosen) != chosen:
                 reasons[f"{layer} is asked for on {wanted[layer]}"] = None
             ours, handed = BACKENDS[chosen].capabilities(aiter), _without_chunks(config)
-            for refusal in (*ours.refusals(handed, architecture), *VLLM_BACKENDS[chosen].refusals(handed)):
-                reasons[str(refusal)] = None
+            own_reasons |= dict.fromkeys(map(str, ours.refusals(handed, architecture)))
+            reasons |= dict.fromkeys(map(str, _of_its_own(ours, aiter).refusals(handed, architecture)))
+            reasons |= dict.fromkeys(map(str, VLLM_BACKENDS[chosen].refusals(handed)))
             reasons |= dict.fromkeys(_without_an_argument(config, DTYPES[engine.float8]))
-        if not reasons:
-            if any(config.asks("chunked_local") for config in layers.values()):
-                later = (other for other in priorities(architecture, kind) if other != name and other not in why_not)
-                why_not |= dict.fromkeys(later, (f"vLLM cuts chunks around any backend, so also around {name}",))
-            if by_models := [layer for layer, of_it in kinds.items() if of_it == "selection" != kind]:
-                itself = f"vLLM's model chooses it for {', '.join(by_models)}, whatever the argument says"
-                why_not[priorities(architecture, "selection")[0]] = (itself,)
-            return VllmArguments(_line(name, layers, model, engine.tensor_parallel), name, why_not)
-        why_not[name] = tuple(reasons)
-    return VllmArguments(None, None, why_not)
+        of_vllm[name], too_here[name] = tuple(reasons), tuple(own_reasons | reasons)
+    serving = [name for name, reasons in of_vllm.items() if not reasons]
+    if not serving:
+        return VllmArguments(None, None, too_here)
+    first = serving[0]
+    own = next((name for name in serving if not too_here[name]), None)
+    why_not = dict(itertools.takewhile(lambda each: each[0] != first, too_here.items()))
+    later = [name for name in of_vllm if name != first and name not in why_not]
+    if any(config.asks("chunked_local") for config in layers.values()):
+        why_not |= dict.fromkeys(later, (f"vLLM cuts chunks around any backend, so also around {first}",))
+    elif own != first:
+        why_not |= dict.fromkeys(later, (f"in vLLM's own list {first} comes first",))
+    if by_models := [layer for layer, of_it in kinds.items() if of_it == "selection" != kind]:
+        itself = f"vLLM's model chooses it for {', '.join(by_models)}, whatever the argument says"
+        why_not[priorities(architecture, "selection")[0]] = (itself,)
+    line, is_own = partial(_line, layers=layers, model=model, tensor_parallel=engine.tensor_parallel), own in (None, first)
+    return VllmArguments(line(first), first, why_not, None if is_own else line(own), None if is_own else own, too_here[first])
+
+
+def _of_its_own(ours: Capabilities, aiter: "Aiter") -> Capabilities:
+    """What vLLM's backend serves, by what our declaration of its name says, whether this project has an adapter or not.
+
+    vLLM needs the same AITER on the same architectures. Of latent attention it refuses what our declaration refuses.
+    """
+    from attn_optimized.backends.rocm_aiter_mla import NO_ADAPTER
+
+    available = ours.available
+    if available == NO_ADAPTER:
+        available = YES if aiter.missing is None else No(aiter.missing)
+    if "MLA" in ours.backend:
+        return dataclasses.replace(ours, available=available)
+    return dataclasses.replace(VLLM_BACKENDS[ours.backend], available=available, architectures=ours.architectures)
 
 
 def _without_chunks(config: AttentionConfig) -> AttentionConfig:
@@ -193,6 +241,9 @@ def _without_an_argument(config: AttentionConfig, float8: torch.dtype) -> list[s
         reasons.append("a layout of the cache: vLLM chooses it")
     if config.kv_cache_dtype not in (None, torch.int8, float8):
         reasons.append(f"a cache of {config.kv_cache_dtype}: vLLM's is of {float8} here")
+    if cache_word(config) is None:
+        cache = f"{config.kv_cache_dtype} with scales of kind {config.scales}"
+        reasons.append(f"a cache of {cache}: no word of vLLM's --kv-cache-dtype says it")
     return reasons
 
 
@@ -201,7 +252,7 @@ def _line(backend: str, layers: Mapping[str, AttentionConfig], model: str, tenso
     cached = next((config for config in configs if config.attn_type.reads_cache), None)
     words = ["vllm", "serve", model, "--attention-backend", backend, "--dtype", str(configs[0].dtype).removeprefix("torch.")]
     if cached is not None:
-        words += ["--block-size", str(cached.block_size), "--kv-cache-dtype", _cache_dtype(cached)]
+        words += ["--block-size", str(cached.block_size), "--kv-cache-dtype", str(cache_word(cached))]
     if tensor_parallel > 1:
         words += ["--tensor-parallel-size", str(tensor_parallel)]
     if any(config.asks("batch_invariant") for config in configs):
@@ -209,9 +260,7 @@ def _line(backend: str, layers: Mapping[str, AttentionConfig], model: str, tenso
     return shlex.join(words)
 
 
-def _cache_dtype(config: AttentionConfig) -> str:
-    """vLLM's name of a cache's format."""
-    if config.kv_cache_dtype is None:
-        return "auto"
-    name = "int8" if config.kv_cache_dtype == torch.int8 else "fp8"
-    return f"{name}_per_token_head" if config.scales == "inline" else name
+def cache_word(config: AttentionConfig) -> str | None:
+    """vLLM's word for a cache's format; None if it has no word."""
+    kind = {None: None, torch.int8: "int8"}.get(config.kv_cache_dtype, FLOAT8)
+    return next((word for word, of_it in CACHE_WORDS.items() if of_it == (kind, config.scales)), None)

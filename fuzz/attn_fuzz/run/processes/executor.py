@@ -4,6 +4,7 @@ A case is written to a file before the child process gets it. So the last case i
 """
 
 import contextlib
+import errno
 import importlib
 import importlib.util
 import multiprocessing
@@ -40,6 +41,7 @@ KILLED = f"{_DEATH}SIGKILL"
 KILLED_FROM_OUTSIDE = "killed from outside and run again"
 NO_MEMORY = "out of memory"
 """The words in messages of CUDA, HIP, torch and Triton if a GPU has no memory left."""
+NOT_WRITTEN = "run without a file of the case in flight: the disk is full"
 OUT_OF_MEMORY = "out of memory and run again"
 HELPER_KILLED = "a process that compiles or is a rank was killed from outside: run again"
 
@@ -97,7 +99,7 @@ class Executor:
             CaseError: the case contradicts itself, or the contract.
             ExecutorError: the process could not be started, or the fuzzer itself is at fault, in a new process, too.
             MutantError: the mutant does not import, or raises what it does not announce.
-            OSError: the case in flight cannot be written.
+            OSError: the case in flight cannot be written, and the disk is not full.
         """
         followed = self.exactly if exactly is None else exactly
         verdict = self._run_again_if_killed(case, options | ({"exactly": True} if followed else {}))
@@ -161,7 +163,17 @@ class Executor:
         return msgspec.structs.replace(verdict, events=(*verdict.events, cause))
 
     def _run_once(self, case: Case, options: dict[str, Any]) -> Verdict:
-        case_file.save(self.ahead, case)
+        try:
+            case_file.save(self.ahead, case)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.ahead.unlink(missing_ok=True)  # it holds an earlier case
+            verdict = self._answer(case, options)
+            return msgspec.structs.replace(verdict, events=(*verdict.events, NOT_WRITTEN))
+        return self._answer(case, options)
+
+    def _answer(self, case: Case, options: dict[str, Any]) -> Verdict:
         connection = self.start()
         assert self._process is not None
         started = time.monotonic()
@@ -177,7 +189,7 @@ class Executor:
         except (EOFError, ConnectionError):
             cause = self._cause_of_death()
             if cause is None:
-                return self._run_once(case, options)
+                return self._answer(case, options)
             return Verdict(kind="crashed", message=cause, seconds={"target": time.monotonic() - started})
         except Exception as error:
             self.end()

@@ -18,7 +18,7 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing import connection, forkserver, popen_forkserver, resource_tracker
+from multiprocessing import connection, forkserver, popen_forkserver, resource_tracker, util
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
@@ -121,6 +121,8 @@ spawn = _SpawnContext()
 """Starts processes from nothing. They import nothing from the current folder."""
 
 
+FOLDER = "ATTN_PARITY_FOLDER_OF_SERVER"
+"""Names the temporary folder of the run's process to the server, which removes it if the run was killed."""
 _device: str | None = None
 """The device of the processes that this process's server starts, which Triton's kernels are interpreted or compiled for."""
 
@@ -146,7 +148,8 @@ def have_server() -> None:
     forkserver.set_forkserver_preload(_IMPORTED)
     resource_tracker.ensure_running()  # before the interrupts wait: it lets them come again
     interprets = INTERPRETS if _device == "cpu" else {}
-    with _environment(ONE_THREAD | KEEPS_MEMORY | interprets | SAFE_PATH), _interrupts_blocked():
+    folder = {FOLDER: util.get_temp_dir()}
+    with _environment(ONE_THREAD | KEEPS_MEMORY | interprets | SAFE_PATH | folder), _interrupts_blocked():
         forkserver.ensure_running()
     deaths += before not in (None, server._forkserver_pid)
     if deaths > MAX_DEATHS:

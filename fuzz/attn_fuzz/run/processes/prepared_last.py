@@ -9,14 +9,18 @@ import atexit
 import gc
 import os
 import pickle
+import shutil
 import sys
 from types import TracebackType
+
+from attn_fuzz.run.processes import prepared
 
 _SERVER = os.getpid()
 
 
 def _end() -> None:
     if os.getpid() == _SERVER:  # a fork ends as it likes
+        shutil.rmtree(os.environ[prepared.FOLDER], ignore_errors=True)  # it is still there if the run was killed
         os._exit(0)
 
 
