@@ -8,6 +8,7 @@ fails in the same way, so an interrupted run loses nothing. A smaller case that 
 import functools
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -149,6 +150,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         seconds, spent: seconds since the start, and the seconds spent on each kind of work.
         ratio: the largest error / bound.
         events: by path of the target, how many examples took the path.
+        frames: Dynamo's counts in the examples and past cases (`attn_fuzz.interpreted.dynamo`).
         known: by known finding, how many examples failed because of the finding.
         known_after: by known finding, how many examples had run, this one included, when the first failed because of it.
         together: the number of examples with each feature or pair of features (`attn_fuzz.cases.features.count`).
@@ -174,6 +176,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     ratio: float = 0.0
     spent: dict[str, float] = {}
     events: dict[str, int] = {}
+    frames: dict[str, int] = {}
     known: dict[str, int] = {}
     known_after: dict[str, int] = {}
     together: list[int] = []
@@ -343,7 +346,7 @@ class _Shard:
             verdict, finding = self._run(case, self.plan.exact_every == 1)
         except CaseError as error:
             raise PastCaseError(f"a past case cannot be run: {error}") from error
-        self.tell(replayed=self.progress.replayed + 1, limits=self._limits(verdict))
+        self.tell(replayed=self.progress.replayed + 1, limits=self._limits(verdict), frames=self._frames(verdict))
         self._follow_failure(case, verdict, finding)
 
     def shrink(self) -> None:
@@ -457,6 +460,7 @@ class _Shard:
             ratio=self.progress.ratio if known else max(self.progress.ratio, verdict.ratio),
             spent={**self.progress.spent, **spent},
             events={**self.progress.events, **events},
+            frames=self._frames(verdict),
             together=self.progress.together if verdict.kind == "limit" else features.count(case, self.progress.together),
             rejected=self.rejected,
             ratios=self.progress.ratios if known else ratios.added(self.progress.ratios, verdict.ratios),
@@ -465,6 +469,9 @@ class _Shard:
     def _limits(self, verdict: Verdict) -> dict[str, int]:
         limits = self.progress.limits
         return {**limits, verdict.about: limits.get(verdict.about, 0) + 1} if verdict.kind == "limit" else limits
+
+    def _frames(self, verdict: Verdict) -> dict[str, int]:
+        return dict(Counter(self.progress.frames) + Counter(verdict.frames))
 
     def _failure(self, case: Case, verdict: Verdict, found_after: int | None = None) -> Failure:
         """A failure as it was found."""
