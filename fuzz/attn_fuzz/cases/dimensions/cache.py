@@ -29,7 +29,6 @@ from attn_fuzz.cases.dimensions.dimension import (
     setting,
     unscoped,
 )
-from attn_fuzz.cases.poison import LEFTOVER
 
 PACKED: dict[str, Any] = {"layout": Layout.CONTENT_PACKED}
 
@@ -283,7 +282,7 @@ CONTENTS = (
         aspect("NaN in keys that no query sees", lambda case: case.recycled, setting(recycled=True, window=(1, -1))),
         aspect("NaN in unused slots", lambda case: case.cache is not None and not case.finite_slots),
         region("NaN in keys outside all windows", _has_hidden_nan),
-        not_drawn(f"{LEFTOVER} in slots without a key", "NaN shows more; targets that ask for finite slots draw it"),
+        not_drawn("finite numbers in slots without a key", "NaN shows more; targets that ask for finite slots draw it"),
         SEEN,
     ),
     dimension("neighbour's numbers", "memory", "ordinary_writes", left_out=_OF_A_NEIGHBOUR)(
