@@ -192,7 +192,10 @@ class _Cases(_Item):
         self.add_report_section("call", "attn-parity", text)
         if progress.failure is not None:
             failures = [progress.failure, *progress.others]
-            told = [_told(failure, self.plan.folder, self._file_name) for failure in failures]
+            told = [
+                "\n".join(filter(None, (_told(each, self.plan.folder, self._file_name), shard.alone(self.plan, each))))
+                for each in failures
+            ]
             told[0] += f"\nas it was found: {first}"
             raise _TargetFails("\n\nanother failure, which was met while this one was shrunk:\n".join(told))
         if cases and sum(progress.limits.values()) == cases:

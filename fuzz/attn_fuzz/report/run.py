@@ -293,7 +293,9 @@ def of_frames(frames: dict[str, int]) -> list[str]:
     breaks = how_many(frames.get(dynamo.BREAKS, 0), "graph break")
     lines = [f"frames of Dynamo: {', '.join(counts)}, {breaks}; nothing fills the new memory of a target that it compiles"]
     if frames.get(dynamo.EAGER):
-        lines.append("warning: Dynamo left frames to eager; nothing is said of what it would make of them (TORCH_LOGS=graph_breaks)")
+        lines.append(
+            "warning: Dynamo left frames to eager; nothing is said of what it would make of them (TORCH_LOGS=graph_breaks)"
+        )
     return lines
 
 

@@ -5,6 +5,7 @@ fails in the same way, so an interrupted run loses nothing. A smaller case that 
 `FuzzPlan.on_failure` says what follows a failure.
 """
 
+import contextlib
 import functools
 import os
 import time
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 from attn_fuzz.cases import features
 from attn_fuzz.cases.case import Case, CaseError, Values
-from attn_fuzz.errors import InputError
+from attn_fuzz.errors import ExecutorError, InputError
 from attn_fuzz.findings.finding import Finding, explanation
 from attn_fuzz.patches.mutant import Mutant, MutantError, NeverRanError
 from attn_fuzz.targets import registry
@@ -39,6 +40,11 @@ NEEDS_SECONDS = 60.0
 EXACT_EVERY = 25
 """One in this many examples of a target that is `exact` is compared in exact mode, unless a run asks for another share. It
 takes an eighth of the time."""
+
+NOT_AGAIN = (
+    "this case agrees in a new process: the failure needs chance, or what the target keeps of earlier cases and "
+    "Target.forget does not drop"
+)
 
 OnFailure = Literal["stop", "shrink", "explain", "go on"]
 """A shard's action when a case fails. "stop": it ends. "shrink": it ends with the smallest case. "explain": it also
@@ -259,6 +265,14 @@ def start_executor(plan: FuzzPlan) -> "Executor":
     return Executor(
         plan.target, plan.device, plan.case_seconds, ahead, plan.mutant, sanitize, exactly=exactly, fenced=plan.fenced
     )
+
+
+def alone(plan: FuzzPlan, failure: Failure) -> str:
+    """Words about a failure whose smallest case passes in a new process; empty if it fails there, or cannot be run."""
+    with contextlib.suppress(ExecutorError, InputError), start_executor(plan) as executor:
+        exactly = plan.exact_every == 1 or failure.verdict.kind == "exact"
+        return NOT_AGAIN if executor.run(failure.case, exactly=exactly).passed else ""
+    return ""
 
 
 def exact_every(target: Target, device: str) -> int:

@@ -19,6 +19,8 @@ PLAIN = Support(
     unused_slots="finite",
     max_seq_len=128,
 )
+
+
 def one_key_too_many(q, k, v, kv_cache, layer, batch, *, out, lse):
     longer = batch.seq_lens + ((batch.seq_lens > 0) & (batch.seq_lens % BLOCK_SIZE > 0))
     batch = dataclasses.replace(batch, seq_lens=longer, max_seq_len=batch.max_seq_len + 1)

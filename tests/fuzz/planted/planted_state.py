@@ -47,6 +47,7 @@ KEEPS_SCALE = keeping(
     kept=lambda layer, batch: layer.scale,
     change=lambda layer, batch, kept: (dataclasses.replace(layer, scale=kept), batch),
 )
+FORGETS_NO_SCALE = dataclasses.replace(KEEPS_SCALE, name="forgets-no-scale", forget=lambda: None)
 KEEPS_TABLE = keeping(
     "keeps-table",
     key=lambda layer, batch: None if batch.block_table is None else (batch.block_table.data_ptr(), batch.block_table.shape),

@@ -12,7 +12,8 @@ from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError, InputError
 from attn_fuzz.report.run import Found
-from attn_fuzz.run.shard import Failure, Progress
+from attn_fuzz.run import shard
+from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 from attn_parity.console import results
 from attn_parity.explained import explained
 
@@ -63,15 +64,20 @@ def kept(failure: Failure, folder: Path, name: str, errors: list[str]) -> tuple[
     return path, script
 
 
-def with_explanations(found: Sequence[Found], target: str, device: str, case_seconds: float) -> list[Found]:
-    """Failures with what explains them. Those whose output is not wrong have no explanation."""
+def with_explanations(found: Sequence[Found], plan: FuzzPlan) -> list[Found]:
+    """Failures with what explains them. Those whose output is not wrong have no explanation.
+
+    A case that passes in a new process has none either: it would be that of another case.
+    """
     until = time.monotonic() + EXPLAINING
     more = []
     for each in found:
         failure, lines = each.failure, ()
-        if failure.verdict.kind in EXPLAINED and time.monotonic() < until:
+        if time.monotonic() < until and (words := shard.alone(plan, failure)):
+            lines = (words,)
+        elif failure.verdict.kind in EXPLAINED and time.monotonic() < until:
             with contextlib.suppress(ExecutorError, InputError):
-                lines = explained(failure.case, failure.first, target, device, case_seconds)
+                lines = explained(failure.case, failure.first, plan.target, plan.device, plan.case_seconds)
         more.append(each._replace(explanation=lines))
     return more
 

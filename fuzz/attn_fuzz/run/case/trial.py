@@ -157,7 +157,9 @@ def followed(case: Case, target: Target, device: str, verdict: Verdict) -> Verdi
     changed.
     """
     if dynamo.begun:
-        return msgspec.structs.replace(verdict, events=(*verdict.events, f"{NOT_CARRIED}: Dynamo compiles what the target calls"))
+        return msgspec.structs.replace(
+            verdict, events=(*verdict.events, f"{NOT_CARRIED}: Dynamo compiles what the target calls")
+        )
     started = time.perf_counter()
     attempt = Attempt(case, target, device, follows=True)
     assert attempt.followed is not None
