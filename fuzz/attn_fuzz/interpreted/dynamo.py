@@ -1,7 +1,8 @@
 """Dynamo, torch's compiler, in a process that runs cases. A target may use it, or import it and never use it.
 
-Dynamo would compile what fills new memory along with the target, and compiles other code where torch is deterministic. So new
-memory is filled until Dynamo begins to compile. There the run of the case ends, and begins anew. From then on nothing is filled.
+Dynamo would compile what fills new memory along with the target, and compiles other code where torch is deterministic. So
+new memory is filled until Dynamo begins to compile. There the run of the case ends, and begins anew. From then on nothing is
+filled.
 """
 
 import importlib.machinery

@@ -54,8 +54,8 @@ class Executor:
     Args:
         target: name of the target.
         device: "cpu" or "cuda".
-        case_seconds: seconds that one case may take. They include the compilation of kernels, but for what Dynamo compiles: they
-            begin anew where it ends.
+        case_seconds: seconds that one case may take. They include the compilation of kernels, and begin anew where Dynamo has
+            compiled.
         ahead: path of the file that holds the running case.
         mutant: the bug to put back in the child's memory.
         sanitize: True if to check every access of interpreted kernels (`attn_fuzz.interpreted.sanitizer`).
