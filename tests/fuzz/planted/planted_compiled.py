@@ -1,6 +1,7 @@
 """Targets `planted_compiled:NAME` under torch.compile: a step of torch's own attention over the pages of each request."""
 
 import dataclasses
+import itertools
 
 import torch
 from attn_contract import AttentionType, Layout
@@ -66,7 +67,7 @@ def _flex(name, **options) -> Target:
 
     def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
         starts = batch.query_start_loc.tolist()
-        for begin, end in zip(starts, starts[1:], strict=False):
+        for begin, end in itertools.pairwise(starts):
             if begin < end:
                 query, key, value = (rows[begin:end].transpose(0, 1)[None] for rows in (q, k, v))
                 attended = compiled(query, key, value, scale=layer.scale, enable_gqa=True)
