@@ -47,7 +47,6 @@ KEEPS_SCALE = keeping(
     kept=lambda layer, batch: layer.scale,
     change=lambda layer, batch, kept: (dataclasses.replace(layer, scale=kept), batch),
 )
-FORGETS_NO_SCALE = dataclasses.replace(KEEPS_SCALE, name="forgets-no-scale", forget=lambda: None)
 KEEPS_TABLE = keeping(
     "keeps-table",
     key=lambda layer, batch: None if batch.block_table is None else (batch.block_table.data_ptr(), batch.block_table.shape),
@@ -88,3 +87,19 @@ def _keeping_strides() -> Target:
 
 
 KEEPS_STRIDES = _keeping_strides()
+
+
+def _never_forgetting() -> Target:
+    """Right in the first call of a process. All later ones take its scale."""
+    scales: list[float] = []
+
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
+        scales.append(layer.scale)
+        REFERENCE_FP32.attention(q, k, v, kv_cache, dataclasses.replace(layer, scale=scales[0]), batch, out=out, lse=lse)
+
+    return dataclasses.replace(
+        REFERENCE_FP32, name="never-forgets", description="keeps a scale", attention=attention, support=lambda device: SMALL
+    )
+
+
+NEVER_FORGETS = _never_forgetting()
