@@ -5,7 +5,7 @@ import itertools
 
 import torch
 from attn_contract import AttentionType, Layout
-from attn_fuzz.interpreted.new_memory import numbers_in
+from attn_fuzz.cases.poison import storage_of
 from attn_fuzz.targets import VLLM, Rounding, Support, Target
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
@@ -26,7 +26,7 @@ def _breaking_step(q, keys, values, mask, scale):
 
 
 def _traces_the_tool(q, keys, values, mask, scale):
-    return q * numbers_in(object())  # pyright: ignore[reportArgumentType]
+    return q * storage_of(q)[0]
 
 
 def _over_pages(name, step, **options) -> Target:

@@ -57,7 +57,7 @@ def test_a_run_with_frames_in_eager_is_no_bare_agreement(attn_parity):
 def test_what_dynamo_cannot_compile_of_this_tool_is_a_limit(verdicts):
     (found,) = verdicts("TRACES_THE_TOOL", 1)
     assert found.kind == "limit", found
-    assert found.about.startswith("torch.compile cannot compile what this tool does at interpreted/new_memory.py:")
+    assert found.about.startswith("torch.compile cannot compile what this tool does at cases/poison.py:")
 
 
 @pytest.mark.nightly
