@@ -54,8 +54,9 @@ def undisturbed(run: Callable[[], Result]) -> tuple[Result, dict[str, int]]:
     global _spoiled
     watch()
     before = _counted()
+    result: list[Result] = []
     try:
-        result = run()
+        result.append(run())
     except (BeginsError, Exception):
         if not _spoiled:
             raise
@@ -64,10 +65,10 @@ def undisturbed(run: Callable[[], Result]) -> tuple[Result, dict[str, int]]:
         sys.modules[MODULE].reset()
         watch()
         before = _counted()
-        result = run()
+        result[:] = [run()]
     gained = _counted() - before
     frames.update(gained)
-    return result, dict(gained)
+    return result[0], dict(gained)
 
 
 def _counted() -> Counter[str]:
@@ -99,15 +100,12 @@ def _ends(_: object) -> None:
     _told(False)
 
 
+_tell: Callable[[bool], None] | None = None
 _pid = 0
 
 
-def _tell(_: bool) -> None:
-    pass
-
-
 def _told(compiles: bool) -> None:
-    if os.getpid() == _pid:  # a fork has the connection of this process
+    if _tell is not None and os.getpid() == _pid:  # a fork has the connection of this process
         _tell(compiles)
 
 
