@@ -172,7 +172,7 @@ class _Cases(_Item):
 
     def runtest(self) -> None:
         from attn_fuzz import report
-        from attn_fuzz.report.run import not_run
+        from attn_fuzz.report.run import not_run, of_frames
         from attn_fuzz.run import shard
 
         first: Path | None = None
@@ -185,9 +185,10 @@ class _Cases(_Item):
         with shard.start_executor(self.plan) as executor:
             progress = shard.fuzz(self.plan, executor, save_first)
         cases = progress.replayed + progress.examples
-        limits = "\n".join(not_run(progress.limits, cases))
+        frames = of_frames(progress.frames)
+        limits = "\n".join([*not_run(progress.limits, cases), *frames[1:]])
         known = [f"{count} fail as the known finding {name} says" for name, count in progress.known.items()]
-        text = ", ".join([f"{cases} cases, largest error {progress.ratio:.2f} of its bound", *known])
+        text = ", ".join([f"{cases} cases, largest error {progress.ratio:.2f} of its bound", *known, *frames[:1]])
         self.add_report_section("call", "attn-parity", text)
         if progress.failure is not None:
             failures = [progress.failure, *progress.others]
@@ -219,6 +220,6 @@ def _told(failure: "Failure", plan: "FuzzPlan", name: str) -> str:
     with console.capture() as table:
         console.print(report.summary(case, verdict))
     case_path, script_path = report.write(case, verdict, plan.folder, name)
-    lines = in_process.of_failure(failure, plan.target, plan.device, plan.case_seconds)
+    lines = in_process.of_failure(failure, plan)
     files = f"case: {case_path}   script: {script_path}"
     return "\n".join([table.get().rstrip("\n"), *lines, files, f"again: {shlex.join(report.again(case, case_path, verdict))}"])

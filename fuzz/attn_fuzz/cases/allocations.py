@@ -13,7 +13,7 @@ from attn_contract.layouts import K, V
 from attn_fuzz.cases.case import Cache, Case
 from attn_fuzz.cases.contradictions import ROWS, scatters_heads
 from attn_fuzz.cases.idle_strides import idle_stride
-from attn_fuzz.cases.poison import DTYPES, E8M0_LEFTOVER, leftovers, poison
+from attn_fuzz.cases.poison import DTYPES, leftovers, poison
 
 SCALE_BYTES = 4
 
@@ -66,14 +66,15 @@ def place_of(view: KVCacheView, element: int) -> str:
 
 def poisoned(case: Case, cache: Cache, device: torch.device | str) -> torch.Tensor:
     """The raw allocation before anything is written: poison, and NaN in the scales of every layer's rows; or finite numbers."""
-    dtype = DTYPES[cache.dtype or case.dtype]
-    unused = leftovers if case.finite_slots else poison
-    raw = unused((2 * _guard(case, cache) + _size(case, cache),), dtype, device)
+    dtype, size = DTYPES[cache.dtype or case.dtype], 2 * _guard(case, cache) + _size(case, cache)
+    if case.finite_slots:
+        return leftovers((size,), dtype, device)
+    raw = poison((size,), dtype, device)
     if cache.layout.latent_format is not None:
         row = _poisoned_row(case, cache, cache.layout.latent_format, device)
         raw.view(torch.uint8)[rows_of_latent(cache_view(case, cache), device)] = row
     elif cache.layout.has_inline_scales:
-        scale = unused((1,), torch.float32, device).view(torch.uint8)
+        scale = poison((1,), torch.float32, device).view(torch.uint8)
         for layer in range(cache.num_layers):
             raw.view(torch.uint8)[
                 _inline_scales(dataclasses.replace(_strides(case, cache, layer), layout=cache.layout), device)
@@ -82,19 +83,18 @@ def poisoned(case: Case, cache: Cache, device: torch.device | str) -> torch.Tens
 
 
 def _poisoned_row(case: Case, cache: Cache, form: LatentFormat, device: torch.device | str) -> torch.Tensor:
-    """[row] uint8: a slot of a latent cache with scales, of poison, or finite numbers, of each of its types.
+    """[row] uint8: a slot of a latent cache with scales, of poison of each of its types.
 
     The padding after the scales is filled as the scales are.
     """
-    unused = leftovers if case.finite_slots else poison
     quantized = form.quantized_size(case.head_size, case.head_size_v)
-    codes = unused((quantized,), DTYPES[cache.dtype or case.dtype], device).view(torch.uint8)
-    kept = unused((case.head_size - quantized,), torch.bfloat16, device).view(torch.uint8)
+    codes = poison((quantized,), DTYPES[cache.dtype or case.dtype], device).view(torch.uint8)
+    kept = poison((case.head_size - quantized,), torch.bfloat16, device).view(torch.uint8)
     size = form.scales_size(case.head_size, case.head_size_v)
     if form.scale_dtype == torch.float32:
-        scales = unused((size // 4,), torch.float32, device).view(torch.uint8)
+        scales = poison((size // 4,), torch.float32, device).view(torch.uint8)
     else:
-        scales = codes.new_full((size,), E8M0_LEFTOVER if case.finite_slots else E8M0_NAN)
+        scales = codes.new_full((size,), E8M0_NAN)
     return torch.cat([codes, kept, scales] if form.scales_apart else [codes, scales, kept])
 
 

@@ -220,8 +220,8 @@ class Case(
         ordinary_writes: the second layer writes ordinary numbers, instead of also NaN, infinities and the numbers where a
             dtype's range ends.
         saturated: some elements of k and v are infinite. A quantized cache holds its largest number instead.
-        finite_slots: slots that hold no key, and slots whose key is `recycled`, hold a finite number instead of NaN, as earlier
-            requests leave it.
+        finite_slots: slots that hold no key, and slots whose key is `recycled`, hold finite numbers instead of NaN, as earlier
+            requests leave them.
         table_padding: extra columns of the block table. All unused entries of the table hold garbage.
         slack: added to max_query_len and max_seq_len, which are upper bounds.
         fused_qkv: q, k and v are slices of one tensor.

@@ -20,7 +20,7 @@ import torch
 from attn_contract import Layer
 from attn_contract.validation.values import MAX_LOGIT, MAX_VALUE
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, slot_of
-from attn_fuzz.cases.poison import poison
+from attn_fuzz.cases.poison import leftovers, poison
 
 TILES = 32
 MIN_SCALE = 2.0**-20
@@ -107,6 +107,32 @@ def keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Genera
     if case.values.kind in MEANING_VALUES:
         keys[..., : case.v_head_size] = values
     return keys, keys[..., : case.v_head_size]
+
+
+def stale_keys_and_values(case: Case, cache: Cache, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """K [slots, HK, D] and V [slots, HK, Dv] that earlier requests may have left in any slot of the cache.
+
+    A key has the signs of a query, so that its logit is among the largest of that query: in a request's own blocks of one of
+    its queries, of the last one in the slot after its last key, and in other blocks of any. Dims in which q is 0 have any sign.
+
+    Args:
+        q: [rows, H, D] of the owned rows.
+    """
+    slots = torch.arange(cache.num_blocks * cache.block_size)
+    shape = (len(slots), case.num_kv_heads, case.head_size)
+    keys, values = leftovers(shape, torch.float32, "cpu"), leftovers((*shape[:2], case.v_head_size), torch.float32, "cpu")
+    rows = (-1 - slots) % max(len(q), 1)
+    for request, first in zip(case.requests, case.query_start_loc, strict=False):
+        if request.query_len:
+            for at, block in enumerate(request.blocks):
+                key = at * cache.block_size + torch.arange(cache.block_size)
+                own = first + (case.num_keys(request) - 1 - key) % request.query_len
+                rows[block * cache.block_size :][: cache.block_size] = own
+    if len(q):
+        heads = torch.arange(case.num_kv_heads) * case.group_size + slots[:, None] % case.group_size
+        signs = q.float()[rows[:, None], heads].sign() * (-1 if case.scale < 0 else 1)
+        keys = torch.where(signs == 0, keys, keys.abs() * signs)
+    return (keys, keys[..., : case.v_head_size]) if case.has_latent_cache else (keys, values)
 
 
 def _keys_and_values(case: Case, direction: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,8 +28,9 @@ CANARY = {
     torch.float8_e4m3fnuz: 0x80,
 }
 LEFTOVER = 24.0
-E8M0_LEFTOVER = 131
-"""The ue8m0 scale of leftovers: 16."""
+"""A magnitude of numbers that a kernel must not use: far beyond most of a case, and within each type."""
+LEFTOVER_LSE = 2.0**14
+"""Beside a state of this LSE no other state has a weight."""
 _BITS = {4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
@@ -44,8 +45,14 @@ def poison(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | st
 
 
 def leftovers(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
-    """A tensor full of one finite number: unused memory that a target may read if the number does not change its outputs."""
-    return torch.full(shape, LEFTOVER, device=device).to(dtype)
+    """Finite numbers: unused memory that a target may read if the numbers do not change its outputs.
+
+    Neighbours differ, and have magnitudes from half of LEFTOVER to LEFTOVER, and either sign.
+    """
+    generator = torch.Generator().manual_seed(0)
+    numbers = (1 + torch.rand(shape, generator=generator)) * LEFTOVER / 2
+    signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+    return (numbers * signs).to(device=device, dtype=dtype)
 
 
 def storage_of(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -176,6 +176,8 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
         lse=lse,
     )
     if case.cache is not None and view is not None and raw is not None:
+        if case.finite_slots:
+            _write(case, step, *contents.stale_keys_and_values(case, case.cache, q), torch.arange(view.num_slots))
         if held:
             captures.place(case, case.cache, held, view, raw, layer)
         else:
@@ -190,17 +192,28 @@ def _hold_keys(case: Case, cache: Cache, step: Step, keys: torch.Tensor, values:
     kv_cache, layer, device = step.view.tensor(step.raw), step.layer, step.q.device
     read = _slots_seen(case, cache, step.q, kv_cache, layer, step.batch) if case.recycled else slots_of_keys(case, cache)
     slots = torch.tensor(sorted(set(read) - set(written_slots(case))), dtype=torch.int64)
-    k, v = (x[slots].to(device) for x in (keys, values))
+    k, v = keys[slots], values[slots]
     if case.has_latent_cache:
-        attn_reference.write_latent_cache(*latent_parts(k, v), kv_cache, layer, slots.to(device))
+        _write(case, step, k, v, slots)
         if (edge := edges_of_scales.edge_of(case)) is not None:
             edges_of_scales.write(case, cache, edge, step.raw, slots.to(device))
         return
     # scales of another writer may be negative: the numbers then have the opposite sign
     sign = -1 if case.values.seed % 4 == 1 and step.scale_buffers else 1
-    attn_reference.write_kv_cache(sign * k, sign * v, kv_cache, layer, slots.to(device))
+    _write(case, step, sign * k, sign * v, slots)
     for buffer in step.scale_buffers.values():
         allocations.inside(buffer)[slots // cache.block_size, slots % cache.block_size] *= sign
+
+
+def _write(case: Case, step: Step, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
+    """Write rows into slots of the step's cache, as the reference does."""
+    kv_cache, dtype, device = step.kv_cache, DTYPES[case.dtype], step.q.device
+    assert kv_cache is not None
+    k, v, slots = k.to(device, dtype), v.to(device, dtype), slots.to(device)
+    if case.has_latent_cache:
+        attn_reference.write_latent_cache(*latent_parts(k, v), kv_cache, step.layer, slots)
+    else:
+        attn_reference.write_kv_cache(k, v, kv_cache, step.layer, slots)
 
 
 def _ended(step: Step, case: Case) -> Step:

@@ -9,7 +9,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError, InputError
 
 if TYPE_CHECKING:
-    from attn_fuzz.run.shard import Failure
+    from attn_fuzz.run.shard import Failure, FuzzPlan
 
 EXPLAIN = "attn_fuzz.explain.explanation:explain"
 EXPLAINED = ("value", "lse", "nan", "bitwise", "unwritten", "cache", "rope")
@@ -28,9 +28,16 @@ def explained(case: Case, first: Case | None, target: str, device: str, case_sec
         return executor.run(case, first=first).explanation
 
 
-def of_failure(failure: "Failure", target: str, device: str, case_seconds: float) -> tuple[str, ...]:
-    """The same of a failure of a run. It has no lines if its message says all, or if no explanation can be made."""
+def of_failure(failure: "Failure", plan: "FuzzPlan") -> tuple[str, ...]:
+    """The same of a failure of a run. It has no lines if its message says all, or if no explanation can be made.
+
+    A case that passes in a new process is told so. It has no explanation: that would be of another case's output.
+    """
+    from attn_fuzz.run import shard
+
+    if words := shard.alone(plan, failure):
+        return (words,)
     if failure.verdict.kind in EXPLAINED:
         with contextlib.suppress(ExecutorError, InputError):
-            return explained(failure.case, failure.first, target, device, case_seconds)
+            return explained(failure.case, failure.first, plan.target, plan.device, plan.case_seconds)
     return ()

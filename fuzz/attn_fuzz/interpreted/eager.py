@@ -14,6 +14,11 @@ class EagerMode(TorchDispatchMode):
         """True if torch keeps each operation from its compiler. It would import the compiler, in two seconds of a process."""
         return False
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """True if Dynamo compiles beside the mode. It would leave the function to eager for good, whoever calls it again."""
+        return True
+
 
 def returned(result: Any) -> Any:
     """The result of an operation in a form that a mode may return: torch accepts no list with None in it.

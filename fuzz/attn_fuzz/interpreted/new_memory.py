@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import storage_of
+from attn_fuzz.interpreted import dynamo
 from attn_fuzz.interpreted.eager import EagerMode, returned
 
 ALLOCATE = {
@@ -31,16 +32,24 @@ def numbers_in(case: Case) -> bool:
 
 @contextmanager
 def filled(with_numbers: bool) -> Iterator[None]:
-    """Inside the block torch fills new memory: floats with NaN, integers with their largest; or all with NUMBER."""
+    """Inside the block torch fills new memory: floats with NaN, integers with their largest; or all with NUMBER.
+
+    Nothing is filled where Dynamo compiles (`attn_fuzz.interpreted.dynamo`).
+    """
     global holds_numbers
+    if dynamo.begun:
+        yield
+        return
     before, holds_numbers = holds_numbers, with_numbers
     # torch.use_deterministic_algorithms does so, too, and imports torch's compiler, in two seconds
     torch.set_deterministic_debug_mode("warn")
+    dynamo.fills = True
     try:
         with _Numbers() if with_numbers else nullcontext():
             yield
     finally:
         torch.set_deterministic_debug_mode("default")
+        dynamo.fills = False
         holds_numbers = before
 
 

@@ -11,7 +11,7 @@ _MEANING = {
     "ordinary_writes": "the second layer writes no NaN and no infinity",
     "saturated": "some elements of k and v are infinite",
     "recycled": "keys that no query sees are poisoned",
-    "finite_slots": "slots without a key hold a finite number, not NaN",
+    "finite_slots": "slots without a key hold finite numbers, not NaN",
 }
 """Words for flags whose names do not explain them."""
 

@@ -5,11 +5,12 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+import msgspec
 import torch
 from attn_contract.layouts import K, V
 from attn_fuzz.cases import allocations, tensors
 from attn_fuzz.cases.case import Cache, Case, slots_of_keys, written_slots
-from attn_fuzz.cases.poison import bits, leftovers, poison
+from attn_fuzz.cases.poison import bits, poison
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.report.grid import NUM_OWNER_COLOURS, Cell, Picture, Room, cell, cuts, sampled, span
 from attn_fuzz.verdict import oracle, ratios
@@ -178,15 +179,17 @@ def _allocation(case: Case, cache: Cache, step: Step, room: Room) -> Iterator[Pi
 
 def slots(case: Case, cache: Cache, step: Step, owners: Mapping[int, Sequence[int]], room: Room) -> Picture:
     """For every block, the requests that own it, and the contents of its slots when attention begins."""
-    assert step.view is not None
+    if case.finite_slots:  # their numbers may be those of a key: poison tells where no key is
+        step = tensors.build(msgspec.structs.replace(case, finite_slots=False))
     assert step.raw is not None
+    assert step.view is not None
     # [BS, D + Dv]: all heads of a slot are written together
     k, v = (inside[:, 0] for inside in step.view.first_block_elements())
     elements = torch.cat([k[:, : case.head_size], v[:, : case.v_head_size]], dim=1)
     chosen = sorted([*sorted(owners), *(block for block in range(cache.num_blocks) if block not in owners)][: room.rows])
     every = torch.tensor(chosen).view(-1, 1, 1) * step.view.block_stride + elements
     held = bits(step.raw)[every]
-    empty = (leftovers if case.finite_slots else poison)((1,), step.raw.dtype, step.raw.device)
+    empty = poison((1,), step.raw.dtype, step.raw.device)
     unused = (held == bits(empty)).all(-1)
     written = set(written_slots(case))
     by_neighbour = set(step.writes[-1].slot_mapping.tolist()) if cache.neighbour and step.writes else set[int]()

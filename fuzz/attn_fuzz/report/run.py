@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from attn_fuzz.findings.finding import Finding
+from attn_fuzz.interpreted import dynamo
 from attn_fuzz.report.drawn import Drawn, drawn
 from attn_fuzz.run.shard import Failure, Progress
 from attn_fuzz.targets.support import Support
 from attn_fuzz.text import how_many
 from attn_fuzz.verdict import ratios
+from attn_fuzz.verdict.verdict import COMPILED, IN_EAGER
 
 if TYPE_CHECKING:
     from attn_fuzz.run.distinct import Entry
@@ -24,6 +26,8 @@ LIMIT_SHARE = 0.03
 PATHS = {
     "split": "in {} the keys were split",
     "cascade": "in {} the requests' common prefix was attended to once",
+    COMPILED: "in {} Dynamo had compiled frames",
+    IN_EAGER: "in {} it had left frames to eager",
 }
 """The words in which a run's last line counts examples that took a path of the kernels. It names other events by themselves."""
 
@@ -148,6 +152,10 @@ class Run:
         return counted([p.events for p in self.progress])
 
     @property
+    def frames(self) -> dict[str, int]:
+        return counted([p.frames for p in self.progress])
+
+    @property
     def known(self) -> dict[str, int]:
         return counted([p.known for p in self.progress])
 
@@ -182,13 +190,15 @@ class Run:
             words = "all were refused"
         else:
             words = "nothing new" if self.known else "all that ran agree" if self.limits else "all agree"
+            words += ", not all of it compiled" * bool(self.frames.get(dynamo.EAGER))
         return f"interrupted: {words}" if self.interrupted else words
 
     @property
     def not_run(self) -> list[str]:
-        """The lines of `not_run` for the run's limits, and one on code that the compiler made wrong."""
+        """The lines of `not_run` for the run's limits, of `of_frames`, and one on code that the compiler made wrong."""
         wrong = next((p.miscompiled for p in self.progress if p.miscompiled), "")
-        return not_run(self.limits, self.replayed + self.examples) + [f"refused, the first of them: {wrong}"] * bool(wrong)
+        refused = [f"refused, the first of them: {wrong}"] * bool(wrong)
+        return [*not_run(self.limits, self.replayed + self.examples), *of_frames(self.frames), *refused]
 
     @property
     def sentence(self) -> str:
@@ -278,6 +288,20 @@ def not_run(limits: dict[str, int], cases: int) -> list[str]:
     if sum(limits.values()) > LIMIT_SHARE * cases:
         ran = 1 - sum(limits.values()) / cases
         lines.append(f"warning: {ran:.0%} of the cases ran; nothing is said of the others")
+    return lines
+
+
+def of_frames(frames: dict[str, int]) -> list[str]:
+    """A line on what Dynamo compiled, and a warning if it has left frames to eager."""
+    if not frames:
+        return []
+    counts = [f"{frames.get(name, 0)} {name}" for name in (dynamo.COMPILED, dynamo.EAGER)]
+    breaks = how_many(frames.get(dynamo.BREAKS, 0), "graph break")
+    lines = [f"frames of Dynamo: {', '.join(counts)}, {breaks}; nothing fills the new memory of a target that it compiles"]
+    if frames.get(dynamo.EAGER):
+        lines.append(
+            "warning: Dynamo left frames to eager; nothing is said of what it would make of them (TORCH_LOGS=graph_breaks)"
+        )
     return lines
 
 

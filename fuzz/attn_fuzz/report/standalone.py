@@ -13,7 +13,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.poison import storage_of
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.interpreted import new_memory
-from attn_fuzz.verdict.verdict import Verdict
+from attn_fuzz.verdict.verdict import COMPILED, Verdict
 
 LITERAL_ELEMENTS = 64
 
@@ -33,7 +33,9 @@ def script(case: Case, verdict: Verdict) -> str:
         cache=_cache(step) if step.raw is not None else _dense(step),
         writes=_writes(step, case),
         earlier=_EARLIER.format(names=case.earlier) if case.earlier else "",
-        with_numbers=new_memory.numbers_in(case),
+        memory="torch.no_grad()"  # Dynamo sees what fills memory
+        if COMPILED in verdict.events
+        else f"new_memory.filled(with_numbers={new_memory.numbers_in(case)})",
         reference="paged_attention(q, kv_cache, layer, batch"
         if step.raw is not None
         else "varlen_attention(q, k, v, layer, batch",
@@ -106,7 +108,7 @@ inputs = {{name: (tensor, all_bytes(tensor).clone()) for name, tensor in inputs.
 reference = torch.zeros(len(q), layer.num_heads, layer.v_head_size, dtype=out.dtype, device=DEVICE)
 reference_lse = torch.zeros(q.shape[1], q.shape[0], device=DEVICE)
 attn_reference.{reference}, out=reference, lse=reference_lse, precision=torch.float64)
-{earlier}with errors.raised_by_target(), new_memory.filled(with_numbers={with_numbers}):
+{earlier}with errors.raised_by_target(), {memory}:
     target.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
 
 scale = 1.0 if layer.output_scale is None else layer.output_scale.item()

@@ -5,9 +5,11 @@ fails in the same way, so an interrupted run loses nothing. A smaller case that 
 `FuzzPlan.on_failure` says what follows a failure.
 """
 
+import contextlib
 import functools
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 from attn_fuzz.cases import features
 from attn_fuzz.cases.case import Case, CaseError, Values
-from attn_fuzz.errors import InputError
+from attn_fuzz.errors import ExecutorError, InputError
 from attn_fuzz.findings.finding import Finding, explanation
 from attn_fuzz.patches.mutant import Mutant, MutantError, NeverRanError
 from attn_fuzz.targets import registry
@@ -38,6 +40,11 @@ NEEDS_SECONDS = 60.0
 EXACT_EVERY = 25
 """One in this many examples of a target that is `exact` is compared in exact mode, unless a run asks for another share. It
 takes an eighth of the time."""
+
+NOT_AGAIN = (
+    "this case agrees in a new process: the failure needs chance, or what the target keeps of earlier cases and "
+    "Target.forget does not drop"
+)
 
 OnFailure = Literal["stop", "shrink", "explain", "go on"]
 """A shard's action when a case fails. "stop": it ends. "shrink": it ends with the smallest case. "explain": it also
@@ -147,6 +154,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         seconds, spent: seconds since the start, and the seconds spent on each kind of work.
         ratio: the largest error / bound.
         events: by path of the target, how many examples took the path.
+        frames: Dynamo's counts in the examples and past cases (`attn_fuzz.interpreted.dynamo`).
         known: by known finding, how many examples failed because of the finding.
         known_after: by known finding, how many examples had run, this one included, when the first failed because of it.
         together: the number of examples with each feature or pair of features (`attn_fuzz.cases.features.count`).
@@ -173,6 +181,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     ratio: float = 0.0
     spent: dict[str, float] = {}
     events: dict[str, int] = {}
+    frames: dict[str, int] = {}
     known: dict[str, int] = {}
     known_after: dict[str, int] = {}
     together: list[int] = []
@@ -257,6 +266,14 @@ def start_executor(plan: FuzzPlan) -> "Executor":
     return Executor(
         plan.target, plan.device, plan.case_seconds, ahead, plan.mutant, sanitize, exactly=exactly, fenced=plan.fenced
     )
+
+
+def alone(plan: FuzzPlan, failure: Failure) -> str:
+    """Words about a failure whose smallest case passes in a new process; empty if it fails there, or cannot be run."""
+    with contextlib.suppress(ExecutorError, InputError), start_executor(plan) as executor:
+        exactly = plan.exact_every == 1 or failure.verdict.kind == "exact"
+        return NOT_AGAIN if executor.run(failure.case, exactly=exactly).passed else ""
+    return ""
 
 
 def exact_every(target: Target, device: str) -> int:
@@ -348,7 +365,7 @@ class _Shard:
             verdict, finding = self._run(case, self.plan.exact_every == 1)
         except CaseError as error:
             raise PastCaseError(f"a past case cannot be run: {error}") from error
-        self.tell(replayed=self.progress.replayed + 1, limits=self._limits(verdict))
+        self.tell(replayed=self.progress.replayed + 1, limits=self._limits(verdict), frames=self._frames(verdict))
         self._follow_failure(case, verdict, finding)
 
     def shrink(self) -> None:
@@ -462,6 +479,7 @@ class _Shard:
             ratio=self.progress.ratio if known else max(self.progress.ratio, verdict.ratio),
             spent={**self.progress.spent, **spent},
             events={**self.progress.events, **events},
+            frames=self._frames(verdict),
             together=self.progress.together if verdict.kind == "limit" else features.count(case, self.progress.together),
             rejected=self.rejected,
             ratios=self.progress.ratios if known else ratios.added(self.progress.ratios, verdict.ratios),
@@ -470,6 +488,9 @@ class _Shard:
     def _limits(self, verdict: Verdict) -> dict[str, int]:
         limits = self.progress.limits
         return {**limits, verdict.about: limits.get(verdict.about, 0) + 1} if verdict.kind == "limit" else limits
+
+    def _frames(self, verdict: Verdict) -> dict[str, int]:
+        return dict(Counter(self.progress.frames) + Counter(verdict.frames))
 
     def _failure(self, case: Case, verdict: Verdict, found_after: int | None = None) -> Failure:
         """A failure as it was found."""

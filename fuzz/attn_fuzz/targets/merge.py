@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import attn_reference
 import torch
 from attn_contract import Layer, UnsupportedError
-from attn_fuzz.cases.poison import LEFTOVER
+from attn_fuzz.cases.poison import LEFTOVER_LSE, leftovers
 from attn_fuzz.extras import triton_unavailable
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.modes.planned import drawn_gpu
@@ -65,7 +65,8 @@ def attention_by(load_merge: Callable[[], MergeFunction], takes: Merges = TWO_ST
         first = {}
         if bound is not None:
             # there is no prefix: these numbers would change the result if they were read
-            parts[0].out[bound:], parts[0].lse[:, bound:] = LEFTOVER, LEFTOVER
+            parts[0].out[bound:] = leftovers(parts[0].out[bound:].shape, torch.float32, q.device)
+            parts[0].lse[:, bound:] = LEFTOVER_LSE
             first = {"prefill_tokens_with_context": bound}
         last = {} if layer.output_scale is None else {"output_scale": layer.output_scale}
         _merge(merge, parts, rows_of(out, layer, rows), None if lse is None else lse[:, :rows], rng, first, last)

@@ -31,6 +31,8 @@ VerdictKind = Literal[
 
 COMPARED, NOT_CARRIED = "compared exactly", "not compared exactly"
 """Events of exact mode. The second is followed by the reason."""
+COMPILED, IN_EAGER = "compiled by Dynamo", "left to eager by Dynamo"
+"""Events of a case in a process where Dynamo has compiled frames, and of one where it has given up frames."""
 FENCED = "fenced"
 """The event of a case whose calls were made with unmapped pages beside its tensors, too: a failure with it is one of these."""
 
@@ -54,6 +56,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         pictures: by tensor, a byte per row and head; see `attn_fuzz.verdict.ratios`.
         seconds: the seconds of building, of the target, and of the oracle with the judge and exact mode.
         events: paths that the target took, and properties that were asked of it.
+        frames: Dynamo's counts in this case (`attn_fuzz.interpreted.dynamo`).
         explanation: lines about where the outputs are wrong, and which mistake explains them (`attn_fuzz.explain`).
     """
 
@@ -66,6 +69,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     pictures: dict[str, bytes] = {}
     seconds: dict[str, float] = {}
     events: tuple[str, ...] = ()
+    frames: dict[str, int] = {}
     explanation: tuple[str, ...] = ()
 
     @property

@@ -11,7 +11,7 @@ from attn_fuzz.cases import allocations, contents, tensors
 from attn_fuzz.cases.case import CHOICES, Cache, Case, Request, Rope, Values, written_slots
 from attn_fuzz.cases.contradictions import ROWS, X_PACKED, neighbours, writers
 from attn_fuzz.cases.idle_strides import IDLE_STRIDES
-from attn_fuzz.cases.poison import CANARY, LEFTOVER, POISON, bits, canary, poison
+from attn_fuzz.cases.poison import CANARY, POISON, bits, canary, poison
 from attn_fuzz.cases.tensors import GUARD, Step
 from attn_fuzz.strategies import cases
 from attn_fuzz.targets.support import EVERYTHING
@@ -167,7 +167,7 @@ def test_only_keys_that_a_query_may_read_are_in_the_cache(case):
 
 @few
 @each_case
-def test_finite_slots_hold_one_number_wherever_there_was_poison_in_the_cache(case):
+def test_finite_slots_hold_numbers_wherever_there_was_poison_in_the_cache(case):
     if case.cache is None:
         return
     poisoned, finite = tensors.build(case), tensors.build(replace(case, finite_slots=True))
@@ -180,7 +180,8 @@ def test_finite_slots_hold_one_number_wherever_there_was_poison_in_the_cache(cas
             continue
         unused = is_poison(tensor)
         assert finite.memory[name].float().isfinite().all()
-        assert (finite.memory[name].float()[unused] == LEFTOVER).all()
+        numbers = finite.memory[name].float()[unused]
+        assert (numbers > 0).any() == (numbers < 0).any() == bool(len(numbers)) or name != "kv_cache"
         assert torch.equal(bits(finite.memory[name])[~unused], bits(tensor)[~unused])
 
 

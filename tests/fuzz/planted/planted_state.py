@@ -63,3 +63,19 @@ def _keeping_strides() -> Target:
 
 
 KEEPS_STRIDES = _keeping_strides()
+
+
+def _never_forgetting() -> Target:
+    """Right in the first call of a process. All later ones take its scale."""
+    scales: list[float] = []
+
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
+        scales.append(layer.scale)
+        REFERENCE_FP32.attention(q, k, v, kv_cache, dataclasses.replace(layer, scale=scales[0]), batch, out=out, lse=lse)
+
+    return dataclasses.replace(
+        REFERENCE_FP32, name="never-forgets", description="keeps a scale", attention=attention, support=lambda device: SMALL
+    )
+
+
+NEVER_FORGETS = _never_forgetting()

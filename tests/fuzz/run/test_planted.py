@@ -273,3 +273,12 @@ def test_a_write_past_the_rows_of_one_tensor_that_is_rotated_in_place_is_seen(st
     case = msgspec.structs.replace(step_case, fused_qkv=True, rope=Rope(rotary_dim=4))
     target = dataclasses.replace(REFERENCE_FP32, rope_and_write_kv_cache=rotates)
     assert try_case(case, target, "cpu").kind == "guard"
+
+
+def test_a_failure_of_what_a_target_keeps_says_so_and_is_not_explained_by_another_case(attn_parity):
+    run = attn_parity("fuzz", "--target", "planted_state:NEVER_FORGETS", "--examples", 40, "--seed", 1, "--corpus", "none")
+    assert run.code == 1
+    assert "this case agrees in a new process: " in run.out
+    assert "Target.forget" in run.out
+    assert "wrong in " not in run.out
+    assert "explanation" not in run.out

@@ -59,7 +59,7 @@ class Begun:
         errors = [outcome.error] if outcome.error else []
         failures = failing.written(outcome.progress, files_of, plan.folder, file, past, errors)
         if not outcome.interrupted:
-            failures = failing.with_explanations(failures, name, plan.device, plan.case_seconds)
+            failures = failing.with_explanations(failures, plan)
         run = self._ended(name, machines, outcome, outcome.progress, failures)
         if plan.exact_every == 1 and run.examples and COMPARED not in run.events:
             errors.append("--exact: no example was compared exactly, so nothing was shown: see the reasons")
@@ -96,7 +96,7 @@ class Begun:
         for name in self.plans:
             own = [found for found in failures if found.entry and found.entry.target == name]
             if not outcome.interrupted:
-                own = failing.with_explanations(own, name, plan.device, plan.case_seconds)
+                own = failing.with_explanations(own, self.plans[name])
             runs[name] = self._ended(name, machines, outcome, distinct.of_target(name), own, keeps_going=True)
         return runs, errors
 

@@ -12,7 +12,7 @@ from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.explain import in_process
 from attn_fuzz.report.run import Found
-from attn_fuzz.run.shard import Failure, Progress
+from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
 from attn_parity.console import results
 
 EXPLAINING = 60.0
@@ -60,13 +60,11 @@ def kept(failure: Failure, folder: Path, name: str, errors: list[str]) -> tuple[
     return path, script
 
 
-def with_explanations(found: Sequence[Found], target: str, device: str, case_seconds: float) -> list[Found]:
+def with_explanations(found: Sequence[Found], plan: FuzzPlan) -> list[Found]:
     """Failures with what explains them. Those whose output is not wrong have no explanation."""
     until = time.monotonic() + EXPLAINING
     return [
-        each._replace(explanation=in_process.of_failure(each.failure, target, device, case_seconds))
-        if time.monotonic() < until
-        else each
+        each._replace(explanation=in_process.of_failure(each.failure, plan)) if time.monotonic() < until else each
         for each in found
     ]
 

@@ -4,8 +4,10 @@ import importlib.util
 import re
 import sys
 import traceback
+from pathlib import Path
 from types import FrameType
 
+import attn_fuzz
 import torch
 from attn_contract import ContractError, MiscompiledError, UnsupportedError
 from attn_fuzz.errors import FailedCheckError, FaultError, HelperKilledError, LimitError, RefusedByTritonError
@@ -33,6 +35,7 @@ _OF_GPUS = (torch.AcceleratorError, torch.OutOfMemoryError)
 """Exceptions of any later call after a kernel's fault on a GPU."""
 _NO_GPU = ("Torch not compiled with CUDA enabled", "0 active drivers", "Found no NVIDIA driver", "No CUDA GPUs are available")
 """The beginnings of torch's and Triton's messages that there is no GPU."""
+_TORCH, _TOOL = Path(torch.__file__).parent, Path(attn_fuzz.__file__).parent
 _UNBOUND = re.compile(r"\S+\(\) (missing|takes|got) ")
 """The beginnings of Python's messages that a call does not bind, such as a kernel's call of a function of Triton."""
 _LATER = {"attn_amdgcn.errors": ("AmdgcnError",), "attn_fuzz.emulated.compiler": ("CompilerError",)}
@@ -59,12 +62,27 @@ def limit_of(error: BaseException | None) -> str | None:
             return LimitError(f"tl.{(*called, each.name)[0]}: Triton's interpreter has no {each.name}").sentence
         if isinstance(each, ValueError) and "Did you forget to add @triton.jit" in str(each) and (function := _builtin(each)):
             return LimitError(f"{function}: Triton's interpreter does not replace it").sentence
+        if place := _traced_tool(each):
+            return LimitError(f"torch.compile cannot compile what this tool does at {place}").sentence
         if message_of(each).startswith(_NO_GPU):
             return LimitError(f"the call asks for a GPU: {message_of(each)}", "a machine with one").sentence
         if isinstance(each, NotImplementedError) and message_of(each).startswith("Block pointers have been removed"):
             return LimitError("Triton has no block pointers from 3.9 on", "an older Triton").sentence
         if isinstance(each, ModuleNotFoundError) and (absent := _absent(each.name)):
             return f"module {each.name} (lifted by installing {absent})"
+    return None
+
+
+def _traced_tool(error: BaseException) -> str | None:
+    """The place of this tool that Dynamo was compiling when it raised; None if it was compiling other code.
+
+    Dynamo keeps the frames of what it compiles, which do not run, beside the exception.
+    """
+    frames = getattr(error, "real_stack", None)
+    for frame in reversed(frames if isinstance(frames, traceback.StackSummary) else ()):
+        path = Path(frame.filename)
+        if not path.is_relative_to(_TORCH):
+            return f"{path.relative_to(_TOOL)}:{frame.lineno}" if path.is_relative_to(_TOOL) else None
     return None
 
 

@@ -13,7 +13,7 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.exact import comparison
 from attn_fuzz.exact.refusal import NotCarriedError
-from attn_fuzz.interpreted import program_order, sanitizer
+from attn_fuzz.interpreted import dynamo, program_order, sanitizer
 from attn_fuzz.properties.relation import CallTarget, Outputs, again, same_bits
 from attn_fuzz.run.case import devices
 from attn_fuzz.run.case.attempt import Attempt, call_attention, own_state
@@ -156,6 +156,10 @@ def followed(case: Case, target: Target, device: str, verdict: Verdict) -> Verdi
     The formula is that of the case as it should be: of the cache that the reference writes, and of inputs that nobody has
     changed.
     """
+    if dynamo.begun:
+        return msgspec.structs.replace(
+            verdict, events=(*verdict.events, f"{NOT_CARRIED}: Dynamo compiles what the target calls")
+        )
     started = time.perf_counter()
     attempt = Attempt(case, target, device, follows=True)
     assert attempt.followed is not None

@@ -24,15 +24,18 @@ import msgspec
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError, FaultError, HelperKilledError, InputError
+from attn_fuzz.interpreted import dynamo
 from attn_fuzz.patches.mutant import INSTALLED, Mutant, MutantError
 from attn_fuzz.run.processes import prepared
 from attn_fuzz.targets import registry
-from attn_fuzz.verdict.verdict import FENCED, Verdict
+from attn_fuzz.verdict.verdict import COMPILED, FENCED, IN_EAGER, Verdict
 
 if TYPE_CHECKING:
     from attn_fuzz.run.case.fence import Fence
 
 START_SECONDS = 120.0
+COMPILE_SECONDS = 600.0
+"""The time that Dynamo has for one compilation. It is no part of the time that a case may take."""
 KILL_SECONDS = 10.0
 HARMLESS = "reference-fp32"
 TRIAL = "attn_fuzz.run.case.trial:try_case"
@@ -53,7 +56,8 @@ class Executor:
     Args:
         target: name of the target.
         device: "cpu" or "cuda".
-        case_seconds: seconds that one case may take. They include the compilation of kernels.
+        case_seconds: seconds that one case may take. They include the compilation of kernels, and begin anew where Dynamo has
+            compiled.
         ahead: path of the file that holds the running case.
         mutant: the bug to put back in the child's memory.
         sanitize: True if to check every access of interpreted kernels (`attn_fuzz.interpreted.sanitizer`).
@@ -179,13 +183,20 @@ class Executor:
         started = time.monotonic()
         try:
             connection.send((case, options))
-            # wait for the process, too: if the kernel forked it, the copy may hold the connection open
-            if not multiprocessing.connection.wait([connection, self._process.sentinel], self.case_seconds):
-                self.end()
-                return self._too_long()
-            if not connection.poll():
-                raise EOFError
-            answer, sound = connection.recv()
+            compiles = False
+            while True:
+                # wait for the process, too: if the kernel forked it, the copy may hold the connection open
+                seconds = COMPILE_SECONDS if compiles else self.case_seconds
+                if not multiprocessing.connection.wait([connection, self._process.sentinel], seconds):
+                    self.end()
+                    return self._too_long(compiles)
+                if not connection.poll():
+                    raise EOFError
+                received = connection.recv()
+                if not isinstance(received, bool):
+                    break
+                compiles = received
+            answer, sound = received
         except (EOFError, ConnectionError):
             cause = self._cause_of_death()
             if cause is None:
@@ -207,8 +218,11 @@ class Executor:
             self.mutant.check_announced(answer.message, answer.about.rpartition(": ")[2])
         return answer
 
-    def _too_long(self) -> Verdict:
-        """No answer in time. The emulator is slow: it may be at fault, unless a mutant is."""
+    def _too_long(self, compiles: bool) -> Verdict:
+        """No answer in time. Dynamo may be at fault. The emulator is slow: it may be at fault, unless a mutant is."""
+        if compiles:
+            message = f"Dynamo has compiled for {COMPILE_SECONDS:g} s"
+            return Verdict(kind="limit", message=message, about=f"{message} (lifted by another backend of torch.compile)")
         message = f"no answer in {self.case_seconds:g} s"
         if self.mutant is None and registry.load(self.target).compiles:
             return Verdict(kind="limit", message=message, about=f"{message} (lifted by a larger --case-seconds)")
@@ -292,6 +306,8 @@ def _cause_from_outside(verdict: Verdict) -> str | None:
     return OUT_OF_MEMORY if verdict.kind == "raised" and NO_MEMORY in verdict.message else None
 
 
+_EVENTS = {COMPILED: dynamo.COMPILED, IN_EAGER: dynamo.EAGER}
+"""Each event of Dynamo, and the count that makes it one of all later cases of its process: compiled code is kept."""
 _Judge = Callable[[Case, dict[str, Any]], Verdict]
 """Runs and judges a case with options of the Executor's trial."""
 
@@ -338,6 +354,7 @@ def _loaded(connection: multiprocessing.connection.Connection, load: _Load) -> "
         from attn_fuzz.exact import interpreter as exact_interpreter
         from attn_fuzz.interpreted import accesses, interpreter
 
+        dynamo.watch()
         module, function = load.trial.split(":")
         try_case = getattr(importlib.import_module(module), function)
         torch.set_num_threads(1)
@@ -360,10 +377,14 @@ def _loaded(connection: multiprocessing.connection.Connection, load: _Load) -> "
         connection.send(f"{type(error).__name__}: {error}")
     else:
         connection.send(True)
+        dynamo.watch(connection.send)
         from attn_fuzz.run.case.trial import try_fenced
 
         def run(case: Case, options: dict[str, Any]) -> Verdict:
-            return (try_fenced if "fences" in options else try_case)(case, target, load.device, **options)
+            function = try_fenced if "fences" in options else try_case
+            verdict, frames = dynamo.undisturbed(lambda: function(case, target, load.device, **options))
+            happened = [event for event, name in _EVENTS.items() if dynamo.frames[name]]
+            return msgspec.structs.replace(verdict, frames=frames, events=(*verdict.events, *happened))
 
         return run
     return None

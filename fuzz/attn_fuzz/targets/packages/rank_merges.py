@@ -12,7 +12,7 @@ from typing import Any
 import attn_reference
 import torch
 from attn_contract import AttentionType, Layer
-from attn_fuzz.cases.poison import LEFTOVER
+from attn_fuzz.cases.poison import LEFTOVER_LSE
 from attn_fuzz.targets.merge import EVERY_OPTION
 from attn_fuzz.targets.parts import AttentionState, parts_like, requests_of, write_state
 from attn_fuzz.targets.rng import rng_of_call
@@ -87,7 +87,7 @@ def over_ranks(
         for part, request in found:
             for rank, (out_part, lse_part) in enumerate(zip(*stored_in(lse_dtype, part, log_of_base), strict=True)):
                 is_masked = has_lengths and not local[rank][request.index]
-                empty = LEFTOVER if is_masked else rng.choice(EVERY_OPTION.empty_lses)
+                empty = LEFTOVER_LSE if is_masked else rng.choice(EVERY_OPTION.empty_lses)
                 write_state(AttentionState(outs[rank], lses[rank]), request.rows, out_part, lse_part, empty)
         lengths: dict[str, Any] = {}
         if has_lengths:
