@@ -28,17 +28,6 @@ def check(case: Case, step: "Step") -> None:
             raise UnbuiltError(f"{name}: the step has {got}, and its case asks for {expected} (attn_fuzz.cases.tensors)")
 
 
-def check_changed(name: str, before: "Step", after: "Step", *, is_on: bool) -> None:
-    """Check a step that a change made of another one, so that it has a rule, or no longer has it.
-
-    Raises:
-        UnbuiltError: it does not, by the rule's name.
-    """
-    if before is not after and (name in active_rules(after.layer, after.batch)) != is_on:
-        have = "has it" if not is_on else "does not have it"
-        raise UnbuiltError(f"{name}: a change of the rule made a step that {have} (attn_fuzz.cases.earlier)")
-
-
 def asked_of(step: "Step") -> dict[str, Any]:
     """The rules that a step asks for with their values, as `Case.rules` names them; True for tensors."""
     layer, batch = step.layer, step.batch

@@ -335,8 +335,8 @@ NUMBERS: Final[dict[str, Callable[[Case, torch.Generator], torch.Tensor | None]]
 """The numbers of each rule's tensor, in the order in which they are drawn. A rule that is not named has those of `_plain`."""
 _DRAWN_ALWAYS = "sinks"
 """Cases without sinks draw them, too: the numbers that follow in a stored case depend on it."""
-_OF_REQUESTS = "bidirectional_ranges"
-"""Its numbers are those of the case's requests."""
+IN_REQUESTS = ("bidirectional_ranges",)
+"""The rules whose numbers a case has in its requests."""
 
 
 def of_rules(holder: type[Layer | Batch], case: Case, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -344,7 +344,7 @@ def of_rules(holder: type[Layer | Batch], case: Case, generator: torch.Generator
     asked = {name for name, rule in held_rules(holder).items() if rule.is_tensor and name in case.rules}
     drawn = [name for name in NUMBERS if name in asked or (name == _DRAWN_ALWAYS and RULES[name].holder == holder.__name__)]
     found = {name: NUMBERS[name](case, generator) for name in drawn}
-    plain = asked.difference(NUMBERS, (_OF_REQUESTS,))
+    plain = asked.difference(NUMBERS, IN_REQUESTS)
     return {name: _plain(holder, name, case) for name in plain} | {name: x for name, x in found.items() if x is not None}
 
 

@@ -144,6 +144,19 @@ class Run:
         return counted([p.events for p in self.progress])
 
     @property
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """By property or earlier write, and by reason, in how many examples the target was not asked."""
+        found: dict[str, Counter[str]] = {}
+        for name, reasons in (each for p in self.progress for each in p.left_out.items()):
+            found.setdefault(name, Counter()).update(reasons)
+        return {name: dict(sorted(reasons.items())) for name, reasons in sorted(found.items())}
+
+    @property
+    def never_asked(self) -> list[str]:
+        """The properties and earlier writes that were left out of all examples."""
+        return [name for name in self.left_out if name not in self.events]
+
+    @property
     def known(self) -> dict[str, int]:
         return counted([p.known for p in self.progress])
 
@@ -205,7 +218,8 @@ class Run:
             listed = ", ".join(f"{count} {name}" for name, count in known.items())
             parts.append(f"{sum(known.values())} fail by known findings ({listed})")
         paths = [PATHS.get(name, f"{{}} {name}").format(count) for name, count in self.events.items()]
-        return ", ".join([*parts, *paths])
+        never = [f"left out of all examples: {', '.join(names)}"] if (names := self.never_asked) else []
+        return ", ".join([*parts, *paths, *never])
 
     def to_json(self) -> dict[str, Any]:
         """The run as plain data, with the cases of its failures."""
@@ -224,6 +238,7 @@ class Run:
             "limits": self.limits,
             "drawn": self.drawn.to_json(),
             "events": self.events,
+            "left_out": self.left_out,
             "known": self.known,
             "known_after": _known_after(self.progress),
             "no_longer_failing": [finding.name for finding in self.fixed],

@@ -149,6 +149,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         seconds, spent: seconds since the start, and the seconds spent on each kind of work.
         ratio: the largest error / bound.
         events: by path of the target, how many examples took the path.
+        left_out: by property or earlier write, and by reason, how many examples did not ask it of the target.
         known: by known finding, how many examples failed because of the finding.
         known_after: by known finding, how many examples had run, this one included, when the first failed because of it.
         together: the number of examples with each feature or pair of features (`attn_fuzz.cases.features.count`).
@@ -174,6 +175,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     ratio: float = 0.0
     spent: dict[str, float] = {}
     events: dict[str, int] = {}
+    left_out: dict[str, dict[str, int]] = {}
     known: dict[str, int] = {}
     known_after: dict[str, int] = {}
     together: list[int] = []
@@ -256,6 +258,15 @@ def start_executor(plan: FuzzPlan) -> "Executor":
     return Executor(
         plan.target, plan.device, plan.case_seconds, ahead, plan.mutant, sanitize, exactly=exactly, fenced=plan.fenced
     )
+
+
+def reasons_added(counts: dict[str, dict[str, int]], more: tuple[tuple[str, str], ...]) -> dict[str, dict[str, int]]:
+    """Counts of what was left out, by name and by reason, with those of one more case."""
+    found = {name: dict(reasons) for name, reasons in counts.items()} if more else counts
+    for name, reason in more:
+        reasons = found.setdefault(name, {})
+        reasons[reason] = reasons.get(reason, 0) + 1
+    return found
 
 
 def exact_every(target: Target, device: str) -> int:
@@ -457,6 +468,7 @@ class _Shard:
             ratio=self.progress.ratio if known else max(self.progress.ratio, verdict.ratio),
             spent={**self.progress.spent, **spent},
             events={**self.progress.events, **events},
+            left_out=reasons_added(self.progress.left_out, verdict.left_out),
             together=self.progress.together if verdict.kind == "limit" else features.count(case, self.progress.together),
             rejected=self.rejected,
             ratios=self.progress.ratios if known else ratios.added(self.progress.ratios, verdict.ratios),

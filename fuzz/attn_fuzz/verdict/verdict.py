@@ -54,6 +54,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         pictures: by tensor, a byte per row and head; see `attn_fuzz.verdict.ratios`.
         seconds: the seconds of building, of the target, and of the oracle with the judge and exact mode.
         events: paths that the target took, and properties that were asked of it.
+        left_out: pairs of a property, or an earlier write, that the case did not ask of the target, and the reason.
         explanation: lines about where the outputs are wrong, and which mistake explains them (`attn_fuzz.explain`).
     """
 
@@ -66,6 +67,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     pictures: dict[str, bytes] = {}
     seconds: dict[str, float] = {}
     events: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
     explanation: tuple[str, ...] = ()
 
     @property
