@@ -20,10 +20,9 @@ def check(case: Case, step: "Step") -> None:
     Raises:
         UnbuiltError: the first that differs, by its name.
     """
-    asked = {name: RULES[name].is_tensor or value for name, value in case.rules.items()} | _settings_of(case)
-    built = asked_of(step) | _settings(step)
-    for name in dict.fromkeys((*asked, *built)):
-        if asked.get(name) != built.get(name):
+    rules = {name: RULES[name].is_tensor or value for name, value in case.rules.items()}
+    for asked, built in ((rules, asked_of(step)), (_settings_of(case), _settings(step))):
+        for name in (name for name in {**asked, **built} if asked.get(name) != built.get(name)):
             got, expected = (_shown(name, each) for each in (built, asked))
             raise UnbuiltError(f"{name}: the step has {got}, and its case asks for {expected} (attn_fuzz.cases.tensors)")
 

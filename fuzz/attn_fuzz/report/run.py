@@ -14,6 +14,7 @@ from attn_fuzz.run.shard import Failure, Progress
 from attn_fuzz.targets.support import Support
 from attn_fuzz.text import how_many
 from attn_fuzz.verdict import ratios
+from attn_fuzz.verdict.verdict import EARLIER_WRITE
 
 if TYPE_CHECKING:
     from attn_fuzz.run.distinct import Entry
@@ -153,8 +154,8 @@ class Run:
 
     @property
     def never_asked(self) -> list[str]:
-        """The properties and earlier writes that were left out of all examples."""
-        return [name for name in self.left_out if name not in self.events]
+        """The properties that were left out of all examples."""
+        return [name for name in self.left_out if name not in self.events and not name.startswith(EARLIER_WRITE)]
 
     @property
     def known(self) -> dict[str, int]:

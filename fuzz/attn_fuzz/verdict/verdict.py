@@ -34,6 +34,9 @@ COMPARED, NOT_CARRIED = "compared exactly", "not compared exactly"
 FENCED = "fenced"
 """The event of a case whose calls were made with unmapped pages beside its tensors, too: a failure with it is one of these."""
 
+EARLIER_WRITE = "the earlier write "
+"""The beginning of the name of an earlier write that was left out."""
+
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """The verdict on one case, and what a report shows of it.

@@ -25,6 +25,7 @@ from attn_fuzz.run.case.fence import Fence
 from attn_fuzz.targets.engine import ANY_ENGINE
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import AttentionFunction, Target
+from attn_fuzz.verdict.verdict import EARLIER_WRITE
 
 CPU_ELEMENTS, CPU_PRODUCTS = 1 << 21, 1 << 25
 """A GPU builds and judges a case faster than a CPU if the case has more elements or more products than these."""
@@ -96,7 +97,7 @@ class Attempt:
             for name in earlier_writes.chosen(self.case, number) if _keeps_writes(self.target, self.device) else ():
                 self.during = f", in the earlier write {name!r}"
                 if refusal := write_earlier(cache_write, self.called, name, self.target):
-                    self.left_out += ((f"the earlier write {name!r}", refusal),)
+                    self.left_out += ((f"{EARLIER_WRITE}{name!r}", refusal),)
             self.during = ""
             write(cache_write, self.called, self.target)
             if ILLEGAL in self.case.earlier:
