@@ -101,11 +101,13 @@ def case_with(name: str) -> Case:
     requests = tuple(Request(n, m, blocks[: -(-(m // per_key) // 4)], True) for n, m, blocks in of_blocks)
     case = Case(target="reference-fp32", cache=cache, requests=requests, **sizes, **dense)
     if name == "bidirectional_ranges":
-        return replace(case, requests=tuple(replace(each, bidirectional_ranges=((0, 2),)) for each in requests))
+        return replace(case, requests=tuple(replace(each, bidirectional_ranges=((0, 6),)) for each in requests))
     if name == "q_scale":
         case = replace(case, cache=replace(cache, dtype="fp8_e4m3fn", scales="head"))
+    if name == "ranges_clamped":
+        case = replace(case, requests=tuple(replace(each, bidirectional_ranges=((0, 6),)) for each in requests))
     value = 4 if name in ("head_size_v", "selection_unit") else value_of(name)
-    return replace(case, **{name: value})
+    return replace(case, **{"window": (1, -1)} if name in ("sink_tokens", "ranges_clamped") else {}, **{name: value})
 
 
 def value_of(name: str) -> Any:
@@ -130,10 +132,16 @@ def test_a_case_with_a_rule_is_built_with_it(name):
         assert len(axes_of(holder)[name]) == getattr(step.layer if holder is Layer else step.batch, name).dim()
 
 
+OFF = {field.name: field.default for field in msgspec.structs.fields(Case)}
+_OF_OTHER_TENSORS = ("key_unit", "bidirectional_ranges")
+"""Rules whose cases have other requests."""
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_built_step_that_lacks_a_rule_is_a_fault_by_its_name(name):
     case = case_with(name)
-    for asks, has in ((case, PLAIN), (PLAIN, case)):
+    off = PLAIN if name in _OF_OTHER_TENSORS else replace(case, **{name: RULES[name].off or OFF[name]})
+    for asks, has in ((case, off), (off, case)):
         with pytest.raises(UnbuiltError, match=rf"^{name}: the step has "):
             built.check(asks, tensors.build(has))
 
