@@ -16,7 +16,13 @@ DIFFS = sorted((ROOT / "tests" / "removed_lines").glob("*.diff"))
 COPIED = ("contract", "reference", "optimized", "emulated", "fuzz", "binaries", "cli", "plugins", "lab", "tests")
 QUICK = (
     *("tests/test_undefined_names.py", "tests/test_rule_parts.py", "tests/test_rule_effects.py", "tests/test_silence.py"),
-    *("tests/contract", "tests/reference", "tests/fuzz/verdict/test_properties.py", "tests/fuzz/cases", "tests/fuzz/strategies"),
+    *(
+        "tests/contract",
+        "tests/reference",
+        "tests/fuzz/verdict/test_properties.py",
+        "tests/fuzz/cases",
+        "tests/fuzz/strategies",
+    ),
     *("tests/ops", "tests/fuzz/explain"),
 )
 HAS_FAILED = 1

@@ -28,7 +28,9 @@ def without(step: Step, name: str) -> Step:
     off = dataclasses.replace(holder, **{name: RULES[name].off})
     if name == "selection_unit":
         batch = dataclasses.replace(batch, selected=None)
-    return dataclasses.replace(step, layer=off if isinstance(off, Layer) else layer, batch=off if isinstance(off, Batch) else batch)
+    return dataclasses.replace(
+        step, layer=off if isinstance(off, Layer) else layer, batch=off if isinstance(off, Batch) else batch
+    )
 
 
 LAYOUT_OF_V = "head_size_v"

@@ -76,7 +76,9 @@ def test_each_place_of_a_rule_names_it(name):
 def test_each_question_about_a_rule_has_one_answer(name):
     """A property says nothing beside a rule without an answer: see `attn_fuzz.properties.rules`."""
     answers = {each: (name in question.yes) + (name in question.no) for each, question in QUESTIONS.items()}
-    _fail_by_name(name, [f"attn_fuzz.properties.rules.{each}: {count} answers" for each, count in answers.items() if count != 1])
+    _fail_by_name(
+        name, [f"attn_fuzz.properties.rules.{each}: {count} answers" for each, count in answers.items() if count != 1]
+    )
 
 
 def test_questions_are_about_rules_that_there_are():

@@ -117,7 +117,9 @@ class Rule:
         if not fits:
             raise TypeError(f"rule {self.name}: {shown(self.off)} cannot be the off value of {self.type}")
         if bool(self.axes) != self.is_tensor or not all(isinstance(axis, Axis) for axis in self.axes):
-            raise TypeError(f"rule {self.name}: axes says what each axis of a tensor counts, each an Axis, and only of a tensor")
+            raise TypeError(
+                f"rule {self.name}: axes says what each axis of a tensor counts, each an Axis, and only of a tensor"
+            )
         if bool(self.why_not) != (set(self.attn_types) != set(ALL_TYPES)):
             raise TypeError(f"rule {self.name}: why_not says why some attention types lack the rule, and only then")
         if bool(self.why_excluded) != bool(self.excludes):

@@ -146,7 +146,9 @@ class TestRegistration:
             layer_with(type_, off)
         assert "extra" not in RULES
 
-    @pytest.mark.parametrize(("type_", "axes"), [(torch.Tensor | None, ()), (torch.Tensor | None, ("H",)), (int | None, (HEADS,))])
+    @pytest.mark.parametrize(
+        ("type_", "axes"), [(torch.Tensor | None, ()), (torch.Tensor | None, ("H",)), (int | None, (HEADS,))]
+    )
     def test_the_axes_of_a_tensor_are_known_and_nothing_else_has_any(self, type_, axes):
         with pytest.raises(TypeError, match="rule extra: axes says what each axis of a tensor counts"):
             layer_with(type_, None, axes=axes)

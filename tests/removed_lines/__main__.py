@@ -2,7 +2,7 @@
 
     python -m tests.removed_lines SEED COUNT
 
-Lines of `Layer`, `Batch` and their docstrings, comments, imports and annotations are left out, and so are those of targets and
+Docstrings, comments, imports, assertions and annotations are left out, and so are those of targets and
 findings of other packages, which no test runs without these packages. A file without the line can be parsed.
 """
 
@@ -34,7 +34,7 @@ def lines(path: Path) -> Iterator[int]:
     }
     for number, line in enumerate(text):
         code = line.partition("#")[0].strip()
-        if number in words or not NAMES.search(code) or re.match(r"(from|import|def|class|@)\b|\w+: [^=]+,?$", code):
+        if number in words or not NAMES.search(code) or re.match(r"(from|import|def|class|@|assert)\b|\w+: [^=]+,?$", code):
             continue
         try:
             compile("".join(text[:number] + text[number + 1 :]), str(path), "exec")

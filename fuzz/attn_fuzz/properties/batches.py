@@ -48,9 +48,7 @@ def request_order(
     return Comparison(step, error, launch).differs(variant(step, call_target, **changes), rows)
 
 
-@relation(
-    "batch composition", says="A request gives the same output alone and in a larger batch.", rules=rules.ANY_ORDER
-)
+@relation("batch composition", says="A request gives the same output alone and in a larger batch.", rules=rules.ANY_ORDER)
 def batch_composition(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:
     compare = Comparison(step, error)
     for r, (start, end) in enumerate(request_rows(step.batch)):
