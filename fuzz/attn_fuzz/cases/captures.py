@@ -301,7 +301,8 @@ def _tensors(call: Call, kept: Sequence[int], case: Case, blocks: list[int]) -> 
         found |= {"k": call.k[rows], "v": call.v[rows]}
     else:
         found |= _keys_and_values(call, case, case.cache, blocks)
-    entries = {ROWS: rows, REQUESTS: torch.tensor([*kept], device=rows.device), QUERIES: slice(case.max_query_len)}
+    requests = torch.tensor([*kept], dtype=torch.int64, device=rows.device)
+    entries = {ROWS: rows, REQUESTS: requests, QUERIES: slice(case.max_query_len)}
     found |= axes.taken(call.batch, layer, entries)
     if "selected" in found:
         found["selected"] = found["selected"][..., : case.selected_width]
