@@ -112,7 +112,7 @@ def relation(
     """Turn a relation into a function that takes the arguments after the step and the call, and returns the Property.
 
     Args:
-        name, says, rules, applies, adds: as of Property. How outputs are compared follows from the relation's `error` and `launch`.
+        name, says, rules, applies, adds: as of Property. How outputs are compared follows from the relation's arguments.
     """
 
     def made(holds: Callable[Concatenate[Step, CallTarget, P], str | None]) -> Callable[P, Property]:

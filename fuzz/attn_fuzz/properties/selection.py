@@ -4,8 +4,8 @@ import dataclasses
 
 import torch
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.properties.bound import keys_and_values
 from attn_fuzz.properties import rules
+from attn_fuzz.properties.bound import keys_and_values
 from attn_fuzz.properties.relation import CallTarget, Comparison, ErrorBound, relation, request_rows, variant
 
 
