@@ -168,6 +168,7 @@ class Run:
         """The properties that were left out of all examples."""
         return [name for name in self.left_out if name not in self.events and not name.startswith(EARLIER_WRITE)]
 
+    @property
     def known(self) -> dict[str, int]:
         return counted([p.known for p in self.progress])
 
