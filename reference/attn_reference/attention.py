@@ -49,8 +49,9 @@ magnitude of their V is at most 2^100: weighted values are added up before they 
 holds one vector per token, which is k, and whose first head_size_v elements are v (`attn_reference.latent`). The rows of a
 CONTENT_PACKED cache are k and then v, each as wide as it is.
 
-**Numbers.** The arithmetic is float32 or float64 throughout. Inputs are converted exactly, and each result is rounded once,
-when it is written (`attn_reference.rounding`). A float8 q and a quantized cache are read as `stored * scale`
+**Numbers.** The arithmetic is float32 or float64 throughout, but for products, which are summed in float64
+(`attn_reference.arithmetic`). Inputs are converted exactly, and each result is rounded once, when it is written
+(`attn_reference.rounding`). A float8 q and a quantized cache are read as `stored * scale`
 (`attn_reference.quantization`), the cache where its layout says (`attn_reference.kv_cache`; vLLM #43945). With an
 output_scale, `out` is float8 and holds the quantized float32 output; the LSE is not scaled.
 """
@@ -66,6 +67,7 @@ from attn_contract.arguments import check_type, shown
 from attn_contract.rules import refuse_unnamed
 from attn_contract.validation import check_paged_attention, check_varlen_attention, dtype_of_output
 
+from attn_reference.arithmetic import sum_of_products
 from attn_reference.kv_cache import gather_rows
 from attn_reference.logits import LOGIT_RULES, logit_bias, to_logits, with_sink
 from attn_reference.masks import VISIBILITY_RULES, position_of, selected_units, visible
@@ -242,7 +244,7 @@ def attend(request: Request, layer: Layer) -> Attention:
 
     # n: KV head, g: query head of its group
     query_groups = request.query.unflatten(1, (num_kv_heads, num_heads // num_kv_heads))
-    scores = layer.scale * torch.einsum("qngd,knd->ngqk", query_groups, request.key).flatten(0, 1)
+    scores = layer.scale * sum_of_products("qngd,knd->ngqk", query_groups, request.key).flatten(0, 1)
     logits = torch.where(request.visible, to_logits(scores, request.bias, layer), -torch.inf)
 
     logits_and_sink = with_sink(logits, layer)
@@ -256,7 +258,7 @@ def attend(request: Request, layer: Layer) -> Attention:
     lse = (maximum + torch.log(denominator)).squeeze(-1)
 
     weight_groups = weights.unflatten(0, (num_kv_heads, num_heads // num_kv_heads))
-    out = torch.einsum("ngqk,knd->qngd", weight_groups, value).flatten(1, 2)
+    out = sum_of_products("ngqk,knd->qngd", weight_groups, value).flatten(1, 2)
     return Attention(out, lse, scores, request.bias, logits, weights)
 
 
