@@ -67,8 +67,8 @@ def check(call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, rou
             `lse` is not a tensor on q's device of the right shape and dtype.
 
     Warns:
-        RuntimeWarning: the outputs agree, and an error is beyond the statistical bound. In float32 the bound HARD is 20 to 1,000
-            times the errors of a right kernel, so that it hides faults which this bound shows.
+        RuntimeWarning: the outputs agree, and an error is beyond the statistical bound. In float32 the bound HARD is 20 to
+            1,000 times the errors of a right kernel, so that it hides faults which this bound shows.
     """
     judgement = _checked(call, out, lse, rounding)
     if judgement.is_unlikely:
@@ -96,7 +96,9 @@ def _checked(call: Call, out: torch.Tensor, lse: torch.Tensor | None, rounding: 
 
 
 def _unlikely(judgement: Judgement) -> str:
-    bounds = f"{judgement.statistical_ratio:.3g} times the statistical bound, and {judgement.ratio:.3g} of the bound that decides"
+    bounds = (
+        f"{judgement.statistical_ratio:.3g} times the statistical bound, and {judgement.ratio:.3g} of the bound that decides"
+    )
     return f"the outputs agree, but an error is {bounds}: look closer, unless the numbers are not generic"
 
 
