@@ -6,6 +6,7 @@ from types import UnionType
 from typing import Any
 
 import torch
+from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 from attn_contract.errors import ContractError
 
@@ -64,10 +65,10 @@ def check_tensor(argument: str, value: object) -> None:
 
 def refuse_vmap(tensors: Mapping[str, torch.Tensor]) -> None:
     """Refuse tensors that stand for many: they have no memory, and each of the many may have other lengths."""
-    if torch._C._functorch.peek_interpreter_stack() is None:  # for speed
+    if functorch.peek_interpreter_stack() is None:  # for speed
         return
     for name, tensor in tensors.items():
-        if torch._C._functorch.is_batchedtensor(tensor):
+        if functorch.is_batchedtensor(tensor):
             raise ContractError(name, "a tensor under torch.func.vmap", "one of a single call: a ragged batch has all requests")
 
 
