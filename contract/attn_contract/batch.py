@@ -82,8 +82,8 @@ class Batch:
             nothing is written.
         selected: [1, T, W] int32, or [HK, T, W] if each KV head has its own: the units of `Layer.selection_unit` tokens that
             the query in a row of q may see, of its own request, from 0. Their order means nothing. A negative entry, anywhere,
-            is no unit. Each unit is named once, and has a key of the request. A row of negative entries sees no key. None
-            exactly where the layer has no selection_unit.
+            is no unit. Each unit is named once, and has a key of the request. A row of negative entries sees no key. K and V
+            that no row selects for their KV head may hold anything. None exactly where the layer has no selection_unit.
         bidirectional_ranges: [R, max_ranges, 2] int32, dense: inclusive ranges [first, last] of positions of each request, in
             which queries and keys see each other both ways (the images of a multimodal prompt). A range with `last < first` is
             empty. DECODER only.

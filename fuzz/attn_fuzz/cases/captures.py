@@ -275,7 +275,7 @@ def _numbered_anew(call: Call, kept: Sequence[int], block_size: int) -> tuple[li
     num_keys, table = call.layer.num_keys(call.batch.seq_lens).tolist(), call.batch.block_table.tolist()
     seen = [torch.zeros(count, dtype=torch.bool) for count in num_keys]
     for request in attn_reference.paged_requests(call.q, call.kv_cache, call.layer, call.batch, torch.float32):
-        seen[request.index] |= request.seen.cpu()
+        seen[request.index] |= request.seen.any(1).cpu()
     tables: list[tuple[int, ...]] = [()] * len(num_keys)
     numbers: dict[int, int] = {}
     blocks: list[int] = []

@@ -194,7 +194,12 @@ def _hold_keys(case: Case, cache: Cache, step: Step, keys: torch.Tensor, values:
     assert step.raw is not None
     assert step.view is not None
     kv_cache, layer, device = step.view.tensor(step.raw), step.layer, step.q.device
-    read = _slots_seen(case, cache, step.q, kv_cache, layer, step.batch) if case.recycled else slots_of_keys(case, cache)
+    read = slots_of_keys(case, cache)
+    if case.recycled:
+        seen = _slots_seen(case, cache, step.q, kv_cache, layer, step.batch, len(keys))
+        read = seen.any(1).nonzero().flatten().tolist()
+        # of a slot that only some KV heads see, the others' keys and values are read by nobody
+        keys, values = (torch.where(seen[..., None], x, torch.nan) for x in (keys, values))
     slots = torch.tensor(sorted(set(read) - set(written_slots(case))), dtype=torch.int64)
     k, v = keys[slots], values[slots]
     if case.has_latent_cache:
@@ -396,13 +401,15 @@ def _embedded(values: torch.Tensor, around: float, device: torch.device | str) -
     return torch.cat([guard, values.flatten(), guard]).to(device)[GUARD:-GUARD].view(values.shape)
 
 
-def _slots_seen(case: Case, cache: Cache, q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> set[int]:
-    """Slots of the keys that some query sees, according to the reference."""
-    slots = set()
+def _slots_seen(
+    case: Case, cache: Cache, q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch, num_slots: int
+) -> torch.Tensor:
+    """[num_slots, HK] bool: the keys that some query of a KV head's sees, according to the reference."""
+    seen = torch.zeros(num_slots, layer.num_kv_heads, dtype=torch.bool)
     for request in attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float32):
-        seen = request.seen.nonzero().flatten().tolist()
-        slots |= {slot_of(case.requests[request.index], cache, key) for key in seen}
-    return slots
+        slots = [slot_of(case.requests[request.index], cache, key) for key in range(len(request.key))]
+        seen[slots] |= request.seen.cpu()
+    return seen
 
 
 def _writes(
