@@ -21,7 +21,7 @@ def check(case: Case, step: "Step") -> None:
         UnbuiltError: the first that differs, by its name.
     """
     flags = {name for name, rule in RULES.items() if rule.is_tensor or rule.holder == "call"}
-    rules = {name: name in flags or value for name, value in case.rules.items()}
+    rules = {name: name in flags or value for name, value in case.rules.items() if name != "rope" or _rotates(case)}
     for asked, built in ((rules, asked_of(step)), (_settings_of(case), _settings(step))):
         for name in (name for name in {**asked, **built} if asked.get(name) != built.get(name)):
             got, expected = (_shown(name, each) for each in (built, asked))
@@ -40,6 +40,11 @@ def asked_of(step: "Step") -> dict[str, Any]:
         "rope": any(write.rotation is not None for write in step.writes),
     }
     return found | {name: True for name, is_on in of_call.items() if is_on}
+
+
+def _rotates(case: Case) -> bool:
+    """True if the step has a token to rotate."""
+    return case.rope is not None and bool(written_slots(case))
 
 
 def _is_tensor(name: str) -> bool:
@@ -74,7 +79,7 @@ def _settings_of(case: Case) -> dict[str, Any]:
         "slack": (case.max_query_len, max((request.seq_len for request in case.requests), default=0) + case.slack),
         "selected": case.selection_unit is not None,
         "selected_per_head": case.selection_unit is not None and case.selected_per_head and case.num_kv_heads > 1,
-        "rope": None if case.rope is None else (case.rope.rotary_dim, case.rope.neox),
+        "rope": (case.rope.rotary_dim, case.rope.neox) if case.rope is not None and _rotates(case) else None,
     }
 
 
