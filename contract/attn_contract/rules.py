@@ -308,10 +308,8 @@ def held_rules(holder: Any) -> Mapping[str, Rule]:
 def axes_of(holder: type) -> Mapping[str, tuple[Axis, ...]]:
     """The axes of each field of Layer or Batch that may be a tensor, by name; see `Rule.axes`."""
     of_rules = {name: record.axes for name, record in _held(holder).items() if record.is_tensor}
-    fields = {field.name: field.metadata for field in dataclasses.fields(holder)}
-    return MappingProxyType(
-        {name: of_rules.get(name, known.get(_AXES)) for name, known in fields.items() if name in of_rules or _AXES in known}
-    )
+    own = {field.name: field.metadata[_AXES] for field in dataclasses.fields(holder) if _AXES in field.metadata}
+    return MappingProxyType(of_rules | own)
 
 
 def _default(field: "dataclasses.Field[Any]") -> object:

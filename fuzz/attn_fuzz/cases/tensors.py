@@ -263,7 +263,7 @@ def _layer(
         tensors["sinks"] = tensors["sinks"].to(DTYPES[case.dtype] if case.narrow_sinks else torch.float32)
     tensors = {name: _embedded(tensor, torch.nan, device) for name, tensor in tensors.items()}
     tensors |= {name: allocations.inside(buffer) for name, buffer in buffers.items()}
-    tensors = {name: with_idle_strides(case, tensor) for name, tensor in tensors.items()}
+    fields: dict[str, Any] = {name: with_idle_strides(case, tensor) for name, tensor in tensors.items()}
     return Layer(
         num_heads=case.num_heads,
         num_kv_heads=case.num_kv_heads,
@@ -273,7 +273,7 @@ def _layer(
         layout=case.cache.layout if case.cache else None,
         kv_cache_dtype=DTYPES[case.cache.dtype] if case.cache and case.cache.dtype else None,
         **{name: rules[name] for name, rule in held_rules(Layer).items() if name in rules and not rule.is_tensor},
-        **tensors,
+        **fields,
     )
 
 
