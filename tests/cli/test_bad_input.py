@@ -352,7 +352,7 @@ def test_zoo_refuses_names_and_folders_that_hold_nothing(refused, tmp_path):
     (tmp_path / "bugs" / "planted.toml").write_bytes(b"#" * (1 << 20) + b"#")
     refused("zoo", "run", "--dir", "bugs", names="planted.toml: larger than 1048576 bytes")
     refused("zoo", "run", "--examples", 0, names="--examples")
-    refused("zoo", "page", "--check", names="docs/generated/zoo.json")
+    refused("zoo", "page", names="docs/generated/zoo.json")
     refused("zoo", "run", "--write", names="docs/generated")
     refused("zoo", "run", "--json", "missing/zoo.json", names="missing")
 

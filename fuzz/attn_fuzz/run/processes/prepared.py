@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import connection, forkserver, popen_forkserver, resource_tracker, util
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
-from multiprocessing.process import BaseProcess
+from multiprocessing.process import BaseProcess, current_process
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -121,8 +121,19 @@ spawn = _SpawnContext()
 
 FOLDER = "ATTN_PARITY_FOLDER_OF_SERVER"
 """Names the temporary folder of the run's process to the server, which removes it if the run was killed."""
+_folder_of: int | None = None
+"""The process that made the folder: a process shares that of the one from which it was forked."""
 _device: str | None = None
 """The device of the processes that this process's server starts, which Triton's kernels are interpreted or compiled for."""
+
+
+def _own_folder() -> str:
+    """The temporary folder of this process; empty if another process made it, and needs it."""
+    global _folder_of
+    if "tempdir" not in vars(current_process())["_config"]:
+        _folder_of = os.getpid()
+    folder = util.get_temp_dir()
+    return folder if _folder_of == os.getpid() else ""
 
 
 def context(device: str) -> SpawnContext | ForkServerContext:
@@ -146,7 +157,7 @@ def have_server() -> None:
     forkserver.set_forkserver_preload(_IMPORTED)
     resource_tracker.ensure_running()  # before the interrupts wait: it lets them come again
     interprets = INTERPRETS if _device == "cpu" else {}
-    folder = {FOLDER: util.get_temp_dir()}
+    folder = {FOLDER: _own_folder()}
     with _environment(ONE_THREAD | KEEPS_MEMORY | interprets | SAFE_PATH | folder), _interrupts_blocked():
         forkserver.ensure_running()
     deaths += before not in (None, server._forkserver_pid)

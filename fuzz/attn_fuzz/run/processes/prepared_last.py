@@ -20,8 +20,9 @@ _SERVER, _RUN = os.getpid(), os.getppid()
 
 def _end() -> None:
     if os.getpid() == _SERVER:  # a fork ends as it likes
-        if os.getppid() != _RUN:  # a run that was killed has left its folder; one that goes on needs it
-            shutil.rmtree(os.environ[prepared.FOLDER], ignore_errors=True)
+        # a run that was killed has left its folder; one that goes on needs it
+        if os.getppid() != _RUN and (folder := os.environ[prepared.FOLDER]):
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(0)
 
 
