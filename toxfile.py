@@ -1,4 +1,4 @@
-"""The last line of `tox run`: the minutes of its steps, which tox itself prints by environment, in seconds and without names."""
+"""The last line of `tox run`: the minutes of its steps. tox itself prints seconds by environment, without names of steps."""
 
 import atexit
 import time
