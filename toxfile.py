@@ -2,7 +2,7 @@
 
 import atexit
 import time
-from collections import Counter
+from collections import defaultdict
 
 from tox.execute import Outcome
 from tox.plugin import impl
@@ -10,7 +10,7 @@ from tox.tox_env.api import ToxEnv
 
 STEPS = {"pyright": "pages and types", "docs/api.py": "pages and types", "attn_lab": "emulated launches", "pytest": "tests"}
 """The steps of the environment `checks`, by a word of their commands."""
-MINUTES = Counter[str]()
+MINUTES = defaultdict[str, float](float)
 _began = time.monotonic()
 
 
