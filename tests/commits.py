@@ -5,10 +5,11 @@ or in a source distribution, nothing is asked.
 """
 
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.nightly import git, has_history
 
 MAX_SUBJECT = 72
 _PLACE = re.compile(r"[\w./@-]+(, [\w./@-]+)*: \S")
@@ -24,22 +25,14 @@ def lacking(subject: str, body: str, *, is_merge: bool) -> Iterator[str]:
         yield "no body that says " + ("what ran" if is_merge else "why")
 
 
-def _git(folder: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
-
-
 def new_commits(folder: Path) -> list[str]:
     """The output of `git log` for each new commit: its name, parents, subject and body, with a zero byte between them."""
-    try:
-        if _git(folder, "rev-parse", "--is-shallow-repository").strip() == "true":
-            return []
-        names = _git(folder, "for-each-ref", "--format=%(refname)", "refs/remotes/origin/main", "refs/heads/main").split()
-        if not names:
-            return []
-        main = max(names, key=lambda name: name.startswith("refs/remotes/"))
-        log = _git(folder, "log", "--format=%h%x00%p%x00%s%x00%b%x01", f"{main}..HEAD")
-    except (OSError, subprocess.CalledProcessError):  # there is no git, or no repository
+    refs = ("refs/remotes/origin/main", "refs/heads/main")
+    names = git(folder, "for-each-ref", "--format=%(refname)", *refs).split() if has_history(folder) else []
+    if not names:
         return []
+    main = max(names, key=lambda name: name.startswith("refs/remotes/"))
+    log = git(folder, "log", "--format=%h%x00%p%x00%s%x00%b%x01", f"{main}..HEAD")
     return [*filter(None, map(str.strip, log.split("\x01")))]
 
 

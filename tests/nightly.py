@@ -35,7 +35,9 @@ KERNELS = ("contract", "optimized", "pyproject.toml", "tests/nightly.py")
 FUZZER = (*KERNELS, "reference", "emulated", "fuzz", "cli")
 LAUNCHES = (*FUZZER, "binaries", "lab/attn_lab/__main__.py", "lab/attn_lab/binaries", "lab/attn_lab/commands/binaries.py")
 ZOO = (*FUZZER, "lab")
-TESTS = (*ZOO, "binaries", "plugins", "benchmarks", "examples", "findings", "tests", ":!tests/README.md")
+FAULTS = (*ZOO, "binaries", "plugins", *(f"tests/{name}" for name in ("cli", "fuzz", "plugins", "support", "conftest.py")))
+PAGES = ("README.md", "docs/guide", "docs/reference")
+TESTS = (*ZOO, "binaries", "plugins", "benchmarks", "examples", "findings", *PAGES, "tests", ":!tests/README.md")
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ PARTS = {
     ),
     "zoo": Part(_zoo, "a third of the zoo's mutants by one seed, each night the next third", 60, ZOO),
     "fuzz": Part(_fuzz, "the battery of each target, and a share of it in exact arithmetic", 60, (*FUZZER, "plugins")),
-    "faults": Part(_faults, "200 malformed files, 100 kills of the processes of runs, and 20 Ctrl-C", 40, TESTS),
+    "faults": Part(_faults, "200 malformed files, 100 kills of the processes of runs, and 20 Ctrl-C", 40, FAULTS),
     "launches": Part(
         _launches, "every launch that ships, compiled and compared with budgets; AMD's run on the emulator", 80, LAUNCHES
     ),
@@ -133,12 +135,7 @@ def oldest(results: dict[str, Any]) -> str:
 
 def red(results: dict[str, Any], today: datetime.date, root: Path = ROOT) -> Iterator[str]:
     """A line for each part that is red or old; none where git has no history."""
-    try:
-        if _git(root, "rev-parse", "--is-shallow-repository") == "true":
-            return
-    except (OSError, subprocess.CalledProcessError):
-        return
-    for name, part in PARTS.items():
+    for name, part in PARTS.items() if has_history(root) else ():
         if why := _why_red(results.get(name, {}), part, today, root):
             yield f"nightly part {name}: {why}"
 
@@ -151,7 +148,7 @@ def _why_red(ended: dict[str, Any], part: Part, today: datetime.date, root: Path
         return f"red, {ended['result']}"
     begun = ended["commit"].partition("..")[0]
     try:
-        changed = _git(root, "diff", "--name-only", begun, "--", *part.paths).splitlines()
+        changed = git(root, "diff", "--name-only", begun, "--", *part.paths).splitlines()
     except subprocess.CalledProcessError:
         return f"red, it passed at {begun}, which this history has not"
     if changed:
@@ -160,8 +157,22 @@ def _why_red(ended: dict[str, Any], part: Part, today: datetime.date, root: Path
     return f"green, and {days} days old" if days > MAX_DAYS else ""
 
 
-def _git(root: Path, *arguments: str) -> str:
+def git(root: Path, *arguments: str) -> str:
+    """What git prints in a folder.
+
+    Raises:
+        OSError, CalledProcessError: there is no git, or it refuses.
+    """
     return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def has_history(root: Path) -> bool:
+    """False where there is no git, in a shallow clone, and in a source distribution, which may lie in another repository."""
+    try:
+        top, is_shallow = git(root, "rev-parse", "--show-toplevel", "--is-shallow-repository").splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return is_shallow == "false" and Path(top).resolve() == root.resolve()
 
 
 def run(name: str, commands: list[str], folder: Path, seconds: float) -> dict[str, Any] | None:
@@ -174,7 +185,7 @@ def run(name: str, commands: list[str], folder: Path, seconds: float) -> dict[st
     Returns:
         How it ended, or None if it was interrupted.
     """
-    note, commit = folder / f"nightly-{name}.json", _git(ROOT, "rev-parse", "--short=8", "HEAD")
+    note, commit = folder / f"nightly-{name}.json", git(ROOT, "rev-parse", "--short=8", "HEAD")
     noted = json.loads(note.read_text()) if note.exists() else {"commit": commit, "seconds": 0.0, "codes": {}}
     in_time = True
     for command in commands:

@@ -58,8 +58,9 @@ def test_nothing_is_asked_where_there_is_no_history(repository, tmp_path, monkey
     git("checkout", "-b", "branch")
     git("commit", "--allow-empty", "-m", "new words")
     git("clone", "--depth=1", "--no-single-branch", folder.as_uri(), "../shallow")
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    assert [main(folder), main(tmp_path / "shallow"), main(empty)] == [1, 0, 0]
+    inside, outside = folder / "unpacked", tmp_path / "outside"
+    inside.mkdir()
+    outside.mkdir()
+    assert [main(each) for each in (folder, tmp_path / "shallow", inside, outside)] == [1, 0, 0, 0]
     monkeypatch.setenv("PATH", "")
     assert main(folder) == 0
