@@ -343,8 +343,3 @@ def chosen(architecture: str, *, only: str = "", main: bool = False) -> dict[str
 def all_of(architecture: str) -> dict[str, KernelCall]:
     """All launches of an architecture, by name. The result is kept, because a process compiles many of them."""
     return chosen(architecture)
-
-
-def main_names() -> list[str]:
-    """The names of the launches that every change compiles, of all architectures."""
-    return list(dict.fromkeys(name for architecture in ARCHITECTURES for name in chosen(architecture, main=True)))

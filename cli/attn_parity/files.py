@@ -11,7 +11,6 @@ from typing import Any
 import click
 from attn_fuzz import outputs
 from attn_fuzz.errors import InputError
-from attn_parity.console import notes
 
 
 def check_writable(path: Path | None, option: str = "--json", made: Path | None = None) -> None:
@@ -26,12 +25,6 @@ def check_writable(path: Path | None, option: str = "--json", made: Path | None 
 def name_part(text: str) -> str:
     """The text as a part of a file's name."""
     return re.sub(r"[^\w.+-]+", "-", text)[:80]
-
-
-def say_half(lines: outputs.Lines) -> None:
-    """Print a note if a killed run had left half a line in a file."""
-    if lines.half:
-        notes.print(f"{lines.path}: half a line of a killed run is dropped: what it was about runs again")
 
 
 def write_json(path: Path, result: object) -> None:

@@ -6,6 +6,7 @@ from types import UnionType
 from typing import Any
 
 import torch
+from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 from attn_contract.errors import ContractError
 
@@ -58,7 +59,17 @@ def check_tensor(argument: str, value: object) -> None:
     if value.layout != torch.strided:
         raise ContractError(argument, f"a tensor of {value.layout}", "torch.strided")
     if value.is_nested or value.is_neg() or value.is_conj():
-        raise ContractError(argument, "a nested, negated or conjugate view", "a tensor whose memory holds its values")
+        kind = "nested tensor" if value.is_nested else "negated view" if value.is_neg() else "conjugate view"
+        raise ContractError(argument, f"a {kind}", "a tensor whose memory holds its values")
+
+
+def refuse_vmap(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors that stand for many: they have no memory, and each of the many may have other lengths."""
+    if functorch.peek_interpreter_stack() is None:  # for speed
+        return
+    for name, tensor in tensors.items():
+        if functorch.is_batchedtensor(tensor):
+            raise ContractError(name, "a tensor under torch.func.vmap", "one of a single call: a ragged batch has all requests")
 
 
 def check_dims(argument: str, tensor: torch.Tensor, names: tuple[str, ...]) -> None:

@@ -17,7 +17,21 @@ from attn_contract.arguments import (
 )
 from attn_contract.errors import ContractError
 from attn_contract.memory import memory_of
-from attn_contract.rules import DECODER_ONLY, LOGITS, VISIBILITY, held_rules, holds_rules, rule
+from attn_contract.rules import (
+    DECODER_ONLY,
+    KV_HEADS,
+    LOGITS,
+    OWN,
+    QUERIES,
+    REQUESTS,
+    ROWS,
+    VISIBILITY,
+    axes_of,
+    held_rules,
+    holds_rules,
+    rule,
+    with_axes,
+)
 from attn_contract.signatures import Signature
 
 
@@ -68,8 +82,8 @@ class Batch:
             nothing is written.
         selected: [1, T, W] int32, or [HK, T, W] if each KV head has its own: the units of `Layer.selection_unit` tokens that
             the query in a row of q may see, of its own request, from 0. Their order means nothing. A negative entry, anywhere,
-            is no unit. Each unit is named once, and has a key of the request. A row of negative entries sees no key. None
-            exactly where the layer has no selection_unit.
+            is no unit. Each unit is named once, and has a key of the request. A row of negative entries sees no key. K and V
+            that no row selects for their KV head may hold anything. None exactly where the layer has no selection_unit.
         bidirectional_ranges: [R, max_ranges, 2] int32, dense: inclusive ranges [first, last] of positions of each request, in
             which queries and keys see each other both ways (the images of a multimodal prompt). A range with `last < first` is
             empty. DECODER only.
@@ -81,22 +95,28 @@ class Batch:
         ContractError: a field has another type, shape, dtype or stride, or contradicts another one.
     """
 
-    query_start_loc: torch.Tensor
-    seq_lens: torch.Tensor
+    query_start_loc: torch.Tensor = with_axes(OWN)
+    seq_lens: torch.Tensor = with_axes(REQUESTS)
     max_query_len: int
     max_seq_len: int
     num_actual_tokens: int
-    causal: bool | torch.Tensor
-    block_table: torch.Tensor | None = None
-    slot_mapping: torch.Tensor | None = None
-    selected: torch.Tensor | None = None
+    causal: bool | torch.Tensor = with_axes(REQUESTS)
+    block_table: torch.Tensor | None = with_axes(REQUESTS, OWN, default=None)
+    slot_mapping: torch.Tensor | None = with_axes(OWN, default=None)
+    selected: torch.Tensor | None = with_axes(KV_HEADS, ROWS, OWN, default=None)
     bidirectional_ranges: torch.Tensor | None = rule(
-        None, label="bidirectional ranges", acts_on=VISIBILITY, check=_check_ranges, **_OF_DECODERS
+        None,
+        label="bidirectional ranges",
+        acts_on=VISIBILITY,
+        axes=(REQUESTS, OWN, OWN),
+        check=_check_ranges,
+        **_OF_DECODERS,
     )
     qq_bias: torch.Tensor | None = rule(
         None,
         label="a bias between the step's own tokens (qq_bias)",
         acts_on=LOGITS,
+        axes=(QUERIES, QUERIES),
         check=_check_qq_bias,
         **_OF_DECODERS,
     )
@@ -121,9 +141,9 @@ class Batch:
                 raise ContractError("selected", f"{rows} rows", f"at least num_actual_tokens ({self.num_actual_tokens})")
         for name, record in held_rules(self).items():
             object.__setattr__(self, name, record.checked(getattr(self, name), self))
-        requests = self.num_requests
+        requests, axes = self.num_requests, axes_of(type(self))
         for name, tensor in self.tensors.items():
-            if name in ("bidirectional_ranges", "seq_lens", "causal", "block_table") and tensor.shape[0] != requests:
+            if axes.get(name, (OWN,))[0] is REQUESTS and tensor.shape[0] != requests:
                 raise ContractError(name, f"{len(tensor)} entries", f"{requests}: query_start_loc has R + 1 = {requests + 1}")
 
     @cached_property

@@ -13,9 +13,13 @@ from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layouts import Layout
 from attn_contract.rule_types import check_number, check_optional_number, check_pair
 from attn_contract.rules import (
+    BLOCKS,
     CACHED,
     DECODER_ONLY,
+    HEADS,
+    KV_HEADS,
     LOGITS,
+    OWN,
     SELF_ATTENTION,
     SOFTMAX,
     VALUES,
@@ -25,6 +29,7 @@ from attn_contract.rules import (
     held_rules,
     holds_rules,
     rule,
+    with_axes,
 )
 from attn_contract.scope import refuse_out_of_scope
 from attn_contract.signatures import Signature
@@ -197,12 +202,15 @@ class Layer:
         None,
         label="float8 queries (q_scale)",
         acts_on=LOGITS,
+        axes=(KV_HEADS,),
         check=_check_q_scale,
         attn_types=CACHED,
         why_not="only a cache is float8, and dense keys have no scale",
     )
-    alibi_slopes: torch.Tensor | None = rule(None, label="ALiBi", acts_on=LOGITS, check=_check_slopes, **_OF_POSITIONS)
-    sinks: torch.Tensor | None = rule(None, label="sinks", acts_on=SOFTMAX, check=_check_sinks)
+    alibi_slopes: torch.Tensor | None = rule(
+        None, label="ALiBi", acts_on=LOGITS, axes=(HEADS,), check=_check_slopes, **_OF_POSITIONS
+    )
+    sinks: torch.Tensor | None = rule(None, label="sinks", acts_on=SOFTMAX, axes=(HEADS,), check=_check_sinks)
     head_size_v: int | None = rule(
         None,
         label="a head size of V other than K's (head_size_v)",
@@ -211,11 +219,11 @@ class Layer:
     )
     layout: Layout | None = None
     kv_cache_dtype: torch.dtype | None = None
-    k_scale: torch.Tensor | None = None
-    v_scale: torch.Tensor | None = None
-    k_scale_cache: torch.Tensor | None = None
-    v_scale_cache: torch.Tensor | None = None
-    output_scale: torch.Tensor | None = None
+    k_scale: torch.Tensor | None = with_axes(KV_HEADS, default=None)
+    v_scale: torch.Tensor | None = with_axes(KV_HEADS, default=None)
+    k_scale_cache: torch.Tensor | None = with_axes(BLOCKS, OWN, KV_HEADS, default=None)
+    v_scale_cache: torch.Tensor | None = with_axes(BLOCKS, OWN, KV_HEADS, default=None)
+    output_scale: torch.Tensor | None = with_axes(OWN, default=None)
 
     def __new__(cls, **settings: Any) -> "Layer":
         refuse_out_of_scope(settings)

@@ -135,6 +135,14 @@ class Layout(StrEnum):
         if self.latent_format is not None:
             self._check_latent_widths(self.latent_format, head_size, head_size_v)
 
+    def has_widths(self, head_size: int, head_size_v: int | None) -> bool:
+        """True if rows of this layout can have these widths of K and V."""
+        try:
+            self.check_widths(head_size, head_size_v)
+        except ContractError:
+            return False
+        return True
+
     def _check_latent_widths(self, form: LatentFormat, head_size: int, head_size_v: int | None) -> None:
         if form.kept_dims is None:
             if head_size_v is None or head_size_v % form.scale_dims or not 0 < head_size_v <= head_size:

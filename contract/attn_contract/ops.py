@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from attn_contract.arguments import check_dims, check_int
+from attn_contract.arguments import check_dims, check_int, check_tensor, refuse_vmap
 from attn_contract.attention_type import AttentionType
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
@@ -177,10 +177,25 @@ def _fake(op: str) -> Callable[..., None]:
     return write_nothing
 
 
+def _refuse_views(op: str) -> Callable[..., None]:
+    """An op on tensors that are negated or stand for many: torch resolves no written one, and names none in its message."""
+
+    def refuse(*required: Any, **options: Any) -> None:
+        given = dict(zip(_required(op).names, required, strict=True)) | options
+        tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+        refuse_vmap(tensors)
+        for name, tensor in tensors.items():
+            check_tensor(name, tensor)
+
+    return refuse
+
+
 _library = torch.library.Library("attn_parity", "DEF")
 for _op, _arguments in SCHEMAS.items():
     _library.define(f"{_op}({_arguments}) -> ()")
     torch.library.register_fake(f"attn_parity::{_op}", _fake(_op))
+    for _key in ("Negative", "FuncTorchBatched"):
+        _library.impl(_op, _refuse_views(_op), _key)
 
 
 Arrange = Callable[[Sequence[Any], Given], tuple[tuple[Any, ...], Given]]
@@ -334,29 +349,41 @@ def _on_meta(part: Any) -> Any:
     return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
+def _check_sizes(name: str, tensor: torch.Tensor, dims: tuple[str, ...]) -> None:
+    """Check the dimensions of a tensor, some of which become fields of the same name. A field's own check would not name it."""
+    check_dims(name, tensor, dims)
+    if 0 in (size for size, dim in zip(tensor.shape, dims, strict=True) if dim in _SIZES):
+        free = " and ".join(dim for dim in dims if dim not in _SIZES)
+        expected = f"shape ({', '.join(dims)}), each of its sizes but {free} at least 1"
+        raise ContractError(name, f"shape {tuple(tensor.shape)}", expected)
+
+
+_SIZES = {field.name for holder in (Layer, Indexer) for field in fields(holder)}
+
+
 def _of_paged_attention(given: Given) -> tuple[Layer, Batch]:
     q = given["q"]
-    check_dims("q", q, ("T", "num_heads", "head_size"))
+    _check_sizes("q", q, ("T", "num_heads", "head_size"))
     return _layer(given, num_heads=q.shape[1], head_size=q.shape[2]), _batch(given, causal=_causal(given))
 
 
 def _of_varlen_attention(given: Given) -> tuple[Layer, Batch]:
     q, k = given["q"], given["k"]
-    check_dims("q", q, ("T", "num_heads", "head_size"))
-    check_dims("k", k, ("T_kv", "num_kv_heads", "head_size"))
+    _check_sizes("q", q, ("T", "num_heads", "head_size"))
+    _check_sizes("k", k, ("T_kv", "num_kv_heads", "head_size"))
     layer = _layer(given, num_heads=q.shape[1], num_kv_heads=k.shape[1], head_size=q.shape[2])
     return layer, _batch(given, causal=False)
 
 
 def _of_rope_and_write(given: Given) -> tuple[Layer]:
-    check_dims("q", given["q"], ("T", "num_heads", "head_size"))
+    _check_sizes("q", given["q"], ("T", "num_heads", "head_size"))
     return (_written_layer(given, num_heads=given["q"].shape[1]),)
 
 
 def _of_latent_write(given: Given) -> tuple[Layer]:
     kv_c, k_pe = given["kv_c"], given["k_pe"]
-    check_dims("kv_c", kv_c, ("T_kv", "head_size_v"))
-    check_dims("k_pe", k_pe, ("T_kv", "head_size - head_size_v"))
+    _check_sizes("kv_c", kv_c, ("T_kv", "head_size_v"))
+    _check_sizes("k_pe", k_pe, ("T_kv", "head_size - head_size_v"))
     sizes = {"num_heads": 1, "num_kv_heads": 1, "head_size": kv_c.shape[1] + k_pe.shape[1], "head_size_v": kv_c.shape[1]}
     return (_layer({"layout": Layout.LATENT, **given}, **sizes, scale=1.0),)
 
@@ -365,7 +392,7 @@ def _of_index_call(name: str, *dims: str) -> Describe:
     """The description of a call whose tensor of that name has these dimensions, of which some are fields of Indexer."""
 
     def describe(given: Given) -> tuple[Described, ...]:
-        check_dims(name, given[name], dims)
+        _check_sizes(name, given[name], dims)
         indexer = _indexer(given, dict(zip(dims, given[name].shape, strict=True)))
         return (indexer, _batch(given, causal=True)) if "seq_lens" in given else (indexer,)
 
@@ -405,10 +432,10 @@ def _layer(given: Given, **sizes: Any) -> Layer:
 def _written_layer(given: Given, num_heads: int | None = None) -> Layer:
     """The layer of a cache write. The write knows no scale of logits, and without q no number of query heads."""
     k = given["k"]
-    check_dims("k", k, ("T_kv", "num_kv_heads", "head_size"))
+    _check_sizes("k", k, ("T_kv", "num_kv_heads", "head_size"))
     num_kv_heads, head_size = k.shape[1:]
     if given["layout"] == Layout.CONTENT_PACKED:
-        check_dims("v", given["v"], ("T_kv", "num_kv_heads", "head_size_v"))
+        _check_sizes("v", given["v"], ("T_kv", "num_kv_heads", "head_size_v"))
         given = {**given, "head_size_v": given["v"].shape[2]}
     return _layer(
         given,

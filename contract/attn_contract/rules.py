@@ -44,11 +44,31 @@ class ActsOn(StrEnum):
 
 VISIBILITY, LOGITS, SOFTMAX, VALUES, CALL = ActsOn
 
+
+class Axis(StrEnum):
+    """What an axis of a tensor of Layer or Batch counts."""
+
+    HEADS = "H"
+    KV_HEADS = "HK"
+    """KV heads; or one entry stands for all of them."""
+    REQUESTS = "R"
+    ROWS = "T"
+    """Rows of q. There are at least num_actual_tokens entries."""
+    QUERIES = "Q"
+    """Queries of one request. There are at least max_query_len entries."""
+    BLOCKS = "NB"
+    OWN = "own"
+    """Something that no other tensor counts."""
+
+
+HEADS, KV_HEADS, REQUESTS, ROWS, QUERIES, BLOCKS, OWN = Axis
+
 ALL_TYPES: Final = tuple(AttentionType)
 SELF_ATTENTION: Final = (AttentionType.DECODER, AttentionType.ENCODER, AttentionType.ENCODER_ONLY)
 DECODER_ONLY: Final = (AttentionType.DECODER,)
 CACHED: Final = tuple(attn_type for attn_type in AttentionType if attn_type.reads_cache)
 _RECORD = "attn_contract.rule"
+_AXES = "attn_contract.axes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +87,11 @@ class Rule:
         excludes: rules that a call with this one cannot ask for.
         why_excluded: why this rule excludes them; empty if it excludes none.
         check: what a value must fulfil beyond its type. A rule without a check takes every value of its type.
+        axes: what the axes of a tensor count. A tensor with fewer axes lacks the first of them. Other rules have none.
 
     Raises:
-        TypeError: a type that RULE_TYPES lacks, an off value of another type, or attention types or excluded rules without a
-            reason.
+        TypeError: a type that RULE_TYPES lacks, an off value of another type, a tensor without axes, or attention types or
+            excluded rules without a reason.
     """
 
     name: str
@@ -84,6 +105,7 @@ class Rule:
     excludes: tuple[str, ...] = ()
     why_excluded: str = ""
     check: Check | None = None
+    axes: tuple[Axis, ...] = ()
 
     def __post_init__(self) -> None:
         if self.type not in RULE_TYPES:
@@ -94,6 +116,10 @@ class Rule:
             fits = is_of_type(self.off, self.type)
         if not fits:
             raise TypeError(f"rule {self.name}: {shown(self.off)} cannot be the off value of {self.type}")
+        if bool(self.axes) != self.is_tensor or not all(isinstance(axis, Axis) for axis in self.axes):
+            raise TypeError(
+                f"rule {self.name}: axes says what each axis of a tensor counts, each an Axis, and only of a tensor"
+            )
         if bool(self.why_not) != (set(self.attn_types) != set(ALL_TYPES)):
             raise TypeError(f"rule {self.name}: why_not says why some attention types lack the rule, and only then")
         if bool(self.why_excluded) != bool(self.excludes):
@@ -128,6 +154,11 @@ class Rule:
 def rule(off: Any, **record: Any) -> Any:
     """The default of a field of Layer or Batch that is a rule. The arguments are those of Rule, which `holds_rules` makes."""
     return dataclasses.field(default=off, metadata={_RECORD: record})
+
+
+def with_axes(*axes: Axis, **default: Any) -> Any:
+    """A field of Layer or Batch that is no rule, and may be a tensor with these axes; see `Rule.axes`."""
+    return dataclasses.field(metadata={_AXES: axes}, **default)
 
 
 _HOLDERS = ("Layer", "Batch", "call")
@@ -271,6 +302,14 @@ def held_rules(holder: Any) -> Mapping[str, Rule]:
         TypeError: a class that adds a rule is not decorated with holds_rules.
     """
     return _held(holder if isinstance(holder, type) else type(holder))
+
+
+@lru_cache
+def axes_of(holder: type) -> Mapping[str, tuple[Axis, ...]]:
+    """The axes of each field of Layer or Batch that may be a tensor, by name; see `Rule.axes`."""
+    of_rules = {name: record.axes for name, record in _held(holder).items() if record.is_tensor}
+    own = {field.name: field.metadata[_AXES] for field in dataclasses.fields(holder) if _AXES in field.metadata}
+    return MappingProxyType(of_rules | own)
 
 
 def _default(field: "dataclasses.Field[Any]") -> object:

@@ -30,6 +30,10 @@ class FaultError(ExecutorError):
     """The interpreter, the emulator or an adapter of this project raised an unexpected exception."""
 
 
+class UnbuiltError(FaultError):
+    """A case, and the layer and the step that are made of it, do not ask for the same. The message begins with a name."""
+
+
 class LimitError(RuntimeError):
     """This tool cannot run a kernel. That is no verdict on the kernel.
 

@@ -61,19 +61,6 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
         return text
 
 
-def read_lines(path: Path, most: int, longest: int = MAX_BYTES) -> Iterator[bytes]:
-    """The lines of a file with their ends, of which one is in memory at once. The last one may lack its end.
-
-    Raises:
-        InputError: as `read_bytes`, or a line has more than `longest` bytes.
-    """
-    with _opened(path, most) as file:
-        while line := file.readline(longest + 1):
-            if len(line) > longest:
-                raise InputError(f"{path}: a line of more than {longest} bytes")
-            yield line
-
-
 @contextmanager
 def _opened(path: Path, most: int) -> Iterator[Any]:
     try:

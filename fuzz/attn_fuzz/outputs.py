@@ -1,21 +1,17 @@
 """Files that a command writes. Importing this module needs no extra.
 
-A file is written as a whole, or stays as it was. One that grows over hours, line by line, is `Lines`.
+A file is written as a whole, or stays as it was.
 """
 
 import contextlib
-import fcntl
 import itertools
 import os
 import secrets
 import stat
-import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from attn_fuzz import inputs
 from attn_fuzz.errors import InputError
-from attn_fuzz.text import one_line
 
 RUNS = Path("attn-parity-runs")
 """The folder in which commands leave the files of their runs, unless they are told another one."""
@@ -38,91 +34,6 @@ def write(path: Path, content: bytes | str) -> None:
         with partial_file(whole) as partial:
             partial.write_bytes(data)
             partial.replace(whole)
-
-
-class Lines:
-    """A file that grows by lines, while a run holds it (`held`).
-
-    Attributes:
-        lines: that it had, in order, without the ends of lines.
-        half: what came after the last end of a line, if anything did: a run was killed while it wrote that. It is gone.
-    """
-
-    def __init__(self, path: Path, descriptor: int, lines: list[bytes], half: bytes) -> None:
-        self.path, self.lines, self.half = path, lines, half
-        self._descriptor, self._writing = descriptor, threading.Lock()
-
-    def add(self, line: bytes) -> None:
-        """Write a line, whole or not at all.
-
-        Raises:
-            OSError: it cannot be written: no space is left, or the file may grow no larger. The error names the file.
-        """
-        with _errors_that_name(self.path), self._writing:
-            end = os.fstat(self._descriptor).st_size
-            left = line + b"\n"
-            try:
-                while left:
-                    left = left[os.write(self._descriptor, left) :]
-            except BaseException:
-                os.ftruncate(self._descriptor, end)
-                raise
-
-    def begin(self, line: bytes) -> None:
-        """Write a first line in place of all that the file holds."""
-        with _errors_that_name(self.path):
-            os.ftruncate(self._descriptor, 0)
-        self.add(line)
-
-
-@contextlib.contextmanager
-def held(path: Path, most: int, starts: bytes) -> Iterator[Lines]:
-    """Hold a file of lines, which is made if it is not there. Its lines stay where they are, and half a line is cut off.
-
-    Args:
-        path: a file, in a folder that exists.
-        most: bytes that it may have.
-        starts: the beginning of the first line of such a file.
-
-    Raises:
-        InputError: another run holds the file, or it cannot be read. It is left as it was if it has another start.
-        OSError: it cannot be written.
-    """
-    with _errors_that_name(path):
-        descriptor = _locked(path)
-    try:
-        lines: list[bytes] = []
-        for line in inputs.read_lines(path, most):
-            if not (lines or line.startswith(starts) or starts.startswith(line)):
-                got = one_line(repr(line[:60].rstrip(b"\n")), inputs.MAX_QUOTE)
-                raise InputError(f"{path}: got {got} as its first line, expected {starts.decode()} and more")
-            lines.append(line)
-        half = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
-        lines = [line.removesuffix(b"\n") for line in lines]
-        if half:
-            with _errors_that_name(path):
-                os.ftruncate(descriptor, os.fstat(descriptor).st_size - len(half))
-        yield Lines(path, descriptor, lines, half)
-    finally:
-        os.close(descriptor)
-
-
-def _locked(path: Path) -> int:
-    """A descriptor of a file that no other process locks. It is locked until it is closed, or until this process ends.
-
-    Raises:
-        InputError: another process locks the file.
-    """
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(descriptor)):
-                return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            raise InputError(f"{path}: another run writes it; wait for its end, or give another file or folder") from None
-        os.close(descriptor)  # a run that has ended deleted the file meanwhile
 
 
 def create(path: Path, content: bytes | str) -> bool:

@@ -143,7 +143,8 @@ def index_logits(
 
     Returns:
         out, or [HS, T, units] float32 for `indexer.num_units(batch.max_seq_len)` units. Logits of units that a row
-        does not see may be anything, and so may rows of no request. A row's logits do not depend on other rows or requests.
+        does not see may be anything. Columns from there on and rows of no request are not written, and in a new tensor may hold
+        anything. A row's logits do not depend on other rows or requests.
 
     Raises:
         ContractError: the arguments contradict the contract.
@@ -278,12 +279,13 @@ def select(
         indexer: the terms of the index layer.
         batch: causal.
         out: the tensor to write and return; its last dimension is dense. None: a new tensor.
-        validate: also check the lengths, which waits for the device.
+        validate: also check the lengths, and that no logit which a row sees is NaN. It waits for the device. Without it, NaN is
+            less than every number.
 
     Returns:
         [HS, T, indexer.selected_width] int32, as `Batch.selected` has it: units in rising order, then -1, and in the last
         column the open unit, if the layer has one. Among equal logits, the first units are selected. A row of no request
-        has -1.
+        is not written, and in a new tensor may hold anything.
 
     Raises:
         ContractError: the arguments contradict the contract.

@@ -202,7 +202,7 @@ def _mask_of(
     """The keys that a mask shows, bool [B, Q, K], and the numbers that it adds to logits; None if it adds none."""
     num_rows, _, num_queries, num_keys = shape
     if mask is None:
-        seen = torch.ones(num_rows, num_queries, num_keys, dtype=torch.bool)
+        seen = torch.ones(num_rows, num_queries, num_keys, dtype=torch.bool, device="cpu")
         return seen.tril() if is_causal and num_queries > 1 else seen, None
     if not isinstance(mask, torch.Tensor) or mask.dim() != 4:
         got = f"shape {tuple(mask.shape)}" if isinstance(mask, torch.Tensor) else shown(mask)

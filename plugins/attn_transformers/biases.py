@@ -41,9 +41,9 @@ def slopes_of(bias: torch.Tensor, seen: torch.Tensor, reading: Reading) -> torch
     """
     distances, rises = [], []
     for request in reading.requests:
-        at = torch.tensor(request.queries)[:, None], torch.tensor(request.keys)[None, :]
-        p, j = torch.tensor(request.positions)[:, None], torch.arange(request.seq_len)[None, :]
-        visible, distance, added = seen[request.row][at], (j - p).abs(), bias[request.row][:, *at].double()
+        queries, keys, p = (torch.tensor(of, device="cpu") for of in (request.queries, request.keys, request.positions))
+        at, j = (queries[:, None], keys[None, :]), torch.arange(request.seq_len, device="cpu")
+        visible, distance, added = seen[request.row][at], (j - p[:, None]).abs(), bias[request.row][:, *at].double()
         # from the last key that a row sees
         last = visible.shape[1] - 1 - visible.flip(1).int().argmax(1, keepdim=True)
         rise = added - added.gather(2, last.expand(len(added), -1, -1))

@@ -188,7 +188,7 @@ class _Rows:
     def batch_select_indices(self, cache: Any, indices: torch.Tensor) -> Iterator[None]:
         yield
         rows = range(self.sizes.get(self.numbers.get(cache, 0), 0))
-        self._become(cache, torch.tensor(rows)[indices.cpu()].tolist())
+        self._become(cache, torch.tensor(rows, device="cpu")[indices.cpu()].tolist())
 
     def crop(self, cache: Any, tokens_to_remove: int) -> Iterator[None]:
         """A positive number is the length to keep, before transformers 5.24."""
@@ -281,7 +281,9 @@ class _Engine:
             self.shadow.write(layer_idx, request, positions, slots=slots, keys=new[rows])
         for request, positions, rows, handed in parts:
             num_keys = handed.stop - handed.start
-            slots = read[handed] if len(read) else written[rows] if window is None else torch.full((num_keys,), -1)
+            slots = (
+                read[handed] if len(read) else written[rows] if window is None else torch.full((num_keys,), -1, device="cpu")
+            )
             first = 0 if window is None else max(0, positions.stop - num_keys)
             self.shadow.read(layer_idx, request, range(first, first + num_keys), slots=slots, keys=given[handed])
         for request, positions, rows, _ in parts if window is not None else ():
@@ -329,7 +331,7 @@ class _Engine:
         yield
         for state, (layer, allocator) in itertools.product(restored, manager.cache.layer_to_allocator.items()):
             window, length = getattr(allocator, "sliding_window", None), state.position_offset
-            positions = torch.arange(0 if window is None else max(0, length - window), length)
+            positions = torch.arange(0 if window is None else max(0, length - window), length, device="cpu")
             own = positions if window is None else positions % window
             slots = _slots_of_blocks(allocator, allocator.block_table[state.request_id])[own]
             self.shadow.place(layer, state.request_id, positions, slots)
@@ -360,7 +362,7 @@ def _slots(allocator: Any, index: torch.Tensor) -> torch.Tensor:
 
 def _slots_of_blocks(allocator: Any, blocks: list[int]) -> torch.Tensor:
     size = allocator.tokens_per_page
-    return (torch.tensor(blocks, dtype=torch.int64)[:, None] * size + torch.arange(size)).flatten()
+    return (torch.tensor(blocks, dtype=torch.int64, device="cpu")[:, None] * size + torch.arange(size, device="cpu")).flatten()
 
 
 def _rounding(layer: Any) -> float:

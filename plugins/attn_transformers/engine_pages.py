@@ -42,13 +42,13 @@ class EnginePages:
         assert step.batch.block_table is not None
         block_size = self.kv_cache.shape[2]
         seq_lens = step.batch.seq_lens.tolist()
-        table = torch.zeros(len(seq_lens), -(-max(seq_lens, default=0) // block_size), dtype=torch.int32)
+        table = torch.zeros(len(seq_lens), -(-max(seq_lens, default=0) // block_size), dtype=torch.int32, device="cpu")
         key_rows = self.key_rows.cpu()
         for entries, keys, seq_len in zip(table, step.batch.block_table.cpu().long(), seq_lens, strict=True):
             rows = key_rows[keys[:seq_len]]
             blocks, slots = rows // self.rows_of_block, rows % self.rows_of_block
             entries[: -(-seq_len // block_size)] = blocks[::block_size]
-            place = torch.arange(seq_len)
+            place = torch.arange(seq_len, device="cpu")
             if not torch.equal(slots, place % block_size) or not torch.equal(blocks, entries[place // block_size].long()):
                 return None
         return dataclasses.replace(step.batch, block_table=table.to(step.q.device))

@@ -112,7 +112,7 @@ def _length(queries: int) -> int:
 
 def _real(own: range, rows: int, causal: bool) -> torch.Tensor:
     """[B, Q] bool, True for tokens at the positions `own` that are real. If that is not known, all are False."""
-    is_real, running = torch.zeros(rows, len(own), dtype=torch.bool), _running.get()
+    is_real, running = torch.zeros(rows, len(own), dtype=torch.bool, device="cpu"), _running.get()
     masks = [_padding(given, causal) for given in reversed(running)]
     if not running or "attention_mask" not in running[-1]:
         return is_real

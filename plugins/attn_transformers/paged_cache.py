@@ -94,7 +94,11 @@ class PagedLayer(CacheLayerMixin):
         k, v = (states.detach().transpose(1, 2).flatten(0, 1).contiguous() for states in (key_states, value_states))
         attn_reference.write_kv_cache(k, v, self.pages, self.layer, slots.flatten())
         rows = [attn_reference.gather_kv_cache(self.pages, self.layer, row, self.seq_len, self.dtype) for row in tables]
-        self.keys, self.values = (torch.stack(kept).transpose(1, 2) for kept in zip(*rows, strict=True))
+        # copied, not stacked: autocast to another type of 16 bits stacks no tensors of this one
+        self.keys, self.values = (part.new_empty(len(rows), *part.shape) for part in rows[0])
+        for row, (own_keys, own_values) in enumerate(rows):
+            self.keys[row], self.values[row] = own_keys, own_values
+        self.keys, self.values = self.keys.transpose(1, 2), self.values.transpose(1, 2)
         return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

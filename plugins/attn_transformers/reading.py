@@ -66,9 +66,9 @@ class Reading:
         """The contract's Batch. Key k of row b is block `b * num_keys + k`."""
         q_lens = [len(request.queries) for request in self.requests]
         seq_lens = [request.seq_len for request in self.requests]
-        table = torch.zeros(len(self.requests), max(seq_lens, default=0), dtype=torch.int32)
+        table = torch.zeros(len(self.requests), max(seq_lens, default=0), dtype=torch.int32, device="cpu")
         for entries, request in zip(table, self.requests, strict=True):
-            entries[: request.seq_len] = request.row * num_keys + torch.tensor(request.keys)
+            entries[: request.seq_len] = request.row * num_keys + torch.tensor(request.keys, device="cpu")
         return Batch(
             query_start_loc=torch.tensor([0, *itertools.accumulate(q_lens)], dtype=torch.int32, device=device),
             seq_lens=torch.tensor(seq_lens, dtype=torch.int32, device=device),
@@ -100,7 +100,7 @@ class Reading:
         )
         batch, shown = self.batch(seen.shape[2]), torch.zeros_like(seen)
         for r, request in enumerate(self.requests):
-            p, j = torch.tensor(request.positions), torch.arange(request.seq_len)
-            at = torch.tensor(request.queries)[:, None], torch.tensor(request.keys)[None, :]
+            p, j = torch.tensor(request.positions, device="cpu"), torch.arange(request.seq_len, device="cpu")
+            at = torch.tensor(request.queries, device="cpu")[:, None], torch.tensor(request.keys, device="cpu")[None, :]
             shown[request.row][at] = attn_reference.visible(p, j, layer, batch, r)
         return torch.equal(shown, seen)

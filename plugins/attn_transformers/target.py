@@ -88,7 +88,7 @@ def _padded(requests: list[attn_reference.Request], q: torch.Tensor, layer: Laye
         first = rng.choice((0, num_keys - len(one.key)))
         queries, keys = slice(begin, begin + len(one.query)), slice(first, first + len(one.key))
         query[row, :, queries] = one.query.transpose(0, 1).to(q.dtype)
-        visible = one.seen[:, None, None]
+        visible = one.seen[..., None]
         for padded, own in ((key, one.key), (value, one.value)):
             padded[row, :, keys] = torch.where(visible, own, torch.nan).transpose(0, 1).to(q.dtype)
         seen[row, 0, queries, keys] = one.visible

@@ -14,6 +14,7 @@ import torch
 import vllm.envs as envs
 from attn_contract import AttentionType, Batch, Layer, Layout, UnsupportedError
 from attn_optimized.aiter_adapter import Aiter
+from attn_optimized.arithmetic import joined
 from attn_optimized.backends.triton_mla import TritonMlaBackend
 from attn_optimized.backends.triton_mla.context import attend_to_context, expanded_layer
 from attn_optimized.launch.widths import MAX_HEAD_SIZE
@@ -200,7 +201,7 @@ class ParityTritonMlaImpl(MLACommonImpl[MLACommonMetadata]):
         over_ranks = self.dcp_world_size > 1
         if over_ranks and attn_metadata.causal and decode.max_query_len > 1:
             raise UnsupportedError(NAME, "causal decodes of several tokens under DCP", "a rank is told its own lengths alone")
-        query = torch.cat(q, dim=-1) if isinstance(q, tuple) else q
+        query = joined(*q) if isinstance(q, tuple) else q
         out = query.new_zeros(*query.shape[:2], self.layer.v_head_size)
         lse = query.new_empty(query.shape[1], len(query), dtype=torch.float32) if over_ranks else None
         batch = Batch(
@@ -299,7 +300,7 @@ class ParityTritonMlaPrefill(MLAPrefillBackend):
             causal=False,
             block_table=first_rows + torch.arange(chunk.max_seq_len, dtype=first_rows.dtype, device=first_rows.device),
         )
-        return attend_to_context(q, torch.cat([k, v], dim=-1), self._layer(), batch, out=out, **_options())
+        return attend_to_context(q, joined(k, v), self._layer(), batch, out=out, **_options())
 
     def _layer(self) -> Layer:
         head_size = self.qk_nope_head_dim + self.qk_rope_head_dim

@@ -35,9 +35,10 @@ position 0. A request with query_len 0 is padding.
 **What may hold anything.** Keys from seq_len on and query rows that no request owns are not used, and block table entries past
 `ceil(seq_len / block_size)` are not followed. The K and V of a key that none of the request's queries sees do not matter
 either: an engine recycles the blocks that a sliding window has left (vLLM #30887). A weight of 0 would not make their NaN
-harmless, since 0 * NaN is NaN: keys that no query sees are selected away. The K and V of a key that some query of the request
-sees are finite, and so is q in the rows of requests: what a NaN or an infinity gives there is undefined. A cache write stores
-NaN and infinities bit by bit. A quantized cache saturates infinities, and its keys may then be seen.
+harmless, since 0 * NaN is NaN: keys that no query sees are selected away. With a selection for each KV head, this holds for the
+K and V of each KV head by itself. The K and V that some query of the request sees are finite, and so is q in the rows of
+requests: what a NaN or an infinity gives there is undefined. A cache write stores NaN and infinities bit by bit. A quantized
+cache saturates infinities, and its keys may then be seen.
 
 **The largest numbers.** A finite sink or bias is at most 2^126 in magnitude, which `validate` checks. Nothing checks the other
 limits, and beyond them the row is undefined. The magnitudes of the products that make up a q.k, of the numbers that the cache
@@ -49,8 +50,9 @@ magnitude of their V is at most 2^100: weighted values are added up before they 
 holds one vector per token, which is k, and whose first head_size_v elements are v (`attn_reference.latent`). The rows of a
 CONTENT_PACKED cache are k and then v, each as wide as it is.
 
-**Numbers.** The arithmetic is float32 or float64 throughout. Inputs are converted exactly, and each result is rounded once,
-when it is written (`attn_reference.rounding`). A float8 q and a quantized cache are read as `stored * scale`
+**Numbers.** The arithmetic is float32 or float64 throughout, but for products, which are summed in float64
+(`attn_reference.arithmetic`). Inputs are converted exactly, and each result is rounded once, when it is written
+(`attn_reference.rounding`). A float8 q and a quantized cache are read as `stored * scale`
 (`attn_reference.quantization`), the cache where its layout says (`attn_reference.kv_cache`; vLLM #43945). With an
 output_scale, `out` is float8 and holds the quantized float32 output; the LSE is not scaled.
 """
@@ -66,6 +68,7 @@ from attn_contract.arguments import check_type, shown
 from attn_contract.rules import refuse_unnamed
 from attn_contract.validation import check_paged_attention, check_varlen_attention, dtype_of_output
 
+from attn_reference.arithmetic import sum_of_products
 from attn_reference.kv_cache import gather_rows
 from attn_reference.logits import LOGIT_RULES, logit_bias, to_logits, with_sink
 from attn_reference.masks import VISIBILITY_RULES, position_of, selected_units, visible
@@ -176,8 +179,9 @@ class Request:
 
     @property
     def seen(self) -> torch.Tensor:
-        """[seq_len] bool: the keys that some query sees. K and V of the others may hold anything."""
-        return self.visible.flatten(0, -2).any(0)
+        """[seq_len, HK] bool: the keys that some query of a KV head's sees. K and V of the others may hold anything."""
+        of_heads = self.visible.expand(self.query.shape[1], -1, -1).any(1)
+        return of_heads.unflatten(0, (self.key.shape[1], -1)).any(1).T
 
 
 def paged_requests(
@@ -238,11 +242,11 @@ def attend(request: Request, layer: Layer) -> Attention:
     num_heads, num_kv_heads = layer.num_heads, layer.num_kv_heads
     if (request.query.shape[1], request.key.shape[1]) != (num_heads, num_kv_heads):
         raise ContractError("layer", f"{num_heads} heads, {num_kv_heads} KV heads", "as many as the request has")
-    value = torch.where(request.seen[:, None, None], request.value, 0)
+    value = torch.where(request.seen[..., None], request.value, 0)
 
     # n: KV head, g: query head of its group
     query_groups = request.query.unflatten(1, (num_kv_heads, num_heads // num_kv_heads))
-    scores = layer.scale * torch.einsum("qngd,knd->ngqk", query_groups, request.key).flatten(0, 1)
+    scores = layer.scale * sum_of_products("qngd,knd->ngqk", query_groups, request.key).flatten(0, 1)
     logits = torch.where(request.visible, to_logits(scores, request.bias, layer), -torch.inf)
 
     logits_and_sink = with_sink(logits, layer)
@@ -256,7 +260,7 @@ def attend(request: Request, layer: Layer) -> Attention:
     lse = (maximum + torch.log(denominator)).squeeze(-1)
 
     weight_groups = weights.unflatten(0, (num_kv_heads, num_heads // num_kv_heads))
-    out = torch.einsum("ngqk,knd->qngd", weight_groups, value).flatten(1, 2)
+    out = sum_of_products("ngqk,knd->qngd", weight_groups, value).flatten(1, 2)
     return Attention(out, lse, scores, request.bias, logits, weights)
 
 

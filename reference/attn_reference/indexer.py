@@ -14,11 +14,14 @@ Those are the units from 0 up to, and without, `seen_units(p)`. A row that stand
 
 A key with a scale is `stored * scale`. The scale is positive, so it may multiply before or after max(., 0). Weights may be
 negative: a logit of 0, which a key has if no product is positive, can be the best of a row. Columns of units that a row does
-not see may hold anything, and so may rows of no request.
+not see may hold anything. Of a tensor that the caller gives, columns from `num_units(max_seq_len)` on are not written, nor are
+rows that no request owns; in a new tensor these may hold anything. The same holds for what a selection writes.
 
 **Selection.** Of the n units that a row sees, the first `first_units` and the last `last_units` are selected whatever their
 logits are. The others that make up min(top_k, n) have the greatest logits. Where logits are equal, any of them will do: kernels
-disagree, and all are right. Entries have no order, and those that name no unit are -1. The logits that a row sees are finite.
+disagree, and all are right. Entries have no order, and those that name no unit are -1. A logit that a row sees is no NaN, which
+`validate` checks. Where values are not checked, NaN is less than every number, so that it takes no other unit's place; forced
+units are selected whatever theirs is.
 
 Where a key stands for a whole unit (key_unit > 1), the unit that p stands in has no key until its last token is there. Such an
 open unit is selected beside the top_k (GLM-5.3-Flash, Qwen4), and attention hides its tokens after p by causality.
@@ -57,7 +60,7 @@ def index_logits(
             key i of a request lies in its logical block `i // BS`.
         indexer: the terms of the index layer.
         batch: causal.
-        out: [HS, T, units or more] of the precision, whose first units are written; None: a new tensor.
+        out: [HS, T, units or more] of the precision, to write to and to return; None: a new tensor.
         precision: the dtype of the result: torch.float32, or torch.float64, in which every product and sum of float8 is exact.
 
     Returns:
@@ -75,7 +78,7 @@ def index_logits(
         keys = gather_index_keys(index_cache, indexer, batch, r, view)
         of_units = score(numbers_of(q[rows]), None if weights is None else weights[rows].double(), keys, p, indexer)
         logits[:, rows, : of_units.shape[-1]] = of_units
-    return logits.to(precision) if out is None else write_first_columns(out, logits)
+    return logits.to(precision) if out is None else write_owned_rows(out, logits, batch)
 
 
 def score(q: torch.Tensor, weights: torch.Tensor | None, keys: torch.Tensor, p: torch.Tensor, indexer: Indexer) -> torch.Tensor:
@@ -106,9 +109,10 @@ def seen_units(p: torch.Tensor, indexer: Indexer) -> torch.Tensor:
     return -(-tokens // indexer.selection_unit)
 
 
-def write_first_columns(out: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-    """`out`, with a result in its first columns."""
-    out[..., : result.shape[-1]] = result
+def write_owned_rows(out: torch.Tensor, result: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """`out`, with a result in its first columns of the rows that requests own."""
+    rows = int(batch.query_start_loc[-1])
+    out[:, :rows, : result.shape[-1]] = result[:, :rows]
     return out
 
 
@@ -125,7 +129,7 @@ def select(logits: torch.Tensor, indexer: Indexer, batch: Batch, *, out: torch.T
         [HS, T, indexer.selected_width] int32, as `Batch.selected` has it. Of equal logits those of the first units are taken.
 
     Raises:
-        ContractError: an argument contradicts the contract.
+        ContractError: an argument, or a logit that a row sees, contradicts the contract.
     """
     check_select(logits, indexer, batch, out, values=True)
     selected = torch.full((*logits.shape[:2], indexer.selected_width), -1, dtype=torch.int32, device=logits.device)
@@ -136,7 +140,7 @@ def select(logits: torch.Tensor, indexer: Indexer, batch: Batch, *, out: torch.T
             selected[:, row, : min(indexer.top_k, n)] = _best(logits[:, row, :n], indexer).int()
             if indexer.has_open_unit and (position + 1) % indexer.selection_unit and position >= 0:
                 selected[:, row, -1] = position // indexer.selection_unit
-    return selected if out is None else write_first_columns(out, selected)
+    return selected if out is None else write_owned_rows(out, selected, batch)
 
 
 def _best(logits: torch.Tensor, indexer: Indexer) -> torch.Tensor:

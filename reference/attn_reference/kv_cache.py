@@ -18,9 +18,8 @@ from attn_contract.latent_format import LatentFormat
 from attn_contract.layouts import BYTES_OF_SCALE, K, V
 from attn_contract.validation import check_gather_kv_cache, check_write_kv_cache, check_write_latent_cache
 
+from attn_reference.arithmetic import INTEGERS, joined
 from attn_reference.quantization import check_number_dtype, dequantize, e8m0_numbers, group_scales, quantize, row_scales
-
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 def write_kv_cache(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, slot_mapping: torch.Tensor) -> None:
@@ -65,7 +64,7 @@ def write_latent_cache(
         ContractError: an argument contradicts the contract, a slot lies outside the cache or is given twice.
     """
     view = check_write_latent_cache(kv_c, k_pe, kv_cache, layer, slot_mapping, values=True)
-    key = torch.cat([kv_c, k_pe], dim=-1)
+    key = joined(kv_c, k_pe)
     if view.layout.latent_format is not None:
         _write_scaled_latent(key, kv_cache, slot_mapping, view, view.layout.latent_format)
     else:
@@ -164,7 +163,7 @@ def _read_scaled_latent(
     quantized = dequantize(groups, numbers[..., None], dtype).flatten(-2)
     if sizes["kept"] == 0:
         return quantized
-    return torch.cat([quantized, part["kept"].view(torch.bfloat16).to(dtype)], dim=-1)
+    return joined(quantized, part["kept"].view(torch.bfloat16).to(dtype))
 
 
 def _sizes_of_parts(view: KVCacheView, form: LatentFormat) -> dict[str, int]:
@@ -243,4 +242,4 @@ def _elements(kv_cache: torch.Tensor, view: KVCacheView, kv: int, dims: range) -
 def _allocation(kv_cache: torch.Tensor) -> torch.Tensor:
     """The whole allocation under a view, as integers of the width of the cache's elements."""
     elements = kv_cache.untyped_storage().nbytes() // kv_cache.element_size()
-    return kv_cache.as_strided((elements,), (1,), 0).view(_INTEGERS[kv_cache.element_size()])
+    return kv_cache.as_strided((elements,), (1,), 0).view(INTEGERS[kv_cache.element_size()])

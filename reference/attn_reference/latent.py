@@ -23,12 +23,14 @@ The scale of both forms is that of the expanded one, `(P + R) ** -0.5` (times th
 the absorbed form has the same logits, whatever the width of its keys.
 
 Shapes: q_nope [T, N, P], q_pe [T, N, R], kv_c [T_kv, Lkv], k_pe [T_kv, R], w_uk [Lkv, N, P], w_uv [Lkv, N, V]. All tensors are
-of one dtype, and r and r' are rotated already.
+of one dtype, and r and r' are rotated already. Products are summed in float64, and each result is rounded once.
 """
 
 from typing import NamedTuple
 
 import torch
+
+from attn_reference.arithmetic import joined, sum_of_products
 
 
 class QueryKeyValue(NamedTuple):
@@ -48,21 +50,21 @@ def expanded(
     w_uv: torch.Tensor,
 ) -> QueryKeyValue:
     """MLA as attention with N KV heads, D = P + R and Dv = V. Its output [T, N, V] is MLA's."""
-    k_nope = torch.einsum("kl,lnp->knp", kv_c, w_uk)
+    k_nope = sum_of_products("kl,lnp->knp", kv_c, w_uk)
     every_head = k_pe[:, None].expand(-1, w_uk.shape[1], -1)
-    value = torch.einsum("kl,lnv->knv", kv_c, w_uv)
-    return QueryKeyValue(torch.cat([q_nope, q_pe], -1), torch.cat([k_nope, every_head], -1), value)
+    value = sum_of_products("kl,lnv->knv", kv_c, w_uv)
+    return QueryKeyValue(joined(q_nope, q_pe), joined(k_nope, every_head), value)
 
 
 def absorbed(
     q_nope: torch.Tensor, q_pe: torch.Tensor, kv_c: torch.Tensor, k_pe: torch.Tensor, w_uk: torch.Tensor
 ) -> QueryKeyValue:
     """MLA as attention with one KV head, D = Lkv + R and Dv = Lkv. `up_projected` of its output [T, N, Lkv] is MLA's."""
-    latent_query = torch.einsum("tnp,lnp->tnl", q_nope, w_uk)
-    key = torch.cat([kv_c, k_pe], -1)[:, None]
-    return QueryKeyValue(torch.cat([latent_query, q_pe], -1), key, kv_c[:, None])
+    latent_query = sum_of_products("tnp,lnp->tnl", q_nope, w_uk)
+    key = joined(kv_c, k_pe)[:, None]
+    return QueryKeyValue(joined(latent_query, q_pe), key, kv_c[:, None])
 
 
 def up_projected(out: torch.Tensor, w_uv: torch.Tensor) -> torch.Tensor:
     """[T, N, V]: the output of the absorbed form [T, N, Lkv], times W_UV of each head."""
-    return torch.einsum("tnl,lnv->tnv", out, w_uv)
+    return sum_of_products("tnl,lnv->tnv", out, w_uv)

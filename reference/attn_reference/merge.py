@@ -59,7 +59,8 @@ def merge_attn_states(
     if prefill_tokens_with_context is not None:
         has_prefix[:, prefill_tokens_with_context:] = False
     lses = torch.stack([torch.where(has_prefix, lse_a.double(), -torch.inf), lse_b.double()])
-    return _merge(torch.stack([out_a, out_b]), lses, out, lse, output_scale)
+    out = torch.empty_like(out_a) if out is None else out
+    return _merge(torch.stack([out_a.double(), out_b.double()]), lses, out, lse, output_scale)
 
 
 def merge_attn_parts(
@@ -88,17 +89,18 @@ def merge_attn_parts(
         ContractError: an argument contradicts the contract. Nothing is written then.
     """
     check_merge_attn_parts(outs, lses, out, lse, lse_base, output_scale)
-    return _merge(outs, lses.double() * (math.log(2) if lse_base == "2" else 1), out, lse, output_scale)
+    out = torch.empty_like(outs[0]) if out is None else out
+    return _merge(outs.double(), lses.double() * (math.log(2) if lse_base == "2" else 1), out, lse, output_scale)
 
 
 def _merge(
     outs: torch.Tensor,
     lses: torch.Tensor,
-    out: torch.Tensor | None,
+    out: torch.Tensor,
     lse: torch.Tensor | None,
     output_scale: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Merge outs [N, T, H, D] by lses [N, H, T] float64, natural logarithms."""
+    """Merge outs [N, T, H, D] float64 by lses [N, H, T] float64, natural logarithms."""
     if output_scale is not None:
         check_scale_values({"output_scale": output_scale})
     is_empty = ~torch.isfinite(lses)
@@ -107,10 +109,8 @@ def _merge(
     # exp(lse_r - lse) as a softmax: two LSEs of 2^126 are equal to their merged one in float64, and each would weigh 1.
     # An empty part is selected away: where all are empty, its weight is NaN, and 0 * NaN is NaN.
     weights = torch.where(is_empty, 0, torch.softmax(lses, 0)).mT[..., None]
-    shares = torch.where(is_empty.mT[..., None], 0, weights * outs.double())
+    shares = torch.where(is_empty.mT[..., None], 0, weights * outs)
     merged = shares.sum(0)
-    if out is None:
-        out = torch.empty_like(outs[0])
     out.copy_(rounded(merged, out.dtype) if output_scale is None else quantize(merged, output_scale, out.dtype))
     if lse is not None:
         lse.copy_(rounded(merged_lse, lse.dtype))

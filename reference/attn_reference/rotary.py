@@ -13,6 +13,7 @@ import torch
 from attn_contract import Layer
 from attn_contract.validation import check_rope_and_write_kv_cache
 
+from attn_reference.arithmetic import joined
 from attn_reference.kv_cache import write_rows
 
 
@@ -70,4 +71,4 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, is_neox: bo
     x1, x2 = turning.chunk(2, dim=-1) if is_neox else (turning[..., 0::2], turning[..., 1::2])
     turned = x1 * cos - x2 * sin, x2 * cos + x1 * sin
     pairs = torch.cat(turned, dim=-1) if is_neox else torch.stack(turned, dim=-1).flatten(-2)
-    return torch.cat([pairs.to(x.dtype), rest], dim=-1)
+    return joined(pairs.to(x.dtype), rest)

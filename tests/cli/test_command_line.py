@@ -133,7 +133,8 @@ def test_a_signal_during_imports_ends_with_130(number, module, tmp_path):
     """The first second of a command imports modules."""
     path = tmp_path / f"{module.split('.')[-1]}.py"
     path.write_text(f"import os, time; os.kill(os.getpid(), {number}); time.sleep(20)")
-    signals = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    signals = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    signals += "signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"  # a test before this one may have ignored it
     find = FINDS.format(module=module, path=str(path))
     program = "import attn_parity as a; a.cli.words['x'] = ''; a.cli.module = 'later'; a.main(['x'])"
     ended = subprocess.run([sys.executable, "-c", signals + find + program], capture_output=True, text=True, check=False)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 import pytest
 from attn_amdgcn import AmdgcnError, load, prepare
 from attn_fuzz import inputs
@@ -27,10 +26,6 @@ UNITS = (
     *(".amdhsa_a 1\n", ";", "(", "- ", "a: &a\n"),
     *("s_load_dword s6, s[0:1], 0x0\n", "x:\n", '.file 1 "a"\n', "a|", "0x"),
 )
-
-
-def line(entry: msgspec.Struct) -> str:
-    return f"{msgspec.json.encode(entry).decode()}\n"
 
 
 class Kind(NamedTuple):

@@ -241,4 +241,4 @@ def test_a_missing_dtype_is_asked_for_before_the_model_is_built(attn_parity, tmp
     (tmp_path / "config.json").write_text(json.dumps({key: value for key, value in LLAMA.items() if "dtype" not in key}))
     ended = attn_parity("select", "config.json", *ON_MI300)
     assert ended.code == 2
-    assert "--dtype: got nothing, expected float32, float16 or bfloat16" in ended.err
+    assert "dtype: got nothing, expected float32, float16 or bfloat16: the config does not say it, so give --dtype" in ended.err

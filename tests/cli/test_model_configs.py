@@ -217,7 +217,7 @@ def test_a_folder_is_a_model(attn_parity, tmp_path):
             "--attention-backend ROCM_ATTN --dtype bfloat16 --block-size 16 --kv-cache-dtype auto",
         ),
         (["--kv-cache-dtype", "int8_per_token_head"], "--attention-backend TRITON_ATTN --dtype bfloat16 --block-size 16"),
-        (["--kv-cache-dtype", "int8", "--scales", "tensor"], "no word of vLLM's --kv-cache-dtype says it"),
+        (["--kv-cache-dtype", "int8", "--scales", "token"], "no word of vLLM's --kv-cache-dtype says it"),
         (["--kv-cache-dtype", "fp8_e4m3fn", "--scales", "tensor"], "vLLM's is of torch.float8_e4m3fnuz here"),
         (
             ["--kv-cache-dtype", "int8", "--scales", "inline"],

@@ -21,10 +21,13 @@ from attn_contract.ops import option
 from attn_contract.rule_types import RULE_TYPES
 from attn_contract.rules import (
     DECODER_ONLY,
+    HEADS,
     LOGITS,
+    OWN,
     PLAIN_FIELDS,
     VISIBILITY,
     active_rules,
+    axes_of,
     held_rules,
     holds_rules,
     label_of,
@@ -52,7 +55,8 @@ def step(kind: type[Batch] = Batch, **settings: Any) -> Batch:
 
 def layer_with(type_: Any, off: Any, **record: Any) -> type[Layer]:
     """A class of layers that has one more rule, `extra`."""
-    field = rule(off, **{"label": "an extra", "acts_on": VISIBILITY, **record})
+    axes = (HEADS,) if type_ == torch.Tensor | None else ()
+    field = rule(off, **{"label": "an extra", "acts_on": VISIBILITY, "axes": axes, **record})
     made = dataclasses.make_dataclass("Extra", [("extra", type_, field)], bases=(Layer,), frozen=True, eq=False, kw_only=True)
     return holds_rules(made)
 
@@ -88,7 +92,7 @@ class TestRegistration:
         @holds_rules
         @frozen
         class Marked(Batch):
-            marks: torch.Tensor | None = rule(None, label="marks", acts_on=LOGITS)
+            marks: torch.Tensor | None = rule(None, label="marks", acts_on=LOGITS, axes=(OWN,))
 
         assert RULES["marks"].holder == "Batch"
         assert active_rules(step(Marked)) == {}
@@ -141,6 +145,19 @@ class TestRegistration:
         with pytest.raises(TypeError, match=rf"^rule extra: .*{message}"):
             layer_with(type_, off)
         assert "extra" not in RULES
+
+    @pytest.mark.parametrize(
+        ("type_", "axes"), [(torch.Tensor | None, ()), (torch.Tensor | None, ("H",)), (int | None, (HEADS,))]
+    )
+    def test_the_axes_of_a_tensor_are_known_and_nothing_else_has_any(self, type_, axes):
+        with pytest.raises(TypeError, match="rule extra: axes says what each axis of a tensor counts"):
+            layer_with(type_, None, axes=axes)
+
+    def test_every_field_that_may_be_a_tensor_has_axes(self):
+        for holder in (Layer, Batch):
+            tensors = {field.name for field in dataclasses.fields(holder) if "Tensor" in str(field.type)}
+            assert axes_of(holder).keys() == tensors
+        assert [*axes_of(layer_with(torch.Tensor | None, None))][-1] == "extra"
 
     @pytest.mark.parametrize("record", [{"attn_types": DECODER_ONLY}, {"why_not": "nobody knows"}])
     def test_some_attention_types_and_the_reason_come_together(self, record):

@@ -67,3 +67,31 @@ def test_every_argument_of_every_op_is_given_by_some_call():
     for name, arguments in given.items():
         schema = getattr(torch.ops.attn_parity, name).default._schema
         assert {argument.name for argument in schema.arguments} == arguments, name
+
+
+@pytest.mark.parametrize("call_name", OPS)
+def test_an_empty_tensor_is_refused_by_its_own_name(call_name):
+    """The op makes a layer of its arguments: a message names one of these, and not a field of the layer."""
+    op = getattr(torch.ops.attn_parity, call_name).default
+    arguments = CALLS[call_name](torch.device("cpu"))
+    names = {argument.name for argument in op._schema.arguments}
+    refused = set()
+    for name, value in arguments.items():
+        for dim in range(value.dim() if isinstance(value, torch.Tensor) else 0):
+            try:
+                op(**arguments | {name: value.narrow(dim, 0, 0)})
+            except ContractError as error:
+                refused.add(error.argument.split("[")[0])
+    assert refused
+    assert refused <= names
+
+
+@pytest.mark.parametrize("call_name", OPS)
+def test_a_negated_view_is_refused_by_its_name(call_name):
+    """A written one, too: torch would fail without a word about it."""
+    op = getattr(torch.ops.attn_parity, call_name).default
+    arguments = CALLS[call_name](torch.device("cpu"))
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor):
+            with pytest.raises(ContractError, match=f"{name}: got a negated view, expected a tensor whose memory"):
+                op(**arguments | {name: torch._neg_view(value)})

@@ -9,7 +9,7 @@ import attn_optimized
 import attn_reference
 import pytest
 import torch
-from attn_contract import Batch, Indexer, IndexLayout, IndexScore, ScaleFormat, UnsupportedError
+from attn_contract import Batch, ContractError, Indexer, IndexLayout, IndexScore, ScaleFormat, UnsupportedError
 from attn_fuzz.verdict.indexer import wrong_selection
 from attn_optimized.indexer import index_logits_call, select_call, write_index_cache_call
 from attn_optimized.launch.indexer import logit_tiles, select_tiles
@@ -128,12 +128,42 @@ def test_a_selection_is_the_reference_s_with_ties(fields, device):
     batch = step(device, (5, 700), (0, 9), (6, 4), (5, 400), (1, 150), padding=2)
     logits = hard_logits(19, indexer.num_units(700), indexer.num_selections)
     on_cpu = replace(batch, **{name: value.cpu() for name, value in batch.tensors.items()})
-    expected = attn_reference.select(logits, indexer, on_cpu)
+    # a tensor that is given keeps what it holds in rows of no request
+    out = torch.full((*logits.shape[:2], indexer.selected_width), 7, dtype=torch.int32)
+    expected = attn_reference.select(logits, indexer, on_cpu, out=out.clone())
     given = torch.nn.functional.pad(logits, (0, 5), value=torch.nan).to(device)
     for row, position in enumerate([*range(695, 700), *range(-2, 4), *range(395, 400), 149]):
         given[:, row, -(-(position + 1) // indexer.selection_unit) :] = torch.nan
-    selected = attn_optimized.select(given, indexer, batch, validate=True).cpu()
+    selected = attn_optimized.select(given, indexer, batch, out=out.to(device), validate=True).cpu()
     assert torch.equal(selected.sort(-1).values, expected.sort(-1).values)
+    assert (selected[:, 17:] == 7).all()
+
+
+@pytest.mark.parametrize("indexer", LAYERS.values(), ids=LAYERS)
+def test_logits_are_written_where_the_step_has_rows_and_units_and_nowhere_else(indexer, device):
+    batch = step(device, (3, 70), (1, 5), padding=2)
+    q, weights = queries(indexer, 6, device)
+    units = indexer.num_units(batch.max_seq_len)
+    wide = torch.full((indexer.num_selections, 6, units + 30), 7.0, device=device)
+    for side in (attn_reference, attn_optimized):
+        logits = side.index_logits(q, weights, cache_of(indexer, 10, device), indexer, batch, out=wide.clone())
+        assert (logits[:, :3, 0] != 7).all()
+        assert (logits[:, :, units:] == 7).all(), side
+        assert (logits[:, 4:] == 7).all(), side
+
+
+@pytest.mark.parametrize("fields", SELECTING.values(), ids=SELECTING)
+def test_nan_is_less_than_every_number_and_refused_where_values_are_checked(fields, device):
+    indexer, batch = replace(SMALL, **fields), step(device, (1, 300), (2, 150))
+    logits = hard_logits(3, indexer.num_units(300), indexer.num_selections)
+    least = logits.clone()
+    least[:, :, 1::2], logits[:, :, 1::4], logits[:, :, 3::4] = -torch.inf, torch.nan, -torch.nan
+    selected = attn_optimized.select(logits.to(device), indexer, batch).cpu()
+    assert wrong_selection(selected, logits, indexer, batch) is None
+    assert wrong_selection(selected, least, indexer, batch) is None
+    for select in (attn_reference.select, partial(attn_optimized.select, validate=True)):
+        with pytest.raises(ContractError, match=r"logits\[0, 0, 1\]: got nan, expected a number: the row sees the unit"):
+            select(logits.to(device), indexer, batch)
 
 
 def test_a_selection_is_in_rising_order(device):

@@ -26,7 +26,7 @@ from attn_optimized.launch.table import Parameters
 from attn_optimized.launch.workload import SHORT_WINDOW_KEYS
 
 from tests.optimized.conftest import kind_of, launches
-from tests.support.calls import ONE_SCALE, joined
+from tests.support.calls import ONE_SCALE, joined, random_tokens
 from tests.support.calls import paged_call as call_of_tokens
 from tests.support.pairwise import parametrize_pairwise
 
@@ -667,3 +667,17 @@ def test_in_float16_a_key_of_a_large_scale_takes_precision_from_others_as_the_bo
     out = torch.full_like(wide.q, torch.nan)
     attn_optimized.paged_attention(*wide, out=out)
     torch.testing.assert_close(out[0, 0, 0].double(), right.out[0, 0, 0], rtol=2**-7, atol=0)
+
+
+@pytest.mark.parametrize("side", [attn_reference, attn_optimized])
+def test_keys_that_another_kv_head_selects_may_hold_nan(side, device):
+    tokens = random_tokens([2], [6])
+    selected = torch.tensor([[[0, -1], [0, 1]], [[2, -1], [2, -1]]], dtype=torch.int32)
+    selected = torch.nn.functional.pad(selected, (0, 0, 0, 4), value=-1)
+    call = call_of_tokens(tokens, selection_unit=2, selected=selected, device=device)
+    expected = side.paged_attention(*call)[:2]
+    assert expected.isfinite().all()
+    for part in (tokens.key, tokens.value):
+        part[4:, 0], part[:4, 1] = torch.nan, torch.nan
+    call = call_of_tokens(tokens, selection_unit=2, selected=selected, device=device)
+    assert torch.equal(side.paged_attention(*call)[:2], expected)

@@ -233,7 +233,7 @@ def unseen_slots(call: PagedCall) -> torch.Tensor:
     batch, block_size = call.batch, call.layer.view_of(call.kv_cache).block_size
     hidden = [torch.ones(seq_len, dtype=torch.bool) for seq_len in batch.seq_lens.tolist()]
     for request in attn_reference.paged_requests(*call, torch.float32):
-        hidden[request.index] &= ~request.seen.cpu()
+        hidden[request.index] &= ~request.seen.any(1).cpu()
     slots = [torch.empty(0, dtype=torch.int64)]
     for blocks, is_hidden in zip(batch.block_table.cpu().long(), hidden, strict=True):
         position = is_hidden.nonzero().flatten()

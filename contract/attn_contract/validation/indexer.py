@@ -11,7 +11,7 @@ from attn_contract.indexer import IndexCacheView, Indexer, IndexScore
 from attn_contract.layer import FLOAT8_DTYPES, FLOAT_DTYPES
 from attn_contract.validation.shapes import given
 from attn_contract.validation.tensors import check_tensors
-from attn_contract.validation.values import check_block_table, check_lengths, check_slots
+from attn_contract.validation.values import check_block_table, check_lengths, check_seen_logits, check_slots
 
 
 def check_index_logits(
@@ -67,7 +67,7 @@ def check_select(
         logits: [HS, T, units] float32 or float64, of at least `indexer.num_units(batch.max_seq_len)` units.
         batch: causal.
         out: [HS, T, indexer.selected_width] int32, or None.
-        values: True if to check lengths, too.
+        values: True if to check lengths, and that no logit which a row sees is NaN, too.
     """
     _check_call(indexer, batch, values)
     check_tensors({"logits": logits}, given(out=out), step=batch)
@@ -76,7 +76,7 @@ def check_select(
     if out is not None:
         _check_tensor("out", out, (*logits.shape[:2], indexer.selected_width), (torch.int32,))
     if values:
-        check_lengths(batch)
+        check_seen_logits(logits, indexer, batch, check_lengths(batch))
 
 
 def check_write_index_cache(

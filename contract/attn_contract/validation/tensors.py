@@ -2,7 +2,7 @@
 
 import torch
 
-from attn_contract.arguments import check_tensor
+from attn_contract.arguments import check_tensor, refuse_vmap
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
 from attn_contract.memory import are_interleaved, is_same_view, memory_of, overlaps_itself
@@ -25,6 +25,7 @@ def check_tensors(
     tensors = {**read, **written}
     for name, tensor in tensors.items():
         check_tensor(name, tensor)
+    refuse_vmap(tensors if step is None else {**tensors, **step.tensors})
     first = next(iter(tensors))
     device, grad_enabled = tensors[first].device, torch.is_grad_enabled()
     # for speed: of the step's tensors only qq_bias can need a gradient, and the step knows its device

@@ -6,7 +6,7 @@ import torch
 
 from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
-from attn_contract.indexer import IndexCacheView
+from attn_contract.indexer import IndexCacheView, Indexer
 from attn_contract.kv_cache_view import KVCacheView
 from attn_contract.layer import SMALLEST_NORMAL, Layer
 
@@ -107,6 +107,18 @@ def check_selected(layer: Layer, batch: Batch) -> None:
     if len(twice := ((ordered.diff(dim=-1) == 0) & (ordered[..., 1:] >= 0)).nonzero()):
         h, t, i = twice[0].tolist()
         raise ContractError(f"selected[{h}, {t}]", f"unit {int(ordered[h, t, i])} twice", "each unit at most once")
+
+
+def check_seen_logits(logits: torch.Tensor, indexer: Indexer, batch: Batch, query_lens: torch.Tensor) -> None:
+    """Check that the logits [HS, T, units] of the units that a row sees are no NaN. `query_lens`: [R] int64 on the host."""
+    rows = int(query_lens.sum())
+    # a row's distance to the end of its request, and with it the number of its first tokens
+    ends = batch.query_start_loc[1:].cpu().long().repeat_interleave(query_lens)
+    seq_lens = batch.seq_lens.cpu().long().repeat_interleave(query_lens)
+    tokens = (seq_lens - (ends - 1 - torch.arange(rows, device="cpu"))).clamp(min=0) // indexer.key_unit * indexer.key_unit
+    is_seen = torch.arange(logits.shape[2], device="cpu") < -(-tokens // indexer.selection_unit)[:, None]
+    own = logits[:, :rows].cpu()
+    _refuse_first("logits", own, own.isnan() & is_seen, "a number: the row sees the unit")
 
 
 def check_positions(positions: torch.Tensor, num_rows: int) -> None:

@@ -8,8 +8,7 @@ The file holds these tensors, if the case has them. Each is dense:
                                     Without a cache [rows, HK, D], and of v the width of V
     k_scale_cache, v_scale_cache    [slots, HK]
     q_scale, k_scale, v_scale       [1] or [HK]
-    sinks, alibi_slopes             [H]
-    qq_bias                         [Q, Q] with Q = max_query_len
+    the tensor of another rule      in the shape of its record's axes: [H] of sinks, [Q, Q] of qq_bias with Q = max_query_len
     selected                        [1 or HK, rows, W], without the last columns if they name no unit
     output_scale                    [1]
     out, lse                        [rows, H, Dv] and [H, rows]: what the call gave, if it was captured too
@@ -29,11 +28,11 @@ import msgspec
 import safetensors
 import safetensors.torch
 import torch
-from attn_contract import KVCacheView, Layer, PhysicalOrder
+from attn_contract import Batch, KVCacheView, Layer, PhysicalOrder
 from attn_contract.layouts import K, V
-from attn_contract.rules import active_rules
+from attn_contract.rules import KV_HEADS, QUERIES, REQUESTS, ROWS, Axis, active_rules, held_rules
 from attn_fuzz import inputs, outputs
-from attn_fuzz.cases import allocations, case_file
+from attn_fuzz.cases import allocations, axes, case_file, contents
 from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.case import Cache, Case, CaseError, Float8, Request, Values, num_slots_of_keys, slots_of_keys
 from attn_fuzz.cases.poison import DTYPES, bits
@@ -214,12 +213,12 @@ def _rules(call: Call) -> dict[str, Any]:
         CaptureError: a case has no field for one of them.
     """
     found = active_rules(call.layer, call.batch)
-    if missing := [name for name in found if name not in (*Case.__struct_fields__, "bidirectional_ranges")]:
+    if missing := [name for name in found if name not in (*Case.__struct_fields__, *contents.IN_REQUESTS)]:
         raise CaptureError(f"no case can represent this call: it asks for {', '.join(missing)}")
     return {
         name: _kind(name, value, call.layer) if isinstance(value, torch.Tensor) else value
         for name, value in found.items()
-        if name not in ("bidirectional_ranges", "selected")
+        if name not in contents.IN_REQUESTS
     }
 
 
@@ -276,7 +275,7 @@ def _numbered_anew(call: Call, kept: Sequence[int], block_size: int) -> tuple[li
     num_keys, table = call.layer.num_keys(call.batch.seq_lens).tolist(), call.batch.block_table.tolist()
     seen = [torch.zeros(count, dtype=torch.bool) for count in num_keys]
     for request in attn_reference.paged_requests(call.q, call.kv_cache, call.layer, call.batch, torch.float32):
-        seen[request.index] |= request.seen.cpu()
+        seen[request.index] |= request.seen.any(1).cpu()
     tables: list[tuple[int, ...]] = [()] * len(num_keys)
     numbers: dict[int, int] = {}
     blocks: list[int] = []
@@ -302,19 +301,27 @@ def _tensors(call: Call, kept: Sequence[int], case: Case, blocks: list[int]) -> 
         found |= {"k": call.k[rows], "v": call.v[rows]}
     else:
         found |= _keys_and_values(call, case, case.cache, blocks)
-    if call.batch.qq_bias is not None:
-        found["qq_bias"] = call.batch.qq_bias[: case.max_query_len, : case.max_query_len]
-    if call.batch.selected is not None:
-        found["selected"] = call.batch.selected[:, rows, : case.selected_width]
+    requests = torch.tensor([*kept], dtype=torch.int64, device=rows.device)
+    entries = {ROWS: rows, REQUESTS: requests, QUERIES: slice(case.max_query_len)}
+    found |= axes.taken(call.batch, layer, entries)
+    if "selected" in found:
+        found["selected"] = found["selected"][..., : case.selected_width]
     expected = _expected(case)
-    for name in call.layer.tensors:
+    for name in (*layer.tensors, *_held_by_batch(call)):
         if name not in expected:
             raise CaptureError(f"no case can represent this call: it has {name}")
+        if torch.promote_types(found[name].dtype, expected[name][1]) != expected[name][1]:
+            raise CaptureError(f"no case can represent this call: {name} is of {found[name].dtype}")
     # a scale with one element may have any number of dimensions, and applies to all heads
     return {
         name: found[name].detach().expand(shape).to(device="cpu", dtype=dtype).contiguous()
         for name, (shape, dtype) in expected.items()
     }
+
+
+def _held_by_batch(call: Call) -> list[str]:
+    """The rules of a call's step whose tensors the file holds."""
+    return [name for name in call.batch.tensors if name in held_rules(Batch) and name not in contents.IN_REQUESTS]
 
 
 def _results(call: Call, kept: Sequence[int], out: torch.Tensor | None, lse: torch.Tensor | None) -> dict[str, torch.Tensor]:
@@ -385,16 +392,24 @@ def _expected(case: Case) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         elif case.cache.scales is not None:
             names = [f"{name}_scale" for _, name in _stored_parts(view)]
             expected |= dict.fromkeys(names, ((kv_heads if case.cache.scales == "head" else 1,), f32))
-    if case.q_scale is not None:
-        expected["q_scale"] = ((kv_heads if case.q_scale == "head" else 1,), f32)
-    if case.sinks is not None:
-        expected["sinks"] = ((heads,), dtype if case.narrow_sinks else f32)
-    if case.alibi_slopes:
-        expected["alibi_slopes"] = ((heads,), f32)
-    if case.qq_bias is not None:
-        expected["qq_bias"] = ((case.max_query_len, case.max_query_len), f32)
+    expected |= {
+        name: (axes.shape(holder, name, _sizes(case, name)), _dtype_of(case, name))
+        for holder in (Layer, Batch)
+        for name, rule in held_rules(holder).items()
+        if rule.is_tensor and name in case.rules and name not in contents.IN_REQUESTS
+    }
     if case.selected_width is not None:
         expected["selected"] = ((kv_heads if case.selected_per_head else 1, rows, case.selected_width), torch.int32)
     if case.output_dtype is not None:
         expected["output_scale"] = ((1,), f32)
     return expected
+
+
+def _sizes(case: Case, rule: str) -> dict[Axis, int]:
+    """The sizes of the axes of a rule's tensor. One scale of q may stand for all KV heads."""
+    sizes = contents.sizes(case)
+    return {**sizes, KV_HEADS: 1} if rule == "q_scale" and case.q_scale == "tensor" else sizes
+
+
+def _dtype_of(case: Case, rule: str) -> torch.dtype:
+    return DTYPES[case.dtype] if rule == "sinks" and case.narrow_sinks else torch.float32

@@ -14,11 +14,16 @@ Value kinds (Case.values.kind), simplest first:
 """
 
 import math
+from collections.abc import Callable
+from typing import Final
+from zlib import crc32
 
 import attn_reference
 import torch
-from attn_contract import Layer
+from attn_contract import RULES, Batch, Layer
+from attn_contract.rules import HEADS, KV_HEADS, QUERIES, REQUESTS, ROWS, Axis, held_rules
 from attn_contract.validation.values import MAX_LOGIT, MAX_VALUE
+from attn_fuzz.cases import axes
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, slot_of
 from attn_fuzz.cases.poison import leftovers, poison
 
@@ -345,6 +350,45 @@ def with_ties(rows: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, gener
         halves = torch.ldexp(fifth.float(), torch.randint(-4, 3, rows.shape, generator=generator))
     is_tie = (torch.randint(0, TIES, rows.shape, generator=generator) == 0) & rows.isfinite() & (rows != 0)
     return torch.where(is_tie, (halves * scale).to(rows.dtype), rows)
+
+
+NUMBERS: Final[dict[str, Callable[[Case, torch.Generator], torch.Tensor | None]]] = {
+    "sinks": sinks,
+    "q_scale": q_scale,
+    "alibi_slopes": alibi_slopes,
+    "qq_bias": qq_bias,
+}
+"""The numbers of each rule's tensor, in the order in which they are drawn. A rule that is not named has those of `_plain`."""
+_DRAWN_ALWAYS = "sinks"
+"""Cases without sinks draw them, too: the numbers that follow in a stored case depend on it."""
+IN_REQUESTS = ("bidirectional_ranges",)
+"""The rules whose numbers a case has in its requests."""
+
+
+def of_rules(holder: type[Layer | Batch], case: Case, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """The tensors of the rules of a layer or of a step that a case asks for, by name."""
+    asked = {name for name, rule in held_rules(holder).items() if rule.is_tensor and name in case.rules}
+    drawn = [name for name in NUMBERS if name in asked or (name == _DRAWN_ALWAYS and RULES[name].holder == holder.__name__)]
+    found = {name: NUMBERS[name](case, generator) for name in drawn}
+    plain = asked.difference(NUMBERS, IN_REQUESTS)
+    return {name: _plain(holder, name, case) for name in plain} | {name: x for name, x in found.items() if x is not None}
+
+
+def sizes(case: Case) -> dict[Axis, int]:
+    """The sizes of the axes that a case knows, of rows that requests own."""
+    rows, requests = case.query_start_loc[-1], len(case.requests)
+    of_heads = {HEADS: case.num_heads, KV_HEADS: case.num_kv_heads}
+    return {**of_heads, REQUESTS: requests, ROWS: rows, QUERIES: case.max_query_len}
+
+
+def _plain(holder: type[Layer | Batch], name: str, case: Case) -> torch.Tensor:
+    """Float32 numbers from 0.5 to 1.5 in the shape of a rule's axes, no two of which are equal.
+
+    They are drawn by a generator of their own, so that the other numbers of a case do not depend on the rule.
+    """
+    known = sizes(case) | {ROWS: case.num_rows}
+    shape = axes.shape(holder, name, known)
+    return 0.5 + torch.rand(shape, generator=torch.Generator().manual_seed(case.values.seed ^ crc32(name.encode())))
 
 
 def _signatures(shape: tuple[int, int, int]) -> torch.Tensor:

@@ -23,18 +23,21 @@ The order of the names is that of a sequence: ("no window", "same") calls withou
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from attn_contract import RULES, AttentionType, Batch, ContractError, KVCacheView, Layer
+from attn_contract.layer import FLOAT8_DTYPES, SMALLEST_NORMAL
 from attn_contract.memory import extent
-from attn_contract.rules import held_rules
+from attn_contract.rules import HEADS, KV_HEADS, QUERIES, REQUESTS, ROWS, Rule, held_rules
 from attn_contract.validation import check_rules_of_step
+from attn_fuzz.cases import axes, built
 from attn_fuzz.cases.case import CHANGES, CONTENTS, ILLEGAL, MODE
 from attn_fuzz.cases.dimensions import value_on
 from attn_fuzz.cases.poison import bits, canary, storage_of
 from attn_fuzz.cases.tensors import PADDING, Step
+from attn_fuzz.errors import UnbuiltError
 
 _OTHER_FLOAT8 = {
     None: torch.float8_e4m3fn,
@@ -61,13 +64,31 @@ def changed(step: Step, name: str) -> Iterator[Step | None]:
 
 
 def _changed(step: Step, name: str) -> Step | None:
+    """The step with a change; None if it is not defined for the step or changes nothing.
+
+    Raises:
+        UnbuiltError: the contract refuses the changed step, though the records of its rules allow the change. Or a change that
+            turns a rule on or off has not done so.
+    """
+    on = built.asked_of(step).keys() - {"rope"}  # an earlier call rotates nothing
+    turned_on = {rule for rule in _TURNS_ON.get(name, (name,)) if rule in RULES and rule not in on}
+    if any(not _may_have(step.layer.attn_type, on, RULES[rule]) for rule in turned_on):
+        return None
     try:
         other = _CHANGES[name](step)
         if other is not None:
             check_rules_of_step(other.layer, other.batch)
-    except ContractError:  # the attention type or another rule excludes this one, or no bias has that number of queries
-        return None
+    except ContractError as error:
+        raise UnbuiltError(f"{name}: this change of a step breaks the contract (attn_fuzz.cases.earlier): {error}") from error
+    if other is not None and name in turned_on and name not in built.asked_of(other):
+        raise UnbuiltError(f"{name}: the earlier call of this name does not have the rule (attn_fuzz.cases.earlier)")
     return other
+
+
+def _may_have(attn_type: AttentionType, on: Collection[str], rule: Rule) -> bool:
+    """True if an attention type has a rule, and no rule that is on excludes it or is excluded by it."""
+    is_excluded = any(rule.name in RULES[name].excludes or name in rule.excludes for name in on)
+    return attn_type in rule.attn_types and not is_excluded
 
 
 @contextlib.contextmanager
@@ -353,6 +374,8 @@ def _v_head_size(size: Callable[[Layer], int]) -> Callable[[Step], Step | None]:
         layer, other = step.layer, size(step.layer)
         if other in (0, layer.v_head_size) or not (layer.layout is None or layer.layout.has_latent_value):
             return None
+        if layer.layout is not None and not layer.layout.has_widths(layer.head_size, other):
+            return None
         v = None if step.v is None else torch.nn.functional.pad(step.v, (0, max(0, other - step.v.shape[2])))[..., :other]
         changed = dataclasses.replace(layer, head_size_v=other)
         return dataclasses.replace(step, layer=changed, out=_out_of(step, layer.num_heads, other), v=v)
@@ -380,17 +403,13 @@ def _kv_heads(step: Step) -> Step | None:
 def _of_heads(step: Step, num_kv_heads: int, group: int) -> Step:
     """The step of a layer that has only the first heads."""
     layer, num_heads = step.layer, num_kv_heads * group
-    held = {name: tensor[:num_heads] for name in ("alibi_slopes", "sinks") if (tensor := getattr(layer, name)) is not None}
-    for name in ("q_scale", "k_scale", "v_scale"):
-        if (scale := getattr(layer, name)) is not None and scale.numel() == layer.num_kv_heads > 1:
-            held[name] = scale[:num_kv_heads]
-    for name in ("k_scale_cache", "v_scale_cache"):
-        if (scales := getattr(layer, name)) is not None:
-            held[name] = scales[..., :num_kv_heads]
+    entries = {HEADS: slice(num_heads), KV_HEADS: slice(num_kv_heads)}
+    held, of_batch = (axes.taken(holder, layer, entries) for holder in (layer, step.batch))
     k, v = (None if tensor is None else tensor[:, :num_kv_heads] for tensor in (step.k, step.v))
     return dataclasses.replace(
         step,
         layer=dataclasses.replace(layer, num_heads=num_heads, num_kv_heads=num_kv_heads, **held),
+        batch=dataclasses.replace(step.batch, **of_batch) if of_batch else step.batch,
         q=step.q[:, :num_heads],
         k=k,
         v=v,
@@ -453,14 +472,15 @@ def _requests(step: Step) -> Step | None:
     batch, last = step.batch, step.batch.num_requests - 1
     if last < 1:
         return None
-    per_request = ("seq_lens", "causal", "block_table", "bidirectional_ranges")
-    fewer = {name: tensor[:last] for name, tensor in batch.tensors.items() if name in per_request}
+    fewer = axes.taken(batch, step.layer, {REQUESTS: slice(last)})
     return _with_batch(step, query_start_loc=batch.query_start_loc[: last + 1], **fewer)
 
 
 def _max_query_len(step: Step) -> Step | None:
-    """A step of single tokens. If the case's own step is one, the change is a looser bound."""
-    return _with_batch(step, max_query_len=1 if step.batch.max_query_len > 1 else 16)
+    """A step of single tokens. If the case's own step is one, the change is a looser bound, if its tensors allow one."""
+    bound = 1 if step.batch.max_query_len > 1 else 16
+    of_queries = axes.taken(step.batch, step.layer, {QUERIES: slice(None)})
+    return None if any(len(tensor) < bound for tensor in of_queries.values()) else _with_batch(step, max_query_len=bound)
 
 
 def _max_seq_len(step: Step) -> Step | None:
@@ -493,23 +513,32 @@ def _num_actual_tokens(step: Step) -> Step | None:
 
 
 _TENSORS: dict[str, Callable[[Step], torch.Tensor]] = {
-    "q_scale": lambda step: torch.ones(step.layer.num_kv_heads, device=step.q.device),
-    "alibi_slopes": lambda step: torch.full((step.layer.num_heads,), 0.5, device=step.q.device),
-    "sinks": lambda step: torch.zeros(step.layer.num_heads, device=step.q.device),
     "bidirectional_ranges": lambda step: torch.tensor([[0, 1]], dtype=torch.int32, device=step.q.device).repeat(
         step.batch.num_requests, 1, 1
     ),
-    "qq_bias": lambda step: torch.zeros((step.batch.max_query_len,) * 2, device=step.q.device),
 }
-"""The tensor that turns a rule on, by the rule's name."""
+"""The tensor that turns a rule on whose tensor is not full of ones, by the rule's name."""
+
+
+def _tensor_on(step: Step, name: str) -> torch.Tensor:
+    """The tensor that turns a rule on: ones, in the shape of its axes."""
+    if name in _TENSORS:
+        return _TENSORS[name](step)
+    layer, batch = step.layer, step.batch
+    of_batch = {REQUESTS: batch.num_requests, ROWS: len(step.q), QUERIES: batch.max_query_len}
+    sizes = {HEADS: layer.num_heads, KV_HEADS: layer.num_kv_heads, **of_batch}
+    return torch.ones(axes.shape(Layer if RULES[name].holder == "Layer" else Batch, name, sizes), device=step.q.device)
 
 
 def _another(value: Any) -> Any:
-    """Another number of a rule that is on. It is lower, because what is cached for a wider window may serve a narrower one."""
+    """Another number of a rule that is on. It is lower, because what is cached for a wider window may serve a narrower one.
+
+    A number near the least that a rule may have is doubled.
+    """
     if isinstance(value, tuple):
         return tuple(side if side < 0 else _another(side) for side in value)
     if isinstance(value, float):
-        return value / 2
+        return value / 2 if abs(value) >= 4 * SMALLEST_NORMAL else value * 2
     return value // 2 if value > 1 else value + 1
 
 
@@ -519,7 +548,7 @@ def _rule(name: str) -> Callable[[Step], Step | None]:
     def change(step: Step) -> Step | None:
         value = getattr(step.layer if rule.holder == "Layer" else step.batch, name)
         if not rule.is_asked(value):
-            other = _TENSORS[name](step) if rule.is_tensor else value_on(name)
+            other = _tensor_on(step, name) if rule.is_tensor else value_on(name)
         else:
             other = rule.off if rule.is_tensor or rule.type is bool else _another(value)
         return _with_rule(step, name, other)
@@ -575,9 +604,10 @@ def _no_key_unit(step: Step) -> Step | None:
 def _q_scale(step: Step) -> Step | None:
     """A float8 q with scales of 1 if q was not float8; otherwise a q in the output's dtype."""
     layer = step.layer
+    if layer.kv_cache_dtype not in FLOAT8_DTYPES:
+        return None
     if layer.q_scale is None:
-        changed, dtype = dataclasses.replace(layer, q_scale=_TENSORS["q_scale"](step)), layer.kv_cache_dtype
-        assert dtype is not None
+        changed, dtype = dataclasses.replace(layer, q_scale=_tensor_on(step, "q_scale")), layer.kv_cache_dtype
     else:
         changed = dataclasses.replace(layer, q_scale=None)
         dtype = step.out.dtype if layer.output_scale is None else torch.float16
@@ -594,6 +624,8 @@ OF_CACHE: dict[str, Callable[[Step], Step | None]] = {
 }
 """Changes of a layer and its cache, which come before writes as well."""
 _HELD = (*held_rules(Layer), *held_rules(Batch))
+_TURNS_ON = {"causal": ("non_causal",), "per_request_causal": ("per_request_causal", "non_causal")}
+"""The rules that a change may turn on, if they are others than the one of its name."""
 _CHANGES: dict[str, Callable[[Step], Step | None]] = {
     **OF_CACHE,
     "same": _same,

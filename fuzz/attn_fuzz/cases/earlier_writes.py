@@ -35,17 +35,18 @@ def choosing_alike(values: Values, other: Values) -> Values:
 
 
 @contextlib.contextmanager
-def changed(write: Write, step: Step, name: str) -> Iterator[_Changed | None]:
-    """A write with a change, and the step that has its memory; None if the change changes nothing.
+def changed(write: Write, step: Step, name: str) -> Iterator[_Changed | str | None]:
+    """A write with a change, and the step that has its memory; None if the change changes nothing, or the reason why the
+    contract has no such write.
 
     At the end of the block every tensor holds what it held before.
     """
     try:
         other = CHANGES[name](write, step)
-    except ContractError:  # another layout has no pages of this block size
-        other = None
-    if other is None:
-        yield None
+    except ContractError as error:  # another layout has no pages of this block size
+        other = str(error)
+    if other is None or isinstance(other, str):
+        yield other
         return
     with restored([*step.memory.values(), step.q]):
         yield other

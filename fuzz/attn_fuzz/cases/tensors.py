@@ -15,8 +15,8 @@ import attn_reference
 import torch
 from attn_contract import Batch, KVCacheView, Layer, check_shared_allocation
 from attn_contract.memory import extent
-from attn_contract.rules import held_rules
-from attn_fuzz.cases import allocations, captures, contents, edges_of_scales
+from attn_contract.rules import axes_of, held_rules
+from attn_fuzz.cases import allocations, built, captures, contents, edges_of_scales
 from attn_fuzz.cases.case import GUARD, Cache, Case, Rope, slot_of, slots_of_keys, written_slots
 from attn_fuzz.cases.idle_strides import with_idle_strides
 from attn_fuzz.cases.poison import DTYPES, canary, poison
@@ -26,7 +26,6 @@ VECTOR = 16  # elements that a kernel loads or stores at once, at most
 GARBAGE_BLOCKS = (-1, 2**31 - 1)
 NO_RANGE = (1, 0)
 ALL_POSITIONS = (0, 2**31 - 1)
-HELD_BY_LAYER = ("q_scale", "alibi_slopes", "k_scale", "v_scale", "output_scale")
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,11 @@ class Step:
 
 
 def build(case: Case, device: torch.device | str = "cpu") -> Step:
-    """Make the tensors of a valid case."""
+    """Make the tensors of a valid case.
+
+    Raises:
+        UnbuiltError: they do not ask for what the case asks for.
+    """
     dtype = DTYPES[case.dtype]
     generator = torch.Generator().manual_seed(case.values.seed)
     held = captures.load(case) if case.values.kind == "captured" else {}
@@ -175,6 +178,7 @@ def build(case: Case, device: torch.device | str = "cpu") -> Step:
         lse_buffer=lse_buffer,
         lse=lse,
     )
+    built.check(case, step)
     if case.cache is not None and view is not None and raw is not None:
         if case.finite_slots:
             _write(case, step, *contents.stale_keys_and_values(case, case.cache, q), torch.arange(view.num_slots))
@@ -190,7 +194,12 @@ def _hold_keys(case: Case, cache: Cache, step: Step, keys: torch.Tensor, values:
     assert step.raw is not None
     assert step.view is not None
     kv_cache, layer, device = step.view.tensor(step.raw), step.layer, step.q.device
-    read = _slots_seen(case, cache, step.q, kv_cache, layer, step.batch) if case.recycled else slots_of_keys(case, cache)
+    read = slots_of_keys(case, cache)
+    if case.recycled:
+        seen = _slots_seen(case, cache, step.q, kv_cache, layer, step.batch, len(keys))
+        read = seen.any(1).nonzero().flatten().tolist()
+        # of a slot that only some KV heads see, the others' keys and values are read by nobody
+        keys, values = (torch.where(seen[..., None], x, torch.nan) for x in (keys, values))
     slots = torch.tensor(sorted(set(read) - set(written_slots(case))), dtype=torch.int64)
     k, v = keys[slots], values[slots]
     if case.has_latent_cache:
@@ -241,21 +250,20 @@ def _layer(
     generator: torch.Generator,
     device: torch.device | str,
 ) -> Layer:
-    sinks, rules = held.get("sinks") if held else contents.sinks(case, generator), case.rules
-    tensors: dict[str, Any] = {name: held[name] for name in HELD_BY_LAYER if name in held}
-    if case.q_scale and not held:
-        tensors["q_scale"] = contents.q_scale(case, generator)
-    if case.alibi_slopes and not held:
-        tensors["alibi_slopes"] = contents.alibi_slopes(case, generator)
-    if case.cache is not None and not held:
-        tensors |= contents.fixed_scales(case, case.cache, generator)
-    if case.output_dtype is not None and not held:
-        tensors["output_scale"] = contents.output_scale(case, generator)
-    if sinks is not None:
-        tensors["sinks"] = sinks.to(DTYPES[case.dtype] if case.narrow_sinks else torch.float32)
+    rules = case.rules
+    if held:
+        tensors = {name: held[name] for name in axes_of(Layer) if name in held and name not in buffers}
+    else:
+        tensors = contents.of_rules(Layer, case, generator)
+        if case.cache is not None:
+            tensors |= contents.fixed_scales(case, case.cache, generator)
+        if case.output_dtype is not None:
+            tensors["output_scale"] = contents.output_scale(case, generator)
+    if "sinks" in tensors:
+        tensors["sinks"] = tensors["sinks"].to(DTYPES[case.dtype] if case.narrow_sinks else torch.float32)
     tensors = {name: _embedded(tensor, torch.nan, device) for name, tensor in tensors.items()}
     tensors |= {name: allocations.inside(buffer) for name, buffer in buffers.items()}
-    tensors = {name: with_idle_strides(case, tensor) for name, tensor in tensors.items()}
+    fields: dict[str, Any] = {name: with_idle_strides(case, tensor) for name, tensor in tensors.items()}
     return Layer(
         num_heads=case.num_heads,
         num_kv_heads=case.num_kv_heads,
@@ -265,7 +273,7 @@ def _layer(
         layout=case.cache.layout if case.cache else None,
         kv_cache_dtype=DTYPES[case.cache.dtype] if case.cache and case.cache.dtype else None,
         **{name: rules[name] for name, rule in held_rules(Layer).items() if name in rules and not rule.is_tensor},
-        **tensors,
+        **fields,
     )
 
 
@@ -332,8 +340,9 @@ def _batch(
         tensors["slot_mapping"] = slot_mapping
     if case.bidirectional_ranges:
         tensors["bidirectional_ranges"] = _ranges(case, device)
-    if case.qq_bias:
-        tensors["qq_bias"] = _qq_bias(held["qq_bias"] if held else contents.qq_bias(case, generator), device)
+    captured = {name: held[name] for name in held_rules(Batch) if name in held}
+    for name, numbers in (captured if held else contents.of_rules(Batch, case, generator)).items():
+        tensors[name] = _SURROUNDED.get(name, _in_poison)(numbers, device)
     if case.selection_unit:
         tensors["selected"] = _selected(case, held["selected"] if held else contents.selected(case, generator), device)
     fields: dict[str, Any] = {"causal": any(causal)}
@@ -363,10 +372,18 @@ def _selected(case: Case, selected: torch.Tensor, device: torch.device | str) ->
     return buffer.to(device)[:, PADDING:-PADDING, :width]
 
 
+def _in_poison(numbers: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    return _embedded(numbers, torch.nan, device)
+
+
 def _qq_bias(bias: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     buffer = poison((len(bias) + 2, len(bias) + PADDING), torch.float32, device)
     buffer[1:-1, : len(bias)] = bias
     return buffer[1:-1, : len(bias)]
+
+
+_SURROUNDED = {"qq_bias": _qq_bias}
+"""The tensor of a step's rule with what surrounds it, by name. Others are dense, with NaN before and after them."""
 
 
 def _block_table(case: Case, cache: Cache, device: torch.device | str) -> torch.Tensor:
@@ -384,13 +401,15 @@ def _embedded(values: torch.Tensor, around: float, device: torch.device | str) -
     return torch.cat([guard, values.flatten(), guard]).to(device)[GUARD:-GUARD].view(values.shape)
 
 
-def _slots_seen(case: Case, cache: Cache, q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch) -> set[int]:
-    """Slots of the keys that some query sees, according to the reference."""
-    slots = set()
+def _slots_seen(
+    case: Case, cache: Cache, q: torch.Tensor, kv_cache: torch.Tensor, layer: Layer, batch: Batch, num_slots: int
+) -> torch.Tensor:
+    """[num_slots, HK] bool: the keys that some query of a KV head's sees, according to the reference."""
+    seen = torch.zeros(num_slots, layer.num_kv_heads, dtype=torch.bool)
     for request in attn_reference.paged_requests(q, kv_cache, layer, batch, torch.float32):
-        seen = request.seen.nonzero().flatten().tolist()
-        slots |= {slot_of(case.requests[request.index], cache, key) for key in seen}
-    return slots
+        slots = [slot_of(case.requests[request.index], cache, key) for key in range(len(request.key))]
+        seen[slots] |= request.seen.cpu()
+    return seen
 
 
 def _writes(

@@ -61,7 +61,7 @@ def _rows(request: Request, step: Step) -> Rows:
     of_heads = np.broadcast_to(request.visible.cpu().numpy(), (layer.num_heads, *request.visible.shape[-2:]))
     seen = request.seen.cpu().numpy()  # keys that no row sees may hold anything
     query, key, value = (_block(each) for each in (request.query, request.key, request.value))
-    key, value = (each.moved(lambda part: np.where(seen[:, None, None], part, 0)) for each in (key, value))
+    key, value = (each.moved(lambda part: np.where(seen[..., None], part, 0)) for each in (key, value))
     out, totals, empty = [], [], []
     for head in range(layer.num_heads):
         q, k, v, visible = query[:, head], key[:, head // group], value[:, head // group], of_heads[head]

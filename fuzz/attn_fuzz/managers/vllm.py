@@ -75,9 +75,9 @@ def _stubs() -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def load() -> dict[str, ModuleType]:
-    """The modules of FILES, each by its own name. They are not in `sys.modules`."""
+    """The modules of FILES, each by its own name: of two of one name, the first. They are not in `sys.modules`."""
     modules = foreign.load("vllm", FILES, stubs=_stubs())
-    named = {module.__name__.rpartition(".")[2]: module for module in modules}
+    named = {module.__name__.rpartition(".")[2]: module for module in reversed(modules)}
     named["kv_cache_utils"].init_none_hash(_hash)
     return named
 

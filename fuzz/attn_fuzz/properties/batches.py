@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from attn_contract import AttentionType, Batch
+from attn_contract import Batch
 from attn_contract.arguments import INT32_MAX
+from attn_contract.rules import QUERIES, REQUESTS, ROWS
+from attn_fuzz.cases import axes
 from attn_fuzz.cases.tensors import GARBAGE_BLOCKS, Step
+from attn_fuzz.properties import rules
 from attn_fuzz.properties.relation import (
     CallTarget,
     Comparison,
@@ -23,12 +26,17 @@ from attn_fuzz.properties.relation import (
 )
 
 
-@relation("repetition", says="The same call gives the same outputs.")
+@relation("repetition", says="The same call gives the same outputs.", rules=rules.ANY_ORDER)
 def repetition(step: Step, call_target: CallTarget) -> str | None:
     return same_bits(Outputs.of(step), Outputs.of(again(step, call_target)))
 
 
-@relation("request order", says="Requests in another order give the same outputs.", applies="two requests or more")
+@relation(
+    "request order",
+    says="Requests in another order give the same outputs.",
+    rules=rules.ANY_ORDER,
+    applies="two requests or more",
+)
 def request_order(
     step: Step, call_target: CallTarget, error: ErrorBound | None = None, launch: Launch | None = None
 ) -> str | None:
@@ -40,7 +48,7 @@ def request_order(
     return Comparison(step, error, launch).differs(variant(step, call_target, **changes), rows)
 
 
-@relation("batch composition", says="A request gives the same output alone and in a larger batch.")
+@relation("batch composition", says="A request gives the same output alone and in a larger batch.", rules=rules.ANY_ORDER)
 def batch_composition(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:
     compare = Comparison(step, error)
     for r, (start, end) in enumerate(request_rows(step.batch)):
@@ -57,12 +65,14 @@ def batch_composition(step: Step, call_target: CallTarget, error: ErrorBound | N
 @relation(
     "neighbour's rules",
     says="A request gives the same output beside a request with a range and the other causal flag.",
-    applies="decoders without key_unit",
+    rules=rules.ANY_ORDER,
+    adds=("bidirectional_ranges", "non_causal", "per_request_causal"),
+    applies="steps with a query",
 )
 def neighbours_rules(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:
     """For targets that take ranges and a causal flag of each request."""
     lengths = [end - start for start, end in request_rows(step.batch)]
-    if step.layer.attn_type is not AttentionType.DECODER or step.layer.key_unit is not None or not any(lengths):
+    if not any(lengths):
         return None
     neighbour = min((r for r, length in enumerate(lengths) if length), key=lengths.__getitem__)
     num_rows = int(step.batch.query_start_loc[-1])
@@ -88,7 +98,8 @@ def _ranges(batch: Batch) -> torch.Tensor:
 @relation(
     "chunked prefill",
     says="A causal request gives the same output in several steps as in one.",
-    applies="causal requests longer than a chunk, without ranges and qq_bias",
+    rules=rules.IN_STEPS,
+    applies="causal requests longer than a chunk",
 )
 def chunked_prefill(
     step: Step, call_target: CallTarget, queries_per_chunk: Callable[[Step], int], error: ErrorBound | None = None
@@ -99,8 +110,6 @@ def chunked_prefill(
             tiles of queries. Within a bound, a chunk should end inside a tile.
         error: bounds the error of the kernel; None if the kernel promises equal bits.
     """
-    if step.batch.bidirectional_ranges is not None or step.batch.qq_bias is not None:
-        return None  # queries of an earlier step would see less
     chunk, compare = queries_per_chunk(step), Comparison(step, error)
     for r, start, end in _causal_requests(step):
         for first in range(start, end, chunk) if end - start > chunk else ():
@@ -115,21 +124,21 @@ def chunked_prefill(
 @relation(
     "padded batch",
     says="More rows that no request owns, a request without queries and looser upper bounds of lengths change nothing.",
+    rules=rules.ANY_ORDER,
 )
 def padded_batch(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:
     batch, device = step.batch, step.q.device
     none = torch.zeros(1, dtype=torch.int32, device=device)
-    more = {name: torch.cat([tensor, tensor.new_zeros((1, *tensor.shape[1:]))]) for name, tensor in _per_request(step).items()}
+    more = {name: _with_zeros(Batch, name, tensor) for name, tensor in batch.tensors.items()}
     if batch.block_table is not None:
         more["block_table"][-1] = GARBAGE_BLOCKS[-1]
+    more["query_start_loc"] = torch.cat([batch.query_start_loc, batch.query_start_loc[-1:] + none])
     padded = dataclasses.replace(
         batch,
-        query_start_loc=torch.cat([batch.query_start_loc, batch.query_start_loc[-1:] + none]),
-        # qq_bias has at least max_query_len rows: the bound cannot be looser then
-        max_query_len=batch.max_query_len + (batch.qq_bias is None),
+        # a tensor like qq_bias has at least max_query_len rows: the bound cannot be looser then
+        max_query_len=batch.max_query_len + (not axes.taken(batch, step.layer, {QUERIES: slice(None)})),
         max_seq_len=2 * batch.max_seq_len + 1,
         num_actual_tokens=len(step.q) + 1,
-        selected=None if batch.selected is None else torch.nn.functional.pad(batch.selected, (0, 0, 0, 1)),
         **more,
     )
     changes = {"batch": padded, "q": _one_row_more(step.q)}
@@ -142,10 +151,13 @@ def _one_row_more(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat([rows, rows.new_full((1, *rows.shape[1:]), torch.nan)])
 
 
-def _per_request(step: Step) -> dict[str, torch.Tensor]:
-    """The fields of the batch that have an entry for each request. query_start_loc, which has one more entry, is left out."""
-    names = ("seq_lens", "block_table", "bidirectional_ranges", "causal")
-    return {name: tensor for name, tensor in step.batch.tensors.items() if name in names}
+def _with_zeros(holder: type[Batch], name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor of a step with a request and a row of q more, which is 0 there."""
+    for dim, axis in axes.dims(holder, name, tensor):
+        if axis in (REQUESTS, ROWS):
+            none = tensor.new_zeros([1 if at == dim else size for at, size in enumerate(tensor.shape)])
+            tensor = torch.cat([tensor, none], dim)
+    return tensor
 
 
 def _causal_requests(step: Step) -> Iterator[tuple[int, int, int]]:
@@ -174,8 +186,7 @@ def _rearranged(
         step.batch,
         query_start_loc=lens.cumsum(0, dtype=torch.int32).to(device),
         num_actual_tokens=num_actual_tokens,
-        selected=None if step.batch.selected is None else step.batch.selected[:, moved],
-        **{name: tensor[chosen] for name, tensor in _per_request(step).items()},
+        **axes.taken(step.batch, step.layer, {REQUESTS: chosen, ROWS: moved}),
     )
     changes: dict[str, Any] = {"batch": batch, "q": step.q[moved]}
     if step.kv_cache is None and step.k is not None and step.v is not None:
@@ -192,27 +203,25 @@ def _run(step: Step, r: int, first: int, last: int, end: int, call_target: CallT
     batch, queries = step.batch, last - first
     seq_lens = batch.seq_lens[r : r + 1] - (end - last)
     num_keys = step.layer.num_keys(seq_lens)
-    changed: dict[str, Any] = {"seq_lens": seq_lens}
+    entries = {REQUESTS: slice(r, r + 1), ROWS: slice(first, last), QUERIES: slice(queries)}
+    changed: dict[str, Any] = axes.taken(batch, step.layer, entries) | {"seq_lens": seq_lens}
     if batch.block_table is not None and step.view is not None:
-        changed["block_table"] = batch.block_table[r : r + 1, : -(-int(num_keys) // step.view.block_size)]
+        changed["block_table"] = changed["block_table"][:, : -(-int(num_keys) // step.view.block_size)]
     if batch.bidirectional_ranges is not None:
         ranges = batch.bidirectional_ranges[r]
         ranges = ranges[ranges[:, 0] <= ranges[:, 1]]
         changed["bidirectional_ranges"] = ranges[None] if len(ranges) else None
     if batch.selected is not None and step.layer.selection_unit is not None:
-        own = batch.selected[:, first:last]
+        own = changed["selected"]
         changed["selected"] = torch.where(own * step.layer.selection_unit < num_keys, own, -1)
-    if batch.qq_bias is not None:
-        changed["qq_bias"] = batch.qq_bias[:queries, :queries]
     alone = dataclasses.replace(
         batch,
         query_start_loc=torch.tensor([0, queries], dtype=torch.int32, device=step.q.device),
         max_query_len=queries,
         max_seq_len=max(0, int(seq_lens)),
         num_actual_tokens=queries,
-        causal=causal_flags(batch)[r],
         slot_mapping=None,
-        **changed,
+        **{**changed, "causal": causal_flags(batch)[r]},
     )
     changes = {"batch": alone, "q": step.q[first:last]}
     if step.kv_cache is None and step.k is not None and step.v is not None:

@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 from attn_contract import AttentionType, Batch
+from attn_contract.rules import BLOCKS
+from attn_fuzz.cases import axes
 from attn_fuzz.cases.poison import bits, poison, storage_of
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.properties import rules
 from attn_fuzz.properties.relation import CallTarget, Outputs, relation, same_bits, variant
 
 _BEYOND_INT16, _TILES_BEYOND_INT16 = 1 << 15, 1 << 22
@@ -26,6 +29,8 @@ ONE_IN = 8
 @relation(
     "far keys",
     says="A window over the same keys and values gives the same output wherever in a sequence it lies.",
+    rules=rules.FAR,
+    adds=("window",),
     applies="decoders with a context; a few of the steps",
 )
 def far_keys(step: Step, call_target: CallTarget, one_in: int = ONE_IN) -> str | None:
@@ -40,8 +45,6 @@ def far_keys(step: Step, call_target: CallTarget, one_in: int = ONE_IN) -> str |
     # a query before its sequence would come to see keys
     if layer.attn_type is not AttentionType.DECODER or not contexts or min(contexts) < 0 or step.view is None:
         return None
-    if layer.selection_unit is not None or layer.key_unit is not None:
-        return None  # a selection names positions, and a layer with key_unit has no window
     if step.view.layout.has_inline_scales or int(batch.seq_lens.sum()) % one_in:
         return None
     unit = math.lcm(step.view.block_size, _WHOLE_TILES, layer.chunked_local or 1)
@@ -62,8 +65,7 @@ def _with_a_poisoned_block(step: Step, window: tuple[int, int]) -> dict[str, Any
     assert view is not None
     assert step.kv_cache is not None
     longer = _longer(step.kv_cache, view.layout.dims.index("block"))
-    scales = {name: getattr(layer, name) for name in ("k_scale_cache", "v_scale_cache")}
-    scales = {name: None if scale is None else _longer(scale, 0) for name, scale in scales.items()}
+    scales = {name: _longer(scale, 0) for name, scale in axes.taken(layer, layer, {BLOCKS: slice(None)}).items()}
     return {
         "raw": storage_of(longer),
         "view": layer.view_of(longer),

@@ -4,8 +4,11 @@ import dataclasses
 from typing import Any
 
 import torch
+from attn_contract.rules import HEADS, KV_HEADS
+from attn_fuzz.cases import axes
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.properties import rules
 from attn_fuzz.properties.relation import CallTarget, Comparison, ErrorBound, Outputs, relation, same_bits, variant
 from attn_fuzz.properties.slots import elements, has_latent_value, rows_of_slots, with_rows
 
@@ -13,6 +16,7 @@ from attn_fuzz.properties.slots import elements, has_latent_value, rows_of_slots
 @relation(
     "head permutation",
     says="KV heads in another order, each with its group of query heads, give the output in that order.",
+    rules=rules.ANY_ORDER,
     applies="two KV heads or more",
 )
 def head_permutation(step: Step, call_target: CallTarget) -> str | None:
@@ -28,14 +32,9 @@ def head_permutation(step: Step, call_target: CallTarget) -> str | None:
             bits(changes["raw"])[places] = bits(step.raw)[places[..., kv_heads, :]]
     elif step.k is not None and step.v is not None:
         changes |= {"k": step.k[:, kv_heads], "v": step.v[:, kv_heads]}
-    moved = {name: layer.tensors[name][heads] for name in ("sinks", "alibi_slopes") if name in layer.tensors}
-    for name in ("q_scale", "k_scale", "v_scale", "k_scale_cache", "v_scale_cache"):
-        scale = layer.tensors.get(name)
-        if scale is not None and scale.dim() and scale.shape[-1] == layer.num_kv_heads:
-            moved[name] = scale[..., kv_heads]
-    selected = step.batch.selected
-    if selected is not None and len(selected) > 1:
-        changes["batch"] = dataclasses.replace(step.batch, selected=selected[kv_heads])
+    entries = {HEADS: heads, KV_HEADS: kv_heads}
+    moved, of_batch = (axes.taken(holder, layer, entries) for holder in (layer, step.batch))
+    changes["batch"] = dataclasses.replace(step.batch, **of_batch)
     part = Outputs.of(variant(step, call_target, layer=dataclasses.replace(layer, **moved), **changes))
     back = heads.argsort()
     return same_bits(Outputs.of(step), Outputs(part.out[:, back], None if part.lse is None else part.lse[:, back]))
@@ -44,6 +43,7 @@ def head_permutation(step: Step, call_target: CallTarget) -> str | None:
 @relation(
     "channel permutation",
     says="Channels of V in another order give the channels of the output in that order.",
+    rules=rules.LINEAR_IN_V,
     applies="all but latent caches",
 )
 def channel_permutation(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:

@@ -5,6 +5,7 @@ import dataclasses
 import torch
 from attn_contract.layer import SMALLEST_NORMAL
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.properties import rules
 from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, close, relation, same_bits, variant
 from attn_fuzz.properties.slots import has_latent_value, rows_of_slots, slots_of_keys, with_rows
 
@@ -16,13 +17,12 @@ LEVELS = 32
 @relation(
     "shifted keys",
     says="The same vector c added to all keys of a head changes no output, and adds scale * q.c to the LSE.",
-    applies="all but quantized and latent caches, soft caps and sinks",
+    rules=rules.SHIFTED,
+    applies="all but quantized and latent caches",
 )
 def shifted_keys(step: Step, call_target: CallTarget, error: ErrorBound) -> str | None:
     layer = step.layer
-    if layer.kv_cache_dtype is not None or layer.logits_soft_cap is not None or layer.sinks is not None:
-        return None
-    if has_latent_value(step):
+    if layer.kv_cache_dtype is not None or has_latent_value(step):
         return None
     k, is_key = rows_of_slots(step)[0], slots_of_keys(step)[:, None, None]
     magnitudes = torch.where(is_key & k.isfinite(), k, 0).abs()
@@ -49,6 +49,7 @@ def shifted_keys(step: Step, call_target: CallTarget, error: ErrorBound) -> str 
 @relation(
     "scale in q",
     says="Queries times 4 (by q_scale, if they are float8) and a quarter of the scale give the same output.",
+    rules=rules.PRODUCT_OF_SCALE,
     applies="scales of which a quarter is a normal number, or 0",
 )
 def scale_in_query(step: Step, call_target: CallTarget) -> str | None:

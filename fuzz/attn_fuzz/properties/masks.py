@@ -4,8 +4,8 @@ import dataclasses
 
 import torch
 from attn_contract import AttentionType
-from attn_contract.rules import active_rules
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.properties import rules
 from attn_fuzz.properties.relation import CallTarget, Comparison, ErrorBound, Launch, relation, request_rows, variant
 from attn_fuzz.properties.slots import without_first_blocks
 
@@ -13,13 +13,14 @@ from attn_fuzz.properties.slots import without_first_blocks
 @relation(
     "wide window",
     says="A window that is wider than every sequence gives the output of an unlimited one.",
-    applies="layers whose window is unlimited on a side or on both, without key_unit",
+    rules=rules.ANY_ORDER,
+    adds=("window",),
+    applies="layers whose window is unlimited on a side or on both",
 )
 def wide_window(
     step: Step, call_target: CallTarget, error: ErrorBound | None = None, launch: Launch | None = None
 ) -> str | None:
-    has_window = step.layer.attn_type is not AttentionType.ENCODER_DECODER and step.layer.key_unit is None
-    if not has_window or -1 not in step.layer.window:
+    if -1 not in step.layer.window:
         return None
     longest = max(step.batch.max_seq_len, step.batch.max_query_len)
     left, right = (longest if edge == -1 else edge for edge in step.layer.window)
@@ -30,13 +31,11 @@ def wide_window(
 @relation(
     "last row",
     says="The last query of a request sees all keys, causal or not, and gives the same output.",
-    applies="decoders without qq_bias and key_unit",
+    rules=rules.LAST_SEES_ALL,
+    adds=("non_causal",),
+    applies="steps with a query",
 )
 def last_row(step: Step, call_target: CallTarget, error: ErrorBound | None = None, launch: Launch | None = None) -> str | None:
-    if step.layer.attn_type is not AttentionType.DECODER or step.layer.key_unit is not None:
-        return None
-    if step.batch.qq_bias is not None:
-        return None  # a qq_bias hides keys from the last query, which other queries see where they are not causal
     rows = torch.tensor([end - 1 for start, end in request_rows(step.batch) if start < end], device=step.q.device).long()
     if not len(rows):
         return None
@@ -45,21 +44,15 @@ def last_row(step: Step, call_target: CallTarget, error: ErrorBound | None = Non
     return Comparison(step, error, launch).differs(variant(step, call_target, batch=batch), rows, rows)
 
 
-_OF_DISTANCES = {
-    *("window", "ranges_clamped", "logits_soft_cap", "q_scale", "alibi_slopes", "sinks", "qq_bias", "head_size_v"),
-}
-"""Rules of distances, which hold as before if all positions become less. Any other rule may depend on positions."""
-
-
 @relation(
     "forgotten keys",
     says="Without the blocks of keys before every query's window, the output is the same, though all positions are less.",
-    applies="decoders with a window that is limited to the left, without sink_tokens, chunks and ranges; long contexts",
+    rules=rules.OF_DISTANCES,
+    applies="decoders with a window that is limited to the left; long contexts",
 )
 def forgotten_keys(step: Step, call_target: CallTarget, error: ErrorBound | None = None) -> str | None:
     layer, left = step.layer, step.layer.window[0]
-    has_positions = not _OF_DISTANCES.issuperset(active_rules(layer, step.batch))
-    if layer.attn_type is not AttentionType.DECODER or left < 0 or has_positions or step.view is None:
+    if layer.attn_type is not AttentionType.DECODER or left < 0 or step.view is None:
         return None
     contexts = (step.batch.seq_lens - step.batch.query_start_loc.diff()).tolist()
     blocks = [max(0, context - left) // step.view.block_size for context in contexts]

@@ -3,8 +3,11 @@
 import dataclasses
 
 import torch
+from attn_contract.rules import BLOCKS
+from attn_fuzz.cases import axes
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.properties import rules
 from attn_fuzz.properties.relation import CallTarget, Outputs, relation, same_bits, variant
 from attn_fuzz.properties.slots import elements, rows_of_slots, slots_of_selected_keys, used_entries, with_rows
 
@@ -16,6 +19,7 @@ GARBAGE = -7.0
 @relation(
     "block permutation",
     says="Blocks at other places of the cache, which the block table names, give the same output.",
+    rules=rules.ANY_ORDER,
     applies="caches of two blocks or more",
 )
 def block_permutation(step: Step, call_target: CallTarget) -> str | None:
@@ -26,11 +30,7 @@ def block_permutation(step: Step, call_target: CallTarget) -> str | None:
     raw = step.raw.clone()
     for places in elements(step.view, device):
         bits(raw)[places[moved]] = bits(step.raw)[places]
-    scales = {}
-    for name in ("k_scale_cache", "v_scale_cache"):
-        if name in step.layer.tensors:
-            scales[name] = torch.empty_like(step.layer.tensors[name])
-            scales[name][moved] = step.layer.tensors[name]
+    scales = axes.taken(step.layer, step.layer, {BLOCKS: moved.argsort()})
     table = step.batch.block_table
     inside = table.long().clamp(0, step.view.num_blocks - 1)
     table = torch.where(used_entries(step), moved[inside].int(), table)
@@ -43,6 +43,7 @@ def block_permutation(step: Step, call_target: CallTarget) -> str | None:
     "garbage",
     says="Other contents of unused slots, of slots that no query selects, of unused entries of a wider block table and of "
     "rows that no request owns change nothing.",
+    rules=rules.ANY_ORDER,
 )
 def garbage(step: Step, call_target: CallTarget) -> str | None:
     owned = int(step.batch.query_start_loc[-1])
@@ -56,8 +57,7 @@ def garbage(step: Step, call_target: CallTarget) -> str | None:
     if step.batch.block_table is not None and step.view is not None:
         scales = {
             name: torch.where(unused.view(scale.shape[:2])[..., None], GARBAGE, scale)
-            for name, scale in step.layer.tensors.items()
-            if name.endswith("_scale_cache")
+            for name, scale in axes.taken(step.layer, step.layer, {BLOCKS: slice(None)}).items()
         }
         table = torch.where(used_entries(step), step.batch.block_table, step.view.num_blocks + 1)
         wider = torch.cat([table, table.new_full((len(table), 1), -2)], dim=1)

@@ -4,8 +4,8 @@ import dataclasses
 
 import torch
 from attn_contract import AttentionType
-from attn_contract.rules import active_rules
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.properties import rules
 from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, causal_flags, close, relation, request_rows, variant
 from attn_fuzz.properties.slots import without_first_blocks
 
@@ -13,11 +13,12 @@ from attn_fuzz.properties.slots import without_first_blocks
 @relation(
     "split keys",
     says="Attention to two parts of the keys, merged by their LSEs, is attention to all keys; the sinks join one of the parts.",
-    applies="steps with a cache and an LSE, without rules of positions and quantized outputs; contexts of a block or more",
+    rules=rules.OF_PARTS,
+    applies="steps with a cache and an LSE, without quantized outputs; contexts of a block or more",
 )
 def split_keys(step: Step, call_target: CallTarget, error: ErrorBound) -> str | None:
     blocks = _blocks_of_first_part(step)
-    if step.lse is None or step.layer.output_scale is not None or _has_positions(step) or not any(blocks):
+    if step.lse is None or step.layer.output_scale is not None or not any(blocks):
         return None
     second = variant(step, call_target, batch=without_first_blocks(step, blocks))
     a, b = Outputs.read(_first_part(step, blocks, call_target)), Outputs.read(second)
@@ -33,15 +34,6 @@ def split_keys(step: Step, call_target: CallTarget, error: ErrorBound) -> str | 
     # a share is a logistic function of the LSEs' difference, whose slope is at most 1/4
     shift = bound.lse[..., None] / 2 * (a.out - b.out).abs()
     return close(Outputs.read(step), merged, Outputs(2 * bound.out + shift, 2 * bound.lse))
-
-
-_WITHOUT_POSITIONS = {"sink_tokens", "ranges_clamped", "logits_soft_cap", "q_scale", "sinks", "head_size_v"}
-"""Rules that hold for a part of the keys as for all keys. (Sink tokens do nothing without a window.) A step with any other rule
-is not asked."""
-
-
-def _has_positions(step: Step) -> bool:
-    return not _WITHOUT_POSITIONS.issuperset(active_rules(step.layer, step.batch))
 
 
 def _blocks_of_first_part(step: Step) -> list[int]:

@@ -12,6 +12,7 @@ import torch
 from attn_contract import Batch
 from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.properties.rules import BOUNDED, Question
 from attn_fuzz.verdict.oracle import as_read
 
 CallTarget = Callable[[Step], None]
@@ -31,19 +32,29 @@ class Property:
     Args:
         name: as reports name it.
         says: the relation in a sentence.
-        applies: to which steps.
+        applies: to which steps, rules apart.
+        rules: beside which rules it holds.
+        adds: rules that its variants may have beside those of the step.
         compared: the comparison of outputs, in words; see `compared`.
+        is_bounded: True if it asks for the error of an output (`attn_fuzz.properties.bound`).
         holds: the relation itself.
     """
 
     name: str
     says: str
     applies: str = "all"
+    rules: Question
+    adds: tuple[str, ...] = ()
     compared: str
+    is_bounded: bool = False
     holds: Callable[[Step, CallTarget], str | None]
 
     def __call__(self, step: Step, call_target: CallTarget) -> str | None:
-        return self.holds(step, call_target)
+        return None if self.left_out(step) else self.holds(step, call_target)
+
+    def left_out(self, step: Step) -> tuple[str, str] | None:
+        """The rule because of which a step is left out, and the reason; None if there is none."""
+        return self.rules.left_out(step, self.adds) or (BOUNDED.left_out(step, ()) if self.is_bounded else None)
 
 
 @dataclass(frozen=True)
@@ -96,12 +107,12 @@ def compared(error: ErrorBound | None, launch: Launch | None = None) -> str:
 
 
 def relation(
-    name: str, *, says: str, applies: str = "all"
+    name: str, *, says: str, rules: Question, applies: str = "all", adds: tuple[str, ...] = ()
 ) -> Callable[[Callable[Concatenate[Step, CallTarget, P], str | None]], Callable[P, Property]]:
     """Turn a relation into a function that takes the arguments after the step and the call, and returns the Property.
 
     Args:
-        name, says, applies: as of Property. How outputs are compared follows from the relation's `error` and `launch`.
+        name, says, rules, applies, adds: as of Property. How outputs are compared follows from the relation's arguments.
     """
 
     def made(holds: Callable[Concatenate[Step, CallTarget, P], str | None]) -> Callable[P, Property]:
@@ -112,7 +123,10 @@ def relation(
                 name=name,
                 says=says,
                 applies=applies,
+                rules=rules,
+                adds=adds,
                 compared=compared(given.get("error"), given.get("launch")),
+                is_bounded=given.get("error") is not None,
                 holds=lambda step, call_target: holds(step, call_target, *args, **kwargs),
             )
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import torch
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.properties import rules
 from attn_fuzz.properties.bound import keys_and_values
 from attn_fuzz.properties.relation import CallTarget, Comparison, ErrorBound, relation, request_rows, variant
 
@@ -11,6 +12,7 @@ from attn_fuzz.properties.relation import CallTarget, Comparison, ErrorBound, re
 @relation(
     "order of selection",
     says="A selection in another order, padded with -1, gives the same output.",
+    rules=rules.ANY_ORDER,
     applies="layers with a selection",
 )
 def order_of_selection(step: Step, call_target: CallTarget, error: ErrorBound) -> str | None:
@@ -26,6 +28,7 @@ def order_of_selection(step: Step, call_target: CallTarget, error: ErrorBound) -
 @relation(
     "all selected",
     says="A selection of all units, padded with -1, gives the output of a layer without a selection.",
+    rules=rules.ANY_ORDER,
     applies="layers with a selection, if no key and no value is NaN",
 )
 def all_selected(step: Step, call_target: CallTarget, error: ErrorBound) -> str | None:

@@ -4,6 +4,7 @@ import dataclasses
 
 import torch
 from attn_fuzz.cases.tensors import Step
+from attn_fuzz.properties import rules
 from attn_fuzz.properties.relation import CallTarget, ErrorBound, Outputs, close, relation, same_bits, variant
 from attn_fuzz.properties.slots import has_inline_scales, has_latent_value, replaced_scales, rows_of_slots, with_rows
 from attn_fuzz.verdict.rounding import UNDERFLOW
@@ -15,6 +16,7 @@ MIN_SUM = 2.0**-64
 @relation(
     "doubled values",
     says="V times 2 gives the output times 2.",
+    rules=rules.LINEAR_IN_V,
     applies="all but caches with inline scales and latent caches; outputs above float underflow",
 )
 def doubled_values(step: Step, call_target: CallTarget) -> str | None:
@@ -40,6 +42,7 @@ def doubled_values(step: Step, call_target: CallTarget) -> str | None:
 @relation(
     "additivity",
     says="If V is the sum of two tensors, the output is the sum of the outputs for each of them.",
+    rules=rules.LINEAR_IN_V,
     applies="all but quantized outputs and latent caches",
 )
 def additivity(step: Step, call_target: CallTarget, error: ErrorBound) -> str | None:
@@ -62,6 +65,7 @@ def additivity(step: Step, call_target: CallTarget, error: ErrorBound) -> str | 
 @relation(
     "weights",
     says="With one-hot V the output is the weights: none is negative, and they sum to 1 less the sink's share.",
+    rules=rules.SUMS_TO_ONE,
     applies="all but quantized outputs, caches with inline scales and latent caches; with sinks, steps with an LSE",
 )
 def weights(step: Step, call_target: CallTarget, error: ErrorBound) -> str | None:

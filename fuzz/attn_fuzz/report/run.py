@@ -15,7 +15,7 @@ from attn_fuzz.run.shard import Failure, Progress
 from attn_fuzz.targets.support import Support
 from attn_fuzz.text import how_many
 from attn_fuzz.verdict import ratios
-from attn_fuzz.verdict.verdict import COMPILED, IN_EAGER
+from attn_fuzz.verdict.verdict import COMPILED, EARLIER_WRITE, IN_EAGER
 
 if TYPE_CHECKING:
     from attn_fuzz.run.distinct import Entry
@@ -156,6 +156,19 @@ class Run:
         return counted([p.frames for p in self.progress])
 
     @property
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """By property or earlier write, and by reason, in how many examples the target was not asked."""
+        found: dict[str, Counter[str]] = {}
+        for name, reasons in (each for p in self.progress for each in p.left_out.items()):
+            found.setdefault(name, Counter()).update(reasons)
+        return {name: dict(sorted(reasons.items())) for name, reasons in sorted(found.items())}
+
+    @property
+    def never_asked(self) -> list[str]:
+        """The properties that were left out of all examples."""
+        return [name for name in self.left_out if name not in self.events and not name.startswith(EARLIER_WRITE)]
+
+    @property
     def known(self) -> dict[str, int]:
         return counted([p.known for p in self.progress])
 
@@ -220,7 +233,8 @@ class Run:
             listed = ", ".join(f"{count} {name}" for name, count in known.items())
             parts.append(f"{sum(known.values())} fail by known findings ({listed})")
         paths = [PATHS.get(name, f"{{}} {name}").format(count) for name, count in self.events.items()]
-        return ", ".join([*parts, *paths])
+        never = [f"left out of all examples: {', '.join(names)}"] if (names := self.never_asked) else []
+        return ", ".join([*parts, *paths, *never])
 
     def to_json(self) -> dict[str, Any]:
         """The run as plain data, with the cases of its failures."""
@@ -240,6 +254,7 @@ class Run:
             "limits": self.limits,
             "drawn": self.drawn.to_json(),
             "events": self.events,
+            "left_out": self.left_out,
             "known": self.known,
             "known_after": _known_after(self.progress),
             "no_longer_failing": [finding.name for finding in self.fixed],

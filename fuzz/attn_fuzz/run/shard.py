@@ -155,6 +155,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         ratio: the largest error / bound.
         events: by path of the target, how many examples took the path.
         frames: Dynamo's counts in the examples and past cases (`attn_fuzz.interpreted.dynamo`).
+        left_out: by property or earlier write, and by reason, how many examples did not ask it of the target.
         known: by known finding, how many examples failed because of the finding.
         known_after: by known finding, how many examples had run, this one included, when the first failed because of it.
         together: the number of examples with each feature or pair of features (`attn_fuzz.cases.features.count`).
@@ -182,6 +183,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     spent: dict[str, float] = {}
     events: dict[str, int] = {}
     frames: dict[str, int] = {}
+    left_out: dict[str, dict[str, int]] = {}
     known: dict[str, int] = {}
     known_after: dict[str, int] = {}
     together: list[int] = []
@@ -274,6 +276,15 @@ def alone(plan: FuzzPlan, failure: Failure) -> str:
         exactly = plan.exact_every == 1 or failure.verdict.kind == "exact"
         return NOT_AGAIN if executor.run(failure.case, exactly=exactly).passed else ""
     return ""
+
+
+def reasons_added(counts: dict[str, dict[str, int]], more: tuple[tuple[str, str], ...]) -> dict[str, dict[str, int]]:
+    """Counts of what was left out, by name and by reason, with those of one more case."""
+    found = {name: dict(reasons) for name, reasons in counts.items()} if more else counts
+    for name, reason in more:
+        reasons = found.setdefault(name, {})
+        reasons[reason] = reasons.get(reason, 0) + 1
+    return found
 
 
 def exact_every(target: Target, device: str) -> int:
@@ -480,6 +491,7 @@ class _Shard:
             spent={**self.progress.spent, **spent},
             events={**self.progress.events, **events},
             frames=self._frames(verdict),
+            left_out=reasons_added(self.progress.left_out, verdict.left_out),
             together=self.progress.together if verdict.kind == "limit" else features.count(case, self.progress.together),
             rejected=self.rejected,
             ratios=self.progress.ratios if known else ratios.added(self.progress.ratios, verdict.ratios),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from attn_contract import AttentionType, ContractError, Layout
+from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import ITEMSIZE
 from attn_fuzz.cases.contradictions import ROWS
 from attn_fuzz.strategies.choices import pick
@@ -172,14 +172,8 @@ def _widths(draw: st.DrawFn, support: Support, step: int, has_own: bool) -> dict
 
 
 def _latent_widths(draw: st.DrawFn, support: Support, layout: Layout) -> dict[str, int]:
-    def fits(widths: tuple[int, int]) -> bool:
-        try:
-            layout.check_widths(sum(widths), widths[0])
-        except ContractError:
-            return False
-        return True
-
-    latent, rotated = pick(draw, [widths for widths in support.latent.widths if fits(widths)])
+    fitting = [widths for widths in support.latent.widths if layout.has_widths(sum(widths), widths[0])]
+    latent, rotated = pick(draw, fitting)
     return {"head_size": latent + rotated, "head_size_v": latent}
 
 

@@ -16,6 +16,7 @@ forced ones are among them, and for the others `min over selected (I + bound) >=
 has the very logits from which a kernel selected, the bound is 0, and only ties are free.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -141,11 +142,16 @@ def _wrong_row(
     free, others = sorted(chosen - forced), sorted(set(range(n)) - chosen)
     if not free or not others:
         return None
-    worst = min(free, key=lambda unit: logits[unit] + bound[unit])
-    best = max(others, key=lambda unit: logits[unit] - bound[unit])
-    if logits[worst] + bound[worst] >= logits[best] - bound[best]:
+    worst = min(free, key=lambda unit: _rank(logits[unit] + bound[unit]))
+    best = max(others, key=lambda unit: _rank(logits[unit] - bound[unit]))
+    if _rank(logits[worst] + bound[worst]) >= _rank(logits[best] - bound[best]):
         return None
     return f"unit {worst} is selected with the logit {logits[worst]:.9g}, and unit {best} is not with {logits[best]:.9g}"
+
+
+def _rank(logit: float) -> tuple[bool, float]:
+    """The place of a logit in the order of logits: NaN is less than every number."""
+    return (not math.isnan(logit), 0.0 if math.isnan(logit) else logit)
 
 
 def _forced(logits: torch.Tensor, indexer: Indexer, batch: Batch) -> torch.Tensor:

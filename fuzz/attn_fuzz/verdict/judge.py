@@ -69,6 +69,11 @@ class Judgement(msgspec.Struct, frozen=True):
     statistical_ratio: float | None = None
 
     @property
+    def is_unlikely(self) -> bool:
+        """True if a live call agrees, but by the bound HARD alone: independent roundings do not add up to such an error."""
+        return self.agrees and self.statistical_ratio is not None and self.statistical_ratio > 1
+
+    @property
     def agrees(self) -> bool:
         return self.kind == "agree"
 

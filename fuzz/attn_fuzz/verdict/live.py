@@ -65,7 +65,19 @@ def check(call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, rou
     Raises:
         ContractError: the call contradicts the contract, or a request attends to a number that is not finite. Or `out` or
             `lse` is not a tensor on q's device of the right shape and dtype.
+
+    Warns:
+        RuntimeWarning: the outputs agree, and an error is beyond the statistical bound. In float32 the bound HARD is 20 to
+            1,000 times the errors of a right kernel, so that it hides faults which this bound shows.
     """
+    judgement = _checked(call, out, lse, rounding)
+    if judgement.is_unlikely:
+        warnings.warn(f"check: {_unlikely(judgement)}", RuntimeWarning, stacklevel=2)
+    return judgement
+
+
+def _checked(call: Call, out: torch.Tensor, lse: torch.Tensor | None, rounding: Rounding) -> Judgement:
+    """`check` without its warning."""
     layer, q, rows = call.layer, call.q, len(call.q)
     own = (q.dtype,) if layer.q_scale is None else FLOAT_DTYPES
     dtypes = own if layer.output_scale is None else FLOAT8_DTYPES
@@ -81,6 +93,13 @@ def check(call: Call, out: torch.Tensor, lse: torch.Tensor | None = None, *, rou
         if worst.expected != worst.expected:
             raise ContractError("q, k, v", f"NaN or infinity in what request {worst.request} attends to", "finite numbers")
     return msgspec.structs.replace(judgement, statistical_ratio=statistical_ratio)
+
+
+def _unlikely(judgement: Judgement) -> str:
+    bounds = (
+        f"{judgement.statistical_ratio:.3g} times the statistical bound, and {judgement.ratio:.3g} of the bound that decides"
+    )
+    return f"the outputs agree, but an error is {bounds}: look closer, unless the numbers are not generic"
 
 
 def _check_output(
@@ -134,6 +153,7 @@ class Recording:
         requests: names of the requests of the next step, row by row, which the caller sets. Without them, caches of functions
             and ops are not compared with the shadow.
         calls, judged, wrong: the numbers of calls, of judged calls, and of wrong ones.
+        unlikely: the number of calls that agree with an error beyond the statistical bound. The first one is a RuntimeWarning.
         not_judged: by reason, how many calls could not be judged though it was their turn.
         ratio, statistical_ratio: the largest of all judgements.
         hidden, first_hidden: the number of tokens, without padding, whose mask hides every key, once for each layer, and the
@@ -151,6 +171,7 @@ class Recording:
     calls: int = field(default=0, init=False)
     judged: int = field(default=0, init=False)
     wrong: int = field(default=0, init=False)
+    unlikely: int = field(default=0, init=False)
     not_judged: dict[str, int] = field(default_factory=dict, init=False)
     ratio: float = field(default=0.0, init=False)
     statistical_ratio: float = field(default=0.0, init=False)
@@ -214,9 +235,13 @@ class Recording:
         index = self.calls - 1
         judgement, case, error = None, None, None
         try:
-            judgement = check(call, out, lse, rounding=rounding or self.rounding)
+            judgement = _checked(call, out, lse, rounding or self.rounding)
             self.judged += 1
             self.wrong += not judgement.agrees
+            self.unlikely += judgement.is_unlikely
+            if judgement.is_unlikely and self.unlikely == 1:
+                told = f"recording: call {index}{function and f' ({function})'}: {_unlikely(judgement)}"
+                warnings.warn(told, RuntimeWarning, stacklevel=3)
             self.ratio = max(self.ratio, judgement.ratio)
             self.statistical_ratio = max(self.statistical_ratio, judgement.statistical_ratio or 0.0)
             judgement = msgspec.structs.replace(judgement, of_bound={})  # as large as the output

@@ -199,7 +199,7 @@ class Oracle:
         self.rounding = CallRounding(rounding=rounding, layer=layer, dtype=dtype, out_dtype=out_dtype)
         self.state = state = attend(request, layer)
         group = layer.num_heads // layer.num_kv_heads
-        seen = request.seen[:, None]
+        seen = request.seen.T[..., None]
         self.query = request.query.transpose(0, 1)  # [H, q, D]
         self.key, self.value = (  # [H, k, D] each
             torch.where(seen, x.transpose(0, 1), 0.0).repeat_interleave(group, 0) for x in (request.key, request.value)

@@ -219,7 +219,9 @@ def _told(q: torch.Tensor, layer: Layer, step: LocalStep, exchange: str) -> dict
         "selection_unit": layer.selection_unit or 0,
         "query_start_loc": partial(checksum, whole.query_start_loc),
         "seq_lens": partial(checksum, whole.seq_lens),
-        "causal": lambda: checksum(torch.as_tensor(whole.causal).expand(whole.num_requests)),
+        "causal": lambda: checksum(
+            torch.as_tensor(whole.causal, device=whole.query_start_loc.device).expand(whole.num_requests)
+        ),
         "selected": lambda: 0 if step.batch.selected is None else checksum(step.batch.selected),
     }
 

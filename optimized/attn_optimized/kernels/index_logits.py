@@ -84,7 +84,7 @@ def index_logits_kernel(
     """A tile of queries of one request, and a tile of units, for the heads of one selection.
 
     Grid: (tiles of queries, tiles of units, HS). A logit does not depend on the tile that it is in, nor on other requests.
-    Units that no query of the tile sees are not written.
+    Units that no query of the tile sees are not written, and so no column past those of the longest request.
     """
     request, first_row, query_len, first_query, end_query = find_tile(
         query_start_loc_ptr, num_requests, KIND.block_q, 0, tl.program_id(0)
@@ -115,8 +115,9 @@ def index_logits_kernel(
         logits = tl.where(keys.there[None, :] & (keys.index[None, :] < seen[:, None]), logits, float("-inf"))
         best = tl.maximum(best, tl.max(tl.reshape(logits, [KIND.block_q, KIND.block_units, KIND.block_keys]), 2))
     unit = first_unit + tl.arange(0, KIND.block_units)
+    is_scored = (unit < num_units) & (unit * KIND.keys_per_unit < end_key)
     row_ptr = logits_ptr + selection * stride_logits_selection + row * stride_logits_row
-    tl.store(row_ptr[:, None] + unit[None, :], best, mask=owned[:, None] & (unit < num_units)[None, :])
+    tl.store(row_ptr[:, None] + unit[None, :], best, mask=owned[:, None] & is_scored[None, :])
 
 
 @triton.jit

@@ -42,10 +42,12 @@ def select_units_kernel(
     stride_selected_selection, stride_selected_row, stride_logits_selection, stride_logits_row,
     KIND: tl.constexpr,
 ):  # fmt: skip
-    """Make one row of one selection. Grid: (T, HS). A row that belongs to no request selects nothing."""
+    """Make one row of one selection. Grid: (T, HS). A row that belongs to no request is not written."""
     # int64 from here on: rows get multiplied by strides
     row, selection = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    position = position_of_row(row, query_start_loc_ptr, seq_lens_ptr, num_requests, KIND)
+    position, is_owned = position_of_row(row, query_start_loc_ptr, seq_lens_ptr, num_requests, KIND)
+    if is_owned == 0:
+        return
     seen_tokens = (position + 1) // KIND.key_unit * KIND.key_unit  # int32: at most position + 1
     # if values are not checked, a length may reach beyond the logits
     n = tl.minimum((seen_tokens + KIND.selection_unit - 1) // KIND.selection_unit, num_units)
@@ -80,7 +82,7 @@ def select_units_kernel(
 
 @triton.jit
 def position_of_row(row, query_start_loc_ptr, seq_lens_ptr, num_requests, KIND: tl.constexpr):
-    """The position of a row's query, int32; -1 if it stands before the sequence, or if the row belongs to no request."""
+    """The position of a row's query, int32, -1 if it stands before the sequence; and whether the row belongs to a request."""
     request = tl.full((), 0, tl.int32)
     for first in range(0, num_requests, KIND.block_requests):
         candidate = first + tl.arange(0, KIND.block_requests)
@@ -89,7 +91,7 @@ def position_of_row(row, query_start_loc_ptr, seq_lens_ptr, num_requests, KIND: 
     is_owned = request < num_requests
     end_row = tl.load(query_start_loc_ptr + 1 + request, mask=is_owned, other=0)
     position = tl.load(seq_lens_ptr + request, mask=is_owned, other=0) - (end_row - row.to(tl.int32))
-    return tl.where(is_owned, tl.maximum(position, -1), -1)
+    return tl.maximum(position, -1), is_owned
 
 
 @triton.jit
@@ -125,11 +127,13 @@ def last_selected(row_ptr, n, top_k, first_units, last_units, KIND: tl.constexpr
 
 @triton.jit
 def codes_of(row_ptr, unit, n, first_units, last_units):
-    """The code of each unit's logit, uint32 in the order of the logits. Units that are always selected get the greatest."""
+    """The code of each unit's logit, uint32 in the order of the logits. Units that are always selected get the greatest, and
+    NaN the least."""
     logit = tl.load(row_ptr + unit, mask=unit < n, other=0.0)
     # -0.0 becomes 0.0, which it ties with
     bits = (logit + 0.0).to(tl.int32, bitcast=True)
     # negative numbers get the opposite order, and all of them come before the positive ones
     code = (bits ^ ((bits >> 31) | -0x80000000)).to(tl.uint32, bitcast=True)
+    code = tl.where(logit == logit, code, 0)
     forced = (unit < first_units) | (unit >= n - last_units)
     return tl.where(forced, 0xFFFFFFFF, code)

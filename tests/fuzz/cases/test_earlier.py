@@ -15,7 +15,6 @@ from attn_fuzz import report
 from attn_fuzz.cases import earlier, earlier_writes, tensors
 from attn_fuzz.cases.case import CHANGES, ILLEGAL, MODE, Case, Request, Values
 from attn_fuzz.cases.contradictions import CaseError, check
-from attn_fuzz.cases.dimensions import value_on
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step, Write
 from attn_fuzz.run import runner, shard, shrink
@@ -54,8 +53,6 @@ def parts_of(step: Step) -> dict[str, object]:
 def test_every_change_is_made_by_a_function_and_every_rule_is_a_change():
     assert set(earlier._CHANGES) == set(CHANGES)
     assert {*held_rules(Layer), *held_rules(Batch)} <= set(CHANGES)
-    for name in (*held_rules(Layer), *held_rules(Batch)):
-        assert name in earlier._TENSORS if RULES[name].is_tensor else value_on(name), f"{name} cannot be on"
 
 
 @few
@@ -112,7 +109,7 @@ def test_a_change_of_a_write_is_of_that_write_and_nothing_is_left_behind(case):
     for write in step.writes:
         for name in earlier_writes.CHANGES:
             with earlier_writes.changed(write, step, name) as changed:
-                if changed is not None:
+                if isinstance(changed, tuple):
                     assert name == "same" or parts_of_write(*changed) != parts_of_write(write, step), name
                     for tensor in changed[1].memory.values():
                         bits(tensor).fill_(1)

@@ -76,7 +76,8 @@ def _select_without_requests() -> None:
         causal=True,
         block_table=torch.zeros(0, 1, dtype=torch.int32),
     )
-    assert (attn_optimized.select(torch.zeros(1, 2, 9), indexer, batch) == -1).all()
+    out = torch.full((1, 2, indexer.selected_width), 7, dtype=torch.int32)
+    assert (attn_optimized.select(torch.zeros(1, 2, 9), indexer, batch, out=out) == 7).all()
 
 
 def main(examples: int) -> None:

@@ -6,6 +6,7 @@ What a package lacks here is skipped. With more examples: `attn-parity fuzz --ma
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import pytest
 from attn_fuzz import foreign, managers
@@ -227,3 +228,12 @@ def test_options_of_kernels_are_refused_with_a_manager():
     done = CliRunner().invoke(fuzz, ["--manager", "vllm-full", "--workers", "2"])
     assert done.exit_code == 2
     assert "--workers: not with --manager, which takes --examples, --profile and --seed" in done.output
+
+
+def test_of_two_modules_of_one_name_the_first_has_it(monkeypatch):
+    """vLLM has a block_pool of its managers, and one of HiSparse."""
+    found = [Mock(__name__="vllm." + file.removesuffix(".py").replace("/", ".")) for file in managers.vllm.FILES]
+    monkeypatch.setattr(foreign, "load", lambda *arguments, **options: found)
+    loaded = managers.vllm.load.__wrapped__()
+    assert loaded["block_pool"].__name__ == "vllm.v1.core.block_pool"
+    assert loaded["request"].__name__ == "vllm.v1.request"

@@ -97,7 +97,7 @@ def flash(tile: int, splits: int, see: Callable[[torch.Tensor], torch.Tensor] = 
         for request in requests:
             seen = see(request.visible)
             query = request.query.transpose(0, 1)
-            stored, scales = stored_values(torch.where(request.seen[:, None, None], request.value, 0), layer)
+            stored, scales = stored_values(torch.where(request.seen[..., None], request.value, 0), layer)
             scales = scales.expand(len(stored), layer.num_kv_heads, 1)
             key, value, scales = (x.transpose(0, 1).repeat_interleave(group, 0) for x in (request.key, stored, scales))
             value = torch.where(seen.any(-2)[..., None], value, 0)

@@ -19,6 +19,10 @@ def _doubling_step(q, keys, values, mask, scale):
     return _step(q * 2 if torch.compiler.is_compiling() else q, keys, values, mask, scale)
 
 
+def _always_doubling_step(q, keys, values, mask, scale):
+    return _step(q * 2, keys, values, mask, scale)
+
+
 def _breaking_step(q, keys, values, mask, scale):
     for _ in range(2):
         torch._dynamo.graph_break()
@@ -84,6 +88,7 @@ def _flex(name, **options) -> Target:
 
 
 RIGHT = _over_pages("compiled", _step, backend="aot_eager")
+ALWAYS_DOUBLES = _over_pages("doubles", _always_doubling_step, backend="aot_eager")
 DOUBLES = _over_pages("compiled-doubles", _doubling_step, backend="aot_eager")
 DOUBLES_BY_INDUCTOR = _over_pages("inductor-doubles", _doubling_step)
 BREAKS = _over_pages("compiled-breaks", _breaking_step, backend="aot_eager")

@@ -1,7 +1,6 @@
 """A run writes over no case of an earlier run, and takes no name from a run beside it."""
 
 import errno
-import fcntl
 import hashlib
 import signal
 import subprocess
@@ -202,40 +201,3 @@ def test_a_full_disk_takes_no_name_and_loses_no_smaller_case(full_for, step_case
     early.save_smallest(replace(step_case, slack=1), tmp_path, "small")
     assert contents(tmp_path).keys() == {"small.json"}
     assert case_file.load(tmp_path / "small.json") == step_case
-
-
-HELD = """
-import resource, sys
-from pathlib import Path
-from attn_fuzz import outputs
-resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-with outputs.held(Path(sys.argv[1]), 1000, b"first") as lines:
-    lines.begin(b"first")
-    for number in range(100):
-        lines.add(b"line %d" % number)
-"""
-
-
-def test_a_line_is_written_whole_or_not_at_all_and_the_error_names_the_file(tmp_path):
-    path = tmp_path / "lines"
-    ended = subprocess.run([sys.executable, "-c", HELD, path], capture_output=True, text=True, check=False)
-    assert ended.stderr.splitlines()[-1] == f"OSError: [Errno {errno.EFBIG}] File too large: '{path}'"
-    written = path.read_text()
-    assert written == "first\n" + "".join(f"line {n}\n" for n in range(written.count("\n") - 1))
-    assert 90 < len(written) <= 100
-
-
-def test_a_file_of_lines_that_a_run_deletes_is_not_held_by_the_next(tmp_path, monkeypatch):
-    """The other run opened it before it was deleted, and locks it afterwards."""
-    path, right = tmp_path / "lines", fcntl.flock
-    path.write_text("first\n")
-
-    def deleted(descriptor, how):
-        monkeypatch.setattr(fcntl, "flock", right)
-        path.unlink()
-        right(descriptor, how)
-
-    monkeypatch.setattr(fcntl, "flock", deleted)
-    with outputs.held(path, 1000, b"first") as lines:
-        lines.begin(b"first")
-    assert path.read_text() == "first\n"

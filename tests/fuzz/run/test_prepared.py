@@ -13,8 +13,6 @@ import pytest
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run.processes import prepared
 
-from tests.support.mostly_nightly import mostly_nightly
-
 
 def _tell(connection) -> None:
     imported = [name for name in ("torch", "triton", "attn_reference", "attn_optimized") if name in sys.modules]
@@ -83,17 +81,8 @@ def _tell_what_is_asked(connection) -> None:
     connection.send((torch.cuda.is_initialized(), knobs.runtime.interpret, methods))
 
 
-def _kills_once(connection, killed: Path, of_server: bool) -> None:
-    if not killed.exists():
-        killed.touch()
-        os.kill(os.getppid() if of_server else os.getpid(), signal.SIGKILL)
-        time.sleep(60 * of_server)
-    connection.send("answer")
-
-
-@pytest.mark.parametrize("of_server", mostly_nightly([False, True], [False]))
-def test_a_process_that_is_killed_from_outside_runs_again(tmp_path, of_server):
-    assert prepared.answer("cpu", 60.0, _kills_once, tmp_path / "killed", of_server) == "answer"
+def _kills_server():
+    os.kill(os.getppid(), signal.SIGKILL)
 
 
 @pytest.mark.nightly
@@ -112,10 +101,11 @@ def test_a_server_that_dies_before_its_fork_is_replaced_by_one_like_it(monkeypat
     assert told()[1:] == ("1", "1")
 
 
-def test_servers_that_go_on_dying_end_a_run(monkeypatch, tmp_path):
+def test_servers_that_go_on_dying_end_a_run(monkeypatch):
     monkeypatch.setattr(prepared, "MAX_DEATHS", prepared.deaths)
+    prepared.start("cpu", _kills_server).join(60)
     with pytest.raises(ExecutorError, match="the server that starts the processes of a run has died"):
-        prepared.answer("cpu", 60.0, _kills_once, tmp_path / "killed", True)
+        prepared.start("cpu", _kills_server)
 
 
 SLOW = "import os, pathlib, time; pathlib.Path('server').write_text(str(os.getpid())); time.sleep(60)"

@@ -335,7 +335,11 @@ def test_keys_of_drawn_steps_are_split(tmp_path):
     """They never were, because the tables split more keys than are drawn: no reduction ran, and mutants of it survived."""
     splits: list[bool] = []
     plan = FuzzPlan(target=TRITON_GFX942.name, device="cpu", examples=40, seed=0, folder=tmp_path)
-    draw_cases(plan, TRITON_GFX942, lambda case: splits.append("split" in TRITON_GFX942.events(build(case, "cpu"))), Tally())
+
+    def draw(case, number):
+        splits.append("split" in TRITON_GFX942.events(build(case, "cpu")))
+
+    draw_cases(plan, TRITON_GFX942, draw, Tally())
     assert 10 <= sum(splits) < len(splits) == 40
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import subprocess
 import sys
+import warnings
 
 import attn_fuzz
 import attn_optimized
@@ -207,11 +208,24 @@ def test_check_allows_more_to_a_kernel_of_which_less_is_known(call):
     out, lse = answer(call)
     strict = attn_fuzz.Rounding(keys_per_tile=16)
     wrong = lse + 0.9 * 2 * 64 * 2**-24
-    judgement = attn_fuzz.check(call, out, wrong)
+    with pytest.warns(RuntimeWarning, match=r"check: the outputs agree, but an error is .* times the statistical bound"):
+        judgement = attn_fuzz.check(call, out, wrong)
     assert judgement.agrees
     assert judgement.statistical_ratio is not None
     assert judgement.statistical_ratio > 1 > judgement.ratio
     assert not attn_fuzz.check(call, out, wrong, rounding=strict).agrees
+
+
+def test_a_recording_warns_of_its_first_call_beyond_the_statistical_bound(call, tmp_path):
+    call.q.zero_()
+    out, lse = answer(call)
+    with attn_fuzz.recording(tmp_path) as recording:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            recording.see(call, out, lse)
+        with pytest.warns(RuntimeWarning, match=r"recording: call 1 \(mine\): the outputs agree, but"):
+            recording.see(call, out, lse + 0.9 * 2 * 64 * 2**-24, function="mine")
+    assert (recording.judged, recording.wrong, recording.unlikely) == (2, 0, 1)
 
 
 def test_check_refuses_what_it_can_say_nothing_about(call):

@@ -189,7 +189,7 @@ def test_a_rule_that_a_property_does_not_name_is_not_asked_of_it(relation, asked
     settings = {field.name: getattr(step.layer, field.name) for field in dataclasses.fields(step.layer)}
     layer = Unheard(**settings, unheard_of=3 if asked else 1)
     if asked:
-        assert relation.holds(dataclasses.replace(step, layer=layer), attend) is None
+        assert relation(dataclasses.replace(step, layer=layer), attend) is None
     else:
         with pytest.raises(RuntimeError, match="asked"):
             relation.holds(dataclasses.replace(step, layer=layer), attend)

@@ -13,6 +13,7 @@ from attn_optimized.backends import BACKENDS, CommonAttentionMetadata
 from attn_optimized.backends.triton_mla import MlaMetadata, MlaMetadataBuilder, TritonMlaImpl
 from attn_reference.latent import absorbed, expanded, up_projected
 
+from tests.support.ambient import states_that_change
 from tests.support.calls import forget, is_new, paged_call, random_tokens, shuffled_blocks
 from tests.support.wrong_arguments import not_refused, wrong_calls
 
@@ -79,7 +80,7 @@ def run(step: Step, impl: TritonMlaImpl, **builder: Any) -> tuple[torch.Tensor, 
     metadata = MlaMetadataBuilder(AttentionType.DECODER, **builder).build(step.common)
     impl.do_kv_cache_update(step.new[:, :LATENT], step.new[:, LATENT:], step.kv_cache, step.common.slot_mapping)
     out = step.q.new_full((len(step.q), HEADS, VALUE), torch.nan)
-    lse = torch.full((HEADS, len(step.q)), torch.nan, device=step.q.device)
+    lse = torch.full((HEADS, len(step.q)), torch.nan, dtype=torch.float32, device=step.q.device)
     if (prefill := metadata.prefill) is not None:
         q, new = step.q[prefill.rows], step.new[prefill.rows]
         own_out, own_lse = torch.empty_like(out[prefill.rows]), torch.empty_like(lse[:, prefill.rows])
@@ -136,6 +137,14 @@ def test_a_step_of_decodes_is_handed_on_as_it_is(rows, device):
     assert metadata.decode is not None
     assert metadata.decode.batch is metadata.step
     assert metadata.decode.rows == slice(0, sum(rows))
+
+
+@pytest.mark.parametrize("model_dtype", [torch.float16, torch.bfloat16])
+def test_no_state_of_torch_changes_a_step(model_dtype, device):
+    step = step_of(**MIXED, device=device)
+    step = replace(step, **{name: getattr(step, name).to(model_dtype) for name in ("q", "new", "kv_cache", "weight")})
+    impl = impl_of(step, dtype=model_dtype)
+    assert states_that_change(lambda: run(step, impl, context_chunk_keys=16)[:2]) == []
 
 
 def test_a_step_that_is_not_causal_is_all_decodes(device):

@@ -79,6 +79,8 @@ class Fuzz(TypedDict):
     for each of these findings how many cases had been drawn when the first of its failures was. `seconds` is the time of the
     run, `spent` that of all workers by kind of work. `max_ratio` is the largest error over its bound. `ratios` has, by tensor,
     dtype and phase, how many elements lie in each bin of `attn_fuzz.verdict.ratios`.
+    took a path of the kernels or were judged by a property, and `left_out`, by property and by reason, those that were not.
+    `known` counts failures by known findings. `known_after` says for each of these findings how many
     """
 
     schema: Literal["attn-parity.fuzz/1"]
@@ -96,6 +98,7 @@ class Fuzz(TypedDict):
     limits: dict[str, int]
     drawn: Drawn
     events: dict[str, int]
+    left_out: dict[str, dict[str, int]]
     known: dict[str, int]
     known_after: dict[str, int]
     no_longer_failing: list[str]

@@ -210,8 +210,10 @@ def vllm_arguments(
     if by_models := [layer for layer, of_it in kinds.items() if of_it == "selection" != kind]:
         itself = f"vLLM's model chooses it for {', '.join(by_models)}, whatever the argument says"
         why_not[priorities(architecture, "selection")[0]] = (itself,)
-    line, is_own = partial(_line, layers=layers, model=model, tensor_parallel=engine.tensor_parallel), own in (None, first)
-    return VllmArguments(line(first), first, why_not, None if is_own else line(own), None if is_own else own, too_here[first])
+    line = partial(_line, layers=layers, model=model, tensor_parallel=engine.tensor_parallel)
+    if own is None or own == first:
+        return VllmArguments(line(first), first, why_not, own_why_not=too_here[first])
+    return VllmArguments(line(first), first, why_not, line(own), own, too_here[first])
 
 
 def _of_its_own(ours: Capabilities, aiter: "Aiter") -> Capabilities:

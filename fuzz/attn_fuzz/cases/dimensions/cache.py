@@ -1,11 +1,10 @@
 """Dimensions of the KV cache: its layout, its allocation, its dtype, its scales, and what unused slots hold."""
 
-import contextlib
 import itertools
 from collections.abc import Callable, Collection
 from typing import Any, get_args
 
-from attn_contract import ContractError, Layout, PhysicalOrder
+from attn_contract import Layout, PhysicalOrder
 from attn_contract.latent_format import LatentFormat
 from attn_fuzz.cases.case import Cache, Case, Float8, Quantized, ScaleKind
 from attn_fuzz.cases.dimensions.dimension import (
@@ -43,8 +42,7 @@ def _smallest_sizes(layout: Layout, form: LatentFormat) -> dict[str, int]:
     past_v, kept = (2, 0) if form.kept_dims is None else (0, form.kept_dims)
     for count in itertools.count(1):
         v_head_size = count * form.scale_dims + kept
-        with contextlib.suppress(ContractError):
-            layout.check_widths(v_head_size + past_v, v_head_size)
+        if layout.has_widths(v_head_size + past_v, v_head_size):
             return {"head_size": v_head_size + past_v, "head_size_v": v_head_size}
     raise AssertionError
 

@@ -25,6 +25,7 @@ from attn_fuzz.run.case.fence import Fence
 from attn_fuzz.targets.engine import ANY_ENGINE
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import AttentionFunction, Target
+from attn_fuzz.verdict.verdict import EARLIER_WRITE
 
 CPU_ELEMENTS, CPU_PRODUCTS = 1 << 21, 1 << 25
 """A GPU builds and judges a case faster than a CPU if the case has more elements or more products than these."""
@@ -43,6 +44,7 @@ class Attempt:
         during: the earlier call or write that raised it, in words; empty if the case's own did.
         followed: what exact mode knows of the case's own call; None if it is not followed.
         events: the paths that the target took, by its own account.
+        left_out: what was not asked of the target for a reason of the case or of this tool, and the reason.
         seconds: the seconds that building the step and the target took.
     """
 
@@ -80,6 +82,7 @@ class Attempt:
         self.error: BaseException | None = None
         self.during = ""
         self.events: tuple[str, ...] = ()
+        self.left_out: tuple[tuple[str, str], ...] = ()
         built = time.perf_counter()
         try:
             with own_state(case), program_order.programs(case.program_order, case.values.seed):
@@ -93,7 +96,8 @@ class Attempt:
         for number, cache_write in enumerate(self.called.writes):
             for name in earlier_writes.chosen(self.case, number) if _keeps_writes(self.target, self.device) else ():
                 self.during = f", in the earlier write {name!r}"
-                write_earlier(cache_write, self.called, name, self.target)
+                if refusal := write_earlier(cache_write, self.called, name, self.target):
+                    self.left_out += ((f"{EARLIER_WRITE}{name!r}", refusal),)
             self.during = ""
             write(cache_write, self.called, self.target)
             if ILLEGAL in self.case.earlier:
@@ -219,18 +223,24 @@ def _keeps_writes(target: Target, device: str) -> bool:
     return target.refuses and not target.compiles and target.support(device).engine == ANY_ENGINE
 
 
-def write_earlier(cache_write: Write, step: Step, name: str, target: Target) -> None:
+def write_earlier(cache_write: Write, step: Step, name: str, target: Target) -> str | None:
     """Make one earlier write of a case (`attn_fuzz.cases.earlier_writes`), which the target may refuse.
 
     Args:
         step: the step of the case.
         name: name of the change. If it changes nothing, or the reference would write, no write is made.
+
+    Returns:
+        the reason why the contract has no such write; None if it has.
     """
     with earlier_writes.changed(cache_write, step, name) as changed:
+        if isinstance(changed, str):
+            return changed
         if changed is None or not _writes_itself(changed[0], target):
-            return
+            return None
         with contextlib.suppress(ValueError, NotImplementedError):
             write(*changed, target)
+    return None
 
 
 def refuse_wrong_writes(cache_write: Write, step: Step, target: Target) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import torch
 from attn_contract import MiscompiledError
+from attn_contract.rules import label_of
 from attn_fuzz.cases.case import CHOICES, MODE, Case, CaseError
 from attn_fuzz.cases.earlier import restored
 from attn_fuzz.cases.tensors import Step
@@ -111,6 +112,7 @@ def _tried(case: Case, target: Target, device: str, judge_step: Judge) -> tuple[
     ) -> tuple[Verdict, Judgement | None]:
         seconds = {**attempt.seconds, "judge": time.perf_counter() - attended}
         plain = Verdict(kind=kind, message=message, about=about, ratio=ratio, seconds=seconds, events=attempt.events)
+        plain = msgspec.structs.replace(plain, left_out=tuple(attempt.left_out))
         return (plain if judgement is None else _with_judgement(plain, attempt, judgement)), judgement
 
     if attempt.error is not None:
@@ -199,7 +201,8 @@ def _wrong_by_properties(attempt: Attempt) -> tuple[VerdictKind, str, str] | Non
 
 
 def _broken_property(attempt: Attempt) -> tuple[str, str] | None:
-    """The name of the first property that does not hold, and a message; or None. Properties become events of the attempt.
+    """The name of the first property that does not hold, and a message; or None. Properties become events of the attempt, and
+    those that do not apply to the case are `left_out`.
 
     Each property needs more calls of the target. So a case checks only PROPERTIES_OF_CASE of the properties that apply to it.
     The case's seed chooses them. A launch that an earlier call has left is looked for in all cases in which it may be another.
@@ -215,12 +218,17 @@ def _broken_property(attempt: Attempt) -> tuple[str, str] | None:
     if message := _left_by_earlier_calls(attempt, call_target):
         return "earlier calls", f"without the earlier calls: {message}"
     for each in random.Random(attempt.case.values.seed).sample(properties, len(properties)):
+        if (out := each.left_out(attempt.called)) is not None:
+            attempt.left_out += ((each.name, f"{label_of(out[0])}: {out[1]}"),)
+            continue
         before = calls
         if message := each(attempt.called, call_target):
             return each.name, f"{each.name}: {message}"
         if calls > before:
             attempt.events += (each.name,)
             asked += 1
+        else:
+            attempt.left_out += ((each.name, f"it applies to {each.applies}"),)
         if asked == PROPERTIES_OF_CASE:
             break
     return None

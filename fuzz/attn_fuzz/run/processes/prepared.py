@@ -50,8 +50,6 @@ MAX_DEATHS = 10
 """The most servers of a run that may die."""
 _LOST = 256
 """The exit code of a process whose server died before it. No process ends with it."""
-KILLS = 2
-_PATIENCE_SECONDS = 10.0
 _INTERRUPTS = {signal.SIGINT}
 
 
@@ -216,41 +214,6 @@ def _call_patched(environment: dict[str, str], mutant: Mutant, held: _Pickled) -
 def is_lost(process: BaseProcess) -> bool:
     """True if the end of a process cannot be known, because its server died before it. If it runs, it is killed."""
     return process.exitcode == _LOST
-
-
-def is_killed(process: BaseProcess) -> bool:
-    """True if a process that has closed its connection was ended from outside: by SIGKILL, or because it is lost."""
-    process.join(_PATIENCE_SECONDS)
-    return is_lost(process) or process.exitcode == -signal.SIGKILL
-
-
-def answer(device: str, seconds: float | None, function: Callable[..., None], *arguments: object) -> Any:
-    """Run a function in a process of its own, and return the object that it sends through its first argument, a connection.
-
-    A process that is killed from outside runs again, KILLS times.
-
-    Raises:
-        EOFError: the process ended before it had sent anything.
-        TimeoutError: it has sent nothing in that time.
-    """
-    kills = 0
-    while True:
-        ours, theirs = multiprocessing.Pipe()
-        process = start(device, function, theirs, *arguments)
-        theirs.close()
-        try:
-            if not connection.wait([ours, process.sentinel], seconds):
-                raise TimeoutError(f"no answer in {seconds:g} s")
-            if not ours.poll():
-                raise EOFError
-            return ours.recv()
-        except (EOFError, ConnectionError):
-            kills += 1
-            if not is_killed(process) or kills > KILLS:
-                raise EOFError("its process ended") from None
-        finally:
-            process.kill()
-            process.join()
 
 
 def _call(

@@ -15,12 +15,13 @@ from types import TracebackType
 
 from attn_fuzz.run.processes import prepared
 
-_SERVER = os.getpid()
+_SERVER, _RUN = os.getpid(), os.getppid()
 
 
 def _end() -> None:
     if os.getpid() == _SERVER:  # a fork ends as it likes
-        shutil.rmtree(os.environ[prepared.FOLDER], ignore_errors=True)  # it is still there if the run was killed
+        if os.getppid() != _RUN:  # a run that was killed has left its folder; one that goes on needs it
+            shutil.rmtree(os.environ[prepared.FOLDER], ignore_errors=True)
         os._exit(0)
 
 

@@ -31,6 +31,7 @@ class IndexerFunctions:
 
     Args:
         repeats: True if a selection that is made twice is the same set.
+        ranks_nan: True if NaN is less than every number for `select`. Else no logit that a row sees is NaN.
     """
 
     write_index_cache: Callable[[torch.Tensor, torch.Tensor, Indexer, torch.Tensor], object] | None = None
@@ -39,6 +40,7 @@ class IndexerFunctions:
     select: Callable[[torch.Tensor, Indexer, Batch], torch.Tensor] | None = None
     choose: Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor, Indexer, Batch], torch.Tensor] | None = None
     repeats: bool = False
+    ranks_nan: bool = False
 
 
 def attention_by(
@@ -101,6 +103,8 @@ def check(step: IndexStep, functions: IndexerFunctions, rng: random.Random, devi
             raise FailedCheckError(wrong.kind, "index_logits", wrong.message, wrong.ratio)
     if functions.select is not None:
         given = logits.float() if functions.index_logits else _with_garbage(_near(logits, rng), rng)
+        if functions.ranks_nan:
+            given = _with_nan(given, rng)
         selected = functions.select(on_device(given, called.q.device), *arguments).cpu()
         if message := wrong_selection(selected, given, step.indexer, step.batch):
             raise FailedCheckError("value", "selected", message)
@@ -141,6 +145,15 @@ def _near(logits: torch.Tensor, rng: random.Random) -> torch.Tensor:
     return torch.where(logits > -torch.inf, neighbours, logits)
 
 
+def _with_nan(logits: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    """In some steps, logits of which a share is NaN, of either sign."""
+    if rng.random() >= EARLIER:
+        return logits
+    generator = torch.Generator().manual_seed(rng.getrandbits(32))
+    drawn = torch.rand(logits.shape, generator=generator)
+    return torch.where(drawn < rng.choice((0.1, 0.9)), torch.where(drawn < 0.05, torch.nan, -torch.nan), logits)
+
+
 def _with_garbage(logits: torch.Tensor, rng: random.Random) -> torch.Tensor:
     """Logits with rows and columns beyond the step's, and with numbers that must not be read where a row sees no unit."""
     heads, rows, units = logits.shape
@@ -178,6 +191,24 @@ def _place(step: IndexStep, at: int) -> str:
     byte = at - int(cache.storage_offset()) * cache.itemsize
     block, byte = byte // page, byte % page
     return f"byte {byte} of block {block} of the index cache ({step.indexer.layout})"
+
+
+@contextmanager
+def unchanged_beyond(batch: Batch, out: torch.Tensor | None, columns: int, about: str) -> Iterator[None]:
+    """A call that writes to `out` [HS, T, W] nothing but the first columns of the rows that requests own.
+
+    Raises:
+        FailedCheckError: it has written something else.
+    """
+    before = None if out is None else out.clone()
+    yield
+    if out is None or before is None:
+        return
+    own = slice(None), slice(int(batch.query_start_loc[-1])), slice(columns)
+    before[own] = out[own]
+    if len(wrong := (bits(out) != bits(before)).nonzero()):
+        message = f"it wrote to {wrong[0].tolist()} of {about}: a row of no request, or a column past {columns}"
+        raise FailedCheckError("guard", about, f"{message}; {len(wrong)} elements")
 
 
 def unwritten_logits(q: torch.Tensor, indexer: Indexer, batch: Batch, *, wider: int = 0) -> torch.Tensor:

@@ -8,7 +8,14 @@ import torch
 from attn_contract import Batch, Indexer
 from attn_contract.layouts import BYTES_OF_SCALE
 from attn_fuzz.extras import triton_unavailable
-from attn_fuzz.targets.indexer.functions import IndexerFunctions, attention_by, unwritten_logits, unwritten_selection
+from attn_fuzz.targets.indexer.functions import (
+    IndexerFunctions,
+    attention_by,
+    unchanged_beyond,
+    unwritten_logits,
+    unwritten_selection,
+)
+from attn_fuzz.targets.indexer.step import MAX_PADDING
 from attn_fuzz.targets.indexer.targets import EVERY_TERM, index_target
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.plans import modules, planned
@@ -25,21 +32,24 @@ def _triton_functions() -> tuple[Callable[..., object], Callable[..., torch.Tens
     def index_logits(q, weights, index_cache, indexer: Indexer, batch: Batch) -> torch.Tensor:
         rng, out = rng_of_lengths(batch), None
         if rng.random() < 0.5:
-            out = unwritten_logits(q, indexer, batch, wider=rng.choice((0, 3)))
-        return attn_optimized.index_logits(q, weights, index_cache, indexer, batch, out=out, validate=True)
+            out = unwritten_logits(q, indexer, batch, wider=rng.choice((0, 3, MAX_PADDING)))
+        with unchanged_beyond(batch, out, indexer.num_units(batch.max_seq_len), "logits"):
+            return attn_optimized.index_logits(q, weights, index_cache, indexer, batch, out=out, validate=True)
 
     def select(logits: torch.Tensor, indexer: Indexer, batch: Batch) -> torch.Tensor:
         rng, out = rng_of_lengths(batch), None
         if rng.random() < 0.5:
             out = unwritten_selection(logits, indexer)
-        return attn_optimized.select(logits, indexer, batch, out=out, validate=True)
+        with unchanged_beyond(batch, out, indexer.selected_width, "selected"):
+            # a row may see NaN here, which values that are checked may not be
+            return attn_optimized.select(logits, indexer, batch, out=out)
 
     return functools.partial(attn_optimized.write_index_cache, validate=True), index_logits, select
 
 
 def _indexer_functions() -> IndexerFunctions:
     write, index_logits, select = _triton_functions()
-    return IndexerFunctions(write_index_cache=write, index_logits=index_logits, select=select, repeats=True)
+    return IndexerFunctions(write_index_cache=write, index_logits=index_logits, select=select, repeats=True, ranks_nan=True)
 
 
 def _with_far_rows(
@@ -66,7 +76,7 @@ def _with_far_rows(
         with far.spread(rng_of_lengths(batch)) as copies:
             return select(copies.elements(logits), indexer, batch)
 
-    return IndexerFunctions(write_index_cache=write_index_cache, index_logits=index_logits, select=select_units)
+    return IndexerFunctions(write_index_cache=write_index_cache, index_logits=index_logits, select=select_units, ranks_nan=True)
 
 
 def _far(target: Target) -> Target:

@@ -208,6 +208,6 @@ def _chunk(prefill: PhaseMetadata, begins: torch.Tensor, lens: torch.Tensor) -> 
         max_seq_len=max_len,
         num_actual_tokens=int(query_lens.sum()),
         causal=False,
-        block_table=to_device(device, starts[:-1, None] + torch.arange(max_len, dtype=torch.int32)),
+        block_table=to_device(device, starts[:-1, None] + torch.arange(max_len, dtype=torch.int32, device="cpu")),
     )
     return ContextChunk(request=request, position=position, batch=batch)

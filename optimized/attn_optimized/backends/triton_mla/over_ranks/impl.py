@@ -15,6 +15,7 @@ from attn_contract.signatures import tensor_signature
 from attn_contract.validation import check_attention_tensors, check_paged_attention, check_varlen_attention
 
 import attn_optimized
+from attn_optimized.arithmetic import joined
 from attn_optimized.backends.triton_mla.impl import TritonMlaImpl
 from attn_optimized.backends.triton_mla.metadata import NAME, ContextChunk, MlaMetadata, MlaPrefillMetadata
 from attn_optimized.backends.triton_mla.over_ranks.metadata import RankContextChunk, RankMlaMetadata
@@ -162,7 +163,7 @@ class TritonMlaOverRanksImpl(TritonMlaImpl):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The latent vectors [n, Lkv] and rotated keys [n, R] of a chunk, of all ranks, in the order of the sequences."""
         assert isinstance(chunk, RankContextChunk)
-        own = torch.cat(super()._gathered(kv_cache, prefill, chunk), dim=1)
+        own = joined(*super()._gathered(kv_cache, prefill, chunk))
         sent = torch.nn.functional.pad(own, (0, 0, 0, chunk.rows_sent - len(own)))
         of_all = gathered("gathering a context", self.group, sent, self.timeout)
         rows, latent_size = of_all.flatten(0, 1)[chunk.order], self.layer.v_head_size

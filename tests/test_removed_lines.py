@@ -1,0 +1,41 @@
+"""Twenty lines that use a rule, a layout or a setting, drawn by a seed: without any of them the quick tests are red.
+
+`python -m tests.removed_lines 76 20` has drawn them. A diff that no longer applies is drawn anew.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DIFFS = sorted((ROOT / "tests" / "removed_lines").glob("*.diff"))
+COPIED = ("contract", "reference", "optimized", "emulated", "fuzz", "binaries", "cli", "plugins", "lab", "tests")
+QUICK = (
+    *("tests/test_undefined_names.py", "tests/test_rule_parts.py", "tests/test_rule_effects.py", "tests/test_silence.py"),
+    *(
+        "tests/contract",
+        "tests/reference",
+        "tests/fuzz/verdict/test_properties.py",
+        "tests/fuzz/cases",
+        "tests/fuzz/strategies",
+    ),
+    *("tests/ops", "tests/fuzz/explain"),
+)
+HAS_FAILED = 1
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("diff", DIFFS, ids=lambda path: path.stem)
+def test_quick_tests_miss_the_line(diff, tmp_path):
+    for name in COPIED:
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    subprocess.run(["git", "apply", "--unsafe-paths", str(diff)], cwd=tmp_path, check=True)
+    paths = os.pathsep.join(str(tmp_path / name) for name in COPIED if name != "tests")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *QUICK]
+    run = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+    assert run.returncode in (HAS_FAILED, pytest.ExitCode.INTERRUPTED, pytest.ExitCode.USAGE_ERROR), run.stdout[-2000:]
