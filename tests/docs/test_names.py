@@ -10,7 +10,7 @@ from tests.support.pages import OURS, ROOT, SOURCES
 FOLDERS = (*SOURCES, "benchmarks", "examples", "findings")
 NAME = re.compile(rf"(?<![\w./-])(?:{'|'.join(OURS)})(?:\.[A-Za-z_]\w*)+")
 PATH = re.compile(rf"(?<![\w/.-])(?:{'|'.join((*FOLDERS, 'tests', 'docs'))})/[\w./-]*\.(?:py|toml|json|csv|md|css)\b")
-KEYS = ("attn_contract.rule", "attn_parity.packages", "attn_parity.targets")
+KEYS = ("attn_contract.axes", "attn_contract.rule", "attn_parity.packages", "attn_parity.targets")
 """A key of dataclass fields, and groups of entry points, that look like modules' names."""
 PAGES = [
     *(ROOT / page for page in ("README.md", "CONTRIBUTING.md", "tests/README.md")),
