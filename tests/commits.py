@@ -1,9 +1,15 @@
-"""What CONTRIBUTING.md asks of commit messages: `python -m tests.commits main..` names each commit that lacks something."""
+"""What CONTRIBUTING.md asks of commit messages: `python -m tests.commits` names each new commit that lacks something.
+
+New are commits that `origin/main` has not, or `main` where there is no `origin/main`. Without a history, as in a shallow clone
+or in a source distribution, nothing is asked.
+"""
 
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+
+from tests.nightly import git, has_history
 
 MAX_SUBJECT = 72
 _PLACE = re.compile(r"[\w./@-]+(, [\w./@-]+)*: \S")
@@ -19,10 +25,20 @@ def lacking(subject: str, body: str, *, is_merge: bool) -> Iterator[str]:
         yield "no body that says " + ("what ran" if is_merge else "why")
 
 
-def main(arguments: list[str]) -> int:
-    log = subprocess.check_output(["git", "log", "--format=%h%x00%p%x00%s%x00%b%x01", *arguments], text=True)
+def new_commits(folder: Path) -> list[str]:
+    """The output of `git log` for each new commit: its name, parents, subject and body, with a zero byte between them."""
+    refs = ("refs/remotes/origin/main", "refs/heads/main")
+    names = git(folder, "for-each-ref", "--format=%(refname)", *refs).split() if has_history(folder) else []
+    if not names:
+        return []
+    main = max(names, key=lambda name: name.startswith("refs/remotes/"))
+    log = git(folder, "log", "--format=%h%x00%p%x00%s%x00%b%x01", f"{main}..HEAD")
+    return [*filter(None, map(str.strip, log.split("\x01")))]
+
+
+def main(folder: Path) -> int:
     num_lacking = 0
-    for commit in filter(None, map(str.strip, log.split("\x01"))):
+    for commit in new_commits(folder):
         name, parents, subject, body = commit.split("\0")
         for each in lacking(subject, body, is_merge=" " in parents):
             print(f"{name} {subject}: {each}")
@@ -31,4 +47,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(Path.cwd()))

@@ -7,7 +7,6 @@ from typing import Any, TypeVar, get_args
 
 import msgspec
 from attn_fuzz import inputs
-from attn_fuzz.errors import InputError
 
 Results = TypeVar("Results", bound=msgspec.Struct)
 
@@ -53,25 +52,3 @@ def _named(row: Any, fields: Sequence[str], prefix: Any) -> Any:
     if not (isinstance(row, list) and row and isinstance(row[0], str) and len(row) <= len(fields)):
         return row
     return dict(zip(fields, [f"{prefix}{row[0]}", *row[1:]], strict=False))
-
-
-def data_of(page: Path, key: str = "") -> Path:
-    """The JSON file of results of a page: beside it, under its name. A page may have further ones, each with a key."""
-    return page.with_name(f"{page.stem}-{key}.json" if key else f"{page.stem}.json")
-
-
-def kept(page: Path, kind: type[Results], command: str) -> dict[Path, Results]:
-    """The results in the JSON files beside a page, from which the page is made; those without a key first.
-
-    Args:
-        command: which command keeps them.
-
-    Raises:
-        InputError: there is no such file, or it holds no such results.
-    """
-    files = [data_of(page), *sorted(page.parent.glob(f"{page.stem}-*.json"))]
-    found = {file: load(file, kind) for file in files if file.is_file()}
-    if not found:
-        again = f"`python -m attn_lab {command} run --write` writes it"
-        raise InputError(f"{data_of(page)} does not exist; {again}")
-    return found

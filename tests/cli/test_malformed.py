@@ -1,7 +1,7 @@
 """Malformed files, drawn from a seed, to every command that reads one: one line, exit 2, within 2 s and 64 MiB of its own.
 
 Importing torch takes the rest of the 300 MB that a command may have. Each input is read by a fork of this process, in which
-everything is imported already. `--malformed 0:500` draws 500 inputs, as `tox run -e nightly -- faults` does.
+everything is imported already. `--malformed 0:200` draws 200 inputs, as `tox run -e nightly -- faults` does.
 """
 
 import random

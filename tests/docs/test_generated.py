@@ -16,8 +16,7 @@ from tests.support.pages import ROOT
 
 
 def zoo_page() -> str:
-    stored = [*results_file.kept(ROOT / zoo.PAGE, Results, "zoo").values()]
-    return zoo.of_results(stored, known_bugs.load_all())
+    return zoo.text(results_file.load(ROOT / zoo.DATA, Results), known_bugs.load_all())
 
 
 WRITERS: dict[str, tuple[Callable[[], str], str]] = {

@@ -18,20 +18,6 @@ PAGES = [
 ]
 """All but the changelog, which may name what is gone."""
 MODULES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
-REPLACED = {
-    "attn-parity hunt": "attn-parity fuzz --keep-going",
-    "attn-parity matrix": "python -m attn_lab matrix",
-    "attn-parity zoo": "python -m attn_lab zoo",
-    "has_gaps": "has_other_masks",
-    "kv_len": "seq_len",
-    "q_len": "query_len",
-    "select --soft-cap": "select --logits-soft-cap",
-    "triton-plans": "triton@planned",
-    "unit_of_blocks": "block_alignment",
-    "unit_of_strides": "stride_alignment",
-    "value_size": "head_size_v",
-}
-"""For each word that a rename has removed, the word in its place. The commit that renames adds its word."""
 
 
 def test_names_on_pages_lead_somewhere():
@@ -40,13 +26,6 @@ def test_names_on_pages_lead_somewhere():
 
 def test_names_in_packages_lead_somewhere():
     assert not gone_in(*MODULES)
-
-
-def test_no_word_that_was_replaced_comes_back():
-    old = re.compile(rf"(?<![\w-])(?:{'|'.join(REPLACED)})(?![\w-])")
-    tests = [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
-    found = {path: {*old.findall(path.read_text(encoding="utf-8"))} for path in (*PAGES, *MODULES, *tests)}
-    assert not {path: {word: REPLACED[word] for word in words} for path, words in found.items() if words}
 
 
 def gone_in(*files: Path) -> dict[str, list[str]]:

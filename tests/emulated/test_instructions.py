@@ -3,21 +3,16 @@
 `python -m attn_lab instructions FOLDER --write` writes the file, and the table kernels.csv, from texts that were compiled.
 """
 
-import collections
 import json
-import re
 
 import pytest
 from attn_amdgcn.assembly import code_of
-from attn_amdgcn.program import ARCHITECTURES
 from attn_lab.binaries import instructions
 from attn_lab.binaries.instructions import Made, Of
 
 from tests.emulated.kernels import kernel_text
-from tests.support.pages import ROOT
 
 STORED = instructions.stored()
-LINES = instructions.stored_rows()
 
 
 @pytest.mark.parametrize("architecture", sorted(frozenset.union(*STORED.values())))
@@ -78,37 +73,3 @@ def test_a_line_of_the_table_says_what_ran_and_what_agrees(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(run | {"examples": 5, "failures": [{"later": 2}, {}]}))
     made = {of: Made(kernels={"a", "b"}, texts=5, mnemonics={"v_add_f32"})}
     assert [*instructions.rows(made, instructions.runs([tmp_path]))] == [(*of, 2, 5, 1, 12, 10, 5)]
-
-
-@pytest.mark.parametrize("line", LINES, ids=lambda line: f"{line['package']}-{line['triton']}-{line['architecture']}")
-def test_the_table_holds_together(line):
-    known = {each.split()[0] for each, architectures in STORED.items() if line["architecture"] in architectures}
-    numbers = {name: int(line[name]) for name in instructions.COLUMNS[3:]}
-    assert numbers["texts"] >= numbers["kernels"] > 0
-    assert numbers["cases"] >= numbers["ran"] >= numbers["agree"] > 0
-    assert numbers["mnemonics"] <= len(known) + len(instructions.BY_NAME)
-
-
-def test_the_page_counts_what_the_table_has():
-    page = (ROOT / "docs/reference/emulator.md").read_text(encoding="utf-8")
-    counted = collections.defaultdict(collections.Counter)
-    kernels = collections.defaultdict(dict)
-    for line in LINES:
-        counted[line["package"]].update({name: int(line[name]) for name in ("texts", "cases", "ran", "agree")})
-        kernels[line["package"]][line["triton"], line["architecture"]] = int(line["kernels"])
-    for package, numbers in counted.items():
-        found = re.search(rf"^\| {package} .*\|$", page, re.MULTILINE)
-        assert found, package
-        cells = found[0].split("|")
-        assert [int(cell.replace(",", "")) for cell in cells[-5:-1]] == [*numbers.values()]
-        assert dict(_kernels(cells[2])) == kernels[package]
-
-
-def _kernels(cell):
-    """The number of kernels in a cell, by Triton and architecture: `3.9.0: 7 for gfx90a gfx942, 3 for gfx1100; 3.8.0: ...`."""
-    for by_triton in cell.split(";"):
-        triton, _, numbers = by_triton.strip().partition(": ")
-        for each in numbers.split(", "):
-            number, _, architectures = each.partition(" for ")
-            for architecture in sorted(ARCHITECTURES) if architectures == "all" else architectures.split():
-                yield (triton, architecture), int(number)

@@ -30,7 +30,7 @@ from attn_lab.finders import PARTS_OF_FUZZER
 from attn_lab.zoo import known_bugs
 from attn_lab.zoo import results as zoo_results
 from attn_lab.zoo import run as zoo_run
-from attn_lab.zoo.page import PAGE
+from attn_lab.zoo.page import DATA
 from attn_lab.zoo.results import Results, Row
 from click.testing import CliRunner
 
@@ -39,7 +39,7 @@ from tests.support.mostly_nightly import mostly_nightly
 from tests.support.pages import ROOT
 
 SHIPPED = [known_bugs.read(path) for path in sorted(known_bugs.FOLDER.glob("*.toml"))]
-KEPT = results_file.load(ROOT / PAGE.with_suffix(".json"), Results)
+KEPT = results_file.load(ROOT / DATA, Results)
 
 
 @pytest.fixture
@@ -117,9 +117,7 @@ def test_every_rule_is_broken_by_a_mutant(name):
 
 def test_all_classes_are_in_the_zoo_and_each_bug_has_results():
     assert {bug.kind for bug in SHIPPED} == set(get_args(known_bugs.BugKind))
-    for results in results_file.kept(ROOT / PAGE, Results, "zoo").values():
-        of_run, _ = zoo_run.on_target(SHIPPED, results.target)
-        assert {row.name for row in results.mutants} == {bug.name for bug in of_run}, f"zoo run --target {results.target}"
+    assert {row.name for row in KEPT.mutants} == {bug.name for bug in SHIPPED}
 
 
 def zoo(attn_lab, *arguments):
@@ -144,7 +142,7 @@ QUICK = {
     min((bug.name for bug in SHIPPED if bug.kind == kind and bug.name in FIRST), key=lambda name: FIRST[name])
     for kind in {bug.kind for bug in SHIPPED if bug.name in FIRST}
 }
-"""The bug of each class that is found soonest: `tox run -e nightly -- zoo` looks for all by three seeds."""
+"""The bug of each class that is found soonest: `tox run -e nightly -- zoo` looks for a third of all."""
 
 
 @pytest.mark.parametrize("name", mostly_nightly(sorted(QUICK), sorted(QUICK, key=lambda name: (FIRST[name], name))[:6]))
@@ -252,8 +250,8 @@ def test_a_part_of_the_zoo_keeps_what_came_of_the_others():
 
 
 def test_a_run_unlike_the_one_that_is_kept_is_refused_before_it_begins(attn_lab):
-    PAGE.parent.mkdir(parents=True)
-    shutil.copy(ROOT / PAGE.with_suffix(".json"), PAGE.parent)
+    DATA.parent.mkdir(parents=True)
+    shutil.copy(ROOT / DATA, DATA)
     run = attn_lab("zoo", "run", "--only", "tf32", "--write", "--examples", "7")
     assert run.code == 2
     assert "--write: the other bugs ran with" in run.err
@@ -283,29 +281,28 @@ def test_with_an_architecture_each_bug_of_a_kernel_keeps_its_target():
     assert in_kernels - {*targets} == {*left_out} == unseen | planned_already
 
 
-def test_a_bug_is_found_in_compiled_code_and_stands_on_a_page_of_the_target(attn_lab, tmp_path):
-    PAGE.parent.mkdir(parents=True)
-    options = ("--target", "triton@gfx942", "--no-shrink", "--write")
-    run = attn_lab("zoo", "run", *options, "--only", "diagonal", "--examples", "60", "--workers", "1")
+def test_a_bug_is_found_in_compiled_code(attn_lab):
+    run, result = zoo(attn_lab, "--target", "triton@gfx942", "--no-shrink", "--only", "diagonal", "--examples", "60")
     assert run.code == 0, run.out + run.err
-    kept = results_file.load(PAGE.with_name("zoo-triton-gfx942.json"), Results)
-    assert kept.target == "triton@gfx942"
-    assert {row.name for row in kept.mutants if row.by} == {"diagonal"}
-    assert attn_lab("zoo", "page").code == 0
-    assert "ran the mutants on `triton@gfx942`" in PAGE.read_text()
-    with pytest.raises(MutantError, match="the other bugs ran with triton@gfx942 on CPU"):
-        zoo_results.check_alike(kept, zoo_results.of_run("CPU", [0], 60, []))
+    assert result.target == "triton@gfx942"
+    assert {row.name for row in result.mutants if row.by} == {"diagonal"}
+
+
+def test_results_on_another_target_are_not_kept(attn_lab):
+    run = attn_lab("zoo", "run", "--target", "triton@gfx942", "--only", "diagonal", "--write")
+    assert run.code == 2
+    assert "--write keeps what each bug's own target finds" in run.err
 
 
 def test_an_interrupted_run_writes_what_has_ended_and_names_the_rest(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    PAGE.parent.mkdir(parents=True)
+    DATA.parent.mkdir(parents=True)
     ended = Outcome([Progress(examples=5), Progress(examples=2)], interrupted=True, finished={0})
     monkeypatch.setattr(zoo_run, "run_plans", lambda plans, workers: ended)
     only = ["--only", "diagonal", "--only", "scale-of-zero"]
-    arguments = ["run", *only, "--target", "triton@gfx942", "--device", "cpu", "--write"]
+    arguments = ["run", *only, "--device", "cpu", "--write"]
     result = CliRunner().invoke(zoo_command.command, arguments, standalone_mode=False)
     assert result.return_value == 130
-    (row,) = results_file.load(PAGE.with_name("zoo-triton-gfx942.json"), Results).mutants
+    (row,) = results_file.load(DATA, Results).mutants
     assert (row.name, row.found) == ("diagonal", (None,))
     assert "without a result: --only scale-of-zero" in result.output

@@ -1,6 +1,5 @@
 """Budgets of the registers and waves of a binary (budgets.toml): defaults for all launches, and exceptions with reasons."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,20 +25,27 @@ SHIPPED = Path(__file__).with_name("budgets.toml")
 
 
 class Exceptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Other budgets for some launches on an architecture.
+    """Another budget for some launches on an architecture.
 
     Args:
         fact: the fact that has a budget, a field of `Facts`.
-        triton: the releases of Triton that need the exception, of those that were compiled with. No other has it.
+        figure: the budget: what the worst of the launches comes to.
         reason: why the launches need the exception.
-        calls: the budget, by the name of the launch.
+        calls: the names of the launches.
+        triton: the releases of Triton that have the exception; all if none is named.
     """
 
     architecture: str
     fact: Fact
-    triton: tuple[str, ...]
+    figure: float
     reason: str
-    calls: dict[str, float]
+    calls: tuple[str, ...]
+    triton: tuple[str, ...] = ()
+
+    def is_of(self, fact: Fact, architecture: str, name: str, triton: str) -> bool:
+        """True if it is of this fact of a launch with a release of Triton."""
+        of_launch = (self.architecture, self.fact) == (architecture, fact) and name in self.calls
+        return of_launch and (not self.triton or triton in self.triton)
 
 
 class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,7 +54,7 @@ class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Args:
         vgpr_spills, sgpr_spills_in_loops: the largest figures of a launch without an exception.
         waves: the smallest number of waves per SIMD of a launch without an exception, by architecture.
-        exceptions: if several exceptions name a launch, the last one counts.
+        exceptions: if several exceptions name a launch, the first one counts.
     """
 
     vgpr_spills: float
@@ -56,17 +62,11 @@ class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     waves: dict[str, float]
     exceptions: tuple[Exceptions, ...] = ()
 
-    def knows(self, triton: str) -> bool:
-        """True if exceptions apply to this version of Triton."""
-        return any(triton in exception.triton for exception in self.exceptions)
-
     def allowed(self, fact: Fact, architecture: str, name: str, triton: str) -> float:
         """The budgets of a launch with a version of Triton."""
         figure = getattr(self, fact) if fact in BOUNDED_ABOVE else self.waves.get(architecture, 0)
-        for exception in self.exceptions:
-            if (exception.architecture, exception.fact) == (architecture, fact) and triton in exception.triton:
-                figure = exception.calls.get(name, figure)
-        return figure
+        figures = (one.figure for one in self.exceptions if one.is_of(fact, architecture, name, triton))
+        return next(figures, figure)
 
 
 def load() -> Budgets:
@@ -87,7 +87,7 @@ def over(budgets: Budgets, architecture: str, name: str, call: "KernelCall", fac
     wrong = []
     for fact in BOUNDED_ABOVE:
         spills, most = getattr(facts, fact) or 0, allowed(fact)
-        if spills > most and _is_off(fact, spills, most):
+        if (spills - most) * ONE_SPILL_IN > most:
             wrong.append(f"{fact} is {spills}, at most {most + most // ONE_SPILL_IN:g} allowed")
     wrong += facts.faults
     if facts.waves is not None and facts.waves < (least := allowed("waves")):
@@ -101,33 +101,6 @@ def over(budgets: Budgets, architecture: str, name: str, call: "KernelCall", fac
     if rounds_products(call) and facts.fused_multiply_adds:
         wrong.append(f"fused_multiply_adds is {facts.fused_multiply_adds}, none allowed: a rotation rounds each product")
     return wrong
-
-
-def unneeded(
-    budgets: Budgets, facts: Mapping[tuple[str, str], Facts], names: Mapping[str, Sequence[str]], triton: str
-) -> list[str]:
-    """Exceptions that allow more than a binary needs, and exceptions for a launch that an architecture does not have.
-
-    Args:
-        facts: the facts of each launch, by architecture and name. Exceptions for other launches are not judged.
-        names: the names of all launches, by architecture.
-    """
-    found = []
-    for exception in budgets.exceptions:
-        if triton not in exception.triton:
-            continue
-        for name, figure in exception.calls.items():
-            key = exception.architecture, name
-            if exception.architecture in names and name not in names[exception.architecture]:
-                found.append(f"{exception.architecture} {name}: there is no such launch")
-            elif key in facts and _is_off(exception.fact, actual := getattr(facts[key], exception.fact), figure):
-                found.append(f"{exception.architecture} {name}: {exception.fact} is {actual:g}, and {figure:g} is allowed")
-    return found
-
-
-def _is_off(fact: Fact, actual: float, budget: float) -> bool:
-    """True if a fact is not its budget, and two runs of the compiler do not differ so."""
-    return abs(actual - budget) * ONE_SPILL_IN > budget if fact in BOUNDED_ABOVE else actual != budget
 
 
 def needs_matrix_unit(call: "KernelCall", architecture: str) -> bool:

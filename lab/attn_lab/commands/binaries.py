@@ -12,7 +12,7 @@ from attn_binaries.build import LaunchName, Outcome
 from attn_binaries.rows import Row
 from attn_lab.binaries import budgets, executions
 from attn_lab.binaries.budgets import Budgets
-from attn_parity.console import notes, plain_table, progress_bar, results
+from attn_parity.console import plain_table, progress_bar, results
 from attn_parity.launches import (
     architectures_option,
     built,
@@ -38,10 +38,6 @@ class Options:
     compile_seconds: float
     workers: int
     option: str = ""
-
-    @property
-    def partly(self) -> bool:
-        return bool(self.architectures or self.only or self.main)
 
 
 _launch_options = together(
@@ -123,7 +119,7 @@ def _made(options: Options) -> tuple[Outcome, list[str]]:
     outcome = built(calls, options.workers, options.compile_seconds)
     found = _rows(outcome)
     over = _over(found, calls, budgets.load())
-    _print(found, over, outcome, None if options.partly else {name: list(some) for name, some in calls.items()})
+    _print(found, over, outcome)
     return outcome, over
 
 
@@ -144,23 +140,13 @@ def _over(found: Mapping[LaunchName, Row], calls: "Calls", allowed: Budgets) -> 
     ]
 
 
-def _print(found: Mapping[LaunchName, Row], over: list[str], outcome: Outcome, names: Mapping[str, list[str]] | None) -> None:
-    """Print facts, what is over its budget, and which exceptions of budgets are not needed.
-
-    Args:
-        names: the names of all launches; None if not all were compiled.
-    """
-    allowed, triton = budgets.load(), _triton()
-    if not allowed.knows(triton):
-        notes.print(f"no exception of the budgets is of Triton {triton}: what it spills is over them")
+def _print(found: Mapping[LaunchName, Row], over: list[str], outcome: Outcome) -> None:
+    """Print facts, and what is over its budget."""
     print_tables(found.values())
-    facts = {job: row.facts for job, row in found.items()}
-    for line in budgets.unneeded(allowed, facts, names or {}, triton):
-        notes.print(f"budgets: {line}")
     for line in (*over, *rows.errors_of(outcome)):
         results.print(line)
     begun = "interrupted; so far: " if outcome.interrupted else ""
-    compiled = f"{len(found)} compiled with Triton {triton}"
+    compiled = f"{len(found)} compiled with Triton {_triton()}"
     results.print(f"{begun}{compiled}, {len(over)} over budget, {rows.uncompiled(outcome)}")
 
 

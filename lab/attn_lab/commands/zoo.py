@@ -1,6 +1,5 @@
 """`python -m attn_lab zoo`: put known bugs back, one at a time, and look for them."""
 
-import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from attn_lab.zoo import known_bugs, run
 from attn_lab.zoo import page as zoo_page
 from attn_lab.zoo import results as zoo_results
 from attn_lab.zoo.known_bugs import KnownBug
-from attn_lab.zoo.page import PAGE
+from attn_lab.zoo.page import DATA, PAGE
 from attn_lab.zoo.results import Results, Row
 from attn_parity.console import notes, plain_table, results
 from attn_parity.device import check_exact, default_workers, device_name, use_device
@@ -76,9 +75,9 @@ def command() -> None:
 @command.command("page")
 @_folder_option
 def _page(folder: Path) -> None:
-    """Write docs/generated/zoo.md of the JSON files beside it, and of the bugs."""
-    stored = [*results_file.kept(PAGE, Results, "zoo").values()]  # before the bugs, whose reading takes a second
-    pages.write(PAGE, zoo_page.of_results(stored, known_bugs.load_all(folder)))
+    """Write docs/generated/zoo.md of the JSON file beside it, and of the bugs."""
+    stored = results_file.load(DATA, Results)  # before the bugs, whose reading takes a second
+    pages.write(PAGE, zoo_page.text(stored, known_bugs.load_all(folder)))
 
 
 @command.command("run", epilog=f"Classes of bugs: {', '.join(get_args(known_bugs.BugKind))}.")
@@ -95,7 +94,7 @@ def _page(folder: Path) -> None:
 @first_seed_option
 @seeds_option
 @click.option("--shrink/--no-shrink", "shrinks", default=True, help="Shrink the failing case of the first seed.")
-@click.option("--write", "writes", is_flag=True, help="Keep the results in docs/generated/zoo.json, or in a file beside it.")
+@click.option("--write", "writes", is_flag=True, help="Keep the results in docs/generated/zoo.json.")
 @click.option(
     "--corpus",
     type=click.Path(file_okay=False, path_type=Path),
@@ -114,18 +113,19 @@ def _run(options: Options) -> int:
     Exit 1 if a bug survives, 2 if a bug's mutant does not run, and 130 if the run is interrupted. With --only and --write, the
     results of the other bugs stay. An interrupted run writes the results of those that have ended, and names the others.
     """
+    if options.writes and options.target:
+        raise click.UsageError("--write keeps what each bug's own target finds: leave out --target")
     on_target, left_out = run.on_target(known_bugs.load_all(options.folder), options.target)
     for name, why in left_out.items():
         notes.print(f"{name} is left out: {why}")
     bugs = run.chosen(on_target, options.only)
-    data = results_file.data_of(PAGE, re.sub(r"[^\w.-]", "-", options.target.removeprefix("@")))
     check_writable(options.json_file)
-    check_writable(data if options.writes else None, "--write")
+    check_writable(DATA if options.writes else None, "--write")
     device = use_device(options.device)
     check_exact(options.exactly, device)
     seeds = range(options.seed, options.seed + options.seeds)
     found = zoo_results.of_run(device_name(device), seeds, options.examples, (), options.target)
-    before = results_file.load(data, Results) if options.writes and options.only and data.is_file() else found
+    before = results_file.load(DATA, Results) if options.writes and options.only and DATA.is_file() else found
     zoo_results.check_alike(before, found)
     runs, outcome = _runs(options, bugs, device)
     rows = tuple(zoo_results.row(bug.name, runs.get(bug.name, [])) for bug in bugs)
@@ -141,7 +141,7 @@ def _run(options: Options) -> int:
     if options.writes and not any(row.error for row in rows):
         ended = tuple(row for row in rows if row.found or not outcome.interrupted)
         whole = zoo_results.updated(before, msgspec.structs.replace(found, mutants=ended), [bug.name for bug in on_target])
-        outputs.write(data, results_file.dumps(whole))
+        outputs.write(DATA, results_file.dumps(whole))
     return _exit_code(rows, interrupted=outcome.interrupted)
 
 

@@ -1,7 +1,7 @@
 """Processes of a run are killed at random moments, and runs are interrupted by Ctrl-C at random moments.
 
 No verdict is false, nothing that was found is lost, nothing is left running, and the exit code is a documented one.
-`tox run -e nightly -- faults` kills 200 processes, and sends 40 Ctrl-C. Which command, which process, which signal and when
+`tox run -e nightly -- faults` kills 100 processes, and sends 20 Ctrl-C. Which command, which process, which signal and when
 follow from a number.
 """
 
