@@ -47,6 +47,8 @@ def call_of(name: str, side: str, arguments: dict[str, Any]) -> Callable[[], lis
 def test_no_state_of_torch_changes_a_result(name, side, device):
     if side == "reference" and "batch-invariant" in name:
         pytest.skip("the reference refuses batch_invariant=True")
+    if (side, device) == ("optimized", "cpu") and len(DEVICES) > 1:
+        pytest.skip("kernels that are compiled for the GPU take no tensors of the CPU")
     torch.manual_seed(0)
     arguments = CALLS[name](torch.device(device))
     dtypes = [torch.float32]

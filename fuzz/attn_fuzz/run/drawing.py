@@ -65,14 +65,14 @@ def draw_cases(plan: "FuzzPlan", target: Target, draw: Callable[[Case, int], Non
         nonlocal num_drawn, num_families
         has_turn = num_families % turns == turn
         runs = [has_turn and i * parts // len(family) == part for i in range(len(family))]
-        for case, is_run in zip(family, runs, strict=True):
+        for i, (case, is_run) in enumerate(zip(family, runs, strict=True)):
             if num_drawn == plan.examples:
                 raise _Enough
+            tally.families += is_run and i == 0
             if is_run:
                 draw(case, num_drawn + 1)
             num_drawn += 1
         num_families += 1
-        tally.families += runs[0]
         for case, is_run in zip(family, runs, strict=True):
             tally.add(case, runs=is_run)
 

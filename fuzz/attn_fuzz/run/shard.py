@@ -163,7 +163,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         rejected: drawn cases that were discarded, by reason.
         remedies: at the end, restrictions of Support that avoid discarded cases, by reason (`attn_fuzz.strategies.tally`). Of
             plans that differ only in their turn and part, the first one has them.
-        layers: at the end: the layers of which the first case ran. Examples share them where `Support.steps_per_layer` says so.
+        layers: the layers of which the first case ran. Examples share them where `Support.steps_per_layer` says so.
         edges, triples: at the end: what cases had of `attn_fuzz.cases.edges`, and of triples of features.
         shrinking: cases that were tried in order to shrink a failure, or to find what it needs.
         failure: the failure that ended the drawing.
@@ -237,8 +237,7 @@ def fuzz(plan: FuzzPlan, executor: "Executor", report: Callable[[Progress], None
     if shard.rejected:
         shard.tell(remedies=shard.tally.remedies())
     if shard.tally.kept:
-        edges, triples = frozenset(shard.tally.edges), frozenset(shard.tally.triples)
-        shard.tell(layers=shard.tally.families, edges=edges, triples=triples)
+        shard.tell(edges=frozenset(shard.tally.edges), triples=frozenset(shard.tally.triples))
     if plan.mutant is not None and not shard.failures and shard.progress.examples and not shard.has_run:
         because = f", and raised {shard.raised}" if shard.raised else ""
         raise NeverRanError(f"{plan.mutant.name}: it ran none of the cases that have queries and keys{because}")
@@ -482,6 +481,7 @@ class _Shard:
         examples = self.progress.examples + 1
         self.tell(
             examples=examples,
+            layers=self.tally.families,
             refused=self.progress.refused + (verdict.kind == "refused"),
             miscompiled=self.progress.miscompiled or (verdict.about if verdict.kind == "refused" else ""),
             limits=self._limits(verdict),
