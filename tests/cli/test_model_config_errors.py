@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from attn_contract import ContractError, UnsupportedError
 from attn_parity.model_config import model_config
+from attn_parity.model_config.built import NotAnsweredError
 from attn_parity.model_config.deployed import Engine, deployed
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -242,3 +243,10 @@ def test_a_missing_dtype_is_asked_for_before_the_model_is_built(attn_parity, tmp
     ended = attn_parity("select", "config.json", *ON_MI300)
     assert ended.code == 2
     assert "dtype: got nothing, expected float32, float16 or bfloat16: the config does not say it, so give --dtype" in ended.err
+
+
+def test_attention_over_depth_is_no_layer_and_hides_no_reason():
+    """Inkling 2 attends over the blocks of layers before, too, 4,608 wide: no backend serves that, and no request has it."""
+    inkling = {"model_type": "inkling2_text", "architectures": ["Inkling2ForCausalLM"], "dtype": "bfloat16"}
+    with pytest.raises(NotAnsweredError, match="an argument of attention that is not known: position_bias"):
+        model_config({**inkling, "num_hidden_layers": 6})
