@@ -309,7 +309,8 @@ def axes_of(holder: type) -> Mapping[str, tuple[Axis, ...]]:
     """The axes of each field of Layer or Batch that may be a tensor, by name; see `Rule.axes`."""
     of_rules = {name: record.axes for name, record in _held(holder).items() if record.is_tensor}
     own = {field.name: field.metadata[_AXES] for field in dataclasses.fields(holder) if _AXES in field.metadata}
-    return MappingProxyType(of_rules | own)
+    found = of_rules | own
+    return MappingProxyType({field.name: found[field.name] for field in dataclasses.fields(holder) if field.name in found})
 
 
 def _default(field: "dataclasses.Field[Any]") -> object:

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -105,6 +106,15 @@ def command(code: str) -> str:
 WAITS = command("import time; time.sleep(600)")
 
 
+@pytest.fixture
+def interrupts():
+    """Ctrl-C is heeded, also in tests that were started in the background."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupted_part_goes_on_after_the_command_that_ended_last(tmp_path):
     first = command(f"import pathlib; path = pathlib.Path({str(tmp_path / 'ran')!r}); path.open('a').write('.')")
     fails = command("raise SystemExit(3)")
