@@ -79,7 +79,7 @@ def _settings_of(case: Case) -> dict[str, Any]:
         "slack": (case.max_query_len, max((request.seq_len for request in case.requests), default=0) + case.slack),
         "selected": case.selection_unit is not None,
         "selected_per_head": case.selection_unit is not None and case.selected_per_head and case.num_kv_heads > 1,
-        "rope": (case.rope.rotary_dim, case.rope.neox) if case.rope is not None and _rotates(case) else None,
+        "rope": (case.rope.rotary_dim, case.rope.neox) if case.rope is not None and rows else None,
     }
 
 
