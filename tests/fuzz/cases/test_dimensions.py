@@ -34,6 +34,10 @@ def test_no_dimension_names_what_there_is_not():
     assert {name for one in DIMENSIONS for name in one.fields} <= set(FIELDS)
 
 
+def test_each_dimension_of_a_rule_has_a_value():
+    assert [each.name for each in DIMENSIONS if each.rule is not None and not each.values] == []
+
+
 def test_names_are_unlike():
     assert len({aspect.name for aspect in ASPECTS}) == len(ASPECTS)
     for one in DIMENSIONS:

@@ -311,6 +311,7 @@ FAULTS: dict[str, tuple[Case, Callable[[Call], object], set[str]]] = {
     "ranges of others": (SEEN, lambda c: c.scale_out(1.5, c.batch.bidirectional_ranges is not None), {"neighbour's rules"}),
     "few queries": (SEEN, lambda c: c.scale_out(1.5, c.batch.max_query_len == TILE), {"chunked prefill"}),
     "loose bounds": (SEEN, lambda c: c.scale_out(1.5, c.batch.max_seq_len > 11), {"padded batch"}),
+    "a loose bound of queries": (SEEN, lambda c: c.scale_out(1.5, c.batch.max_query_len > 5), {"padded batch"}),
     "blocks that do not ascend": (SEEN, lambda c: c.next_up(not ascends(c.batch.block_table)), {"block permutation"}),
     "rows of nobody": (SEEN, lambda c: c.next_up(bool(c.q[-1].isfinite().all())), {"garbage"}),
     "a head's place": (SEEN, lambda c: c.next_up(True, slice(0, 1)), {"head permutation"}),
