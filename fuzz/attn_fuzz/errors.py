@@ -12,6 +12,9 @@ EXIT_FAULT = 2
 EXIT_LIMIT = 3
 """The exit code if nothing failed, and cases could not be run because of a limit of this tool."""
 
+EXIT_UNSEEN = 4
+"""The exit code if nothing failed, and a mistake that the run was to look for could not have been seen."""
+
 
 class InputError(ValueError):
     """Something a person gave is wrong: a case, a target, a mutant, a database. Its message is one line and names the thing."""

@@ -16,7 +16,7 @@ import re
 import warnings
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 TARGET_HELP = (
     "fuzz this: a name, module:attribute, or all, for every target that can run here but those that compile for other GPUs"
 )
+_ACCOUNT = "attn-account"
+"""The property of an item's report that holds its account."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,6 +64,22 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, p
         targets = dict.fromkeys(itertools.chain.from_iterable(map(_names, collector.config.option.attn_target)))
         report.result += [_Battery.from_parent(collector, name=name, nodeid=name) for name in targets]
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say for each target, all of whose shards passed, which mistakes they could not have seen."""
+    told: dict[str, list[Any]] = {}
+    for each in terminalreporter.getreports("passed"):
+        for name, value in each.user_properties:
+            if name == _ACCOUNT:
+                told.setdefault(value["target"], []).append(value)
+    for target, parts in told.items():
+        import msgspec
+        from attn_fuzz.account import account, gaps
+
+        accounts = account.together([msgspec.convert(part["accounts"], account.Accounts) for part in parts])
+        for line in gaps.lines(accounts, {*parts[0]["rules"]}):
+            terminalreporter.write_line(f"{target}: {line}")
 
 
 def _names(option: str) -> list[str]:
@@ -171,9 +189,11 @@ class _Cases(_Item):
         self.plan = plan
 
     def runtest(self) -> None:
+        import msgspec
         from attn_fuzz import report
         from attn_fuzz.report.run import not_run, of_frames
         from attn_fuzz.run import shard
+        from attn_fuzz.targets import registry
 
         first: Path | None = None
 
@@ -184,6 +204,9 @@ class _Cases(_Item):
 
         with shard.start_executor(self.plan) as executor:
             progress = shard.fuzz(self.plan, executor, save_first)
+        rules = [*registry.load(self.plan.target).support(self.plan.device).rules]
+        told = {"target": self.plan.target, "rules": rules, "accounts": msgspec.to_builtins(progress.accounts)}
+        self.user_properties.append((_ACCOUNT, told))
         cases = progress.replayed + progress.examples
         frames = of_frames(progress.frames)
         limits = "\n".join([*not_run(progress.limits, cases), *frames[1:]])
@@ -192,9 +215,9 @@ class _Cases(_Item):
         self.add_report_section("call", "attn-parity", text)
         if progress.failure is not None:
             failures = [progress.failure, *progress.others]
-            told = [_told(failure, self.plan, self._file_name) for failure in failures]
-            told[0] += f"\nas it was found: {first}"
-            raise _TargetFails("\n\nanother failure, which was met while this one was shrunk:\n".join(told))
+            tables = [_told(failure, self.plan, self._file_name) for failure in failures]
+            tables[0] += f"\nas it was found: {first}"
+            raise _TargetFails("\n\nanother failure, which was met while this one was shrunk:\n".join(tables))
         if cases and sum(progress.limits.values()) == cases:
             pytest.skip(limits)
         if limits:

@@ -19,7 +19,7 @@ from attn_contract.rules import PLAIN_FIELDS
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("contract", "reference", "optimized", "fuzz")
-OF_OTHERS = ("targets/packages", "findings/", "exhaustive/")
+OF_OTHERS = ("targets/packages", "findings/")
 NAMES = re.compile(rf"\b({'|'.join((*RULES, *PLAIN_FIELDS, *Layout.__members__))})\b")
 
 

@@ -9,7 +9,7 @@ import torch
 from attn_fuzz.cases.case import Case
 from attn_fuzz.explain import evidence, places, writes
 from attn_fuzz.explain.search import PAIR_SECONDS, SeenOutput, explanations
-from attn_fuzz.explain.variants import VARIANTS
+from attn_fuzz.mistakes import MISTAKES
 from attn_fuzz.run.case.attempt import own_state
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.judge import judge_call
@@ -66,7 +66,7 @@ def explanation_lines(seen: list[SeenOutput], *, seconds: float = PAIR_SECONDS) 
         return [UNWRITTEN]
     found = explanations(seen, seconds=seconds)
     if not found:
-        none = f"no explanation: none of {len(VARIANTS)} mistakes, alone or in pairs, has this output in all wrong rows"
+        none = f"no explanation: none of {len(MISTAKES)} mistakes, alone or in pairs, has this output in all wrong rows"
         return [none, *_roundings(seen)]
     return [f"{'or' if i else 'explanation'}: {each.sentence}" for i, each in enumerate(found)]
 

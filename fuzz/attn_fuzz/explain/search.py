@@ -1,4 +1,4 @@
-"""Searches the variants, and pairs of them, for one with the same output as a kernel."""
+"""Searches the mistakes, and pairs of them, for one with the same output as a kernel."""
 
 import itertools
 import time
@@ -8,19 +8,18 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from attn_contract import ContractError, UnsupportedError
 from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.explain.part import Part
-from attn_fuzz.explain.variants import VARIANTS, results
-from attn_fuzz.explain.variants.variant import Change, Variant
-from attn_fuzz.verdict.oracle import Bound, Oracle, as_read, requests
+from attn_fuzz.mistakes import MISTAKES, results
+from attn_fuzz.mistakes.mistake import NOT_HERE, Change, Mistake
+from attn_fuzz.mistakes.part import Part, parts_of
+from attn_fuzz.verdict.oracle import Bound, Oracle, as_read
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import attend
 
 PAIR_SECONDS = 4.0
-"""The seconds of the CPU for the search among pairs of variants."""
+"""The seconds of the CPU for the search among pairs of mistakes."""
 ENOUGH = 4
 """The number of outputs that a mistake must explain if there are that many: of the failing case, and of three richer ones."""
 OF_OUTPUT = 0.125
@@ -28,26 +27,24 @@ OF_OUTPUT = 0.125
 is."""
 OF_ERROR = 0.1
 """A pair is compared with the bound only if it brings the largest error below this share."""
-_NOT_HERE = (ContractError, UnsupportedError, IndexError, RuntimeError, ValueError, AssertionError)
-"""Exceptions of a variant that leads out of a tensor, or makes a call that the contract does not have."""
 
 
 class Explained(NamedTuple):
-    """A variant, or several applied one after the other, and the outputs that they explain.
+    """A mistake, or several applied one after the other, and the outputs that they explain.
 
     Args:
         outputs: the number of outputs that are explained, from the first on.
-        everywhere: True if all rows of an output are the variant's. If not, all wrong rows are, and other rows are right
-            although the variant would change them.
+        everywhere: True if all rows of an output are the mistake's. If not, all wrong rows are, and other rows are right
+            although the mistake would change them.
     """
 
-    variants: tuple[Variant, ...]
+    mistakes: tuple[Mistake, ...]
     outputs: int
     everywhere: bool
 
     @property
     def sentence(self) -> str:
-        found = ", and ".join(variant.sentence for variant in self.variants)
+        found = ", and ".join(mistake.sentence for mistake in self.mistakes)
         return found if self.everywhere else f"{found}, in the wrong rows alone"
 
 
@@ -71,13 +68,7 @@ class SeenOutput:
     @cached_property
     def parts(self) -> list[Part]:
         """The requests of the right call."""
-        call = self.call
-        plain = Call(q=call.q, layer=call.layer, batch=call.batch, kv_cache=call.kv_cache, k=call.k, v=call.v)
-        dense = call.dense_keys if isinstance(call, Step) else ()
-        return [
-            Part(plain, request, call.layer, call.batch, own_keys=bool(dense) and dense[request.index])
-            for request in requests(call)
-        ]
+        return parts_of(self.call)
 
     @cached_property
     def right(self) -> list[torch.Tensor]:
@@ -92,7 +83,7 @@ class SeenOutput:
         """[q, H] bool: True where the output is that of a part, right or changed, within the bound.
 
         Args:
-            most: the largest bound that is applied, as for OF_OUTPUT. A variant that reads huge numbers has a bound so large
+            most: the largest bound that is applied, as for OF_OUTPUT. A mistake that reads huge numbers has a bound so large
                 that every output is within it.
         """
         rows = part.request.rows
@@ -116,7 +107,7 @@ class SeenOutput:
         """The largest difference from a part's output [q, H, D], in the rows and heads that `where` [q, H] names."""
         try:
             out = attend(part.request, part.layer).out
-        except _NOT_HERE:
+        except NOT_HERE:
             return torch.inf
         return float((self._read(part.request.rows) - out).abs().nan_to_num(nan=torch.inf)[where].max())
 
@@ -134,9 +125,9 @@ class SeenOutput:
 
 
 def explanations(seen: Sequence[SeenOutput], *, most: int = 4, seconds: float = PAIR_SECONDS) -> list[Explained]:
-    """Variants that explain everything wrong in all outputs, the best first. If no variant does, pairs of variants.
+    """Variants that explain everything wrong in all outputs, the best first. If no mistake does, pairs of mistakes.
 
-    A mistake within a tile shows differently where there are several tiles. So variants that do not explain the richest outputs
+    A mistake within a tile shows differently where there are several tiles. So mistakes that do not explain the richest outputs
     are returned, too, if they explain ENOUGH outputs, and none explains more.
 
     Args:
@@ -146,7 +137,7 @@ def explanations(seen: Sequence[SeenOutput], *, most: int = 4, seconds: float = 
     """
     if not seen:
         return []
-    found = [_explains((variant,), seen) for variant in VARIANTS]
+    found = [_explains((mistake,), seen) for mistake in MISTAKES]
     explained = max(each.outputs for each in found)
     if explained < min(ENOUGH, len(seen)):
         return list(itertools.islice(_pairs(seen, time.process_time() + seconds), most))
@@ -154,62 +145,62 @@ def explanations(seen: Sequence[SeenOutput], *, most: int = 4, seconds: float = 
     return sorted(best, key=lambda each: not each.everywhere)[:most]
 
 
-def changed(part: Part, variants: Sequence[Variant]) -> list[Part]:
+def changed(part: Part, mistakes: Sequence[Mistake]) -> list[Part]:
     """A part after one mistake after the other, once for each combination of their sizes; empty if a mistake does not apply."""
     parts = [part]
-    for variant in variants:
-        parts = [other for part in parts for change in variant.changes if (other := _made(part, change)) is not None]
+    for mistake in mistakes:
+        parts = [other for part in parts for change in mistake.changes if (other := _made(part, change)) is not None]
     return parts
 
 
 def _made(part: Part, change: Change) -> Part | None:
     try:
         return change(part)
-    except _NOT_HERE:
+    except NOT_HERE:
         return None
 
 
-def _leads_out(part: Part, variants: Sequence[Variant]) -> bool:
+def _leads_out(part: Part, mistakes: Sequence[Mistake]) -> bool:
     """True if the first mistake reads beyond the cache, where contents are unknown."""
-    for change in variants[0].changes:
+    for change in mistakes[0].changes:
         try:
             change(part)
         except (IndexError, RuntimeError):
             return True
-        except _NOT_HERE:
+        except NOT_HERE:
             pass
     return False
 
 
-def _explains(variants: tuple[Variant, ...], seen: Sequence[SeenOutput]) -> Explained:
+def _explains(mistakes: tuple[Mistake, ...], seen: Sequence[SeenOutput]) -> Explained:
     """Mistakes, and the number of outputs that they explain before the first unexplained one.
 
     An output for which they lead out of the cache is passed over.
     """
     everywhere, explained = True, 0
     for each in seen:
-        # wrong parts come first: most variants fail there
+        # wrong parts come first: most mistakes fail there
         for part, right in sorted(zip(each.parts, each.right, strict=True), key=lambda pair: bool(pair[1].all())):
             if right.all() and not everywhere:
                 continue
-            others = changed(part, variants)
+            others = changed(part, mistakes)
             if not others and right.all():
                 continue
-            if not others and _leads_out(part, variants):
+            if not others and _leads_out(part, mistakes):
                 break
             agreeing = [agrees for other in others if (right | (agrees := _agrees(each, other))).all()]
             if not agreeing:
-                return Explained(variants, explained, everywhere)
+                return Explained(mistakes, explained, everywhere)
             everywhere = everywhere and any(bool(agrees.all()) for agrees in agreeing)
         else:
             explained += 1
-    return Explained(variants, explained, everywhere)
+    return Explained(mistakes, explained, everywhere)
 
 
 def _agrees(seen: SeenOutput, part: Part) -> torch.Tensor:
     try:
         return seen.agrees(part)
-    except _NOT_HERE:
+    except NOT_HERE:
         return torch.zeros((), dtype=torch.bool)
 
 
@@ -220,8 +211,8 @@ def _pairs(seen: Sequence[SeenOutput], until: float) -> Iterator[Explained]:
     least = OF_ERROR * first.error(part, ~right)
     if least == torch.inf:
         return
-    others = [variant for variant in VARIANTS if variant in results.OF_LSE or variant not in results.VARIANTS]
-    alone = [(variant, changed(part, [variant])) for variant in others]
+    others = [mistake for mistake in MISTAKES if mistake in results.OF_LSE or mistake not in results.MISTAKES]
+    alone = [(mistake, changed(part, [mistake])) for mistake in others]
     for (one, made), (second, _) in itertools.product([each for each in alone if each[1]], repeat=2):
         if time.process_time() > until:
             return

@@ -1,12 +1,12 @@
-"""The mistakes that an output can be explained by: `VARIANTS`, one table, the likelier ones of a kind first."""
+"""The mistakes that an output can be explained by: `MISTAKES`, one table, the likelier ones of a kind first."""
 
-from attn_fuzz.explain.variants import keys, logits, memory, results, visibility
-from attn_fuzz.explain.variants.variant import Variant
+from attn_fuzz.mistakes import keys, logits, memory, results, visibility
+from attn_fuzz.mistakes.mistake import Mistake
 
-VARIANTS: tuple[Variant, ...] = (
-    *visibility.VARIANTS,
-    *logits.VARIANTS,
-    *memory.VARIANTS,
-    *keys.VARIANTS,
-    *results.VARIANTS,
+MISTAKES: tuple[Mistake, ...] = (
+    *visibility.MISTAKES,
+    *logits.MISTAKES,
+    *memory.MISTAKES,
+    *keys.MISTAKES,
+    *results.MISTAKES,
 )

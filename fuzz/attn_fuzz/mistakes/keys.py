@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 import torch
-from attn_fuzz.explain.part import Part
-from attn_fuzz.explain.variants.variant import Change, mistake, twice, without
+from attn_fuzz.mistakes.mistake import Change, about, mistake, twice, without
+from attn_fuzz.mistakes.part import Part
 
 TILES = (16, 32, 64, 128)
 _NUMBERS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
@@ -29,6 +29,18 @@ def _past_end(count: Callable[[Part], int]) -> Change:
         if part.view is None or count(part) <= part.num_keys:
             return None
         return part.longer(*part.gathered(num_keys=count(part)))
+
+    return changed
+
+
+def _length_of(request: Callable[[Part], int]) -> Change:
+    """A request has as many keys as the request `request(part)`, counted around."""
+
+    def changed(part: Part) -> Part | None:
+        seq_lens = part.call.batch.seq_lens
+        count = part.call.layer.num_keys(int(seq_lens[request(part) % len(seq_lens)]))
+        fewer = without(lambda part: part.c >= count)
+        return fewer(part) if count < part.num_keys else _past_end(lambda part: count)(part)
 
     return changed
 
@@ -65,31 +77,40 @@ _SOME: dict[str, _Keys] = {
 
 _AT_EDGES = [_at(edge - before) for edge in range(TILES[0], 12 * TILES[0], TILES[0]) for before in (0, 1)]
 
-VARIANTS = (
-    *(mistake(f"{words} lost", without(keys)) for words, keys in _SOME.items()),
-    *(mistake(f"{words} counted twice", twice(keys)) for words, keys in _SOME.items()),
-    mistake("a key where two tiles or splits meet is lost", *(without(keys) for keys in _AT_EDGES)),
-    mistake("a key where two tiles or splits meet is counted twice", *(twice(keys) for keys in _AT_EDGES)),
-    mistake(
-        "a request has as many keys as queries: its length is taken from them",
-        without(lambda part: part.j >= part.seq_len - part.context_len),
+MISTAKES = (
+    *about(
+        "keys",
+        *(mistake(f"{words} lost", without(keys)) for words, keys in _SOME.items()),
+        *(mistake(f"{words} counted twice", twice(keys)) for words, keys in _SOME.items()),
+        mistake("a key where two tiles or splits meet is lost", *(without(keys) for keys in _AT_EDGES)),
+        mistake("a key where two tiles or splits meet is counted twice", *(twice(keys) for keys in _AT_EDGES)),
+        mistake(
+            "a request has as many keys as queries: its length is taken from them",
+            without(lambda part: part.j >= part.seq_len - part.context_len),
+        ),
+        mistake(
+            "the keys after the last whole tile are lost",
+            *(without(lambda part, size=size: part.c >= part.num_keys // size * size) for size in TILES),
+        ),
+        mistake("the last tile of keys is lost", *(without(_last_tile(size)) for size in TILES)),
+        mistake(
+            "the whole tiles of keys before this step's own tokens are lost",
+            *(without(lambda part, size=size: part.j < part.context_len // size * size) for size in TILES),
+        ),
+        mistake("the first tile of keys is lost", *(without(lambda part, size=size: part.c < size) for size in TILES)),
+        mistake("the last tile of keys is counted twice", *(twice(_last_tile(size)) for size in TILES)),
     ),
-    mistake(
-        "the keys after the last whole tile are lost",
-        *(without(lambda part, size=size: part.c >= part.num_keys // size * size) for size in TILES),
+    *about(
+        "keys past the end",
+        mistake("the slots of the last block past the end of the sequence are seen", _past_end(_to_block_end)),
+        mistake(
+            "a request has as many keys as the longest request",
+            _past_end(lambda part: part.call.layer.num_keys(int(part.call.batch.seq_lens.max()))),
+        ),
+        mistake("a request has as many keys as the request before it", _length_of(lambda part: part.index - 1)),
+        mistake("one key past the end of the sequence is seen", _past_end(lambda part: part.num_keys + 1)),
+        mistake(
+            "keys of 0 past the end of the sequence, up to the end of the tile, take part", *(_zeros(size) for size in TILES)
+        ),
     ),
-    mistake("the last tile of keys is lost", *(without(_last_tile(size)) for size in TILES)),
-    mistake(
-        "the whole tiles of keys before this step's own tokens are lost",
-        *(without(lambda part, size=size: part.j < part.context_len // size * size) for size in TILES),
-    ),
-    mistake("the first tile of keys is lost", *(without(lambda part, size=size: part.c < size) for size in TILES)),
-    mistake("the last tile of keys is counted twice", *(twice(_last_tile(size)) for size in TILES)),
-    mistake("the slots of the last block past the end of the sequence are seen", _past_end(_to_block_end)),
-    mistake(
-        "a request has as many keys as the longest request",
-        _past_end(lambda part: part.call.layer.num_keys(int(part.call.batch.seq_lens.max()))),
-    ),
-    mistake("one key past the end of the sequence is seen", _past_end(lambda part: part.num_keys + 1)),
-    mistake("keys of 0 past the end of the sequence, up to the end of the tile, take part", *(_zeros(size) for size in TILES)),
 )

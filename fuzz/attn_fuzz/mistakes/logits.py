@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from attn_fuzz.explain.part import Part
-from attn_fuzz.explain.variants.variant import Change, lost, mistake, rule
+from attn_fuzz.mistakes.mistake import Change, about, lost, mistake, rule
+from attn_fuzz.mistakes.part import Part
 from attn_reference import attend
 from attn_reference.logits import soft_cap
 
@@ -97,97 +97,122 @@ def _of_kv_head(of_heads: torch.Tensor, part: Part) -> torch.Tensor:
     return of_heads[torch.arange(len(of_heads)) // (len(of_heads) // part.layer.num_kv_heads)]
 
 
-_OF_HEADS: dict[str, Any] = {"sink": _sinks, "slope": _slopes}
-_OF_BASE_2: dict[str, Callable[[float], Change]] = {
-    "q.k": lambda factor: _scale(lambda scale, part: scale * factor),
-    "the sinks": lambda factor: _sinks(lambda sinks, part: sinks * factor),
-    "ALiBi": lambda factor: _slopes(lambda slopes, part: slopes * factor),
-    "qq_bias": lambda factor: rule("qq_bias", lambda bias, part: bias * factor),
+_OF_HEADS: dict[str, tuple[str, Any]] = {"sink": ("sinks", _sinks), "slope": ("alibi_slopes", _slopes)}
+_OF_BASE_2: dict[str, tuple[str, Callable[[float], Change]]] = {
+    "q.k": ("scale", lambda factor: _scale(lambda scale, part: scale * factor)),
+    "the sinks": ("sinks", lambda factor: _sinks(lambda sinks, part: sinks * factor)),
+    "ALiBi": ("alibi_slopes", lambda factor: _slopes(lambda slopes, part: slopes * factor)),
+    "qq_bias": ("qq_bias", lambda factor: rule("qq_bias", lambda bias, part: bias * factor)),
 }
 
-VARIANTS = (
-    mistake("the sinks are dropped", lost("sinks")),
-    mistake("the sinks are counted twice", _several(2)),
-    mistake("the sinks are counted several times, perhaps once for each split", *(_several(count) for count in range(2, 33))),
-    mistake("the sinks are multiplied by the scale", _sinks(lambda sinks, part: sinks * part.layer.scale)),
-    mistake("the LSE leaves the sinks out", _sinks_not_in_lse),
-    mistake("the scale is left out", _scale(lambda scale, part: 1.0)),
-    mistake("the scale is head_size ** -0.5 and not the layer's", _scale(lambda scale, part: part.layer.head_size**-0.5)),
-    mistake(
-        "the scale is the width of V ** -0.5 and not the layer's", _scale(lambda scale, part: part.layer.v_head_size**-0.5)
+MISTAKES = (
+    *about(
+        "sinks",
+        mistake("the sinks are dropped", lost("sinks")),
+        mistake("the sinks are counted twice", _several(2)),
+        mistake(
+            "the sinks are counted several times, perhaps once for each split", *(_several(count) for count in range(2, 33))
+        ),
+        mistake("the sinks are multiplied by the scale", _sinks(lambda sinks, part: sinks * part.layer.scale)),
+        mistake("the LSE leaves the sinks out", _sinks_not_in_lse),
     ),
-    mistake(
-        "the scale is a number of heads ** -0.5 and not the layer's",
-        _scale(lambda scale, part: part.layer.num_heads**-0.5),
-        _scale(lambda scale, part: part.layer.num_kv_heads**-0.5),
+    *about(
+        "scale",
+        mistake("the scale is left out", _scale(lambda scale, part: 1.0)),
+        mistake("the scale is head_size ** -0.5 and not the layer's", _scale(lambda scale, part: part.layer.head_size**-0.5)),
+        mistake(
+            "the scale is the width of V ** -0.5 and not the layer's", _scale(lambda scale, part: part.layer.v_head_size**-0.5)
+        ),
+        mistake(
+            "the scale is a number of heads ** -0.5 and not the layer's",
+            _scale(lambda scale, part: part.layer.num_heads**-0.5),
+            _scale(lambda scale, part: part.layer.num_kv_heads**-0.5),
+        ),
+        mistake("the scale is applied twice", _scale(lambda scale, part: scale * scale)),
+        mistake("the sign of the scale is lost", _scale(lambda scale, part: abs(scale))),
     ),
-    mistake("the scale is applied twice", _scale(lambda scale, part: scale * scale)),
-    mistake("the sign of the scale is lost", _scale(lambda scale, part: abs(scale))),
-    mistake("the dims of K after V are left out of the logits", _without_rope_dims),
-    mistake("the soft cap is lost", lost("logits_soft_cap")),
-    mistake(
-        "the soft cap comes after the mask: hidden keys have the logit -cap",
-        *(_cap_after_mask(size) for size in (1, 16, 32, 64, 128)),
+    *about(
+        "head_size_v",
+        mistake("the dims of K after V are left out of the logits", _without_rope_dims),
     ),
-    mistake("the soft cap comes after the biases", _cap(lambda scores, bias, cap, scale: soft_cap(scores + bias, cap))),
-    mistake(
-        "the soft cap comes before the scale",
-        _cap(lambda scores, bias, cap, scale: scale * soft_cap(scores / (scale or 1.0), cap) + bias),
+    *about(
+        "logits_soft_cap",
+        mistake("the soft cap is lost", lost("logits_soft_cap")),
+        mistake(
+            "the soft cap comes after the mask: hidden keys have the logit -cap",
+            *(_cap_after_mask(size) for size in (1, 16, 32, 64, 128)),
+        ),
+        mistake("the soft cap comes after the biases", _cap(lambda scores, bias, cap, scale: soft_cap(scores + bias, cap))),
+        mistake(
+            "the soft cap comes before the scale",
+            _cap(lambda scores, bias, cap, scale: scale * soft_cap(scores / (scale or 1.0), cap) + bias),
+        ),
+        mistake(
+            "the soft cap is applied to logits of base 2",
+            _cap(lambda scores, bias, cap, scale: soft_cap(scores * LOG2_E, cap) / LOG2_E + bias),
+        ),
+        mistake("the soft cap clamps", _cap(lambda scores, bias, cap, scale: scores.clamp(-cap, cap) + bias)),
     ),
-    mistake(
-        "the soft cap is applied to logits of base 2",
-        _cap(lambda scores, bias, cap, scale: soft_cap(scores * LOG2_E, cap) / LOG2_E + bias),
+    *about(
+        "q_scale",
+        mistake("q_scale is left out", _q_scale(lambda scales, part: torch.ones_like(scales))),
+        mistake("q_scale is applied twice", _q_scale(lambda scales, part: scales * scales)),
+        mistake("q is divided by q_scale instead of multiplied", _q_scale(lambda scales, part: 1 / scales)),
+        mistake("q has the q_scale of the first head", _q_scale(lambda scales, part: scales[:1].expand_as(scales))),
+        mistake(
+            "q has the q_scale of the KV head after it",
+            _q_scale(lambda scales, part: scales.roll(-(part.layer.num_heads // part.layer.num_kv_heads))),
+        ),
+        mistake("q is read as the other e4m3 type", *(_q_scale(lambda scales, part, f=f: scales * f) for f in (0.5, 2.0))),
     ),
-    mistake("the soft cap clamps", _cap(lambda scores, bias, cap, scale: scores.clamp(-cap, cap) + bias)),
-    mistake("q_scale is left out", _q_scale(lambda scales, part: torch.ones_like(scales))),
-    mistake("q_scale is applied twice", _q_scale(lambda scales, part: scales * scales)),
-    mistake("q is divided by q_scale instead of multiplied", _q_scale(lambda scales, part: 1 / scales)),
-    mistake("q has the q_scale of the first head", _q_scale(lambda scales, part: scales[:1].expand_as(scales))),
-    mistake(
-        "q has the q_scale of the KV head after it",
-        _q_scale(lambda scales, part: scales.roll(-(part.layer.num_heads // part.layer.num_kv_heads))),
+    *about(
+        "alibi_slopes",
+        mistake("ALiBi is lost", lost("alibi_slopes")),
+        mistake(
+            "ALiBi's distance is one too large",
+            _alibi(lambda part: (part.j - part.p).abs() + 1),
+            _alibi(lambda part: (part.j - part.p - 1).abs()),
+        ),
+        mistake(
+            "ALiBi's distance is one too small",
+            _alibi(lambda part: (part.j - part.p).abs() - 1),
+            _alibi(lambda part: (part.j - part.p + 1).abs()),
+        ),
+        mistake("ALiBi's distance has a sign: keys ahead are favoured", _alibi(lambda part: part.p - part.j)),
+        mistake("ALiBi is slope * j, anchored at the first key and not at the query", _alibi(lambda part: -part.j)),
+        mistake(
+            "ALiBi is anchored at the end of the context and not at the query",
+            *(_alibi(lambda part, before=before: part.context_len - before - part.j) for before in (0, 1)),
+        ),
+        mistake("ALiBi is anchored at the last key and not at the query", _alibi(lambda part: part.seq_len - 1 - part.j)),
+        mistake("ALiBi has the other sign", _slopes(lambda slopes, part: -slopes)),
+        mistake("ALiBi is multiplied by the scale", _slopes(lambda slopes, part: slopes * part.layer.scale)),
     ),
-    mistake("q is read as the other e4m3 type", *(_q_scale(lambda scales, part, f=f: scales * f) for f in (0.5, 2.0))),
-    mistake("ALiBi is lost", lost("alibi_slopes")),
-    mistake(
-        "ALiBi's distance is one too large",
-        _alibi(lambda part: (part.j - part.p).abs() + 1),
-        _alibi(lambda part: (part.j - part.p - 1).abs()),
-    ),
-    mistake(
-        "ALiBi's distance is one too small",
-        _alibi(lambda part: (part.j - part.p).abs() - 1),
-        _alibi(lambda part: (part.j - part.p + 1).abs()),
-    ),
-    mistake("ALiBi's distance has a sign: keys ahead are favoured", _alibi(lambda part: part.p - part.j)),
-    mistake("ALiBi is slope * j, anchored at the first key and not at the query", _alibi(lambda part: -part.j)),
-    mistake(
-        "ALiBi is anchored at the end of the context and not at the query",
-        *(_alibi(lambda part, before=before: part.context_len - before - part.j) for before in (0, 1)),
-    ),
-    mistake("ALiBi is anchored at the last key and not at the query", _alibi(lambda part: part.seq_len - 1 - part.j)),
-    mistake("ALiBi has the other sign", _slopes(lambda slopes, part: -slopes)),
-    mistake("ALiBi is multiplied by the scale", _slopes(lambda slopes, part: slopes * part.layer.scale)),
-    mistake("the bias between the step's own tokens (qq_bias) is lost", lost("qq_bias")),
-    mistake("qq_bias is read with queries and keys exchanged", rule("qq_bias", lambda bias, part: bias.T.contiguous())),
-    mistake(
-        "a qq_bias of -inf does not hide its key", rule("qq_bias", lambda bias, part: torch.where(bias.isinf(), 0.0, bias))
+    *about(
+        "qq_bias",
+        mistake("the bias between the step's own tokens (qq_bias) is lost", lost("qq_bias")),
+        mistake("qq_bias is read with queries and keys exchanged", rule("qq_bias", lambda bias, part: bias.T.contiguous())),
+        mistake(
+            "a qq_bias of -inf does not hide its key", rule("qq_bias", lambda bias, part: torch.where(bias.isinf(), 0.0, bias))
+        ),
     ),
     *(
-        mistake(f"a query head has the {noun} {words}", of(change))
-        for noun, of in _OF_HEADS.items()
+        each
+        for noun, (name, of) in _OF_HEADS.items()
         for words, change in (
             ("of the first head", lambda values, part: values[:1].expand_as(values)),
             ("at its KV head's index", _of_kv_head),
             ("of the head after it", lambda values, part: values.roll(-1)),
         )
+        for each in about(name, mistake(f"a query head has the {noun} {words}", of(change)))
     ),
     *(
-        mistake(f"{noun}: {words}", of(factor))
-        for noun, of in _OF_BASE_2.items()
+        each
+        for noun, (name, of) in _OF_BASE_2.items()
         for words, factor in (
             ("log2(e) is missing in a softmax of base 2", 1 / LOG2_E),
             ("log2(e) is a factor once too often", LOG2_E),
         )
+        for each in about(name, mistake(f"{noun}: {words}", of(factor)))
     ),
 )

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from attn_contract import FLOAT8_DTYPES, KVCacheView
-from attn_fuzz.explain.part import Part
-from attn_fuzz.explain.variants.keys import TILES
-from attn_fuzz.explain.variants.variant import Change, mistake
+from attn_fuzz.mistakes.keys import TILES
+from attn_fuzz.mistakes.mistake import Change, about, mistake
+from attn_fuzz.mistakes.part import Part
 
 _Table = Callable[[torch.Tensor, int, Part], torch.Tensor | None]
 _Scales = dict[str, torch.Tensor]
@@ -158,6 +158,11 @@ def _taken(of: dict[str, str]) -> Change:
     return _scales(lambda scales: {n: scales[of[n[0]] + n[1:]] for n in scales if n[0] in of and of[n[0]] + n[1:] in scales})
 
 
+def _of_heads(heads: Callable[[torch.Tensor], torch.Tensor]) -> Change:
+    """Scales of other KV heads, which are the last dim."""
+    return _scales(lambda scales: {name: heads(scale).contiguous() for name, scale in scales.items() if scale.shape[-1] > 1})
+
+
 def _times(factor: float) -> Change:
     """Float8 numbers of another type."""
     return lambda part: (
@@ -181,77 +186,97 @@ def _unsigned(part: Part) -> Part | None:
     return part.having(key=key, value=value)
 
 
-VARIANTS = (
-    mistake("query head h reads KV head h % HK and not h // group", _heads(lambda h, heads, kv: h % kv)),
-    mistake("all query heads read the first KV head", _heads(lambda h, heads, kv: 0 * h)),
-    mistake("query head h reads KV head h", _heads(lambda h, heads, kv: h)),
-    mistake("query heads read the KV heads in the reverse order", _heads(lambda h, heads, kv: kv - 1 - h // (heads // kv))),
-    mistake("query heads read the KV head after theirs", _heads(lambda h, heads, kv: (h // (heads // kv) + 1) % kv)),
-    mistake("the last query head of a group reads the next KV head", _heads(lambda h, heads, kv: (h + 1) // (heads // kv))),
-    mistake("V is read from the next KV head", _dense(lambda key, value: (key, value.roll(-1, 1)))),
-    mistake("V is read where K lies", _dense(lambda key, value: (key, key))),
-    mistake("K is read where V lies", _dense(lambda key, value: (value, value))),
-    mistake("K and V are exchanged", _dense(lambda key, value: (value, key))),
-    mistake("V is read one key further", _dense(lambda key, value: (key, value.roll(-1, 0)))),
-    mistake("V is read one key before", _dense(lambda key, value: (key, value.roll(1, 0)))),
-    mistake("a request reads by the block table of the request before it", _table(_row(lambda r, part: r - 1))),
-    mistake("a request reads by the block table of the request after it", _table(_row(lambda r, part: r + 1))),
-    mistake("every request reads by the first one's block table", _table(_row(lambda r, part: 0))),
-    mistake(
-        "the row of the block table is that of the request's first query, as if each query had a row",
-        _table(_row(lambda r, part: part.request.rows.start)),
+MISTAKES = (
+    *about(
+        "num_kv_heads",
+        mistake("query head h reads KV head h % HK and not h // group", _heads(lambda h, heads, kv: h % kv)),
+        mistake("all query heads read the first KV head", _heads(lambda h, heads, kv: 0 * h)),
+        mistake("query head h reads KV head h", _heads(lambda h, heads, kv: h)),
+        mistake("query heads read the KV heads in the reverse order", _heads(lambda h, heads, kv: kv - 1 - h // (heads // kv))),
+        mistake("query heads read the KV head after theirs", _heads(lambda h, heads, kv: (h // (heads // kv) + 1) % kv)),
+        mistake("the last query head of a group reads the next KV head", _heads(lambda h, heads, kv: (h + 1) // (heads // kv))),
+        mistake("V is read from the next KV head", _dense(lambda key, value: (key, value.roll(-1, 1)))),
     ),
-    mistake("the block table is read one entry ahead", _table(lambda table, r, part: table[r].roll(-1))),
-    mistake(
-        "all keys are read from the request's first block", _table(lambda table, r, part: table[r, :1].expand_as(table[r]))
+    *about(
+        "keys and values",
+        mistake("V is read where K lies", _dense(lambda key, value: (key, key))),
+        mistake("K is read where V lies", _dense(lambda key, value: (value, value))),
+        mistake("K and V are exchanged", _dense(lambda key, value: (value, key))),
+        mistake("V is read one key further", _dense(lambda key, value: (key, value.roll(-1, 0)))),
+        mistake("V is read one key before", _dense(lambda key, value: (key, value.roll(1, 0)))),
     ),
-    mistake(
-        "the block table is not followed: the blocks are taken to lie one after the other",
-        _table(lambda table, r, part: table[r, :1] + _identity(table)),
+    *about(
+        "block_table",
+        mistake("a request reads by the block table of the request before it", _table(_row(lambda r, part: r - 1))),
+        mistake("a request reads by the block table of the request after it", _table(_row(lambda r, part: r + 1))),
+        mistake("every request reads by the first one's block table", _table(_row(lambda r, part: 0))),
+        mistake(
+            "the row of the block table is that of the request's first query, as if each query had a row",
+            _table(_row(lambda r, part: part.request.rows.start)),
+        ),
+        mistake("the block table is read one entry ahead", _table(lambda table, r, part: table[r].roll(-1))),
+        mistake(
+            "all keys are read from the request's first block", _table(lambda table, r, part: table[r, :1].expand_as(table[r]))
+        ),
+        mistake(
+            "the block table is not followed: the blocks are taken to lie one after the other",
+            _table(lambda table, r, part: table[r, :1] + _identity(table)),
+        ),
+        mistake(
+            "the block table is not followed: the first blocks of the cache are taken for each request's",
+            _table(lambda table, r, part: _identity(table)),
+        ),
+        mistake("a tile of keys is taken to lie in one block", *(_tile_in_one_block(size) for size in TILES)),
+        mistake("V of a tile of keys is taken to lie in one block", *(_tile_in_one_block(size, of="v") for size in TILES)),
+        mistake("the slot in a block is found by a bit mask, right for a power of two alone", _slot_by_mask),
     ),
-    mistake(
-        "the block table is not followed: the first blocks of the cache are taken for each request's",
-        _table(lambda table, r, part: _identity(table)),
+    *about(
+        "strides",
+        mistake("the strides of slots and heads are exchanged (NHD for HND)", _view(_swapped)),
+        mistake(
+            "inside a block, rows of K and V are taken to lie densely",
+            _view(lambda view: {"slot_stride": view.num_kv_heads * view.row_size, "head_stride": view.row_size}),
+            _view(lambda view: {"slot_stride": view.row_size, "head_stride": view.block_size * view.row_size}),
+        ),
+        mistake("the strides of the cache are taken for dense ones", _view(_of_dense)),
+        mistake("V's strides are taken for dense ones", _view(_of_dense, of="v")),
+        mistake(
+            "K and V of a block are taken to lie side by side, and blocks one after the other",
+            _view(lambda view: {"kv_stride": _page(view), "block_stride": 2 * _page(view)}),
+        ),
+        mistake(
+            "K and V are taken to lie in two planes",
+            _view(lambda view: {"kv_stride": view.num_blocks * _page(view), "block_stride": _page(view)}),
+        ),
+        mistake("the stride of blocks is half of what it is", _view(lambda view: {"block_stride": view.block_stride // 2})),
+        mistake("the stride of blocks is twice what it is", _view(lambda view: {"block_stride": 2 * view.block_stride})),
+        mistake(
+            "V is looked for at another place after K: as many elements as V has dims, half of both rows, or a page",
+            _view(lambda view: {"kv_stride": view.row_sizes[1]}, of="v"),
+            _view(lambda view: {"kv_stride": sum(view.row_sizes) // 2}, of="v"),
+            _view(lambda view: {"kv_stride": _page(view)}, of="v"),
+        ),
+        mistake("V is read by the strides of K", _v_by_strides_of_k(1), _v_by_strides_of_k(2)),
     ),
-    mistake("a tile of keys is taken to lie in one block", *(_tile_in_one_block(size) for size in TILES)),
-    mistake("V of a tile of keys is taken to lie in one block", *(_tile_in_one_block(size, of="v") for size in TILES)),
-    mistake("the slot in a block is found by a bit mask, right for a power of two alone", _slot_by_mask),
-    mistake("the strides of slots and heads are exchanged (NHD for HND)", _view(_swapped)),
-    mistake(
-        "inside a block, rows of K and V are taken to lie densely",
-        _view(lambda view: {"slot_stride": view.num_kv_heads * view.row_size, "head_stride": view.row_size}),
-        _view(lambda view: {"slot_stride": view.row_size, "head_stride": view.block_size * view.row_size}),
+    *about(
+        "k_scale, v_scale",
+        mistake("the scales of the quantized cache are left out", _lost("k", "v")),
+        mistake("the scale of K is left out", _lost("k")),
+        mistake("the scale of V is left out", _lost("v")),
+        mistake("K has the scale of V, and V that of K", _taken({"k": "v", "v": "k"})),
+        mistake("V has the scale of K", _taken({"v": "k"})),
+        mistake("K has the scale of V", _taken({"k": "v"})),
+        mistake(
+            "the scales of the cache are applied twice",
+            _scales(lambda scales: {name: scale * scale for name, scale in scales.items()}),
+        ),
+        mistake("K and V have the scales of the first KV head", _of_heads(lambda scale: scale[..., :1].expand_as(scale))),
+        mistake("K and V have the scales of the KV head after it", _of_heads(lambda scale: scale.roll(-1, -1))),
     ),
-    mistake("the strides of the cache are taken for dense ones", _view(_of_dense)),
-    mistake("V's strides are taken for dense ones", _view(_of_dense, of="v")),
-    mistake(
-        "K and V of a block are taken to lie side by side, and blocks one after the other",
-        _view(lambda view: {"kv_stride": _page(view), "block_stride": 2 * _page(view)}),
+    *about(
+        "kv_cache_dtype",
+        mistake("e4m3fnuz is taken for e4m3fn: keys and values are twice as large", _times(2.0)),
+        mistake("e4m3fn is taken for e4m3fnuz: keys and values are half as large", _times(0.5)),
+        mistake("bytes of int8 are read without a sign", _unsigned),
     ),
-    mistake(
-        "K and V are taken to lie in two planes",
-        _view(lambda view: {"kv_stride": view.num_blocks * _page(view), "block_stride": _page(view)}),
-    ),
-    mistake("the stride of blocks is half of what it is", _view(lambda view: {"block_stride": view.block_stride // 2})),
-    mistake("the stride of blocks is twice what it is", _view(lambda view: {"block_stride": 2 * view.block_stride})),
-    mistake(
-        "V is looked for at another place after K: as many elements as V has dims, half of both rows, or a page",
-        _view(lambda view: {"kv_stride": view.row_sizes[1]}, of="v"),
-        _view(lambda view: {"kv_stride": sum(view.row_sizes) // 2}, of="v"),
-        _view(lambda view: {"kv_stride": _page(view)}, of="v"),
-    ),
-    mistake("V is read by the strides of K", _v_by_strides_of_k(1), _v_by_strides_of_k(2)),
-    mistake("the scales of the quantized cache are left out", _lost("k", "v")),
-    mistake("the scale of K is left out", _lost("k")),
-    mistake("the scale of V is left out", _lost("v")),
-    mistake("K has the scale of V, and V that of K", _taken({"k": "v", "v": "k"})),
-    mistake("V has the scale of K", _taken({"v": "k"})),
-    mistake("K has the scale of V", _taken({"k": "v"})),
-    mistake(
-        "the scales of the cache are applied twice",
-        _scales(lambda scales: {name: scale * scale for name, scale in scales.items()}),
-    ),
-    mistake("e4m3fnuz is taken for e4m3fn: keys and values are twice as large", _times(2.0)),
-    mistake("e4m3fn is taken for e4m3fnuz: keys and values are half as large", _times(0.5)),
-    mistake("bytes of int8 are read without a sign", _unsigned),
 )

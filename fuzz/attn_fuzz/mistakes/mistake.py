@@ -1,35 +1,45 @@
 """A mistake that a kernel may make, as a change of a part of the call, and the changes that many mistakes share."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from attn_contract import RULES
-from attn_fuzz.explain.part import Part
+from attn_contract import RULES, ContractError, UnsupportedError
+from attn_fuzz.mistakes.part import Part
 
+NOT_HERE = (ContractError, UnsupportedError, IndexError, RuntimeError, ValueError, AssertionError)
+"""Exceptions of a mistake that leads out of a tensor, or makes a call that the contract does not have."""
 Change = Callable[[Part], Part | None]
 """None: the mistake changes nothing here, or cannot be made. A change may raise what the reference and torch raise where a
 reading leads out of a tensor."""
 
 
 @dataclass(frozen=True)
-class Variant:
+class Mistake:
     """A mistake.
 
     Attributes:
         sentence: its name: what the kernel seems to do, for a person.
         changes: the part as the mistake makes it, for each of its sizes, such as that of a tile: each request may have another
             size.
+        about: the rule or the setting of a call that the kernel gets wrong: a field of the layer or of the batch, or a word.
     """
 
     sentence: str
     changes: tuple[Change, ...]
+    about: str = ""
 
 
-def mistake(sentence: str, *changes: Change) -> Variant:
-    return Variant(sentence, changes)
+def mistake(sentence: str, *changes: Change) -> Mistake:
+    return Mistake(sentence, changes)
+
+
+def about(subject: str, *mistakes: Mistake) -> tuple[Mistake, ...]:
+    """Mistakes about one rule or setting."""
+    return tuple(dataclasses.replace(each, about=subject) for each in mistakes)
 
 
 def rule(name: str, change: Callable[[Any, Part], Any]) -> Change:

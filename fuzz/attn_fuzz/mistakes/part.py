@@ -1,4 +1,4 @@
-"""One request of a call as the reference attends to it, with methods that change it as variants do."""
+"""One request of a call as the reference attends to it, with methods that change it as mistakes do."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from attn_contract import Batch, KVCacheView, Layer
 from attn_fuzz.cases.call import Call
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.verdict.oracle import requests
 from attn_reference import Request, visible
 from attn_reference.kv_cache import gather_rows
 from attn_reference.logits import logit_bias, to_logits
 from attn_reference.masks import position_of
 
 Outputs = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""Makes the out [q, H, D] and the LSE [q, H] of a variant from those of a part."""
+"""Makes the out [q, H, D] and the LSE [q, H] of a mistake from those of a part."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +25,7 @@ class Part:
     """Rows of one request, its keys and values, and the layer and batch whose rules hold for them.
 
     Attributes:
-        outputs: the change that a variant makes in the results; None: no change.
+        outputs: the change that a mistake makes in the results; None: no change.
         own_keys: True if the keys and values of the step's own tokens come from k and v, and not from the cache.
     """
 
@@ -173,3 +175,13 @@ class Part:
 
     def resulting(self, outputs: Outputs) -> "Part":
         return dataclasses.replace(self, outputs=outputs)
+
+
+def parts_of(call: Call | Step) -> list[Part]:
+    """The requests of a call without a mistake."""
+    plain = Call(q=call.q, layer=call.layer, batch=call.batch, kv_cache=call.kv_cache, k=call.k, v=call.v)
+    dense = call.dense_keys if isinstance(call, Step) else ()
+    return [
+        Part(plain, request, call.layer, call.batch, own_keys=bool(dense) and dense[request.index])
+        for request in requests(call)
+    ]

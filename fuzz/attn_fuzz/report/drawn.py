@@ -47,11 +47,6 @@ class Drawn(NamedTuple):
     num_edges: int
 
     @property
-    def lines(self) -> list[str]:
-        """For the end of a run: what was thrown away, a warning if it was much, and what was not drawn."""
-        return [*self.rejections, *self._missing()]
-
-    @property
     def rejections(self) -> list[str]:
         """A line on the draws that were thrown away, and a warning if they were many."""
         lost = {reason: count for reason, count in self.rejected.items() if reason != SUPPORTED}
@@ -66,18 +61,6 @@ class Drawn(NamedTuple):
             remedy = f"Support({says}) says so, and is drawn directly" if says else "no field of Support says this directly"
             lines.append(f"warning: more than {LOST_SHARE:.0%} were thrown away, most of them as {most!r}: {remedy}")
         return lines
-
-    def _missing(self) -> list[str]:
-        parts = []
-        if self.features:
-            parts.append(f"{len(self.features)} of {self.num_features} features ({_first(self.features)})")
-        if self.pairs:
-            parts.append(f"{len(self.pairs)} of {self.num_pairs} pairs ({_first([f'{a} with {b}' for a, b in self.pairs])})")
-        if self.triples:
-            parts.append(f"{len(self.triples)} of {self.num_triples} triples")
-        if self.edges:
-            parts.append(f"{len(self.edges)} of {self.num_edges} edges ({_first(self.edges)})")
-        return [f"not drawn: {', '.join(parts)}"] if parts else []
 
     def to_json(self) -> dict[str, Any]:
         """The counts as plain data."""

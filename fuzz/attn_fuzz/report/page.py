@@ -170,7 +170,7 @@ def _coverage(run: Run) -> Element:
     return element(
         "section",
         element("h2", "What was drawn"),
-        *(element("p", line) for line in drawn.lines),
+        *(element("p", line) for line in (*drawn.rejections, *run.not_seen)),
         element("div", *lists, class_="features"),
         element("h3", f"Pairs: {drawn.num_pairs - len(drawn.pairs)} of {drawn.num_pairs} that a case can have"),
         svg.pairs([FEATURES[i].name for i in shown], [[together[i * size + j] for j in shown] for i in shown], why_none),

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+from attn_fuzz.account import account, gaps
+from attn_fuzz.account.account import Accounts
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.interpreted import dynamo
 from attn_fuzz.report.drawn import Drawn, drawn
@@ -169,6 +171,15 @@ class Run:
         return [name for name in self.left_out if name not in self.events and not name.startswith(EARLIER_WRITE)]
 
     @property
+    def accounts(self) -> Accounts:
+        return account.together([p.accounts for p in self.progress])
+
+    @property
+    def not_seen(self) -> list[str]:
+        """Lines on the mistakes that the run could not have seen; none if it failed, or was not judged by numbers."""
+        return [] if self.failures else gaps.lines(self.accounts, {*self.support.rules})
+
+    @property
     def known(self) -> dict[str, int]:
         return counted([p.known for p in self.progress])
 
@@ -185,7 +196,7 @@ class Run:
     @property
     def spent(self) -> dict[str, float]:
         """The seconds of all workers together, by kind of work."""
-        return {name: sum(p.spent.get(name, 0.0) for p in self.progress) for name in ("build", "target", "judge")}
+        return {name: sum(p.spent.get(name, 0.0) for p in self.progress) for name in ("build", "target", "judge", "account")}
 
     @property
     def outcome(self) -> str:
@@ -255,6 +266,7 @@ class Run:
             "drawn": self.drawn.to_json(),
             "events": self.events,
             "left_out": self.left_out,
+            "account": gaps.to_json(self.accounts),
             "known": self.known,
             "known_after": _known_after(self.progress),
             "no_longer_failing": [finding.name for finding in self.fixed],

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
+from attn_fuzz.account import account
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run.processes.prepared import LostError
@@ -252,7 +253,8 @@ class _Pool(Generic[W]):
         while self.idle and self.waiting:
             index = self.waiting.pop(0)
             worker = self.idle.pop()
-            worker.run(self.plans[index])
+            accounts = account.together([progress.accounts for progress in self.outcome.progress])
+            worker.run(msgspec.structs.replace(self.plans[index], accounts=accounts))
             self.busy[worker] = index
 
     def receive(self, seconds: float) -> bool:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
+from attn_fuzz.account import account
+from attn_fuzz.account.account import Accounts
 from attn_fuzz.cases import features
 from attn_fuzz.cases.case import Case, CaseError, Values
 from attn_fuzz.errors import ExecutorError, InputError
@@ -62,6 +64,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
             from the second one on. All families are drawn, because each depends on those before it.
         part: likewise of the cases of such a family: of 4 parts, 1 is the second quarter.
         past: cases of earlier runs, which run before any case is drawn.
+        accounts: which mistakes the cases of earlier plans of the run would have shown: they need not be asked again.
         seed: the seed of Hypothesis. The same plan draws the same cases.
         case_seconds: seconds that one case may take.
         until: stop drawing at this time (`time.time()`), if given.
@@ -89,6 +92,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     turn: tuple[int, int] = (0, 1)
     part: tuple[int, int] = (0, 1)
     past: tuple[Case, ...] = ()
+    accounts: Accounts = {}
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,6 +162,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         left_out: by property or earlier write, and by reason, how many examples did not ask it of the target.
         known: by known finding, how many examples failed because of the finding.
         known_after: by known finding, how many examples had run, this one included, when the first failed because of it.
+        accounts: which mistakes the examples and past cases would have shown (`attn_fuzz.account`).
         together: the number of examples with each feature or pair of features (`attn_fuzz.cases.features.count`).
         ratios: elements of outputs by error / bound (`attn_fuzz.verdict.ratios.counts`).
         rejected: drawn cases that were discarded, by reason.
@@ -186,6 +191,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     left_out: dict[str, dict[str, int]] = {}
     known: dict[str, int] = {}
     known_after: dict[str, int] = {}
+    accounts: Accounts = {}
     together: list[int] = []
     ratios: dict[str, list[int]] = {}
     rejected: dict[str, int] = {}
@@ -375,7 +381,12 @@ class _Shard:
             verdict, finding = self._run(case, self.plan.exact_every == 1)
         except CaseError as error:
             raise PastCaseError(f"a past case cannot be run: {error}") from error
-        self.tell(replayed=self.progress.replayed + 1, limits=self._limits(verdict), frames=self._frames(verdict))
+        self.tell(
+            replayed=self.progress.replayed + 1,
+            limits=self._limits(verdict),
+            frames=self._frames(verdict),
+            accounts=account.added(self.progress.accounts, verdict.places, verdict.answers),
+        )
         self._follow_failure(case, verdict, finding)
 
     def shrink(self) -> None:
@@ -411,7 +422,8 @@ class _Shard:
 
     def _run(self, case: Case, exactly: bool) -> tuple[Verdict, Finding | None]:
         try:
-            verdict = self.executor.run(case, exactly=exactly)
+            accounts = account.together([self.plan.accounts, self.progress.accounts])
+            verdict = self.executor.run(case, exactly=exactly, accounts=accounts)
         except Exception as error:
             self.unexpected = error
             raise
@@ -491,6 +503,7 @@ class _Shard:
             spent={**self.progress.spent, **spent},
             events={**self.progress.events, **events},
             frames=self._frames(verdict),
+            accounts=account.added(self.progress.accounts, verdict.places, verdict.answers),
             left_out=reasons_added(self.progress.left_out, verdict.left_out),
             together=self.progress.together if verdict.kind == "limit" else features.count(case, self.progress.together),
             rejected=self.rejected,

@@ -56,6 +56,7 @@ class Judgement(msgspec.Struct, frozen=True):
         of_bound: error / bound of every element of "out" [T, H, Dv], and of "lse" [T, H] if the step has an LSE. It is 0 in
             rows of no request. It is infinite where a number is NaN, or differs from one that it must equal bitwise.
         bitwise: True if `out` was compared bitwise.
+        compared: what was compared, request by request.
         statistical_ratio: only of a live call (`attn_fuzz.check`): the ratio by the bound with statistics, whichever bound
             decided.
     """
@@ -66,6 +67,7 @@ class Judgement(msgspec.Struct, frozen=True):
     breaks_hard: bool
     of_bound: dict[str, torch.Tensor]
     bitwise: bool
+    compared: "tuple[Compared, ...]" = ()
     statistical_ratio: float | None = None
 
     @property
@@ -129,7 +131,7 @@ def judge_call(
     of_bound = {"out": torch.zeros(out.shape, dtype=torch.float64, device=out.device)}
     if lse is not None:
         of_bound["lse"] = torch.zeros(out.shape[:2], dtype=torch.float64, device=out.device)
-    compared: list[_Compared] = []
+    compared: list[Compared] = []
     for request in requests(call):
         stored = out[request.rows]
         oracle = Oracle(request, layer, stored.dtype, rounding, call.q.dtype)
@@ -137,11 +139,11 @@ def judge_call(
         bound = oracle.statistical_bound(hard) if generic and hard is not None else hard
         if exact:
             right = as_read(as_stored(oracle.exact_out, stored.dtype, layer), layer)
-            compared.append(_Compared(request, "out", as_read(stored, layer), right, torch.zeros_like(right), None))
+            compared.append(Compared(request, "out", as_read(stored, layer), right, torch.zeros_like(right), None))
         elif bound is not None and hard is not None:
-            compared.append(_Compared(request, "out", as_read(stored, layer), oracle.out, bound.out, hard.out))
+            compared.append(Compared(request, "out", as_read(stored, layer), oracle.out, bound.out, hard.out))
         if lse is not None and bound is not None and hard is not None:
-            compared.append(_Compared(request, "lse", lse[:, request.rows].T.double(), oracle.lse, bound.lse, hard.lse))
+            compared.append(Compared(request, "lse", lse[:, request.rows].T.double(), oracle.lse, bound.lse, hard.lse))
     for part in compared:
         of_bound[part.tensor][part.request.rows] = part.of_bound
     # one transfer from the device, and more only if something is wrong
@@ -155,11 +157,12 @@ def judge_call(
         breaks_hard=any(part.breaks_hard() for part in wrong),
         of_bound=of_bound,
         bitwise=exact,
+        compared=tuple(compared),
     )
 
 
 @dataclass(frozen=True)
-class _Compared:
+class Compared:
     """One request's rows of one tensor and those of the oracle, [q, H, D] or [q, H] in float64. Without a `hard` bound the rows
     are compared bitwise."""
 

@@ -204,7 +204,7 @@ class Oracle:
         self.key, self.value = (  # [H, k, D] each
             torch.where(seen, x.transpose(0, 1), 0.0).repeat_interleave(group, 0) for x in (request.key, request.value)
         )
-        self.stored_out = _clamped(state.out.transpose(0, 1), out_dtype, layer)  # [H, q, D]
+        self.stored_out = clamped(state.out.transpose(0, 1), out_dtype, layer)  # [H, q, D]
         self.sink = torch.full_like(self.stored_out[:, :1, 0], -torch.inf)  # [H, 1]
         if layer.sinks is not None:
             self.sink = layer.sinks.double()[:, None]
@@ -517,7 +517,7 @@ def as_read(out: torch.Tensor, layer: Layer) -> torch.Tensor:
     return out.double() if layer.output_scale is None else dequantize(out.contiguous(), layer.output_scale, torch.float64)
 
 
-def _clamped(out: torch.Tensor, dtype: torch.dtype, layer: Layer) -> torch.Tensor:
+def clamped(out: torch.Tensor, dtype: torch.dtype, layer: Layer) -> torch.Tensor:
     """The numbers, clamped to the range of a quantized output of this dtype. Without an output_scale nothing is clamped."""
     if layer.output_scale is None:
         return out

@@ -61,6 +61,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         events: paths that the target took, and properties that were asked of it.
         frames: Dynamo's counts in this case (`attn_fuzz.interpreted.dynamo`).
         left_out: pairs of a property, or an earlier write, that the case did not ask of the target, and the reason.
+        places, answers: the places that the case was in, and which mistakes it would have shown (`attn_fuzz.account`).
         explanation: lines about where the outputs are wrong, and which mistake explains them (`attn_fuzz.explain`).
     """
 
@@ -75,6 +76,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[str, ...] = ()
     frames: dict[str, int] = {}
     left_out: tuple[tuple[str, str], ...] = ()
+    places: tuple[str, ...] = ()
+    answers: bytes = b""
     explanation: tuple[str, ...] = ()
 
     @property

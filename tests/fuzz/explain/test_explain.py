@@ -1,4 +1,4 @@
-"""Kernels with one mistake, which are not made by the table of variants, and what explains their outputs."""
+"""Kernels with one mistake, which are not made by the table of mistakes, and what explains their outputs."""
 
 import dataclasses
 import math
@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import torch
 from attn_contract import AttentionType, Layout
+from attn_fuzz import mistakes
 from attn_fuzz.cases import captures, case_file, tensors
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
 from attn_fuzz.cases.contradictions import contradiction
@@ -18,7 +19,6 @@ from attn_fuzz.corpus import files
 from attn_fuzz.explain import captured_outputs, explanation
 from attn_fuzz.explain.evidence import grown, seen
 from attn_fuzz.explain.search import changed
-from attn_fuzz.explain.variants import VARIANTS
 from attn_fuzz.targets import Rounding, Target
 from attn_fuzz.targets.support import EVERYTHING
 
@@ -190,7 +190,7 @@ def test_a_failure_that_no_mistake_explains_has_no_explanation(monkeypatch):
     lines = _explained(PLAIN, _target(attention))
     assert lines[0].startswith("wrong in out: row 0 of 4 (request 0, position 8); all 4 heads")
     assert lines[1:] == (
-        f"no explanation: none of {len(VARIANTS)} mistakes, alone or in pairs, has this output in all wrong rows",
+        f"no explanation: none of {len(mistakes.MISTAKES)} mistakes, alone or in pairs, has this output in all wrong rows",
     )
 
 
@@ -258,8 +258,8 @@ def test_no_variant_has_the_right_output_by_another_way_of_computing_it(attn_typ
     found = seen(case, _target(lambda q, k, v, kv_cache, layer, batch, *, out, lse: None), "cpu")
     made = 0
     for part in found.parts:
-        for variant in VARIANTS:
-            for other in changed(part, [variant]):
-                assert found.agrees(other).shape == found.agrees(part).shape, variant.sentence
+        for mistake in mistakes.MISTAKES:
+            for other in changed(part, [mistake]):
+                assert found.agrees(other).shape == found.agrees(part).shape, mistake.sentence
                 made += 1
     assert made > 100

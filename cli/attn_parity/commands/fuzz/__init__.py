@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 from attn_fuzz import outputs
+from attn_fuzz.account import gaps
 from attn_fuzz.cases.case import Case
 from attn_fuzz.corpus import database, files
 from attn_fuzz.report.run import Found
@@ -83,6 +84,13 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
     f"{shard.EXACT_EVERY}th of this project's kernels on a CPU.",
 )
 @fence_option
+@click.option(
+    "--require",
+    "required",
+    metavar="NAME",
+    multiple=True,
+    help="Exit 4 if the run could not have seen a mistake about NAME, such as window (docs/reference/account.md).",
+)
 @json_option
 @click.option(
     "--report",
@@ -103,7 +111,8 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
 def command(options: Options) -> int:
     """Draw cases, run them on a target, judge them. The main job.
 
-    Exit 1 if a case fails, and 3 if none does and cases could not be run because of a limit of this tool.
+    Exit 1 if a case fails. If none does, exit 3 if cases could not be run because of a limit of this tool, and 4 if the run
+    could not have seen what --require names.
     """
     if options.manager is not None:
         from attn_parity.commands.fuzz import managers
@@ -112,6 +121,8 @@ def command(options: Options) -> int:
         return managers.fuzz(options.manager, options.max_examples, options.seed)
     if len(options.names) > 1 and not options.keep_going:
         raise click.UsageError("--target: several targets take turns in a run with --keep-going")
+    if wrong := gaps.unknown(options.required):
+        raise click.UsageError(f"--require: got {wrong}")
     check_writable(options.json_file, made=options.folder)
     with machines.chosen(options) as chosen:
         check_exact(bool(options.exactly), chosen.device)

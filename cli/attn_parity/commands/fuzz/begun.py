@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 from attn_fuzz import outputs
+from attn_fuzz.account import gaps
 from attn_fuzz.cases.case import Case
-from attn_fuzz.errors import EXIT_LIMIT, ExecutorError
+from attn_fuzz.errors import EXIT_LIMIT, EXIT_UNSEEN, ExecutorError
 from attn_fuzz.report.run import Found, Run
 from attn_fuzz.run import provenance, runner, shard
 from attn_fuzz.run.runner import Outcome
@@ -138,8 +139,13 @@ class Begun:
             from attn_parity.commands.fuzz import keep_going
 
             keep_going.tell(failures)
+        unseen = []
         for run in runs.values():
-            _tell(run, name=f"{run.target}: " if len(runs) > 1 else "")
+            name = f"{run.target}: " if len(runs) > 1 else ""
+            _tell(run, name)
+            unseen += [f"{name}{each}" for each in gaps.missing(run.accounts, self.options.required)]
+        for each in unseen:
+            results.print(f"required, and not seen: {each}")
         if json_file is not None:
             try:
                 write_json(json_file, _as_json(list(runs.values())))
@@ -148,7 +154,7 @@ class Begun:
         if pages:
             for run in runs.values():
                 _write_page(run, pages / f"{name_part(run.target)}-{run.seed}.html", errors)
-        return _exit_code(list(runs.values()), errors)
+        return _exit_code(list(runs.values()), errors) or EXIT_UNSEEN * bool(unseen)
 
 
 def _as_json(runs: Sequence[Run]) -> dict[str, Any]:
@@ -223,6 +229,7 @@ def command_again(plan: FuzzPlan, options: Options, workers: int) -> list[str]:
         words.append("--sanitize" if options.sanitize else "--no-sanitize")
     if plan.exact_every != shard.exact_every(registry.load(plan.target), plan.device):
         words.append("--exact" if plan.exact_every else "--no-exact")
+    words += [word for name in options.required for word in ("--require", name)]
     return ["attn-parity", "fuzz", *words, *["--fence"] * plan.fenced, *["--keep-going"] * options.keep_going]
 
 
@@ -235,6 +242,6 @@ def _tell(run: Run, name: str) -> None:
     if run.restarted:
         died = f"{run.restarted} worker process{'es' * (run.restarted > 1)} died"
         results.print(f"{died}; what it was to run was run again")
-    for line in [*(run.drawn.lines if run.has_drawn else []), *run.not_run]:
+    for line in [*(run.drawn.rejections if run.has_drawn else []), *run.not_seen, *run.not_run]:
         notes.print(f"{name}{line}")
     results.print(f"{name}{run.sentence}")

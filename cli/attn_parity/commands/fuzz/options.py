@@ -26,6 +26,7 @@ class Options:
     sanitize: bool | None
     exactly: bool | None
     fenced: bool
+    required: tuple[str, ...]
     json_file: Path | None
     report_folder: Path | None
     corpus: str | None

@@ -70,6 +70,19 @@ class Drawn(TypedDict):
     edges: Possible
 
 
+class AskedMistake(TypedDict):
+    """A mistake that a kernel may make (`attn_fuzz.account`), what it is about, and the number of sizes that it can have.
+
+    `places` has for each path, dtype and layout of a cache, and for "anywhere", how many cases were asked, and in how many of
+    its sizes a case would have shown it.
+    """
+
+    mistake: str
+    about: str
+    sizes: int
+    places: dict[str, tuple[int, int]]
+
+
 class Fuzz(TypedDict):
     """A run of `attn-parity fuzz`.
 
@@ -79,8 +92,8 @@ class Fuzz(TypedDict):
     for each of these findings how many cases had been drawn when the first of its failures was. `seconds` is the time of the
     run, `spent` that of all workers by kind of work. `max_ratio` is the largest error over its bound. `ratios` has, by tensor,
     dtype and phase, how many elements lie in each bin of `attn_fuzz.verdict.ratios`.
-    took a path of the kernels or were judged by a property, and `left_out`, by property and by reason, those that were not.
-    `known` counts failures by known findings. `known_after` says for each of these findings how many
+    `left_out` has, by property and by reason, the examples that were not asked. `account` says which mistakes the run would
+    have seen.
     """
 
     schema: Literal["attn-parity.fuzz/1"]
@@ -99,6 +112,7 @@ class Fuzz(TypedDict):
     drawn: Drawn
     events: dict[str, int]
     left_out: dict[str, dict[str, int]]
+    account: list[AskedMistake]
     known: dict[str, int]
     known_after: dict[str, int]
     no_longer_failing: list[str]

@@ -8,6 +8,8 @@ import msgspec
 import torch
 from attn_contract import MiscompiledError
 from attn_contract.rules import label_of
+from attn_fuzz.account import asking
+from attn_fuzz.account.account import Accounts
 from attn_fuzz.cases.case import CHOICES, MODE, Case, CaseError
 from attn_fuzz.cases.earlier import restored
 from attn_fuzz.cases.tensors import Step
@@ -38,7 +40,15 @@ Judge = Callable[[Case, Step, Rounding], Judgement]
 """Compares the outputs of a step with the right ones, given where the target rounds."""
 
 
-def try_case(case: Case, target: Target, device: str, judge_step: Judge = judge, *, exactly: bool = False) -> Verdict:
+def try_case(
+    case: Case,
+    target: Target,
+    device: str,
+    judge_step: Judge = judge,
+    *,
+    exactly: bool = False,
+    accounts: Accounts | None = None,
+) -> Verdict:
     """Run a case on a target and judge it. A target that raises is a verdict, not an exception.
 
     A target that promises refusals passes a case outside its support only by refusing it. Any other target passes it if the
@@ -51,6 +61,8 @@ def try_case(case: Case, target: Target, device: str, judge_step: Judge = judge,
         judge_step: judges the outputs.
         exactly: True if the case's own call is made a second time if nothing is wrong with the first, followed in exact mode
             and compared with the formula of attention (`attn_fuzz.exact`). What exact mode cannot carry becomes an event.
+        accounts: which mistakes earlier cases would have shown. Then the verdict on a case that agrees says which ones it
+            would have. None: nobody asks.
 
     Raises:
         CaseError: the target's outputs are judged, and the case is too large for the reference. Or the case's captured tensors
@@ -59,7 +71,7 @@ def try_case(case: Case, target: Target, device: str, judge_step: Judge = judge,
     """
     if target.oracle:
         check_scores(case)
-    verdict, judgement = _tried(case, target, device, judge_step)
+    verdict, judgement = _tried(case, target, device, judge_step, accounts)
     if not _may_be_chance(verdict, judgement):
         return followed(case, target, device, verdict) if exactly and verdict.kind == "agree" else verdict
     for more in SEEDS_OF_SECOND_LOOK:
@@ -102,10 +114,12 @@ def _may_be_chance(verdict: Verdict, judgement: Judgement | None) -> bool:
     return judgement is not None and verdict.failed and verdict.kind == judgement.kind and not judgement.breaks_hard
 
 
-def _tried(case: Case, target: Target, device: str, judge_step: Judge) -> tuple[Verdict, Judgement | None]:
+def _tried(
+    case: Case, target: Target, device: str, judge_step: Judge, accounts: Accounts | None = None
+) -> tuple[Verdict, Judgement | None]:
     """The verdict on one attempt, and the judgement, or None if the outputs were not judged."""
     attempt = Attempt(case, target, device)
-    attended = time.perf_counter()
+    attended, paths = time.perf_counter(), attempt.events
 
     def verdict(
         kind: VerdictKind, message: str, judgement: Judgement | None = None, about: str = "", ratio: float = 0.0
@@ -139,7 +153,21 @@ def _tried(case: Case, target: Target, device: str, judge_step: Judge) -> tuple[
     if not attempt.beyond and (wrong := _wrong_by_properties(attempt)):
         kind, about, message = wrong
         return verdict(kind, message, judgement if kind == "property" else None, about)
-    return verdict("agree", "", judgement)
+    agrees, _ = verdict("agree", "", judgement)
+    if accounts is not None and target.oracle:
+        agrees = _with_answers(agrees, attempt, judgement, paths, accounts)
+    return agrees, judgement
+
+
+def _with_answers(
+    verdict: Verdict, attempt: Attempt, judgement: Judgement, paths: Sequence[str], accounts: Accounts
+) -> Verdict:
+    case, started, where = attempt.case, time.perf_counter(), asking.places(attempt.case, paths)
+    with own_state(case):
+        rounding = attempt.target.rounding(attempt.device)
+        answers = asking.answers(case, attempt.step, judgement, rounding, where, accounts)
+    seconds = {**verdict.seconds, "account": time.perf_counter() - started}
+    return msgspec.structs.replace(verdict, places=where, answers=answers, seconds=seconds)
 
 
 def _with_judgement(verdict: Verdict, attempt: Attempt, judgement: Judgement) -> Verdict:

@@ -1,0 +1,126 @@
+"""Asks which mistakes a case that agrees would have shown, had the kernel made them."""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from attn_fuzz.account.account import AGREES, ANYWHERE, DIFFERS, DTYPE, NOT_ASKED, SIZES, Account, Accounts
+from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.tensors import Step
+from attn_fuzz.mistakes.mistake import NOT_HERE, Change
+from attn_fuzz.mistakes.part import Part, parts_of
+from attn_fuzz.verdict.judge import Compared, Judgement
+from attn_fuzz.verdict.oracle import Oracle, as_read, as_stored, clamped
+from attn_fuzz.verdict.rounding import Rounding
+from attn_reference import attend
+
+MARGIN = 2.0
+"""A mistake is seen if the output is off by so many bounds: a kernel that makes it may be off by one bound the other way."""
+MOST = 3.0
+"""The price of the questions that a case is asked. One question to a small request costs 1: the reference takes most of its
+time to begin."""
+ADVANCE = 400
+"""Until a run has asked so many questions, a case may be asked what is left of them, too: a short run could have seen most
+mistakes in its first cases."""
+MANY = 10
+"""A mistake that so many cases have not shown is no more urgent than others."""
+LOGITS = 1 << 19
+"""So many logits cost as much again."""
+
+
+def places(case: Case, paths: Sequence[str]) -> tuple[str, ...]:
+    """The places that a case is in.
+
+    Args:
+        paths: the paths that the target took, by its own account.
+    """
+    found = [ANYWHERE, *dict.fromkeys(paths)]
+    if case.cache is None:
+        return (*found, "a call without a cache")
+    return (*found, f"{DTYPE}{case.cache.dtype or case.dtype}", case.cache.layout.name)
+
+
+def answers(
+    case: Case, step: Step, judgement: Judgement, rounding: Rounding, where: Sequence[str], accounts: Accounts
+) -> bytes:
+    """An answer for each of SIZES, of a case whose output is right.
+
+    Mistakes are asked until the price of a case is spent. The seed of the case decides between those that are as urgent.
+
+    Args:
+        step: the case's call, with the inputs that attention has read.
+        judgement: of its outputs.
+        rounding: the rounding of the kernel.
+        where: the case's places.
+        accounts: of the cases before.
+    """
+    rights = [_Right(part, step, judgement, rounding) for part in parts_of(step)]
+    # a large request shows the most, unless it is too dear
+    rights.sort(key=lambda right: (right.price > 2, right.price if right.price > 2 else -right.price))
+    asked = sum(accounts.get(ANYWHERE, Account()).asked)
+    found, left = bytearray(len(SIZES)), MOST + max(ADVANCE - asked, 0)
+    for index in _in_order(case, {place: accounts.get(place, Account()) for place in where}):
+        if left <= 0:
+            break
+        for right in rights:
+            answer = right.answer(SIZES[index][1])
+            found[index] = max(found[index], answer)
+            left -= right.price * (answer != NOT_ASKED)
+            if answer == DIFFERS or left <= 0:
+                break
+    return bytes(found)
+
+
+def _in_order(case: Case, accounts: Accounts) -> list[int]:
+    """The sizes to ask: first those that no case has shown anywhere, unless many were asked, and then those that the fewest
+    cases were asked at a place."""
+    needs = {place: account.needs(place) for place, account in accounts.items()}
+    order = [index for index in range(len(SIZES)) if any(need[index] for need in needs.values())]
+    random.Random(case.values.seed).shuffle(order)
+    anywhere = accounts[ANYWHERE]
+
+    def urgency(index: int) -> tuple[bool, int]:
+        is_known = anywhere.shown[index] > 0 or anywhere.asked[index] >= MANY
+        return is_known, min(accounts[place].asked[index] for place, need in needs.items() if need[index])
+
+    return sorted(order, key=urgency)
+
+
+class _Right:
+    """The right output of a request, and how far the judge lets a kernel's be from it.
+
+    Attributes:
+        price: what asking costs.
+    """
+
+    def __init__(self, part: Part, step: Step, judgement: Judgement, rounding: Rounding) -> None:
+        self.part, self.step, self.rounding, self.is_exact = part, step, rounding, judgement.bitwise
+        self.compared = {each.tensor: each for each in judgement.compared if each.request.index == part.request.index}
+        self.price = 1 + part.request.visible.numel() * part.layer.num_heads / LOGITS
+
+    def answer(self, change: Change) -> int:
+        try:
+            other = change(self.part)
+            if other is None:
+                return NOT_ASKED
+            outputs = self._of(other)
+        except NOT_HERE:
+            return NOT_ASKED
+        return DIFFERS if any(_differ(outputs[name], each) for name, each in self.compared.items()) else AGREES
+
+    def _of(self, part: Part) -> dict[str, torch.Tensor]:
+        """out [q, H, D] and LSE [q, H] of a part."""
+        dtype = self.step.out.dtype
+        if self.is_exact:
+            oracle = Oracle(part.request, part.layer, dtype, self.rounding, self.step.q.dtype)
+            out, lse = as_read(as_stored(oracle.exact_out, dtype, part.layer), part.layer), oracle.lse
+        else:
+            state = attend(part.request, part.layer)
+            out, lse = clamped(state.out, dtype, part.layer), state.lse.T
+        if part.outputs is not None:
+            out, lse = part.outputs(out, lse)
+        return {"out": out, "lse": lse}
+
+
+def _differ(got: torch.Tensor, right: Compared) -> bool:
+    return not bool(((got == right.right) | ((got - right.right).abs() <= MARGIN * right.bound)).all())

@@ -1,0 +1,121 @@
+"""What a run could not have seen, in words and as plain data."""
+
+from collections.abc import Collection, Iterator, Set
+from typing import NamedTuple
+
+from attn_contract import RULES
+from attn_fuzz.account.account import ANYWHERE, SIZES, Account, Accounts, concerns
+from attn_fuzz.mistakes import MISTAKES
+from attn_fuzz.mistakes.mistake import Mistake
+from attn_fuzz.text import how_many, nearest
+
+NAMED = 3
+"""The most mistakes about one subject, or at one place, that a line names. JSON has all."""
+SUBJECTS = tuple(dict.fromkeys(mistake.about for mistake in MISTAKES))
+
+
+class Row(NamedTuple):
+    """A mistake at a place: how many cases have asked it, in how many of its sizes it was asked and shown."""
+
+    mistake: Mistake
+    asked: int
+    sizes_asked: int
+    sizes_shown: int
+
+    @property
+    def is_seen(self) -> bool:
+        return self.sizes_shown > 0 and self.sizes_shown >= self.sizes_asked
+
+    def __str__(self) -> str:
+        if not self.asked:
+            return self.mistake.sentence
+        some = f", shown in {self.sizes_shown} of {self.sizes_asked} sizes" if self.sizes_shown else ""
+        never = "" if self.sizes_shown else ", never beyond the bound"
+        return f"{self.mistake.sentence} (asked {how_many(self.asked, 'time')}{never}{some})"
+
+
+def rows(account: Account) -> list[Row]:
+    found = []
+    for mistake in MISTAKES:
+        sizes = [index for index, (each, _) in enumerate(SIZES) if each is mistake]
+        asked, shown = ([counts[index] for index in sizes] for counts in (account.asked, account.shown))
+        found.append(Row(mistake, max(asked), sum(map(bool, asked)), sum(map(bool, shown))))
+    return found
+
+
+def lines(accounts: Accounts, rules: Set[str]) -> list[str]:
+    """Lines for the end of a run, on the mistakes that it could not have seen. None if no case was asked.
+
+    Args:
+        rules: the rules that the target supports. Mistakes about others are no gap.
+    """
+    if ANYWHERE not in accounts:
+        return []
+    everywhere = [row for row in rows(accounts[ANYWHERE]) if _is_possible(row.mistake, rules)]
+    seen = {row.mistake.sentence for row in everywhere if row.is_seen}
+    return [*_not_seen(everywhere), *_at_places(accounts, seen)]
+
+
+def _is_possible(mistake: Mistake, rules: Set[str]) -> bool:
+    return mistake.about not in RULES or mistake.about in rules
+
+
+def _not_seen(everywhere: list[Row]) -> Iterator[str]:
+    by_subject = {subject: [row for row in everywhere if row.mistake.about == subject] for subject in SUBJECTS}
+    never = [subject for subject, found in by_subject.items() if found and not any(row.asked for row in found)]
+    if never:
+        yield f"not seen, since no case has any: mistakes about {', '.join(never)}"
+    some = [[row for row in found if not row.is_seen] for subject, found in by_subject.items() if subject not in never]
+    if parts := [_first([*map(str, missing)], NAMED) for missing in some if missing]:
+        yield f"not seen: {'; '.join(parts)}"
+
+
+def _at_places(accounts: Accounts, seen: Set[str]) -> Iterator[str]:
+    """Lines on mistakes that were asked at a place, not seen there, and seen at others: one for each path, and one for all
+    layouts and dtypes."""
+    of_caches = []
+    for place, account in sorted(accounts.items()):
+        rows_here = [row for row, is_relevant in zip(rows(account), concerns(place), strict=True) if is_relevant]
+        missing = [row.mistake.sentence for row in rows_here if not row.is_seen and row.mistake.sentence in seen and row.asked]
+        if place == ANYWHERE or not missing:
+            continue
+        if all(concerns(place)):
+            yield f"not seen in {place}: {_first(missing, NAMED)}"
+        else:
+            of_caches.append(f"in {place}: {_first(missing, 1)}")
+    if of_caches:
+        yield f"not seen {'; '.join(of_caches)}"
+
+
+def _first(sentences: list[str], most: int) -> str:
+    more = [f"and {len(sentences) - most} more"] * (len(sentences) > most)
+    return ", ".join([*sentences[:most], *more])
+
+
+def unknown(names: Collection[str]) -> str:
+    """An error about the first name that is neither a subject nor the sentence of a mistake; empty if there is none."""
+    known = [*SUBJECTS, *(mistake.sentence for mistake in MISTAKES)]
+    for name in names:
+        if name not in known:
+            return f"{name!r}, expected one of {', '.join(SUBJECTS)}, or the sentence of a mistake{nearest(name, known)}"
+    return ""
+
+
+def missing(accounts: Accounts, names: Collection[str]) -> list[str]:
+    """Of the mistakes that some names mean, those that no case could have shown."""
+    everywhere = rows(accounts.get(ANYWHERE, Account()))
+    return [str(row) for row in everywhere if {row.mistake.about, row.mistake.sentence} & {*names} and not row.is_seen]
+
+
+def to_json(accounts: Accounts) -> list[dict[str, object]]:
+    """A record for each mistake, with how many cases asked it and how many of its sizes were shown, by place."""
+    by_place = {place: rows(account) for place, account in sorted(accounts.items())}
+    return [
+        {
+            "mistake": mistake.sentence,
+            "about": mistake.about,
+            "sizes": len(mistake.changes),
+            "places": {place or "anywhere": [found[i].asked, found[i].sizes_shown] for place, found in by_place.items()},
+        }
+        for i, mistake in enumerate(MISTAKES)
+    ]

@@ -1,0 +1,121 @@
+"""The account of a run says which mistakes its cases would have shown. A kernel that makes such a mistake is wrong there."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from attn_fuzz.account import account, asking, gaps
+from attn_fuzz.account.account import AGREES, ANYWHERE, DIFFERS, SIZES, Account
+from attn_fuzz.cases.case import Case
+from attn_fuzz.mistakes import MISTAKES
+from attn_fuzz.mistakes.part import parts_of
+from attn_fuzz.run.case.attempt import Attempt
+from attn_fuzz.run.shard import FuzzPlan, drawn
+from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.targets.triton import TRITON
+from attn_fuzz.verdict.judge import Judgement, judge_call
+from attn_fuzz.verdict.oracle import as_stored
+from attn_reference import attend
+
+ROUNDING = TRITON.rounding("cpu")
+
+
+def cases(seed: int, count: int) -> list[Case]:
+    return drawn(FuzzPlan(target="triton", device="cpu", examples=count, seed=seed, folder=Path()))
+
+
+def judged(case: Case, attempt: Attempt, out: torch.Tensor, lse: torch.Tensor | None) -> Judgement:
+    return judge_call(attempt.step, out, lse, ROUNDING, generic=case.values.kind == "random")
+
+
+def with_mistake(attempt: Attempt, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The outputs of a kernel that makes a mistake wherever it can."""
+    step = attempt.step
+    out, lse = step.out.clone(), None if step.lse is None else step.lse.clone()
+    rows = out.view(len(out), step.layer.num_heads, step.layer.v_head_size)
+    for part in parts_of(step):
+        try:
+            other = SIZES[index][1](part)
+            state = None if other is None else attend(other.request, other.layer)
+        except asking.NOT_HERE:
+            continue
+        if other is None or state is None:
+            continue
+        wrong = state.out, state.lse.T
+        wrong_out, wrong_lse = wrong if other.outputs is None else other.outputs(*wrong)
+        rows[part.request.rows] = as_stored(wrong_out.float(), out.dtype, other.layer)
+        if lse is not None:
+            lse[:, part.request.rows] = wrong_lse.T.float()
+    return out, lse
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_kernel_that_makes_a_mistake_that_a_case_would_have_shown_is_wrong_there(seed):
+    """Beyond twice the bound of the mistake's case, roundings cannot hide it; the bound is that of the right output."""
+    accounts, asked = {}, 0
+    for case in cases(seed, 12):
+        attempt = Attempt(case, REFERENCE_FP32, "cpu")
+        judgement = judged(case, attempt, attempt.step.out, attempt.step.lse)
+        where = asking.places(case, ())
+        answers = asking.answers(case, attempt.step, judgement, ROUNDING, where, accounts)
+        accounts = account.added(accounts, where, answers)
+        shown = [index for index, answer in enumerate(answers) if answer == DIFFERS]
+        for index in shown[seed::7]:
+            asked += 1
+            assert not judged(case, attempt, *with_mistake(attempt, index)).agrees, SIZES[index][0].sentence
+    assert asked > 20
+
+
+def test_a_mistake_that_cases_can_have_is_seen_in_some():
+    """A rule or setting that is drawn and whose loss no case shows would be a fault of the strategies, or of the table."""
+    accounts = {}
+    for case in cases(1, 120):
+        attempt = Attempt(case, REFERENCE_FP32, "cpu")
+        judgement = judged(case, attempt, attempt.step.out, attempt.step.lse)
+        where = asking.places(case, ())
+        accounts = account.added(accounts, where, asking.answers(case, attempt.step, judgement, ROUNDING, where, accounts))
+    rows = gaps.rows(accounts[ANYWHERE])
+    assert [str(row) for row in rows if row.asked >= asking.MANY and not row.sizes_shown] == []
+    assert sum(row.is_seen for row in rows) > 0.9 * len(rows)
+
+
+def test_an_account_adds_up():
+    answers = bytes([DIFFERS, AGREES, *bytes(len(SIZES) - 2)])
+    first = account.added({}, (ANYWHERE, "split"), answers)
+    both = account.together([first, first, {}])
+    assert both["split"] == both[ANYWHERE] == Account(bytes([2, 2, *bytes(len(SIZES) - 2)]), bytes([2, *bytes(len(SIZES) - 1)]))
+    assert account.added(first, (ANYWHERE,), b"") == first
+
+
+def test_what_was_shown_enough_is_not_asked_again():
+    shown = Account().with_answers(bytes([DIFFERS] * len(SIZES)))
+    assert sum(Account().needs(ANYWHERE)) == len(SIZES)
+    assert sum(shown.plus(shown).plus(shown).needs(ANYWHERE)) == 0
+    of_layout = {SIZES[index][0].about for index, need in enumerate(Account().needs("SHUFFLED")) if need}
+    assert of_layout == {"num_kv_heads", "keys and values", "block_table", "strides", "keys past the end"}
+
+
+def test_every_mistake_says_what_it_is_about():
+    assert [mistake.sentence for mistake in MISTAKES if not mistake.about] == []
+    assert gaps.unknown(["window", MISTAKES[0].sentence]) == ""
+    assert gaps.unknown(["windw"]).endswith("did you mean window?")
+
+
+def test_lines_name_what_no_case_could_have_shown():
+    window = [index for index, (mistake, _) in enumerate(SIZES) if mistake.about == "window"]
+    everything = bytes([DIFFERS] * len(SIZES))
+    without_window = bytes(0 if index in window else DIFFERS for index in range(len(SIZES)))
+    one_agrees = bytes(AGREES if index == window[0] else DIFFERS for index in range(len(SIZES)))
+    rules = {"window"}
+    assert gaps.lines({}, rules) == []
+    assert gaps.lines({ANYWHERE: Account().with_answers(everything)}, rules) == []
+    assert gaps.lines({ANYWHERE: Account().with_answers(without_window)}, rules) == [
+        "not seen, since no case has any: mistakes about window"
+    ]
+    assert gaps.lines({ANYWHERE: Account().with_answers(without_window)}, set()) == []
+    accounts = {ANYWHERE: Account().with_answers(one_agrees), "split": Account().with_answers(everything)}
+    assert gaps.lines(accounts, rules) == ["not seen: the window is lost (asked 1 time, never beyond the bound)"]
+    accounts = {ANYWHERE: Account().with_answers(everything), "split": Account().with_answers(one_agrees)}
+    assert gaps.lines(accounts, rules) == ["not seen in split: the window is lost"]
+    assert gaps.missing(accounts, ["window"]) == []
+    assert len(gaps.missing({}, ["window"])) == 12
