@@ -23,9 +23,8 @@ QUICK = (
         "tests/fuzz/cases",
         "tests/fuzz/strategies",
     ),
-    *("tests/ops", "tests/fuzz/explain"),
+    *("tests/ops", "tests/fuzz/explain", "tests/optimized"),
 )
-HAS_FAILED = 1
 
 
 @pytest.mark.nightly
@@ -42,4 +41,4 @@ def test_quick_tests_miss_the_line(diff, tmp_path):
         return
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *QUICK]
     run = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
-    assert run.returncode in (HAS_FAILED, pytest.ExitCode.INTERRUPTED, pytest.ExitCode.USAGE_ERROR), run.stdout[-2000:]
+    assert run.returncode != pytest.ExitCode.OK, run.stdout[-2000:]

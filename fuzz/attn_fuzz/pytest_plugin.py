@@ -78,7 +78,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         from attn_fuzz.account import account, gaps
 
         accounts = account.together([msgspec.convert(part["accounts"], account.Accounts) for part in parts])
-        for line in gaps.lines(accounts, {*parts[0]["rules"]}):
+        for line in gaps.lines(accounts, {*parts[0]["subjects"]}):
             terminalreporter.write_line(f"{target}: {line}")
 
 
@@ -191,6 +191,7 @@ class _Cases(_Item):
     def runtest(self) -> None:
         import msgspec
         from attn_fuzz import report
+        from attn_fuzz.report import declared
         from attn_fuzz.report.run import not_run, of_frames
         from attn_fuzz.run import shard
         from attn_fuzz.targets import registry
@@ -204,8 +205,8 @@ class _Cases(_Item):
 
         with shard.start_executor(self.plan) as executor:
             progress = shard.fuzz(self.plan, executor, save_first)
-        rules = [*registry.load(self.plan.target).support(self.plan.device).rules]
-        told = {"target": self.plan.target, "rules": rules, "accounts": msgspec.to_builtins(progress.accounts)}
+        subjects = sorted(declared.subjects(registry.load(self.plan.target).support(self.plan.device)))
+        told = {"target": self.plan.target, "subjects": subjects, "accounts": msgspec.to_builtins(progress.accounts)}
         self.user_properties.append((_ACCOUNT, told))
         cases = progress.replayed + progress.examples
         frames = of_frames(progress.frames)

@@ -105,7 +105,7 @@ class InProcess:
         self.target = registry.load(target)
         self.cases: list[Case] = []
 
-    def run(self, case: Case, *, exactly: bool = False) -> Verdict:
+    def run(self, case: Case, *, exactly: bool = False, **options: object) -> Verdict:
         self.cases.append(case)
         return try_case(case, self.target, "cpu", exactly=exactly)
 

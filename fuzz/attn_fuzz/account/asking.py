@@ -1,5 +1,6 @@
 """Asks which mistakes a case that agrees would have shown, had the kernel made them."""
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -22,8 +23,8 @@ time to begin."""
 ADVANCE = 400
 """Until a run has asked so many questions, a case may be asked what is left of them, too: a short run could have seen most
 mistakes in its first cases."""
-MANY = 10
-"""A mistake that so many cases have not shown is no more urgent than others."""
+MANY, AGAIN = 10, 4
+"""A mistake that MANY cases have not shown is more urgent than others in every AGAIN-th case alone."""
 LOGITS = 1 << 19
 """So many logits cost as much again."""
 
@@ -54,7 +55,8 @@ def answers(
         where: the case's places.
         accounts: of the cases before.
     """
-    rights = [_Right(part, step, judgement, rounding) for part in parts_of(step)]
+    of_step = [each.request for each in judgement.compared if each.tensor == "out"]
+    rights = [_Right(part, step, judgement, rounding) for part in parts_of(step, of_step)]
     # a large request shows the most, unless it is too dear
     rights.sort(key=lambda right: (right.price > 2, right.price if right.price > 2 else -right.price))
     asked = sum(accounts.get(ANYWHERE, Account()).asked)
@@ -72,15 +74,16 @@ def answers(
 
 
 def _in_order(case: Case, accounts: Accounts) -> list[int]:
-    """The sizes to ask: first those that no case has shown anywhere, unless many were asked, and then those that the fewest
-    cases were asked at a place."""
+    """The sizes to ask: first those that no case has shown anywhere, of which those that MANY were asked come first now and
+    then, and after them those that the fewest cases were asked at a place."""
     needs = {place: account.needs(place) for place, account in accounts.items()}
     order = [index for index in range(len(SIZES)) if any(need[index] for need in needs.values())]
-    random.Random(case.values.seed).shuffle(order)
-    anywhere = accounts[ANYWHERE]
+    rng, anywhere = random.Random(case.values.seed), accounts[ANYWHERE]
+    rng.shuffle(order)
+    most = MANY if rng.randrange(AGAIN) else math.inf
 
     def urgency(index: int) -> tuple[bool, int]:
-        is_known = anywhere.shown[index] > 0 or anywhere.asked[index] >= MANY
+        is_known = anywhere.shown[index] > 0 or anywhere.asked[index] >= most
         return is_known, min(accounts[place].asked[index] for place, need in needs.items() if need[index])
 
     return sorted(order, key=urgency)
@@ -101,25 +104,39 @@ class _Right:
     def answer(self, change: Change) -> int:
         try:
             other = change(self.part)
-            if other is None:
+            if other is None or _is_the_same(other, self.part):
                 return NOT_ASKED
-            outputs = self._of(other)
+            out, lse = self._of(other)
+            if other.outputs is not None:
+                right, (out, lse) = out, other.outputs(out, lse)
+                if out is right and "lse" not in self.compared:
+                    return NOT_ASKED  # it changes the LSE, which the call does not return
+            outputs = {"out": out, "lse": lse}
+            is_shown = any(_differ(outputs[name], each) for name, each in self.compared.items())
         except NOT_HERE:
             return NOT_ASKED
-        return DIFFERS if any(_differ(outputs[name], each) for name, each in self.compared.items()) else AGREES
+        return DIFFERS if is_shown else AGREES
 
-    def _of(self, part: Part) -> dict[str, torch.Tensor]:
-        """out [q, H, D] and LSE [q, H] of a part."""
+    def _of(self, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+        """out [q, H, D] and LSE [q, H] of a part, before what the mistake makes of them."""
         dtype = self.step.out.dtype
         if self.is_exact:
             oracle = Oracle(part.request, part.layer, dtype, self.rounding, self.step.q.dtype)
-            out, lse = as_read(as_stored(oracle.exact_out, dtype, part.layer), part.layer), oracle.lse
-        else:
-            state = attend(part.request, part.layer)
-            out, lse = clamped(state.out, dtype, part.layer), state.lse.T
-        if part.outputs is not None:
-            out, lse = part.outputs(out, lse)
-        return {"out": out, "lse": lse}
+            return as_read(as_stored(oracle.exact_out, dtype, part.layer), part.layer), oracle.lse
+        state = attend(part.request, part.layer)
+        return clamped(state.out, dtype, part.layer), state.lse.T
+
+
+def _is_the_same(other: Part, part: Part) -> bool:
+    """True if a mistake changes nothing that attention reads."""
+    a, b = other.request, part.request
+    if other.outputs is not None or any(getattr(a, name) is not getattr(b, name) for name in ("query", "key", "value")):
+        return False
+    of_layer = ("scale", "logits_soft_cap", "sinks", "output_scale", "num_kv_heads")
+    if any(getattr(other.layer, name) is not getattr(part.layer, name) for name in of_layer):
+        return False
+    same_bias = a.bias is b.bias or (a.bias is not None and b.bias is not None and torch.equal(a.bias, b.bias))
+    return same_bias and torch.equal(a.visible, b.visible)
 
 
 def _differ(got: torch.Tensor, right: Compared) -> bool:

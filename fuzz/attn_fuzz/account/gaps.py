@@ -1,16 +1,16 @@
 """What a run could not have seen, in words and as plain data."""
 
+import itertools
 from collections.abc import Collection, Iterator, Set
 from typing import NamedTuple
 
-from attn_contract import RULES
 from attn_fuzz.account.account import ANYWHERE, SIZES, Account, Accounts, concerns
 from attn_fuzz.mistakes import MISTAKES
 from attn_fuzz.mistakes.mistake import Mistake
 from attn_fuzz.text import how_many, nearest
 
-NAMED = 3
-"""The most mistakes about one subject, or at one place, that a line names. JSON has all."""
+NAMED, PLACES = 6, 3
+"""The most mistakes, and places of caches, that a line names. JSON has all."""
 SUBJECTS = tuple(dict.fromkeys(mistake.about for mistake in MISTAKES))
 
 
@@ -28,10 +28,9 @@ class Row(NamedTuple):
 
     def __str__(self) -> str:
         if not self.asked:
-            return self.mistake.sentence
-        some = f", shown in {self.sizes_shown} of {self.sizes_asked} sizes" if self.sizes_shown else ""
-        never = "" if self.sizes_shown else ", never beyond the bound"
-        return f"{self.mistake.sentence} (asked {how_many(self.asked, 'time')}{never}{some})"
+            return f"{self.mistake.sentence} (never drawn)"
+        how = f"seen in {self.sizes_shown} of {self.sizes_asked} sizes" if self.sizes_shown else "never beyond the bound"
+        return f"{self.mistake.sentence} (drawn {how_many(self.asked, 'time')}, {how})"
 
 
 def rows(account: Account) -> list[Row]:
@@ -43,21 +42,17 @@ def rows(account: Account) -> list[Row]:
     return found
 
 
-def lines(accounts: Accounts, rules: Set[str]) -> list[str]:
+def lines(accounts: Accounts, subjects: Set[str]) -> list[str]:
     """Lines for the end of a run, on the mistakes that it could not have seen. None if no case was asked.
 
     Args:
-        rules: the rules that the target supports. Mistakes about others are no gap.
+        subjects: what mistakes may be about, of SUBJECTS. Others are no gap, such as rules that the target does not support.
     """
     if ANYWHERE not in accounts:
         return []
-    everywhere = [row for row in rows(accounts[ANYWHERE]) if _is_possible(row.mistake, rules)]
+    everywhere = [row for row in rows(accounts[ANYWHERE]) if row.mistake.about in subjects]
     seen = {row.mistake.sentence for row in everywhere if row.is_seen}
     return [*_not_seen(everywhere), *_at_places(accounts, seen)]
-
-
-def _is_possible(mistake: Mistake, rules: Set[str]) -> bool:
-    return mistake.about not in RULES or mistake.about in rules
 
 
 def _not_seen(everywhere: list[Row]) -> Iterator[str]:
@@ -65,9 +60,11 @@ def _not_seen(everywhere: list[Row]) -> Iterator[str]:
     never = [subject for subject, found in by_subject.items() if found and not any(row.asked for row in found)]
     if never:
         yield f"not seen, since no case has any: mistakes about {', '.join(never)}"
-    some = [[row for row in found if not row.is_seen] for subject, found in by_subject.items() if subject not in never]
-    if parts := [_first([*map(str, missing)], NAMED) for missing in some if missing]:
-        yield f"not seen: {'; '.join(parts)}"
+    some = [[str(row) for row in found if not row.is_seen] for subject, found in by_subject.items() if subject not in never]
+    # the first mistake about each subject comes first
+    missing = [each for of_subject in itertools.zip_longest(*some) for each in of_subject if each is not None]
+    if missing:
+        yield f"not seen: {_first(missing, NAMED, '; ')}"
 
 
 def _at_places(accounts: Accounts, seen: Set[str]) -> Iterator[str]:
@@ -80,16 +77,16 @@ def _at_places(accounts: Accounts, seen: Set[str]) -> Iterator[str]:
         if place == ANYWHERE or not missing:
             continue
         if all(concerns(place)):
-            yield f"not seen in {place}: {_first(missing, NAMED)}"
+            yield f"not seen in {place}: {_first(missing, PLACES)}"
         else:
             of_caches.append(f"in {place}: {_first(missing, 1)}")
     if of_caches:
-        yield f"not seen {'; '.join(of_caches)}"
+        yield f"not seen {_first(of_caches, PLACES, '; ')}"
 
 
-def _first(sentences: list[str], most: int) -> str:
+def _first(sentences: list[str], most: int, joint: str = ", ") -> str:
     more = [f"and {len(sentences) - most} more"] * (len(sentences) > most)
-    return ", ".join([*sentences[:most], *more])
+    return joint.join([*sentences[:most], *more])
 
 
 def unknown(names: Collection[str]) -> str:

@@ -16,6 +16,7 @@ from attn_fuzz.emulated import permitted
 from attn_fuzz.emulated.compiler import ready
 from attn_fuzz.emulated.emulation import EVERYTHING, LARGE, Inputs, inputs_of, pointer, run
 from attn_fuzz.emulated.jobs import Job, architecture
+from attn_fuzz.interpreted import launched
 from attn_optimized.miscompiled import refuse_miscompiled
 
 MAX_WATCHED = 1 << 30
@@ -88,6 +89,7 @@ class Launches:
         programs: Sequence[int] = grid(values) if callable(grid) else grid  # pyright: ignore[reportAssignmentType]
         if 0 in programs:
             return
+        launched.count(kernel)
         job = self.job(kernel, values, named, lambda tensor: self.large_storages)
         program, compiled = ready(job)
         refuse_miscompiled(compiled.text, self.architecture)

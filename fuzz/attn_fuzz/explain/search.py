@@ -14,7 +14,7 @@ from attn_fuzz.cases.tensors import Step
 from attn_fuzz.mistakes import MISTAKES, results
 from attn_fuzz.mistakes.mistake import NOT_HERE, Change, Mistake
 from attn_fuzz.mistakes.part import Part, parts_of
-from attn_fuzz.verdict.oracle import Bound, Oracle, as_read
+from attn_fuzz.verdict.oracle import Bound, Oracle, as_read, requests
 from attn_fuzz.verdict.rounding import Rounding
 from attn_reference import attend
 
@@ -68,7 +68,7 @@ class SeenOutput:
     @cached_property
     def parts(self) -> list[Part]:
         """The requests of the right call."""
-        return parts_of(self.call)
+        return parts_of(self.call, requests(self.call))
 
     @cached_property
     def right(self) -> list[torch.Tensor]:

@@ -1,7 +1,7 @@
 """One request of a call as the reference attends to it, with methods that change it as mistakes do."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,6 @@ import torch
 from attn_contract import Batch, KVCacheView, Layer
 from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.verdict.oracle import requests
 from attn_reference import Request, visible
 from attn_reference.kv_cache import gather_rows
 from attn_reference.logits import logit_bias, to_logits
@@ -177,11 +176,8 @@ class Part:
         return dataclasses.replace(self, outputs=outputs)
 
 
-def parts_of(call: Call | Step) -> list[Part]:
-    """The requests of a call without a mistake."""
+def parts_of(call: Call | Step, of_call: Iterable[Request]) -> list[Part]:
+    """The requests `of_call` of a call (`attn_fuzz.verdict.oracle.requests`) without a mistake."""
     plain = Call(q=call.q, layer=call.layer, batch=call.batch, kv_cache=call.kv_cache, k=call.k, v=call.v)
     dense = call.dense_keys if isinstance(call, Step) else ()
-    return [
-        Part(plain, request, call.layer, call.batch, own_keys=bool(dense) and dense[request.index])
-        for request in requests(call)
-    ]
+    return [Part(plain, request, call.layer, call.batch, own_keys=bool(dense) and dense[request.index]) for request in of_call]

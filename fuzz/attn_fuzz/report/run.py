@@ -12,6 +12,7 @@ from attn_fuzz.account import account, gaps
 from attn_fuzz.account.account import Accounts
 from attn_fuzz.findings.finding import Finding
 from attn_fuzz.interpreted import dynamo
+from attn_fuzz.report import declared
 from attn_fuzz.report.drawn import Drawn, drawn
 from attn_fuzz.run.shard import Failure, Progress
 from attn_fuzz.targets.support import Support
@@ -105,6 +106,7 @@ class Run:
         restarted: number of shards that ran again because their worker process died.
         interrupted: True if Ctrl-C or SIGTERM ended the run.
         error: the error that ended the run, or None.
+        counts_launches: True if the target names modules of Triton kernels, whose launches are counted on this device.
         keeps_going: True if the run went on past failures, so that each of `failures` has its entry.
     """
 
@@ -123,6 +125,7 @@ class Run:
     restarted: int = 0
     interrupted: bool = False
     error: str | None = None
+    counts_launches: bool = False
     keeps_going: bool = False
 
     @property
@@ -158,6 +161,23 @@ class Run:
         return counted([p.frames for p in self.progress])
 
     @property
+    def launches(self) -> dict[str, int]:
+        return counted([p.launches for p in self.progress])
+
+    @property
+    def largest(self) -> dict[str, int]:
+        names = dict.fromkeys(name for p in self.progress for name in p.largest)
+        return {name: max(p.largest.get(name, 0) for p in self.progress) for name in names}
+
+    @property
+    def ran(self) -> list[str]:
+        """Lines on what ran, how large it was, and what the target declares away."""
+        sizes = ", ".join(f"{count} {name}" for name, count in self.largest.items())
+        kernels = ", ".join(f"{name} {how_many(count, 'time')}" for name, count in self.launches.items())
+        launched = [f"launched: {kernels}"] * bool(kernels)
+        return [*launched, *([f"at most {sizes}"] * bool(sizes)), *declared.line(self.support)]
+
+    @property
     def left_out(self) -> dict[str, dict[str, int]]:
         """By property or earlier write, and by reason, in how many examples the target was not asked."""
         found: dict[str, Counter[str]] = {}
@@ -177,7 +197,7 @@ class Run:
     @property
     def not_seen(self) -> list[str]:
         """Lines on the mistakes that the run could not have seen; none if it failed, or was not judged by numbers."""
-        return [] if self.failures else gaps.lines(self.accounts, {*self.support.rules})
+        return [] if self.failures else gaps.lines(self.accounts, declared.subjects(self.support))
 
     @property
     def known(self) -> dict[str, int]:
@@ -222,7 +242,13 @@ class Run:
         """The lines of `not_run` for the run's limits, of `of_frames`, and one on code that the compiler made wrong."""
         wrong = next((p.miscompiled for p in self.progress if p.miscompiled), "")
         refused = [f"refused, the first of them: {wrong}"] * bool(wrong)
-        return [*not_run(self.limits, self.replayed + self.examples), *of_frames(self.frames), *refused]
+        nothing = ["warning: no Triton kernel was launched; nothing is said of the target's kernels"] * self.launches_nothing
+        return [*not_run(self.limits, self.replayed + self.examples), *of_frames(self.frames), *refused, *nothing]
+
+    @property
+    def launches_nothing(self) -> bool:
+        """True if no example launched any of the target's Triton kernels."""
+        return self.counts_launches and bool(self.examples) and not self.launches
 
     @property
     def sentence(self) -> str:
@@ -265,6 +291,9 @@ class Run:
             "limits": self.limits,
             "drawn": self.drawn.to_json(),
             "events": self.events,
+            "launches": self.launches,
+            "largest": self.largest,
+            "declared_away": declared.away(self.support),
             "left_out": self.left_out,
             "account": gaps.to_json(self.accounts),
             "known": self.known,

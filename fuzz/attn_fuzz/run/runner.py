@@ -254,7 +254,7 @@ class _Pool(Generic[W]):
             index = self.waiting.pop(0)
             worker = self.idle.pop()
             accounts = account.together([progress.accounts for progress in self.outcome.progress])
-            worker.run(msgspec.structs.replace(self.plans[index], accounts=accounts))
+            worker.run(msgspec.structs.replace(self.plans[index], accounts=tuple(accounts.items())))
             self.busy[worker] = index
 
     def receive(self, seconds: float) -> bool:

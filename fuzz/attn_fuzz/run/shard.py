@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from attn_fuzz.account import account
@@ -92,7 +92,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     turn: tuple[int, int] = (0, 1)
     part: tuple[int, int] = (0, 1)
     past: tuple[Case, ...] = ()
-    accounts: Accounts = {}
+    accounts: tuple[tuple[str, account.Account], ...] = ()
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,10 +159,12 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         ratio: the largest error / bound.
         events: by path of the target, how many examples took the path.
         frames: Dynamo's counts in the examples and past cases (`attn_fuzz.interpreted.dynamo`).
+        launches: by Triton kernel, how often the examples and past cases launched it.
+        largest: the most keys and queries of a request, and requests of a step, that an example had.
         left_out: by property or earlier write, and by reason, how many examples did not ask it of the target.
         known: by known finding, how many examples failed because of the finding.
         known_after: by known finding, how many examples had run, this one included, when the first failed because of it.
-        accounts: which mistakes the examples and past cases would have shown (`attn_fuzz.account`).
+        accounts: which mistakes the examples would have shown (`attn_fuzz.account`).
         together: the number of examples with each feature or pair of features (`attn_fuzz.cases.features.count`).
         ratios: elements of outputs by error / bound (`attn_fuzz.verdict.ratios.counts`).
         rejected: drawn cases that were discarded, by reason.
@@ -188,6 +190,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     spent: dict[str, float] = {}
     events: dict[str, int] = {}
     frames: dict[str, int] = {}
+    launches: dict[str, int] = {}
+    largest: dict[str, int] = {}
     left_out: dict[str, dict[str, int]] = {}
     known: dict[str, int] = {}
     known_after: dict[str, int] = {}
@@ -309,6 +313,15 @@ def dense(case: Case) -> Case:
     return msgspec.structs.replace(case, values=Values("random", case.values.seed))
 
 
+def _largest(case: Case, before: dict[str, int]) -> dict[str, int]:
+    sizes = {
+        "keys": max((request.seq_len for request in case.requests), default=0),
+        "queries": max((request.query_len for request in case.requests), default=0),
+        "requests": len(case.requests),
+    }
+    return {name: max(size, before.get(name, 0)) for name, size in sizes.items()}
+
+
 class _CaseFails(AssertionError):  # noqa: N818 - tells Hypothesis that an example fails
     pass
 
@@ -364,7 +377,8 @@ class _Shard:
         exactly = self.plan.exact_every > 0 and number % self.plan.exact_every == 0
         if exactly:
             case = dense(case)
-        verdict, finding = self._run(case, exactly)
+        accounts = account.together([dict(self.plan.accounts), self.progress.accounts])
+        verdict, finding = self._run(case, exactly, accounts=accounts)
         self._count(case, verdict, finding)
         if case.has_work:
             self.has_run |= verdict.kind not in ("raised", "refused", "limit")
@@ -385,7 +399,7 @@ class _Shard:
             replayed=self.progress.replayed + 1,
             limits=self._limits(verdict),
             frames=self._frames(verdict),
-            accounts=account.added(self.progress.accounts, verdict.places, verdict.answers),
+            launches=self._launches(verdict),
         )
         self._follow_failure(case, verdict, finding)
 
@@ -420,10 +434,9 @@ class _Shard:
 
         return needs.needed(case, within, fails, lambda: time.monotonic() < until, is_minimal=minimal)
 
-    def _run(self, case: Case, exactly: bool) -> tuple[Verdict, Finding | None]:
+    def _run(self, case: Case, exactly: bool, **more: Any) -> tuple[Verdict, Finding | None]:
         try:
-            accounts = account.together([self.plan.accounts, self.progress.accounts])
-            verdict = self.executor.run(case, exactly=exactly, accounts=accounts)
+            verdict = self.executor.run(case, exactly=exactly, **more)
         except Exception as error:
             self.unexpected = error
             raise
@@ -503,6 +516,8 @@ class _Shard:
             spent={**self.progress.spent, **spent},
             events={**self.progress.events, **events},
             frames=self._frames(verdict),
+            launches=self._launches(verdict),
+            largest=_largest(case, self.progress.largest),
             accounts=account.added(self.progress.accounts, verdict.places, verdict.answers),
             left_out=reasons_added(self.progress.left_out, verdict.left_out),
             together=self.progress.together if verdict.kind == "limit" else features.count(case, self.progress.together),
@@ -516,6 +531,9 @@ class _Shard:
 
     def _frames(self, verdict: Verdict) -> dict[str, int]:
         return dict(Counter(self.progress.frames) + Counter(verdict.frames))
+
+    def _launches(self, verdict: Verdict) -> dict[str, int]:
+        return dict(Counter(self.progress.launches) + Counter(verdict.launches))
 
     def _failure(self, case: Case, verdict: Verdict, found_after: int | None = None) -> Failure:
         """A failure as it was found."""

@@ -60,6 +60,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         seconds: the seconds of building, of the target, and of the oracle with the judge and exact mode.
         events: paths that the target took, and properties that were asked of it.
         frames: Dynamo's counts in this case (`attn_fuzz.interpreted.dynamo`).
+        launches: by Triton kernel, how often it was launched, where this project interprets or emulates it.
         left_out: pairs of a property, or an earlier write, that the case did not ask of the target, and the reason.
         places, answers: the places that the case was in, and which mistakes it would have shown (`attn_fuzz.account`).
         explanation: lines about where the outputs are wrong, and which mistake explains them (`attn_fuzz.explain`).
@@ -75,6 +76,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     seconds: dict[str, float] = {}
     events: tuple[str, ...] = ()
     frames: dict[str, int] = {}
+    launches: dict[str, int] = {}
     left_out: tuple[tuple[str, str], ...] = ()
     places: tuple[str, ...] = ()
     answers: bytes = b""

@@ -179,7 +179,7 @@ class Scripted:
         self.verdict_of = verdict_of
         self.cases: list[Case] = []
 
-    def run(self, case: Case, *, exactly: bool = False) -> Verdict:
+    def run(self, case: Case, *, exactly: bool = False, **options: object) -> Verdict:
         self.cases.append(case)
         return self.verdict_of(case)
 

@@ -159,7 +159,7 @@ def test_cases_that_exclude_throws_away_are_counted_with_their_remedy():
     assert lost > 5
     assert "fused_qkv=(False,)" in tally.remedies()["excluded: fused qkv"]
     progress = Progress(examples=len(found), rejected=dict(tally.rejected), remedies=tally.remedies())
-    said = drawn([progress], excluding).lines
+    said = drawn([progress], excluding).rejections
     assert said[0] == f"thrown away: {lost} of {len(found) + lost} cases drawn: {lost} excluded: fused qkv"
     direct = replace(excluding, engine=Engine(fused_qkv=(False,)))
     assert not draw(direct, examples=60)[1].rejected
@@ -170,9 +170,9 @@ def test_above_a_fifth_it_is_a_warning_that_names_the_field(examples, lost, warn
     progress = Progress(
         examples=examples, rejected={"excluded: x": lost, SUPPORTED: 90}, remedies={"excluded: x": ["planes=(False,)"]}
     )
-    said = drawn([progress], EVERYTHING).lines
+    said = drawn([progress], EVERYTHING).rejections
     assert said[0].startswith(f"thrown away: {lost} of {examples + lost}")
-    assert ("Support(engine=Engine(planes=(False,)))" in said[1]) == warns
+    assert any("Support(engine=Engine(planes=(False,)))" in line for line in said[1:]) == warns
 
 
 def test_features_that_were_not_drawn_are_named_if_the_target_supports_them():
@@ -182,11 +182,6 @@ def test_features_that_were_not_drawn_are_named_if_the_target_supports_them():
     assert "float32" in nothing.features
     assert {"window", "float16", "encoder", "decoder, non-causal", "KV_FIRST_NHD"}.isdisjoint(nothing.features)
     assert nothing.num_features == len(nothing.features)
-    assert nothing.lines == [
-        f"not drawn: {len(nothing.features)} of {len(nothing.features)} features (decoder, causal, prefill, extend, ...), "
-        f"{nothing.num_pairs} of {nothing.num_pairs} pairs ({', '.join(f'{a} with {b}' for a, b in nothing.pairs[:3])}, ...), "
-        f"{nothing.num_edges} of {nothing.num_edges} edges ({', '.join(nothing.edges[:3])}, ...)"
-    ]
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ class Begun:
             failures=failures,
             fixed=[finding for finding in target.findings if finding.name in fixed],
             restarted=len(outcome.restarted),
+            counts_launches=target.modules is not None and plan.device == "cpu",
             interrupted=outcome.interrupted,
             error=outcome.error,
             **more,
@@ -187,7 +188,9 @@ def _exit_code(runs: Sequence[Run], errors: list[str]) -> int:
         notes.print(f"attn-parity: {error}")
     if fails:
         return 1
-    return 130 if runs[0].interrupted else EXIT_LIMIT if any(run.limits for run in runs) else 0
+    if runs[0].interrupted:
+        return 130
+    return EXIT_LIMIT if any(run.limits or run.launches_nothing for run in runs) else 0
 
 
 def _run(
@@ -242,6 +245,6 @@ def _tell(run: Run, name: str) -> None:
     if run.restarted:
         died = f"{run.restarted} worker process{'es' * (run.restarted > 1)} died"
         results.print(f"{died}; what it was to run was run again")
-    for line in [*(run.drawn.rejections if run.has_drawn else []), *run.not_seen, *run.not_run]:
+    for line in [*(run.drawn.rejections if run.has_drawn else []), *run.ran, *run.not_seen, *run.not_run]:
         notes.print(f"{name}{line}")
     results.print(f"{name}{run.sentence}")

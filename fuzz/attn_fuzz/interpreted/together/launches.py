@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from attn_fuzz.errors import RefusedByTritonError
-from attn_fuzz.interpreted import program_order, sanitizer
+from attn_fuzz.interpreted import launched, program_order, sanitizer
 from attn_fuzz.interpreted.together import running
 from attn_fuzz.interpreted.together.running import FewerError, Running
 
@@ -30,6 +30,7 @@ def launching(interpreter: Any) -> Callable[..., None]:
     """A replacement of `GridExecutor.__call__` of Triton's module `triton.runtime.interpreter`."""
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> None:
+        launched.count(self.fn)
         taken = _parameters(self.fn)
         kwargs = {name: value for name, value in kwargs.items() if name in taken}
         host_args, host_kwargs = self._init_args_hst(args, kwargs)

@@ -18,7 +18,7 @@ from attn_fuzz.cases.tensors import Step, Write, latent_parts
 from attn_fuzz.cases.wrong_arguments import wrong_attention
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.exact import followed_call, quantities
-from attn_fuzz.interpreted import new_memory, permissions, program_order, sanitizer
+from attn_fuzz.interpreted import launched, new_memory, permissions, program_order, sanitizer
 from attn_fuzz.run.case import devices, fence
 from attn_fuzz.run.case.exceptions import message_of
 from attn_fuzz.run.case.fence import Fence
@@ -44,6 +44,7 @@ class Attempt:
         during: the earlier call or write that raised it, in words; empty if the case's own did.
         followed: what exact mode knows of the case's own call; None if it is not followed.
         events: the paths that the target took, by its own account.
+        launches: by Triton kernel, how often the target launched it, where it is interpreted or emulated.
         left_out: what was not asked of the target for a reason of the case or of this tool, and the reason.
         seconds: the seconds that building the step and the target took.
     """
@@ -83,12 +84,13 @@ class Attempt:
         self.during = ""
         self.events: tuple[str, ...] = ()
         self.left_out: tuple[tuple[str, str], ...] = ()
-        built = time.perf_counter()
+        built, launched_before = time.perf_counter(), launched.counts.copy()
         try:
             with own_state(case), program_order.programs(case.program_order, case.values.seed):
                 self._call()
         except BaseException as raised:
             self.error = raised
+        self.launches = dict(launched.counts - launched_before)
         self.seconds = {"build": built - started, "target": time.perf_counter() - built}
 
     def _call(self) -> None:

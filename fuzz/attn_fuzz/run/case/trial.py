@@ -24,6 +24,7 @@ from attn_fuzz.run.case.checks import CHECKS, CHECKS_OF_ERRORS, stray_write
 from attn_fuzz.run.case.exceptions import described, message_of
 from attn_fuzz.run.case.fence import Fence
 from attn_fuzz.run.case.limits import check_no_fault, limit_of
+from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import Target
 from attn_fuzz.text import one_line
 from attn_fuzz.verdict import ratios
@@ -126,7 +127,7 @@ def _tried(
     ) -> tuple[Verdict, Judgement | None]:
         seconds = {**attempt.seconds, "judge": time.perf_counter() - attended}
         plain = Verdict(kind=kind, message=message, about=about, ratio=ratio, seconds=seconds, events=attempt.events)
-        plain = msgspec.structs.replace(plain, left_out=tuple(attempt.left_out))
+        plain = msgspec.structs.replace(plain, launches=attempt.launches, left_out=tuple(attempt.left_out))
         return (plain if judgement is None else _with_judgement(plain, attempt, judgement)), judgement
 
     if attempt.error is not None:
@@ -154,7 +155,7 @@ def _tried(
         kind, about, message = wrong
         return verdict(kind, message, judgement if kind == "property" else None, about)
     agrees, _ = verdict("agree", "", judgement)
-    if accounts is not None and target.oracle:
+    if accounts is not None and target.oracle and target.attention is not REFERENCE_FP32.attention:
         agrees = _with_answers(agrees, attempt, judgement, paths, accounts)
     return agrees, judgement
 
