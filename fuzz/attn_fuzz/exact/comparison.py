@@ -85,7 +85,7 @@ def _wrong_out(held: Elements, rows: Rows, dtype: torch.dtype) -> Inequality | N
     if held.value is None:
         raise NotCarriedError(f"out, which is {held.lacks or 'a logarithm'}")
     wrong = (held.value != rows.out) & ~_is_clamped(held.value, dtype) | ~np.isfinite(held.order)
-    wrong &= rows.is_comparable[:, None]
+    wrong &= rows.is_comparable.T[..., None]
     if not wrong.any():
         return None
     row, head, dim = np.argwhere(wrong)[0].tolist()
@@ -107,7 +107,7 @@ def _wrong_lse(held: Elements, rows: Rows) -> Inequality | None:
     assert power.value is not None
     minus_infinity = held.order == -np.inf
     wrong = np.where(rows.is_empty, ~minus_infinity, (power.value != rows.total) | ~np.isfinite(held.order))
-    wrong &= rows.is_comparable[:, None]
+    wrong &= rows.is_comparable
     if not wrong.any():
         return None
     head, row = np.argwhere(wrong)[0].tolist()

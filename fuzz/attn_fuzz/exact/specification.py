@@ -9,6 +9,7 @@ float64, in which `stored * scale` is exact, and `attn_reference.masks` has the 
 arithmetic is used.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,8 +24,8 @@ from attn_fuzz.verdict.oracle import requests
 from attn_reference import Request
 from attn_reference.logits import alibi, place_qq_bias
 
-FAR_SINK = -algebra.MIN_EXPONENT / 4
-"""The least magnitude of a far sink. In base 2, a logit and a sink of less than this differ by less than -MIN_EXPONENT."""
+FAR = -algebra.MIN_EXPONENT / 4
+"""The least magnitude of a far logit or sink. In base 2, two of less than this differ by less than -MIN_EXPONENT."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Rows:
         out: [q, H, D] values.
         total: [H, q] values: l, whose logarithm is the LSE.
         is_empty: [H, q], whether a row has neither a key nor a sink. Its out is 0 and its LSE is -inf.
-        is_comparable: [H]. A head with a far sink is not: relative to a sink of 2^126, a logit is what stands for -infinity
-            (`algebra.MIN_EXPONENT`).
+        is_comparable: [H, q]. A row with a far sink, or one that sees a key with a far logit, is not: relative to a sink of
+            2^126, another logit is what stands for -infinity (`algebra.MIN_EXPONENT`).
     """
 
     request: int
@@ -62,7 +63,7 @@ def _rows(request: Request, step: Step) -> Rows:
     seen = request.seen.cpu().numpy()  # keys that no row sees may hold anything
     query, key, value = (_block(each) for each in (request.query, request.key, request.value))
     key, value = (each.moved(lambda part: np.where(seen[..., None], part, 0)) for each in (key, value))
-    out, totals, empty = [], [], []
+    out, totals, empty, near = [], [], [], []
     for head in range(layer.num_heads):
         q, k, v, visible = query[:, head], key[:, head // group], value[:, head // group], of_heads[head]
         logits = _logits(q, k, head, request, step)
@@ -75,19 +76,18 @@ def _rows(request: Request, step: Step) -> Rows:
         out.append(fields.times(sums, fields.inverse(total, VALUES)[:, None], VALUES))
         totals.append(total)
         empty.append(none)
+        near.append(_near(layer, head) & (np.where(visible, np.abs(logits.order), 0).max(1, initial=0) < FAR))
     whole = np.stack(out, 1)
     if layer.output_scale is not None:
         scale = _value(_block(layer.output_scale.reshape(1).double()))
         whole = fields.times(whole, fields.inverse(scale, VALUES), VALUES)
-    return Rows(request.index, request.rows, whole, np.stack(totals), np.stack(empty), _near(layer))
+    return Rows(request.index, request.rows, whole, np.stack(totals), np.stack(empty), np.stack(near))
 
 
-def _near(layer: Layer) -> np.ndarray:
-    """[H], whether the sink is -inf, or so near that other logits are numbers beside it."""
-    if layer.sinks is None:
-        return np.ones(layer.num_heads, np.bool_)
-    sinks = np.abs(layer.sinks.detach().cpu().double().numpy())
-    return np.isinf(sinks) | (sinks < FAR_SINK)
+def _near(layer: Layer, head: int) -> bool:
+    """True if the head's sink is -inf, or so near that other logits are numbers beside it."""
+    sink = -math.inf if layer.sinks is None else float(layer.sinks[head])
+    return math.isinf(sink) or abs(sink) < FAR
 
 
 def _logits(q: Elements, k: Elements, head: int, request: Request, step: Step) -> Elements:

@@ -182,6 +182,13 @@ def test_a_head_with_a_far_sink_is_not_compared_and_others_are(sinks):
     assert "head 0" in verdict.message
 
 
+def test_a_row_with_a_far_logit_is_not_compared():
+    """A scale of 2^22 makes most logits so far from the largest that a kernel's exponent stands for -inf."""
+    case = a_case(scale=2.0**22, requests=(Request(query_len=5, seq_len=40, blocks=(3, 1, 2), causal=True),))
+    verdict = try_case(case, registry.load("triton"), "cpu", exactly=True)
+    assert (verdict.kind, verdict.events[-1]) == ("agree", COMPARED), verdict
+
+
 BY_TORCH = ("reference-fp32", "reference-ranks", "triton-merge", "triton-merge-parts", "triton-ranks", "backend-triton")
 
 
