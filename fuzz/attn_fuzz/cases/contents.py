@@ -37,7 +37,7 @@ FAR_BELOW = 150
 SPECIAL_ROWS, SPECIAL_ELEMENTS, TIES = 8, 64, 4
 # one element of k and v in this many is infinite where infinities saturate
 SATURATED_ELEMENTS = 256
-HIDDEN_BY_BIAS = 0.3
+HIDDEN_BY_BIAS, HIDDEN_FROM_ALL, LATE_BY_BIAS = 0.3, 0.1, 0.25
 SMALL = 2.0**-8
 MAX_NARROW_SINK = 2.0**15  # in float16
 SCALE_EXPONENTS = range(-4, 4)
@@ -207,7 +207,12 @@ def qq_bias(case: Case, generator: torch.Generator) -> torch.Tensor:
     else:
         bias[:queries, :queries] = torch.randn(queries, queries, generator=generator) * 2
     if case.qq_bias == "hiding":
-        bias[:queries, :queries][torch.rand(queries, queries, generator=generator) < HIDDEN_BY_BIAS] = -torch.inf
+        hidden = torch.rand(queries, queries, generator=generator) < HIDDEN_BY_BIAS
+        # some keys from all rows, and from some rows all keys before one that is anywhere: whole tiles
+        hidden |= torch.rand(1, queries, generator=generator) < HIDDEN_FROM_ALL
+        firsts = torch.randint(0, max(queries, 1), (queries, 1), generator=generator)
+        is_late = torch.rand(queries, 1, generator=generator) < LATE_BY_BIAS
+        bias[:queries, :queries][hidden | (is_late & (torch.arange(queries) < firsts))] = -torch.inf
     return bias
 
 

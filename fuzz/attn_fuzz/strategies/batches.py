@@ -18,6 +18,8 @@ ONE_IN_FEW, ONE_IN_FAR = 4, 3
 if queries select keys."""
 ONE_IN_CHUNKS = 2
 """If chunks are longer than tiles, one drawn step in this many has queries across a chunk's end."""
+ONE_IN_DRAFTS = 4
+"""With drafts, one drawn step in this many has more of them than a tile, and no context."""
 DECODE, FEW = (1, 1, 1, 0), (1, 2, 3, 4, 5, 8, 9)
 
 
@@ -81,6 +83,8 @@ def batches(
     for a window that reaches back beyond a tile, and for queries that select keys. They may have ranges, with which kernels do
     not leave out the parts before the window. If chunks are longer than a tile (0: there are no chunks), one request is drawn
     equally often with queries across a chunk's end: some of them see all keys of a tile that is hidden from their neighbours.
+    With drafts (qq_bias), one request now and then has more of them than a tile, and no context: among keys that all queries of
+    a tile may see are some that the bias hides.
     If key_unit tokens share a key, requests have the usual numbers of keys, and key_unit times the tokens.
     """
     is_decoder = attn_type is AttentionType.DECODER
@@ -98,6 +102,11 @@ def batches(
     if is_long and support.engine.several_queries and pick(draw, range(ONE_IN_CHUNKS)) == ONE_IN_CHUNKS - 1:
         request = _over_an_end(draw, support, chunk, causal)
         return (_with_ranges(draw, support, block_size, rules, window_left, chunk, request),)
+    if is_decoder and "qq_bias" in rules and support.engine.several_queries and support.engine.prompts:
+        several = [n for n in tile_lengths(support) if n > max(support.tile_sizes)]
+        if several and pick(draw, range(ONE_IN_DRAFTS)) == ONE_IN_DRAFTS - 1:
+            query_len = pick(draw, several)
+            return (Request(query_len=query_len, seq_len=query_len, causal=causal),)
     if attn_type is AttentionType.DECODER and support.many_requests is not None and pick(draw, range(ONE_IN)) == ONE_IN - 1:
         return _many_requests(draw, support.many_requests, causal, key_unit)
     groups = query_lens(draw, support, rules)

@@ -209,7 +209,9 @@ def values(draw: st.DrawFn, rules: set[str], engine: Engine) -> Values:
 def _with_cache(draw: st.DrawFn, support: Support, case: Case, drawn: DrawnLayer) -> Case:
     """The case with a cache, and with the fields that say how this step uses the cache."""
     engine, rotates = support.engine, "rope" in drawn.rules
-    case = replace(case, writes=rotates or pick(draw, engine.writes[:1] + engine.writes))
+    # what a bias hides from all queries of the step may be garbage, unless the step writes it
+    hides = case.qq_bias == "hiding"
+    case = replace(case, writes=rotates or pick(draw, engine.writes[-1:] * hides + engine.writes[:1] + engine.writes))
     cache, requests = draw(caches(support, case, drawn.cache))
     tokens = sum(request.query_len for request in requests)
     unwritten: set[int] = set()
@@ -223,7 +225,7 @@ def _with_cache(draw: st.DrawFn, support: Support, case: Case, drawn: DrawnLayer
         unwritten=tuple(sorted(unwritten)),
         ordinary_writes=cache.neighbour is not None and pick(draw, engine.ordinary_writes[:1] * 2 + engine.ordinary_writes),
         saturated=saturates and pick(draw, (False, False, True)),
-        recycled=engine.recycled and pick(draw, (False, True)),
+        recycled=engine.recycled and pick(draw, (False, True, *[True] * hides)),
         finite_slots=pick(draw, FINITE_SLOTS[support.unused_slots]),
         table_padding=pick(draw, engine.table_padding),
         rope=_rope(draw, case.head_size) if rotates else None,

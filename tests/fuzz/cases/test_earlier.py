@@ -317,8 +317,24 @@ def test_a_target_that_keeps_too_much_is_found(name, changes, fuzz_here):
     assert {*changes} & {*case.earlier}
     # a case depends on its own calls alone
     assert try_case(case, target, "cpu").failed
-    assert not try_case(replace(case, earlier=()), target, "cpu").failed
+    # without the neighbour's write, which comes after the layer's own
+    cache = None if case.cache is None else replace(case.cache, neighbour=None)
+    assert not try_case(replace(case, earlier=(), cache=cache, ordinary_writes=False), target, "cpu").failed
     assert try_case(case, target, "cpu").failed
+
+
+def test_an_earlier_call_that_the_target_refuses_is_counted(step_case):
+    """It leaves nothing behind that the case's own call could meet."""
+
+    def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
+        if layer.scale != step_case.scale:
+            raise NotImplementedError("another scale")
+        REFERENCE_FP32.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+
+    target = dataclasses.replace(REFERENCE_FP32, attention=attention)
+    left_out = dict(try_case(replace(step_case, earlier=("scale", "same")), target, "cpu").left_out)
+    assert left_out["the earlier call 'scale'"] == "the target raised NotImplementedError"
+    assert "the earlier call 'same'" not in left_out
 
 
 @pytest.mark.parametrize(("repeats", "kind"), [(True, "property"), (False, "agree")])
