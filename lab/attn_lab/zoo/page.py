@@ -23,7 +23,7 @@ page, which holds its numbers. `zoo page` writes the page of it.
 - Examples: after how many the fuzzer found the bug, on seed {seeds}, of at most {at_most}.
 - Found by: the kind of the verdict ([verdicts.md](../reference/verdicts.md)). The first check that finds something gives it:
   addresses are checked first, numbers after all other memory, and properties last. So other checks may find the same bug
-  ([mutants.md](../reference/mutants.md#what-each-check-finds)).
+  ([mutants.md](../reference/mutants.md#a-mutant-has-to-run)).
 
 A mutant must compile, import and run. A refusal counts as a finding, and so does any other exception that the mutant's file
 announces (`raises = "a part of its message"`), if the mutant runs other cases; every other exception is an error of the mutant.
