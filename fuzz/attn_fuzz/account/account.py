@@ -16,7 +16,8 @@ OF_LAYOUTS = ("num_kv_heads", "keys and values", "block_table", "strides", "keys
 OF_DTYPES = ("k_scale, v_scale", "kv_cache_dtype", "keys past the end")
 """The subjects of mistakes that a kernel may make with one layout, or one dtype, of the cache alone."""
 ENOUGH = 3
-"""A mistake that so many cases have shown at a place is not asked there again, once each of its sizes has been shown."""
+"""A mistake that so many cases have shown is not asked again, once each of its sizes has been shown. At a path, layout or dtype
+one case is enough, and one size."""
 NOT_ASKED, AGREES, DIFFERS = 0, 1, 2
 """The answers: the mistake was not asked, or cannot be made; the output with it agrees; the output with it is wrong."""
 
@@ -51,10 +52,9 @@ class Account(msgspec.Struct, frozen=True):
         concerned, shown = concerns(place), [0] * len(MISTAKES)
         for mistake, count in zip(_MISTAKE_OF, self.shown, strict=True):
             shown[mistake] += count
-        return [
-            concerned[mistake] and (not count or shown[mistake] < ENOUGH)
-            for mistake, count in zip(_MISTAKE_OF, self.shown, strict=True)
-        ]
+        if place != ANYWHERE:
+            return [concerned[mistake] and not shown[mistake] for mistake in _MISTAKE_OF]
+        return [not count or shown[mistake] < ENOUGH for mistake, count in zip(_MISTAKE_OF, self.shown, strict=True)]
 
     def plus(self, other: "Account") -> "Account":
         return Account(_sum(self.asked, other.asked), _sum(self.shown, other.shown))

@@ -17,7 +17,7 @@ from attn_reference import attend
 
 MARGIN = 2.0
 """A mistake is seen if the output is off by so many bounds: a kernel that makes it may be off by one bound the other way."""
-MOST = 3.0
+MOST = 10.0
 """The price of the questions that a case is asked. One question to a small request costs 1: the reference takes most of its
 time to begin."""
 ADVANCE = 400

@@ -73,7 +73,9 @@ def _at_places(accounts: Accounts, seen: Set[str]) -> Iterator[str]:
     of_caches = []
     for place, account in sorted(accounts.items()):
         rows_here = [row for row, is_relevant in zip(rows(account), concerns(place), strict=True) if is_relevant]
-        missing = [row.mistake.sentence for row in rows_here if not row.is_seen and row.mistake.sentence in seen and row.asked]
+        missing = [
+            row.mistake.sentence for row in rows_here if not row.sizes_shown and row.mistake.sentence in seen and row.asked
+        ]
         if place == ANYWHERE or not missing:
             continue
         if all(concerns(place)):
