@@ -9,7 +9,6 @@ import pytest
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
 from attn_contract.rules import LOGITS, RULES, SOFTMAX, VISIBILITY, active_rules, axes_of, held_rules
-from attn_contract.validation.values import SCALES
 from attn_fuzz.cases import built, captures, case_file, contradictions, earlier, tensors
 from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.case import CHANGES, Cache, Case, Request, Values
@@ -58,7 +57,7 @@ PLACES = {
     ),
     "attn_fuzz.cases.case.Case": (EVERY, WITH_LATENT.rules),
     "attn_fuzz.strategies.rules: NUMBERS or DRAWN_ELSEWHERE": (EVERY, NUMBERS.keys() ^ DRAWN_ELSEWHERE.keys()),
-    "fuzz/attn_fuzz/exact": (OF_LOGITS, named_below("fuzz/attn_fuzz/exact") | {*SCALES}),
+    "fuzz/attn_fuzz/exact": (OF_LOGITS, named_below("fuzz/attn_fuzz/exact")),
     "tests/reference/test_visibility.py: OPTIONS": (VISIBLE, {*OPTIONS, ALONE}),
     "tests/reference/test_logits.py": (OF_LOGITS, named_in((ROOT / "tests/reference/test_logits.py").read_text())),
     "tests/ops/small_calls.py": (EVERY, named_in((ROOT / "tests/ops/small_calls.py").read_text())),

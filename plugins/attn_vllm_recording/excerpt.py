@@ -12,7 +12,6 @@ from typing import Final
 
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
-from attn_contract.rules import HEADS, KV_HEADS, axes_of
 from attn_fuzz import Call
 
 from attn_vllm_recording.errors import NotJudgedError
@@ -240,11 +239,12 @@ def cache_of(kv_cache: torch.Tensor, layer: Layer) -> torch.Tensor:
 
 def _with_heads(layer: Layer, choice: Choice) -> Layer:
     """The layer with only the chosen heads."""
-    chosen = {(HEADS,): choice.heads, (KV_HEADS,): choice.kv_heads}
+    of_heads = dict.fromkeys(("sinks", "alibi_slopes"), choice.heads)
+    of_heads |= dict.fromkeys(("q_scale", "k_scale", "v_scale"), choice.kv_heads)
     tensors = {
-        name: tensor[slice(*chosen[axes])]
+        name: tensor[slice(*of_heads[name])]
         for name, tensor in layer.tensors.items()
-        if (axes := axes_of(Layer).get(name)) in chosen and tensor.numel() > 1
+        if name in of_heads and tensor.numel() > 1
     }
     num_heads, num_kv_heads = (end - begin for begin, end in (choice.heads, choice.kv_heads))
     return dataclasses.replace(layer, num_heads=num_heads, num_kv_heads=num_kv_heads, **tensors)

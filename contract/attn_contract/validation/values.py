@@ -147,13 +147,9 @@ def check_layer_logits(layer: Layer) -> None:
         _refuse_first("sinks", sinks, _no_logit(sinks), expected)
 
 
-SCALES = ("q_scale", "k_scale", "v_scale", "output_scale")
-"""The fields of Layer that are factors."""
-
-
 def check_scale_values(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Check SCALES where `tensors` has them: positive normal numbers, to divide by."""
-    for name in SCALES:
+    """Check q_scale, k_scale, v_scale and output_scale where `tensors` has them: positive normal numbers, to divide by."""
+    for name in ("q_scale", "k_scale", "v_scale", "output_scale"):
         if name in tensors:
             scale = tensors[name].flatten().cpu()
             wrong = ~scale.isfinite() | (scale < SMALLEST_NORMAL)

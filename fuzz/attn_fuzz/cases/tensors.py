@@ -20,7 +20,6 @@ from attn_fuzz.cases import allocations, built, captures, contents, edges_of_sca
 from attn_fuzz.cases.case import GUARD, Cache, Case, Rope, slot_of, slots_of_keys, written_slots
 from attn_fuzz.cases.idle_strides import with_idle_strides
 from attn_fuzz.cases.poison import DTYPES, canary, poison
-from attn_fuzz.plain_torch import plain_torch
 
 PADDING = 8  # elements after each row, and rows before and after inputs
 VECTOR = 16  # elements that a kernel loads or stores at once, at most
@@ -115,7 +114,6 @@ class Step:
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
-@plain_torch()
 def build(case: Case, device: torch.device | str = "cpu") -> Step:
     """Make the tensors of a valid case.
 

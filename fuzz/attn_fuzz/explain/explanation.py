@@ -10,7 +10,6 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.explain import evidence, places, writes
 from attn_fuzz.explain.search import PAIR_SECONDS, SeenOutput, explanations
 from attn_fuzz.mistakes import MISTAKES
-from attn_fuzz.plain_torch import plain_torch
 from attn_fuzz.run.case.attempt import own_state
 from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.judge import judge_call
@@ -29,7 +28,6 @@ _COARSER = {torch.float32: {"operands": "tf32"}, torch.float16: _OF_16_BITS, tor
 """Fields of `Rounding` that the author of a target may forget to declare, by the dtype of q."""
 
 
-@plain_torch()
 def explain(case: Case, target: Target, device: str, *, first: Case | None = None, seconds: float = SECONDS) -> Verdict:
     """A verdict whose `explanation` says which mistake has the outputs of a failing case. It is empty if no output is wrong.
 

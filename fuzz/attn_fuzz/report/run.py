@@ -18,7 +18,7 @@ from attn_fuzz.run.shard import Failure, Progress
 from attn_fuzz.targets.support import Support
 from attn_fuzz.text import how_many
 from attn_fuzz.verdict import ratios
-from attn_fuzz.verdict.verdict import COMPILED, EARLIER, IN_EAGER
+from attn_fuzz.verdict.verdict import COMPILED, EARLIER_WRITE, IN_EAGER
 
 if TYPE_CHECKING:
     from attn_fuzz.run.distinct import Entry
@@ -188,7 +188,7 @@ class Run:
     @property
     def never_asked(self) -> list[str]:
         """The properties that were left out of all examples."""
-        return [name for name in self.left_out if name not in self.events and not name.startswith(EARLIER)]
+        return [name for name in self.left_out if name not in self.events and not name.startswith(EARLIER_WRITE)]
 
     @property
     def accounts(self) -> Accounts:

@@ -323,20 +323,6 @@ def test_a_target_that_keeps_too_much_is_found(name, changes, fuzz_here):
     assert try_case(case, target, "cpu").failed
 
 
-def test_an_earlier_call_that_the_target_refuses_is_counted(step_case):
-    """It leaves nothing behind that the case's own call could meet."""
-
-    def attention(q, k, v, kv_cache, layer, batch, *, out, lse):
-        if layer.scale != step_case.scale:
-            raise NotImplementedError("another scale")
-        REFERENCE_FP32.attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
-
-    target = dataclasses.replace(REFERENCE_FP32, attention=attention)
-    left_out = dict(try_case(replace(step_case, earlier=("scale", "same")), target, "cpu").left_out)
-    assert left_out["the earlier call 'scale'"] == "the target raised NotImplementedError"
-    assert "the earlier call 'same'" not in left_out
-
-
 @pytest.mark.parametrize(("repeats", "kind"), [(True, "property"), (False, "agree")])
 def test_other_bits_after_a_call_of_fewer_keys_are_found_where_they_are_promised(repeats, kind, step_case):
     kept = []

@@ -25,7 +25,7 @@ from attn_fuzz.run.case.fence import Fence
 from attn_fuzz.targets.engine import ANY_ENGINE
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import AttentionFunction, Target
-from attn_fuzz.verdict.verdict import EARLIER
+from attn_fuzz.verdict.verdict import EARLIER_WRITE
 
 CPU_ELEMENTS, CPU_PRODUCTS = 1 << 21, 1 << 25
 """A GPU builds and judges a case faster than a CPU if the case has more elements or more products than these."""
@@ -99,7 +99,7 @@ class Attempt:
             for name in earlier_writes.chosen(self.case, number) if _keeps_writes(self.target, self.device) else ():
                 self.during = f", in the earlier write {name!r}"
                 if refusal := write_earlier(cache_write, self.called, name, self.target):
-                    self.left_out += ((f"{EARLIER}write {name!r}", refusal),)
+                    self.left_out += ((f"{EARLIER_WRITE}{name!r}", refusal),)
             self.during = ""
             write(cache_write, self.called, self.target)
             if ILLEGAL in self.case.earlier:
@@ -110,9 +110,7 @@ class Attempt:
         own = dataclasses.replace(self.called, batch=_own(self.called.batch))
         for name in self.case.earlier:
             self.during = f", in the earlier call {name!r}"
-            in_full = not self.target.can_be_sanitized(self.device)
-            if refusal := call_earlier(own, name, self.target, in_full=in_full):
-                self.left_out += ((f"{EARLIER}call {name!r}", refusal),)
+            call_earlier(own, name, self.target, in_full=not self.target.can_be_sanitized(self.device))
         self.during = ""
         with followed_call.following(self.followed):
             attend(own, self.target.attention)
@@ -184,7 +182,7 @@ def call_attention(step: Step, target: Target) -> None:
     attend(dataclasses.replace(step, batch=_own(step.batch)), target.attention)
 
 
-def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> str | None:
+def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> None:
     """Make one earlier call of a case (`attn_fuzz.cases.earlier`). If the change changes nothing, no call is made.
 
     The target may refuse the call. A target that promises no refusals may raise anything. Illegal calls must be refused.
@@ -196,9 +194,6 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> str
         in_full: True if the requests of the earlier call have their queries. They have none for an interpreted kernel, which is
             slow.
 
-    Returns:
-        a reason if the target refused the call, which so left nothing behind; None if it did not.
-
     Raises:
         NotRefusedError: a call with a wrong tensor was not refused.
     """
@@ -206,7 +201,7 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> str
     lengths = contextlib.nullcontext() if in_full or name == ILLEGAL else earlier.without_queries(step)
     with lengths, earlier.changed(step, name) as other:
         if other is None:
-            return None
+            return
         if name == ILLEGAL:
             for attention in (target.attention, *target.siblings) if target.checks_arguments else ():
                 attend(other, _refusing(attention))
@@ -214,17 +209,15 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> str
                     with earlier.without_queries(other), contextlib.suppress(*refusals):
                         attend(other, attention)
                     attend(other, _refusing_values(attention))
-            return None
-        refused = None
+            return
         for attention in target.siblings if name == MODE else (target.attention,):
             try:
                 attend(other, attention)
             except sanitizer.Violation:
                 raise
-            except refusals as error:
-                refused = f"the target raised {type(error).__name__}"
+            except refusals:
+                pass
         synchronize(step.q.device.type)
-        return refused
 
 
 def _keeps_writes(target: Target, device: str) -> bool:

@@ -17,7 +17,6 @@ from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.exact import comparison
 from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.interpreted import dynamo, program_order, sanitizer
-from attn_fuzz.plain_torch import plain_torch
 from attn_fuzz.properties.relation import CallTarget, Outputs, again, same_bits
 from attn_fuzz.run.case import devices
 from attn_fuzz.run.case.attempt import Attempt, call_attention, own_state
@@ -42,7 +41,6 @@ Judge = Callable[[Case, Step, Rounding], Judgement]
 """Compares the outputs of a step with the right ones, given where the target rounds."""
 
 
-@plain_torch()
 def try_case(
     case: Case,
     target: Target,
