@@ -13,6 +13,7 @@ import torch
 from attn_contract import Batch, MiscompiledError
 from attn_fuzz.cases import earlier, earlier_writes, tensors, wrong_values
 from attn_fuzz.cases.case import ILLEGAL, MODE, Case, num_elements
+from attn_fuzz.cases.own_defaults import targets_defaults
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step, Write, latent_parts
 from attn_fuzz.cases.wrong_arguments import wrong_attention
@@ -330,8 +331,15 @@ def attend(step: Step, attention: AttentionFunction) -> None:
     """Call a target's function with the step's own Batch, and with views of its other tensors."""
     q, out = _view(step.q), _view(step.out)
     k, v, lse = (None if tensor is None else _view(tensor) for tensor in (step.k, step.v, step.lse))
-    with sanitizer.watch(lambda: permissions.of_attention(step)):
+    with _calling(lambda: permissions.of_attention(step)):
         attention(q, k, v, step.kv_cache, dataclasses.replace(step.layer), step.batch, out=out, lse=lse)
+
+
+@contextlib.contextmanager
+def _calling(permitted: Callable[[], list[permissions.Region]]) -> Iterator[None]:
+    """For a call of a target's function."""
+    with sanitizer.watch(permitted), targets_defaults():
+        yield
 
 
 def _view(tensor: torch.Tensor) -> torch.Tensor:
@@ -351,18 +359,18 @@ def write(cache_write: Write, step: Step, target: Target) -> None:
     kv_cache, layer = cache_write.view.tensor(step.raw), dataclasses.replace(cache_write.layer)
     if layer.layout is not None and layer.layout.has_latent_value:
         write_latent = target.write_latent_cache or attn_reference.write_latent_cache
-        with sanitizer.watch(lambda: permissions.of_write(cache_write, step)):
+        with _calling(lambda: permissions.of_write(cache_write, step)):
             write_latent(*latent_parts(k, v), kv_cache, layer, slot_mapping)
         return
     if cache_write.rotation is None:
         function = target.write_kv_cache or attn_reference.write_kv_cache
-        with sanitizer.watch(lambda: permissions.of_write(cache_write, step)):
+        with _calling(lambda: permissions.of_write(cache_write, step)):
             function(k, v, kv_cache, layer, slot_mapping)
         return
     positions, table = cache_write.rotation.positions, cache_write.rotation.cos_sin_cache
     rotate = target.rope_and_write_kv_cache or attn_reference.rope_and_write_kv_cache
     q, positions, table = (_view(tensor) for tensor in (step.q, positions, table))
-    with sanitizer.watch(lambda: permissions.of_write(cache_write, step)):
+    with _calling(lambda: permissions.of_write(cache_write, step)):
         rotate(q, k, v, positions, table, kv_cache, layer, slot_mapping, is_neox=cache_write.rotation.is_neox)
 
 

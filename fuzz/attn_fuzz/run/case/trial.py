@@ -10,6 +10,7 @@ from attn_contract import MiscompiledError
 from attn_contract.rules import label_of
 from attn_fuzz.cases.case import CHOICES, MODE, Case, CaseError
 from attn_fuzz.cases.earlier import restored
+from attn_fuzz.cases.own_defaults import own_defaults
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.exact import comparison
@@ -38,6 +39,7 @@ Judge = Callable[[Case, Step, Rounding], Judgement]
 """Compares the outputs of a step with the right ones, given where the target rounds."""
 
 
+@own_defaults()
 def try_case(case: Case, target: Target, device: str, judge_step: Judge = judge, *, exactly: bool = False) -> Verdict:
     """Run a case on a target and judge it. A target that raises is a verdict, not an exception.
 
@@ -70,6 +72,7 @@ def try_case(case: Case, target: Target, device: str, judge_step: Judge = judge,
     return msgspec.structs.replace(verdict, kind="agree", message="", differences=())
 
 
+@own_defaults()
 def try_fenced(case: Case, target: Target, device: str, fences: Sequence[Fence]) -> Verdict:
     """Make the calls of a case with one fence after another. Outputs are not judged.
 
