@@ -155,7 +155,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         ratio: the largest error / bound.
         events: by path of the target, how many examples took the path.
         frames: Dynamo's counts in the examples and past cases (`attn_fuzz.interpreted.dynamo`).
-        left_out: by property or earlier write, and by reason, how many examples did not ask it of the target.
+        left_out: by property, earlier call or earlier write, and by reason, how many examples did not ask it of the target.
         known: by known finding, how many examples failed because of the finding.
         known_after: by known finding, how many examples had run, this one included, when the first failed because of it.
         together: the number of examples with each feature or pair of features (`attn_fuzz.cases.features.count`).

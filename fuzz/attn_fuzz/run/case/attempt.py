@@ -26,7 +26,7 @@ from attn_fuzz.run.case.fence import Fence
 from attn_fuzz.targets.engine import ANY_ENGINE
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import AttentionFunction, Target
-from attn_fuzz.verdict.verdict import EARLIER_WRITE
+from attn_fuzz.verdict.verdict import EARLIER_CALL, EARLIER_WRITE
 
 CPU_ELEMENTS, CPU_PRODUCTS = 1 << 21, 1 << 25
 """A GPU builds and judges a case faster than a CPU if the case has more elements or more products than these."""
@@ -109,7 +109,8 @@ class Attempt:
         own = dataclasses.replace(self.called, batch=_own(self.called.batch))
         for name in self.case.earlier:
             self.during = f", in the earlier call {name!r}"
-            call_earlier(own, name, self.target, in_full=not self.target.can_be_sanitized(self.device))
+            if refusal := call_earlier(own, name, self.target, in_full=not self.target.can_be_sanitized(self.device)):
+                self.left_out += ((f"{EARLIER_CALL}{name!r}", refusal),)
         self.during = ""
         with followed_call.following(self.followed):
             attend(own, self.target.attention)
@@ -181,7 +182,7 @@ def call_attention(step: Step, target: Target) -> None:
     attend(dataclasses.replace(step, batch=_own(step.batch)), target.attention)
 
 
-def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> None:
+def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> str | None:
     """Make one earlier call of a case (`attn_fuzz.cases.earlier`). If the change changes nothing, no call is made.
 
     The target may refuse the call. A target that promises no refusals may raise anything. Illegal calls must be refused.
@@ -193,14 +194,18 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
         in_full: True if the requests of the earlier call have their queries. They have none for an interpreted kernel, which is
             slow.
 
+    Returns:
+        the kind of the target's refusal; None if it made the call, or none was to be made.
+
     Raises:
         NotRefusedError: a call with a wrong tensor was not refused.
     """
+    refusal = None
     refusals = (ValueError, NotImplementedError) if target.refuses else (Exception,)
     lengths = contextlib.nullcontext() if in_full or name == ILLEGAL else earlier.without_queries(step)
     with lengths, earlier.changed(step, name) as other:
         if other is None:
-            return
+            return None
         if name == ILLEGAL:
             for attention in (target.attention, *target.siblings) if target.checks_arguments else ():
                 attend(other, _refusing(attention))
@@ -208,15 +213,21 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
                     with earlier.without_queries(other), contextlib.suppress(*refusals):
                         attend(other, attention)
                     attend(other, _refusing_values(attention))
-            return
+            return None
         for attention in target.siblings if name == MODE else (target.attention,):
             try:
                 attend(other, attention)
             except sanitizer.Violation:
                 raise
-            except refusals:
-                pass
+            except refusals as error:
+                refusal = _refused_by(error)
         synchronize(step.q.device.type)
+    return refusal
+
+
+def _refused_by(error: Exception) -> str:
+    """A message of a target may name the numbers of a call, and would be counted by itself."""
+    return f"the target refused it: {type(error).__name__}"
 
 
 def _keeps_writes(target: Target, device: str) -> bool:
@@ -232,15 +243,17 @@ def write_earlier(cache_write: Write, step: Step, name: str, target: Target) -> 
         name: name of the change. If it changes nothing, or the reference would write, no write is made.
 
     Returns:
-        the reason why the contract has no such write; None if it has.
+        the reason why the contract has no such write, or the kind of the target's refusal; None if it was made.
     """
     with earlier_writes.changed(cache_write, step, name) as changed:
         if isinstance(changed, str):
             return changed
         if changed is None or not _writes_itself(changed[0], target):
             return None
-        with contextlib.suppress(ValueError, NotImplementedError):
+        try:
             write(*changed, target)
+        except (ValueError, NotImplementedError) as error:
+            return _refused_by(error)
     return None
 
 
