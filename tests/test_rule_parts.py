@@ -1,5 +1,6 @@
 """Whoever adds a rule, and forgets one of its hand-written places (CONTRIBUTING.md), is told which."""
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -7,9 +8,11 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 import pytest
 import torch
-from attn_contract import AttentionType, Batch, Layer, Layout
+from attn_contract import AttentionType, Batch, ContractError, Layer, Layout
+from attn_contract.layer import SCALES
 from attn_contract.rules import LOGITS, RULES, SOFTMAX, VISIBILITY, active_rules, axes_of, held_rules
-from attn_fuzz.cases import built, captures, case_file, contradictions, earlier, tensors
+from attn_contract.validation.values import check_logit_values, check_scale_values
+from attn_fuzz.cases import built, captures, case_file, contradictions, earlier, tensors, wrong_values
 from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.case import CHANGES, Cache, Case, Request, Values
 from attn_fuzz.cases.dimensions import value_on
@@ -57,7 +60,7 @@ PLACES = {
     ),
     "attn_fuzz.cases.case.Case": (EVERY, WITH_LATENT.rules),
     "attn_fuzz.strategies.rules: NUMBERS or DRAWN_ELSEWHERE": (EVERY, NUMBERS.keys() ^ DRAWN_ELSEWHERE.keys()),
-    "fuzz/attn_fuzz/exact": (OF_LOGITS, named_below("fuzz/attn_fuzz/exact")),
+    "fuzz/attn_fuzz/exact": (OF_LOGITS, named_below("fuzz/attn_fuzz/exact") | {*SCALES}),
     "tests/reference/test_visibility.py: OPTIONS": (VISIBLE, {*OPTIONS, ALONE}),
     "tests/reference/test_logits.py": (OF_LOGITS, named_in((ROOT / "tests/reference/test_logits.py").read_text())),
     "tests/ops/small_calls.py": (EVERY, named_in((ROOT / "tests/ops/small_calls.py").read_text())),
@@ -181,6 +184,21 @@ def test_a_captured_call_with_a_rule_is_built_with_it(name, tmp_path):
     assert own.keys() == other.keys()
     if RULES[name].is_tensor and name != "bidirectional_ranges":
         assert torch.equal(own[name][..., : other[name].shape[-1]][: len(other[name])], other[name])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if RULES[name].is_tensor and name != "bidirectional_ranges"])
+def test_wrong_numbers_of_a_rule_are_refused(name):
+    """By `validate`, too, which calls of a target are held to. A range is of integers, any of which is legal."""
+    step = tensors.build(case_with(name))
+    found = [wrong for wrong in wrong_values.of_attention(step.layer, step.batch, step.kv_cache) if f"of {name} of" in wrong[0]]
+    assert found
+    served = []
+    for words, holding in found:
+        with holding, contextlib.suppress(ContractError):
+            check_logit_values(step.layer, step.batch)
+            check_scale_values(step.layer.tensors)
+            served.append(f"attn_contract.validation.values serves {words}")
+    _fail_by_name(name, served)
 
 
 @pytest.mark.parametrize("name", NAMES)

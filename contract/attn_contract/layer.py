@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 
@@ -25,6 +25,7 @@ from attn_contract.rules import (
     VALUES,
     VISIBILITY,
     active_rules,
+    axes_of,
     check_together,
     held_rules,
     holds_rules,
@@ -412,6 +413,10 @@ def expected_cache_dtype(name: str) -> str:
     """The types of a cache, for a message about another one."""
     reason = why_not_stored(name)
     return "None (q's dtype), torch.float8_e4m3fn, torch.float8_e4m3fnuz or torch.int8" + (f": {reason}" if reason else "")
+
+
+SCALES: Final = tuple(name for name in axes_of(Layer) if name.endswith("_scale"))
+"""The fields of Layer that are scales of one number, or of one for each KV head."""
 
 
 def check_scale(name: str, scale: torch.Tensor, *, heads: int) -> None:

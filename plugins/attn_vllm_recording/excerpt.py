@@ -12,7 +12,9 @@ from typing import Final
 
 import torch
 from attn_contract import AttentionType, Batch, Layer, Layout
+from attn_contract.rules import HEADS, KV_HEADS
 from attn_fuzz import Call
+from attn_fuzz.cases import axes
 
 from attn_vllm_recording.errors import NotJudgedError
 
@@ -239,13 +241,9 @@ def cache_of(kv_cache: torch.Tensor, layer: Layer) -> torch.Tensor:
 
 def _with_heads(layer: Layer, choice: Choice) -> Layer:
     """The layer with only the chosen heads."""
-    of_heads = dict.fromkeys(("sinks", "alibi_slopes"), choice.heads)
-    of_heads |= dict.fromkeys(("q_scale", "k_scale", "v_scale"), choice.kv_heads)
-    tensors = {
-        name: tensor[slice(*of_heads[name])]
-        for name, tensor in layer.tensors.items()
-        if name in of_heads and tensor.numel() > 1
-    }
+    entries = {HEADS: slice(*choice.heads), KV_HEADS: slice(*choice.kv_heads)}
+    cached = ("k_scale_cache", "v_scale_cache")  # these are cut with the cache
+    tensors = {name: tensor for name, tensor in axes.taken(layer, layer, entries).items() if name not in cached}
     num_heads, num_kv_heads = (end - begin for begin, end in (choice.heads, choice.kv_heads))
     return dataclasses.replace(layer, num_heads=num_heads, num_kv_heads=num_kv_heads, **tensors)
 

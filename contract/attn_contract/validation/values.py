@@ -8,7 +8,7 @@ from attn_contract.batch import Batch
 from attn_contract.errors import ContractError
 from attn_contract.indexer import IndexCacheView, Indexer
 from attn_contract.kv_cache_view import KVCacheView
-from attn_contract.layer import SMALLEST_NORMAL, Layer
+from attn_contract.layer import SCALES, SMALLEST_NORMAL, Layer
 
 MAX_LOGIT = 2.0**126
 """The largest finite sink or bias. A softmax in base 2 multiplies logits by log2(e), and float32 ends at 2^128: beyond
@@ -148,8 +148,8 @@ def check_layer_logits(layer: Layer) -> None:
 
 
 def check_scale_values(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Check q_scale, k_scale, v_scale and output_scale where `tensors` has them: positive normal numbers, to divide by."""
-    for name in ("q_scale", "k_scale", "v_scale", "output_scale"):
+    """Check the SCALES that `tensors` has: positive normal numbers, to divide by."""
+    for name in SCALES:
         if name in tensors:
             scale = tensors[name].flatten().cpu()
             wrong = ~scale.isfinite() | (scale < SMALLEST_NORMAL)

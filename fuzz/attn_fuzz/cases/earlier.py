@@ -28,9 +28,9 @@ from typing import Any
 
 import torch
 from attn_contract import RULES, AttentionType, Batch, ContractError, KVCacheView, Layer
-from attn_contract.layer import FLOAT8_DTYPES, SMALLEST_NORMAL
+from attn_contract.layer import FLOAT8_DTYPES, SCALES, SMALLEST_NORMAL
 from attn_contract.memory import extent
-from attn_contract.rules import HEADS, KV_HEADS, QUERIES, REQUESTS, ROWS, Rule, held_rules
+from attn_contract.rules import HEADS, KV_HEADS, QUERIES, REQUESTS, ROWS, Rule, axes_of, held_rules
 from attn_contract.validation import check_rules_of_step
 from attn_fuzz.cases import axes, built
 from attn_fuzz.cases.case import CHANGES, CONTENTS, ILLEGAL, MODE
@@ -442,7 +442,7 @@ def _head_size(step: Step) -> Step | None:
 def _scales(step: Step) -> Step | None:
     """A scale of q or the cache for each head where there was one, or one where each head had its own."""
     layer = step.layer
-    scales = {name: scale for name in ("q_scale", "k_scale", "v_scale") if (scale := getattr(layer, name)) is not None}
+    scales = {name: layer.tensors[name] for name in SCALES if name in layer.tensors and KV_HEADS in axes_of(Layer)[name]}
     if not scales or layer.num_kv_heads == 1 or layer.v_scale is None:
         return None
     heads = {name: layer.num_kv_heads if scale.numel() == 1 else 1 for name, scale in scales.items()}

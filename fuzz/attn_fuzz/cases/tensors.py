@@ -19,6 +19,7 @@ from attn_contract.rules import axes_of, held_rules
 from attn_fuzz.cases import allocations, built, captures, contents, edges_of_scales
 from attn_fuzz.cases.case import GUARD, Cache, Case, Rope, slot_of, slots_of_keys, written_slots
 from attn_fuzz.cases.idle_strides import with_idle_strides
+from attn_fuzz.cases.own_defaults import own_defaults
 from attn_fuzz.cases.poison import DTYPES, canary, poison
 
 PADDING = 8  # elements after each row, and rows before and after inputs
@@ -114,6 +115,7 @@ class Step:
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
+@own_defaults()
 def build(case: Case, device: torch.device | str = "cpu") -> Step:
     """Make the tensors of a valid case.
 

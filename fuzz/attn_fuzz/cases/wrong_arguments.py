@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from attn_contract import Batch, Layer, Layout
+from attn_contract.layer import SCALES
 from attn_contract.memory import extent
 
 _INTEGERS = {1: torch.bool, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -119,12 +120,11 @@ dimension by the tensor's name, and how much they have."""
 _DIFFERENTIABLE = (torch.float32, torch.float16, torch.bfloat16)
 _OF_ANY_LENGTH = {"block_table": (1,), "slot_mapping": (0,), "bidirectional_ranges": (1,), "selected": (0, 1, 2)}
 _OF_ANY_STRIDES = ("k_scale_cache", "v_scale_cache")
-_SCALES = ("q_scale", "k_scale", "v_scale", "output_scale")
 
 
 def _wrong_parts(name: str, right: torch.Tensor, layer: Layer) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
     """Ways in which a tensor of a layer or of a step can be wrong, as `wrong_tensors` has them."""
-    if name in _SCALES:  # of one element, and of one for each head, are legal
+    if name in SCALES:  # of one element, and of one for each head, are legal
         yield "longer than there are heads", lambda: right.new_ones(layer.num_kv_heads + 1)
         yield from ((form, functools.partial(change, right)) for form, change in _FORMS.items())
     else:

@@ -13,11 +13,12 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from attn_contract import Batch, Layer
+from attn_contract import RULES, Batch, Layer
+from attn_contract.layer import SCALES
 from attn_fuzz.cases.tensors import Write
 
 _MAX_INDEX = 2**31 - 1
-_SCALES = (0.0, -1.0, math.inf, math.nan)
+_NO_SCALES = (0.0, -1.0, math.inf, math.nan)
 
 
 def are_checked(function: Callable[..., Any]) -> bool:
@@ -86,17 +87,17 @@ def _of_blocks(layer: Layer, batch: Batch, kv_cache: torch.Tensor | None) -> Ite
 
 
 def _of_layer(layer: Layer, batch: Batch) -> Iterator[_Wrong]:
-    for name, tensor in (("sinks", layer.sinks), ("alibi_slopes", layer.alibi_slopes), ("qq_bias", batch.qq_bias)):
-        if tensor is not None and tensor.numel():
+    for name, tensor in {**layer.tensors, **batch.tensors}.items():
+        if name in RULES and name not in SCALES and tensor.is_floating_point() and tensor.numel():
             for value in (math.nan, math.inf):
                 yield f"an element of {name}", tensor, value, tuple(size - 1 for size in tensor.shape)
-    yield from _of_scales(layer, ("q_scale", "k_scale", "v_scale", "output_scale"))
+    yield from _of_scales(layer, SCALES)
 
 
 def _of_scales(layer: Layer, names: tuple[str, ...]) -> Iterator[_Wrong]:
     for name in names:
         if (scale := layer.tensors.get(name)) is not None and scale.numel():
-            for value in _SCALES:
+            for value in _NO_SCALES:
                 yield f"an element of {name}", scale, value, tuple(size - 1 for size in scale.shape)
 
 

@@ -16,6 +16,7 @@ from functools import cached_property
 
 import numpy as np
 from attn_contract import Layer
+from attn_contract.layer import SCALES
 from attn_fuzz.exact import algebra
 from attn_fuzz.exact.elements import Elements, assembled, joined, lacking, of_floats
 
@@ -122,7 +123,7 @@ def of_layer(layer: Layer) -> Quantities:
         numbers["head_size ** -0.5"] = usual  # a wrong scale that code often takes
     if layer.logits_soft_cap is not None:
         numbers["logits_soft_cap"] = layer.logits_soft_cap
-    for name in ("q_scale", "k_scale", "v_scale", "output_scale"):
+    for name in SCALES:
         tensor = getattr(layer, name)
         if tensor is not None and tensor.numel() == 1:
             numbers[name] = float(tensor)

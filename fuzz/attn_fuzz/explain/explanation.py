@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import torch
 from attn_fuzz.cases.case import Case
+from attn_fuzz.cases.own_defaults import own_defaults
 from attn_fuzz.explain import evidence, places, writes
 from attn_fuzz.explain.search import PAIR_SECONDS, SeenOutput, explanations
 from attn_fuzz.mistakes import MISTAKES
@@ -28,6 +29,7 @@ _COARSER = {torch.float32: {"operands": "tf32"}, torch.float16: _OF_16_BITS, tor
 """Fields of `Rounding` that the author of a target may forget to declare, by the dtype of q."""
 
 
+@own_defaults()
 def explain(case: Case, target: Target, device: str, *, first: Case | None = None, seconds: float = SECONDS) -> Verdict:
     """A verdict whose `explanation` says which mistake has the outputs of a failing case. It is empty if no output is wrong.
 

@@ -18,7 +18,7 @@ from attn_fuzz.run.shard import Failure, Progress
 from attn_fuzz.targets.support import Support
 from attn_fuzz.text import how_many
 from attn_fuzz.verdict import ratios
-from attn_fuzz.verdict.verdict import COMPILED, EARLIER_WRITE, IN_EAGER
+from attn_fuzz.verdict.verdict import COMPILED, EARLIER_CALL, EARLIER_WRITE, IN_EAGER
 
 if TYPE_CHECKING:
     from attn_fuzz.run.distinct import Entry
@@ -179,7 +179,7 @@ class Run:
 
     @property
     def left_out(self) -> dict[str, dict[str, int]]:
-        """By property or earlier write, and by reason, in how many examples the target was not asked."""
+        """By property, earlier call or earlier write, and by reason, in how many examples the target was not asked."""
         found: dict[str, Counter[str]] = {}
         for name, reasons in (each for p in self.progress for each in p.left_out.items()):
             found.setdefault(name, Counter()).update(reasons)
@@ -188,7 +188,9 @@ class Run:
     @property
     def never_asked(self) -> list[str]:
         """The properties that were left out of all examples."""
-        return [name for name in self.left_out if name not in self.events and not name.startswith(EARLIER_WRITE)]
+        return [
+            name for name in self.left_out if name not in self.events and not name.startswith((EARLIER_CALL, EARLIER_WRITE))
+        ]
 
     @property
     def accounts(self) -> Accounts:

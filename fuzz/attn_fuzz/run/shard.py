@@ -161,7 +161,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         frames: Dynamo's counts in the examples and past cases (`attn_fuzz.interpreted.dynamo`).
         launches: by Triton kernel, how often the examples and past cases launched it.
         largest: the most keys and queries of a request, and requests of a step, that an example had.
-        left_out: by property or earlier write, and by reason, how many examples did not ask it of the target.
+        left_out: by property, earlier call or earlier write, and by reason, how many examples did not ask it of the target.
         known: by known finding, how many examples failed because of the finding.
         known_after: by known finding, how many examples had run, this one included, when the first failed because of it.
         accounts: which mistakes the examples would have shown (`attn_fuzz.account`).

@@ -36,7 +36,7 @@ COMPILED, IN_EAGER = "compiled by Dynamo", "left to eager by Dynamo"
 FENCED = "fenced"
 """The event of a case whose calls were made with unmapped pages beside its tensors, too: a failure with it is one of these."""
 
-EARLIER_WRITE = "the earlier write "
+EARLIER_CALL, EARLIER_WRITE = "the earlier call ", "the earlier write "
 """The beginning of the name of an earlier write that was left out."""
 
 
@@ -61,7 +61,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         events: paths that the target took, and properties that were asked of it.
         frames: Dynamo's counts in this case (`attn_fuzz.interpreted.dynamo`).
         launches: by Triton kernel, how often it was launched, where this project interprets or emulates it.
-        left_out: pairs of a property, or an earlier write, that the case did not ask of the target, and the reason.
+        left_out: pairs of a property, or an earlier call or write, that the case did not ask of the target, and the reason.
         places, answers: the places that the case was in, and which mistakes it would have shown (`attn_fuzz.account`).
         explanation: lines about where the outputs are wrong, and which mistake explains them (`attn_fuzz.explain`).
     """

@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from attn_contract import RULES, AttentionType, Batch, Layer
+from attn_contract import RULES, AttentionType, Batch, Layer, Layout
 from attn_contract.rules import held_rules
 from attn_fuzz import report
 from attn_fuzz.cases import earlier, earlier_writes, tensors
-from attn_fuzz.cases.case import CHANGES, ILLEGAL, MODE, Case, Request, Values
+from attn_fuzz.cases.case import CHANGES, ILLEGAL, MODE, Cache, Case, Request, Values
 from attn_fuzz.cases.contradictions import CaseError, check
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step, Write
@@ -382,3 +382,18 @@ def test_a_call_without_queries_is_cheap_and_has_the_same_signature(step_case):
         assert not step.batch.query_start_loc.any()
         assert parts_of(step) == parts
     assert torch.equal(step.batch.query_start_loc, lengths)
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_an_earlier_call_that_the_target_refuses_is_counted(refuses):
+    def only_with_lse(*call, out, lse) -> None:
+        if lse is None:
+            raise ValueError("no call without an LSE")
+        REFERENCE_FP32.attention(*call, out=out, lse=lse)
+
+    cache = Cache(layout=Layout.KV_FIRST_NHD, block_size=4, num_blocks=2)
+    case = Case(target="planted", cache=cache, requests=(Request(1, 2, (0,), True),), lse=True, earlier=("same", "lse"))
+    target = dataclasses.replace(REFERENCE_FP32, attention=only_with_lse, refuses=refuses, properties=())
+    verdict = try_case(case, target, "cpu")
+    assert verdict.passed
+    assert verdict.left_out == (("the earlier call 'lse'", "the target refused it: ValueError"),)

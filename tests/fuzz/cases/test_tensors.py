@@ -181,7 +181,11 @@ def test_finite_slots_hold_numbers_wherever_there_was_poison_in_the_cache(case):
         unused = is_poison(tensor)
         assert finite.memory[name].float().isfinite().all()
         numbers = finite.memory[name].float()[unused]
-        assert (numbers > 0).any() == (numbers < 0).any() == bool(len(numbers)) or name != "kv_cache"
+        if name == "kv_cache":
+            assert (numbers > 0).any() == (numbers < 0).any() == bool(len(numbers))
+        else:  # scales of stale slots are unlike each other, so that the right slot's can be told from them
+            assert numbers.all()
+            assert len(numbers.unique()) > 1 or len(numbers) < 2
         assert torch.equal(bits(finite.memory[name])[~unused], bits(tensor)[~unused])
 
 

@@ -6,12 +6,14 @@ import attn_fuzz
 import attn_reference
 import msgspec
 import pytest
+import torch
 from attn_fuzz.explain import explanation
 from attn_fuzz.run.case.trial import try_case
 from attn_fuzz.targets import Rounding, Target
 from attn_fuzz.targets.support import EVERYTHING
 
 from tests.fuzz.explain.test_explain import PLAIN
+from tests.fuzz.verdict.test_properties import ALL
 from tests.support.ambient import STATES, states_that_change
 from tests.support.calls import paged_call, random_tokens
 
@@ -33,8 +35,7 @@ TARGET = Target(
 )
 
 
-# the numbers of a case are drawn in the default dtype, on the default device
-@pytest.mark.parametrize("state", [state for state in STATES if not state.startswith("default")])
+@pytest.mark.parametrize("state", STATES)
 def test_a_verdict_and_its_explanation(state):
     verdict, explained = try_case(CASE, TARGET, "cpu"), explanation.explain(CASE, TARGET, "cpu")
     assert not verdict.passed
@@ -50,3 +51,20 @@ def test_a_check_of_a_live_call(device):
     out[1] += 1e-6
     live = attn_fuzz.Call(q=call.q, kv_cache=call.kv_cache, layer=call.layer, batch=call.batch)
     assert states_that_change(lambda: attn_fuzz.check(live, out).of_bound["out"]) == []
+
+
+@pytest.mark.parametrize("state", [state for state in STATES if state.startswith("default")])
+def test_a_target_has_the_defaults_of_its_process(state):
+    met = []
+
+    def noting(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        met.append((torch.get_default_dtype(), torch.get_default_device()))
+        attn_reference.paged_attention(q, kv_cache, layer, batch, out=out, lse=lse)
+
+    target = dataclasses.replace(TARGET, attention=noting, properties=tuple(ALL))
+    case = msgspec.structs.replace(CASE, earlier=("same", "rows"))
+    with STATES[state]():
+        verdict, own = try_case(case, target, "cpu"), (torch.get_default_dtype(), torch.get_default_device())
+    assert verdict.passed, verdict.message
+    assert set(verdict.events) & {each.name for each in ALL}
+    assert set(met) == {own}

@@ -13,6 +13,7 @@ import torch
 from attn_contract import Batch, MiscompiledError
 from attn_fuzz.cases import earlier, earlier_writes, tensors, wrong_values
 from attn_fuzz.cases.case import ILLEGAL, MODE, Case, num_elements
+from attn_fuzz.cases.own_defaults import targets_defaults
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step, Write, latent_parts
 from attn_fuzz.cases.wrong_arguments import wrong_attention
@@ -25,7 +26,7 @@ from attn_fuzz.run.case.fence import Fence
 from attn_fuzz.targets.engine import ANY_ENGINE
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.target import AttentionFunction, Target
-from attn_fuzz.verdict.verdict import EARLIER_WRITE
+from attn_fuzz.verdict.verdict import EARLIER_CALL, EARLIER_WRITE
 
 CPU_ELEMENTS, CPU_PRODUCTS = 1 << 21, 1 << 25
 """A GPU builds and judges a case faster than a CPU if the case has more elements or more products than these."""
@@ -110,7 +111,8 @@ class Attempt:
         own = dataclasses.replace(self.called, batch=_own(self.called.batch))
         for name in self.case.earlier:
             self.during = f", in the earlier call {name!r}"
-            call_earlier(own, name, self.target, in_full=not self.target.can_be_sanitized(self.device))
+            if refusal := call_earlier(own, name, self.target, in_full=not self.target.can_be_sanitized(self.device)):
+                self.left_out += ((f"{EARLIER_CALL}{name!r}", refusal),)
         self.during = ""
         with followed_call.following(self.followed):
             attend(own, self.target.attention)
@@ -182,7 +184,7 @@ def call_attention(step: Step, target: Target) -> None:
     attend(dataclasses.replace(step, batch=_own(step.batch)), target.attention)
 
 
-def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> None:
+def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> str | None:
     """Make one earlier call of a case (`attn_fuzz.cases.earlier`). If the change changes nothing, no call is made.
 
     The target may refuse the call. A target that promises no refusals may raise anything. Illegal calls must be refused.
@@ -194,14 +196,18 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
         in_full: True if the requests of the earlier call have their queries. They have none for an interpreted kernel, which is
             slow.
 
+    Returns:
+        the kind of the target's refusal; None if it made the call, or none was to be made.
+
     Raises:
         NotRefusedError: a call with a wrong tensor was not refused.
     """
+    refusal = None
     refusals = (ValueError, NotImplementedError) if target.refuses else (Exception,)
     lengths = contextlib.nullcontext() if in_full or name == ILLEGAL else earlier.without_queries(step)
     with lengths, earlier.changed(step, name) as other:
         if other is None:
-            return
+            return None
         if name == ILLEGAL:
             for attention in (target.attention, *target.siblings) if target.checks_arguments else ():
                 attend(other, _refusing(attention))
@@ -209,15 +215,21 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> Non
                     with earlier.without_queries(other), contextlib.suppress(*refusals):
                         attend(other, attention)
                     attend(other, _refusing_values(attention))
-            return
+            return None
         for attention in target.siblings if name == MODE else (target.attention,):
             try:
                 attend(other, attention)
             except sanitizer.Violation:
                 raise
-            except refusals:
-                pass
+            except refusals as error:
+                refusal = _refused_by(error)
         synchronize(step.q.device.type)
+    return refusal
+
+
+def _refused_by(error: Exception) -> str:
+    """A message of a target may name the numbers of a call, and would be counted by itself."""
+    return f"the target refused it: {type(error).__name__}"
 
 
 def _keeps_writes(target: Target, device: str) -> bool:
@@ -233,15 +245,17 @@ def write_earlier(cache_write: Write, step: Step, name: str, target: Target) -> 
         name: name of the change. If it changes nothing, or the reference would write, no write is made.
 
     Returns:
-        the reason why the contract has no such write; None if it has.
+        the reason why the contract has no such write, or the kind of the target's refusal; None if it was made.
     """
     with earlier_writes.changed(cache_write, step, name) as changed:
         if isinstance(changed, str):
             return changed
         if changed is None or not _writes_itself(changed[0], target):
             return None
-        with contextlib.suppress(ValueError, NotImplementedError):
+        try:
             write(*changed, target)
+        except (ValueError, NotImplementedError) as error:
+            return _refused_by(error)
     return None
 
 
@@ -332,8 +346,15 @@ def attend(step: Step, attention: AttentionFunction) -> None:
     """Call a target's function with the step's own Batch, and with views of its other tensors."""
     q, out = _view(step.q), _view(step.out)
     k, v, lse = (None if tensor is None else _view(tensor) for tensor in (step.k, step.v, step.lse))
-    with sanitizer.watch(lambda: permissions.of_attention(step)):
+    with _calling(lambda: permissions.of_attention(step)):
         attention(q, k, v, step.kv_cache, dataclasses.replace(step.layer), step.batch, out=out, lse=lse)
+
+
+@contextlib.contextmanager
+def _calling(permitted: Callable[[], list[permissions.Region]]) -> Iterator[None]:
+    """For a call of a target's function."""
+    with sanitizer.watch(permitted), targets_defaults():
+        yield
 
 
 def _view(tensor: torch.Tensor) -> torch.Tensor:
@@ -353,18 +374,18 @@ def write(cache_write: Write, step: Step, target: Target) -> None:
     kv_cache, layer = cache_write.view.tensor(step.raw), dataclasses.replace(cache_write.layer)
     if layer.layout is not None and layer.layout.has_latent_value:
         write_latent = target.write_latent_cache or attn_reference.write_latent_cache
-        with sanitizer.watch(lambda: permissions.of_write(cache_write, step)):
+        with _calling(lambda: permissions.of_write(cache_write, step)):
             write_latent(*latent_parts(k, v), kv_cache, layer, slot_mapping)
         return
     if cache_write.rotation is None:
         function = target.write_kv_cache or attn_reference.write_kv_cache
-        with sanitizer.watch(lambda: permissions.of_write(cache_write, step)):
+        with _calling(lambda: permissions.of_write(cache_write, step)):
             function(k, v, kv_cache, layer, slot_mapping)
         return
     positions, table = cache_write.rotation.positions, cache_write.rotation.cos_sin_cache
     rotate = target.rope_and_write_kv_cache or attn_reference.rope_and_write_kv_cache
     q, positions, table = (_view(tensor) for tensor in (step.q, positions, table))
-    with sanitizer.watch(lambda: permissions.of_write(cache_write, step)):
+    with _calling(lambda: permissions.of_write(cache_write, step)):
         rotate(q, k, v, positions, table, kv_cache, layer, slot_mapping, is_neox=cache_write.rotation.is_neox)
 
 

@@ -12,6 +12,7 @@ from attn_fuzz.account import asking
 from attn_fuzz.account.account import Accounts
 from attn_fuzz.cases.case import CHOICES, MODE, Case, CaseError
 from attn_fuzz.cases.earlier import restored
+from attn_fuzz.cases.own_defaults import own_defaults
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.exact import comparison
@@ -41,6 +42,7 @@ Judge = Callable[[Case, Step, Rounding], Judgement]
 """Compares the outputs of a step with the right ones, given where the target rounds."""
 
 
+@own_defaults()
 def try_case(
     case: Case,
     target: Target,
@@ -83,6 +85,7 @@ def try_case(
     return msgspec.structs.replace(verdict, kind="agree", message="", differences=())
 
 
+@own_defaults()
 def try_fenced(case: Case, target: Target, device: str, fences: Sequence[Fence]) -> Verdict:
     """Make the calls of a case with one fence after another. Outputs are not judged.
 

@@ -23,6 +23,7 @@ from unittest import mock
 import torch
 from attn_contract import Batch, Layer
 from attn_contract.memory import extent
+from attn_contract.rules import held_rules
 from attn_fuzz.cases.poison import bits, storage_of
 from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.rng import rng_of, rng_of_metadata
@@ -39,6 +40,8 @@ PART_ROWS_APART = 1 << 30
 """Elements. Two rows that are this far apart have the same offset of 32 bits: a kernel reads there what it has written."""
 MAX_TOKENS, MAX_KEYS = 48, 192
 _SCALES = ("k_scale_cache", "v_scale_cache")
+_DENSE = ("bidirectional_ranges",)
+"""Rules whose tensors the contract asks to be dense."""
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # a constant of Python 3.13 and later; the number is Linux's
 
 
@@ -176,7 +179,7 @@ class _AnyStrides:
     def cached(self, kv_cache: torch.Tensor | None, layer: Layer) -> tuple[Any, Layer]:
         """A cache and its layer with scales of tokens that lie far apart. Data inside a dense page stays together."""
         scales = {name: self._spread.elements(getattr(layer, name), range(3)) for name in _SCALES}
-        layer = dataclasses.replace(layer, **scales)
+        layer = dataclasses.replace(layer, **self._far_rules(layer), **scales)
         if layer.layout is None:
             return self._spread.rows(kv_cache), layer
         dims = range(layer.layout.dims.index("page")) if layer.layout.has_dense_pages else None
@@ -186,8 +189,13 @@ class _AnyStrides:
         return slots
 
     def batch(self, batch: Batch) -> Batch:
-        tensors = {name: self._spread.elements(getattr(batch, name)) for name in ("block_table", "qq_bias", "selected")}
-        return dataclasses.replace(batch, **tensors)
+        tensors = {name: self._spread.elements(getattr(batch, name)) for name in ("block_table", "selected")}
+        return dataclasses.replace(batch, **self._far_rules(batch), **tensors)
+
+    def _far_rules(self, holder: Layer | Batch) -> dict[str, torch.Tensor]:
+        """The tensors of rules, which kernels read by their strides."""
+        named = [name for name, rule in held_rules(holder).items() if rule.is_tensor and name not in _DENSE]
+        return {name: self._spread.elements(getattr(holder, name)) for name in named}
 
 
 class _LargeCache:
