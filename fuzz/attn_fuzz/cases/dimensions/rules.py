@@ -1,6 +1,6 @@
 """Dimensions of the rules of a layer and of a step.
 
-A rule that is not named here has one feature. Unless its value is a tensor, it has one setting, too.
+A rule that is not named here has one feature and one setting: True, if its value is a tensor.
 """
 
 import itertools
@@ -43,8 +43,7 @@ def _rule(name: str, fields: str = "") -> Callable[..., Dimension]:
 
 
 def _plain(name: str) -> Dimension:
-    own = () if RULES[name].is_tensor else (setting(**{name: value_on(name)}),)
-    return _rule(name)(feature(name, always, *own))
+    return _rule(name)(feature(name, always, setting(**{name: True if RULES[name].is_tensor else value_on(name)})))
 
 
 # --- visibility ---
