@@ -270,7 +270,7 @@ class Run:
             parts.append(f"{not_run} of {self.replayed + self.examples} not run, by limits of this tool")
         if known := self.known:
             listed = ", ".join(f"{count} {name}" for name, count in known.items())
-            parts.append(f"{sum(known.values())} fail by known findings ({listed})")
+            parts.append(f"{sum(known.values())} fail by known findings, explained by a predicate alone ({listed})")
         paths = [PATHS.get(name, f"{{}} {name}").format(count) for name, count in self.events.items()]
         never = [f"left out of all examples: {', '.join(names)}"] if (names := self.never_asked) else []
         return ", ".join([*parts, *paths, *never])
