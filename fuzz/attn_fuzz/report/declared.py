@@ -27,9 +27,13 @@ def away(support: Support) -> dict[str, list[str]]:
 
 def subjects(support: Support) -> set[str]:
     """The subjects of mistakes (`attn_fuzz.account.gaps`) that cases of this support can have."""
-    quantized, quantizes = bool(support.cache_dtypes), bool(support.output_dtypes)
-    others = {"k_scale, v_scale": quantized, "kv_cache_dtype": quantized, "output_scale": quantizes}
-    return {each for each in SUBJECTS if others.get(each, each not in RULES or each in support.rules)}
+    reads_cache = any(each.reads_cache for each in support.attn_types)
+    quantized = reads_cache and bool(support.cache_dtypes)
+    others = {"k_scale, v_scale": quantized, "kv_cache_dtype": quantized, "output_scale": bool(support.output_dtypes)}
+    others |= {"block_table": reads_cache, "keys past the end": reads_cache}
+    for name, rule in RULES.items():
+        others[name] = name in support.rules and bool({*rule.attn_types} & {*support.attn_types})
+    return {each for each in SUBJECTS if others.get(each, True)}
 
 
 def line(support: Support) -> list[str]:

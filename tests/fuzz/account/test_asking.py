@@ -1,18 +1,22 @@
 """The account of a run says which mistakes its cases would have shown. A kernel that makes such a mistake is wrong there."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
+from attn_contract import AttentionType
 from attn_fuzz.account import account, asking, gaps
 from attn_fuzz.account.account import AGREES, ANYWHERE, DIFFERS, SIZES, Account
 from attn_fuzz.cases.case import Case
 from attn_fuzz.mistakes import MISTAKES
 from attn_fuzz.mistakes.mistake import NOT_HERE
 from attn_fuzz.mistakes.part import parts_of
+from attn_fuzz.report import declared
 from attn_fuzz.run.case.attempt import Attempt
 from attn_fuzz.run.shard import FuzzPlan, drawn
 from attn_fuzz.targets.reference import REFERENCE_FP32
+from attn_fuzz.targets.support import EVERYTHING, WITH_LATENT
 from attn_fuzz.targets.triton import TRITON
 from attn_fuzz.verdict.judge import Judgement, judge_call
 from attn_fuzz.verdict.oracle import as_stored, requests
@@ -120,3 +124,13 @@ def test_lines_name_what_no_case_could_have_shown():
     assert gaps.lines(accounts, subjects) == ["not seen in split: the window is lost"]
     assert gaps.missing(accounts, ["window"]) == []
     assert len(gaps.missing({}, ["window"])) == 12
+
+
+def test_mistakes_about_what_a_target_declares_away_are_no_gap():
+    dense = dataclasses.replace(EVERYTHING, attn_types=(AttentionType.ENCODER,), output_dtypes=())
+    assert {"window", "sinks"} <= declared.subjects(dense)
+    assert declared.subjects(dense).isdisjoint(
+        {"qq_bias", "bidirectional_ranges", "block_table", "k_scale, v_scale", "output_scale"}
+    )
+    assert {*gaps.SUBJECTS} - declared.subjects(WITH_LATENT) == set()
+    assert declared.away(dataclasses.replace(EVERYTHING, rules=("window",)))["rules"][:2] == ["sink_tokens", "chunked_local"]

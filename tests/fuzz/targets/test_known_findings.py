@@ -57,7 +57,9 @@ def test_a_run_says_what_is_known(attn_parity, tmp_path):
     known = result["known"]["planted-sinks"]
     assert run.code == 0
     assert "nothing new" in run.out
-    assert f"{known} fail by known findings, explained by a predicate alone ({known} planted-sinks)" in " ".join(run.out.split())
+    assert f"{known} fail by known findings, explained by a predicate alone ({known} planted-sinks)" in " ".join(
+        run.out.split()
+    )
     assert "Fixed?" not in run.out
     assert result["no_longer_failing"] == []
 
