@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import hypothesis.configuration
 from hypothesis import settings
 from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, HypothesisProvider
@@ -24,6 +25,11 @@ class _Independent(HypothesisProvider):
         return None
 
 
+if not hasattr(HypothesisProvider, "_maybe_draw_constant"):
+    raise ImportError(
+        f"hypothesis {hypothesis.__version__}: HypothesisProvider has no _maybe_draw_constant, replaced here so that a "
+        "seed means the same cases after an edit"
+    )
 AVAILABLE_PROVIDERS[_PROVIDER] = _Independent
 # Hypothesis takes another profile where it finds a CI service: its settings would then be others, and so what it prints
 INDEPENDENT = settings(
