@@ -2,6 +2,7 @@
 
 from itertools import combinations
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
@@ -36,6 +37,20 @@ def test_no_dimension_names_what_there_is_not():
 
 def test_each_dimension_of_a_rule_has_a_value():
     assert [each.name for each in DIMENSIONS if each.rule is not None and not each.values] == []
+
+
+def kinds_of(hint: Any) -> set[Any]:
+    """The strings that a type allows."""
+    own = get_args(hint)
+    return {*own} if get_origin(hint) is Literal else {kind for each in own for kind in kinds_of(each)}
+
+
+@pytest.mark.parametrize("field", [name for name, hint in get_type_hints(Case).items() if len(kinds_of(hint)) > 1])
+def test_each_kind_of_a_field_is_drawn_to_meet_others(field):
+    if field == "program_order":
+        pytest.skip("it is of the interpreter, and no property of a call")
+    set_by = {each.fields.get(field) for one in DIMENSIONS for value in one.values for each in value.settings}
+    assert kinds_of(get_type_hints(Case)[field]) - set_by == set()
 
 
 def test_names_are_unlike():
