@@ -17,6 +17,7 @@ MODULES = (
     "attn_fuzz",
     "attn_fuzz.cases.case",
     "attn_fuzz.foreign",
+    "attn_fuzz.given",
     "attn_fuzz.properties",
     "attn_fuzz.shadow",
     "attn_fuzz.targets",
