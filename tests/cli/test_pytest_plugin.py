@@ -94,6 +94,12 @@ def test_beside_other_tests_and_without_the_option_it_does_nothing(tmp_path, chi
     assert "1 passed" in ended.stdout
 
 
+def test_mistakes_that_no_case_could_have_shown_are_told_at_the_end(run_pytest):
+    ended = run_pytest("-q", "--attn-target=planted:FLASH", "--attn-examples=20", "-k", "cases")
+    assert ended.returncode == 0, ended.stdout
+    assert re.search(r"^planted:FLASH: not seen: .*never", ended.stdout, re.MULTILINE), ended.stdout
+
+
 @pytest.mark.parametrize("option", ["--attn-examples=0", "--attn-seed=-1", "--attn-case-seconds=0", "--attn-case-seconds=inf"])
 def test_a_number_out_of_range_is_a_usage_error(option, run_pytest):
     ended = run_pytest("--attn-target=reference-fp32", option)
