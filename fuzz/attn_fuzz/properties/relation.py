@@ -193,7 +193,7 @@ def close(expected: Outputs, got: Outputs, allowed: Outputs, rows: Rows = ALL) -
     for name, tensor in expected.named().items():
         tensor, other, bound = tensor[rows], got.named()[name], allowed.named()[name][rows]
         error = torch.where(tensor == other, 0.0, (tensor - other).abs())  # an LSE of -inf equals itself
-        wrong = ~(error <= bound)
+        wrong = ~((error <= bound) | (error == 0))  # a bound of infinity times 0 is NaN
         if found := _first(name, wrong, tensor, other, rows):
             return f"{found} +- {float(bound[wrong][0]):.2g}"
     return None

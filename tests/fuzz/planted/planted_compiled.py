@@ -26,7 +26,7 @@ def _always_doubling_step(q, keys, values, mask, scale):
 def _breaking_step(q, keys, values, mask, scale):
     for _ in range(2):
         torch._dynamo.graph_break()
-    return _doubling_step(q, keys, values, mask, scale)
+    return _step(q, keys, values, mask, scale)
 
 
 def _traces_the_tool(q, keys, values, mask, scale):

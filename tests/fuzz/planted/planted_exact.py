@@ -19,7 +19,7 @@ from attn_fuzz.targets.target import Target
 from attn_fuzz.verdict.verdict import Verdict
 
 
-def compared_alone(case: Case, target: Target, device: str, *, exactly: bool) -> Verdict:
+def compared_alone(case: Case, target: Target, device: str, *, exactly: bool, **accounts: object) -> Verdict:
     """The call is compared in exact mode, whatever the judge would say of it."""
     assert exactly
     return followed(case, target, device, Verdict(kind="agree", seconds={"judge": 0.0}))

@@ -32,7 +32,7 @@ COMMANDS = {
     "agreeing": f"{FUZZ} --target planted:SLOW --examples 40",
     "keep going": f"{FUZZ} --keep-going --target planted:SLOW --examples 40",
     "replay": "replay case.json case.json case.json case.json case.json case.json --target planted:SLOW --device cpu",
-    "zoo": "zoo --only diagonal --examples 100 --workers 2 --device cpu",
+    "zoo": "zoo run --only diagonal --examples 100 --workers 2 --device cpu",
     "emulated": f"{FUZZ} --target planted_emulated:SMALL_TRITON@gfx942 --examples 5 --no-sanitize",
     "compile": "compile --arch gfx942 --only merge --workers 1",
     "select": "select --heads 8 --head-size 64 --arch gfx942",

@@ -16,6 +16,7 @@ from attn_fuzz.cases.case import Cache, Case, CaseError, Request, Values
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.properties import Property, batch_composition, chunked_prefill
 from attn_fuzz.properties.memory import GARBAGE
+from attn_fuzz.properties.relation import Outputs, close
 from attn_fuzz.run.case.trial import PROPERTIES_OF_CASE, try_case
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.plans import launch_of
@@ -661,3 +662,12 @@ def test_a_batch_with_each_request_twice_may_have_more_rows_than_lie_between_the
     target = dataclasses.replace(REFERENCE_FP32, properties=(batch_composition(ERROR),))
     verdict = try_case(many, target, "cpu")
     assert (verdict.kind, verdict.events) == ("agree", ("batch composition",)), verdict.message
+
+
+def test_equal_numbers_are_close_whatever_the_bound():
+    """A bound of infinity times 0 is NaN."""
+    numbers = torch.tensor([0.0, -torch.inf], dtype=torch.float64).view(1, 1, 2)
+    bound = torch.full_like(numbers, torch.nan)
+    one, allowed = (Outputs(each, None) for each in (numbers, bound))
+    assert close(one, one, allowed) is None
+    assert close(one, Outputs(numbers + 1, None), allowed) is not None
