@@ -43,7 +43,8 @@ def _rule(name: str, fields: str = "") -> Callable[..., Dimension]:
 
 
 def _plain(name: str) -> Dimension:
-    return _rule(name)(feature(name, always, setting(**{name: True if RULES[name].is_tensor else value_on(name)})))
+    on: Any = True if RULES[name].is_tensor else value_on(name)
+    return _rule(name)(feature(name, always, setting(**{name: on})))
 
 
 # --- visibility ---
