@@ -17,10 +17,10 @@ from attn_reference import attend
 
 MARGIN = 2.0
 """A mistake is seen if the output is off by so many bounds: a kernel that makes it may be off by one bound the other way."""
-MOST = 10.0
+MOST = 6.0
 """The price of the questions that a case is asked. One question to a small request costs 1: the reference takes most of its
 time to begin."""
-ADVANCE = 400
+ADVANCE = 300
 """Until a run has asked so many questions, a case may be asked what is left of them, too: a short run could have seen most
 mistakes in its first cases."""
 MANY, AGAIN = 10, 4
