@@ -56,7 +56,8 @@ class Judgement(msgspec.Struct, frozen=True):
         of_bound: error / bound of every element of "out" [T, H, Dv], and of "lse" [T, H] if the step has an LSE. It is 0 in
             rows of no request. It is infinite where a number is NaN, or differs from one that it must equal bitwise.
         bitwise: True if `out` was compared bitwise.
-        compared: what was compared, request by request.
+        compared: what was compared, request by request. None of a live call: a recording keeps judgements, and the keys of a
+            server's requests are large.
         statistical_ratio: only of a live call (`attn_fuzz.check`): the ratio by the bound with statistics, whichever bound
             decided.
     """

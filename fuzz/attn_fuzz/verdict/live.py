@@ -92,7 +92,7 @@ def _checked(call: Call, out: torch.Tensor, lse: torch.Tensor | None, rounding: 
     for worst in judgement.differences:
         if worst.expected != worst.expected:
             raise ContractError("q, k, v", f"NaN or infinity in what request {worst.request} attends to", "finite numbers")
-    return msgspec.structs.replace(judgement, statistical_ratio=statistical_ratio)
+    return msgspec.structs.replace(judgement, compared=(), statistical_ratio=statistical_ratio)
 
 
 def _unlikely(judgement: Judgement) -> str:

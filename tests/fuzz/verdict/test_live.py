@@ -390,3 +390,8 @@ def test_a_verdict_of_somebody_else_is_counted(tmp_path):
     assert [(found.index, found.function, found.wrong, found.case) for found in recording.found] == [
         (1, "an index layer", "unit 3 is selected twice", None)
     ]
+
+
+def test_a_judgement_of_a_live_call_keeps_no_keys(call):
+    """A recording keeps judgements: what they hold, a server holds."""
+    assert attn_fuzz.check(call, attn_reference.paged_attention(call.q, call.kv_cache, call.layer, call.batch)).compared == ()
