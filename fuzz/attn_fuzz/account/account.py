@@ -23,6 +23,10 @@ NOT_ASKED, AGREES, DIFFERS = 0, 1, 2
 
 SIZES: tuple[tuple[Mistake, Change], ...] = tuple((mistake, change) for mistake in MISTAKES for change in mistake.changes)
 """The sizes of all mistakes. An index into them names one."""
+SIZES_OF: tuple[tuple[int, ...], ...] = tuple(
+    tuple(index for index, (each, _) in enumerate(SIZES) if each is mistake) for mistake in MISTAKES
+)
+"""For each of MISTAKES the indices of its sizes."""
 _MISTAKE_OF = tuple(index for index, mistake in enumerate(MISTAKES) for _ in mistake.changes)
 _MOST = 255
 
@@ -49,9 +53,7 @@ class Account(msgspec.Struct, frozen=True):
 
     def needs(self, place: str) -> list[bool]:
         """For each of SIZES whether a case at this place is to be asked."""
-        concerned, shown = concerns(place), [0] * len(MISTAKES)
-        for mistake, count in zip(_MISTAKE_OF, self.shown, strict=True):
-            shown[mistake] += count
+        concerned, shown = concerns(place), [sum(self.shown[index] for index in sizes) for sizes in SIZES_OF]
         if place != ANYWHERE:
             return [concerned[mistake] and not shown[mistake] for mistake in _MISTAKE_OF]
         return [not count or shown[mistake] < ENOUGH for mistake, count in zip(_MISTAKE_OF, self.shown, strict=True)]

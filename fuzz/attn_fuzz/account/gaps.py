@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Collection, Iterator, Set
 from typing import NamedTuple
 
-from attn_fuzz.account.account import ANYWHERE, SIZES, Account, Accounts, concerns
+from attn_fuzz.account.account import ANYWHERE, SIZES_OF, Account, Accounts, concerns
 from attn_fuzz.mistakes import MISTAKES
 from attn_fuzz.mistakes.mistake import Mistake
 from attn_fuzz.text import how_many, nearest
@@ -35,8 +35,7 @@ class Row(NamedTuple):
 
 def rows(account: Account) -> list[Row]:
     found = []
-    for mistake in MISTAKES:
-        sizes = [index for index, (each, _) in enumerate(SIZES) if each is mistake]
+    for mistake, sizes in zip(MISTAKES, SIZES_OF, strict=True):
         asked, shown = ([counts[index] for index in sizes] for counts in (account.asked, account.shown))
         found.append(Row(mistake, max(asked), sum(map(bool, asked)), sum(map(bool, shown))))
     return found

@@ -53,7 +53,7 @@ class Drawn(NamedTuple):
         if not lost:
             return []
         drawn = self.examples + sum(lost.values())
-        listed = _first([f"{count} {reason}" for reason, count in lost.items()], "; ")
+        listed = _first([f"{count} {reason}" for reason, count in lost.items()])
         lines = [f"thrown away: {sum(lost.values())} of {drawn} cases drawn: {listed}"]
         if sum(lost.values()) > max(FEW, LOST_SHARE * drawn):
             most = next(iter(lost))
@@ -74,8 +74,8 @@ class Drawn(NamedTuple):
         }
 
 
-def _first(names: Sequence[str], joint: str = ", ") -> str:
-    return joint.join(names[:NAMED]) + (f"{joint}..." if len(names) > NAMED else "")
+def _first(names: Sequence[str]) -> str:
+    return "; ".join([*names[:NAMED], *["..."] * (len(names) > NAMED)])
 
 
 def drawn(progress: Sequence[Progress], support: Support) -> Drawn:

@@ -37,7 +37,7 @@ FENCED = "fenced"
 """The event of a case whose calls were made with unmapped pages beside its tensors, too: a failure with it is one of these."""
 
 EARLIER_CALL, EARLIER_WRITE = "the earlier call ", "the earlier write "
-"""The beginning of the name of an earlier write that was left out."""
+"""The beginnings of the names of an earlier call and of an earlier write that were left out."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
