@@ -1,9 +1,9 @@
 """A run, or a case, as one HTML page: no script, nothing from elsewhere, light and dark as the reader has it."""
 
 import bisect
-import functools
 import itertools
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element
@@ -12,7 +12,7 @@ import msgspec
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.features import FEATURES
 from attn_fuzz.report import again, pictures, svg
-from attn_fuzz.report.drawn import can_have, why_not
+from attn_fuzz.report.drawn import can_have
 from attn_fuzz.report.grid import Room
 from attn_fuzz.report.markup import element, facts, page, table
 from attn_fuzz.report.overview import headline, properties, requests
@@ -156,24 +156,18 @@ def _quantiles(counts: Sequence[int]) -> str:
 
 
 def _coverage(run: Run) -> Element:
-    size = len(FEATURES)
-    together = [sum(row) for row in zip(*(p.together for p in run.progress if p.together), strict=True)] or [0] * size**2
-    shown = [i for i, feature in enumerate(FEATURES) if together[i * size + i] or can_have(run.support, feature)]
-    drawn = run.drawn
+    counts = sum((Counter(p.features) for p in run.progress), Counter[str]())
     groups: dict[str, list[Element]] = {}
-    for i in shown:
-        feature, count = FEATURES[i], together[i * size + i]
-        item = element("li", element("b", str(count)), f" {feature.name}", class_="drawn" if count else "missing")
-        groups.setdefault(feature.group, []).append(item)
+    for feature in FEATURES:
+        if (count := counts[feature.name]) or can_have(run.support, feature):
+            item = element("li", element("b", str(count)), f" {feature.name}", class_="drawn" if count else "missing")
+            groups.setdefault(feature.group, []).append(item)
     lists = (element("div", element("h3", group), element("ul", *items)) for group, items in groups.items())
-    why_none = functools.partial(why_not, run.support)
     return element(
         "section",
         element("h2", "What was drawn"),
-        *(element("p", line) for line in (*drawn.rejections, *run.not_seen)),
+        *(element("p", line) for line in (*run.drawn.rejections, *run.not_seen)),
         element("div", *lists, class_="features"),
-        element("h3", f"Pairs: {drawn.num_pairs - len(drawn.pairs)} of {drawn.num_pairs} that a case can have"),
-        svg.pairs([FEATURES[i].name for i in shown], [[together[i * size + j] for j in shown] for i in shown], why_none),
     )
 
 

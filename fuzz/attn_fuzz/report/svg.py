@@ -1,19 +1,16 @@
-"""Pictures, histograms and the table of pairs as SVG. Colours are classes that the page's style defines, light and dark."""
+"""Pictures and histograms as SVG. Colours are classes that the page's style defines, light and dark."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from xml.etree.ElementTree import Element
 
 from attn_fuzz.report.grid import Cell, Picture
 from attn_fuzz.report.markup import element, scrolled
-from attn_fuzz.text import how_many
 from attn_fuzz.verdict.ratios import BINS_PER_OCTAVE, BROKEN, NUM_BINS, OCTAVES
 
 LETTER_WIDTH, LINE = 7.5, 18
 BIN, AXIS, APART = 4, 48, 12
 """A histogram's width of a bin, height of the axis, and distance of the outermost bins from the others."""
-PAIR_SHADES = 5
 MAX_COLUMNS_WITH_TEXT = 64
 MIN_CELL = 8
 
@@ -124,48 +121,3 @@ def _steps(first: int, tops: Sequence[str], kind: str) -> Element:
     """
     steps = "".join(f"V{top}h{BIN * len(list(run))}" for top, run in groupby(tops))
     return element("path", d=f"M{_place(first)} {AXIS}{steps}V{AXIS}z", class_=kind)
-
-
-def pairs(names: Sequence[str], together: Sequence[Sequence[int]], why_none: Callable[[str, str], str | None]) -> Element:
-    """The number of examples with each pair of features, and a legend of the shades. A row's name stands on its left, and a
-    column's name above its first cell, on the diagonal.
-
-    Args:
-        names: names of features.
-        together: examples by pair of features, [feature, feature]. Those above the diagonal are read.
-        why_none: why no example can have two features; None if one can.
-    """
-    cell, left, slanted = 11, 190, 130
-    most = max((together[j][i] for i in range(len(names)) for j in range(i)), default=0)
-    marks = []
-    for i, first in list(enumerate(names))[1:]:
-        y = slanted + (i - 1) * cell
-        marks.append(element("text", first, x=left - 6, y=y + 9, class_="name pair"))
-        turned = f"translate({left + (i - 1) * cell + 8} {y - 3}) rotate(-45)"
-        marks.append(element("text", names[i - 1], transform=turned, class_="column pair"))
-        for j in range(i):
-            count, second = together[j][i], names[j]
-            why = None if count else why_none(second, first)
-            what = how_many(count, "example") if count else f"none: {why}" if why else "not drawn in this run"
-            kind = f"pair-{_shade(count, most)}" if count else "pair-undefined" if why else "pair-missing"
-            title = element("title", f"{second} + {first}: {what}")
-            box = {"x": left + j * cell, "y": y, "width": cell - 1, "height": cell - 1}
-            marks.append(element("rect", title, class_=kind, **box))
-    size = (left + (len(names) - 1) * cell + slanted, slanted + (len(names) - 1) * cell + 2)
-    words = "pairs of features: the number of examples that had both"
-    drawing = _drawing(words, marks, (0, 0, *size), width=size[0], height=size[1])
-    return element("figure", scrolled(drawing, "pairs of features"), legend(_shades(most)), class_="pairs")
-
-
-def _shade(count: int, most: int) -> int:
-    """The shade of a count, from 1 to PAIR_SHADES. It grows with the square root of the count, since most pairs are rare."""
-    return math.ceil(PAIR_SHADES * (count / most) ** 0.5)
-
-
-def _shades(most: int) -> Iterator[tuple[str, str, str]]:
-    """The legend's entries: each shade with the counts that have it."""
-    for shade, counts in groupby(range(1, most + 1), key=lambda count: _shade(count, most)):
-        first, *others = counts
-        yield f"pair-{shade}", "", f"{first} to {how_many(others[-1], 'example')}" if others else how_many(first, "example")
-    yield "pair-missing", "", "not drawn in this run"
-    yield "pair-undefined", "", "no case has both"

@@ -73,8 +73,8 @@ def draw_cases(plan: "FuzzPlan", target: Target, draw: Callable[[Case, int], Non
                 draw(case, num_drawn + 1)
             num_drawn += 1
         num_families += 1
-        for case, is_run in zip(family, runs, strict=True):
-            tally.add(case, runs=is_run)
+        for case in family:
+            tally.add(case)
 
     with contextlib.suppress(_Enough), warnings.catch_warnings():
         # at the end of a run Hypothesis writes the repr of the whole family, and warns about its length

@@ -165,13 +165,12 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         known: by known finding, how many examples failed because of the finding.
         known_after: by known finding, how many examples had run, this one included, when the first failed because of it.
         accounts: which mistakes the examples would have shown (`attn_fuzz.account`).
-        together: the number of examples with each feature or pair of features (`attn_fuzz.cases.features.count`).
+        features: those of the examples (`attn_fuzz.cases.features`), and how many had each.
         ratios: elements of outputs by error / bound (`attn_fuzz.verdict.ratios.counts`).
         rejected: drawn cases that were discarded, by reason.
         remedies: at the end, restrictions of Support that avoid discarded cases, by reason (`attn_fuzz.strategies.tally`). Of
             plans that differ only in their turn and part, the first one has them.
         layers: the layers of which the first case ran. Examples share them where `Support.steps_per_layer` says so.
-        edges, triples: at the end: what cases had of `attn_fuzz.cases.edges`, and of triples of features.
         shrinking: cases that were tried in order to shrink a failure, or to find what it needs.
         failure: the failure that ended the drawing.
         others: failures of other kinds that were met while `failure` was shrunk.
@@ -196,13 +195,11 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     known: dict[str, int] = {}
     known_after: dict[str, int] = {}
     accounts: Accounts = {}
-    together: list[int] = []
+    features: dict[str, int] = {}
     ratios: dict[str, list[int]] = {}
     rejected: dict[str, int] = {}
     remedies: dict[str, list[str]] = {}
     layers: int = 0
-    edges: frozenset[str] = frozenset()
-    triples: frozenset[tuple[str, ...]] = frozenset()
     shrinking: int = 0
     failure: Failure | None = None
     others: tuple[Failure, ...] = ()
@@ -246,8 +243,6 @@ def fuzz(plan: FuzzPlan, executor: "Executor", report: Callable[[Progress], None
         pass
     if shard.rejected:
         shard.tell(remedies=shard.tally.remedies())
-    if shard.tally.kept:
-        shard.tell(edges=frozenset(shard.tally.edges), triples=frozenset(shard.tally.triples))
     if plan.mutant is not None and not shard.failures and shard.progress.examples and not shard.has_run:
         because = f", and raised {shard.raised}" if shard.raised else ""
         raise NeverRanError(f"{plan.mutant.name}: it ran none of the cases that have queries and keys{because}")
@@ -520,7 +515,7 @@ class _Shard:
             largest=_largest(case, self.progress.largest),
             accounts=account.added(self.progress.accounts, verdict.places, verdict.answers),
             left_out=reasons_added(self.progress.left_out, verdict.left_out),
-            together=self.progress.together if verdict.kind == "limit" else features.count(case, self.progress.together),
+            features=self._features(case, verdict),
             rejected=self.rejected,
             ratios=self.progress.ratios if known else ratios.added(self.progress.ratios, verdict.ratios),
         )
@@ -528,6 +523,10 @@ class _Shard:
     def _limits(self, verdict: Verdict) -> dict[str, int]:
         limits = self.progress.limits
         return {**limits, verdict.about: limits.get(verdict.about, 0) + 1} if verdict.kind == "limit" else limits
+
+    def _features(self, case: Case, verdict: Verdict) -> dict[str, int]:
+        had = features.features(case) if verdict.kind != "limit" else []
+        return self.progress.features | {name: self.progress.features.get(name, 0) + 1 for name in had}
 
     def _frames(self, verdict: Verdict) -> dict[str, int]:
         return dict(Counter(self.progress.frames) + Counter(verdict.frames))

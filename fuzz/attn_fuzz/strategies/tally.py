@@ -32,38 +32,24 @@ class Tally:
     choices of Hypothesis give the same case while a failure is shrunk.
 
     Attributes:
-        kept: cases that were drawn and run.
         families: families of cases whose first case has run. The cases of a family share a layer.
-        edges: that these cases have.
-        triples: the triples of features that these cases have.
         rejected: by reason, how many cases were drawn and thrown away.
     """
 
     def __init__(self) -> None:
-        self.kept = 0
         self.families = 0
-        self.edges = set[str]()
-        self.triples = set[tuple[str, ...]]()
         self.rejected = Counter[str]()
         self._met = Counter[tuple[str, ...]]()
         self._worth: dict[tuple[str, ...], float] = {}
         self._kept: list[Case] = []
         self._rejected: dict[str, list[Case]] = defaultdict(list)
 
-    def add(self, case: Case, *, runs: bool = True) -> None:
-        """Count a case that has run.
-
-        Args:
-            runs: True if it has run here, and not elsewhere.
-        """
+    def add(self, case: Case) -> None:
+        """Count a case that has run, here or elsewhere."""
         held, own_edges = traits(case), edges(case)
         for together in itertools.chain(_meetings(held), itertools.product(own_edges, held)):
             self._met[together] += 1
             self._worth[together] = (1 + self._met[together]) ** -2
-        if runs:
-            self.kept += 1
-            self.edges.update(own_edges)
-            self.triples.update(triples(held))
         if len(self._kept) < SAMPLE:
             self._kept.append(case)
 

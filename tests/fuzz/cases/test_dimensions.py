@@ -1,14 +1,14 @@
 """The table of dimensions names every field, tells features apart, and agrees with what is valid and what is drawn."""
 
-from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
+from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
 from attn_fuzz.cases.contradictions import contradiction
-from attn_fuzz.cases.dimensions import DIMENSIONS, Setting
-from attn_fuzz.cases.features import FEATURES, features, made, undefined
+from attn_fuzz.cases.dimensions import DIMENSIONS, FLAGS, Setting
+from attn_fuzz.cases.features import FEATURES, features
 from attn_fuzz.findings.aspects import ASPECTS, aspects
 from attn_fuzz.run import shard
 from attn_fuzz.run.shard import FuzzPlan
@@ -59,6 +59,28 @@ def test_names_are_unlike():
         assert len({value.name for value in one.values}) == len(one.values)
 
 
+def made(setting: Setting) -> Case:
+    """A causal prefill of three tokens with a setting."""
+    attn_type = setting.fields.get("attn_type", AttentionType.DECODER)
+    cache = Cache(**{"layout": Layout.KV_FIRST_NHD, "block_size": 16, "num_blocks": 4, **setting.cache})
+    has_cache = bool(setting.cache) or attn_type.reads_cache
+    flags = FLAGS[setting.causality or "causal"] if attn_type is AttentionType.DECODER else (False,)
+    lengths, ranges = setting.lengths or ((3, 3),), ((0, 1),) if setting.ranges else ()
+    requests = []
+    for r in range(max(len(lengths), len(flags))):
+        query_len, seq_len = lengths[r % len(lengths)]
+        num_keys = seq_len // (setting.fields.get("key_unit") or 1)
+        first, used = r * 2, -(-num_keys // cache.block_size) if has_cache else 0
+        requests.append(Request(query_len, seq_len, tuple(range(first, first + used)), flags[r % len(flags)], ranges))
+    return Case(
+        target="",
+        requests=tuple(requests),
+        cache=cache if has_cache else None,
+        per_request_causal=setting.causality == "per request",
+        **setting.fields,
+    )
+
+
 def test_the_plainest_case_has_only_what_every_case_has():
     plainest = ["decoder, causal", "prefill", "float32", "KV_FIRST_NHD", "cache of the layer's dtype"]
     assert features(made(Setting({}, {}))) == plainest
@@ -74,31 +96,6 @@ def test_a_feature_is_had_by_a_case_made_for_it_and_not_by_every_case(name):
 
 
 @pytest.mark.parametrize("target", ["reference-fp32", "triton-latent@scaled"])
-def test_no_drawn_case_has_two_features_of_which_none_is_said_to_have_both(target):
+def test_every_feature_of_a_drawn_case_is_an_aspect(target):
     for case in shard.drawn(plan(target, 50)):
-        met = [pair for pair in combinations(features(case), 2) if undefined(*pair)]
-        assert not met, case
         assert aspects(case) >= set(features(case))
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "why"),
-    [
-        ("cross-attention", "alibi_slopes", "different sequences"),
-        ("encoder", "qq_bias, a tree", "only DECODER has it"),
-        ("encoder-only", "order LBHNC", "encoder_only has none"),
-        ("float16", "bfloat16", "one or the other"),
-        ("cache int8", "scale per head", "int8 has a scale for each token"),
-        ("rope, partial", "nothing written", "only steps that write"),
-    ],
-)
-def test_two_features_that_cannot_meet_say_why(first, second, why):
-    assert why in undefined(first, second)
-    assert undefined(first, second) == undefined(second, first)
-
-
-@pytest.mark.parametrize(
-    ("first", "second"), [("rope, NeoX", "rope, partial"), ("sinks", "LSE"), ("KV_FIRST_HND", "order BHLNC")]
-)
-def test_values_that_only_look_exclusive_are_defined_together(first, second):
-    assert undefined(first, second) is None

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from attn_fuzz.cases import case_file
-from attn_fuzz.cases.features import count
+from attn_fuzz.cases.features import features
 from attn_fuzz.report import page
 from attn_fuzz.report.run import Found
 from attn_fuzz.run.case.trial import try_case
@@ -53,7 +53,7 @@ def run_of(step_case):
         ratio=0.5,
         spent={"build": 0.1, "target": 1.0, "judge": 0.4},
         events={"split": 2},
-        together=count(step_case, []),
+        features=dict.fromkeys(features(step_case), 1),
         ratios={"out float32 decode": [5] + [0] * 78 + [1] + [0] * 6},
     )
     return functools.partial(reported.run_of, progress=[progress])

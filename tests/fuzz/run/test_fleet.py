@@ -98,7 +98,7 @@ def wait_until(what, seconds: float) -> None:
 def outline(progress: Progress) -> tuple:
     """The fields that do not depend on time."""
     failure = progress.failure and (progress.failure.case, progress.failure.first, progress.failure.minimal)
-    return progress.examples, progress.ratio, progress.events, progress.together, progress.ratios, failure
+    return progress.examples, progress.ratio, progress.events, progress.features, progress.ratios, failure
 
 
 @pytest.mark.nightly

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import fields, replace
-from itertools import combinations
 
 import pytest
 from attn_contract import AttentionType, Layout, PhysicalOrder
@@ -11,7 +10,7 @@ from attn_fuzz.cases.case import Cache, Case, Request
 from attn_fuzz.cases.features import FEATURES, features
 from attn_fuzz.corpus import files
 from attn_fuzz.corpus.adapting import adapted
-from attn_fuzz.report.drawn import can_have, drawn, why_not
+from attn_fuzz.report.drawn import can_have, drawn
 from attn_fuzz.run.shard import Progress
 from attn_fuzz.strategies import families
 from attn_fuzz.strategies.independent import INDEPENDENT
@@ -199,20 +198,6 @@ def test_all_that_a_support_allows_is_drawn_in_the_end(engine):
     found, _ = draw(support, examples=200)
     of_cases = [features(case) for case in found]
     assert {feature.name for feature in FEATURES if can_have(support, feature)} == {name for of in of_cases for name in of}
-    met_together = {pair for of in of_cases for pair in combinations(of, 2)}
-    assert not any(why_not(support, *pair) for pair in met_together)
-
-
-def test_pairs_that_an_engine_never_sends_are_not_missed():
-    one_kind = Engine(query_lens=("equal",), mixed_alibi=False)
-    support = replace(EVERYTHING, engine=one_kind)
-    missed = drawn([Progress()], support).pairs
-    for pair in (("decode", "multi-token decode"), ("alibi_slopes", "sinks"), ("alibi_slopes", "decoder, non-causal")):
-        assert why_not(EVERYTHING, *pair) is None
-        assert "its engine sends" in (why_not(support, *pair) or "")
-        assert pair not in missed
-    for pair in (("prefill", "multi-token decode"), ("more queries than keys", "decode"), ("alibi_slopes", "window")):
-        assert why_not(support, *pair) is None
 
 
 def test_restrictions_are_said_as_a_user_says_them():

@@ -53,10 +53,10 @@ class Found(Failure):
 
 
 class Possible(TypedDict):
-    """The number of possible features, pairs or triples of them, or edges of tiles and blocks; and those not drawn."""
+    """The number of features that the target supports, and those not drawn."""
 
     possible: int
-    not_drawn: list[str | tuple[str, ...]]
+    not_drawn: list[str]
 
 
 class Drawn(TypedDict):
@@ -65,9 +65,6 @@ class Drawn(TypedDict):
     rejected: dict[str, int]
     remedies: dict[str, list[str]]
     features: Possible
-    pairs: Possible
-    triples: Possible
-    edges: Possible
 
 
 class AskedMistake(TypedDict):
