@@ -5,7 +5,8 @@ Without the option nothing is collected and nothing is imported. Per target, in 
     declarations        it loads, can run on this device, and declares a Support and a Rounding
     finding[NAME]       its stored case still fails as the finding says, and is then an expected failure; or it is refused
     past                the corpus of cases that failed once, as far as the target supports them
-    cases[I]            a shard of cases, drawn, run and judged; those that `attn-parity fuzz` draws for the same seed
+    cases[I], cases[I@M]  a shard of cases, drawn, run and judged, in mode M of the target; those that `attn-parity fuzz` draws
+                        for the same seed
 
 A failure shows the table, and where the smallest case, its script and the case as it was found are. The case as it was found is
 written before it is shrunk: a run that is ended meanwhile has it.
@@ -122,8 +123,13 @@ class _Battery(pytest.Collector):
             yield _StoredCase.from_parent(self, name=f"finding[{finding.name}]", plan=plan, finding=finding)
         if past := tuple(files.admitted(files.shipped(), self.name, target.support(device)).cases):
             yield _Cases.from_parent(self, name="past", plan=msgspec.structs.replace(plan, examples=0, past=past))
-        for i, shard in enumerate(runner.shards(plan)):
-            yield _Cases.from_parent(self, name=f"cases[{i}]", plan=shard)
+        in_modes = [
+            msgspec.structs.replace(plan, target=name, exact_every=exact_every(registry.load(name), device))
+            for name in registry.with_modes(self.name, device)[1:]
+        ]
+        for i, shard in enumerate(runner.through_modes(plan, in_modes)):
+            mode = shard.target.removeprefix(self.name)
+            yield _Cases.from_parent(self, name=f"cases[{i}{mode}]", plan=shard)
 
 
 class _TargetFails(Exception):  # noqa: N818 - the outcome of a test, no error of this plugin
@@ -205,8 +211,9 @@ class _Cases(_Item):
 
         with shard.start_executor(self.plan) as executor:
             progress = shard.fuzz(self.plan, executor, save_first)
-        subjects = sorted(declared.subjects(registry.load(self.plan.target).support(self.plan.device)))
-        told = {"target": self.plan.target, "subjects": subjects, "accounts": msgspec.to_builtins(progress.accounts)}
+        assert self.parent is not None
+        subjects = sorted(declared.subjects(registry.load(self.parent.name).support(self.plan.device)))
+        told = {"target": self.parent.name, "subjects": subjects, "accounts": msgspec.to_builtins(progress.accounts)}
         self.user_properties.append((_ACCOUNT, told))
         cases = progress.replayed + progress.examples
         frames = of_frames(progress.frames)

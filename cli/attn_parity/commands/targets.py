@@ -101,8 +101,9 @@ def _describe(name: str, device: str) -> None:
     for finding in target.findings_on(device):
         table.add_row("finding", finding.name)
     if "@" not in name:
+        in_a_run = registry.with_modes(name, device)
         for mode, words in modes.descriptions(target, registry.entry(name).value).items():
-            table.add_row(f"@{mode}", words)
+            table.add_row(f"@{mode}", words + "; a share of each run" * (f"{name}@{mode}" in in_a_run))
     for each in target.properties:
         table.add_row("property", f"{each.name}: {each.says} Compared {each.compared}; asked of {each.applies}.")
     support = target.support(device)

@@ -35,7 +35,8 @@ def places(case: Case, paths: Sequence[str]) -> tuple[str, ...]:
     Args:
         paths: the paths that the target took, by its own account.
     """
-    found = [ANYWHERE, *dict.fromkeys(paths)]
+    modes = [f"@{mode}" for mode in case.target.split("@")[1:]]
+    found = [ANYWHERE, *dict.fromkeys(paths), *modes]
     if case.cache is None:
         return (*found, "a call without a cache")
     return (*found, f"{DTYPE}{case.cache.dtype or case.dtype}", case.cache.layout.name)

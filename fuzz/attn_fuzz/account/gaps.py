@@ -9,8 +9,8 @@ from attn_fuzz.mistakes import MISTAKES
 from attn_fuzz.mistakes.mistake import Mistake
 from attn_fuzz.text import how_many, nearest
 
-NAMED, PLACES = 6, 3
-"""The most mistakes, and places of caches, that a line names. JSON has all."""
+NAMED, PLACES = 6, 6
+"""The most mistakes, and places, that a line names. JSON has all."""
 SUBJECTS = tuple(dict.fromkeys(mistake.about for mistake in MISTAKES))
 
 
@@ -67,22 +67,20 @@ def _not_seen(everywhere: list[Row]) -> Iterator[str]:
 
 
 def _at_places(accounts: Accounts, seen: Set[str]) -> Iterator[str]:
-    """Lines on mistakes that were asked at a place, not seen there, and seen at others: one for each path, and one for all
-    layouts and dtypes."""
-    of_caches = []
+    """A line on mistakes that were asked at a place, not seen there, and seen at others."""
+    missing = {}
     for place, account in sorted(accounts.items()):
         rows_here = [row for row, is_relevant in zip(rows(account), concerns(place), strict=True) if is_relevant]
-        missing = [
-            row.mistake.sentence for row in rows_here if not row.sizes_shown and row.mistake.sentence in seen and row.asked
+        unseen = [
+            row.mistake.sentence for row in rows_here if row.asked and not row.sizes_shown and row.mistake.sentence in seen
         ]
-        if place == ANYWHERE or not missing:
-            continue
-        if all(concerns(place)):
-            yield f"not seen in {place}: {_first(missing, PLACES)}"
-        else:
-            of_caches.append(f"in {place}: {_first(missing, 1)}")
-    if of_caches:
-        yield f"not seen {_first(of_caches, PLACES, '; ')}"
+        if place != ANYWHERE and unseen:
+            missing[place] = unseen
+    # first the paths and modes of the target, where any mistake may be made
+    places = sorted(missing, key=lambda place: not all(concerns(place)))
+    if places:
+        told = [f"in {place}: {_first(missing[place], 1)}" for place in places]
+        yield f"not seen {_first(told, PLACES, '; ')}"
 
 
 def _first(sentences: list[str], most: int, joint: str = ", ") -> str:

@@ -2,8 +2,8 @@
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -100,7 +100,8 @@ class Run:
         command: the command that runs it again, without the database and the machines.
         seed, workers, planned: as given. `planned` is the number of examples.
         seconds: from beginning to end.
-        progress: the progress of every shard.
+        progress: the progress of every shard of the target in no mode.
+        in_modes: the progress of every shard in a mode, by mode.
         failures: failing cases, shrunk ones first. A failure that was met while another one was shrunk follows that one.
         fixed: known findings whose stored case no longer fails.
         restarted: number of shards that ran again because their worker process died.
@@ -121,6 +122,7 @@ class Run:
     seconds: float
     progress: Sequence[Progress]
     failures: Sequence[Found]
+    in_modes: Mapping[str, Sequence[Progress]] = field(default_factory=dict)
     fixed: Sequence[Finding] = ()
     restarted: int = 0
     interrupted: bool = False
@@ -129,28 +131,37 @@ class Run:
     keeps_going: bool = False
 
     @property
+    def all_progress(self) -> list[Progress]:
+        return [*self.progress, *(p for of_mode in self.in_modes.values() for p in of_mode)]
+
+    @property
     def examples(self) -> int:
-        return sum(p.examples for p in self.progress)
+        return sum(p.examples for p in self.all_progress)
+
+    @property
+    def examples_in_modes(self) -> dict[str, int]:
+        """By mode of the target, how many of the examples were in it."""
+        return {mode: sum(p.examples for p in progress) for mode, progress in self.in_modes.items()}
 
     @property
     def layers(self) -> int:
-        return sum(p.layers for p in self.progress)
+        return sum(p.layers for p in self.all_progress)
 
     @property
     def replayed(self) -> int:
-        return sum(p.replayed for p in self.progress)
+        return sum(p.replayed for p in self.all_progress)
 
     @property
     def refused(self) -> int:
-        return sum(p.refused for p in self.progress)
+        return sum(p.refused for p in self.all_progress)
 
     @property
     def limits(self) -> dict[str, int]:
-        return counted([p.limits for p in self.progress])
+        return counted([p.limits for p in self.all_progress])
 
     @property
     def max_ratio(self) -> float:
-        return max((p.ratio for p in self.progress), default=0.0)
+        return max((p.ratio for p in self.all_progress), default=0.0)
 
     @property
     def events(self) -> dict[str, int]:
@@ -158,16 +169,16 @@ class Run:
 
     @property
     def frames(self) -> dict[str, int]:
-        return counted([p.frames for p in self.progress])
+        return counted([p.frames for p in self.all_progress])
 
     @property
     def launches(self) -> dict[str, int]:
-        return counted([p.launches for p in self.progress])
+        return counted([p.launches for p in self.all_progress])
 
     @property
     def largest(self) -> dict[str, int]:
-        names = dict.fromkeys(name for p in self.progress for name in p.largest)
-        return {name: max(p.largest.get(name, 0) for p in self.progress) for name in names}
+        names = dict.fromkeys(name for p in self.all_progress for name in p.largest)
+        return {name: max(p.largest.get(name, 0) for p in self.all_progress) for name in names}
 
     @property
     def ran(self) -> list[str]:
@@ -175,7 +186,10 @@ class Run:
         sizes = ", ".join(f"{count} {name}" for name, count in self.largest.items())
         kernels = ", ".join(f"{name} {how_many(count, 'time')}" for name, count in self.launches.items())
         launched = [f"launched: {kernels}"] * bool(kernels)
-        return [*launched, *([f"at most {sizes}"] * bool(sizes)), *declared.line(self.support)]
+        modes = ", ".join(f"{count} {mode}" for mode, count in self.examples_in_modes.items() if count)
+        none = ", ".join(mode for mode, count in self.examples_in_modes.items() if not count)
+        through = [f"examples in modes: {modes or 'none'}" + f"; none in {none}" * bool(none)] * bool(self.in_modes)
+        return [*launched, *([f"at most {sizes}"] * bool(sizes)), *through, *declared.line(self.support)]
 
     @property
     def left_out(self) -> dict[str, dict[str, int]]:
@@ -194,7 +208,7 @@ class Run:
 
     @property
     def accounts(self) -> Accounts:
-        return account.together([p.accounts for p in self.progress])
+        return account.together([p.accounts for p in self.all_progress])
 
     @property
     def not_seen(self) -> list[str]:
@@ -203,7 +217,7 @@ class Run:
 
     @property
     def known(self) -> dict[str, int]:
-        return counted([p.known for p in self.progress])
+        return counted([p.known for p in self.all_progress])
 
     @property
     def has_drawn(self) -> bool:
@@ -218,7 +232,9 @@ class Run:
     @property
     def spent(self) -> dict[str, float]:
         """The seconds of all workers together, by kind of work."""
-        return {name: sum(p.spent.get(name, 0.0) for p in self.progress) for name in ("build", "target", "judge", "account")}
+        return {
+            name: sum(p.spent.get(name, 0.0) for p in self.all_progress) for name in ("build", "target", "judge", "account")
+        }
 
     @property
     def outcome(self) -> str:
@@ -242,7 +258,7 @@ class Run:
     @property
     def not_run(self) -> list[str]:
         """The lines of `not_run` for the run's limits, of `of_frames`, and one on code that the compiler made wrong."""
-        wrong = next((p.miscompiled for p in self.progress if p.miscompiled), "")
+        wrong = next((p.miscompiled for p in self.all_progress if p.miscompiled), "")
         refused = [f"refused, the first of them: {wrong}"] * bool(wrong)
         nothing = ["warning: no Triton kernel was launched; nothing is said of the target's kernels"] * self.launches_nothing
         return [*not_run(self.limits, self.replayed + self.examples), *of_frames(self.frames), *refused, *nothing]
@@ -295,16 +311,17 @@ class Run:
             "events": self.events,
             "launches": self.launches,
             "largest": self.largest,
+            "in_modes": self.examples_in_modes,
             "declared_away": declared.away(self.support),
             "left_out": self.left_out,
             "account": gaps.to_json(self.accounts),
             "known": self.known,
-            "known_after": _known_after(self.progress),
+            "known_after": _known_after(self.all_progress),
             "no_longer_failing": [finding.name for finding in self.fixed],
             "seconds": round(self.seconds, 3),
             "spent": {name: round(value, 3) for name, value in self.spent.items()},
             "max_ratio": self.max_ratio,
-            "ratios": functools.reduce(ratios.added, (p.ratios for p in self.progress), {}),
+            "ratios": functools.reduce(ratios.added, (p.ratios for p in self.all_progress), {}),
             "interrupted": self.interrupted,
             "error": self.error,
             "failures": [found.to_json() for found in self.failures],

@@ -22,10 +22,15 @@ from attn_fuzz.errors import ExecutorError
 from attn_fuzz.run.processes.prepared import LostError
 from attn_fuzz.run.processes.workers import WAKE_SECONDS, Message, here
 from attn_fuzz.run.shard import FuzzPlan, Progress
+from attn_fuzz.targets import modes
 from attn_fuzz.targets.support import Support
 
 SHARD_EXAMPLES = 150
 REPLAYED_CASES = 10
+MODES_SHARE = 4
+"""One part in so many of a run's time is of examples in modes of the target, if the target has modes of its own."""
+MODE_EXAMPLES = 10
+"""The least time in a mode, in examples without one: starting an executor for the mode takes as long as two."""
 TURN_EXAMPLES = 10
 """The fewest examples of a shard for a worker, beside others of that shard. Each of them draws the whole shard, in a second."""
 MAX_SHARDS = 4096
@@ -86,6 +91,29 @@ def shards(plan: FuzzPlan, size: int = SHARD_EXAMPLES) -> list[FuzzPlan]:
         msgspec.structs.replace(plan, examples=number, seed=(plan.seed * 1_000_003 + i) % (1 << 63))
         for i, number in enumerate(examples)
     ]
+
+
+def through_modes(plan: FuzzPlan, in_modes: Sequence[FuzzPlan], size: int = SHARD_EXAMPLES) -> list[FuzzPlan]:
+    """The shards of a plan, and shards in modes of its target, each of which gets the same part of the time.
+
+    If there are too few examples for all modes, the seed says which get some. The first shards are of no mode.
+
+    Args:
+        in_modes: the plan for the target in each mode.
+    """
+    own = shards(plan, size)
+    number = min(len(in_modes), plan.examples // MODES_SHARE // MODE_EXAMPLES)
+    placed: list[tuple[float, FuzzPlan]] = []
+    for i in range(number):
+        index = (plan.seed + i) % len(in_modes)
+        examples = max(1, round(plan.examples / MODES_SHARE / number / modes.cost(in_modes[index].target)))
+        of_mode = shards(msgspec.structs.replace(in_modes[index], examples=examples, seed=plan.seed + 1 + index), size)
+        placed += [((j + 1) / len(of_mode), shard) for j, shard in enumerate(of_mode)]
+    left = plan.examples - sum(shard.examples for _, shard in placed)
+    for i, shard in enumerate(own):
+        examples = left // len(own) + (i < left % len(own))
+        placed.append((i / len(own), msgspec.structs.replace(shard, examples=examples)))
+    return [shard for _, shard in sorted(placed, key=lambda each: each[0])]
 
 
 def in_turns(plans: Sequence[FuzzPlan], support: Support, workers: int) -> list[FuzzPlan]:

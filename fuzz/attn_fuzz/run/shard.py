@@ -274,6 +274,18 @@ def start_executor(plan: FuzzPlan) -> "Executor":
     )
 
 
+def executor_after(executor: "Executor | None", plan: FuzzPlan) -> "Executor":
+    """An executor for a plan: that of an earlier plan, if its process can run this one, too. Any other one is stopped."""
+    new = start_executor(plan)
+    if executor is None:
+        return new
+    if executor.serves(new):
+        executor.target = new.target
+        return executor
+    executor.stop()
+    return new
+
+
 def alone(plan: FuzzPlan, failure: Failure) -> str:
     """Words about a failure whose smallest case passes in a new process; empty if it fails there, or cannot be run."""
     with contextlib.suppress(ExecutorError, InputError), start_executor(plan) as executor:

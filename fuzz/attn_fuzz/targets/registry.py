@@ -14,6 +14,7 @@ are known before their modules are imported. A target on sources in which findin
 (`attn_fuzz.foreign.repaired`).
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -91,6 +92,19 @@ def battery() -> list[str]:
             found += [f"{name}@{mode}" for mode in modes.declared(load(name))]
         except TargetError:
             continue
+    return found
+
+
+def with_modes(name: str, device: str) -> list[str]:
+    """The target, and the target in each mode of its own that can run on a device type here: what a run goes through.
+
+    A target that is named in a mode, as `triton@far`, is alone.
+    """
+    found = [name]
+    for mode in modes.declared(load(name)) if "@" not in name else ():
+        with contextlib.suppress(TargetError):
+            usable(in_mode := f"{name}@{mode}", device)
+            found.append(in_mode)
     return found
 
 

@@ -12,7 +12,7 @@ from attn_fuzz.account import gaps
 from attn_fuzz.cases.case import Case
 from attn_fuzz.corpus import database, files
 from attn_fuzz.report.run import Found
-from attn_fuzz.run import shard
+from attn_fuzz.run import runner, shard
 from attn_fuzz.run.shard import FuzzPlan
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.support import Support
@@ -83,6 +83,13 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
     help="Compare each example, or none, in exact arithmetic, too, without a tolerance; default: every "
     f"{shard.EXACT_EVERY}th of this project's kernels on a CPU.",
 )
+@click.option(
+    "--modes/--no-modes",
+    "in_modes",
+    default=True,
+    help=f"Give 1/{runner.MODES_SHARE} of the time to modes of the target, as `attn-parity targets NAME` lists them; not "
+    "with --exact.",
+)
 @fence_option
 @click.option(
     "--require",
@@ -127,19 +134,22 @@ def command(options: Options) -> int:
     with machines.chosen(options) as chosen:
         check_exact(bool(options.exactly), chosen.device)
         targets = _targets(options.names)
+        in_modes = {name: _modes_of(name, options, chosen) for name in targets}
         if options.address is None:  # a node of Ray says for itself what it cannot do
             check_fence(options.fenced, targets.values(), chosen.device)
         say_what_runs_kernels(chosen.device, targets.values())
         options.folder.mkdir(parents=True, exist_ok=True)
-        until, plans = options.until(), _plans(options, chosen, targets)
+        all_targets = targets | {name: registry.load(name) for names in in_modes.values() for name in names}
+        until, plans = options.until(), _plans(options, chosen, all_targets)
         failures_of = database.connect(options.database) if options.database else None
         keys = {name: database.key(name, chosen.device_name) for name in plans}
-        past = {name: _past(options.corpus, failures_of, keys[name], name, chosen.supports[name]) for name in plans}
-        begun = Begun(options, chosen, plans, targets, past)
+        corpora = {name: options.corpus if name in targets else "none" for name in plans}
+        past = {name: _past(corpora[name], failures_of, keys[name], name, chosen.supports[name]) for name in plans}
+        begun = Begun(options, chosen, plans, targets, in_modes, past)
         runs, errors = begun.keep_going(until, options.max_minutes) if options.keep_going else begun.until_failure()
         if failures_of is not None:
-            for name, run in runs.items():
-                _store(failures_of, keys[name], run.failures, errors)
+            for run in runs.values():
+                _store(failures_of, keys, run.failures, errors)
         return begun.reported(runs, options.json_file, options.report_folder, errors)
 
 
@@ -149,6 +159,12 @@ def _targets(names: Sequence[str]) -> dict[str, Target]:
     if repeated := [name for name, count in named.items() if count > 1]:
         raise click.UsageError(f"--target: got {repeated[0]} more than once, expected targets of different names")
     return targets
+
+
+def _modes_of(name: str, options: Options, chosen: Machines) -> list[str]:
+    """The target in each of the modes that its run goes through."""
+    goes = options.in_modes and not options.exactly
+    return [each for each in chosen.supports if goes and each.startswith(f"{name}@")]
 
 
 def _plans(options: Options, chosen: Machines, targets: Mapping[str, Target]) -> dict[str, FuzzPlan]:
@@ -176,11 +192,11 @@ def _plans(options: Options, chosen: Machines, targets: Mapping[str, Target]) ->
     }
 
 
-def _store(failures_of: ExampleDatabase, key: bytes, failures: Sequence[Found], errors: list[str]) -> None:
+def _store(failures_of: ExampleDatabase, keys: Mapping[str, bytes], failures: Sequence[Found], errors: list[str]) -> None:
     """Add failing cases to the database. A case that cannot be added adds an error."""
     for found in failures:
         try:
-            database.save(failures_of, key, found.failure.case)
+            database.save(failures_of, keys[found.failure.case.target], found.failure.case)
         except database.DatabaseError as error:
             errors.append(str(error))
 

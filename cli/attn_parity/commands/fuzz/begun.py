@@ -35,21 +35,29 @@ Runs = tuple[dict[str, Run], list[str]]
 
 @dataclass(frozen=True)
 class Begun:
-    """A run: its options and machines, and for each target the plan, the target, and the names of past cases."""
+    """A run: its options and machines, and for each target what runs.
+
+    Args:
+        plans, past: the plan and the names of past cases of each target, and of each in its modes.
+        targets: the targets, in no mode.
+        in_modes: the names of each target in its modes.
+    """
 
     options: Options
     machines: Machines
     plans: Mapping[str, FuzzPlan]
     targets: Mapping[str, Target]
+    in_modes: Mapping[str, Sequence[str]]
     past: Mapping[str, Mapping[Case, str]]
     started: float = field(default_factory=time.monotonic)
 
     def until_failure(self) -> Runs:
         """Run the shards of the one target until a case fails."""
-        ((name, plan),) = self.plans.items()
-        target, past = self.targets[name], self.past[name]
-        shards = runner.in_turns(runner.shards(plan), self.machines.supports[name], self.machines.workers)
-        plans = [*runner.replays(plan, list(past)), *shards]
+        ((name, target),) = self.targets.items()
+        plan, in_modes = self.plans[name], [self.plans[each] for each in self.in_modes[name]]
+        shards = runner.in_turns(runner.through_modes(plan, in_modes), self.machines.supports[name], self.machines.workers)
+        plans = [*self._replays(name), *shards]
+        past = {case: said for each in self.past.values() for case, said in each.items()}
         machines = self.machines.of_shards(len(plans))
         file = f"{name_part(target.name)}-{plan.seed}"
         work = f"{how_many(len(past), 'past case')}, " * bool(past) + how_many(plan.examples, "example")
@@ -60,8 +68,11 @@ class Begun:
         errors = [outcome.error] if outcome.error else []
         failures = failing.written(outcome.progress, files_of, plan.folder, file, past, errors)
         if not outcome.interrupted:
-            failures = failing.with_explanations(failures, plan)
-        run = self._ended(name, machines, outcome, outcome.progress, failures)
+            failures = failing.with_explanations(failures, self.plans)
+        by_target = {
+            each: [p for of, p in zip(plans, outcome.progress, strict=True) if of.target == each] for each in self.plans
+        }
+        run = self._ended(name, machines, outcome, by_target, failures)
         if plan.exact_every == 1 and run.examples and COMPARED not in run.events:
             errors.append("--exact: no example was compared exactly, so nothing was shown: see the reasons")
         return {name: run}, errors
@@ -76,14 +87,17 @@ class Begun:
         from attn_parity.commands.fuzz import keep_going
 
         shards = [
-            [*runner.replays(plan, list(self.past[name])), *runner.shards(plan, SHARD_EXAMPLES)]
-            for name, plan in self.plans.items()
+            [
+                *self._replays(name),
+                *runner.through_modes(self.plans[name], [self.plans[each] for each in self.in_modes[name]], SHARD_EXAMPLES),
+            ]
+            for name in self.targets
         ]
         machines, plan = self.machines.of_shards(sum(map(len, shards))), next(iter(self.plans.values()))
         of = f"{minutes:g} minutes" if minutes else f"{how_many(plan.examples, 'example')} each"
         names = ", ".join(target.name for target in self.targets.values())
         results.print(f"keep going: {names} on {machines.device_name}, {of}, {machines.words}, --seed {plan.seed}")
-        prefixes = {name: f"{name_part(target.name)}-{plan.seed}" for name, target in self.targets.items()}
+        prefixes = {name: f"{name_part(registry.load(name).name)}-{plan.seed}" for name in self.plans}
         files_of = keep_going.Files(plan.folder, prefixes, earlier=frozenset(plan.folder.iterdir()))
         distinct = DistinctFailures(shards, until, files_of.changed, files_of.dropped)
         outcome = keep_going.run(distinct, machines)
@@ -94,23 +108,34 @@ class Begun:
         for path in files_of.declared(failures, errors):
             results.print(f"declarations as findings: {path}")
         runs = {}
-        for name in self.plans:
-            own = [found for found in failures if found.entry and found.entry.target == name]
+        for name in self.targets:
+            names = [name, *self.in_modes[name]]
+            own = [found for found in failures if found.entry and found.entry.target in names]
             if not outcome.interrupted:
-                own = failing.with_explanations(own, self.plans[name])
-            runs[name] = self._ended(name, machines, outcome, distinct.of_target(name), own, keeps_going=True)
+                own = failing.with_explanations(own, self.plans)
+            by_target = {each: distinct.of_target(each) for each in names}
+            runs[name] = self._ended(name, machines, outcome, by_target, own, keeps_going=True)
         return runs, errors
+
+    def _replays(self, name: str) -> list[FuzzPlan]:
+        """Plans of past cases of a target, alone and in its modes."""
+        names = [name, *self.in_modes[name]]
+        return [plan for each in names for plan in runner.replays(self.plans[each], list(self.past[each]))]
 
     def _ended(
         self,
         name: str,
         machines: Machines,
         outcome: Outcome,
-        progress: Sequence[Progress],
+        progress: Mapping[str, Sequence[Progress]],
         failures: Sequence[Found],
         **more: bool,
     ) -> Run:
-        """The run of a target."""
+        """The run of a target.
+
+        Args:
+            progress: of the target, and of the target in its modes.
+        """
         target, plan = self.targets[name], self.plans[name]
         looks = bool(target.findings) and not outcome.interrupted and not outcome.error
         fixed = machines.fixed(name, plan.case_seconds) if looks else []
@@ -124,7 +149,8 @@ class Begun:
             workers=machines.workers,
             planned=plan.examples,
             seconds=time.monotonic() - self.started,
-            progress=progress,
+            progress=progress[name],
+            in_modes={each.removeprefix(f"{name}@"): progress[each] for each in self.in_modes[name]},
             failures=failures,
             fixed=[finding for finding in target.findings if finding.name in fixed],
             restarted=len(outcome.restarted),
@@ -233,6 +259,7 @@ def command_again(plan: FuzzPlan, options: Options, workers: int) -> list[str]:
     if plan.exact_every != shard.exact_every(registry.load(plan.target), plan.device):
         words.append("--exact" if plan.exact_every else "--no-exact")
     words += [word for name in options.required for word in ("--require", name)]
+    words += ["--no-modes"] * (not options.in_modes)
     return ["attn-parity", "fuzz", *words, *["--fence"] * plan.fenced, *["--keep-going"] * options.keep_going]
 
 

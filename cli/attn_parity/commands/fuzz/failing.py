@@ -60,11 +60,17 @@ def kept(failure: Failure, folder: Path, name: str, errors: list[str]) -> tuple[
     return path, script
 
 
-def with_explanations(found: Sequence[Found], plan: FuzzPlan) -> list[Found]:
-    """Failures with what explains them. Those whose output is not wrong have no explanation."""
+def with_explanations(found: Sequence[Found], plans: Mapping[str, FuzzPlan]) -> list[Found]:
+    """Failures with what explains them. Those whose output is not wrong have no explanation.
+
+    Args:
+        plans: by the name of the target.
+    """
     until = time.monotonic() + EXPLAINING
     return [
-        each._replace(explanation=in_process.of_failure(each.failure, plan)) if time.monotonic() < until else each
+        each._replace(explanation=in_process.of_failure(each.failure, plans[each.failure.case.target]))
+        if time.monotonic() < until
+        else each
         for each in found
     ]
 

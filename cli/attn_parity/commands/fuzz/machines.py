@@ -26,7 +26,7 @@ class Machines:
     Args:
         device: "cpu" or "cuda".
         device_name: the device's name for messages.
-        supports: the support of each target on these machines.
+        supports: the support of each target on these machines, and of each target in each mode that its run goes through.
         workers: the number of shards that run at once.
         nodes: the number of nodes of Ray; None: this machine.
         run: passed to the runner: it starts workers on these machines.
@@ -75,7 +75,10 @@ def chosen(options: Options) -> Iterator[Machines]:
 
 def _here(options: Options) -> Machines:
     device = use_device(options.device)
-    supports = {target: registry.usable(target, device).support(device) for target in options.names}
+    for target in options.names:
+        registry.usable(target, device)
+    names = [name for target in options.names for name in registry.with_modes(target, device)]
+    supports = {name: registry.load(name).support(device) for name in names}
     number = options.workers or default_workers(device)
 
     def fixed(target: str, case_seconds: float) -> list[str]:
@@ -98,7 +101,7 @@ def _on_ray(address: str, options: Options) -> Iterator[Machines]:
         seen = {target: cluster.look(target, lambda: notes.print(waiting)) for target in options.names}
         number = options.workers or cluster.room
         name = next(iter(seen.values())).device_name
-        supports = {target: one.support for target, one in seen.items()}
+        supports = {name: support for one in seen.values() for name, support in one.supports.items()}
         run = partial(cluster.place, device_name=name, lost=_say_that_it_is_lost)
         yield Machines(cluster.device, name, supports, number, cluster.nodes, run, cluster.fixed)
 

@@ -25,6 +25,7 @@ class Options:
     device: str
     sanitize: bool | None
     exactly: bool | None
+    in_modes: bool
     fenced: bool
     required: tuple[str, ...]
     json_file: Path | None

@@ -89,7 +89,8 @@ class Fuzz(TypedDict):
     for each of these findings how many cases had been drawn when the first of its failures was. `seconds` is the time of the
     run, `spent` that of all workers by kind of work. `max_ratio` is the largest error over its bound. `ratios` has, by tensor,
     dtype and phase, how many elements lie in each bin of `attn_fuzz.verdict.ratios`. `launches` counts launches by Triton
-    kernel, on a CPU. `largest` has the most keys and queries of a request, and requests of a step. `declared_away` has what the
+    kernel, on a CPU. `largest` has the most keys and queries of a request, and requests of a step. `in_modes` counts examples
+    in modes of the target. `declared_away` has what the
     target's Support leaves out, by field. `left_out` has, by property and by reason, the examples that were not asked.
     `account` says which mistakes the run would have seen.
     """
@@ -111,6 +112,7 @@ class Fuzz(TypedDict):
     events: dict[str, int]
     launches: dict[str, int]
     largest: dict[str, int]
+    in_modes: dict[str, int]
     declared_away: dict[str, list[str]]
     left_out: dict[str, dict[str, int]]
     account: list[AskedMistake]

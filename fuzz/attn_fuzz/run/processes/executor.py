@@ -54,7 +54,7 @@ class Executor:
     """Runs cases of one target in a child process. If the process dies, the next case starts a new one.
 
     Args:
-        target: name of the target.
+        target: name of the target. It may be changed to another that the process can run (`serves`).
         device: "cpu" or "cuda".
         case_seconds: seconds that one case may take. They include the compilation of kernels, and begin anew where Dynamo has
             compiled.
@@ -86,6 +86,13 @@ class Executor:
 
     def __exit__(self, *exception: object) -> None:
         self.stop()
+
+    def serves(self, other: "Executor") -> bool:
+        """True if this executor's process can run the target of another one, too: the same in another mode."""
+        bases = {name.partition("@")[0] for name in (self.target, other.target)}
+        named = ("device", "case_seconds", "ahead", "mutant", "sanitize", "trial", "exactly", "fenced")
+        alike = all(getattr(self, name) == getattr(other, name) for name in named)
+        return len(bases) == 1 and alike and not any(registry.load(each.target).compiles for each in (self, other))
 
     def run(self, case: Case, *, exactly: bool | None = None, **options: Any) -> Verdict:
         """The verdict on one case.
@@ -182,7 +189,7 @@ class Executor:
         assert self._process is not None
         started = time.monotonic()
         try:
-            connection.send((case, options))
+            connection.send((self.target, case, options))
             compiles = False
             while True:
                 # wait for the process, too: if the kernel forked it, the copy may hold the connection open
@@ -308,8 +315,8 @@ def _cause_from_outside(verdict: Verdict) -> str | None:
 
 _EVENTS = {COMPILED: dynamo.COMPILED, IN_EAGER: dynamo.EAGER}
 """Each event of Dynamo, and the count that makes it one of all later cases of its process: compiled code is kept."""
-_Judge = Callable[[Case, dict[str, Any]], Verdict]
-"""Runs and judges a case with options of the Executor's trial."""
+_Judge = Callable[[str, Case, dict[str, Any]], Verdict]
+"""Runs and judges a case on the target of a name, with options of the Executor's trial."""
 
 
 def use_interpreter(device: str) -> None:
@@ -380,9 +387,13 @@ def _loaded(connection: multiprocessing.connection.Connection, load: _Load) -> "
         dynamo.watch(connection.send)
         from attn_fuzz.run.case.trial import try_fenced
 
-        def run(case: Case, options: dict[str, Any]) -> Verdict:
+        targets = {load.target: target}
+
+        def run(name: str, case: Case, options: dict[str, Any]) -> Verdict:
+            if name not in targets:
+                targets[name] = registry.load(name)
             function = try_fenced if "fences" in options else try_case
-            verdict, frames = dynamo.undisturbed(lambda: function(case, target, load.device, **options))
+            verdict, frames = dynamo.undisturbed(lambda: function(case, targets[name], load.device, **options))
             happened = [event for event, name in _EVENTS.items() if dynamo.frames[name]]
             return msgspec.structs.replace(verdict, frames=frames, events=(*verdict.events, *happened))
 
@@ -397,9 +408,9 @@ def _answer(connection: multiprocessing.connection.Connection, judge: "_Judge", 
 
     me = os.getpid()
     while True:
-        case, options = connection.recv()
+        name, case, options = connection.recv()
         try:
-            answer = judge(case, options)
+            answer = judge(name, case, options)
         except FaultError as error:
             answer = FaultError(f"{case_file.dumps(case)}\n{error}")
         except Exception as error:

@@ -28,10 +28,11 @@ _VISIBLE_GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DE
 
 
 class SeenTarget(NamedTuple):
-    """A target as a node sees it: the name of the node's device, and what the target supports there."""
+    """A target as a node sees it: the name of the node's device, and what the target supports there, alone and in each of the
+    modes that a run goes through."""
 
     device_name: str
-    support: Support
+    supports: Mapping[str, Support]
 
 
 def task(identity: Mapping[str, str], target: str, call: bytes) -> Iterator[Any]:
@@ -60,7 +61,9 @@ def look(target: str, device: str) -> Iterator[SeenTarget]:
     Raises:
         TargetError: the target cannot run here.
     """
-    yield SeenTarget(_device_name(device), registry.usable(target, device).support(device))
+    registry.usable(target, device)
+    names = registry.with_modes(target, device)
+    yield SeenTarget(_device_name(device), {name: registry.load(name).support(device) for name in names})
 
 
 def fixed(target: str, device: str, case_seconds: float) -> Iterator[list[str]]:

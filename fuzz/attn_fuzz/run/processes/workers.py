@@ -147,10 +147,7 @@ def _work(connection: Connection) -> None:
     try:
         while True:
             plan: FuzzPlan = connection.recv()
-            if executor is None or (executor.target, executor.mutant) != (plan.target, plan.mutant):
-                if executor is not None:
-                    executor.stop()
-                executor = shard.start_executor(plan)
+            executor = shard.executor_after(executor, plan)
             connection.send(_shard(plan, executor, connection))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         pass

@@ -4,6 +4,7 @@ Most modes apply to any target. `Target.modes` has the target's own modes, and i
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from attn_fuzz.targets.modes import compiled, far, planned, properties
@@ -26,6 +27,7 @@ _OF_ANY_TARGET: dict[str, Mode | str] = {
     "far": far.in_a_large_cache,
 }
 """What `Target.modes` is for a target that says nothing else."""
+_COSTS = {"invariant": 2.0, "properties": 1.5, "planned": 2.0, "prompts": 4.0}
 COMPILED = "compiled for an architecture of AMD, and emulated"
 _ORDER = {**dict.fromkeys(MODES, 1), "far": 2, **dict.fromkeys(ARCHITECTURES, 3)}
 """Modes with one number exclude each other, and a name has them in this order. Other modes of a target's own come first."""
@@ -65,6 +67,11 @@ def _in_mode(target: Target, mode: str, attribute: str) -> Target:
     if isinstance(own, str):
         raise NoModeError(own)
     return compiled.compiled_for(target, attribute, mode) if own is None else own(target)
+
+
+def cost(name: str) -> float:
+    """About the time of an example of a target that is named in modes, in examples of the target in no mode."""
+    return math.prod(_COSTS.get(mode, 1.0) for mode in name.split("@")[1:])
 
 
 def declared(target: Target) -> list[str]:

@@ -61,7 +61,8 @@ def on_drawn_gpus(target: Target) -> Target:
     def events(step: Step) -> list[str]:
         gpu = drawn_gpu(rng_of_metadata((step.batch,)))
         with planned(gpu):
-            return [gpu.architecture[:2], *target.events(step)]
+            maker = "AMD" if gpu.architecture.startswith("gfx") else "NVIDIA"
+            return [f"plans of {maker}", *target.events(step)]
 
     def rounding(device: str) -> Rounding:
         # this bounds every plan: no tile sums more keys than a request has
