@@ -20,6 +20,7 @@ from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.modes.planned import drawn_gpu
 from attn_fuzz.targets.parts import AttentionState, parts_like, requests_of, stacked, state, write_state
 from attn_fuzz.targets.plans import interprets, modules, planned
+from attn_fuzz.targets.preceded import preceded
 from attn_fuzz.targets.rng import rng_of, rng_of_call
 from attn_fuzz.targets.rows import rows_of
 from attn_fuzz.targets.support import EVERYTHING, Support
@@ -191,13 +192,15 @@ def parts_target(name: str, load_merge: Callable[[], MergeFunction], **fields: A
 def _triton_merge() -> MergeFunction:
     import attn_optimized
 
-    return _in_some_form(attn_optimized.merge_attn_states, far.merge_attn_states)
+    merge = preceded(attn_optimized.merge_attn_states)
+    return _in_some_form(merge, far.merge_attn_states)
 
 
 def _triton_merge_parts() -> MergeFunction:
     import attn_optimized
 
-    return _in_some_form(attn_optimized.merge_attn_parts, far.merge_attn_parts)
+    merge = preceded(attn_optimized.merge_attn_parts)
+    return _in_some_form(merge, far.merge_attn_parts)
 
 
 def _in_some_form(function: Callable[..., torch.Tensor], with_far_rows: Callable[..., None]) -> MergeFunction:

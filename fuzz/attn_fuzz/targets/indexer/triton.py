@@ -19,6 +19,7 @@ from attn_fuzz.targets.indexer.step import MAX_PADDING
 from attn_fuzz.targets.indexer.targets import EVERY_TERM, index_target
 from attn_fuzz.targets.modes import far
 from attn_fuzz.targets.plans import modules, planned
+from attn_fuzz.targets.preceded import preceded
 from attn_fuzz.targets.rng import rng_of_lengths, rng_of_metadata
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Target
@@ -29,12 +30,16 @@ def _triton_functions() -> tuple[Callable[..., object], Callable[..., torch.Tens
     """The functions that write a cache, score units and select them. Half of the calls get a tensor to write to."""
     import attn_optimized
 
+    write = preceded(attn_optimized.write_index_cache)
+    logits_of = preceded(attn_optimized.index_logits)
+    select_of = preceded(attn_optimized.select)
+
     def index_logits(q, weights, index_cache, indexer: Indexer, batch: Batch) -> torch.Tensor:
         rng, out = rng_of_lengths(batch), None
         if rng.random() < 0.5:
             out = unwritten_logits(q, indexer, batch, wider=rng.choice((0, 3, MAX_PADDING)))
         with unchanged_beyond(batch, out, indexer.num_units(batch.max_seq_len), "logits"):
-            return attn_optimized.index_logits(q, weights, index_cache, indexer, batch, out=out, validate=True)
+            return logits_of(q, weights, index_cache, indexer, batch, out=out, validate=True)
 
     def select(logits: torch.Tensor, indexer: Indexer, batch: Batch) -> torch.Tensor:
         rng, out = rng_of_lengths(batch), None
@@ -42,9 +47,9 @@ def _triton_functions() -> tuple[Callable[..., object], Callable[..., torch.Tens
             out = unwritten_selection(logits, indexer)
         with unchanged_beyond(batch, out, indexer.selected_width, "selected"):
             # a row may see NaN here, which values that are checked may not be
-            return attn_optimized.select(logits, indexer, batch, out=out)
+            return select_of(logits, indexer, batch, out=out)
 
-    return functools.partial(attn_optimized.write_index_cache, validate=True), index_logits, select
+    return functools.partial(write, validate=True), index_logits, select
 
 
 def _indexer_functions() -> IndexerFunctions:
