@@ -11,11 +11,13 @@ from attn_fuzz.targets.support import EVERYTHING, WITH_LATENT, Support
 def away(support: Support) -> dict[str, list[str]]:
     """By field of Support, and of its Engine, what the contract has and the support leaves out.
 
-    Sizes are left out of this: each kernel has its own.
+    "without" has what each layer must have, so that layers without it are left out. Sizes are no part of this: each kernel has
+    its own.
     """
     found = {
         "attn_types": [str(each) for each in AttentionType if each not in support.attn_types],
         "rules": _missing(WITH_LATENT.rules, support.rules),
+        "without": [*support.required_rules, *([] if support.unquantized else ["a quantized cache"])],
         "dtypes": _missing(EVERYTHING.dtypes, support.dtypes),
         "layouts": [each.name for each in EVERYTHING.layouts if each not in support.layouts],
         "cache_dtypes": _missing(EVERYTHING.cache_dtypes, support.cache_dtypes),

@@ -134,3 +134,5 @@ def test_mistakes_about_what_a_target_declares_away_are_no_gap():
     )
     assert {*gaps.SUBJECTS} - declared.subjects(WITH_LATENT) == set()
     assert declared.away(dataclasses.replace(EVERYTHING, rules=("window",)))["rules"][:2] == ["sink_tokens", "chunked_local"]
+    only = dataclasses.replace(EVERYTHING, required_rules=("sinks",), unquantized=False)
+    assert declared.away(only)["without"] == ["sinks", "a quantized cache"]
