@@ -386,7 +386,8 @@ def test_a_support_of_quantized_caches_alone_draws_no_other_and_a_cache_of_the_d
     support = replace(EVERYTHING, attn_types=types, layouts=layouts, rules=(*EVERYTHING.rules, "head_size_v"))
     only = replace(support, unquantized=False)
     with_cache = [case for case in draw(only, refuses=False) if case.cache is not None]
-    assert with_cache and all(case.is_quantized and only.beyond(case) is None for case in with_cache)
+    assert with_cache
+    assert all(case.is_quantized and only.beyond(case) is None for case in with_cache)
     others = [case for case in draw(support, refuses=False) if case.cache is not None and not case.is_quantized]
     assert {only.beyond(case) for case in others} == {"a cache that is not quantized"}
     assert not any(support.beyond(case) for case in others)
