@@ -1,7 +1,6 @@
 """The failing cases of `attn-parity fuzz`: shown when they are found, written to files, and listed at the end of the run."""
 
 import contextlib
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -134,4 +133,4 @@ def tell(found: Found, *, is_first: bool) -> None:
     if (first := failure.first_verdict).kind != failure.verdict.kind:
         symptom = f"{first.kind}: {first.message}"
         results.print(f"it was found by another symptom, perhaps of another cause: {symptom}")
-    results.print(f"again: {shlex.join(report.again(failure.case, found.case_file, failure.verdict))}")
+    results.print(f"again: {report.pasted(report.again(failure.case, found.case_file, failure.verdict))}")
