@@ -277,9 +277,10 @@ class Run:
         parts = [f"{past}{how_many(self.examples, 'example')}{of_layers} in {self.seconds:.1f} s ({rate:.1f}/s)", self.outcome]
         if not self.failures:
             parts += [f"{self.refused} refused"] if self.refused else []
+            # a target without an oracle has no ratio
             parts += (
-                [f"largest error {self.max_ratio:.2f} of its bound"] if self.max_ratio else []
-            )  # a target without an oracle has no ratio
+                [f"largest error {self.max_ratio:.2f} of its bound (the most that rounding explains)"] if self.max_ratio else []
+            )
         if later := sum(found.entry.explained for found in self.failures if found.entry):
             parts.append(f"{later} later cases fail likewise")
         if not_run := sum(self.limits.values()):
