@@ -1,6 +1,5 @@
 """The guide "fuzz your own kernel" shows the example as it is, and finds the planted bug, by the command and by pytest."""
 
-import dataclasses
 import inspect
 import re
 import shutil
@@ -140,22 +139,18 @@ def test_it_runs_compiled_for_amd_and_the_bug_is_found_there(planted):
 def test_each_argument_is_in_a_table_with_the_dims_of_its_tensors_and_each_rule_among_the_rules():
     page = PAGES["docs/guide/fuzz-your-kernel.md"].split("### What the function gets")[1].split("**`Support`**")[0]
     fields, rules = (_rows(table) for table in page.split("\n\nThese fields are rules"))
-    arguments = [
-        name for name in inspect.signature(AttentionFunction.__call__).parameters if name not in ("self", "layer", "batch")
-    ]
-    own = {
-        f"{kind.__name__.lower()}.{field.name}": axes_of(kind).get(field.name)
+    arguments = {*inspect.signature(AttentionFunction.__call__).parameters} - {"self", "layer", "batch"}
+    axes_of_own = {
+        f"{kind.__name__.lower()}.{name}": axes_of(kind).get(name)
         for kind in (Layer, Batch)
-        for field in dataclasses.fields(kind)
+        for name in kind.__dataclass_fields__
     }
     of_rules = {f"{rule.holder.lower()}.{name}" for name, rule in RULES.items() if rule.holder != "call"}
-    assert rules.keys() == of_rules
-    assert fields.keys() == {*arguments, *own} - of_rules
-    for name, axes in own.items():
-        cell = (fields | rules)[name]
-        dims = [len(list(filter(None, shape.split(", ")))) for shape in re.findall(r"\[([^\]]*)\]", cell)]
+    assert (rules.keys(), fields.keys()) == (of_rules, (arguments | axes_of_own.keys()) - of_rules)
+    for name, axes in axes_of_own.items():
+        dims = [len(shape.split(", ")) for shape in re.findall(r"\[([^\]]+)\]", (fields | rules)[name])]
         assert not axes or max(dims) == len(axes), name
-    assert all(f"`{each.name}`" in fields["layer.attn_type"].replace("AttentionType.", "") for each in AttentionType)
+    assert all(f"{each.name}`" in fields["layer.attn_type"] for each in AttentionType)
     assert all(f"`{each}`" in fields["layer.kv_cache_dtype"] for each in QUANTIZED_DTYPES)
 
 
