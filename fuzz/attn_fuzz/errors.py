@@ -15,6 +15,9 @@ EXIT_LIMIT = 3
 EXIT_UNSEEN = 4
 """The exit code if nothing failed, and a mistake that the run was to look for could not have been seen."""
 
+EXIT_NEVER_SENT = 5
+"""The exit code if cases fail, and no engine sends any of them."""
+
 
 class InputError(ValueError):
     """Something a person gave is wrong: a case, a target, a mutant, a database. Its message is one line and names the thing."""

@@ -240,8 +240,6 @@ class _Cases(_Item):
 
 def _told(failure: "Failure", plan: "FuzzPlan", name: str) -> str:
     """The table of a failure, what explains it, and where its case and script were written."""
-    import shlex
-
     from attn_fuzz import report
     from attn_fuzz.explain import in_process
     from rich.console import Console
@@ -253,4 +251,6 @@ def _told(failure: "Failure", plan: "FuzzPlan", name: str) -> str:
     case_path, script_path = report.write(case, verdict, plan.folder, name)
     lines = in_process.of_failure(failure, plan)
     files = f"case: {case_path}   script: {script_path}"
-    return "\n".join([table.get().rstrip("\n"), *lines, files, f"again: {shlex.join(report.again(case, case_path, verdict))}"])
+    return "\n".join(
+        [table.get().rstrip("\n"), *lines, files, f"again: {report.pasted(report.again(case, case_path, verdict))}"]
+    )

@@ -288,7 +288,7 @@ def test_the_name_of_a_corpus_file_controls_no_terminal_and_no_page(attn_parity,
         *("--report", "runs"),
     )
     assert run.code == 1
-    assert "corpus case ?[31mred fails" in run.out
+    assert "corpus case ?[31mred (found on another target, reference-fp32) fails" in run.out
     (page,) = (tmp_path / "runs").glob("*.html")
     assert "\x1b" not in run.out + run.err + page.read_text()
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -47,6 +48,20 @@ def test_a_binary_that_cannot_be_right_is_told(fact, words, attn_parity, monkeyp
     assert run.code == 1
     assert f"gfx942 merge, fp32: {words}" in run.out
     assert json.loads((tmp_path / "here.json").read_text())["over"] == [f"gfx942 merge, fp32: {words}"]
+
+
+def test_how_many_launches_there_are_is_told_and_then_how_long_they_take(attn_parity, monkeypatch):
+    def planted(jobs, workers, report, launches, compile_seconds):
+        monkeypatch.setattr("time.monotonic", lambda: begun + 30.0)
+        report(30)
+        return Outcome({}, dict.fromkeys(jobs, "no such thing"))
+
+    begun = time.monotonic()
+    monkeypatch.setattr("attn_parity.launches.build", planted)
+    monkeypatch.setattr("time.monotonic", lambda: begun)
+    run = attn_parity("compile", "--arch", "gfx942", "--workers", "3")
+    jobs = int(re.search(r"^launches to compile: (\d+), 3 at once$", run.err, re.MULTILINE)[1])
+    assert f"30 of {jobs} are compiled: about {(jobs - 30) / 60:.0f} minutes to go\n" in run.err
 
 
 def test_launches_of_a_targets_drawn_calls_are_compiled_and_none_runs(attn_parity, tmp_path):

@@ -1,5 +1,6 @@
 """The guide "fuzz your own kernel" shows the example as it is, and finds the planted bug, by the command and by pytest."""
 
+import inspect
 import re
 import shutil
 import subprocess
@@ -7,6 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from attn_contract import RULES, AttentionType, Batch, Layer
+from attn_contract.layer import QUANTIZED_DTYPES
+from attn_contract.rules import axes_of
+from attn_fuzz.targets.target import AttentionFunction
 
 from tests.support.mostly_nightly import mostly_nightly
 from tests.support.pages import PAGES, ROOT, blocks, run_command, without_numbers
@@ -129,3 +134,27 @@ def test_it_runs_compiled_for_amd_and_the_bug_is_found_there(planted):
     ended = run_command(COMPILED, planted)
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert "window=" in ended.stdout
+
+
+def test_each_argument_is_in_a_table_with_the_dims_of_its_tensors_and_each_rule_among_the_rules():
+    page = PAGES["docs/guide/fuzz-your-kernel.md"].split("### What the function gets")[1].split("**`Support`**")[0]
+    fields, rules = (_rows(table) for table in page.split("\n\nThese fields are rules"))
+    arguments = {*inspect.signature(AttentionFunction.__call__).parameters} - {"self", "layer", "batch"}
+    axes_of_own = {
+        f"{kind.__name__.lower()}.{name}": axes_of(kind).get(name)
+        for kind in (Layer, Batch)
+        for name in kind.__dataclass_fields__
+    }
+    of_rules = {f"{rule.holder.lower()}.{name}" for name, rule in RULES.items() if rule.holder != "call"}
+    assert (rules.keys(), fields.keys()) == (of_rules, (arguments | axes_of_own.keys()) - of_rules)
+    for name, axes in axes_of_own.items():
+        dims = [len(shape.split(", ")) for shape in re.findall(r"\[([^\]]+)\]", (fields | rules)[name])]
+        assert not axes or max(dims) == len(axes), name
+    assert all(f"{each.name}`" in fields["layer.attn_type"] for each in AttentionType)
+    assert all(f"`{each}`" in fields["layer.kv_cache_dtype"] for each in QUANTIZED_DTYPES)
+
+
+def _rows(table: str) -> dict[str, str]:
+    """The second cell of each row, by each name of the first."""
+    rows = re.findall(r"^\| (`.*`) \| (.*) \|$", table, flags=re.MULTILINE)
+    return {name: cell for names, cell in rows for name in re.findall(r"`([\w.]+)`", names)}

@@ -111,7 +111,8 @@ def _describe(name: str, device: str) -> None:
         value = getattr(support, field.name)
         if field.name not in ("engine", "latent", "exclude") and value not in ((), None):
             table.add_row(field.name, ", ".join(map(str, value)) if isinstance(value, tuple) else str(value))
-    sent = [each for each in dataclasses.fields(support.engine) if getattr(support.engine, each.name) != each.default]
-    for field in sent:
-        table.add_row("engine", f"{field.name}={getattr(support.engine, field.name)!r}")
+    engine = support.engine
+    for name in engine.restricted:
+        cited = f"   {engine.cited[name]}" if name in engine.cited else ""
+        table.add_row("engine", f"{name}={getattr(engine, name)!r}{cited}")
     results.print(table)

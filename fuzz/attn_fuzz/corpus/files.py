@@ -60,38 +60,46 @@ class Admitted(NamedTuple):
     """The past cases that a target runs, and the others.
 
     Attributes:
-        cases: each case once, as a case of the target, with its name.
+        cases: each case once, as a case of the target, with its name, and with the target that it was found on if that is
+            another one.
+        of_others: the number of them that were found on other targets.
         adapted: the number of them with other sizes or forms than in the file.
         left_out: by reason, the names of the cases that the target cannot run.
     """
 
     cases: dict[Case, str]
+    of_others: int
     adapted: int
     left_out: dict[str, list[str]]
 
     @property
     def sentence(self) -> str:
-        """The numbers of cases that are run, adapted and left out, and the most frequent reasons; empty if all run as they
-        are."""
-        if not self.adapted and not self.left_out:
+        """The numbers of cases that are run, of other targets, adapted and left out, and the most frequent reasons.
+
+        It is empty if all are the target's own, and run as they are.
+        """
+        if not self.of_others and not self.adapted and not self.left_out:
             return ""
         reasons = sorted(self.left_out.items(), key=lambda item: -len(item[1]))
         why = "; ".join(f"{len(names)} for {reason}" for reason, names in reasons[:MAX_REASONS])
         out = sum(map(len, self.left_out.values()))
         others = f", {out} left out: {why}{'; ...' * (len(reasons) > MAX_REASONS)}" if out else ""
-        return f"past cases: {len(self.cases)} run, {self.adapted} of them in sizes and forms of this target{others}"
+        own = f"{self.of_others} of them found on other targets, {self.adapted} in sizes and forms of this target"
+        return f"past cases: {len(self.cases)} run, {own}{others}"
 
 
 def admitted(cases: Mapping[str, Case], target: str, support: Support) -> Admitted:
     """The cases that a target supports, as cases of this target, in sizes and forms that it draws (`corpus.adapting`)."""
     own: dict[Case, str] = {}
-    num_adapted, left_out = 0, defaultdict[str, list[str]](list)
+    of_others, num_adapted, left_out = 0, 0, defaultdict[str, list[str]](list)
     for name, case in cases.items():
         renamed = msgspec.structs.replace(case, target=target)
         fitting, reason = adapted(renamed, support)
         if fitting is None:
             left_out[reason].append(name)
         elif fitting not in own:
-            own[fitting] = name
+            is_other = case.target.partition("@")[0] != target.partition("@")[0]  # they may differ in modes
+            own[fitting] = f"{name} (found on another target, {case.target})" if is_other else name
+            of_others += is_other
             num_adapted += fitting != renamed
-    return Admitted(own, num_adapted, dict(left_out))
+    return Admitted(own, of_others, num_adapted, dict(left_out))

@@ -1,6 +1,9 @@
 """A failure and a run for people: a short table, pictures, a case file with a script beside it, and a page about the run."""
 
 import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
 
 import msgspec
@@ -10,7 +13,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.verdict.verdict import FENCED, Verdict
 from rich.console import RenderableType
 
-__all__ = ["again", "save", "save_draft", "save_script", "script", "summary", "write"]
+__all__ = ["again", "pasted", "save", "save_draft", "save_script", "script", "summary", "write"]
 
 
 def summary(case: Case, verdict: Verdict | None) -> RenderableType:
@@ -79,6 +82,13 @@ def _in(folder: Path, case: Case) -> Case:
 def _is_free(path: Path, text: str) -> bool:
     """True if a file can be written without a loss."""
     return not os.path.lexists(path) or outputs.holds(path, text)
+
+
+def pasted(command: list[str]) -> str:
+    """A command of `attn-parity` as a line for a new shell in this folder, where it may not be on PATH."""
+    given = Path(sys.argv[0])
+    is_named = given.name == "attn-parity" and given.parent != Path() and shutil.which("attn-parity") is None
+    return shlex.join([str(given) if is_named else "attn-parity", *command[1:]])
 
 
 def again(case: Case, path: Path, verdict: Verdict | None) -> list[str]:

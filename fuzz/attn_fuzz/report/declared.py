@@ -1,26 +1,25 @@
 """What a target declares away: no case has it, so the run says nothing about it."""
 
-from dataclasses import fields
-
 from attn_contract import RULES, AttentionType
 from attn_fuzz.account.gaps import SUBJECTS
-from attn_fuzz.targets.engine import ANY_ENGINE, Engine
 from attn_fuzz.targets.support import EVERYTHING, WITH_LATENT, Support
 
 
 def away(support: Support) -> dict[str, list[str]]:
     """By field of Support, and of its Engine, what the contract has and the support leaves out.
 
-    Sizes are left out of this: each kernel has its own.
+    "without" has what each layer must have, so that layers without it are left out. Sizes are no part of this: each kernel has
+    its own.
     """
     found = {
         "attn_types": [str(each) for each in AttentionType if each not in support.attn_types],
         "rules": _missing(WITH_LATENT.rules, support.rules),
+        "without": [*support.required_rules, *([] if support.unquantized else ["a quantized cache"])],
         "dtypes": _missing(EVERYTHING.dtypes, support.dtypes),
         "layouts": [each.name for each in EVERYTHING.layouts if each not in support.layouts],
         "cache_dtypes": _missing(EVERYTHING.cache_dtypes, support.cache_dtypes),
         "output_dtypes": _missing(EVERYTHING.output_dtypes, support.output_dtypes),
-        "engine": [each.name for each in fields(ANY_ENGINE) if _restricts(support.engine, each.name)],
+        "engine": support.engine.restricted,
     }
     return {name: values for name, values in found.items() if values}
 
@@ -37,13 +36,13 @@ def subjects(support: Support) -> set[str]:
 
 
 def line(support: Support) -> list[str]:
-    parts = [f"{name}: {', '.join(values)}" for name, values in away(support).items()]
+    """A line on what is declared away, with the engine's code where it is cited."""
+    found, cited = away(support), support.engine.cited
+    if "engine" in found:
+        found["engine"] = [f"{name} ({cited[name]})" if name in cited else name for name in found["engine"]]
+    parts = [f"{name}: {', '.join(values)}" for name, values in found.items()]
     return [f"declared away, and not given to it: {'; '.join(parts)}"] if parts else []
 
 
 def _missing(all_values: tuple[str, ...], values: tuple[str, ...]) -> list[str]:
     return [each for each in all_values if each not in values]
-
-
-def _restricts(engine: Engine, name: str) -> bool:
-    return getattr(engine, name) != getattr(ANY_ENGINE, name)

@@ -47,6 +47,7 @@ class Found(NamedTuple):
         name: the name of this failure and of its files, in a run that keeps going.
         met_in: the name of the failure whose shrinking met this one, in such a run, if no drawn case did.
         explanation: lines about where its outputs are wrong, and which mistake explains them.
+        never_sent: why no engine sends the case, if it is one of a target in the mode beyond.
     """
 
     failure: Failure
@@ -59,6 +60,7 @@ class Found(NamedTuple):
     name: str = ""
     met_in: str | None = None
     explanation: tuple[str, ...] = ()
+    never_sent: str | None = None
 
     @property
     def remarks(self) -> list[str]:
@@ -80,7 +82,7 @@ class Found(NamedTuple):
         case_file, script, first_file = (str(path) if path else None for path in (self.case_file, self.script, self.first_file))
         found = failure_json(self.failure) | {"past": self.past, "while_shrinking": self.while_shrinking}
         found |= {"first_file": first_file, "case_file": case_file, "script": script}
-        found["explanation"] = list(self.explanation)
+        found |= {"explanation": list(self.explanation), "never_sent": self.never_sent}
         if (entry := self.entry) is not None:
             from attn_fuzz.findings.aspects import in_order
 
@@ -277,9 +279,10 @@ class Run:
         parts = [f"{past}{how_many(self.examples, 'example')}{of_layers} in {self.seconds:.1f} s ({rate:.1f}/s)", self.outcome]
         if not self.failures:
             parts += [f"{self.refused} refused"] if self.refused else []
+            # a target without an oracle has no ratio
             parts += (
-                [f"largest error {self.max_ratio:.2f} of its bound"] if self.max_ratio else []
-            )  # a target without an oracle has no ratio
+                [f"largest error {self.max_ratio:.2f} of its bound (the most that rounding explains)"] if self.max_ratio else []
+            )
         if later := sum(found.entry.explained for found in self.failures if found.entry):
             parts.append(f"{later} later cases fail likewise")
         if not_run := sum(self.limits.values()):

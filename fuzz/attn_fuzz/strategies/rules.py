@@ -92,11 +92,13 @@ DRAWN_ELSEWHERE = {
 
 
 def rules(draw: st.DrawFn, support: Support, attn_type: AttentionType) -> set[str]:
-    """Names of rules that the attention type has and the target supports, with those that it requires.
+    """Names of rules that the attention type has and the target supports, with those that it requires; see `_possible`.
 
     Half of the layers whose queries select keys have sinks, as DeepSeek-V4's, where they may.
     """
     required = {rule for rule in support.required_rules if attn_type in RULES[rule].attn_types}
+    if attn_type.reads_cache and not support.unquantized:
+        required |= {"quantized"}
     possible, alone = _compatible(draw, _possible(support, attn_type), required)
     chosen = _chosen(draw, possible) | alone | required
     if "selection_unit" in chosen and "sinks" in possible and pick(draw, (False, True)):

@@ -66,9 +66,11 @@ class Engine:
         fused_qkv, unlike_strides, flat_out, dense_out: forms of q, k, v, the scale caches and out; see Case.
         unowned_rows, rows_past, kv_rows_past: rows that no request owns; see Case.
         table_padding, slack: unused columns of the block table, and how much too large the bounds of lengths are.
+        cited: where the engine's code shows a restriction, such as "triton_attn.py:503-508", by the name of its field. It is no
+            restriction itself. `dataclasses.replace` keeps it, so an Engine with another value of a cited field cites again.
 
     Raises:
-        ValueError: a field has no value, or one of another kind.
+        ValueError: a field has no value, or one of another kind; or a field is cited that restricts nothing.
     """
 
     windows: tuple[WindowKind, ...] = ("any",)
@@ -110,6 +112,7 @@ class Engine:
     kv_rows_past: tuple[int, ...] = (0, 2)
     table_padding: tuple[int, ...] = (0, 1, 3)
     slack: tuple[int, ...] = (0, 1, 100)
+    cited: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -118,6 +121,13 @@ class Engine:
                 raise ValueError(f"Engine.{field.name}: got {values!r}, expected True or False")
             if isinstance(field.default, tuple) and (not isinstance(values, tuple) or not values):
                 raise ValueError(f"Engine.{field.name}: got {values!r}, expected a tuple of at least one value")
+        if idle := [name for name in self.cited if name not in self.restricted]:
+            raise ValueError(f"Engine.cited: got {idle[0]!r}, expected fields that it restricts: {', '.join(self.restricted)}")
+
+    @property
+    def restricted(self) -> list[str]:
+        """The fields that leave something out."""
+        return [each.name for each in dataclasses.fields(self) if each.compare and getattr(self, each.name) != each.default]
 
     @property
     def gives_keys(self) -> bool:
@@ -304,6 +314,7 @@ _NARROWER: Final[Mapping[str, tuple[Any, ...]]] = {
 RESTRICTIONS: Final[Mapping[str, Callable[[Case], bool]]] = {
     f"{field.name}={value!r}": _restriction(field.name, value)
     for field in dataclasses.fields(Engine)
+    if field.compare
     for value in _NARROWER.get(field.name, (False,) if isinstance(field.default, bool) else ((False,), (True,)))
 }
 """Restrictions of an Engine, as a user writes them, each with a function that is True for cases that meet it."""

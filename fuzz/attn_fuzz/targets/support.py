@@ -55,6 +55,7 @@ class Support:
         required_rules: rules that a layer must have to be served, such as "head_size_v" for kernels of K and V of two widths. A
             layer without one must be refused.
         causal: True if a DECODER may be causal.
+        unquantized: False if every cache must be quantized, and a cache of the dtype of k and v must be refused.
         cache_dtypes, scales: of quantized caches; rows with inline scales are of layout CONTENT_PACKED_SCALED, or one of
             `LATENT_FORMATS`, instead.
         output_dtypes: the dtypes of `out` with an output_scale.
@@ -89,6 +90,7 @@ class Support:
     rules: tuple[str, ...] = ()
     required_rules: tuple[str, ...] = ()
     causal: bool = True
+    unquantized: bool = True
     cache_dtypes: tuple[str, ...] = ()
     scales: tuple[ScaleKind, ...] = ()
     output_dtypes: tuple[str, ...] = ()
@@ -112,6 +114,7 @@ class Support:
         needed = ["attn_types", "dtypes", "head_sizes", "group_sizes", "block_sizes", "tile_sizes"]
         needed += ["layouts"] if any(attn_type.reads_cache for attn_type in self.attn_types) else []
         needed += ["scales"] if self.cache_dtypes else []
+        needed += [] if self.unquantized else ["cache_dtypes"]
         for name in needed:
             if not getattr(self, name):
                 raise ValueError(f"Support.{name}: got none, expected at least one")
@@ -161,6 +164,8 @@ class Support:
         for name in self.required_rules:
             if name not in case.rules:
                 return f"a layer without {label_of(name)}"
+        if case.cache is not None and not (self.unquantized or case.is_quantized):
+            return "a cache that is not quantized"
         cache_dtype, scales = (case.cache.dtype, case.cache.scales) if case.cache else (None, None)
         if cache_dtype is not None and cache_dtype not in self.cache_dtypes:
             return f"a cache of {cache_dtype}"
@@ -194,6 +199,7 @@ class Support:
             rules=(*EVERYTHING.rules, *(name for name in self.rules if name not in EVERYTHING.rules)),
             required_rules=(),
             causal=True,
+            unquantized=True,
             cache_dtypes=EVERYTHING.cache_dtypes,
             scales=EVERYTHING.scales,
             output_dtypes=EVERYTHING.output_dtypes,
@@ -215,6 +221,7 @@ class Support:
         types = [{"attn_types": (one,)} for one in self._all_types if one not in self.attn_types]
         rules = [{"rules": (*self.rules, one)} for one in EVERYTHING.rules if one not in self.rules]
         rules += [{"required_rules": tuple(rule for rule in self.required_rules if rule != one)} for one in self.required_rules]
+        rules += [] if self.unquantized else [{"unquantized": True}]
         cache_dtypes = set(EVERYTHING.cache_dtypes) - set(self.cache_dtypes)
         formats = [{"cache_dtypes": (one,), "scales": EVERYTHING.scales} for one in sorted(cache_dtypes)]
         formats += [{"output_dtypes": (one,)} for one in EVERYTHING.output_dtypes if one not in self.output_dtypes]

@@ -15,6 +15,7 @@ from attn_fuzz.mistakes.part import parts_of
 from attn_fuzz.report import declared
 from attn_fuzz.run.case.attempt import Attempt
 from attn_fuzz.run.shard import FuzzPlan, drawn
+from attn_fuzz.targets.engine import Engine
 from attn_fuzz.targets.reference import REFERENCE_FP32
 from attn_fuzz.targets.support import EVERYTHING, WITH_LATENT
 from attn_fuzz.targets.triton import TRITON
@@ -134,3 +135,13 @@ def test_mistakes_about_what_a_target_declares_away_are_no_gap():
     )
     assert {*gaps.SUBJECTS} - declared.subjects(WITH_LATENT) == set()
     assert declared.away(dataclasses.replace(EVERYTHING, rules=("window",)))["rules"][:2] == ["sink_tokens", "chunked_local"]
+    only = dataclasses.replace(EVERYTHING, required_rules=("sinks",), unquantized=False)
+    assert declared.away(only)["without"] == ["sinks", "a quantized cache"]
+
+
+def test_what_an_engine_never_sends_is_told_with_its_code():
+    engine = Engine(windows=("left",), empty_batches=False, cited={"windows": "flash.py:7"})
+    support = dataclasses.replace(EVERYTHING, engine=engine)
+    assert declared.line(support)[0].endswith("engine: windows (flash.py:7), empty_batches")
+    with pytest.raises(ValueError, match=r"Engine\.cited: got 'slack', expected fields that it restricts: windows"):
+        dataclasses.replace(engine, cited={"slack": "flash.py:8"})

@@ -45,12 +45,19 @@ def test_a_case_is_run_on_any_target_that_supports_it_once_and_in_a_size_that_it
         "beyond": replace(step, sinks="near"),
     }
     support = dataclasses.replace(EVERYTHING, head_sizes=(32, 64), rules=tuple(set(EVERYTHING.rules) - {"sinks"}))
-    own = files.admitted(cases, "mine", support)
+    own = files.admitted(cases, step.target, support)
     sizes = {name: (case.target, case.head_size) for case, name in own.cases.items()}
-    assert sizes == {"one": ("mine", 32), "wide": ("mine", 64)}
+    assert sizes == {"one": (step.target, 32), "wide": (step.target, 64)}
     assert own.adapted == 2
     assert own.left_out == {"sinks": ["beyond"]}
-    assert own.sentence == "past cases: 2 run, 2 of them in sizes and forms of this target, 1 left out: 1 for sinks"
+    assert own.sentence.endswith(", 2 in sizes and forms of this target, 1 left out: 1 for sinks")
+
+
+def test_a_case_of_another_target_is_told_as_such_and_a_mode_is_the_same_target(step):
+    cases = {"other": step, "own": replace(step, target="mine@far", slack=1)}
+    own = files.admitted(cases, "mine@gfx942", EVERYTHING)
+    assert [*own.cases.values()] == ["other (found on another target, reference-fp32)", "own"]
+    assert own.sentence == "past cases: 2 run, 1 of them found on other targets, 0 in sizes and forms of this target"
 
 
 def test_past_cases_are_run_before_any_is_drawn_and_one_that_fails_is_a_failure_as_any_other(step, fuzz_here):
@@ -87,9 +94,10 @@ def test_a_failure_outlives_its_run(step, attn_parity, tmp_path, monkeypatch):
     run, result = fuzz("--corpus", "mine")
     assert run.code == 1
     assert "1 past case, 1 example, 1 worker" in run.out
-    assert "corpus case two-requests fails" in run.out
+    past = "corpus case two-requests (found on another target, reference-fp32)"
+    assert f"{past} fails" in run.out
     (failure,) = result["failures"]
-    assert (failure["past"], failure["found_after"], result["replayed"]) == ("corpus case two-requests", 0, 1)
+    assert (failure["past"], failure["found_after"], result["replayed"]) == (past, 0, 1)
     smallest = case_file.load(tmp_path / failure["case_file"])
     entries = [path for path in (tmp_path / "failures").rglob("*") if path.is_file() and path.read_bytes()[:1] == b"{"]
     assert [case_file.load(path) for path in entries] == [smallest], "an entry is a case file"

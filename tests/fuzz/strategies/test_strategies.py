@@ -336,6 +336,7 @@ def test_a_rule_that_a_support_does_not_name_is_beyond_it(name, drawn):
         ({"attn_types": ()}, "attn_types: got none"),
         ({"layouts": ()}, "layouts: got none"),
         ({"cache_dtypes": ("int8",), "scales": ()}, "scales: got none"),
+        ({"cache_dtypes": (), "unquantized": False}, "cache_dtypes: got none"),
         ({"rules": ("windows",)}, "got 'windows', expected names among window, "),
         ({"causal": False, "rules": ("window",)}, "neither causal nor the rule non_causal"),
         ({"layouts": (Layout.LATENT,)}, "got no head_size_v, expected it beside LATENT"),
@@ -377,6 +378,20 @@ def test_a_rule_that_a_support_requires_is_in_each_layer_and_a_layer_without_it_
     assert any(one.rules == requires.rules and not one.required_rules for one in requires.widenings())
     with pytest.raises(ValueError, match=r"required_rules: got 'sinks', expected names of Support\.rules"):
         replace(packed, required_rules=("sinks",))
+
+
+@pytest.mark.parametrize("layouts", [EVERYTHING.layouts, (Layout.LATENT, Layout.LATENT_E8M0_PLANES)], ids=["pages", "latent"])
+def test_a_support_of_quantized_caches_alone_draws_no_other_and_a_cache_of_the_dtype_of_k_is_beyond(layouts):
+    types = EVERYTHING.attn_types if layouts == EVERYTHING.layouts else (AttentionType.DECODER,)
+    support = replace(EVERYTHING, attn_types=types, layouts=layouts, rules=(*EVERYTHING.rules, "head_size_v"))
+    only = replace(support, unquantized=False)
+    with_cache = [case for case in draw(only, refuses=False) if case.cache is not None]
+    assert with_cache
+    assert all(case.is_quantized and only.beyond(case) is None for case in with_cache)
+    others = [case for case in draw(support, refuses=False) if case.cache is not None and not case.is_quantized]
+    assert {only.beyond(case) for case in others} == {"a cache that is not quantized"}
+    assert any(one.rules == only.rules and one.unquantized for one in only.widenings())
+    assert "a cache that is not quantized" in {only.beyond(case) for case in draw(only, 150)}
 
 
 def test_many_cases_are_plain_in_every_way(drawn):

@@ -11,7 +11,7 @@ import click
 from attn_fuzz import outputs
 from attn_fuzz.account import gaps
 from attn_fuzz.cases.case import Case
-from attn_fuzz.errors import EXIT_LIMIT, EXIT_UNSEEN, ExecutorError
+from attn_fuzz.errors import EXIT_LIMIT, EXIT_NEVER_SENT, EXIT_UNSEEN, ExecutorError
 from attn_fuzz.report.run import Found, Run
 from attn_fuzz.run import provenance, runner, shard
 from attn_fuzz.run.runner import Outcome
@@ -202,6 +202,8 @@ def _write_page(run: Run, file: Path, errors: list[str]) -> None:
 def _exit_code(runs: Sequence[Run], errors: list[str]) -> int:
     """The exit code: 1 if a case fails, 130 after an interruption, EXIT_LIMIT if a limit was met.
 
+    It is EXIT_NEVER_SENT if no engine sends a case that fails.
+
     Errors are printed, or raised if no case fails.
 
     Raises:
@@ -213,7 +215,8 @@ def _exit_code(runs: Sequence[Run], errors: list[str]) -> int:
     for error in errors:
         notes.print(f"attn-parity: {error}")
     if fails:
-        return 1
+        sent = any(not found.never_sent for run in runs for found in run.failures)
+        return 1 if sent else EXIT_NEVER_SENT
     if runs[0].interrupted:
         return 130
     return EXIT_LIMIT if any(run.limits or run.launches_nothing for run in runs) else 0

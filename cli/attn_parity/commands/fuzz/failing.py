@@ -1,7 +1,6 @@
 """The failing cases of `attn-parity fuzz`: shown when they are found, written to files, and listed at the end of the run."""
 
 import contextlib
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.explain import in_process
 from attn_fuzz.report.run import Found
 from attn_fuzz.run.shard import Failure, FuzzPlan, Progress
+from attn_parity.commands.fuzz import never_sent
 from attn_parity.console import results
 
 EXPLAINING = 60.0
@@ -67,12 +67,12 @@ def with_explanations(found: Sequence[Found], plans: Mapping[str, FuzzPlan]) -> 
         plans: by the name of the target.
     """
     until = time.monotonic() + EXPLAINING
-    return [
-        each._replace(explanation=in_process.of_failure(each.failure, plans[each.failure.case.target]))
-        if time.monotonic() < until
-        else each
-        for each in found
-    ]
+    return [_explained(each, plans[each.failure.case.target]) if time.monotonic() < until else each for each in found]
+
+
+def _explained(found: Found, plan: FuzzPlan) -> Found:
+    reason = never_sent.why(found.failure.case, plan.device, plan.case_seconds)
+    return found._replace(explanation=in_process.of_failure(found.failure, plan), never_sent=reason)
 
 
 def show_first(failure: Failure, folder: Path, name: str) -> Path | None:
@@ -121,6 +121,8 @@ def tell(found: Found, *, is_first: bool) -> None:
         results.print("another shard failed too, perhaps for the same reason:")
     if found.past:
         results.print(f"{found.past} fails")
+    if found.never_sent:
+        results.print(f"no engine sends this: {found.never_sent}")
     results.print(report.summary(failure.case, failure.verdict))
     for line in found.explanation:
         results.print(line)
@@ -134,4 +136,4 @@ def tell(found: Found, *, is_first: bool) -> None:
     if (first := failure.first_verdict).kind != failure.verdict.kind:
         symptom = f"{first.kind}: {first.message}"
         results.print(f"it was found by another symptom, perhaps of another cause: {symptom}")
-    results.print(f"again: {shlex.join(report.again(failure.case, found.case_file, failure.verdict))}")
+    results.print(f"again: {report.pasted(report.again(failure.case, found.case_file, failure.verdict))}")

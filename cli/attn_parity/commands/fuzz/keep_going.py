@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,9 +115,10 @@ def tell(failures: Sequence[Found]) -> None:
     for i, found in enumerate(failures, 1):
         failure, path = found.failure, found.case_file
         results.print(f"{i}. {failure.verdict.kind}: {failure.verdict.message}")
-        for remark in (*found.remarks, *found.explanation):
+        sent = [f"no engine sends this: {found.never_sent}"] if found.never_sent else []
+        for remark in (*sent, *found.remarks, *found.explanation):
             results.print(f"   {remark}")
-        again = shlex.join(report.again(failure.case, path, failure.verdict)) if path else "its case could not be written"
+        again = report.pasted(report.again(failure.case, path, failure.verdict)) if path else "its case could not be written"
         results.print(f"   {again}")
 
 

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Callable
 
 import click
-from attn_fuzz import managers
+from attn_fuzz import managers, report
 from attn_fuzz.errors import FaultError, InputError, LimitError
 from attn_fuzz.serving.managed import ManagedEngine, ManagerFaultError, shortened
 from attn_fuzz.serving.manager import Manager
@@ -72,5 +72,6 @@ def fuzz_made(name: str, make: Callable[[], Manager], examples: int, seed: int) 
     for step in shortest.steps:
         results.print(f"  {step}")
     results.print(f"{shortest.kind}: {shortest}")
-    results.print(f"again: attn-parity fuzz --manager {name} --examples {examples} --seed {seed}")
+    again = ["attn-parity", "fuzz", "--manager", name, "--examples", str(examples), "--seed", str(seed)]
+    results.print(f"again: {report.pasted(again)}")
     return 1

@@ -32,10 +32,10 @@ class Found(Failure):
     """A failure of a run, the files about it, and lines about where its outputs are wrong and which mistake explains them.
 
     `past` is the name of the past case that fails, if it is one. `while_shrinking` says whether the failure was met while
-    another one was shrunk. The last fields are those of a run with --keep-going: `needs` are the aspects that the smallest case
-    needs (`attn_fuzz.findings.aspects`), `later` counts later failing cases of the same cause, `again` says whether the case
-    failed when it was run once more, and `met_in` names the failure whose shrinking met this one, if no drawn case did. There
-    `found_after` counts the target's past cases, too.
+    another one was shrunk. `never_sent` says why no engine sends the case, in the mode beyond. The last fields are those of a
+    run with --keep-going: `needs` are the aspects that the smallest case needs (`attn_fuzz.findings.aspects`), `later` counts
+    later failing cases of the same cause, `again` says whether the case failed when it was run once more, and `met_in` names
+    the failure whose shrinking met this one, if no drawn case did. There `found_after` counts the target's past cases, too.
     """
 
     past: str | None
@@ -44,6 +44,7 @@ class Found(Failure):
     case_file: str | None
     script: str | None
     explanation: list[str]
+    never_sent: str | None
     name: NotRequired[str]
     about: NotRequired[str]
     needs: NotRequired[list[str]]

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from attn_fuzz.targets.modes import compiled, far, planned, properties
+from attn_fuzz.targets.modes import beyond, compiled, far, planned, properties
 from attn_fuzz.targets.of_architecture import ARCHITECTURES
 from attn_fuzz.targets.target import Mode, NoModeError, Target
 
@@ -16,6 +16,7 @@ MODES = {
     "returned": "called without `out`; the returned tensor is judged",
     "properties": "without an oracle: relations between its own outputs, also at sizes at which the reference is too slow",
     "planned": "interpreted, with the launch plan of a GPU that this machine lacks",
+    "beyond": "calls that its engine never sends, too",
     "far": "tensors that reach beyond 2^31 elements",
 }
 """A description of each mode, except those that compile for an architecture."""
@@ -24,6 +25,7 @@ _OF_ANY_TARGET: dict[str, Mode | str] = {
     "returned": "whether the output is returned is not known: modes={'returned': returned.mode(attention)} of its Target",
     "properties": properties.mode(None),
     "planned": planned.on_drawn_gpus,
+    "beyond": beyond.of_any_engine,
     "far": far.in_a_large_cache,
 }
 """What `Target.modes` is for a target that says nothing else."""

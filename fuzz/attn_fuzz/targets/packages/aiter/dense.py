@@ -4,7 +4,7 @@ Neither vLLM 0.33.0 nor SGLang 0.5.23 calls the first two: SGLang has copies of 
 vLLM's AITER_TRITON_MLA calls (v1/attention/backends/mla/aiter_triton_mla.py:45), with V narrower than K, which the contract has
 not. So the declarations say what the docstrings and the asserts of the functions allow.
 
-    prefill_attention   no context, no window; the scale is 1 / sqrt(D) (prefill_attention.py:64)
+    prefill_attention   no context, no window; the scale is 1 / sqrt(D)
     extend_attention    the context by slots, this step's keys from k and v, a soft cap
     mha                 ALiBi by distance and the LSE; it refuses windows (mha.py:65). Keys of earlier steps are copied from the
                         cache to rows before the call, as an engine gathers them
@@ -108,7 +108,9 @@ _SUPPORT = Support(
     layouts=(Layout.KV_FIRST_NHD,),
     rules=("non_causal",),
     head_sizes=(32, 64, 80, 96, 128),
-    engine=dataclasses.replace(_WITH_KEYS, contexts=False, other_scales=False),
+    engine=dataclasses.replace(
+        _WITH_KEYS, contexts=False, other_scales=False, cited={"other_scales": "prefill_attention.py:64"}
+    ),
     tile_sizes=(32, 128),
     max_tokens=144,
     max_seq_len=256,

@@ -305,8 +305,13 @@ def _window_with_alibi(case: Case) -> str | None:
 
 
 def _ragged_support(architecture: str) -> Support:
-    # it takes no stride of heads, and SGLang hands it a view of dense rows (aiter_backend.py:4865)
-    engine = dataclasses.replace(sglang_package.ENGINE, query_lens=("one",), other_scales=False, unlike_strides=(False,))
+    engine = dataclasses.replace(
+        sglang_package.ENGINE,
+        query_lens=("one",),
+        other_scales=False,
+        unlike_strides=(False,),  # it takes no stride of heads, and SGLang hands it a view of dense rows
+        cited={"unlike_strides": "SGLang's srt/layers/attention/aiter_backend.py:4865"},
+    )
     return _support(
         architecture,
         layouts=(sglang_package.LAYOUT,),

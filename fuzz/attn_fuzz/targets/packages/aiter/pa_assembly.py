@@ -136,6 +136,7 @@ _ENGINE = dataclasses.replace(
     scale_signs=(1,),
     fused_qkv=(False,),
     padding=(0,),
+    cited={"other_scales": "csrc/py_itfs_cu/asm_pa.cu:115-117"},
 )
 _MAX_QUERIES = 4
 """Files for several queries have code for 2, 3 and 4, and take any other number for 1: `s_cmp_eq_i32 s60, s86`."""

@@ -38,9 +38,10 @@ ENGINE = Engine(
     recycled=False,
     unowned_rows=(0,),
     kv_rows_past=(0,),
+    cited={"planes": "engine/cache_engine/layout.py:62-70"},
 )
 """The calls of TritonAttentionImpl. A block of the cache holds K, and then V, in memory that was zeros at first. So slots
-without a key hold finite numbers (engine/cache_engine/layout.py:62-70). No model asks for ALiBi.
+without a key hold finite numbers (the same lines). No model asks for ALiBi.
 """
 
 

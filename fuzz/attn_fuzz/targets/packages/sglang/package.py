@@ -42,9 +42,10 @@ ENGINE = Engine(
     dense_out=(True,),
     unowned_rows=(0,),
     kv_rows_past=(0,),
+    cited={"one_token_windows": "srt/layers/attention/triton_backend.py:905, :1090"},
 )
 """The calls of TritonAttnBackend: every request has a query and a key, and gives k and v in every step.
-A window of one token has a `sliding_window_size` of 0, and no slots (905, 1090).
+A window of one token has a `sliding_window_size` of 0, and no slots.
 """
 
 logging.getLogger("sglang").setLevel(logging.WARNING)

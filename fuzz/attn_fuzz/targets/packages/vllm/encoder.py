@@ -1,6 +1,6 @@
 """vLLM's triton_prefill_attention as _forward_encoder_attention of TritonAttentionImpl calls it.
 
-Lines of v1/attention/backends/triton_attn.py: 782-796 are the call, 505-506 the window (W - 1, W - 1).
+Lines 782-796 of v1/attention/backends/triton_attn.py are the call.
 """
 
 from attn_contract import AttentionType
@@ -49,6 +49,7 @@ VLLM_ENCODER_ATTENTION = SOURCES.target(
             empty_batches=False,
             unlike_strides=(False,),
             dense_out=(True,),
+            cited={"windows": "v1/attention/backends/triton_attn.py:505-506"},
         ),
         tile_sizes=(32, 128),
         max_tokens=320,

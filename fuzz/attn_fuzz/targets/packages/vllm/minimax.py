@@ -33,6 +33,7 @@ ENGINE = dataclasses.replace(
     recycled=False,
     other_scales=False,
     empty_requests=False,
+    cited={"selections": "models/minimax_m3/common/ops/sparse_attn.py:122-124"},
 )
 
 

@@ -55,7 +55,9 @@ _SUPPORT = latent_support(
     rules=("non_causal", "per_request_causal", "lse", "head_size_v"),
     cache_dtypes=("fp8_e4m3fn",),
     scales=("tensor",),
-    engine=dataclasses.replace(VLLM, fused_qkv=(False,)),  # 257: torch.cat
+    engine=dataclasses.replace(
+        VLLM, fused_qkv=(False,), cited={"fused_qkv": "v1/attention/backends/mla/triton_mla.py:257, torch.cat"}
+    ),
     latent=LatentSizes(widths=((512, 64), (256, 32), (256, 64)), group_sizes=(16, 12), block_sizes=(16, 64)),
 )
 VLLM_TRITON_MLA = SOURCES.target(

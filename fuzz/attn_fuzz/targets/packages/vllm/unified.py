@@ -4,8 +4,8 @@ Lines of that file: 697-734 are the call, 655-657 and 738-748 take K and V from 
 is (W - 1, 0), which the kernel takes for (W - 1, W - 1) in steps that are not causal (ops/triton_attention_helpers.py:372-379).
 58-59 and 136 have the threshold and the number of segments of the 3D kernel, 321-337 the dtypes, 340 the blocks, 380 the head
 sizes. The engine sends no qq_bias. Models with ALiBi are causal decoders without sinks: the kernel adds slope * (j - p), which
-is no bias by distance where keys lie ahead. Models with ranges are causal, and with both the kernel does not compile: in
-triton_attention_helpers.py:361-398 the mask of one row grows in a loop.
+is no bias by distance where keys lie ahead. Models with ranges are causal, and with both the kernel does not compile: the mask
+of one row grows in a loop.
 
 A chunk of C tokens is a window of C with a look-back of 0 chunks (998-1000 of the kernel's file). One model has chunks, with a
 look-back of 1 (models/rnj1.py:143), for which the contract has no rule: 0 takes the same code. They come in causal decoders
@@ -42,7 +42,15 @@ SOURCES = vllm_package.ops("triton_unified_attention", "triton_attention_helpers
 MIN_LAUNCH_GRID_SIZE_2D = 128
 NUM_PAR_SOFTMAX_SEGMENTS = 16
 MAX_3D_QUERY_LEN = 8
-ENGINE = dataclasses.replace(VLLM, mixed_alibi=False, mixed_ranges=False)
+ENGINE = dataclasses.replace(
+    VLLM,
+    mixed_alibi=False,
+    mixed_ranges=False,
+    cited={
+        "windows": "v1/attention/backends/triton_attn.py:503-508",
+        "mixed_ranges": "v1/attention/ops/triton_attention_helpers.py:361-398, which does not compile",
+    },
+)
 
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
