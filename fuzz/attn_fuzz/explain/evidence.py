@@ -14,7 +14,7 @@ from attn_fuzz.cases.contradictions import contradiction
 from attn_fuzz.cases.poison import LEFTOVER, POISON, storage_of
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.explain.search import SeenOutput
-from attn_fuzz.run.case.attempt import Attempt
+from attn_fuzz.run.case.attempt import Attempt, judged_on
 from attn_fuzz.run.case.checks import CHECKS
 from attn_fuzz.targets.target import Target
 
@@ -56,6 +56,8 @@ def seen(case: Case, target: Target, device: str, fill: Callable[[Step], None] |
     """The outputs of one run of a case; None if the target raises, or writes wrong bytes elsewhere."""
     if contradiction(case) or target.beyond(case, device) or target.not_drawn(case, device):
         return None
+    if judged_on(case, device) != "cpu":
+        return None  # a mistake may index past a tensor, which breaks a process on a GPU
     attempt = Attempt(case, target, device, prepare=fill)
     if attempt.error is not None or any(check(attempt) for _, check in CHECKS):
         return None

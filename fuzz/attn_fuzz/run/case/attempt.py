@@ -71,7 +71,7 @@ class Attempt:
         started = time.perf_counter()
         self.case, self.target, self.device = case, target, device
         dense_keys = tuple(target.dense_keys(case)) if target.dense_keys and case.cache else ()
-        self._built = dataclasses.replace(tensors.build(case, _judged_on(case, device)), dense_keys=dense_keys)
+        self._built = dataclasses.replace(tensors.build(case, judged_on(case, device)), dense_keys=dense_keys)
         if prepare is not None:
             prepare(self._built)
         self._untouched = copy.deepcopy(self._built)
@@ -154,7 +154,7 @@ def _followed(step: Step) -> followed_call.FollowedCall:
     return followed_call.FollowedCall(quantities.of_layer(step.layer), step.inputs().values(), outputs)
 
 
-def _judged_on(case: Case, device: str) -> str:
+def judged_on(case: Case, device: str) -> str:
     """The device on which a case is built and judged: the CPU for a small case.
 
     A small case needs hundreds of small operations, and each of them takes longer on a GPU that processes share.

@@ -158,7 +158,9 @@ def _tried(
         kind, about, message = wrong
         return verdict(kind, message, judgement if kind == "property" else None, about)
     agrees, _ = verdict("agree", "", judgement)
-    if accounts is not None and target.oracle and target.attention is not REFERENCE_FP32.attention:
+    # a mistake may index past a tensor: on a GPU that breaks the process, on a CPU it is an error
+    may_be_asked = target.oracle and target.attention is not REFERENCE_FP32.attention and not attempt.step.q.is_cuda
+    if accounts is not None and may_be_asked:
         agrees = _with_answers(agrees, attempt, judgement, paths, accounts)
     return agrees, judgement
 
