@@ -188,9 +188,10 @@ class Run:
         sizes = ", ".join(f"{count} {name}" for name, count in self.largest.items())
         kernels = ", ".join(f"{name} {how_many(count, 'time')}" for name, count in self.launches.items())
         launched = [f"launched: {kernels}"] * bool(kernels)
-        modes = ", ".join(f"{count} {mode}" for mode, count in self.examples_in_modes.items() if count)
-        none = ", ".join(mode for mode, count in self.examples_in_modes.items() if not count)
-        through = [f"examples in modes: {modes or 'none'}" + f"; none in {none}" * bool(none)] * bool(self.in_modes)
+        some = [f"{count} {mode}" for mode, count in self.examples_in_modes.items() if count]
+        none = [mode for mode, count in self.examples_in_modes.items() if not count]
+        through = [f"examples in modes: {', '.join(some)}"] * bool(some)
+        through += [f"no example in modes: {', '.join(none)}"] * bool(none)
         return [*launched, *([f"at most {sizes}"] * bool(sizes)), *through, *declared.line(self.support)]
 
     @property
