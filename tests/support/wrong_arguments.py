@@ -32,7 +32,7 @@ def wrong_calls(
     for name, right in arguments.items():
         wrong: dict[str, Callable[[], Any]] = {f"={TEXT!r}": lambda: TEXT}
         if isinstance(right, torch.Tensor):
-            wrong |= {f" {form}": make for form, make in wrong_tensors(right, (free or {}).get(name, ()))}
+            wrong |= {f" {form}": make for _, form, make in wrong_tensors(right, (free or {}).get(name, ()))}
         if isinstance(right, int):
             wrong |= {"=-1": lambda: -1, " as a float": lambda right=right: float(right)}
         if right is not None and name not in optional:
