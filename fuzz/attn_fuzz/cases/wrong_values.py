@@ -30,13 +30,13 @@ class Edge(NamedTuple):
         kind: LENGTH; TABLE, of blocks, slots, units or positions; NUMBER, of a rule; or SCALE.
         what: the value in words.
         is_legal: True if it is within the bound.
-        holding: a context in which the call's tensors hold it. Its value is the batch to call with; None for a cache write.
+        holding: a context in which the call's tensors hold it. Its value has the arguments to change: the batch, or nothing.
     """
 
     kind: str
     what: str
     is_legal: bool
-    holding: AbstractContextManager[Any]
+    holding: AbstractContextManager[dict[str, Any]]
 
 
 def are_checked(function: Callable[..., Any]) -> bool:
@@ -61,7 +61,7 @@ def of_attention(layer: Layer, batch: Batch, kv_cache: torch.Tensor | None) -> I
         if name in RULES and name not in SCALES and tensor.is_floating_point() and tensor.numel():
             bounds.append(_of_numbers(name, tensor))
     for bound in bounds:
-        yield from _edges(bound, batch)
+        yield from _edges(bound)
 
 
 def of_write(write: Write) -> Iterator[Edge]:
@@ -71,7 +71,7 @@ def of_write(write: Write) -> Iterator[Edge]:
         rows = len(write.rotation.cos_sin_cache)
         bounds.append(_Bound(TABLE, "a position", positions, (0,), (-1, rows), (0, rows - 1)))
     for bound in bounds:
-        yield from _edges(bound, None)
+        yield from _edges(bound)
 
 
 class _Bound(NamedTuple):
@@ -85,11 +85,10 @@ class _Bound(NamedTuple):
     within: tuple[float, ...] = ()
 
 
-def _edges(bound: _Bound, batch: Batch | None) -> Iterator[Edge]:
+def _edges(bound: _Bound) -> Iterator[Edge]:
     for values, is_legal in ((bound.beyond, False), (bound.within, True)):
         for value in values:
-            holding = _holding(bound.tensor, value, bound.at, batch)
-            yield Edge(bound.kind, f"{bound.words} of {value}", is_legal, holding)
+            yield Edge(bound.kind, f"{bound.words} of {value}", is_legal, _holding(bound.tensor, value, bound.at))
 
 
 def _of_batch(layer: Layer, batch: Batch, kv_cache: torch.Tensor | None) -> Iterator[Edge]:
@@ -101,13 +100,15 @@ def _of_batch(layer: Layer, batch: Batch, kv_cache: torch.Tensor | None) -> Iter
     for name, least in (("max_query_len", longest), ("max_seq_len", keys), ("num_actual_tokens", tokens)):
         if least:
             wrong = dataclasses.replace(batch, **{name: least - 1})
-            yield Edge(LENGTH, f"{name} of {least - 1}, which is 1 too small,", False, contextlib.nullcontext(wrong))
+            yield Edge(LENGTH, f"{name} of {least - 1}, which is 1 too small,", False, contextlib.nullcontext({"batch": wrong}))
     if kv_cache is None or batch.block_table is None:
         return
     columns = -(-int(layer.num_keys(batch.seq_lens).max()) // layer.view_of(kv_cache).block_size)
     if columns:
         wrong = dataclasses.replace(batch, block_table=batch.block_table[:, : columns - 1])
-        yield Edge(TABLE, f"a block_table of {columns - 1} columns, 1 too few,", False, contextlib.nullcontext(wrong))
+        yield Edge(
+            TABLE, f"a block_table of {columns - 1} columns, 1 too few,", False, contextlib.nullcontext({"batch": wrong})
+        )
 
 
 def _of_lengths(layer: Layer, batch: Batch) -> Iterator[_Bound]:
@@ -182,10 +183,10 @@ def _next(tensor: torch.Tensor, number: float, towards: float) -> float:
 
 
 @contextlib.contextmanager
-def _holding(tensor: torch.Tensor, value: float, at: tuple[int, ...], result: Any) -> Iterator[Any]:
+def _holding(tensor: torch.Tensor, value: float, at: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     own = tensor[at].clone()
     tensor[at] = value
     try:
-        yield result
+        yield {}
     finally:
         tensor[at] = own

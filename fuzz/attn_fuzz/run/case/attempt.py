@@ -139,8 +139,8 @@ class Attempt:
 
     @property
     def is_refused(self) -> bool:
-        """True if the target refused a case that it does not support, or code that the compiler made wrong."""
-        return isinstance(self.error, MiscompiledError) or (
+        """True if the target refused a case that it does not support, a corrupted call, or miscompiled code."""
+        return isinstance(self.error, MiscompiledError | RefusedCallError) or (
             bool(self.beyond) and isinstance(self.error, ValueError | NotImplementedError)
         )
 
@@ -301,6 +301,10 @@ def _function_of(cache_write: Write) -> str:
     return "write_kv_cache" if cache_write.rotation is None else "rope_and_write_kv_cache"
 
 
+class RefusedCallError(Exception):
+    """The target refused a call that this tool has corrupted (`attn_fuzz.run.case.malformed`)."""
+
+
 class NotRefusedError(FailedCheckError):
     """A call that contradicts the contract was not refused."""
 
@@ -318,28 +322,27 @@ def _refusing(attention: AttentionFunction) -> AttentionFunction:
         right = {"q": q, "k": k, "v": v, "kv_cache": kv_cache, "layer": layer, "batch": batch, "out": out, "lse": lse}
         for kind, what, make in wrong_attention(**right):
             with torch.set_grad_enabled(kind == GRADIENT):
-                call = functools.partial(_call_with, attention, right, make)
+                call = lambda make=make: _call_with(attention, right | make())  # noqa: E731
                 _check_refused(f"an earlier call with {what}", call, [out])
 
     return all_refused
 
 
-def _call_with(attention: AttentionFunction, right: dict[str, Any], make: Callable[[], dict[str, Any]]) -> None:
-    """Call attention with some of a call's arguments changed."""
-    changed = right | make()
-    out, lse = changed.pop("out"), changed.pop("lse")
-    attention(*changed.values(), out=out, lse=lse)
+def _call_with(attention: AttentionFunction, arguments: dict[str, Any]) -> None:
+    *inputs, out, lse = arguments.values()
+    attention(*inputs, out=out, lse=lse)
 
 
 def _edges_of(attention: AttentionFunction, *, is_legal: bool) -> AttentionFunction:
     """Calls attention with one value at a bound after the other: all legal ones, or all others."""
 
     def all_asked(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        right = {"q": q, "k": k, "v": v, "kv_cache": kv_cache, "layer": layer, "batch": batch, "out": out, "lse": lse}
         for edge in wrong_values.of_attention(layer, batch, kv_cache):
             if edge.is_legal is not is_legal:
                 continue
             with edge.holding as changed:
-                call = functools.partial(attention, q, k, v, kv_cache, layer, changed, out=out, lse=lse)
+                call = functools.partial(_call_with, attention, right | changed)
                 what = f"a call with {edge.what} after a legal call"
                 if is_legal:
                     _check_accepted(what, call)
