@@ -119,7 +119,7 @@ def _of_lengths(layer: Layer, batch: Batch) -> Iterator[_Bound]:
     last = batch.num_requests - 1
     yield _Bound(LENGTH, "query_start_loc[-1]", starts, (last + 1,), (batch.num_actual_tokens + 1,))
     yield _Bound(LENGTH, "query_start_loc[1]", starts, (1,), (-1,))
-    yield _Bound(LENGTH, "seq_lens[-1]", lens, (last,), (-1,), (0,))
+    yield _Bound(LENGTH, "seq_lens[-1]", lens, (last,), (-1,), (0,) if layer.attn_type.reads_cache else ())
     longer = {batch.max_seq_len + 1} if layer.attn_type.reads_cache else {batch.max_seq_len + 1, int(lens[0]) + 1}
     yield _Bound(LENGTH, "seq_lens[0]", lens, (0,), tuple(length for length in sorted(longer) if length <= INT32_MAX))
 
