@@ -61,6 +61,17 @@ def check_fence(fenced: bool, targets: "Iterable[Target]", device: str) -> None:
         raise click.UsageError(f"--fence: {error}") from None
 
 
+def check_malformed(malformed: bool, targets: "Iterable[Target]", **others: object) -> None:
+    """Fail before the work if calls are to be corrupted of a target that promises no checks, or beside another option."""
+    if not malformed:
+        return
+    for target in targets:
+        if not target.checks_arguments:
+            raise click.UsageError(f"--malformed: target {target.name} promises no checks (Target.checks_arguments)")
+    if beside := [name for name, given in others.items() if given]:
+        raise click.UsageError(f"--malformed: got --{beside[0]} too, which looks at legal calls")
+
+
 def device_name(device: str) -> str:
     import torch
 

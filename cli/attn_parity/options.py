@@ -102,6 +102,12 @@ fence_option = click.option(
     help="Make the calls of each case twice more, with each tensor against an unmapped page: after its end, and before its "
     "beginning. A read there is a failure.",
 )
+malformed_option = click.option(
+    "--malformed",
+    is_flag=True,
+    help="Corrupt a dtype, shape, stride, device, length, table, scale or alias in one call of each case. The target must "
+    "promise checks (Target.checks_arguments).",
+)
 json_option = click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result into this file as JSON."
 )

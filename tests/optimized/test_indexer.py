@@ -1,15 +1,19 @@
 """The kernels of an index layer: bytes and selections are the reference's, a row's logits do not depend on its batch."""
 
+import contextlib
 import itertools
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import attn_optimized
 import attn_reference
 import pytest
 import torch
-from attn_contract import Batch, ContractError, Indexer, IndexLayout, IndexScore, ScaleFormat, UnsupportedError
+from attn_contract import AttentionType, Batch, ContractError, Indexer, IndexLayout, IndexScore, ScaleFormat, UnsupportedError
+from attn_fuzz.cases import wrong_values
+from attn_fuzz.cases.tensors import Write
 from attn_fuzz.verdict.indexer import wrong_selection
 from attn_optimized.indexer import index_logits_call, select_call, write_index_cache_call
 from attn_optimized.launch.indexer import logit_tiles, select_tiles
@@ -204,6 +208,7 @@ def calls(device: torch.device) -> dict[str, tuple[Any, dict[str, Any]]]:
     q, weights = queries(SMALL, 3, device)
     cache = cache_of(SMALL, 4, device)
     slots = torch.full((2,), -1, dtype=torch.int64, device=device)
+    logits, selected = (torch.zeros(1, 3, size, dtype=dtype, device=device) for size, dtype in ((20, None), (5, torch.int32)))
     return {
         "write": (
             attn_optimized.write_index_cache,
@@ -211,9 +216,12 @@ def calls(device: torch.device) -> dict[str, tuple[Any, dict[str, Any]]]:
         ),
         "logits": (
             attn_optimized.index_logits,
-            {"q": q, "weights": weights, "index_cache": cache, "indexer": SMALL, "batch": batch},
+            {"q": q, "weights": weights, "index_cache": cache, "indexer": SMALL, "batch": batch, "out": logits},
         ),
-        "select": (attn_optimized.select, {"logits": torch.zeros(1, 3, 20, device=device), "indexer": SMALL, "batch": batch}),
+        "select": (
+            attn_optimized.select,
+            {"logits": torch.zeros(1, 3, 20, device=device), "indexer": SMALL, "batch": batch, "out": selected},
+        ),
     }
 
 
@@ -225,7 +233,29 @@ FREE = {"k": (0,), "index_cache": (0, 1), "slot_mapping": (0,), "logits": (1, 2)
 def test_wrong_arguments_are_refused(name, validate, device):
     function, arguments = calls(device)[name]
     free = {argument: dims for argument, dims in FREE.items() if argument in arguments}
-    RightCall(function=partial(function, validate=validate), arguments=arguments, free=free).check()
+    free |= {"out": (2,)} if name == "logits" else {}
+    written = ("index_cache",) if name == "write" else ("out",)
+    function = partial(function, validate=validate)
+    RightCall(function=function, arguments=arguments, optional=("out",), free=free, written=written).check()
+
+
+@pytest.mark.parametrize("name", ["write", "logits", "select"])
+def test_the_first_value_beyond_each_bound_is_refused_and_the_last_within_is_not(name, device):
+    function, arguments = calls(device)[name]
+    indexer, cache = arguments["indexer"], arguments.get("index_cache")
+    keys = {"num_keys": lambda tokens: tokens // indexer.key_unit, "selection_unit": None, "tensors": {}}
+    like = SimpleNamespace(attn_type=AttentionType.DECODER, layout=indexer.layout, view_of=indexer.view_of, **keys)
+    if name == "write":
+        rows = arguments["k"]
+        edges = wrong_values.of_write(Write(like, indexer.view_of(cache), rows, rows, arguments["slot_mapping"]))
+    else:
+        edges = wrong_values.of_attention(like, arguments["batch"], cache)
+    legal = 0
+    for edge in edges:
+        with edge.holding as changed, contextlib.nullcontext() if edge.is_legal else pytest.raises(ContractError):
+            function(**arguments | changed, validate=True)
+        legal += edge.is_legal
+    assert legal
 
 
 @pytest.mark.parametrize("name", ["write", "logits", "select"])

@@ -19,7 +19,7 @@ from tests.support.wrong_arguments import not_refused, wrong_calls
 
 @dataclass(frozen=True, kw_only=True)
 class RightCall:
-    """A call of a function by the names of its arguments; `optional` and `free` are those of `wrong_calls`.
+    """A call of a function by the names of its arguments; `optional`, `free` and `written` are those of `wrong_calls`.
 
     `legal` are the beginnings of what `wrong_calls` says of calls that are right.
     """
@@ -29,9 +29,10 @@ class RightCall:
     optional: tuple[str, ...] = ()
     free: dict[str, tuple[int, ...]] = field(default_factory=dict)
     legal: tuple[str, ...] = ()
+    written: tuple[str, ...] = ("out", "lse")
 
     def wrong(self):
-        every = wrong_calls(self.function, self.arguments, optional=self.optional, free=self.free)
+        every = wrong_calls(self.function, self.arguments, optional=self.optional, free=self.free, written=self.written)
         return ((what, call) for what, call in every if not what.startswith(self.legal)) if self.legal else every
 
     def check(self) -> None:
@@ -131,7 +132,7 @@ def test_wrong_arguments_of_write_kv_cache_are_refused(layout, fields, validate,
     arguments = write_of(layout, device, **fields)
     free = {"kv_cache": dims_of(layout, "block", "slot"), "slot_mapping": (0,)}
     write = partial(attn_optimized.write_kv_cache, validate=validate)
-    RightCall(function=write, arguments=arguments, free=free).check()
+    RightCall(function=write, arguments=arguments, free=free, written=("kv_cache",)).check()
 
 
 @pytest.mark.parametrize("validate", [False, True])
@@ -143,7 +144,7 @@ def test_rope_and_write_kv_cache(layout, fields, validate, device):
     dims = dims_of(layout, "block", "slot")
     free = {"kv_cache": dims, **dict.fromkeys(("slot_mapping", "q", "positions", "cos_sin_cache"), (0,))}
     write = partial(attn_optimized.rope_and_write_kv_cache, validate=validate)
-    RightCall(function=write, arguments=arguments, free=free).check()
+    RightCall(function=write, arguments=arguments, free=free, written=("kv_cache", "q")).check()
     more = {name: arguments[name].repeat(2) for name in ("slot_mapping", "positions")}
     wrong = ((f"more {name} than rows", partial(write, **{**arguments, name: longer})) for name, longer in more.items())
     assert not_refused(wrong) == []
@@ -157,7 +158,7 @@ def test_wrong_arguments_of_write_latent_cache_are_refused(validate, device):
     arguments = {"kv_c": latent, "k_pe": rotated, "kv_cache": torch.zeros(3, 8, 40, device=device), "layer": layer}
     write = partial(attn_optimized.write_latent_cache, validate=validate)
     free = {"kv_cache": (0, 1), "slot_mapping": (0,)}
-    RightCall(function=write, arguments=arguments | {"slot_mapping": slots}, free=free).check()
+    RightCall(function=write, arguments=arguments | {"slot_mapping": slots}, free=free, written=("kv_cache",)).check()
 
 
 MERGED = ("out", "lse", "prefill_tokens_with_context", "output_scale")
@@ -202,6 +203,6 @@ def test_wrong_parts_of_ranks_are_refused(paged_call, device):
     free = {"out": (2,), "lses": (0,)}
     # torch takes any strides
     gaps = ("out with gaps", "lses with gaps")
-    RightCall(function=weighted_part, arguments=part, free=free, legal=gaps).check()
+    RightCall(function=weighted_part, arguments=part, free=free, legal=gaps, written=()).check()
     no_group = partial(attend_over_ranks, "no such thing", *[None] * 4)
     assert not_refused(iter([("group='no such thing'", no_group)])) == []

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from attn_contract import ContractError, UnsupportedError
-from attn_fuzz.cases.wrong_arguments import wrong_tensors
+from attn_fuzz.cases.wrong_arguments import overlapping, wrong_tensors
 
 Calls = Iterator[tuple[str, Callable[[], object]]]
 """The fault of a call, in words, and the call."""
@@ -20,6 +20,7 @@ def wrong_calls(
     *,
     optional: Collection[str] = (),
     free: Mapping[str, Collection[int]] | None = None,
+    written: Collection[str] = (),
 ) -> Calls:
     """Each way in which one argument of a call is wrong.
 
@@ -28,11 +29,15 @@ def wrong_calls(
         arguments: a call that agrees with the contract. The sizes of its tensors depend on each other.
         optional: the names of the arguments that may be None.
         free: by the name of a tensor, the dimensions whose sizes depend on no other argument.
+        written: the names of tensors that the call writes. They share memory with each other tensor, and with themselves.
     """
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+    for _, what, make in overlapping(tensors, [name for name in written if name in tensors]):
+        yield what, lambda make=make: function(**{**arguments, **make()})
     for name, right in arguments.items():
         wrong: dict[str, Callable[[], Any]] = {f"={TEXT!r}": lambda: TEXT}
         if isinstance(right, torch.Tensor):
-            wrong |= {f" {form}": make for form, make in wrong_tensors(right, (free or {}).get(name, ()))}
+            wrong |= {f" {form}": make for _, form, make in wrong_tensors(right, (free or {}).get(name, ()))}
         if isinstance(right, int):
             wrong |= {"=-1": lambda: -1, " as a float": lambda right=right: float(right)}
         if right is not None and name not in optional:

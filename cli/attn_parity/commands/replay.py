@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 from attn_fuzz import report
@@ -11,8 +12,23 @@ from attn_fuzz.findings.finding import explanation
 from attn_fuzz.run.processes.executor import Executor
 from attn_parity.case_files import case_target_option, usable_target
 from attn_parity.console import results
-from attn_parity.device import check_exact, check_fence, device_name, sanitizes, say_what_runs_kernels, use_device
-from attn_parity.options import case_seconds_option, device_option, exact_option, fence_option, sanitize_option
+from attn_parity.device import (
+    check_exact,
+    check_fence,
+    check_malformed,
+    device_name,
+    sanitizes,
+    say_what_runs_kernels,
+    use_device,
+)
+from attn_parity.options import (
+    case_seconds_option,
+    device_option,
+    exact_option,
+    fence_option,
+    malformed_option,
+    sanitize_option,
+)
 
 
 @click.command("replay")
@@ -23,6 +39,7 @@ from attn_parity.options import case_seconds_option, device_option, exact_option
 @sanitize_option
 @exact_option
 @fence_option
+@malformed_option
 def command(
     files: tuple[Path, ...],
     target_name: str | None,
@@ -31,6 +48,7 @@ def command(
     sanitize: bool | None,
     exactly: bool,
     fenced: bool,
+    malformed: bool,
 ) -> int:
     """Run case files again, each on the target that it names; exit 1 if one fails."""
     device = use_device(device)
@@ -42,12 +60,19 @@ def command(
         cases.append((path, case, name, target, sanitizes(sanitize, target, device)))
     targets = [target for _, _, _, target, _ in cases]
     check_fence(fenced, targets, device)
+    check_malformed(malformed, targets, fence=fenced, exact=exactly, sanitize=sanitize)
     say_what_runs_kernels(device, targets)
     code = 0
     with tempfile.TemporaryDirectory() as scratch:
         for path, case, name, target, checked in cases:
             ahead = Path(scratch, "in-flight.json")
-            with Executor(name, device, case_seconds, ahead, sanitize=checked, exactly=exactly, fenced=fenced) as executor:
+            more: dict[str, Any] = {
+                "sanitize": checked and not malformed,
+                "exactly": exactly,
+                "fenced": fenced,
+                "malformed": malformed,
+            }
+            with Executor(name, device, case_seconds, ahead, **more) as executor:
                 verdict = executor.run(case)
             ran = f"target {target.name} on {device_name(device)}"
             error = f", largest error {verdict.ratio:.2f} of its bound" if verdict.ratio else ""

@@ -1,4 +1,4 @@
-"""Tensors with a dtype, shape, stride or device that an argument of a call must not have. Their values are right.
+"""Tensors with a dtype, shape, stride, device or memory that an argument of a call must not have. Their values are right.
 
 So a function refuses them whether or not it checks values in tensors, and whether or not a legal call of the same form came
 before.
@@ -6,41 +6,102 @@ before.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from attn_contract import Batch, Layer, Layout
-from attn_contract.layer import SCALES
+from attn_contract.layer import FLOAT8_DTYPES, SCALES
 from attn_contract.memory import extent
+from attn_fuzz.cases.poison import storage_of
 
 _INTEGERS = {1: torch.bool, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+DTYPE, SHAPE, STRIDE, DEVICE, ALIAS, GRADIENT = "dtype", "shape", "stride", "device", "alias", "gradient"
 
 
-def wrong_tensors(right: torch.Tensor, free: Collection[int] = ()) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
-    """Ways in which a tensor can be wrong: each in words, with a function that makes the tensor.
+class Wrong(NamedTuple):
+    """A way in which a tensor of a call is wrong.
+
+    Args:
+        kind: DTYPE, SHAPE, STRIDE, DEVICE, ALIAS, or GRADIENT, which a call asks for where torch records gradients.
+        what: what is wrong, in words.
+        make: makes the tensor; or the arguments, if the words name some.
+    """
+
+    kind: str
+    what: str
+    make: Callable[[], Any]
+
+
+def wrong_tensors(right: torch.Tensor, free: Collection[int] = ()) -> Iterator[Wrong]:
+    """Ways in which a tensor can be wrong by itself.
 
     Args:
         right: the tensor of a call that agrees with the contract.
         free: the dimensions whose sizes depend on no other argument.
     """
-    for form, change in _FORMS.items():
-        yield form, functools.partial(change, right)
+    for kind, form, change in _FORMS:
+        yield Wrong(kind, form, functools.partial(change, right))
     if right.dim():
         # a vector of all elements: with two of three dimensions an output would be legal
-        yield "with too few dimensions", lambda: right.flatten() if right.dim() > 1 else right.new_zeros(())
+        yield Wrong(SHAPE, "with too few dimensions", lambda: right.flatten() if right.dim() > 1 else right.new_zeros(()))
     # a dimension of one element, or of a tensor without elements, has no stride
     if right.numel() and right.dim() and right.shape[-1] > 1:
-        yield "with gaps in its last dimension", lambda: right.new_empty((*right.shape, 2))[..., 0]
+        yield Wrong(STRIDE, "with gaps in its last dimension", lambda: torch.stack((right, right), -1)[..., 0])
     for dim, size in enumerate(right.shape):
         if dim not in free:
-            yield f"longer in dimension {dim}", functools.partial(_longer, right, dim)
+            yield Wrong(SHAPE, f"longer in dimension {dim}", functools.partial(_longer, right, dim))
             if size:
-                yield f"shorter in dimension {dim}", functools.partial(right.narrow, dim, 0, size - 1)
+                yield Wrong(SHAPE, f"shorter in dimension {dim}", functools.partial(right.narrow, dim, 0, size - 1))
+
+
+def overlapping(tensors: Mapping[str, torch.Tensor], written: Collection[str]) -> Iterator[Wrong]:
+    """Ways in which a written tensor of a call shares memory: with itself, and a few bytes with each other tensor."""
+    for name in written:
+        for dim in range(tensors[name].dim() - 1):
+            if tensors[name].numel() and tensors[name].shape[dim] > 1:
+                what = f"{name} that overlaps itself in dimension {dim}"
+                yield Wrong(ALIAS, what, lambda name=name, dim=dim: {name: _folded(tensors[name], dim)})
+        for other in tensors:
+            if other != name and tensors[name].numel() and tensors[other].numel():
+                for first, second in ((name, other), (other, name)):
+                    what = f"{name} {'before' if first == name else 'in'} the last bytes of {other}"
+                    yield Wrong(ALIAS, what, functools.partial(in_one_memory, tensors, first, second))
+
+
+def in_one_memory(tensors: Mapping[str, torch.Tensor], first: str, second: str, *, later: int = 0) -> dict[str, torch.Tensor]:
+    """Copies of two tensors in one memory, by name. The second begins in the last bytes of the first.
+
+    Args:
+        later: the number of its elements by which the second begins later; 1: they share no byte.
+    """
+    held = {name: _bytes_of(tensors[name]) for name in (first, second)}
+    size = tensors[second].element_size()
+    begin = ((len(held[first]) - 1) // size + later) * size
+    memory = torch.empty(begin + max(map(len, held.values())), dtype=torch.uint8, device=tensors[first].device)
+    found = {}
+    for name, at in ((first, 0), (second, begin)):
+        memory[at : at + len(held[name])] = held[name]
+        flat = memory[at : at + len(held[name])].view(tensors[name].dtype)
+        found[name] = flat.as_strided(tensors[name].shape, tensors[name].stride())
+    return found
+
+
+def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """From the first to the end of the last element."""
+    begin, size = int(tensor.storage_offset()), tensor.element_size()
+    return storage_of(tensor, torch.uint8)[begin * size : (begin + extent(tensor.shape, tensor.stride())) * size]
+
+
+def _folded(right: torch.Tensor, dim: int) -> torch.Tensor:
+    """A tensor of the same shape in which a step of a dimension is one element too short to pass what lies within it."""
+    strides = list(right.stride())
+    inner = [each for each in range(right.dim()) if strides[each] < strides[dim]]
+    strides[dim] = sum((right.shape[each] - 1) * strides[each] for each in inner)
+    return torch.as_strided(right.new_empty(extent(right.shape, tuple(strides))), right.shape, strides)
 
 
 def wrong_attention(
-    attention: Callable[..., object],
     q: torch.Tensor,
     k: torch.Tensor | None,
     v: torch.Tensor | None,
@@ -50,48 +111,46 @@ def wrong_attention(
     *,
     out: torch.Tensor,
     lse: torch.Tensor | None,
-) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Calls of attention with one tensor wrong: what is wrong in words, and the call.
-
-    Args:
-        attention: see `attn_fuzz.targets.target.AttentionFunction`. The other arguments are those of a legal call.
-    """
+) -> Iterator[Wrong]:
+    """Ways in which a tensor of a legal call of attention, which has these arguments, can be wrong."""
     right: dict[str, Any] = {"q": q, "k": k, "v": v, "kv_cache": kv_cache, "layer": layer, "batch": batch}
-
-    def calling(make: Callable[[], dict[str, Any]], gradients: bool = False) -> Callable[[], object]:
-        def call() -> object:
-            with torch.set_grad_enabled(gradients):
-                wrong = {**right, "out": out, "lse": lse, **make()}
-                return attention(*(wrong[each] for each in right), out=wrong["out"], lse=wrong["lse"])
-
-        return call
-
     keys = {"kv_cache": kv_cache} if layer.attn_type.reads_cache else {"k": k, "v": v}
     tensors = {name: tensor for name, tensor in {"q": q, **keys, "out": out, "lse": lse}.items() if tensor is not None}
     for name, tensor in tensors.items():
-        for form, make in wrong_tensors(tensor, dims_of(layer.layout, "block", "slot") if name == "kv_cache" else ()):
-            yield f"{name} {form}", calling(lambda name=name, make=make: {name: make()})
+        for kind, form, make in wrong_tensors(tensor, dims_of(layer.layout, "block", "slot") if name == "kv_cache" else ()):
+            yield Wrong(kind, f"{name} {form}", lambda name=name, make=make: {name: make()})
     if kv_cache is not None and kv_cache.numel() and layer.layout is not None and (unit := layer.layout.stride_alignment) > 1:
         half = functools.partial(_later, kv_cache, unit // 2)
-        yield f"kv_cache at no multiple of {unit} elements", calling(lambda: {"kv_cache": half()})
+        yield Wrong(STRIDE, f"kv_cache at no multiple of {unit} elements", lambda: {"kv_cache": half()})
     if layer.output_scale is None and layer.q_scale is None:
         other = torch.float16 if out.dtype == torch.float32 else torch.float32
-        yield f"out of {other} beside {q.dtype}", calling(lambda: {"out": out.to(other)})
+        yield Wrong(DTYPE, f"out of {other} beside {q.dtype}", lambda: {"out": out.to(other)})
     for words, dims, kept in _TOGETHER:
         few = kept(layer, batch)
         if few >= 0 and tensors.keys() >= {next(iter(dims))}:
             shorter = functools.partial(_shorter, {name: tensors[name] for name in dims if name in tensors}, dims, few)
-            yield f"{' and '.join(name for name in dims if name in tensors)} of {few} {words}", calling(shorter)
-    for holder, held in (("layer", layer), ("batch", batch)):
-        for name, tensor in held.tensors.items():
-            for form, make in _wrong_parts(name, tensor, layer):
-                replaced = lambda holder=holder, held=held, name=name, make=make: {  # noqa: E731
-                    holder: dataclasses.replace(held, **{name: make()})
-                }
-                yield f"{name} {form}", calling(replaced)
-    for name, tensor in {**tensors, **layer.tensors, **batch.tensors}.items():
+            yield Wrong(SHAPE, f"{' and '.join(name for name in dims if name in tensors)} of {few} {words}", shorter)
+    for name, tensor in {**layer.tensors, **batch.tensors}.items():
+        for kind, form, make in _wrong_parts(name, tensor, layer):
+            yield Wrong(kind, f"{name} {form}", lambda name=name, make=make: _held(right, {name: make()}))
+    every = {**tensors, **layer.tensors, **batch.tensors}
+    for kind, what, make in overlapping(every, [name for name in ("out", "lse") if name in tensors]):
+        yield Wrong(kind, what, lambda make=make: _held(right, make()))
+    for name, tensor in every.items():
         if tensor.dtype in _DIFFERENTIABLE:
-            yield f"a gradient asked of {name}", calling(functools.partial(_with_gradient, right, name, tensor), True)
+            asked = functools.partial(torch.Tensor.requires_grad_, tensor.detach())
+            yield Wrong(GRADIENT, f"a gradient asked of {name}", lambda name=name, asked=asked: _held(right, {name: asked()}))
+
+
+def _held(right: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The arguments that hold tensors, which are a layer's or a batch's where these have some of their names."""
+    found: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        holder = next((each for each in ("layer", "batch") if name in right[each].tensors), None)
+        if holder is not None:
+            name, tensor = holder, dataclasses.replace(found.get(holder, right[holder]), **{name: tensor})
+        found[name] = tensor
+    return found
 
 
 def _shorter(tensors: dict[str, torch.Tensor], dims: dict[str, int], length: int) -> dict[str, torch.Tensor]:
@@ -105,8 +164,10 @@ def _shorter(tensors: dict[str, torch.Tensor], dims: dict[str, int], length: int
 
 
 def _later(right: torch.Tensor, elements: int) -> torch.Tensor:
-    """A tensor of the same shape and strides that begins some elements after the beginning of its memory."""
-    return right.new_empty(extent(right.shape, right.stride()) + elements).as_strided(right.shape, right.stride(), elements)
+    """A tensor of the same shape, strides and values that begins some elements after the beginning of its memory."""
+    held = _bytes_of(right)
+    memory = torch.cat((held.new_zeros(elements * right.element_size()), held))
+    return memory.view(right.dtype).as_strided(right.shape, right.stride(), elements)
 
 
 _TOGETHER: tuple[tuple[str, dict[str, int], Callable[[Layer, Batch], int]], ...] = (
@@ -122,22 +183,14 @@ _OF_ANY_LENGTH = {"block_table": (1,), "slot_mapping": (0,), "bidirectional_rang
 _OF_ANY_STRIDES = ("k_scale_cache", "v_scale_cache")
 
 
-def _wrong_parts(name: str, right: torch.Tensor, layer: Layer) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
-    """Ways in which a tensor of a layer or of a step can be wrong, as `wrong_tensors` has them."""
+def _wrong_parts(name: str, right: torch.Tensor, layer: Layer) -> Iterator[Wrong]:
+    """Ways in which a tensor of a layer or of a step can be wrong by itself."""
     if name in SCALES:  # of one element, and of one for each head, are legal
-        yield "longer than there are heads", lambda: right.new_ones(layer.num_kv_heads + 1)
-        yield from ((form, functools.partial(change, right)) for form, change in _FORMS.items())
+        yield Wrong(SHAPE, "longer than there are heads", lambda: right.new_ones(layer.num_kv_heads + 1))
+        yield from (Wrong(kind, form, functools.partial(change, right)) for kind, form, change in _FORMS)
     else:
         wrong = wrong_tensors(right, _OF_ANY_LENGTH.get(name, ()))
-        yield from ((form, make) for form, make in wrong if not (name in _OF_ANY_STRIDES and form.startswith("with gaps")))
-
-
-def _with_gradient(right: dict[str, Any], name: str, tensor: torch.Tensor) -> dict[str, Any]:
-    asked = tensor.detach().requires_grad_()
-    for holder in ("layer", "batch"):
-        if name in right[holder].tensors:
-            return {holder: dataclasses.replace(right[holder], **{name: asked})}
-    return {name: asked}
+        yield from (each for each in wrong if not (name in _OF_ANY_STRIDES and each.kind == STRIDE))
 
 
 def dims_of(layout: Layout | None, *names: str) -> tuple[int, ...]:
@@ -161,11 +214,19 @@ def _other_numbers(right: torch.Tensor) -> torch.Tensor:
     return right.view(_INTEGERS[right.element_size()]) if right.is_floating_point() else right.float()
 
 
-_FORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "of another dtype": _other_dtype,
-    "of other numbers": _other_numbers,
+def _negated(right: torch.Tensor) -> torch.Tensor:
+    """A view that means the right values, and whose memory holds their negatives."""
+    if right.dtype == torch.bool:
+        return torch._neg_view(right)  # pyright: ignore[reportPrivateImportUsage]
+    negative = (-right.float()).to(right.dtype) if right.dtype in FLOAT8_DTYPES else -right
+    return torch._neg_view(negative)  # pyright: ignore[reportPrivateImportUsage]
+
+
+_FORMS: tuple[tuple[str, str, Callable[[torch.Tensor], torch.Tensor]], ...] = (
+    (DTYPE, "of another dtype", _other_dtype),
+    (DTYPE, "of other numbers", _other_numbers),
     # one more is legal for a flat output of one row and one head
-    "with two more dimensions": lambda tensor: tensor[None, None],
-    "on no device": lambda tensor: tensor.to("meta"),
-    "negated": torch._neg_view,  # pyright: ignore[reportPrivateImportUsage]
-}
+    (SHAPE, "with two more dimensions", lambda tensor: tensor[None, None]),
+    (DEVICE, "on no device", lambda tensor: tensor.to("meta")),
+    (STRIDE, "negated", _negated),
+)

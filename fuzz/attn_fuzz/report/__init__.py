@@ -10,7 +10,7 @@ import msgspec
 from attn_fuzz import outputs
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
-from attn_fuzz.verdict.verdict import FENCED, Verdict
+from attn_fuzz.verdict.verdict import FENCED, MALFORMED, Verdict
 from rich.console import RenderableType
 
 __all__ = ["again", "pasted", "save", "save_draft", "save_script", "script", "summary", "write"]
@@ -96,4 +96,6 @@ def again(case: Case, path: Path, verdict: Verdict | None) -> list[str]:
     named = ["--target", case.target] if ":" in case.target else []
     exact = verdict is not None and verdict.kind == "exact"
     fenced = verdict is not None and FENCED in verdict.events
-    return ["attn-parity", "replay", str(path), *named, *["--exact"] * exact, *["--fence"] * fenced]
+    malformed = verdict is not None and any(event.startswith(MALFORMED) for event in verdict.events)
+    options = ["--exact"] * exact + ["--fence"] * fenced + ["--malformed"] * malformed
+    return ["attn-parity", "replay", str(path), *named, *options]

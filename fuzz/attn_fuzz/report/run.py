@@ -158,6 +158,10 @@ class Run:
         return sum(p.refused for p in self.all_progress)
 
     @property
+    def wrong_calls(self) -> dict[str, int]:
+        return counted([p.wrong_calls for p in self.progress])
+
+    @property
     def limits(self) -> dict[str, int]:
         return counted([p.limits for p in self.all_progress])
 
@@ -215,8 +219,8 @@ class Run:
 
     @property
     def not_seen(self) -> list[str]:
-        """Lines on the mistakes that the run could not have seen; none if it failed, or was not judged by numbers."""
-        return [] if self.failures else gaps.lines(self.accounts, declared.subjects(self.support))
+        """Lines on the mistakes that the run could not have seen; none if it failed, or corrupted calls."""
+        return [] if self.failures or self.wrong_calls else gaps.lines(self.accounts, declared.subjects(self.support))
 
     @property
     def known(self) -> dict[str, int]:
@@ -278,8 +282,11 @@ class Run:
         rate = (self.replayed + self.examples) / max(self.seconds, 1e-9)
         of_layers = f" of {how_many(self.layers, 'layer')}" if self.layers < self.examples else ""
         parts = [f"{past}{how_many(self.examples, 'example')}{of_layers} in {self.seconds:.1f} s ({rate:.1f}/s)", self.outcome]
+        parts += ["wrong calls: " + ", ".join(f"{count} {what}" for what, count in self.wrong_calls.items())] * bool(
+            self.wrong_calls
+        )
         if not self.failures:
-            parts += [f"{self.refused} refused"] if self.refused else []
+            parts += [f"{self.refused} refused"] if self.refused and not self.wrong_calls else []
             # a target without an oracle has no ratio
             parts += (
                 [f"largest error {self.max_ratio:.2f} of its bound (the most that rounding explains)"] if self.max_ratio else []
@@ -310,6 +317,7 @@ class Run:
             "replayed": self.replayed,
             "restarted": self.restarted,
             "refused": self.refused,
+            "wrong_calls": self.wrong_calls,
             "limits": self.limits,
             "drawn": self.drawn.to_json(),
             "events": self.events,

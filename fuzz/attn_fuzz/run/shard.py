@@ -74,6 +74,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
         exact_every: one in this many examples gets dense random numbers and is also compared in exact mode
             (`attn_fuzz.exact`). 1: all cases, past ones included. 0: none.
         fenced: True if cases run with unmapped pages beside their tensors, too; see `Executor.fenced`.
+        malformed: True if one call of each case is corrupted; see `Executor.malformed`.
         on_failure: the reaction to a failure.
     """
 
@@ -88,6 +89,7 @@ class FuzzPlan(msgspec.Struct, frozen=True, kw_only=True):
     sanitize: bool = True
     exact_every: int = 0
     fenced: bool = False
+    malformed: bool = False
     on_failure: OnFailure = "shrink"
     turn: tuple[int, int] = (0, 1)
     part: tuple[int, int] = (0, 1)
@@ -153,6 +155,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         replayed: past cases that ran.
         examples, refused: cases that ran, and how many of them the target refused rightly.
+        wrong_calls: what became of the corrupted calls of examples, and of how many (`Verdict.of_wrong_call`).
         miscompiled: why the first of the refused cases was wrong code of the compiler.
         limits: by limit of this tool, how many examples and past cases could not be run because of it.
         seconds, spent: seconds since the start, and the seconds spent on each kind of work.
@@ -182,6 +185,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     replayed: int = 0
     examples: int = 0
     refused: int = 0
+    wrong_calls: dict[str, int] = {}
     miscompiled: str = ""
     limits: dict[str, int] = {}
     seconds: float = 0.0
@@ -269,9 +273,8 @@ def start_executor(plan: FuzzPlan) -> "Executor":
     sanitize = plan.sanitize and registry.load(plan.target).can_be_sanitized(plan.device)
     ahead = in_flight(plan, os.getpid())
     exactly = plan.exact_every > 0
-    return Executor(
-        plan.target, plan.device, plan.case_seconds, ahead, plan.mutant, sanitize, exactly=exactly, fenced=plan.fenced
-    )
+    more: dict[str, Any] = {"exactly": exactly, "fenced": plan.fenced, "malformed": plan.malformed}
+    return Executor(plan.target, plan.device, plan.case_seconds, ahead, plan.mutant, sanitize, **more)
 
 
 def executor_after(executor: "Executor | None", plan: FuzzPlan) -> "Executor":
@@ -509,12 +512,14 @@ class _Shard:
     def _count(self, case: Case, verdict: Verdict, finding: Finding | None) -> None:
         spent = {name: self.progress.spent.get(name, 0.0) + seconds for name, seconds in verdict.seconds.items()}
         events = {name: self.progress.events.get(name, 0) + 1 for name in set(verdict.events)}
+        wrong = Counter([verdict.of_wrong_call] if verdict.of_wrong_call else [])
         known = {} if finding is None else {finding.name: self.progress.known.get(finding.name, 0) + 1}
         examples = self.progress.examples + 1
         self.tell(
             examples=examples,
             layers=self.tally.families,
             refused=self.progress.refused + (verdict.kind == "refused"),
+            wrong_calls=dict(Counter(self.progress.wrong_calls) + wrong),
             miscompiled=self.progress.miscompiled or (verdict.about if verdict.kind == "refused" else ""),
             limits=self._limits(verdict),
             known={**self.progress.known, **known},

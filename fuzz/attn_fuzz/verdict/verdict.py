@@ -35,9 +35,15 @@ COMPILED, IN_EAGER = "compiled by Dynamo", "left to eager by Dynamo"
 """Events of a case in a process where Dynamo has compiled frames, and of one where it has given up frames."""
 FENCED = "fenced"
 """The event of a case whose calls were made with unmapped pages beside its tensors, too: a failure with it is one of these."""
-
+MALFORMED = "malformed: "
+"""The beginning of the event of a case with a corrupted call (`attn_fuzz.run.case.malformed`). Its kind follows."""
 EARLIER_CALL, EARLIER_WRITE = "the earlier call ", "the earlier write "
 """The beginnings of the names of an earlier call and of an earlier write that were left out."""
+
+
+_OF_WRONG_CALL = {"agree": "accepted with the right output", "refused": "refused", "hung": "hung"} | dict.fromkeys(
+    ("crashed", "raised"), "crashed"
+)
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +87,13 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     places: tuple[str, ...] = ()
     answers: bytes = b""
     explanation: tuple[str, ...] = ()
+
+    @property
+    def of_wrong_call(self) -> str:
+        """What became of the case's corrupted call; empty if the case has none, or met a limit of this tool."""
+        if self.kind == "limit" or not any(event.startswith(MALFORMED) for event in self.events):
+            return ""
+        return _OF_WRONG_CALL.get(self.kind, "accepted and wrong")
 
     @property
     def passed(self) -> bool:

@@ -5,7 +5,8 @@ from functools import partial
 
 import pytest
 import torch
-from attn_contract import AttentionType, ContractError, Layout
+from attn_contract import AttentionType, Batch, ContractError, Layout, UnsupportedError
+from attn_fuzz.cases import wrong_values
 from attn_fuzz.cases.wrong_arguments import dims_of
 from attn_optimized.attention import forget_launches
 from attn_optimized.backends import BACKENDS
@@ -73,7 +74,7 @@ def test_forward_refuses_wrong_arguments(name, attn_type, validate, step_of, ait
     forward = partial(impl.forward, key=step.key, value=step.value, kv_cache=step.kv_cache)
     free = {"kv_cache": dims_of(step.layer.layout, "block")}
     tensors = [out, step.kv_cache, arguments.get("lse")]
-    wrong = partial(wrong_calls, forward, arguments, optional=("lse",), free=free)
+    wrong = partial(wrong_calls, forward, arguments, optional=("lse",), free=free, written=("output", "lse"))
     forget_launches()
     assert not_refused(wrong(), tensors) == []
     forward(**arguments)
@@ -124,10 +125,40 @@ def test_a_wrong_write_is_refused(name, reads, validate, step_of, aiter):
     free |= dict.fromkeys(("slot_mapping", "positions", "query", "cos_sin_cache"), (0,))
     rotated = written | {"query": step.query, "positions": torch.zeros_like(slots)}
     rotated |= {"cos_sin_cache": step.query.new_zeros(1, 2), "is_neox": True}
-    assert not_refused(wrong_calls(impl.do_kv_cache_update, written, free=free), [step.kv_cache]) == []
+    wrong = wrong_calls(impl.do_kv_cache_update, written, free=free, written=("kv_cache",))
+    assert not_refused(wrong, [step.kv_cache]) == []
     if reads:
         turned = partial(impl.do_rope_and_kv_cache_update, **rotated)
         assert not_refused(iter([("a rotation by a layer that writes nothing", turned)])) == []
     elif name in ROTATING:
-        wrong = wrong_calls(impl.do_rope_and_kv_cache_update, rotated, free=free)
+        wrong = wrong_calls(impl.do_rope_and_kv_cache_update, rotated, free=free, written=("kv_cache", "query"))
         assert not_refused(wrong, [step.kv_cache, step.query]) == []
+
+
+@every_kind
+def test_the_first_value_beyond_each_bound_is_refused_and_the_last_within_is_served(name, attn_type, step_of, aiter):
+    step = step_of(name, attn_type)
+    impl = BACKENDS[name].impl(step.layer, aiter=aiter, validate=True, **step.constructor)
+    builder, common, cached = BACKENDS[name].builder(attn_type), step.common, attn_type.reads_cache
+    told = {each: getattr(common, each) for each in ("query_start_loc", "max_query_len", "max_seq_len", "num_actual_tokens")}
+    told |= {"block_table": common.block_table_tensor, "slot_mapping": common.slot_mapping} if cached else {}
+    if common.encoder_seq_lens is not None:
+        told["max_seq_len"] = common.max_encoder_seq_len
+    seq_lens = common.seq_lens if common.encoder_seq_lens is None else common.encoder_seq_lens
+    batch = Batch(seq_lens=seq_lens, causal=attn_type is AttentionType.DECODER, **told)
+    out = step.query.new_zeros(*step.query.shape[:2], step.layer.v_head_size)
+    asked = set()
+    for edge in wrong_values.of_attention(step.layer, batch, step.kv_cache if cached else None):
+        with edge.holding as changed:
+            if changed:  # bounds of lengths, which an engine tells otherwise
+                continue
+            try:
+                impl.forward(step.query, step.key, step.value, step.kv_cache, builder.build(common), output=out)
+            except ContractError:
+                assert not edge.is_legal, edge.what
+            except UnsupportedError:
+                continue
+            else:
+                assert edge.is_legal, edge.what
+        asked.add(edge.is_legal)
+    assert asked == ({True, False} if cached else {False})

@@ -22,7 +22,7 @@ from attn_parity.commands.fuzz.begun import Begun
 from attn_parity.commands.fuzz.machines import Machines
 from attn_parity.commands.fuzz.options import KEEP_GOING_MINUTES, Options
 from attn_parity.console import notes
-from attn_parity.device import check_exact, check_fence, sanitizes, say_what_runs_kernels
+from attn_parity.device import check_exact, check_fence, check_malformed, sanitizes, say_what_runs_kernels
 from attn_parity.files import check_writable
 from attn_parity.options import (
     PROFILES,
@@ -34,6 +34,7 @@ from attn_parity.options import (
     device_option,
     fence_option,
     json_option,
+    malformed_option,
     needs_option,
     ray_option,
     record_of,
@@ -91,6 +92,7 @@ _PROFILES = ", ".join(f"{name} {examples}" for name, examples in PROFILES.items(
     "with --exact.",
 )
 @fence_option
+@malformed_option
 @click.option(
     "--require",
     "required",
@@ -135,6 +137,9 @@ def command(options: Options) -> int:
         check_exact(bool(options.exactly), chosen.device)
         targets = _targets(options.names)
         in_modes = {name: _modes_of(name, options, chosen) for name in targets}
+        check_malformed(
+            options.malformed, targets.values(), fence=options.fenced, exact=options.exactly, sanitize=options.sanitize
+        )
         if options.address is None:  # a node of Ray says for itself what it cannot do
             check_fence(options.fenced, targets.values(), chosen.device)
         say_what_runs_kernels(chosen.device, targets.values())
@@ -143,7 +148,7 @@ def command(options: Options) -> int:
         until, plans = options.until(), _plans(options, chosen, all_targets)
         failures_of = database.connect(options.database) if options.database else None
         keys = {name: database.key(name, chosen.device_name) for name in plans}
-        corpora = {name: options.corpus if name in targets else "none" for name in plans}
+        corpora = {name: options.past if name in targets else "none" for name in plans}
         past = {name: _past(corpora[name], failures_of, keys[name], name, chosen.supports[name]) for name in plans}
         begun = Begun(options, chosen, plans, targets, in_modes, past)
         runs, errors = begun.keep_going(until, options.max_minutes) if options.keep_going else begun.until_failure()
@@ -163,7 +168,7 @@ def _targets(names: Sequence[str]) -> dict[str, Target]:
 
 def _modes_of(name: str, options: Options, chosen: Machines) -> list[str]:
     """The target in each of the modes that its run goes through."""
-    goes = options.in_modes and not options.exactly
+    goes = options.in_modes and not options.exactly and not options.malformed
     return [each for each in chosen.supports if goes and each.startswith(f"{name}@")]
 
 
@@ -178,6 +183,7 @@ def _plans(options: Options, chosen: Machines, targets: Mapping[str, Target]) ->
         case_seconds=options.case_seconds,
         until=options.until(DRAWING if options.keep_going else 1),
         fenced=options.fenced,
+        malformed=options.malformed,
         on_failure="go on" if options.keep_going else "shrink",
     )
     every = options.exactly
@@ -185,8 +191,8 @@ def _plans(options: Options, chosen: Machines, targets: Mapping[str, Target]) ->
         name: msgspec.structs.replace(
             plan,
             target=name,
-            sanitize=sanitizes(options.sanitize, target, chosen.device),
-            exact_every=shard.exact_every(target, chosen.device) if every is None else int(every),
+            sanitize=sanitizes(options.sanitize, target, chosen.device) and not options.malformed,
+            exact_every=0 if options.malformed else shard.exact_every(target, chosen.device) if every is None else int(every),
         )
         for name, target in targets.items()
     }

@@ -259,11 +259,11 @@ def command_again(plan: FuzzPlan, options: Options, workers: int) -> list[str]:
     words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     if options.sanitize is not None:
         words.append("--sanitize" if options.sanitize else "--no-sanitize")
-    if plan.exact_every != shard.exact_every(registry.load(plan.target), plan.device):
+    if not plan.malformed and plan.exact_every != shard.exact_every(registry.load(plan.target), plan.device):
         words.append("--exact" if plan.exact_every else "--no-exact")
     words += [word for name in options.required for word in ("--require", name)]
-    words += ["--no-modes"] * (not options.in_modes)
-    return ["attn-parity", "fuzz", *words, *["--fence"] * plan.fenced, *["--keep-going"] * options.keep_going]
+    words += ["--no-modes"] * (not options.in_modes) + ["--fence"] * plan.fenced + ["--malformed"] * plan.malformed
+    return ["attn-parity", "fuzz", *words, *["--keep-going"] * options.keep_going]
 
 
 def _tell(run: Run, name: str) -> None:

@@ -61,7 +61,7 @@ def kept(failure: Failure, folder: Path, name: str, errors: list[str]) -> tuple[
 
 
 def with_explanations(found: Sequence[Found], plans: Mapping[str, FuzzPlan]) -> list[Found]:
-    """Failures with what explains them. Those whose output is not wrong have no explanation.
+    """Failures with what explains them. Those whose output is not wrong have no explanation, nor have those of wrong calls.
 
     Args:
         plans: by the name of the target.
@@ -71,6 +71,8 @@ def with_explanations(found: Sequence[Found], plans: Mapping[str, FuzzPlan]) -> 
 
 
 def _explained(found: Found, plan: FuzzPlan) -> Found:
+    if plan.malformed:
+        return found
     reason = never_sent.why(found.failure.case, plan.device, plan.case_seconds)
     return found._replace(explanation=in_process.of_failure(found.failure, plan), never_sent=reason)
 

@@ -27,6 +27,7 @@ class Options:
     exactly: bool | None
     in_modes: bool
     fenced: bool
+    malformed: bool
     required: tuple[str, ...]
     json_file: Path | None
     report_folder: Path | None
@@ -39,6 +40,11 @@ class Options:
     @property
     def folder(self) -> Path:
         return self.report_folder or outputs.RUNS
+
+    @property
+    def past(self) -> str | None:
+        """The corpus to run first. Its cases were legal calls: where calls are corrupted, there is none by default."""
+        return "none" if self.malformed and self.corpus is None else self.corpus
 
     @property
     def max_examples(self) -> int:

@@ -7,6 +7,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import attn_reference
 import torch
@@ -16,7 +17,7 @@ from attn_fuzz.cases.case import ILLEGAL, MODE, Case, num_elements
 from attn_fuzz.cases.own_defaults import targets_defaults
 from attn_fuzz.cases.poison import bits
 from attn_fuzz.cases.tensors import Step, Write, latent_parts
-from attn_fuzz.cases.wrong_arguments import wrong_attention
+from attn_fuzz.cases.wrong_arguments import GRADIENT, wrong_attention
 from attn_fuzz.errors import FailedCheckError
 from attn_fuzz.exact import followed_call, quantities
 from attn_fuzz.interpreted import launched, new_memory, permissions, program_order, sanitizer
@@ -104,7 +105,7 @@ class Attempt:
             self.during = ""
             write(cache_write, self.called, self.target)
             if ILLEGAL in self.case.earlier:
-                refuse_wrong_writes(cache_write, self.called, self.target)
+                ask_edges_of_writes(cache_write, self.called, self.target, accepts=self.target.can_be_sanitized(self.device))
             synchronize(self.device)
             self.written = {name: tensor.to(self._built.q.device, copy=True) for name, tensor in self.called.memory.items()}
             self.num_written += 1
@@ -138,8 +139,8 @@ class Attempt:
 
     @property
     def is_refused(self) -> bool:
-        """True if the target refused a case that it does not support, or code that the compiler made wrong."""
-        return isinstance(self.error, MiscompiledError) or (
+        """True if the target refused a case that it does not support, a corrupted call, or miscompiled code."""
+        return isinstance(self.error, MiscompiledError | RefusedCallError) or (
             bool(self.beyond) and isinstance(self.error, ValueError | NotImplementedError)
         )
 
@@ -200,7 +201,7 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> str
         the kind of the target's refusal; None if it made the call, or none was to be made.
 
     Raises:
-        NotRefusedError: a call with a wrong tensor was not refused.
+        FailedCheckError: an illegal call was not refused, or a legal one was.
     """
     refusal = None
     refusals = (ValueError, NotImplementedError) if target.refuses else (Exception,)
@@ -214,7 +215,9 @@ def call_earlier(step: Step, name: str, target: Target, *, in_full: bool) -> str
                 if wrong_values.are_checked(attention):
                     with earlier.without_queries(other), contextlib.suppress(*refusals):
                         attend(other, attention)
-                    attend(other, _refusing_values(attention))
+                        if not in_full:
+                            attend(other, _edges_of(attention, is_legal=True))
+                    attend(other, _edges_of(attention, is_legal=False))
             return None
         for attention in target.siblings if name == MODE else (target.attention,):
             try:
@@ -259,11 +262,14 @@ def write_earlier(cache_write: Write, step: Step, name: str, target: Target) -> 
     return None
 
 
-def refuse_wrong_writes(cache_write: Write, step: Step, target: Target) -> None:
-    """After a write, make it again with one wrong value after the other, if the target looks at values.
+def ask_edges_of_writes(cache_write: Write, step: Step, target: Target, *, accepts: bool) -> None:
+    """After a write, make it again with one value at a bound after the other, if the target looks at values.
+
+    Args:
+        accepts: True if to ask for values within the bounds, too, which interpreted kernels write quickly enough.
 
     Raises:
-        NotRefusedError: a write was not refused before it wrote.
+        FailedCheckError: an illegal write was not refused before it wrote, or a legal one was.
     """
     name = _function_of(cache_write)
     if (
@@ -272,10 +278,15 @@ def refuse_wrong_writes(cache_write: Write, step: Step, target: Target) -> None:
         or not wrong_values.are_checked(getattr(target, name))
     ):
         return
-    for what, holding in wrong_values.of_write(cache_write):
-        with holding:
-            call = functools.partial(write, cache_write, step, target)
-            _check_refused(f"{name} with {what} after a legal write", call, [*step.memory.values(), step.q])
+    call, written = functools.partial(write, cache_write, step, target), [*step.memory.values(), step.q]
+    for edge in wrong_values.of_write(cache_write):
+        what = f"{name} with {edge.what} after a legal write"
+        if not edge.is_legal:
+            with edge.holding:
+                _check_refused(what, call, written)
+        elif accepts:
+            with edge.holding, earlier.restored(written):
+                _check_accepted(what, call)
 
 
 def _writes_itself(cache_write: Write, target: Target) -> bool:
@@ -288,6 +299,10 @@ def _function_of(cache_write: Write) -> str:
     if cache_write.view.layout.has_latent_value:
         return "write_latent_cache"
     return "write_kv_cache" if cache_write.rotation is None else "rope_and_write_kv_cache"
+
+
+class RefusedCallError(Exception):
+    """The target refused a call that this tool has corrupted (`attn_fuzz.run.case.malformed`)."""
 
 
 class NotRefusedError(FailedCheckError):
@@ -304,22 +319,45 @@ def _refusing(attention: AttentionFunction) -> AttentionFunction:
     """Calls attention with one wrong tensor after the other. It must refuse each before it writes `out`."""
 
     def all_refused(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-        for what, call in wrong_attention(attention, q, k, v, kv_cache, layer, batch, out=out, lse=lse):
-            _check_refused(f"an earlier call with {what}", call, [out])
+        right = {"q": q, "k": k, "v": v, "kv_cache": kv_cache, "layer": layer, "batch": batch, "out": out, "lse": lse}
+        for kind, what, make in wrong_attention(**right):
+            with torch.set_grad_enabled(kind == GRADIENT):
+                call = lambda make=make: _call_with(attention, right | make())  # noqa: E731
+                _check_refused(f"an earlier call with {what}", call, [out])
 
     return all_refused
 
 
-def _refusing_values(attention: AttentionFunction) -> AttentionFunction:
-    """Calls attention with one wrong value after the other, which it must refuse."""
+def _call_with(attention: AttentionFunction, arguments: dict[str, Any]) -> None:
+    *inputs, out, lse = arguments.values()
+    attention(*inputs, out=out, lse=lse)
 
-    def all_refused(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
-        for what, holding in wrong_values.of_attention(layer, batch, kv_cache):
-            with holding as wrong:
-                call = functools.partial(attention, q, k, v, kv_cache, layer, wrong, out=out, lse=lse)
-                _check_refused(f"a call with {what} after a legal call", call, [out])
 
-    return all_refused
+def _edges_of(attention: AttentionFunction, *, is_legal: bool) -> AttentionFunction:
+    """Calls attention with one value at a bound after the other: all legal ones, or all others."""
+
+    def all_asked(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+        right = {"q": q, "k": k, "v": v, "kv_cache": kv_cache, "layer": layer, "batch": batch, "out": out, "lse": lse}
+        for edge in wrong_values.of_attention(layer, batch, kv_cache):
+            if edge.is_legal is not is_legal:
+                continue
+            with edge.holding as changed:
+                call = functools.partial(_call_with, attention, right | changed)
+                what = f"a call with {edge.what} after a legal call"
+                if is_legal:
+                    _check_accepted(what, call)
+                else:
+                    _check_refused(what, call, [out])
+
+    return all_asked
+
+
+def _check_accepted(what: str, call: Callable[[], object]) -> None:
+    """Make a legal call, and raise FailedCheckError if it is refused."""
+    try:
+        call()
+    except (ValueError, NotImplementedError) as error:
+        raise FailedCheckError("served", "a legal call", f"{what} was refused, and is legal: {message_of(error)}") from error
 
 
 def _check_refused(what: str, call: Callable[[], object], written: Sequence[torch.Tensor]) -> None:

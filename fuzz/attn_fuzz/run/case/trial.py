@@ -19,7 +19,7 @@ from attn_fuzz.exact import comparison
 from attn_fuzz.exact.refusal import NotCarriedError
 from attn_fuzz.interpreted import dynamo, program_order, sanitizer
 from attn_fuzz.properties.relation import CallTarget, Outputs, again, same_bits
-from attn_fuzz.run.case import devices
+from attn_fuzz.run.case import devices, malformed
 from attn_fuzz.run.case.attempt import Attempt, call_attention, own_state
 from attn_fuzz.run.case.checks import CHECKS, CHECKS_OF_ERRORS, stray_write
 from attn_fuzz.run.case.exceptions import described, message_of
@@ -111,6 +111,14 @@ def try_fenced(case: Case, target: Target, device: str, fences: Sequence[Fence])
                 about, message = f"{wrong.about} {where}", f"{where}: {wrong.message}"
                 return Verdict(kind=kind, message=message, about=about, seconds={"target": seconds})
     return Verdict(kind="agree", seconds={"target": seconds})
+
+
+@own_defaults()
+def try_malformed(case: Case, target: Target, device: str) -> Verdict:
+    """Make the calls of a case, one of them corrupted. If that is accepted, it is judged by what the legal call gives."""
+    corruption, corrupting = malformed.corrupting(case, target)
+    verdict, _ = _tried(msgspec.structs.replace(case, earlier=()), corrupting, device, judge)
+    return malformed.named(verdict, corruption)
 
 
 def _may_be_chance(verdict: Verdict, judgement: Judgement | None) -> bool:

@@ -66,6 +66,7 @@ class Executor:
         exactly: True if calls can be followed in exact mode (`attn_fuzz.exact`), by a trial that takes `exactly`.
         fenced: True if the calls of a case with which nothing is wrong are made again with unmapped pages beside the tensors
             (`attn_fuzz.run.case.fence`).
+        malformed: True if one call of each case is corrupted (`attn_fuzz.run.case.malformed`). Other options do not apply.
     """
 
     target: str
@@ -77,6 +78,7 @@ class Executor:
     trial: str = TRIAL
     exactly: bool = False
     fenced: bool = False
+    malformed: bool = False
     _fault: "Fence | None" = field(default=None, init=False)
     _process: multiprocessing.process.BaseProcess | None = field(default=None, init=False)
     _connection: multiprocessing.connection.Connection | None = field(default=None, init=False)
@@ -90,7 +92,7 @@ class Executor:
     def serves(self, other: "Executor") -> bool:
         """True if this executor's process can run the target of another one, too: the same in another mode."""
         bases = {name.partition("@")[0] for name in (self.target, other.target)}
-        named = ("device", "case_seconds", "ahead", "mutant", "sanitize", "trial", "exactly", "fenced")
+        named = ("device", "case_seconds", "ahead", "mutant", "sanitize", "trial", "exactly", "fenced", "malformed")
         alike = all(getattr(self, name) == getattr(other, name) for name in named)
         return len(bases) == 1 and alike and not any(registry.load(each.target).compiles for each in (self, other))
 
@@ -112,11 +114,22 @@ class Executor:
             MutantError: the mutant does not import, or raises what it does not announce.
             OSError: the case in flight cannot be written, and the disk is not full.
         """
+        if self.malformed:
+            return self._run_malformed(case)
         followed = self.exactly if exactly is None else exactly
         verdict = self._run_again_if_killed(case, options | ({"exactly": True} if followed else {}))
         if not self.fenced or verdict.kind != "agree":
             return verdict
         return self._run_fenced(case, verdict)
+
+    def _run_malformed(self, case: Case) -> Verdict:
+        """The verdict on a case with a corrupted call. This process names the corruption if the other one cannot."""
+        verdict = self._run_again_if_killed(case, {"malformed": True})
+        if verdict.kind not in ("crashed", "hung"):
+            return verdict
+        from attn_fuzz.run.case import malformed
+
+        return malformed.named(verdict, malformed.corruption_of(case, registry.load(self.target)))
 
     def _run_fenced(self, case: Case, verdict: Verdict) -> Verdict:
         """The verdict on a case with which nothing was wrong, after its calls were made with unmapped pages beside its tensors.
@@ -385,14 +398,15 @@ def _loaded(connection: multiprocessing.connection.Connection, load: _Load) -> "
     else:
         connection.send(True)
         dynamo.watch(connection.send)
-        from attn_fuzz.run.case.trial import try_fenced
+        from attn_fuzz.run.case.trial import try_fenced, try_malformed
 
         targets = {load.target: target}
 
         def run(name: str, case: Case, options: dict[str, Any]) -> Verdict:
             if name not in targets:
                 targets[name] = registry.load(name)
-            function = try_fenced if "fences" in options else try_case
+            is_malformed = options.pop("malformed", False)
+            function = try_malformed if is_malformed else try_fenced if "fences" in options else try_case
             verdict, frames = dynamo.undisturbed(lambda: function(case, targets[name], load.device, **options))
             happened = [event for event, name in _EVENTS.items() if dynamo.frames[name]]
             return msgspec.structs.replace(verdict, frames=frames, events=(*verdict.events, *happened))
