@@ -18,6 +18,7 @@ from attn_fuzz.foreign.loading import (
     missing,
     repaired,
     sources,
+    variable,
 )
 from attn_fuzz.foreign.views import keys_and_values, packed_keys_and_values
 
@@ -33,4 +34,5 @@ __all__ = [
     "packed_keys_and_values",
     "repaired",
     "sources",
+    "variable",
 ]

@@ -66,9 +66,9 @@ def sources(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def repaired() -> frozenset[str]:
+def repaired(environment: Mapping[str, str] = os.environ) -> frozenset[str]:
     """The findings that are repaired in the sources that `ATTN_PARITY_PACKAGE` names, for any package."""
-    folders = (Path(folder) for name, folder in os.environ.items() if name.startswith(variable("")))
+    folders = (Path(folder) for name, folder in environment.items() if name.startswith(variable("")))
     return frozenset(name for folder in folders for file in folder.glob(f"*/{REPAIRED}") for name in file.read_text().split())
 
 

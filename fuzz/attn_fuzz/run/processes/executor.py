@@ -12,18 +12,22 @@ import multiprocessing.connection
 import multiprocessing.process
 import os
 import signal
+import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+from attn_fuzz import foreign
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError, FaultError, HelperKilledError, InputError
+from attn_fuzz.findings import repairs
+from attn_fuzz.findings.finding import Finding
 from attn_fuzz.interpreted import dynamo
 from attn_fuzz.patches.mutant import INSTALLED, Mutant, MutantError
 from attn_fuzz.run.processes import prepared
@@ -66,6 +70,7 @@ class Executor:
         exactly: True if calls can be followed in exact mode (`attn_fuzz.exact`), by a trial that takes `exactly`.
         fenced: True if the calls of a case with which nothing is wrong are made again with unmapped pages beside the tensors
             (`attn_fuzz.run.case.fence`).
+        environment: variables that the child has beside those of this process.
     """
 
     target: str
@@ -77,6 +82,8 @@ class Executor:
     trial: str = TRIAL
     exactly: bool = False
     fenced: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+    _repaired: "Executor | None" = field(default=None, init=False)
     _fault: "Fence | None" = field(default=None, init=False)
     _process: multiprocessing.process.BaseProcess | None = field(default=None, init=False)
     _connection: multiprocessing.connection.Connection | None = field(default=None, init=False)
@@ -110,6 +117,14 @@ class Executor:
         if not self.fenced or verdict.kind != "agree":
             return verdict
         return self._run_fenced(case, verdict)
+
+    def repaired(self, findings: Iterable[Finding]) -> "Executor":
+        """An executor that differs in its environment: findings of the target are repaired (`attn_fuzz.findings.repairs`). It
+        starts with its first case, and ends with this one."""
+        if self._repaired is None:
+            ahead = self.ahead.with_suffix(".repaired.json")
+            self._repaired = replace(self, ahead=ahead, environment=repairs.environment(findings))
+        return self._repaired
 
     def _run_fenced(self, case: Case, verdict: Verdict) -> Verdict:
         """The verdict on a case with which nothing was wrong, after its calls were made with unmapped pages beside its tensors.
@@ -240,6 +255,8 @@ class Executor:
         """End the process, and delete the file of the running case."""
         self.end()
         self.ahead.unlink(missing_ok=True)
+        if self._repaired is not None:
+            self._repaired.stop()
 
     def end(self) -> None:
         """End the process. The file of the running case stays."""
@@ -273,7 +290,7 @@ class Executor:
     def _started(self) -> bool | str | MutantError:
         """Start a process. Returns whether it is ready, or why it is not."""
         self._connection, theirs = multiprocessing.Pipe()
-        load = _Load(self.target, self.device, self.mutant, self.sanitize, self.trial, self.exactly)
+        load = _Load(self.target, self.device, self.mutant, self.sanitize, self.trial, self.exactly, self.environment)
         if self.mutant is not None and self.mutant.is_early:
             self._process = prepared.start_patched(self.mutant, _serve, theirs, load, daemon=True)
         else:
@@ -327,6 +344,7 @@ class _Load(NamedTuple):
     sanitize: bool
     trial: str
     exactly: bool
+    environment: Mapping[str, str]
 
 
 def _serve(connection: multiprocessing.connection.Connection, load: _Load) -> None:
@@ -345,6 +363,8 @@ def _loaded(connection: multiprocessing.connection.Connection, load: _Load) -> "
     """Load the target, send True, and return what runs and judges a case with options. Or send why the target does not load."""
     warnings.simplefilter("ignore")
     use_interpreter(load.device)
+    os.environ.update(load.environment)
+    sys.path[:0] = [folder for name, folder in load.environment.items() if name.startswith(foreign.variable(""))]  # on a GPU
     try:
         if load.mutant is not None and load.mutant not in INSTALLED:
             from attn_fuzz.patches import installation
