@@ -10,13 +10,6 @@ import msgspec
 from attn_fuzz import foreign, inputs
 from attn_fuzz.findings.finding import CASES, Finding
 
-_REPEATED = (
-    "sglang/srt/layers/attention/aiter_backend.py",
-    "sglang/srt/layers/attention/triton_backend.py",
-    "vllm/v1/attention/backends/mla/triton_mla.py",
-)
-"""Files whose code the targets repeat, and do not load: a repair of them changes scripts alone."""
-
 
 class Repair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A change of a text of a package's file, which is named from the folder that holds the package."""
@@ -81,8 +74,8 @@ def _applies(repair: Sequence[Repair]) -> bool:
 def repaired(repairs: Repairs, folder: Path) -> Path:
     """A folder with the sources of a package, in which these findings are repaired. Other files are links.
 
-    Its file REPAIRED names the findings whose repaired files the package's targets load: a target on these sources does not
-    have them (`attn_fuzz.foreign.repaired`).
+    Its file REPAIRED names the findings: a target on these sources does not have them (`attn_fuzz.foreign.repaired`). A target
+    that repeats a line of the package, and does not load it, asks for the name.
 
     Raises:
         ValueError: a file has not the text that is to be changed.
@@ -93,8 +86,7 @@ def repaired(repairs: Repairs, folder: Path) -> Path:
     copied(sources, folder / package, [file.relative_to(package) for file in files])
     for file, text in files.items():
         (folder / file).write_text(text, encoding="utf-8")
-    loaded = [name for name, repair in repairs.items() if repair[0].file not in _REPEATED]
-    (folder / package / foreign.REPAIRED).write_text("".join(f"{name}\n" for name in loaded), encoding="utf-8")
+    (folder / package / foreign.REPAIRED).write_text("".join(f"{name}\n" for name in repairs), encoding="utf-8")
     return folder
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 from attn_fuzz import foreign
 from attn_fuzz.cases.case import Case
+from attn_fuzz.findings import repairs
 from attn_fuzz.findings.finding import Finding, explanation
 from attn_fuzz.verdict.verdict import Verdict
 
@@ -37,10 +38,12 @@ def explained(
     met = [finding for finding in findings if verdict.failed and finding.explains(case, verdict)]
     if not met:
         return verdict, None
+    if not repairs.of_findings(met):
+        return verdict, Known(met[0], agrees_repaired=False)
     repaired = executor.repaired(findings)
     names = foreign.repaired(repaired.environment)
     can_be_told = [finding for finding in met if finding.name in names]
-    if not can_be_told:
+    if not can_be_told:  # these sources have not the lines that are to be changed
         return verdict, Known(met[0], agrees_repaired=False)
     again = repaired.run(case, exactly=exactly)
     if not again.failed:
