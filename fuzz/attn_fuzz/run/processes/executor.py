@@ -259,7 +259,9 @@ class Executor:
             self._repaired.stop()
 
     def end(self) -> None:
-        """End the process. The file of the running case stays."""
+        """End the process, and that on repaired sources. The file of the running case stays."""
+        if self._repaired is not None:
+            self._repaired.end()
         process, self._process = self._process, None
         if process is None or process.pid is None:  # a run may be interrupted before its process has started
             return
