@@ -10,9 +10,15 @@ import msgspec
 from attn_fuzz import foreign, inputs
 from attn_fuzz.findings.finding import CASES, Finding
 
+_BESIDE = ("aiter_meta", "csrc", "hsa", "3rdparty")
+"""Folders beside AITER's package: what its targets load, but for Python."""
+
 
 class Repair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A change of a text of a package's file, which is named from the folder that holds the package."""
+    """A change of a text of a package's file, which is named from the folder that holds the package.
+
+    That of code objects, PACKAGE/PATTERN.co, is the assembly that the emulator reads. Those without the text stay as they are.
+    """
 
     old: str
     new: str
@@ -66,9 +72,10 @@ def _package(repair: Sequence[Repair]) -> str:
 
 def _applies(repair: Sequence[Repair]) -> bool:
     try:
-        return bool(changed(repair, foreign.sources(_package(repair)).parent))
+        changed(repair, foreign.sources(_package(repair)).parent)
     except (foreign.MissingSourcesError, OSError, ValueError):
         return False
+    return True
 
 
 def repaired(repairs: Repairs, folder: Path) -> Path:
@@ -82,8 +89,13 @@ def repaired(repairs: Repairs, folder: Path) -> Path:
     """
     [package] = {_package(repair) for repair in repairs.values()}
     sources = foreign.sources(package)
-    files = changed([each for repair in repairs.values() for each in repair], sources.parent)
+    changes = [each for repair in repairs.values() for each in repair]
+    files = changed(changes, sources.parent)
     copied(sources, folder / package, [file.relative_to(package) for file in files])
+    for each in filter(Path.is_dir, (sources.parent / name for name in _BESIDE)):
+        (folder / each.name).symlink_to(each)
+    code = [(each.file.partition("/")[2], each.old, each.new) for each in changes if _is_code(each)]
+    (folder / foreign.REPAIRED_CODE).write_bytes(msgspec.json.encode(code))
     for file, text in files.items():
         (folder / file).write_text(text, encoding="utf-8")
     (folder / package / foreign.REPAIRED).write_text("".join(f"{name}\n" for name in repairs), encoding="utf-8")
@@ -98,12 +110,18 @@ def changed(repair: Iterable[Repair], sources: Path) -> dict[Path, str]:
     """
     texts: dict[Path, str] = {}
     for each in repair:
+        if _is_code(each):
+            continue
         file = placed(Path(each.file), sources)
         text = texts.get(file) or (sources / file).read_text(encoding="utf-8")
         if each.old not in text:
             raise ValueError(f"{file}: there is no {each.old!r}")
         texts[file] = text.replace(each.old, each.new)
     return texts
+
+
+def _is_code(repair: Repair) -> bool:
+    return repair.file.endswith(".co")
 
 
 def placed(file: Path, sources: Path) -> Path:

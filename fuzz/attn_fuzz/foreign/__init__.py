@@ -10,6 +10,7 @@ docs/guide/foreign-kernels.md has a complete example.
 
 from attn_fuzz.foreign.loading import (
     REPAIRED,
+    REPAIRED_CODE,
     MissingSourcesError,
     as_on_a_gpu,
     call,
@@ -17,6 +18,7 @@ from attn_fuzz.foreign.loading import (
     load,
     missing,
     repaired,
+    repaired_code,
     sources,
     variable,
 )
@@ -24,6 +26,7 @@ from attn_fuzz.foreign.views import keys_and_values, packed_keys_and_values
 
 __all__ = [
     "REPAIRED",
+    "REPAIRED_CODE",
     "MissingSourcesError",
     "as_on_a_gpu",
     "call",
@@ -33,6 +36,7 @@ __all__ = [
     "missing",
     "packed_keys_and_values",
     "repaired",
+    "repaired_code",
     "sources",
     "variable",
 ]
