@@ -1,25 +1,23 @@
 """The script of each finding fails alone, passes with a repaired kernel, and says when it cannot run."""
 
-import json
 from pathlib import Path
 
-import planted_repaired
 import pytest
 from attn_fuzz import foreign
 from attn_fuzz.cases import case_file
+from attn_fuzz.findings import repairs
 from attn_fuzz.targets import registry
-from attn_lab.findings import folders, repairs, reports
+from attn_lab.findings import folders, reports
 from attn_lab.findings import scripts as finding_scripts
 from attn_lab.findings.folders import Checked
 from attn_lab.findings.known import known, named
-from attn_lab.findings.places import file_of, names
-from attn_lab.findings.reports import Repair, Report
+from attn_lab.findings.places import file_of, names, package_of
 from attn_lab.findings.scripts import DOES_NOT_SHOW, SHOWS
 from msgspec.structs import replace
 
 NAMES = names()
 REPORTS = {name: reports.load(name) for name in NAMES}
-REPAIRED = [name for name, report in REPORTS.items() if report.repair]
+REPAIRS = repairs.of_names(NAMES)
 FINDINGS = known()
 
 
@@ -47,28 +45,27 @@ def test_a_script_shows_its_finding_in_a_process_without_this_project(name):
     assert finding_scripts.run(name) == (SHOWS, finding_scripts.stored()[name].interpreted)
 
 
-@pytest.mark.parametrize("name", REPAIRED)
+@pytest.mark.parametrize("name", REPAIRS)
 def test_a_script_passes_with_a_repaired_kernel(name, tmp_path):
     needs_package(name)
-    sources = repairs.repaired({name: REPORTS[name]}, tmp_path)
+    sources = repairs.repaired({name: REPAIRS[name]}, tmp_path)
     assert finding_scripts.run(name, sources=sources) == (DOES_NOT_SHOW, finding_scripts.stored()[name].repaired)
 
 
 def test_all_findings_have_a_repair():
-    assert {*NAMES} == {*REPAIRED}
+    assert {*NAMES} == {*REPAIRS}
 
 
 @pytest.mark.parametrize("package", ["aiter", "sglang", "vllm"])
 def test_the_repairs_of_a_package_go_together(package, tmp_path):
-    """No repair changes what another one looks for. What the targets load of the package is repaired, and is named."""
-    of_package = {name: report for name, report in REPORTS.items() if report.file.parts[0] == package and not report.needs}
+    """No repair changes what another one looks for."""
+    of_package = {name: REPAIRS[name] for name in NAMES if package_of(name) == package and not REPORTS[name].needs}
     needs_package(next(iter(of_package)))
     repairs.repaired(of_package, tmp_path)
     for name in of_package:
-        for file, repair in of_package[name].changes():
-            assert repair.new.splitlines()[-1] in (tmp_path / file).read_text(), name
-    unloaded = {"sglang-aiter-decode-window", "sglang-decode-window", "vllm-mla-narrow-lse"}
-    assert {*(tmp_path / package / foreign.REPAIRED).read_text().split()} == {*of_package} - unloaded
+        for repair in of_package[name]:
+            assert repair.new.splitlines()[-1] in (tmp_path / repair.file).read_text(), name
+    assert {*(tmp_path / package / foreign.REPAIRED).read_text().split()} == {*of_package}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,9 +96,9 @@ def test_a_script_that_launches_no_kernel_or_needs_a_gpu_has_no_result_of_compil
 
 def test_a_repair_of_a_text_that_is_not_there_is_refused(tmp_path):
     needs_package("vllm-window-ahead")
-    report = replace(REPORTS["vllm-window-ahead"], repair=[Repair("no such text", "")])
+    [first] = REPAIRS["vllm-window-ahead"]
     with pytest.raises(ValueError, match="there is no 'no such text'"):
-        repairs.repaired({"vllm-window-ahead": report}, tmp_path)
+        repairs.repaired({"vllm-window-ahead": [replace(first, old="no such text")]}, tmp_path)
 
 
 def test_a_folder_that_is_written_passes_its_check_and_one_with_another_patch_does_not(tmp_path):
@@ -123,40 +120,6 @@ def test_a_finding_whose_lines_the_source_has_no_longer_is_not_written(tmp_path,
     [line] = folders.write(named(["sglang-decode-window"]), finding_scripts.stored(), tmp_path / "written")
     assert line.startswith("sglang-decode-window: not written, sglang/srt/layers/attention/triton_backend.py: there is no")
     assert not (tmp_path / "written").exists()
-
-
-@pytest.mark.nightly
-def test_a_second_bug_behind_a_broad_predicate_is_found_on_repaired_sources_alone(attn_parity, tmp_path, monkeypatch):
-    def hunted(sources: Path) -> dict:
-        monkeypatch.setenv("ATTN_PARITY_PLANTED_FOREIGN", str(sources))
-        options = ("--examples", 50, "--seed", 1, "--workers", 1, "--corpus", "none", "--json", "run.json")
-        run = attn_parity("fuzz", "--keep-going", "--target", "planted_repaired:TARGET", *options)
-        result = json.loads((tmp_path / "run.json").read_text())
-        assert run.code == bool(result["failures"]), run.err
-        return result
-
-    faults = tmp_path / "broken" / planted_repaired.PACKAGE / planted_repaired.FILE
-    faults.parent.mkdir(parents=True)
-    faults.write_text(planted_repaired.SOURCE)
-    broken = hunted(tmp_path / "broken")
-    assert broken["failures"] == []
-    assert broken["known"]["planted-cap"] > 5
-
-    repair = Repair("found += 1", "found += 0")
-    report = Report(
-        title="",
-        kernel="error",
-        lines=["planted_foreign/faults.py:5"],
-        confirmed="closed form: 0",
-        since="",
-        newest="",
-        harm="",
-        repair=[repair],
-    )
-    repairs.repaired({"planted-cap": report}, tmp_path / "repaired")
-    repaired = hunted(tmp_path / "repaired")
-    assert repaired["known"] == {}
-    assert [{"logits_soft_cap", "several requests"} <= {*each["needs"]} for each in repaired["failures"]] == [True]
 
 
 def test_a_known_failure_that_comes_on_repaired_sources_is_told(monkeypatch, tmp_path):

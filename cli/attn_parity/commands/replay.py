@@ -8,7 +8,7 @@ import click
 from attn_fuzz import report
 from attn_fuzz.cases import case_file
 from attn_fuzz.errors import EXIT_LIMIT
-from attn_fuzz.findings.finding import explanation
+from attn_fuzz.run.known import explained
 from attn_fuzz.run.processes.executor import Executor
 from attn_parity.case_files import case_target_option, usable_target
 from attn_parity.console import results
@@ -73,12 +73,12 @@ def command(
                 "malformed": malformed,
             }
             with Executor(name, device, case_seconds, ahead, **more) as executor:
-                verdict = executor.run(case)
+                verdict, known = explained(executor, target.findings_on(device), case, executor.run(case))
             ran = f"target {target.name} on {device_name(device)}"
             error = f", largest error {verdict.ratio:.2f} of its bound" if verdict.ratio else ""
-            finding = explanation(target.findings_on(device), case, verdict)
-            known = f", as the known finding {finding.name} says" if finding else ""
-            results.print(f"{path}: {verdict.kind}, {ran}{error}{known}")
+            said = f", as the known finding {known.finding.name} says" if known else ""
+            said += ", and agrees once repaired" if known and known.agrees_repaired else ""
+            results.print(f"{path}: {verdict.kind}, {ran}{error}{said}")
             if verdict.failed:
                 code = 1
                 results.print(report.summary(case, verdict))

@@ -15,6 +15,7 @@ from attn_amdgcn.errors import Hazards
 from attn_amdgcn.memory import addresses
 from attn_fuzz.emulated import emulation
 from attn_fuzz.emulated.build_cache import cached
+from attn_fuzz.foreign import repaired_code
 
 Value = torch.Tensor | tuple[torch.Tensor, ...] | float | int | None
 """A tensor is a pointer to it. Several are a pointer to memory that holds a pointer to each of them."""
@@ -41,10 +42,10 @@ def _ready(file: Path, kernel: str, evenly: bool, changed: int) -> CodeObject:
 
 
 def _text(file: Path, kernel: str) -> str:
-    """See `text_of`. The text is cached in a file."""
+    """See `text_of`, with repairs. The text without them is cached in a file."""
     parts = (sha256(file.read_bytes()).hexdigest(), kernel, reader())
     folder = cached("code-objects", parts, lambda made: (made / "kernel.s").write_text(text_of(file, kernel)))
-    return (folder / "kernel.s").read_text()
+    return repaired_code(file, (folder / "kernel.s").read_text())
 
 
 def run(

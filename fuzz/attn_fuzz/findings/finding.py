@@ -38,10 +38,11 @@ class Finding:
         cause: why, with file and function.
         seen_in: the version in which the fuzzer saw the bug.
         link: the link of the bug's report; None while the bug is not reported.
-        folder: where NAME.json is; the default is the folder of the findings that come with the fuzzer. A finding of your own
-            target is in a folder of your own.
+        folder: where NAME.json is, and NAME.toml if the finding has a repair (`attn_fuzz.findings.repairs`). The default is the
+            folder of the findings that come with the fuzzer. A finding of your own target is in a folder of your own.
         meets: True if a layer can meet the bug, for `attn-parity select`. The default is that every layer can.
-        explains: True if a case that fails with a verdict fails because of this finding. Only failing cases are asked about.
+        explains: True if a case that fails with a verdict may fail because of this finding. Only failing cases are asked
+            about. If the finding has a repair, the case must agree with it, too (`attn_fuzz.run.known`).
         needs_gpu: True if only code compiled for a GPU shows the bug, and Triton's interpreter does not. Such a
             finding explains nothing on a CPU (`Target.findings_on`).
         is_in_sources: True if the sources that a run takes have the lines of the bug, which came after the release that the

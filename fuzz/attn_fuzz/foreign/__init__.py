@@ -10,6 +10,7 @@ docs/guide/foreign-kernels.md has a complete example.
 
 from attn_fuzz.foreign.loading import (
     REPAIRED,
+    REPAIRED_CODE,
     MissingSourcesError,
     as_on_a_gpu,
     call,
@@ -17,12 +18,15 @@ from attn_fuzz.foreign.loading import (
     load,
     missing,
     repaired,
+    repaired_code,
     sources,
+    variable,
 )
 from attn_fuzz.foreign.views import keys_and_values, packed_keys_and_values
 
 __all__ = [
     "REPAIRED",
+    "REPAIRED_CODE",
     "MissingSourcesError",
     "as_on_a_gpu",
     "call",
@@ -32,5 +36,7 @@ __all__ = [
     "missing",
     "packed_keys_and_values",
     "repaired",
+    "repaired_code",
     "sources",
+    "variable",
 ]

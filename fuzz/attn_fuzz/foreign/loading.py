@@ -10,6 +10,7 @@ import builtins
 import importlib.abc
 import importlib.util
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from attn_fuzz.errors import LimitError
 
 REPAIRED = "REPAIRED"
 """A file in a package's folder. It names the known findings that are repaired in these sources, one a line."""
+REPAIRED_CODE = "REPAIRED_CODE.json"
+"""A file beside a package's folder. It has changes of the assembly of code objects: a pattern of files, a text, and another."""
 Stubs = dict[str, dict[str, Any]]
 """Contents of modules, by the modules' full names."""
 
@@ -66,10 +69,18 @@ def sources(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def repaired() -> frozenset[str]:
+def repaired(environment: Mapping[str, str] = os.environ) -> frozenset[str]:
     """The findings that are repaired in the sources that `ATTN_PARITY_PACKAGE` names, for any package."""
-    folders = (Path(folder) for name, folder in os.environ.items() if name.startswith(variable("")))
+    folders = (Path(folder) for name, folder in environment.items() if name.startswith(variable("")))
     return frozenset(name for folder in folders for file in folder.glob(f"*/{REPAIRED}") for name in file.read_text().split())
+
+
+def repaired_code(file: Path, assembly: str) -> str:
+    """The assembly of a code object with the repairs of the sources that the file is in."""
+    found = (folder / REPAIRED_CODE for folder in file.parents)
+    for pattern, old, new in (each for changes in found if changes.is_file() for each in json.loads(changes.read_text())):
+        assembly = assembly.replace(old, new) if file.match(pattern) else assembly
+    return assembly
 
 
 @contextmanager

@@ -159,7 +159,7 @@ class Run:
 
     @property
     def wrong_calls(self) -> dict[str, int]:
-        return counted([p.wrong_calls for p in self.progress])
+        return counted([p.wrong_calls for p in self.all_progress])
 
     @property
     def limits(self) -> dict[str, int]:
@@ -225,6 +225,10 @@ class Run:
     @property
     def known(self) -> dict[str, int]:
         return counted([p.known for p in self.all_progress])
+
+    @property
+    def known_by_predicate(self) -> dict[str, int]:
+        return counted([p.known_by_predicate for p in self.all_progress])
 
     @property
     def has_drawn(self) -> bool:
@@ -295,9 +299,11 @@ class Run:
             parts.append(f"{later} later cases fail likewise")
         if not_run := sum(self.limits.values()):
             parts.append(f"{not_run} of {self.replayed + self.examples} not run, by limits of this tool")
-        if known := self.known:
+        alone = Counter(self.known_by_predicate)
+        ways = {"and agree once repaired": Counter(self.known) - alone, "explained by a predicate alone": alone}
+        for how, known in ways.items():
             listed = ", ".join(f"{count} {name}" for name, count in known.items())
-            parts.append(f"{sum(known.values())} fail by known findings, explained by a predicate alone ({listed})")
+            parts += [f"{known.total()} fail by known findings, {how} ({listed})"] if known else []
         paths = [PATHS.get(name, f"{{}} {name}").format(count) for name, count in self.events.items()]
         never = [f"left out of all examples: {', '.join(names)}"] if (names := self.never_asked) else []
         return ", ".join([*parts, *paths, *never])
@@ -328,6 +334,7 @@ class Run:
             "left_out": self.left_out,
             "account": gaps.to_json(self.accounts),
             "known": self.known,
+            "known_by_predicate": self.known_by_predicate,
             "known_after": _known_after(self.all_progress),
             "no_longer_failing": [finding.name for finding in self.fixed],
             "seconds": round(self.seconds, 3),

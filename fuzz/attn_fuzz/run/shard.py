@@ -20,8 +20,8 @@ from attn_fuzz.account.account import Accounts
 from attn_fuzz.cases import features
 from attn_fuzz.cases.case import Case, CaseError, Values
 from attn_fuzz.errors import ExecutorError, InputError
-from attn_fuzz.findings.finding import Finding, explanation
 from attn_fuzz.patches.mutant import Mutant, MutantError, NeverRanError
+from attn_fuzz.run.known import Known, explained
 from attn_fuzz.targets import registry
 from attn_fuzz.targets.support import Support
 from attn_fuzz.targets.target import Target
@@ -166,6 +166,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         largest: the most keys and queries of a request, and requests of a step, that an example had.
         left_out: by property, earlier call or earlier write, and by reason, how many examples did not ask it of the target.
         known: by known finding, how many examples failed because of the finding.
+        known_by_predicate: how many of them only the predicate of the finding explains (`attn_fuzz.run.known`).
         known_after: by known finding, how many examples had run, this one included, when the first failed because of it.
         accounts: which mistakes the examples would have shown (`attn_fuzz.account`).
         features: those of the examples (`attn_fuzz.cases.features`), and how many had each.
@@ -197,6 +198,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     largest: dict[str, int] = {}
     left_out: dict[str, dict[str, int]] = {}
     known: dict[str, int] = {}
+    known_by_predicate: dict[str, int] = {}
     known_after: dict[str, int] = {}
     accounts: Accounts = {}
     features: dict[str, int] = {}
@@ -388,21 +390,21 @@ class _Shard:
         if exactly:
             case = dense(case)
         accounts = account.together([dict(self.plan.accounts), self.progress.accounts])
-        verdict, finding = self._run(case, exactly, accounts=accounts)
-        self._count(case, verdict, finding)
+        verdict, known = self._run(case, exactly, accounts=accounts)
+        self._count(case, verdict, known)
         if case.has_work:
             self.has_run |= verdict.kind not in ("raised", "refused", "limit")
         if self.plan.mutant is not None and verdict.kind == "raised" and not self.has_run:
             self.raised = verdict.message
             return  # a mutant that raises in every case is broken: raising counts only after a case with work to do has run
-        self._follow_failure(case, verdict, finding)
+        self._follow_failure(case, verdict, known)
 
     def replay(self, case: Case) -> None:
         """Run a past case. It is counted apart, and its failure ends the run as the failure of a drawn case does."""
         if self.is_late():
             raise _OutOfTime
         try:
-            verdict, finding = self._run(case, self.plan.exact_every == 1)
+            verdict, known = self._run(case, self.plan.exact_every == 1)
         except CaseError as error:
             raise PastCaseError(f"a past case cannot be run: {error}") from error
         self.tell(
@@ -411,7 +413,7 @@ class _Shard:
             frames=self._frames(verdict),
             launches=self._launches(verdict),
         )
-        self._follow_failure(case, verdict, finding)
+        self._follow_failure(case, verdict, known)
 
     def shrink(self) -> None:
         """Shrink the failure that ended the drawing, and then the others that were met meanwhile."""
@@ -444,16 +446,16 @@ class _Shard:
 
         return needs.needed(case, within, fails, lambda: time.monotonic() < until, is_minimal=minimal)
 
-    def _run(self, case: Case, exactly: bool, **more: Any) -> tuple[Verdict, Finding | None]:
+    def _run(self, case: Case, exactly: bool, **more: Any) -> tuple[Verdict, Known | None]:
         try:
             verdict = self.executor.run(case, exactly=exactly, **more)
+            return explained(self.executor, self.findings, case, verdict, exactly)
         except Exception as error:
             self.unexpected = error
             raise
-        return verdict, explanation(self.findings, case, verdict)
 
-    def _follow_failure(self, case: Case, verdict: Verdict, finding: Finding | None) -> None:
-        if not verdict.failed or finding is not None:
+    def _follow_failure(self, case: Case, verdict: Verdict, known: Known | None) -> None:
+        if not verdict.failed or known is not None:
             return
         if self.plan.on_failure == "go on":
             self._pass_on(case, verdict)
@@ -502,18 +504,21 @@ class _Shard:
 
     def _tried(self, case: Case, first: Verdict) -> Verdict | None:
         """The verdict on a changed case that fails, in the mode of the first failure, and by no known finding; else None."""
+        exactly = self.plan.exact_every == 1 or first.kind == "exact"
         try:
-            verdict = self.executor.run(case, exactly=self.plan.exact_every == 1 or first.kind == "exact")
+            verdict = self.executor.run(case, exactly=exactly)
+            verdict, known = explained(self.executor, self.findings, case, verdict, exactly)
         except (CaseError, MutantError):
             return None
         self.tell(shrinking=self.progress.shrinking + 1)
-        return verdict if verdict.failed and explanation(self.findings, case, verdict) is None else None
+        return verdict if verdict.failed and known is None else None
 
-    def _count(self, case: Case, verdict: Verdict, finding: Finding | None) -> None:
+    def _count(self, case: Case, verdict: Verdict, known: Known | None) -> None:
         spent = {name: self.progress.spent.get(name, 0.0) + seconds for name, seconds in verdict.seconds.items()}
         events = {name: self.progress.events.get(name, 0) + 1 for name in set(verdict.events)}
         wrong = Counter([verdict.of_wrong_call] if verdict.of_wrong_call else [])
-        known = {} if finding is None else {finding.name: self.progress.known.get(finding.name, 0) + 1}
+        names = [known.finding.name] if known else []
+        by_predicate = [] if known and known.agrees_repaired else names
         examples = self.progress.examples + 1
         self.tell(
             examples=examples,
@@ -522,8 +527,9 @@ class _Shard:
             wrong_calls=dict(Counter(self.progress.wrong_calls) + wrong),
             miscompiled=self.progress.miscompiled or (verdict.about if verdict.kind == "refused" else ""),
             limits=self._limits(verdict),
-            known={**self.progress.known, **known},
-            known_after={**dict.fromkeys(known, examples), **self.progress.known_after},
+            known=dict(Counter(self.progress.known) + Counter(names)),
+            known_by_predicate=dict(Counter(self.progress.known_by_predicate) + Counter(by_predicate)),
+            known_after={**dict.fromkeys(names, examples), **self.progress.known_after},
             ratio=self.progress.ratio if known else max(self.progress.ratio, verdict.ratio),
             spent={**self.progress.spent, **spent},
             events={**self.progress.events, **events},

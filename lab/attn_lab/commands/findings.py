@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 from attn_lab import pages
-from attn_lab.findings import folders, page, repairs, scripts, speed
+from attn_lab.findings import folders, page, scripts, speed
 from attn_lab.findings.known import named
 from attn_parity.console import results
 
@@ -62,10 +62,3 @@ def _check(given: tuple[Path, ...]) -> int:
         script, test = (" and ".join(map(str, codes)) for codes in (found.script, found.test))
         results.print(f"{name}: {'passed' if found.passed else 'FAILED'}, script {script}, test {test}")
     return min(failed, 1)
-
-
-@command.command("repaired")
-@click.argument("folder", type=_FOLDER)
-def _repaired(folder: Path) -> None:
-    """Write into FOLDER the sources of the findings' packages, with each finding repaired that has a repair."""
-    results.print(f"repaired: {', '.join(repairs.all_repaired(folder))}")

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,22 +25,23 @@ import torch
 import triton
 from attn_fuzz import foreign
 from attn_fuzz.errors import InputError
+from attn_fuzz.findings import repairs
 from attn_fuzz.findings.finding import Finding
-from attn_lab.findings import repairs, reports, scripts
+from attn_lab.findings import reports, scripts
 from attn_lab.findings.issue_text import LAYOUTS
 from attn_lab.findings.places import package_of
 from attn_lab.findings.reports import Report
 from attn_lab.findings.scripts import DOES_NOT_SHOW, SHOWS, Shown
 
 
-def patch(report: Report, package: Path) -> str:
-    """A report's changes of the package in this folder, as `git apply` takes them in the owner's repository.
+def patch(name: str, package: Path) -> str:
+    """A finding's repair of a package, for `git apply` in the owner's repository. Empty: it has none.
 
     Raises:
         ValueError: a file has not the text that is to be changed.
     """
     prefix, found = LAYOUTS[package.name].prefix, []
-    for file, after in repairs.changed([report], package.parent).items():
+    for file, after in _changed(name, package).items():
         before = (package.parent / file).read_text(encoding="utf-8")
         names = (f"a/{prefix}{file}", f"b/{prefix}{file}")
         found += difflib.unified_diff(before.splitlines(True), after.splitlines(True), *names)
@@ -52,13 +54,13 @@ def write(findings: Mapping[str, Finding], shown: Mapping[str, Shown], folder: P
         package = foreign.sources(package_of(name))
         report, text, layout = reports.load(name), scripts.source(name), LAYOUTS[package.name]
         try:
-            changes = patch(report, package)
+            changes = patch(name, package)
         except (ValueError, FileNotFoundError) as error:
             yield f"{name}: not written, {error}"
             continue
         test = layout.test(name)
         files = {"show.py": text.script(package), "stand_ins.py": text.stand_ins(), str(test): text.test(package)}
-        files["issue.md"] = issue(finding, report, shown[name], package)
+        files["issue.md"] = issue(finding, report, shown[name], package, has_patch=bool(changes))
         if changes:
             files["fix.patch"] = changes
         for file, content in files.items():
@@ -68,7 +70,7 @@ def write(findings: Mapping[str, Finding], shown: Mapping[str, Shown], folder: P
         yield f"{name}: {', '.join(sorted(files))}"
 
 
-def issue(finding: Finding, report: Report, shown: Shown, package: Path) -> str:
+def issue(finding: Finding, report: Report, shown: Shown, package: Path, *, has_patch: bool) -> str:
     """A title and a body in the owner's template: harm first.
 
     Args:
@@ -87,14 +89,14 @@ def issue(finding: Finding, report: Report, shown: Shown, package: Path) -> str:
         f"**Cause.** {_moved(finding.cause, version, package)}",
         "",
         f"**Lines** of {version}: {', '.join(f'`{line}`' for line in report.lines)}.{others and f' Also in {others}.'}",
-        *_patched_lines(report, package),
+        *_patched_lines(finding.name, package),
         f"**Since.** {_sentence(report.since)}",
         "",
         "**Who sends such a call.**",
         "",
         *sent,
         "",
-        patched if report.repair else f"No change of a few lines is known. `{test}` fails.",
+        patched if has_patch else f"No change of a few lines is known. `{test}` fails.",
         *([f"`fix.patch` leaves {report.left}."] if report.left else []),
     ]
     reproduced = [
@@ -130,13 +132,17 @@ def _moved(text: str, version: str, package: Path) -> str:
     return re.sub(rf"\b({package.name}/[\w/]+\.py)(?::([\d-]+(?:(?:,| and) [\d-]+)*))?", place, text)
 
 
-def _patched_lines(report: Report, package: Path) -> list[str]:
+def _changed(name: str, package: Path) -> Mapping[Path, str]:
+    return repairs.changed(chain(*repairs.of_names([name]).values()), package.parent)
+
+
+def _patched_lines(name: str, package: Path) -> list[str]:
     """The places of a patch in sources of AITER's repository that are not in a wheel."""
     if not (package.parent / ".git").exists():
         return []
     ask, found = ["git", "-C", package.parent, "rev-parse", "--short=8", "HEAD"], []
     commit = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
-    for file, after in repairs.changed([report], package.parent).items():
+    for file, after in _changed(name, package).items():
         before = (package.parent / file).read_text(encoding="utf-8").splitlines()
         changes = difflib.SequenceMatcher(None, before, after.splitlines(), autojunk=False).get_opcodes()
         found += [f"`{file}:{_lines(first, last)}`" for kind, first, last, *_ in changes if kind in ("replace", "delete")]
@@ -188,9 +194,8 @@ def check(folder: Path) -> Checked:
     with tempfile.TemporaryDirectory() as scratch:
         prefix = LAYOUTS[package.name].prefix
         if (patched := folder / "fix.patch").is_file():
-            repairs.copied(package, Path(scratch, prefix), patched_files(patched, prefix))
-            is_part = 'raise ImportError("a part of the package, which needs its stand-ins on a GPU, too")\n'
-            Path(scratch, prefix, package.name, "__init__.py").write_text(is_part, encoding="utf-8")
+            files = [file.relative_to(package.name) for file in patched_files(patched, prefix)]
+            repairs.copied(package, Path(scratch, prefix, package.name), files)
             apply = ["git", "apply", str(patched.absolute())]
             if subprocess.run(apply, cwd=scratch, env=os.environ | {"GIT_DIR": "none"}).returncode == 0:
                 after = [_run(command, folder, Path(scratch, prefix)) for command in commands]

@@ -1,21 +1,10 @@
 """The reports of findings, findings/PACKAGE/NAME.toml: what the owner of a kernel is told."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import msgspec
 from attn_fuzz import foreign, inputs
 from attn_lab.findings.places import file_of, package_of
 
 CONFIRMED = ("closed form", "second implementation", "the package's own reference")
-
-
-class Repair(msgspec.Struct, forbid_unknown_fields=True):
-    """A change of a text of a file: of `file`, or of the first one in the report's `lines`."""
-
-    old: str
-    new: str
-    file: str | None = None
 
 
 class Report(msgspec.Struct, forbid_unknown_fields=True):
@@ -34,9 +23,7 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
             does so where there is no GPU. None: the finding shows on a CPU.
         launches: True if the script launches kernels.
         needs: a file that the source must have; a source without it has not the finding. None: any has it.
-        left: what the repair does not change, though it has the bug, too.
-        repair: changes with which the script no longer shows the finding. They show that the lines are the cause, and are no
-            patch. Empty: no change of a few lines was found.
+        left: what the repair (`attn_fuzz.findings.repairs`) does not change, though it has the bug, too.
     """
 
     title: str
@@ -51,7 +38,6 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
     launches: bool = True
     needs: str | None = None
     left: str = ""
-    repair: list[Repair] = []
 
     def __post_init__(self) -> None:
         if self.confirmed_by not in CONFIRMED:
@@ -60,16 +46,6 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
     @property
     def confirmed_by(self) -> str:
         return self.confirmed.partition(":")[0]
-
-    @property
-    def file(self) -> Path:
-        """The first file in `lines`."""
-        return Path(self.lines[0].partition(":")[0])
-
-    def changes(self) -> Iterator[tuple[Path, Repair]]:
-        """Each repair, with the file that it changes."""
-        for repair in self.repair:
-            yield Path(repair.file or self.file), repair
 
 
 def load(name: str) -> Report:

@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 from attn_fuzz import foreign, outputs
 from attn_fuzz.errors import InputError
-from attn_lab.findings import repairs, reports
+from attn_fuzz.findings import repairs
+from attn_lab.findings import reports
 from attn_lab.findings.issue_text import Source
 from attn_lab.findings.places import FOLDER, names, package_of
 from attn_lab.pages import PAGES
@@ -103,10 +104,10 @@ def _showing(name: str, architecture: str | None) -> str:
 
 
 def _repaired(name: str) -> str | None:
-    if not (found := reports.load(name)).repair:
+    if not (found := repairs.of_names([name])):
         return None
     with tempfile.TemporaryDirectory() as folder:
-        code, output = run(name, sources=repairs.repaired({name: found}, Path(folder)))
+        code, output = run(name, sources=repairs.repaired(found, Path(folder)))
     if code != DOES_NOT_SHOW:
         raise RuntimeError(f"{name}, repaired: exit code {code}, expected {DOES_NOT_SHOW}\n{output}")
     return output

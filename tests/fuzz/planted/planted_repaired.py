@@ -5,7 +5,7 @@ import dataclasses
 from attn_fuzz import foreign
 from attn_fuzz.findings.finding import Finding
 from planted import attend
-from planted_findings import FINDINGS, KNOWN
+from planted_findings import FINDINGS, KNOWN, SINKS
 
 PACKAGE, FILE = "planted_foreign", "faults.py"
 SOURCE = """
@@ -34,3 +34,13 @@ CAP = Finding(
     explains=lambda case, verdict: verdict.kind in ("value", "bitwise") and case.logits_soft_cap is not None,
 )
 TARGET = dataclasses.replace(KNOWN, name="planted-repaired", attention=_attention, findings=(CAP,))
+
+
+def _with_sinks(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
+    _attention(q, k, v, kv_cache, layer, batch, out=out, lse=lse)
+    if layer.sinks is not None:
+        out[: int(batch.query_start_loc[-1])] = float("nan")
+
+
+WIDE = dataclasses.replace(CAP, explains=lambda case, verdict: case.logits_soft_cap is not None)
+WITH_SINKS = dataclasses.replace(TARGET, attention=_with_sinks, findings=(WIDE, SINKS))

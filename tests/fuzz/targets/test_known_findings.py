@@ -12,6 +12,7 @@ from attn_fuzz.findings import finding
 from attn_fuzz.findings.finding import explanation, is_nan_before_windows
 from attn_fuzz.report.run import Run
 from attn_fuzz.run import fixed_findings
+from attn_fuzz.run.known import explained
 from attn_fuzz.run.processes.executor import Executor
 from attn_fuzz.run.shard import Progress
 from attn_fuzz.targets import registry
@@ -62,6 +63,7 @@ def test_a_run_says_what_is_known(attn_parity, tmp_path):
     )
     assert "Fixed?" not in run.out
     assert result["no_longer_failing"] == []
+    assert result["known_by_predicate"] == result["known"]
 
 
 def test_a_run_says_what_no_longer_fails(attn_parity):
@@ -192,7 +194,8 @@ def test_every_stored_case_is_of_a_finding_and_replays_where_its_kernel_is(name,
     if reason := target.unavailable("cpu"):
         pytest.skip(reason)
     with Executor(case.target, "cpu", 240.0, tmp_path / "ahead.json") as executor:
-        verdict = executor.run(case)
+        verdict, known = explained(executor, target.findings_on("cpu"), case, executor.run(case))
     shows = finding in target.findings_on("cpu")
-    assert not shows or finding.explains(case, verdict), verdict
     assert verdict.failed == shows
+    assert not shows or finding.explains(case, verdict), verdict
+    assert not shows or known == (finding, finding.path.with_suffix(".toml").is_file())

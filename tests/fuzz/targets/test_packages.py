@@ -2,9 +2,9 @@
 
 import dataclasses
 import itertools
+import json
 import re
 import runpy
-from pathlib import Path
 
 import attn_reference
 import msgspec
@@ -23,7 +23,6 @@ from attn_fuzz.targets.packages.aiter import package as aiter_package
 from attn_fuzz.targets.packages.lmdeploy import package as lmdeploy_package
 from attn_fuzz.targets.packages.vllm import flex as vllm_flex
 from attn_fuzz.targets.packages.vllm import write as vllm_write
-from attn_lab.findings import repairs
 from attn_lab.findings.places import SHARED
 from torch.nn.attention.flex_attention import BlockMask
 from triton.runtime.interpreter import InterpreterBuilder
@@ -215,24 +214,13 @@ def test_a_soft_cap_is_carried_in_exact_mode(name, tmp_path):
     assert followed.events[-1] == COMPARED
 
 
-@pytest.fixture(scope="module")
-def repaired(tmp_path_factory) -> Path:
-    # of each package
-    for name in ("vllm-unified-attention", "sglang-merge-state", "aiter-paged-decode", "lmdeploy-decode"):
-        needs(TARGETS[name])
-    folder = tmp_path_factory.mktemp("repaired")
-    repairs.all_repaired(folder)
-    return folder
-
-
 @pytest.mark.parametrize("name", [*(name for name in FOREIGN if TARGETS[name].findings), "aiter-unified-attention"])
-def test_known_findings_hide_no_other_failure(name, repaired, attn_parity, monkeypatch):
-    """On sources in which findings are repaired, the cases that they explained agree: each failed because of them alone."""
+def test_known_findings_hide_no_other_failure(name, attn_parity, tmp_path):
+    """Each case that a finding explains agrees on repaired sources: it failed because of findings alone."""
     needs(registry.load(name))
-    for package in ("VLLM", "SGLANG", "AITER", "LMDEPLOY"):
-        monkeypatch.setenv(f"ATTN_PARITY_{package}", str(repaired))
-    run = attn_parity("fuzz", "--target", name, *TWENTY)
+    run = attn_parity("fuzz", "--target", name, *TWENTY, "--json", "run.json")
     assert run.code == 0, run.out
+    assert json.loads((tmp_path / "run.json").read_text())["known_by_predicate"] == {}
 
 
 def test_a_release_before_float8_caches_declares_none(tmp_path, monkeypatch):

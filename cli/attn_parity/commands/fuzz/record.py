@@ -84,16 +84,17 @@ class AskedMistake(TypedDict):
 class Fuzz(TypedDict):
     """A run of `attn-parity fuzz`.
 
-    `planned` and `examples` count drawn cases, `layers` the layers that they have, `replayed` past cases, `restarted` shards
-    that ran again, and `refused` cases that the target refuses. `wrong_calls` counts corrupted calls by what became of them.
-    `limits` counts by limit the cases that this tool could not run. `events` counts examples that took a path of the kernels,
-    and `known` failures by known findings. `known_after` says for each of these findings how many cases had been drawn when the
-    first of its failures was. `seconds` is the time of the run, `spent` that of all workers by kind of work. `max_ratio` is the
+    `planned` and `examples` count drawn cases, `layers` the layers that they have, `replayed` past cases, `restarted`
+    shards that ran again, and `refused` cases that the target refuses. `wrong_calls` counts corrupted calls by what became
+    of them. `limits` counts by limit the cases that this tool could not run. `events` counts examples that took a path of
+    the kernels, and `known` failures by known findings; of these, `known_by_predicate` counts those that were not seen to
+    agree once the finding is repaired. `known_after` says for each finding how many cases had been drawn when the first of
+    its failures was. `seconds` is the time of the run, `spent` that of all workers by kind of work. `max_ratio` is the
     largest error over its bound. `ratios` has, by tensor, dtype and phase, how many elements lie in each bin of
-    `attn_fuzz.verdict.ratios`. `launches` counts launches by Triton kernel, on a CPU. `largest` has the most keys and queries
-    of a request, and requests of a step. `in_modes` counts examples in modes of the target. `declared_away` has what the
-    target's Support leaves out, by field. `left_out` has, by property and by reason, the examples that were not asked.
-    `account` says which mistakes the run would have seen.
+    `attn_fuzz.verdict.ratios`. `launches` counts launches by Triton kernel, on a CPU. `largest` has the most keys and
+    queries of a request, and requests of a step. `in_modes` counts examples in modes of the target. `declared_away` has
+    what the target's Support leaves out, by field. `left_out` has, by property and by reason, the examples that were not
+    asked. `account` says which mistakes the run would have seen.
     """
 
     schema: Literal["attn-parity.fuzz/1"]
@@ -119,6 +120,7 @@ class Fuzz(TypedDict):
     left_out: dict[str, dict[str, int]]
     account: list[AskedMistake]
     known: dict[str, int]
+    known_by_predicate: dict[str, int]
     known_after: dict[str, int]
     no_longer_failing: list[str]
     seconds: float

@@ -12,18 +12,22 @@ import multiprocessing.connection
 import multiprocessing.process
 import os
 import signal
+import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+from attn_fuzz import foreign
 from attn_fuzz.cases import case_file
 from attn_fuzz.cases.case import Case
 from attn_fuzz.errors import ExecutorError, FaultError, HelperKilledError, InputError
+from attn_fuzz.findings import repairs
+from attn_fuzz.findings.finding import Finding
 from attn_fuzz.interpreted import dynamo
 from attn_fuzz.patches.mutant import INSTALLED, Mutant, MutantError
 from attn_fuzz.run.processes import prepared
@@ -67,6 +71,7 @@ class Executor:
         fenced: True if the calls of a case with which nothing is wrong are made again with unmapped pages beside the tensors
             (`attn_fuzz.run.case.fence`).
         malformed: True if one call of each case is corrupted (`attn_fuzz.run.case.malformed`). Other options do not apply.
+        environment: variables that the child has beside those of this process.
     """
 
     target: str
@@ -79,6 +84,8 @@ class Executor:
     exactly: bool = False
     fenced: bool = False
     malformed: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+    _repaired: "Executor | None" = field(default=None, init=False)
     _fault: "Fence | None" = field(default=None, init=False)
     _process: multiprocessing.process.BaseProcess | None = field(default=None, init=False)
     _connection: multiprocessing.connection.Connection | None = field(default=None, init=False)
@@ -130,6 +137,15 @@ class Executor:
         from attn_fuzz.run.case import malformed
 
         return malformed.named(verdict, malformed.corruption_of(case, registry.load(self.target)))
+
+    def repaired(self, findings: Iterable[Finding]) -> "Executor":
+        """An executor that differs in its environment: findings of the target are repaired (`attn_fuzz.findings.repairs`). It
+        starts with its first case, and ends with this one."""
+        if self._repaired is None:
+            ahead = self.ahead.with_suffix(".repaired.json")
+            self._repaired = replace(self, ahead=ahead, environment=repairs.environment(findings))
+        self._repaired.target = self.target
+        return self._repaired
 
     def _run_fenced(self, case: Case, verdict: Verdict) -> Verdict:
         """The verdict on a case with which nothing was wrong, after its calls were made with unmapped pages beside its tensors.
@@ -260,9 +276,13 @@ class Executor:
         """End the process, and delete the file of the running case."""
         self.end()
         self.ahead.unlink(missing_ok=True)
+        if self._repaired is not None:
+            self._repaired.stop()
 
     def end(self) -> None:
-        """End the process. The file of the running case stays."""
+        """End the process, and that on repaired sources. The file of the running case stays."""
+        if self._repaired is not None:
+            self._repaired.end()
         process, self._process = self._process, None
         if process is None or process.pid is None:  # a run may be interrupted before its process has started
             return
@@ -293,7 +313,7 @@ class Executor:
     def _started(self) -> bool | str | MutantError:
         """Start a process. Returns whether it is ready, or why it is not."""
         self._connection, theirs = multiprocessing.Pipe()
-        load = _Load(self.target, self.device, self.mutant, self.sanitize, self.trial, self.exactly)
+        load = _Load(self.target, self.device, self.mutant, self.sanitize, self.trial, self.exactly, self.environment)
         if self.mutant is not None and self.mutant.is_early:
             self._process = prepared.start_patched(self.mutant, _serve, theirs, load, daemon=True)
         else:
@@ -347,6 +367,7 @@ class _Load(NamedTuple):
     sanitize: bool
     trial: str
     exactly: bool
+    environment: Mapping[str, str]
 
 
 def _serve(connection: multiprocessing.connection.Connection, load: _Load) -> None:
@@ -365,6 +386,8 @@ def _loaded(connection: multiprocessing.connection.Connection, load: _Load) -> "
     """Load the target, send True, and return what runs and judges a case with options. Or send why the target does not load."""
     warnings.simplefilter("ignore")
     use_interpreter(load.device)
+    os.environ.update(load.environment)
+    sys.path[:0] = [folder for name, folder in load.environment.items() if name.startswith(foreign.variable(""))]  # on a GPU
     try:
         if load.mutant is not None and load.mutant not in INSTALLED:
             from attn_fuzz.patches import installation

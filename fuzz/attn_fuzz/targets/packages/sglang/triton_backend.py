@@ -46,8 +46,9 @@ def _decode(q, k_cache, v_cache, layer: Layer, batch: Batch, out) -> None:
         MAX_NUM_SEQ=256,
         **({"uneven_batch_ptr": uneven} if "uneven_batch_ptr" in metadata.get_num_kv_splits_triton.arg_names else {}),
     )
+    window = layer.window[0] + (layer.window[0] >= 0 and "sglang-decode-window" in foreign.repaired())
     parts = {"splits": splits, "max_splits": MAX_KV_SPLITS, "uneven": uneven}
-    sglang_package.decode(module, q, (k_cache, v_cache), layer, batch, out, window=layer.window[0], **parts)
+    sglang_package.decode(module, q, (k_cache, v_cache), layer, batch, out, window=window, **parts)
 
 
 def _extend(q, k, v, k_cache, v_cache, layer: Layer, batch: Batch, out) -> None:

@@ -7,6 +7,7 @@ LSE are zeros before the call, and the LSE has the dtype of q. Widths are those 
 import dataclasses
 
 import torch
+from attn_fuzz import foreign
 from attn_fuzz.findings import vllm
 from attn_fuzz.targets.engine import VLLM
 from attn_fuzz.targets.modes import far
@@ -27,7 +28,8 @@ def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     rows = len(request)
     splits = rng_of((q.shape, batch.seq_lens)).choice(SPLITS)
     new_out = torch.zeros(rows, layer.num_heads, layer.v_head_size, dtype=q.dtype, device=q.device)
-    new_lse = torch.zeros(rows, layer.num_heads, dtype=q.dtype, device=q.device)
+    lse_dtype = torch.float32 if "vllm-mla-narrow-lse" in foreign.repaired() else q.dtype
+    new_lse = torch.zeros(rows, layer.num_heads, dtype=lse_dtype, device=q.device)
     if rows:
         cache = kv_cache.unsqueeze(2)
         module.decode_attention_fwd(

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from attn_contract import Layout
+from attn_fuzz import foreign
 from attn_fuzz.cases.tensors import Step
 from attn_fuzz.findings.vllm import ROCM_ALIBI, ROCM_ATTN
 from attn_fuzz.targets.engine import VLLM
@@ -24,12 +25,14 @@ _ENGINE = dataclasses.replace(VLLM, writes=(True,), unwritten=False)
 
 def _attention(q, k, v, kv_cache, layer, batch, *, out, lse) -> None:
     module, _ = SOURCES.load()
-    module.chunked_prefill_paged_decode(
+    foreign.call(
+        module.chunked_prefill_paged_decode,
         **chunked_prefill.arguments(batch.num_actual_tokens, q, k, v, kv_cache, layer, batch, out),
         max_seq_len=batch.max_seq_len,
         output_scale=layer.output_scale,
         sinks=layer.sinks,
         causal=batch.causal,
+        hints={"soft_cap": layer.logits_soft_cap or 0.0},  # of the repair of vllm-rocm-soft-cap
     )
 
 
