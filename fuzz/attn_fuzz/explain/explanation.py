@@ -74,10 +74,10 @@ def explanation_lines(seen: list[SeenOutput]) -> list[str]:
     if found and found[0].has_all:
         return _lines_of([each.sentence for each in found], is_guess=is_guess)
     measurements = measured(seen)
-    for words, asked, held in measurements[:1]:
-        if held == asked >= TELLING:
+    for words, held, everywhere in measurements[:1]:
+        if everywhere and held >= TELLING:
             return _lines_of([words], is_guess=is_guess)
-    guesses = [(held, words) for words, _, held in measurements] + [(each.outputs, each.sentence) for each in found]
+    guesses = [(held, words) for words, held, _ in measurements] + [(each.outputs, each.sentence) for each in found]
     most = max((held for held, _ in guesses), default=0)
     likely = [words for held, words in guesses if held == most > min(TELLING, len(seen) - 1)]
     none = f"no explanation: none of {len(MISTAKES)} mistakes has this output in all wrong rows"

@@ -19,8 +19,10 @@ from attn_fuzz.mistakes.keys import TILES
 from attn_reference import attend
 from attn_reference.logits import to_logits, with_sink
 
-MOST_ROWS, MOST_KEYS, MOST_TOLD = 16, 640, 3
-"""The wrong rows of an output that are measured, the keys that a request may have, and the rows that a line is about."""
+KEYS = range(4, 641)
+"""The numbers of keys of a request whose rows are measured: any factor of q.k has the output of one key, and some of two."""
+MOST_ROWS, MOST_TOLD = 16, 3
+"""The wrong rows of an output that are measured, and those that a line is about."""
 LOOSE, LOOSEST = 2.0**-11, 0.1
 """The least and the largest share of its largest element by which a row may differ from a measurement."""
 _FACTORS = torch.logspace(-8, 8, 257, base=2, dtype=torch.float64)
@@ -63,7 +65,7 @@ def wrong_rows(seen: SeenOutput) -> list[Row]:
     found = list[Row]()
     for part, right in zip(seen.parts, seen.right, strict=True):
         request, layer = part.request, part.layer
-        if right.all() or not 0 < len(request.key) <= MOST_KEYS:
+        if right.all() or len(request.key) not in KEYS:
             continue
         (out, _, bound), got = seen.expected(part), seen.read(request.rows)
         largest = got.abs().amax(-1, keepdim=True)
@@ -123,16 +125,14 @@ def _stretches(row: Row) -> _Trials:
             yield f"{words} keys {spans(range(int(a[best]), int(b[best]) + 1))}, {should}", row.got
 
 
-def _factor_of_products(row: Row) -> _Trials | None:
-    if row.visible.sum() < 4:
-        return None
+def _factor_of_products(row: Row) -> _Trials:
     best, factors = _FACTORS[0], torch.cat([-_FACTORS, torch.zeros(1).double(), _FACTORS])
     for _ in range(6):
         outs = row.weights(row.logits(row.query, row.key, factors[:, None])) @ row.value
         best = factors[(outs - row.got).abs().amax(-1).argmin()]
         distances = (factors - best).abs()
         factors = best + distances[distances > 0].min() * torch.linspace(-1, 1, 65).double()
-    return iter([(f"has {_number(best)}", row.weights(row.logits(row.query, row.key, best)) @ row.value)])
+    yield f"has {_number(best)}", row.weights(row.logits(row.query, row.key, best)) @ row.value
 
 
 def _factor_of_tiles(row: Row, *, size: int) -> _Trials:
@@ -150,15 +150,15 @@ def _number(x: torch.Tensor) -> str:
     return next((word for number, word in named.items() if abs(float(x) - number) < 1e-3), f"{float(x):.4g}")
 
 
-MEASUREMENTS: dict[str, Callable[[Row], _Trials | None]] = {
+MEASUREMENTS: dict[str, Callable[[Row], _Trials]] = {
     "q read elsewhere": _other_queries,
     **{f"{what} read elsewhere": partial(_other_keys, what=what) for what in ("V", "K", "K and V")},
     "other keys are seen": _stretches,
     "q.k has a factor": _factor_of_products,
-    "all weights have a factor: the sum that they are divided by, or V": partial(_factor_of_tiles, size=MOST_KEYS),
+    "all weights have a factor: the sum that they are divided by, or V": partial(_factor_of_tiles, size=KEYS.stop),
     **{f"the weights of each {n} keys have a factor": partial(_factor_of_tiles, size=n) for n in reversed(TILES)},
 }
-"""What a row may do, by what is then wrong. None: it cannot be asked of the row."""
+"""What a row may do, by what is then wrong."""
 
 
 def _lse(seen: Sequence[SeenOutput]) -> str | None:
@@ -180,25 +180,24 @@ def _lse(seen: Sequence[SeenOutput]) -> str | None:
     return f"the LSE is {of_both} + {_number(more)}"
 
 
-def _found(rows: list[Row], trials: Callable[[Row], _Trials | None]) -> str | None:
-    """What each row does; None if one does nothing of the trials, "" if none could be asked."""
+def _found(rows: list[Row], trials: Callable[[Row], _Trials]) -> str | None:
+    """What each row does; None if one does nothing of the trials."""
     words = list[str]()
-    for row, of_row in ((row, of_row) for row in rows if (of_row := trials(row)) is not None):
-        if (found := next((words for words, out in of_row if row.gives(out)), None)) is None:
+    for row in rows:
+        if (found := next((words for words, out in trials(row) if row.gives(out)), None)) is None:
             return None
         words.append(f"{row.place} {found}")
     return "; ".join([*words[:MOST_TOLD], *["..."] * (len(words) > MOST_TOLD)])
 
 
-def measured(seen: Sequence[SeenOutput]) -> list[tuple[str, int, int]]:
-    """What holds in the wrong rows of outputs, of how many outputs it could be asked, and in how many it holds. What holds in
-    all of them comes first."""
+def measured(seen: Sequence[SeenOutput]) -> list[tuple[str, int, bool]]:
+    """What holds in the wrong rows of outputs, in how many, and whether that is all of them; what does comes first."""
     outputs = [rows for each in seen if (rows := wrong_rows(each))]
-    if not outputs and (words := _lse(seen)):
-        return [(words, len(seen), len(seen))]
-    found = list[tuple[str, int, int]]()
-    for claim, trials in MEASUREMENTS.items() if outputs else ():
-        answers = [words for rows in outputs if (words := _found(rows, trials)) != ""]
-        if told := [words for words in answers if words]:
-            found.append((f"{claim}: {told[0]}. In a larger case: {told[-1]}", len(answers), len(told)))
-    return sorted(found, key=lambda each: (each[1] > each[2], len(outputs) > each[2]))
+    if not outputs:
+        return [(words, len(seen), True)] if (words := _lse(seen)) else []
+    found = list[tuple[str, int, bool]]()
+    for claim, trials in MEASUREMENTS.items():
+        told = [words for rows in outputs if (words := _found(rows, trials))]
+        if told:
+            found.append((f"{claim}: {told[0]}. In a larger case: {told[-1]}", len(told), len(told) == len(outputs)))
+    return sorted(found, key=lambda each: not each[2])
