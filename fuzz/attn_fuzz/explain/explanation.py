@@ -71,7 +71,8 @@ def explanation_lines(seen: list[SeenOutput]) -> list[str]:
     if all((right | each.unwritten(part)).all() for each in seen for part, right in zip(each.parts, each.right, strict=True)):
         return [UNWRITTEN]
     found, is_guess = explanations(seen), sum(each.is_telling for each in seen) < TELLING
-    if found and found[0].has_all:
+    # several that are made in the wrong rows alone are made by none of them
+    if found and found[0].has_all and (found[0].everywhere or len(found) == 1):
         return _lines_of([each.sentence for each in found], is_guess=is_guess)
     measurements = measured(seen)
     for words, held, everywhere in measurements[:1]:

@@ -32,6 +32,7 @@ class Row(NamedTuple):
     """A row and head of an output that is wrong, and all keys [k] of its request, whether the row sees them or not."""
 
     place: str
+    head: int
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
@@ -48,12 +49,15 @@ class Row(NamedTuple):
         return ((out - self.got).abs() <= self.near).all(-1)
 
     def logits(self, query: torch.Tensor, key: torch.Tensor, factor: torch.Tensor | float = 1.0) -> torch.Tensor:
-        """[..., k], where q.k has a factor [..., 1]."""
         return to_logits(factor * self.layer.scale * (key @ query), self.bias, self.layer)
 
     def weights(self, logits: torch.Tensor) -> torch.Tensor:
         seen = torch.cat([torch.where(self.visible, logits, -torch.inf), self.sink.expand(*logits.shape[:-1], 1)], -1)
         return torch.softmax(seen, -1)[..., :-1].nan_to_num(0)
+
+    def scaled(self, factor: torch.Tensor) -> torch.Tensor:
+        """[..., Dv], where q.k has a factor [..., 1]."""
+        return self.weights(self.logits(self.query, self.key, factor)) @ self.value
 
 
 _Trials = Iterator[tuple[str, torch.Tensor]]
@@ -76,7 +80,7 @@ def wrong_rows(seen: SeenOutput) -> list[Row]:
             key, value = (x[:, kv_head].nan_to_num(0, 0, 0) for x in (request.key, request.value))
             bias = None if request.bias is None else request.bias[h, q].nan_to_num(0, 0, -math.inf)
             place, visible = f"row {request.rows.start + q}, head {h}", request.visible[q].expand(len(key))
-            row = Row(place, request.query[q, h], key, value, visible, sinks[h], bias, got[q, h], near[q, h], layer, seen)
+            row = Row(place, h, request.query[q, h], key, value, visible, sinks[h], bias, got[q, h], near[q, h], layer, seen)
             found += [] if row.gives(out[q, h]) else [row]
     return found[:: max(1, len(found) // MOST_ROWS)]
 
@@ -125,14 +129,25 @@ def _stretches(row: Row) -> _Trials:
             yield f"{words} keys {spans(range(int(a[best]), int(b[best]) + 1))}, {should}", row.got
 
 
-def _factor_of_products(row: Row) -> _Trials:
+def _factor_of_products(rows: list[Row]) -> str | None:
+    """One factor for all rows of a head: in some of them a key has all the weight, whatever the factor."""
+    words = list[str]()
+    for head in sorted({row.head for row in rows}):
+        own = [row for row in rows if row.head == head]
+        fitting = [f for f in map(_nearest_factor, own) if all(row.gives(row.scaled(f)) for row in own)]
+        if not fitting or all(row.gives(row.scaled(1.25 * fitting[0] + 0.01)) for row in own):
+            return None
+        words.append(f"{_number(fitting[0])} in head {head}")
+    return _told(words)
+
+
+def _nearest_factor(row: Row) -> torch.Tensor:
     best, factors = _FACTORS[0], torch.cat([-_FACTORS, torch.zeros(1).double(), _FACTORS])
     for _ in range(6):
-        outs = row.weights(row.logits(row.query, row.key, factors[:, None])) @ row.value
-        best = factors[(outs - row.got).abs().amax(-1).argmin()]
+        best = factors[(row.scaled(factors[:, None]) - row.got).abs().amax(-1).argmin()]
         distances = (factors - best).abs()
         factors = best + distances[distances > 0].min() * torch.linspace(-1, 1, 65).double()
-    yield f"has {_number(best)}", row.weights(row.logits(row.query, row.key, best)) @ row.value
+    return best
 
 
 def _factor_of_tiles(row: Row, *, size: int) -> _Trials:
@@ -150,15 +165,27 @@ def _number(x: torch.Tensor) -> str:
     return next((word for number, word in named.items() if abs(float(x) - number) < 1e-3), f"{float(x):.4g}")
 
 
-MEASUREMENTS: dict[str, Callable[[Row], _Trials]] = {
-    "q read elsewhere": _other_queries,
-    **{f"{what} read elsewhere": partial(_other_keys, what=what) for what in ("V", "K", "K and V")},
-    "other keys are seen": _stretches,
+def _each(trials: Callable[[Row], _Trials]) -> Callable[[list[Row]], str | None]:
+    def found(rows: list[Row]) -> str | None:
+        each = [next((words for words, out in trials(row) if row.gives(out)), "") for row in rows]
+        return _told([f"{row.place} {words}" for row, words in zip(rows, each, strict=True)]) if all(each) else None
+
+    return found
+
+
+def _told(words: list[str]) -> str:
+    return "; ".join([*words[:MOST_TOLD], *["..."] * (len(words) > MOST_TOLD)])
+
+
+MEASUREMENTS: dict[str, Callable[[list[Row]], str | None]] = {
+    "q read elsewhere": _each(_other_queries),
+    **{f"{what} read elsewhere": _each(partial(_other_keys, what=what)) for what in ("V", "K", "K and V")},
+    "other keys are seen": _each(_stretches),
     "q.k has a factor": _factor_of_products,
-    "all weights have a factor: the sum that they are divided by, or V": partial(_factor_of_tiles, size=KEYS.stop),
-    **{f"the weights of each {n} keys have a factor": partial(_factor_of_tiles, size=n) for n in reversed(TILES)},
+    "all weights have a factor: the sum that they are divided by, or V": _each(partial(_factor_of_tiles, size=KEYS.stop)),
+    **{f"the weights of each {n} keys have a factor": _each(partial(_factor_of_tiles, size=n)) for n in reversed(TILES)},
 }
-"""What a row may do, by what is then wrong."""
+"""What all rows do, by what is then wrong. None: one of them does not."""
 
 
 def _lse(seen: Sequence[SeenOutput]) -> str | None:
@@ -180,24 +207,13 @@ def _lse(seen: Sequence[SeenOutput]) -> str | None:
     return f"the LSE is {of_both} + {_number(more)}"
 
 
-def _found(rows: list[Row], trials: Callable[[Row], _Trials]) -> str | None:
-    """What each row does; None if one does nothing of the trials."""
-    words = list[str]()
-    for row in rows:
-        if (found := next((words for words, out in trials(row) if row.gives(out)), None)) is None:
-            return None
-        words.append(f"{row.place} {found}")
-    return "; ".join([*words[:MOST_TOLD], *["..."] * (len(words) > MOST_TOLD)])
-
-
 def measured(seen: Sequence[SeenOutput]) -> list[tuple[str, int, bool]]:
     """What holds in the wrong rows of outputs, in how many, and whether that is all of them; what does comes first."""
     outputs = [rows for each in seen if (rows := wrong_rows(each))]
     if not outputs:
         return [(words, len(seen), True)] if (words := _lse(seen)) else []
     found = list[tuple[str, int, bool]]()
-    for claim, trials in MEASUREMENTS.items():
-        told = [words for rows in outputs if (words := _found(rows, trials))]
-        if told:
+    for claim, measure in MEASUREMENTS.items():
+        if told := [words for rows in outputs if (words := measure(rows))]:
             found.append((f"{claim}: {told[0]}. In a larger case: {told[-1]}", len(told), len(told) == len(outputs)))
     return sorted(found, key=lambda each: not each[2])

@@ -209,7 +209,7 @@ MEASURED = {
         _case(requests=LONG, cache=msgspec.structs.replace(CACHE, num_blocks=10)),
         _with_heavier_tiles(32, 3.0),
     ),
-    "q.k has a factor: row 0, head 0 has 1.7": (PLAIN, _layer(scale=1.7 * PLAIN.scale)),
+    "q.k has a factor: 1.7 in head 0": (PLAIN, _layer(scale=1.7 * PLAIN.scale)),
 }
 
 
