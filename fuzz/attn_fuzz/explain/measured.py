@@ -48,16 +48,16 @@ class Row(NamedTuple):
         """True for each output [..., Dv] that is the row's."""
         return ((out - self.got).abs() <= self.near).all(-1)
 
-    def logits(self, query: torch.Tensor, key: torch.Tensor, factor: torch.Tensor | float = 1.0) -> torch.Tensor:
-        return to_logits(factor * self.layer.scale * (key @ query), self.bias, self.layer)
+    def logits(self, factor: torch.Tensor | float = 1.0) -> torch.Tensor:
+        return to_logits(factor * self.layer.scale * (self.key @ self.query), self.bias, self.layer)
 
-    def weights(self, logits: torch.Tensor) -> torch.Tensor:
-        seen = torch.cat([torch.where(self.visible, logits, -torch.inf), self.sink.expand(*logits.shape[:-1], 1)], -1)
-        return torch.softmax(seen, -1)[..., :-1].nan_to_num(0)
+    def weights(self, factor: torch.Tensor | float = 1.0) -> torch.Tensor:
+        logits = torch.where(self.visible, self.logits(factor), -torch.inf)
+        return torch.softmax(torch.cat([logits, self.sink.expand(*logits.shape[:-1], 1)], -1), -1)[..., :-1].nan_to_num(0)
 
-    def scaled(self, factor: torch.Tensor) -> torch.Tensor:
+    def out(self, factor: torch.Tensor | float = 1.0) -> torch.Tensor:
         """[..., Dv], where q.k has a factor [..., 1]."""
-        return self.weights(self.logits(self.query, self.key, factor)) @ self.value
+        return self.weights(factor) @ self.value
 
 
 _Trials = Iterator[tuple[str, torch.Tensor]]
@@ -88,23 +88,21 @@ def wrong_rows(seen: SeenOutput) -> list[Row]:
 def _other_queries(row: Row) -> _Trials:
     for part in row.seen.parts:
         for q, h in itertools.product(range(len(part.request.query)), range(row.layer.num_heads)):
-            logits = row.logits(part.request.query[q, h], row.key)
-            yield f"has the query of row {part.request.rows.start + q}, head {h}", row.weights(logits) @ row.value
+            other = row._replace(query=part.request.query[q, h])
+            yield f"has the query of row {part.request.rows.start + q}, head {h}", other.out()
 
 
-def _other_keys(row: Row, *, what: str) -> _Trials:
-    count = len(row.key)
+def _other_keys(row: Row, *, what: tuple[str, ...]) -> _Trials:
     for part in row.seen.parts:
-        key, value = (x[:count].nan_to_num(0, 0, 0) for x in (part.request.key, part.request.value))
-        for head in range(row.layer.num_kv_heads if len(key) == count else 0):
-            logits = row.logits(row.query, key[:, head] if "K" in what else row.key)
-            out = row.weights(logits) @ (value[:, head] if "V" in what else row.value)
-            yield f"has {what} of KV head {head} of request {part.index}", out
+        both = {name: getattr(part.request, name)[: len(row.key)].nan_to_num(0, 0, 0) for name in what}
+        for head in range(row.layer.num_kv_heads if len(part.request.key) >= len(row.key) else 0):
+            other = row._replace(**{name: numbers[:, head] for name, numbers in both.items()})
+            yield f"has that of KV head {head} of request {part.index}", other.out()
 
 
 def _stretches(row: Row) -> _Trials:
     """A stretch of keys that the row does not see, sees although they are hidden, or sees alone."""
-    logits = row.logits(row.query, row.key)
+    logits = row.logits()
     shift = torch.maximum(logits.max(), row.sink)
     mass, sink = torch.exp(logits - shift)[:, None], torch.exp(row.sink - shift)
     both = torch.cat([mass, mass * row.value], 1)  # [k, 1 + Dv]
@@ -134,8 +132,8 @@ def _factor_of_products(rows: list[Row]) -> str | None:
     words = list[str]()
     for head in sorted({row.head for row in rows}):
         own = [row for row in rows if row.head == head]
-        fitting = [f for f in map(_nearest_factor, own) if all(row.gives(row.scaled(f)) for row in own)]
-        if not fitting or all(row.gives(row.scaled(1.25 * fitting[0] + 0.01)) for row in own):
+        fitting = [f for f in map(_nearest_factor, own) if all(row.gives(row.out(f)) for row in own)]
+        if not fitting or all(row.gives(row.out(1.25 * fitting[0] + 0.01)) for row in own):
             return None
         words.append(f"{_number(fitting[0])} in head {head}")
     return _told(words)
@@ -144,7 +142,7 @@ def _factor_of_products(rows: list[Row]) -> str | None:
 def _nearest_factor(row: Row) -> torch.Tensor:
     best, factors = _FACTORS[0], torch.cat([-_FACTORS, torch.zeros(1).double(), _FACTORS])
     for _ in range(6):
-        best = factors[(row.scaled(factors[:, None]) - row.got).abs().amax(-1).argmin()]
+        best = factors[(row.out(factors[:, None]) - row.got).abs().amax(-1).argmin()]
         distances = (factors - best).abs()
         factors = best + distances[distances > 0].min() * torch.linspace(-1, 1, 65).double()
     return best
@@ -152,8 +150,7 @@ def _nearest_factor(row: Row) -> torch.Tensor:
 
 def _factor_of_tiles(row: Row, *, size: int) -> _Trials:
     tile = torch.arange(len(row.key)) // size
-    weights = row.weights(row.logits(row.query, row.key))
-    sums = torch.stack([(weights * (tile == n)) @ row.value for n in tile.unique()], 1)
+    sums = torch.stack([(row.weights() * (tile == n)) @ row.value for n in tile.unique()], 1)
     if 2 * sums.shape[1] <= len(row.got) and sums.isfinite().all():
         factors = torch.linalg.lstsq(sums, row.got[:, None]).solution.flatten()
         words = [f"{_number(f)} from key {n * size} on" for n, f in enumerate(factors)]
@@ -179,7 +176,9 @@ def _told(words: list[str]) -> str:
 
 MEASUREMENTS: dict[str, Callable[[list[Row]], str | None]] = {
     "q read elsewhere": _each(_other_queries),
-    **{f"{what} read elsewhere": _each(partial(_other_keys, what=what)) for what in ("V", "K", "K and V")},
+    "V read elsewhere": _each(partial(_other_keys, what=("value",))),
+    "K read elsewhere": _each(partial(_other_keys, what=("key",))),
+    "K and V read elsewhere": _each(partial(_other_keys, what=("key", "value"))),
     "other keys are seen": _each(_stretches),
     "q.k has a factor": _factor_of_products,
     "all weights have a factor: the sum that they are divided by, or V": _each(partial(_factor_of_tiles, size=KEYS.stop)),
