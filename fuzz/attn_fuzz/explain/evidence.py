@@ -21,6 +21,8 @@ from attn_fuzz.targets.target import Target
 KEYS, LONGEST = 19, 192
 """The number of keys by which a request grows, and the largest number of keys from which it still does."""
 WIDER = 4
+SCALE = 0.8125
+"""A factor of the scale, which may be 1 or a number of heads or dims ** -0.5."""
 MORE_BLOCKS = 11
 """The number of blocks by which a cache grows. It is odd, so that block ids that lose their upper bits are out of order."""
 
@@ -80,11 +82,13 @@ def grown(case: Case) -> Iterator[Callable[[Case], Case]]:
         return
     yield lambda case: msgspec.structs.replace(case, lse=True)
     yield _with_more_blocks
+    yield _with_more_queries
     yield _with_wider_rules
     if not case.has_latent_cache:
         yield lambda case: msgspec.structs.replace(
             case, num_kv_heads=max(case.num_kv_heads, 3), group_size=max(case.group_size, 2)
         )
+    yield lambda case: msgspec.structs.replace(case, scale=SCALE * case.scale)
     yield _with_more_keys
     yield _with_more_queries
     yield _with_more_requests

@@ -9,7 +9,8 @@ import torch
 from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.own_defaults import own_defaults
 from attn_fuzz.explain import evidence, places, writes
-from attn_fuzz.explain.search import PAIR_SECONDS, SeenOutput, explanations
+from attn_fuzz.explain.measured import measured
+from attn_fuzz.explain.search import SeenOutput, explanations
 from attn_fuzz.mistakes import MISTAKES
 from attn_fuzz.run.case.attempt import own_state
 from attn_fuzz.targets.target import Target
@@ -24,6 +25,8 @@ READS_HIDDEN = (
 )
 KEEPS = "explanation: it keeps something of an earlier call: the output is right if no earlier call has another {}"
 UNWRITTEN = "explanation: what is wrong was never written"
+TELLING = 2
+"""The least number of telling outputs that a fact explains."""
 _OF_16_BITS = dict.fromkeys(("logits", "products", "maximum", "sums", "outputs"), "q")
 _COARSER = {torch.float32: {"operands": "tf32"}, torch.float16: _OF_16_BITS, torch.bfloat16: _OF_16_BITS}
 """Fields of `Rounding` that the author of a target may forget to declare, by the dtype of q."""
@@ -62,15 +65,28 @@ def _lines(case: Case, first: Case | None, target: Target, device: str, until: f
     return [*places.wrong_places(judgement, first_seen.call.batch), *explanation_lines(found)]
 
 
-def explanation_lines(seen: list[SeenOutput], *, seconds: float = PAIR_SECONDS) -> list[str]:
-    """Lines about the mistakes that explain outputs. The first begins with "explanation" or "no explanation"."""
+def explanation_lines(seen: list[SeenOutput]) -> list[str]:
+    """Lines that explain outputs. The first begins with "explanation", with "perhaps" if it is a guess, or with "no
+    explanation". Few outputs, or outputs that are not all explained, leave a guess."""
     if all((right | each.unwritten(part)).all() for each in seen for part, right in zip(each.parts, each.right, strict=True)):
         return [UNWRITTEN]
-    found = explanations(seen, seconds=seconds)
-    if not found:
-        none = f"no explanation: none of {len(MISTAKES)} mistakes, alone or in pairs, has this output in all wrong rows"
-        return [none, *_roundings(seen)]
-    return [f"{'or' if i else 'explanation'}: {each.sentence}" for i, each in enumerate(found)]
+    found, is_guess = explanations(seen), sum(each.is_telling for each in seen) < TELLING
+    # several that are made in the wrong rows alone are made by none of them
+    if found and found[0].has_all and (found[0].everywhere or len(found) == 1):
+        return _lines_of([each.sentence for each in found], is_guess=is_guess)
+    measurements = measured(seen)
+    for words, held, everywhere in measurements[:1]:
+        if everywhere and held >= TELLING:
+            return _lines_of([words], is_guess=is_guess)
+    guesses = [(held, words) for words, held, _ in measurements] + [(each.outputs, each.sentence) for each in found]
+    most = max((held for held, _ in guesses), default=0)
+    likely = [words for held, words in guesses if held == most > min(TELLING, len(seen) - 1)]
+    none = f"no explanation: none of {len(MISTAKES)} mistakes has this output in all wrong rows"
+    return [*(_lines_of(likely[:2], is_guess=True) or [none]), *_roundings(seen)]
+
+
+def _lines_of(words: list[str], *, is_guess: bool) -> list[str]:
+    return [f"{'or' if i else 'perhaps' if is_guess else 'explanation'}: {each}" for i, each in enumerate(words)]
 
 
 def _roundings(seen: list[SeenOutput]) -> list[str]:
@@ -113,7 +129,8 @@ def _outputs(case: Case, first: Case | None, target: Target, device: str, until:
     for grow in evidence.grown(rich):
         if time.process_time() < until and wrong(richer := grow(rich)):
             rich = richer
-    other = first if first != case and time.process_time() < until else None
+    # as it was found, it may have several causes
+    other = first if first != case and sum(each.is_telling for each in found) < TELLING else None
     if other is not None and not wrong(evidence.with_random_numbers(other)):
         wrong(other)
     return found

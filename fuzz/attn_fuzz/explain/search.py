@@ -1,8 +1,6 @@
-"""Searches the mistakes, and pairs of them, for one with the same output as a kernel."""
+"""Searches the mistakes for one with the same output as a kernel."""
 
-import itertools
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -11,41 +9,37 @@ import torch
 from attn_fuzz.cases.call import Call
 from attn_fuzz.cases.poison import bits, canary
 from attn_fuzz.cases.tensors import Step
-from attn_fuzz.mistakes import MISTAKES, results
+from attn_fuzz.mistakes import MISTAKES
 from attn_fuzz.mistakes.mistake import NOT_HERE, Change, Mistake
 from attn_fuzz.mistakes.part import Part, parts_of
 from attn_fuzz.verdict.oracle import Bound, Oracle, as_read, requests
 from attn_fuzz.verdict.rounding import Rounding
-from attn_reference import attend
 
-PAIR_SECONDS = 4.0
-"""The seconds of the CPU for the search among pairs of mistakes."""
-ENOUGH = 4
-"""The number of outputs that a mistake must explain if there are that many: of the failing case, and of three richer ones."""
 OF_OUTPUT = 0.125
 """The largest bound that is applied to an element, as a share of the row's largest element. To an LSE it is applied as it
 is."""
-OF_ERROR = 0.1
-"""A pair is compared with the bound only if it brings the largest error below this share."""
+LARGER = 2.0**10
+"""The largest factor by which a bound grows with a result."""
 
 
 class Explained(NamedTuple):
-    """A mistake, or several applied one after the other, and the outputs that they explain.
+    """A mistake, and the outputs that it explains.
 
     Args:
         outputs: the number of outputs that are explained, from the first on.
+        has_all: True if no output is left unexplained.
         everywhere: True if all rows of an output are the mistake's. If not, all wrong rows are, and other rows are right
             although the mistake would change them.
     """
 
-    mistakes: tuple[Mistake, ...]
+    mistake: Mistake
     outputs: int
     everywhere: bool
+    has_all: bool
 
     @property
     def sentence(self) -> str:
-        found = ", and ".join(mistake.sentence for mistake in self.mistakes)
-        return found if self.everywhere else f"{found}, in the wrong rows alone"
+        return self.mistake.sentence if self.everywhere else f"{self.mistake.sentence}, in the wrong rows alone"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +70,12 @@ class SeenOutput:
         return [self.agrees(part, most=torch.inf) for part in self.parts]
 
     @property
+    def is_telling(self) -> bool:
+        """True if a wrong row sees several keys: few mistakes have its output."""
+        wrong = zip(self.parts, self.right, strict=True)
+        return any(bool(((part.request.visible.sum(-1) > 2) & ~right.all(-1)).any()) for part, right in wrong)
+
+    @property
     def is_right(self) -> bool:
         return all(bool(right.all()) for right in self.right)
 
@@ -87,14 +87,8 @@ class SeenOutput:
                 that every output is within it.
         """
         rows = part.request.rows
-        oracle = Oracle(part.request, part.layer, self.out.dtype, self.rounding, self.call.q.dtype)
-        bound = oracle.hard_bound()
-        if self.generic:
-            bound = oracle.statistical_bound(bound)
-        out, lse = oracle.out, oracle.lse
-        if part.outputs is not None:
-            out, lse = part.outputs(out, lse)
-        got = self._read(rows)
+        out, lse, bound = self.expected(part)
+        got = self.read(rows)
         if most < torch.inf:
             largest = most * got.nan_to_num(0, 0, 0).abs().amax(-1, keepdim=True)
             bound = Bound(torch.minimum(bound.out, largest), bound.lse.clamp(max=most))
@@ -103,20 +97,26 @@ class SeenOutput:
             good &= self._within(self.lse[:, rows].T.double(), lse, bound.lse)
         return good
 
-    def error(self, part: Part, where: torch.Tensor) -> float:
-        """The largest difference from a part's output [q, H, D], in the rows and heads that `where` [q, H] names."""
-        try:
-            out = attend(part.request, part.layer).out
-        except NOT_HERE:
-            return torch.inf
-        return float((self._read(part.request.rows) - out).abs().nan_to_num(nan=torch.inf)[where].max())
+    def expected(self, part: Part) -> tuple[torch.Tensor, torch.Tensor, Bound]:
+        """The out [q, H, D] and the LSE [q, H] of a part, and their bound."""
+        oracle = Oracle(part.request, part.layer, self.out.dtype, self.rounding, self.call.q.dtype)
+        bound = oracle.hard_bound()
+        if self.generic:
+            bound = oracle.statistical_bound(bound)
+        if part.outputs is None:
+            return oracle.out, oracle.lse, bound
+        out, lse = part.outputs(oracle.out, oracle.lse)
+        # a result that a mistake makes larger is rounded by more
+        larger = (out.abs().amax(-1, keepdim=True) / oracle.out.abs().amax(-1, keepdim=True)).nan_to_num(1.0).clamp(1.0, LARGER)
+        return out, lse, Bound(bound.out * larger, bound.lse)
 
     def unwritten(self, part: Part) -> torch.Tensor:
         """[q, H] bool: True where no element of the output was written."""
         out = self.out[part.request.rows]
         return (bits(out) == bits(canary((1,), out.dtype, out.device))).all(-1)
 
-    def _read(self, rows: slice) -> torch.Tensor:
+    def read(self, rows: slice) -> torch.Tensor:
+        """Rows of the output [q, H, D], in float64."""
         return as_read(self.out[rows], self.call.layer)
 
     @staticmethod
@@ -124,33 +124,22 @@ class SeenOutput:
         return (got == right) | ((got - right).abs() <= bound)
 
 
-def explanations(seen: Sequence[SeenOutput], *, most: int = 4, seconds: float = PAIR_SECONDS) -> list[Explained]:
-    """Variants that explain everything wrong in all outputs, the best first. If no mistake does, pairs of mistakes.
-
-    A mistake within a tile shows differently where there are several tiles. So mistakes that do not explain the richest outputs
-    are returned, too, if they explain ENOUGH outputs, and none explains more.
+def explanations(seen: Sequence[SeenOutput], *, most: int = 4) -> list[Explained]:
+    """The mistakes that explain everything wrong in the most outputs, from the first on; those that have all rows come first.
 
     Args:
-        seen: outputs of one kernel, each wrong somewhere. Those of the failing case come first, the richest last.
+        seen: outputs of one kernel, each wrong somewhere. Those of the failing case come first.
         most: the number of explanations to return.
-        seconds: the time for the search for pairs.
     """
-    if not seen:
-        return []
-    found = [_explains((mistake,), seen) for mistake in MISTAKES]
-    explained = max(each.outputs for each in found)
-    if explained < min(ENOUGH, len(seen)):
-        return list(itertools.islice(_pairs(seen, time.process_time() + seconds), most))
-    best = [each for each in found if each.outputs == explained]
-    return sorted(best, key=lambda each: not each.everywhere)[:most]
+    found = [each for mistake in MISTAKES if (each := _explains(mistake, seen)).outputs]
+    best = max(((each.has_all, each.outputs) for each in found), default=None)
+    alike = [each for each in found if (each.has_all, each.outputs) == best]
+    return sorted(alike, key=lambda each: not each.everywhere)[:most]
 
 
-def changed(part: Part, mistakes: Sequence[Mistake]) -> list[Part]:
-    """A part after one mistake after the other, once for each combination of their sizes; empty if a mistake does not apply."""
-    parts = [part]
-    for mistake in mistakes:
-        parts = [other for part in parts for change in mistake.changes if (other := _made(part, change)) is not None]
-    return parts
+def changed(part: Part, mistake: Mistake) -> list[Part]:
+    """A part after a mistake, once for each of its sizes; empty if the mistake does not apply."""
+    return [other for change in mistake.changes if (other := _made(part, change)) is not None]
 
 
 def _made(part: Part, change: Change) -> Part | None:
@@ -160,9 +149,9 @@ def _made(part: Part, change: Change) -> Part | None:
         return None
 
 
-def _leads_out(part: Part, mistakes: Sequence[Mistake]) -> bool:
-    """True if the first mistake reads beyond the cache, where contents are unknown."""
-    for change in mistakes[0].changes:
+def _leads_out(part: Part, mistake: Mistake) -> bool:
+    """True if a mistake reads beyond the cache, where contents are unknown."""
+    for change in mistake.changes:
         try:
             change(part)
         except (IndexError, RuntimeError):
@@ -172,10 +161,10 @@ def _leads_out(part: Part, mistakes: Sequence[Mistake]) -> bool:
     return False
 
 
-def _explains(mistakes: tuple[Mistake, ...], seen: Sequence[SeenOutput]) -> Explained:
-    """Mistakes, and the number of outputs that they explain before the first unexplained one.
+def _explains(mistake: Mistake, seen: Sequence[SeenOutput]) -> Explained:
+    """A mistake, and the number of outputs that it explains before the first unexplained one.
 
-    An output for which they lead out of the cache is passed over.
+    An output for which it leads out of the cache is passed over.
     """
     everywhere, explained = True, 0
     for each in seen:
@@ -183,18 +172,18 @@ def _explains(mistakes: tuple[Mistake, ...], seen: Sequence[SeenOutput]) -> Expl
         for part, right in sorted(zip(each.parts, each.right, strict=True), key=lambda pair: bool(pair[1].all())):
             if right.all() and not everywhere:
                 continue
-            others = changed(part, mistakes)
+            others = changed(part, mistake)
             if not others and right.all():
                 continue
-            if not others and _leads_out(part, mistakes):
+            if not others and _leads_out(part, mistake):
                 break
             agreeing = [agrees for other in others if (right | (agrees := _agrees(each, other))).all()]
             if not agreeing:
-                return Explained(mistakes, explained, everywhere)
+                return Explained(mistake, explained, everywhere, False)
             everywhere = everywhere and any(bool(agrees.all()) for agrees in agreeing)
         else:
             explained += 1
-    return Explained(mistakes, explained, everywhere)
+    return Explained(mistake, explained, everywhere, explained > 0)
 
 
 def _agrees(seen: SeenOutput, part: Part) -> torch.Tensor:
@@ -202,22 +191,3 @@ def _agrees(seen: SeenOutput, part: Part) -> torch.Tensor:
         return seen.agrees(part)
     except NOT_HERE:
         return torch.zeros((), dtype=torch.bool)
-
-
-def _pairs(seen: Sequence[SeenOutput], until: float) -> Iterator[Explained]:
-    """Pairs that explain everything in all rows. Most are ruled out by the first wrong part alone."""
-    first = seen[0]
-    part, right = next((part, right) for part, right in zip(first.parts, first.right, strict=True) if not right.all())
-    least = OF_ERROR * first.error(part, ~right)
-    if least == torch.inf:
-        return
-    others = [mistake for mistake in MISTAKES if mistake in results.OF_LSE or mistake not in results.MISTAKES]
-    alone = [(mistake, changed(part, [mistake])) for mistake in others]
-    for (one, made), (second, _) in itertools.product([each for each in alone if each[1]], repeat=2):
-        if time.process_time() > until:
-            return
-        if one is second or not any(first.error(both, ~right) <= least for other in made for both in changed(other, [second])):
-            continue
-        found = _explains((one, second), seen)
-        if found.outputs == len(seen) and found.everywhere:
-            yield found
