@@ -4,10 +4,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
-from attn_contract import AttentionType, Layout
 from attn_fuzz.cases.case import Cache, Case, Request, Rope, Values
-from attn_fuzz.cases.contradictions import contradiction
-from attn_fuzz.cases.dimensions import DIMENSIONS, FLAGS, Setting
+from attn_fuzz.cases.dimensions import DIMENSIONS
 from attn_fuzz.cases.features import FEATURES, features
 from attn_fuzz.findings.aspects import ASPECTS, aspects
 from attn_fuzz.run import shard
@@ -19,6 +17,15 @@ FIELDS = [
     *(name for name in Case.__struct_fields__ if name not in NESTED),
     *(f"{name}.{field}" for name, struct in NESTED.items() for field in struct.__struct_fields__),
 ]
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    return [
+        case
+        for target in ("triton", "triton-latent", "triton-latent@scaled", "triton-latent@e8m0-planes", "triton-latent@e8m0")
+        for case in shard.drawn(plan(target, 150))
+    ]
 
 
 def plan(target: str, examples: int) -> FuzzPlan:
@@ -49,8 +56,10 @@ def kinds_of(hint: Any) -> set[Any]:
 def test_each_kind_of_a_field_is_drawn_to_meet_others(field):
     if field == "program_order":
         pytest.skip("it is of the interpreter, and no property of a call")
-    set_by = {each.fields.get(field) for one in DIMENSIONS for value in one.values for each in value.settings}
-    assert kinds_of(get_type_hints(Case)[field]) - set_by == set()
+    values = [value for one in DIMENSIONS if field in one.fields for value in one.values if value.kind == "feature"]
+    for kind in kinds_of(get_type_hints(Case)[field]):
+        case = Case(target="", **{field: kind})
+        assert any(value.holds(case) for value in values), f"{field}={kind!r} has no feature"
 
 
 def test_names_are_unlike():
@@ -59,40 +68,9 @@ def test_names_are_unlike():
         assert len({value.name for value in one.values}) == len(one.values)
 
 
-def made(setting: Setting) -> Case:
-    """A causal prefill of three tokens with a setting."""
-    attn_type = setting.fields.get("attn_type", AttentionType.DECODER)
-    cache = Cache(**{"layout": Layout.KV_FIRST_NHD, "block_size": 16, "num_blocks": 4, **setting.cache})
-    has_cache = bool(setting.cache) or attn_type.reads_cache
-    flags = FLAGS[setting.causality or "causal"] if attn_type is AttentionType.DECODER else (False,)
-    lengths, ranges = setting.lengths or ((3, 3),), ((0, 1),) if setting.ranges else ()
-    requests = []
-    for r in range(max(len(lengths), len(flags))):
-        query_len, seq_len = lengths[r % len(lengths)]
-        num_keys = seq_len // (setting.fields.get("key_unit") or 1)
-        first, used = r * 2, -(-num_keys // cache.block_size) if has_cache else 0
-        requests.append(Request(query_len, seq_len, tuple(range(first, first + used)), flags[r % len(flags)], ranges))
-    return Case(
-        target="",
-        requests=tuple(requests),
-        cache=cache if has_cache else None,
-        per_request_causal=setting.causality == "per request",
-        **setting.fields,
-    )
-
-
-def test_the_plainest_case_has_only_what_every_case_has():
-    plainest = ["decoder, causal", "prefill", "float32", "KV_FIRST_NHD", "cache of the layer's dtype"]
-    assert features(made(Setting({}, {}))) == plainest
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_feature_is_had_by_a_case_made_for_it_and_not_by_every_case(name):
-    settings = FEATURES[NAMES.index(name)].value.settings
-    cases = [made(setting) for setting in settings]
-    valid = [case for case in cases if contradiction(case) is None]
-    assert any(name in features(case) for case in valid)
-    assert any(name not in features(made(other.value.settings[0])) for other in FEATURES)
+@pytest.mark.parametrize("name", [feature.name for feature in FEATURES])
+def test_a_feature_is_had_by_some_drawn_cases_and_not_by_all(name, cases):
+    assert {name in features(case) for case in cases} == {False, True}
 
 
 @pytest.mark.parametrize("target", ["reference-fp32", "triton-latent@scaled"])

@@ -1,6 +1,6 @@
 """The one table of dimensions in which calls differ.
 
-Everything that depends on the whole input is derived from it: features and pairs (`attn_fuzz.cases.features`), aspects of
+Everything that depends on the whole input is derived from it: features (`attn_fuzz.cases.features`), aspects of
 failures (`attn_fuzz.findings.aspects`), and what a target's support lets a run draw (`attn_fuzz.report.drawn`). The type of a
 field of Case says what shrinking lowers (`attn_fuzz.run.shrink`). A field of a case that no dimension names fails a test.
 """
@@ -11,15 +11,13 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.dimensions.batch import ATTENTION, MULTI_TOKEN_DECODE, REQUESTS
 from attn_fuzz.cases.dimensions.cache import CACHE
 from attn_fuzz.cases.dimensions.call import CALL, SIZES, WRITE
-from attn_fuzz.cases.dimensions.dimension import FLAGS, Dimension, Setting
+from attn_fuzz.cases.dimensions.dimension import Dimension
 from attn_fuzz.cases.dimensions.rules import RULE_DIMENSIONS, value_on
 
 __all__ = [
     "DIMENSIONS",
-    "FLAGS",
     "MULTI_TOKEN_DECODE",
     "Dimension",
-    "Setting",
     "fields_of_layers",
     "value_on",
 ]

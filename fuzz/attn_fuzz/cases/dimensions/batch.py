@@ -7,7 +7,6 @@ from attn_fuzz.cases.case import Case
 from attn_fuzz.cases.dimensions.dimension import (
     Asks,
     Holds,
-    Setting,
     Value,
     any_reads_cache,
     aspect,
@@ -16,7 +15,6 @@ from attn_fuzz.cases.dimensions.dimension import (
     feature,
     has,
     of_request,
-    setting,
 )
 
 MULTI_TOKEN_DECODE = 8
@@ -24,37 +22,31 @@ MULTI_TOKEN_DECODE = 8
 DECODER, ENCODER, ENCODER_ONLY, CROSS = AttentionType
 
 
-def _causal(name: str, flags: set[bool], own: Setting, **asks: Asks) -> Value:
+def _causal(name: str, flags: set[bool], **asks: Asks) -> Value:
     """A feature of decoders: the causal flags of their requests."""
 
     def holds(case: Case) -> bool:
         return case.attn_type is DECODER and {request.causal for request in case.requests} == flags
 
-    return feature(name, holds, own, attn_types=has(DECODER), **asks)
+    return feature(name, holds, attn_types=has(DECODER), **asks)
 
 
 def _mixes(rules: tuple[str, ...]) -> bool:
     return {"non_causal", "per_request_causal"} <= {*rules}
 
 
-# whose v has strides of its own, and whose v is narrower
-_ENCODERS = (setting(attn_type=ENCODER, unlike_strides=True), setting(attn_type=ENCODER, head_size=32, head_size_v=16))
 ATTENTION = (
     dimension("causality", "attention", "requests.causal per_request_causal")(
-        _causal("decoder, causal", {True}, setting(causality="causal"), causal=bool),
-        _causal("decoder, non-causal", {False}, setting(causality="non-causal"), rules=has("non_causal")),
-        _causal("decoder, causal per request", {True, False}, setting(causality="per request"), causal=bool, rules=_mixes),
+        _causal("decoder, causal", {True}, causal=bool),
+        _causal("decoder, non-causal", {False}, rules=has("non_causal")),
+        _causal("decoder, causal per request", {True, False}, causal=bool, rules=_mixes),
     ),
     dimension("attn_type", "attention", "attn_type", of_layers=True)(
-        equals("encoder", "attn_type", ENCODER, *_ENCODERS, attn_types=has(ENCODER)),
+        equals("encoder", "attn_type", ENCODER, attn_types=has(ENCODER)),
         equals("encoder-only", "attn_type", ENCODER_ONLY, attn_types=has(ENCODER_ONLY)),
         equals("cross-attention", "attn_type", CROSS, attn_types=has(CROSS)),
     ),
 )
-
-
-def _phase(name: str, holds: Holds, *lengths: tuple[int, int], **asks: Asks) -> Value:
-    return feature(name, holds, *(setting(lengths=(each,)) for each in lengths), **asks)
 
 
 _is_prefill = of_request(lambda r: r.query_len > 1 and r.context_len == 0)
@@ -82,12 +74,12 @@ def _has_full_blocks(case: Case) -> bool:
 
 REQUESTS = (
     dimension("phase", "phase", "requests.query_len requests.seq_len")(
-        _phase("prefill", _is_prefill, (3, 3), (8, 8), (9, 9), prompts=bool, **_SEVERAL),
-        _phase("extend", _is_extend, (9, 10), **_CONTEXTS, **_SEVERAL),
-        _phase("decode", _in_context(1), (1, 3), **_CONTEXTS),
-        _phase("multi-token decode", _in_context(MULTI_TOKEN_DECODE, 2), (8, 10), **_CONTEXTS, **_SEVERAL),
-        _phase("more queries than keys", _lacks_keys, (4, 3), (8, 3), (9, 3), (1, 0), **_FEWER_KEYS),
-        _phase("request without a query", _has_no_query, (0, 3), (0, 0), idle_requests=bool),
+        feature("prefill", _is_prefill, prompts=bool, **_SEVERAL),
+        feature("extend", _is_extend, **_CONTEXTS, **_SEVERAL),
+        feature("decode", _in_context(1), **_CONTEXTS),
+        feature("multi-token decode", _in_context(MULTI_TOKEN_DECODE, 2), **_CONTEXTS, **_SEVERAL),
+        feature("more queries than keys", _lacks_keys, **_FEWER_KEYS),
+        feature("request without a query", _has_no_query, idle_requests=bool),
         aspect("request without a key", of_request(lambda r: not r.seq_len)),
         aspect("several requests", lambda case: len(case.requests) > 1),
     ),

@@ -4,21 +4,18 @@ from collections.abc import Callable
 
 from attn_contract import AttentionType
 from attn_fuzz.cases.case import Case, Rope
-from attn_fuzz.cases.dimensions.cache import INFINITE
 from attn_fuzz.cases.dimensions.dimension import (
-    Setting,
     Value,
     aspect,
     dimension,
     equals,
     feature,
     has,
-    setting,
 )
 
 SIZES = (
     dimension("dtype", "dtype", "dtype")(
-        feature("float32", lambda case: case.dtype == "float32", setting(dtype="float32"), dtypes=has("float32")),
+        feature("float32", lambda case: case.dtype == "float32", dtypes=has("float32")),
         equals("float16", "dtype", "float16", dtypes=has("float16")),
         equals("bfloat16", "dtype", "bfloat16", dtypes=has("bfloat16")),
     ),
@@ -39,52 +36,47 @@ def _skips_slots(case: Case) -> bool:
     return bool(case.unwritten or case.unowned_rows) or any(request.context_len < 0 for request in case.requests)
 
 
-def _rope(name: str, holds: Callable[[Rope, Case], bool], *settings: Setting) -> Value:
-    return feature(name, lambda case: case.rope is not None and holds(case.rope, case), *settings, rules=has("rope"))
+def _rope(name: str, holds: Callable[[Rope, Case], bool]) -> Value:
+    return feature(name, lambda case: case.rope is not None and holds(case.rope, case), rules=has("rope"))
 
 
-_FIRST_ROW = (setting(unwritten=(0,)), setting(unowned_rows=1))
-_SATURATED = (INFINITE, setting({"dtype": "fp8_e4m3fn", "scales": "tensor"}, saturated=True), setting(saturated=True))
-_PARTIAL = (setting(rope=Rope(rotary_dim=8)), setting(rope=Rope(rotary_dim=2, neox=False)))
 _ROPE = "rope.neox rope.narrow_cache rope.all_rows"
 WRITE = (
     dimension("slots", "write", "unwritten", needs_cache=True)(
-        feature("slot -1", _skips_slots, *_FIRST_ROW, attn_types=has(AttentionType.DECODER)),
+        feature("slot -1", _skips_slots, attn_types=has(AttentionType.DECODER)),
     ),
     dimension("writes", "write", "writes", needs_cache=True)(
-        feature(
-            "nothing written", lambda case: case.cache is not None and not case.writes, setting(writes=False), writes=has(False)
-        ),
+        feature("nothing written", lambda case: case.cache is not None and not case.writes, writes=has(False)),
     ),
     dimension("saturated", "write", "saturated", needs_cache=True)(
-        feature("saturated", lambda case: case.saturated, *_SATURATED, saturated=bool, cache_dtypes=any),
+        feature("saturated", lambda case: case.saturated, saturated=bool, cache_dtypes=any),
     ),
     dimension("rope", "write", _ROPE, needs_cache=True)(
-        _rope("rope, NeoX", lambda rope, case: rope.neox, setting(rope=Rope(rotary_dim=16))),
-        _rope("rope, interleaved", lambda rope, case: not rope.neox, setting(rope=Rope(rotary_dim=16, neox=False))),
+        _rope("rope, NeoX", lambda rope, case: rope.neox),
+        _rope("rope, interleaved", lambda rope, case: not rope.neox),
     ),
     dimension("rotary_dim", "write", "rope.rotary_dim", needs_cache=True)(
-        _rope("rope, partial", lambda rope, case: rope.rotary_dim < case.head_size, *_PARTIAL),
+        _rope("rope, partial", lambda rope, case: rope.rotary_dim < case.head_size),
     ),
 )
 
 
 CALL = (
     dimension("fused_qkv", "call", "fused_qkv")(
-        feature("fused qkv", lambda case: case.fused_qkv and case.writes, setting(fused_qkv=True), fused_qkv=has(True)),
+        feature("fused qkv", lambda case: case.fused_qkv and case.writes, fused_qkv=has(True)),
     ),
     dimension("scale", "call", "scale", of_layers=True)(
         equals("scale 0", "scale", 0.0, scale_signs=has(0)),
-        feature("scale below 0", lambda case: case.scale < 0, setting(scale=-0.5), scale_signs=has(-1)),
+        feature("scale below 0", lambda case: case.scale < 0, scale_signs=has(-1)),
     ),
     dimension("unlike_strides", "call", "unlike_strides")(
-        feature("unlike strides", lambda case: case.unlike_strides, setting(unlike_strides=True), unlike_strides=has(True)),
+        feature("unlike strides", lambda case: case.unlike_strides, unlike_strides=has(True)),
     ),
     dimension("dense_out", "call", "dense_out")(equals("dense output", "dense_out", True, dense_out=has(True))),
     dimension("flat_out", "call", "flat_out")(aspect("flat output", lambda case: case.flat_out)),
     dimension("lse", "call", "lse")(equals("LSE", "lse", True, rules=has("lse"))),
     dimension("earlier", "call", "earlier")(
-        feature("earlier call", lambda case: bool(case.earlier), setting(earlier=("same",))),
+        feature("earlier call", lambda case: bool(case.earlier)),
     ),
     dimension("output_dtype", "call", "output_dtype", of_layers=True)(
         equals("output fp8_e4m3fn", "output_dtype", "fp8_e4m3fn", output_dtypes=has("fp8_e4m3fn")),

@@ -9,34 +9,6 @@ from attn_fuzz.cases.case import Cache, Case, Request
 
 Holds = Callable[[Case], object]
 Asks = Callable[[Any], object]
-Causality = Literal["causal", "non-causal", "per request"]
-"""The causality of a decoder: `causal` is True, False, or a tensor. With a tensor, each request has both flags in turn."""
-FLAGS: dict[Causality, tuple[bool, ...]] = {"causal": (True,), "non-causal": (False,), "per request": (False, True)}
-"""The causal flags that requests of a decoder have."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A way to have a value.
-
-    Args:
-        fields, cache: the fields of Case and of Cache that it sets.
-        causality: the causal flags of the requests; None: any.
-        ranges: True if each request has a bidirectional range.
-        lengths: (query_len, seq_len) of requests; empty: any.
-    """
-
-    fields: Mapping[str, Any]
-    cache: Mapping[str, Any]
-    causality: Causality | None = None
-    ranges: bool = False
-    lengths: tuple[tuple[int, int], ...] = ()
-
-    def __or__(self, other: "Setting") -> "Setting":
-        """Both settings together. The other one wins where both set something; lengths are joined."""
-        fields, cache = {**self.fields, **other.fields}, {**self.cache, **other.cache}
-        causality, ranges = other.causality or self.causality, other.ranges or self.ranges
-        return Setting(fields, cache, causality, ranges, self.lengths + other.lengths)
 
 
 class Value(NamedTuple):
@@ -44,17 +16,15 @@ class Value(NamedTuple):
 
     Attributes:
         name: unlike that of every other feature and aspect, and of every other value of its dimension.
-        kind: A "feature" is counted alone and in pairs, and drawn to meet others. An "aspect" is what a failure may need: see
+        kind: A "feature" is counted, and drawn to meet others. An "aspect" is what a failure may need: see
             `attn_fuzz.findings.aspects`.
         holds: True if a case has it. For a value of a rule, it is only asked of cases that have the rule.
-        settings: of a feature, ways to have it.
         asks: of a feature, by a field of Support or Engine, True if the field's value lets a case have it.
     """
 
     name: str
     kind: Literal["feature", "aspect"]
     holds: Holds
-    settings: tuple[Setting, ...] = ()
     asks: Mapping[str, Asks] = {}
 
 
@@ -87,29 +57,17 @@ def dimension(name: str, group: str, fields: str, **more: Any) -> Callable[..., 
     return lambda *values: Dimension(name, group, tuple(fields.split()), values, **more)
 
 
-def feature(name: str, holds: Holds, *settings: Setting, **asks: Asks) -> Value:
-    return Value(name, "feature", holds, settings, asks)
+def feature(name: str, holds: Holds, **asks: Asks) -> Value:
+    return Value(name, "feature", holds, asks)
 
 
-def equals(name: str, field: str, value: Any, *settings: Setting, **asks: Asks) -> Value:
+def equals(name: str, field: str, value: Any, **asks: Asks) -> Value:
     """A feature: a field of Case has a value."""
-    return feature(name, lambda case: getattr(case, field) == value, setting(**{field: value}), *settings, **asks)
+    return feature(name, lambda case: getattr(case, field) == value, **asks)
 
 
 def aspect(name: str, holds: Holds) -> Value:
     return Value(name, "aspect", holds)
-
-
-def setting(
-    cache: Mapping[str, Any] | None = None,
-    *,
-    causality: Causality | None = None,
-    ranges: bool = False,
-    lengths: tuple[tuple[int, int], ...] = (),
-    **fields: Any,
-) -> Setting:
-    """A setting of fields of Case, and of Cache."""
-    return Setting(fields, cache or {}, causality, ranges, lengths)
 
 
 def has(value: object) -> Callable[[Container[object]], bool]:

@@ -1,32 +1,27 @@
 """Dimensions of the rules of a layer and of a step.
 
-A rule that is not named here has one feature and one setting: True, if its value is a tensor.
+A rule that is not named here has one feature.
 """
 
 import itertools
 from collections.abc import Callable, Collection
-from typing import Any, get_args
+from typing import Any
 
-from attn_contract import RULES, Batch, Layer, Layout
+from attn_contract import RULES, Batch, Layer
 from attn_contract.rules import held_rules
 from attn_fuzz.cases.case import (
     Case,
-    Float8,
     QueryScaleKind,
-    ScaleKind,
     SelectionKind,
-    SinkKind,
 )
 from attn_fuzz.cases.dimensions.dimension import (
     Dimension,
-    Setting,
     Value,
     always,
     aspect,
     dimension,
     equals,
     feature,
-    setting,
 )
 
 _ON: dict[Any, Any] = {bool: True, int: 2, int | None: 2, float | None: 4.0, tuple[int, int]: (2, -1)}
@@ -43,41 +38,36 @@ def _rule(name: str, fields: str = "") -> Callable[..., Dimension]:
 
 
 def _plain(name: str) -> Dimension:
-    on: Any = True if RULES[name].is_tensor else value_on(name)
-    return _rule(name)(feature(name, always, setting(**{name: on})))
+    return _rule(name)(feature(name, always))
 
 
 # --- visibility ---
 WINDOW = _rule("window")(
-    feature("window", always, *(setting(window=window) for window in ((0, -1), (-1, 0), (1, 1)))),
+    feature("window", always),
     aspect("window to the left", lambda case: case.window[0] >= 0),
     aspect("window to the right", lambda case: case.window[1] >= 0),
 )
 
 
-_CLAMPED = (setting(ranges=True, ranges_clamped=True, window=(0, -1)), setting(ranges=True, ranges_clamped=True))
 RANGES = _rule("bidirectional_ranges", "requests.bidirectional_ranges")(
-    feature("bidirectional_ranges", lambda case: not case.ranges_clamped, setting(ranges=True)),
+    feature("bidirectional_ranges", lambda case: not case.ranges_clamped),
     aspect("bidirectional_ranges of any kind", always),
 )
 CLAMPED = dimension("ranges_clamped", "rule", "ranges_clamped", rule="bidirectional_ranges")(
-    feature("bidirectional_ranges, clamped", lambda case: case.ranges_clamped, *_CLAMPED),
+    feature("bidirectional_ranges, clamped", lambda case: case.ranges_clamped),
 )
 
 
-def _selected(kind: SelectionKind, *settings: Setting) -> Value:
-    settings = (*settings, setting(selection_unit=16, selected=kind))  # which each layout allows
-    return feature(
-        f"a selection, {kind}", lambda case: case.selected == kind, *settings, selections=lambda kinds: kind in kinds
-    )
+def _selected(kind: SelectionKind) -> Value:
+    return feature(f"a selection, {kind}", lambda case: case.selected == kind, selections=lambda kinds: kind in kinds)
 
 
 SELECTION = _rule("selection_unit", "selected selected_width")(
-    _selected("some", setting(selection_unit=1)),
-    _selected("top", setting(selection_unit=1, selected="top")),
-    _selected("holes", setting(selection_unit=1, selected="holes")),
-    _selected("all", setting(selection_unit=2, selected="all")),
-    _selected("ahead", setting(selection_unit=1, selected="ahead")),
+    _selected("some"),
+    _selected("top"),
+    _selected("holes"),
+    _selected("all"),
+    _selected("ahead"),
     aspect("a selection of any kind", always),
 )
 EMPTY_SELECTIONS = dimension("empty_selections", "rule", "empty_selections", rule="selection_unit")(
@@ -90,15 +80,8 @@ SELECTION_OF_HEADS = dimension("selected_per_head", "rule", "selected_per_head",
 # --- logits and their sum ---
 
 
-_FLOAT8 = {"dtype": "fp8_e4m3fn", "scales": "tensor"}
-_FLOAT8_FNUZ = {"dtype": "fp8_e4m3fnuz", "scales": "head"}
-
-
-def _q_scale_per(kind: QueryScaleKind, *settings: Setting) -> Value:
-    caches = itertools.product(get_args(Float8), (*get_args(ScaleKind), None))
-    apart = [setting({"dtype": dtype, "scales": scales}, q_scale=kind) for dtype, scales in caches]
-    name = f"float8 queries, scale per {kind}"
-    return feature(name, lambda case: case.q_scale == kind, *settings, *apart, cache_dtypes=_any_float8)
+def _q_scale_per(kind: QueryScaleKind) -> Value:
+    return feature(f"float8 queries, scale per {kind}", lambda case: case.q_scale == kind, cache_dtypes=_any_float8)
 
 
 def _any_float8(dtypes: Collection[str]) -> bool:
@@ -106,14 +89,13 @@ def _any_float8(dtypes: Collection[str]) -> bool:
 
 
 Q_SCALE = _rule("q_scale")(
-    _q_scale_per("tensor", setting(_FLOAT8, q_scale="tensor")),
-    _q_scale_per("head", setting(_FLOAT8_FNUZ, num_kv_heads=2, q_scale="head")),
+    _q_scale_per("tensor"),
+    _q_scale_per("head"),
     aspect("float8 queries of any kind", always),
 )
-_SIGNED = (setting(alibi_slopes=True, signed_slopes=True, num_kv_heads=3), setting(alibi_slopes=True, signed_slopes=True))
 SLOPES = _rule("alibi_slopes", "signed_slopes")(
-    feature("alibi_slopes", lambda case: not case.signed_slopes, setting(alibi_slopes=True)),
-    feature("alibi_slopes, signed", lambda case: case.signed_slopes, *_SIGNED, signed_slopes=bool),
+    feature("alibi_slopes", lambda case: not case.signed_slopes),
+    feature("alibi_slopes, signed", lambda case: case.signed_slopes, signed_slopes=bool),
     aspect("alibi_slopes of any kind", always),
 )
 
@@ -126,7 +108,7 @@ QQ_BIAS = _rule("qq_bias")(
 )
 
 
-SINKS = _rule("sinks")(feature("sinks", always, *(setting(sinks=kind) for kind in get_args(SinkKind))))
+SINKS = _rule("sinks")(feature("sinks", always))
 
 
 def _has_narrow_sinks(case: Case) -> bool:
@@ -140,16 +122,7 @@ NARROW_SINKS = dimension("narrow_sinks", "rule", "narrow_sinks", rule="sinks")(
 # --- values ---
 
 
-_PACKED, _LATENT = {"layout": Layout.CONTENT_PACKED}, {"layout": Layout.LATENT}
-_TWO_WIDTHS = (
-    setting(head_size_v=8),
-    setting(_LATENT, head_size_v=8),
-    setting(_PACKED, head_size_v=8),
-    setting(_PACKED, head_size=32, head_size_v=16),
-    setting(head_size=386, head_size_v=384),  # latent rows with 3 scales of 128 dims each
-    setting(head_size=96, head_size_v=96),  # and of 32 dims each
-)
-WIDTHS = _rule("head_size_v")(feature("head_size_v", always, *_TWO_WIDTHS))
+WIDTHS = _rule("head_size_v")(feature("head_size_v", always))
 
 _OWN = (
     WINDOW,
