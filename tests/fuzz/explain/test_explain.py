@@ -204,7 +204,10 @@ def _with_heavier_tiles(tile: int, factor: float) -> Target:
 LONG = (Request(query_len=1, seq_len=40, blocks=tuple(range(10)), causal=True),)
 MEASURED = {
     "all weights have a factor": (PLAIN, _writing(lambda out, lse, batch: out[: batch.num_actual_tokens].mul_(1.01))),
-    "V read elsewhere: row 0, head 2 has that of KV head 0": (PLAIN, _with(lambda q, c, layer, b: (q, _v_of_head_0(c), layer, b))),
+    "V read elsewhere: row 0, head 2 has that of KV head 0": (
+        PLAIN,
+        _with(lambda q, c, layer, b: (q, _v_of_head_0(c), layer, b)),
+    ),
     "the weights of each 32 keys have a factor: row 0, head 0 has 1 from key 0 on, 3 from key 32 on": (
         _case(requests=LONG, cache=msgspec.structs.replace(CACHE, num_blocks=10)),
         _with_heavier_tiles(32, 3.0),
