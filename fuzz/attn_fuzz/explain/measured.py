@@ -75,13 +75,15 @@ def wrong_rows(seen: SeenOutput) -> list[Row]:
         largest = got.abs().amax(-1, keepdim=True)
         near = torch.minimum(torch.maximum(4 * bound.out, LOOSE * largest), LOOSEST * largest)
         sinks = with_sink(torch.empty(layer.num_heads, 1, 0).double(), layer)[:, 0]
-        for q, h in (~right & got.isfinite().all(-1)).nonzero().tolist():
+        for q, h in (~right).nonzero().tolist():
             kv_head = h * layer.num_kv_heads // layer.num_heads
             key, value = (x[:, kv_head].nan_to_num(0, 0, 0) for x in (request.key, request.value))
             bias = None if request.bias is None else request.bias[h, q].nan_to_num(0, 0, -math.inf)
             place, visible = f"row {request.rows.start + q}, head {h}", request.visible[q].expand(len(key))
             row = Row(place, h, request.query[q, h], key, value, visible, sinks[h], bias, got[q, h], near[q, h], layer, seen)
             found += [] if row.gives(out[q, h]) else [row]
+    # the first is taken: NaN, which no measurement gives
+    found.sort(key=lambda row: bool(row.got.isfinite().all()))
     return found[:: max(1, len(found) // MOST_ROWS)]
 
 
@@ -108,7 +110,7 @@ def _stretches(row: Row) -> _Trials:
     both = torch.cat([mass, mass * row.value], 1)  # [k, 1 + Dv]
     shown = torch.where(row.visible[:, None], both, 0.0)
     should = f"and should see {spans(row.visible.nonzero().flatten().tolist()) or 'none'}"
-    yield f"sees no key, {should}", 0 * row.got
+    yield f"is 0, as if it saw no key, {should}", torch.zeros_like(row.got)
     begin, end = torch.triu_indices(len(both), len(both)).unbind()
     # a few dims rule out most stretches
     some = torch.cat([torch.zeros(1, dtype=torch.long), 1 + row.got.abs().topk(min(4, len(row.got))).indices])
@@ -151,7 +153,7 @@ def _nearest_factor(row: Row) -> torch.Tensor:
 def _factor_of_tiles(row: Row, *, size: int) -> _Trials:
     tile = torch.arange(len(row.key)) // size
     sums = torch.stack([(row.weights() * (tile == n)) @ row.value for n in tile.unique()], 1)
-    if 2 * sums.shape[1] <= len(row.got) and sums.isfinite().all():
+    if 2 * sums.shape[1] <= len(row.got) and sums.isfinite().all() and row.got.isfinite().all():
         factors = torch.linalg.lstsq(sums, row.got[:, None]).solution.flatten()
         words = [f"{_number(f)} from key {n * size} on" for n, f in enumerate(factors)]
         yield f"has {', '.join(words) if len(words) > 1 else _number(factors[0])}", sums @ factors

@@ -71,6 +71,12 @@ def _with_v_of_next_head(q, kv_cache, layer, batch):
     return q, kv_cache, layer, batch
 
 
+def _with_v_of_head_0(q, kv_cache, layer, batch):
+    kv_cache = kv_cache.clone()
+    kv_cache[:, 1] = kv_cache[:, 1, :, :1]
+    return q, kv_cache, layer, batch
+
+
 def _with_a_wider_window(q, kv_cache, layer, batch):
     left, right = layer.window
     return q, kv_cache, dataclasses.replace(layer, window=(left + (left >= 0), right)), batch
@@ -204,22 +210,13 @@ def _with_heavier_tiles(tile: int, factor: float) -> Target:
 LONG = (Request(query_len=1, seq_len=40, blocks=tuple(range(10)), causal=True),)
 MEASURED = {
     "all weights have a factor": (PLAIN, _writing(lambda out, lse, batch: out[: batch.num_actual_tokens].mul_(1.01))),
-    "V read elsewhere: row 0, head 2 has that of KV head 0": (
-        PLAIN,
-        _with(lambda q, c, layer, b: (q, _v_of_head_0(c), layer, b)),
-    ),
+    "V read elsewhere: row 0, head 2 has that of KV head 0": (PLAIN, _with(_with_v_of_head_0)),
     "the weights of each 32 keys have a factor: row 0, head 0 has 1 from key 0 on, 3 from key 32 on": (
         _case(requests=LONG, cache=msgspec.structs.replace(CACHE, num_blocks=10)),
         _with_heavier_tiles(32, 3.0),
     ),
     "q.k has a factor: 1.7 in head 0": (PLAIN, _layer(scale=1.7 * PLAIN.scale)),
 }
-
-
-def _v_of_head_0(kv_cache):
-    kv_cache = kv_cache.clone()
-    kv_cache[:, 1] = kv_cache[:, 1, :, :1]
-    return kv_cache
 
 
 @pytest.mark.parametrize("words", MEASURED)
