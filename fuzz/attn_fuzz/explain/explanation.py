@@ -75,9 +75,8 @@ def explanation_lines(seen: list[SeenOutput]) -> list[str]:
     if found and found[0].has_all and (found[0].everywhere or len(found) == 1):
         return _lines_of([each.sentence for each in found], is_guess=is_guess)
     measurements = measured(seen)
-    for words, held, everywhere in measurements[:1]:
-        if everywhere and held >= TELLING:
-            return _lines_of([words], is_guess=is_guess)
+    if whole := [words for words, held, everywhere in measurements if everywhere and held >= TELLING]:
+        return _lines_of(whole[:1], is_guess=is_guess)
     guesses = [(held, words) for words, held, _ in measurements] + [(each.outputs, each.sentence) for each in found]
     most = max((held for held, _ in guesses), default=0)
     likely = [words for held, words in guesses if held == most > min(TELLING, len(seen) - 1)]

@@ -1,8 +1,7 @@
 """Measures in wrong rows what a kernel computed, where no mistake of the table explains them.
 
-A measurement has few numbers that are free: which keys a row sees, a factor of q.k, a factor for each tile of keys. They must
-give all dims of each wrong row, of which there are far more. So a measurement is a fact about the output: it names the step of
-attention that is wrong, and not the cause.
+A measurement has few free numbers: which keys a row sees, a factor of q.k or of each tile of keys. They must give all dims of
+each wrong row, of which there are far more. So it is a fact about the output, which names the wrong step and not the cause.
 """
 
 import itertools
