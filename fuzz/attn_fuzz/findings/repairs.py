@@ -1,5 +1,6 @@
 """The repairs of findings, and sources of packages with them. A repair is a file NAME.toml beside a finding's stored case."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,14 +56,18 @@ def _read(files: Iterable[Path]) -> Repairs:
 
 def environment(findings: Iterable[Finding]) -> dict[str, str]:
     """The variables with which a process takes sources in which these findings are repaired, as far as they can be: a finding
-    whose lines the sources do not have is not. The sources are in a temporary folder of the run."""
-    applicable = {name: each for name, each in of_findings(findings).items() if _applies(each)}
-    packages = {_package(each): {} for each in applicable.values()}
-    for name, each in applicable.items():
-        packages[_package(each)][name] = each
-    return {
+    whose lines the sources do not have is not. The sources are in a temporary folder of the run.
+
+    Compiled kernels are in a folder of their own: Triton's key of a kernel has not the function that makes its name.
+    """
+    of_packages: dict[str, dict[str, Sequence[Repair]]] = {}
+    for name, repair in of_findings(findings).items():
+        if _applies(repair):
+            of_packages.setdefault(_package(repair), {})[name] = repair
+    cache = os.environ.get("TRITON_CACHE_DIR") or Path(os.environ.get("TRITON_HOME", Path.home()), ".triton", "cache")
+    return {"TRITON_CACHE_DIR": str(Path(cache, "attn-parity-repaired"))} | {
         foreign.variable(package): str(repaired(each, Path(tempfile.mkdtemp(prefix="repaired-", dir=util.get_temp_dir()))))
-        for package, each in packages.items()
+        for package, each in of_packages.items()
     }
 
 
