@@ -190,14 +190,15 @@ def test_a_captured_call_with_a_rule_is_built_with_it(name, tmp_path):
 def test_wrong_numbers_of_a_rule_are_refused(name):
     """By `validate`, too, which calls of a target are held to. A range is of integers, any of which is legal."""
     step = tensors.build(case_with(name))
-    found = [wrong for wrong in wrong_values.of_attention(step.layer, step.batch, step.kv_cache) if f"of {name} of" in wrong[0]]
+    edges = wrong_values.of_attention(step.layer, step.batch, step.kv_cache)
+    found = [edge for edge in edges if f"of {name} of" in edge.what and not edge.is_legal]
     assert found
     served = []
-    for words, holding in found:
-        with holding, contextlib.suppress(ContractError):
+    for edge in found:
+        with edge.holding, contextlib.suppress(ContractError):
             check_logit_values(step.layer, step.batch)
             check_scale_values(step.layer.tensors)
-            served.append(f"attn_contract.validation.values serves {words}")
+            served.append(f"attn_contract.validation.values serves {edge.what}")
     _fail_by_name(name, served)
 
 

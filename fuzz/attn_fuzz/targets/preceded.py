@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from attn_contract import Batch
-from attn_fuzz.cases.earlier import OTHER_DTYPE, realigned, restrided
+from attn_fuzz.cases.earlier import OTHER_DTYPE, like, realigned, restrided
 from attn_fuzz.targets.rng import rng_of
 
 CALLS = 2
@@ -46,7 +46,7 @@ def preceded(function: Callable[..., Any]) -> Callable[..., Any]:
         is_small = all(tensor.untyped_storage().nbytes() <= MAX_BYTES for tensor in tensors.values())
         others = _others(given) if is_small and rng.random() < 0.5 else []
         for make in rng.sample(others, min(CALLS, len(others))):
-            copies = given | {name: _copy(tensor) for name, tensor in tensors.items()}
+            copies = given | {name: like(tensor, tensor.dtype).copy_(tensor) for name, tensor in tensors.items()}
             with contextlib.suppress(ValueError, NotImplementedError):  # the contract may have no such call
                 bound = inspect.BoundArguments(signature, copies | make(copies))  # pyright: ignore[reportArgumentType]
                 function(*bound.args, **bound.kwargs)
@@ -95,7 +95,7 @@ def changes(value: Any) -> Iterator[Callable[[Any], Any]]:
     elif isinstance(value, int):
         yield lambda own: own - 1
         yield lambda own: own + 1
-    elif value in _OTHER_DTYPE:
+    elif isinstance(value, torch.dtype) and value in _OTHER_DTYPE:
         yield lambda own: _OTHER_DTYPE[own]
 
 
@@ -121,8 +121,3 @@ def _with_another(name: str, make: Callable[[Any], Any], record: Any) -> Any:
 
 def _constant(value: Any, own: Any) -> Any:
     return value
-
-
-def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same numbers, strides and alignment in memory of its own."""
-    return tensor.new_empty(0).set_(tensor.untyped_storage().clone(), tensor.storage_offset(), tensor.shape, tensor.stride())

@@ -71,7 +71,7 @@ class Corruption:
     def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """See `Target.wrapped`."""
 
-        def call(*positional: Any, **named: Any) -> Any:
+        def call(*positional: Any, **named: Any) -> None:
             right = {**dict(zip(_ARGUMENTS[name], positional, strict=True)), **named}
 
             def called(arguments: Mapping[str, Any]) -> None:
