@@ -108,12 +108,12 @@ def without_queries(step: Step) -> Iterator[None]:
 
 def with_own_outputs(step: Step) -> Step:
     """The step with new outputs of the same shapes and strides, full of CANARY."""
-    out, lse = (None if tensor is None else like(tensor, tensor.dtype) for tensor in (step.out, step.lse))
+    out, lse = (None if tensor is None else _like(tensor, tensor.dtype) for tensor in (step.out, step.lse))
     assert out is not None
     return dataclasses.replace(step, out=out, lse=lse)
 
 
-def like(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _like(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A new tensor of the same shape, strides and alignment."""
     begin = int(tensor.storage_offset()) * tensor.element_size() % 16 // dtype.itemsize
     return canary((extent(tensor.shape, tensor.stride()) + begin,), dtype, tensor.device).as_strided(
@@ -261,7 +261,7 @@ def _output_dtype(step: Step) -> Step | None:
         others |= OTHER_DTYPE
     if step.out.dtype not in others:
         return None
-    return dataclasses.replace(step, out=like(step.out, others[step.out.dtype]))
+    return dataclasses.replace(step, out=_like(step.out, others[step.out.dtype]))
 
 
 def _lse(step: Step) -> Step | None:
@@ -316,7 +316,7 @@ def _dtype(step: Step) -> Step | None:
     dtype = OTHER_DTYPE[step.q.dtype]
     changes: dict[str, Any] = {"q": step.q.to(dtype)}
     if step.layer.output_scale is None:
-        changes["out"] = like(step.out, dtype)
+        changes["out"] = _like(step.out, dtype)
     if step.raw is None:
         changes |= {name: None if tensor is None else tensor.to(dtype) for name, tensor in (("k", step.k), ("v", step.v))}
     elif step.layer.kv_cache_dtype is None and step.view is not None:

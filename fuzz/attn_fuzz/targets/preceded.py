@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from attn_contract import Batch
-from attn_fuzz.cases.earlier import OTHER_DTYPE, like, realigned, restrided
+from attn_contract.memory import extent
+from attn_fuzz.cases.earlier import OTHER_DTYPE, realigned, restrided
 from attn_fuzz.targets.rng import rng_of
 
 CALLS = 2
@@ -46,7 +47,7 @@ def preceded(function: Callable[..., Any]) -> Callable[..., Any]:
         is_small = all(tensor.untyped_storage().nbytes() <= MAX_BYTES for tensor in tensors.values())
         others = _others(given) if is_small and rng.random() < 0.5 else []
         for make in rng.sample(others, min(CALLS, len(others))):
-            copies = given | {name: like(tensor, tensor.dtype).copy_(tensor) for name, tensor in tensors.items()}
+            copies = given | {name: _copy(tensor) for name, tensor in tensors.items()}
             with contextlib.suppress(ValueError, NotImplementedError):  # the contract may have no such call
                 bound = inspect.BoundArguments(signature, copies | make(copies))  # pyright: ignore[reportArgumentType]
                 function(*bound.args, **bound.kwargs)
@@ -121,3 +122,10 @@ def _with_another(name: str, make: Callable[[Any], Any], record: Any) -> Any:
 
 def _constant(value: Any, own: Any) -> Any:
     return value
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same numbers, strides and alignment in memory of its own."""
+    begin = int(tensor.storage_offset()) * tensor.element_size() % 16 // tensor.element_size()
+    whole = tensor.new_zeros(extent(tensor.shape, tensor.stride()) + begin)
+    return whole.as_strided(tensor.shape, tensor.stride(), begin).copy_(tensor)
